@@ -1,0 +1,1 @@
+"""The wire contract and the bundle schema; imports nothing of the other packages."""
