@@ -1,0 +1,1 @@
+"""Waveforms in, checkpoints and robustness reports out."""
