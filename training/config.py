@@ -1,0 +1,176 @@
+"""What a training run is made of: one frozen dataclass per concern, read from YAML (`training/configs/`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from training import typed_yaml
+from training.typed_yaml import Range
+
+InterferenceKind = Literal["noise", "music", "babble", "speaker", "reverb"]
+Activation = Literal["s1", "s2", "s3", "s4", "statistics", "embedding"]
+Distance = Literal["mse", "l1", "cosine"]
+
+Count = Annotated[int, Range(1)]
+Share = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Decibel = Annotated[float, Range(-60, 60)]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The ResNet; blocks (3, 4, 6, 3), width 32 and embedding 256 are ResNet-34."""
+
+    blocks: tuple[Count, Count, Count, Count]
+    """Basic blocks in each of the four stages"""
+    width: Count
+    """Channels of the first stage; each further stage has twice as many as the one before"""
+    embedding: Count
+    """Size of the speaker embedding"""
+    mel_bins: Annotated[int, Range(8, 256)] = 80
+    """Rows of the log-mel front end"""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The objective on the embedding: additive angular margin (ArcFace, Deng et al. 2019) or plain softmax."""
+
+    kind: Literal["aam", "softmax"] = "aam"
+    scale: Positive = 32.0
+    """Factor on the cosines (`aam` only)"""
+    margin: Annotated[float, Range(0, 1.5)] = 0.2
+    """Angle in radians added between an utterance and its own speaker, once fully grown (`aam` only)"""
+    margin_from: Share = 0.0
+    """Share of the updates before the margin begins to grow from 0"""
+    margin_until: Share = 0.5
+    """Share of the updates after which it is fully grown; it grows linearly in between"""
+
+    def __post_init__(self) -> None:
+        """Refuse a growth that ends before it begins."""
+        if self.margin_until < self.margin_from:
+            raise ValueError(
+                f"margin_until ({self.margin_until:g}) must not be below margin_from ({self.margin_from:g})"
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How crops of speech are drawn."""
+
+    crop_seconds: Annotated[float, Range(0.2, 60)] = 2.0
+    batch_size: Annotated[int, Range(2)] = 32
+    """Crops per update; variants of pairs see each of them twice, `da-2x` draws twice as many"""
+    read_ahead: Count = 4
+    """Batches that are read while the network is busy"""
+    readers: Count = 1
+    """Threads that read them"""
+
+
+def _default_snr() -> Mapping[InterferenceKind, tuple[float, float]]:
+    kinds: tuple[InterferenceKind, ...] = ("noise", "music", "babble", "speaker", "reverb")
+    return MappingProxyType(dict.fromkeys(kinds, (-5.0, 20.0)))
+
+
+@dataclass(frozen=True)
+class InterferenceConfig:
+    """What corrupts a copy. The variant says which rows of a batch are copies (`training/objectives.py`)."""
+
+    share: Share = 0.5
+    """Share of the rows of `da` and `da-2x` that are corrupted; `clean` has none, pairs one of each two"""
+    snr_db: Mapping[InterferenceKind, tuple[Decibel, Decibel]] = field(default_factory=_default_snr)
+    """Lowest and highest SNR of each kind, drawn uniformly in dB (`reverb`: direct sound to reverberation); a kind
+    that is not listed is not used, and all listed ones are equally likely"""
+
+    def __post_init__(self) -> None:
+        """Refuse ranges that are upside down, and no kind at all."""
+        for kind, (low, high) in self.snr_db.items():
+            if low > high:
+                raise ValueError(f"snr_db.{kind} must be [lowest, highest], not [{low:g}, {high:g}]")
+        if not self.snr_db:
+            raise ValueError("snr_db must list at least one kind")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The alignment term of `act-da`; the other variants have none."""
+
+    align: tuple[Activation, ...] = ("embedding",)
+    """Activations of the corrupted copy that are pulled to the clean original's"""
+    distance: Distance = "mse"
+    weight: NotNegative = 1.0
+    """Weight of the mean distance beside the cross-entropy"""
+    clean_gradient: bool = False
+    """Whether the clean original is pulled towards its copy as well, or is a fixed target"""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty or repeating list."""
+        if not self.align or len(set(self.align)) != len(self.align):
+            raise ValueError("align must list at least one activation, and none of them twice")
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """How the weights move: linear warm-up to the learning rate, then decay to its final value at the last update."""
+
+    kind: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Positive = 0.003
+    """The highest, at the end of the warm-up"""
+    final_learning_rate: Positive = 1e-5
+    warmup: Share = 0.1
+    """Share of the updates"""
+    decay: Literal["cosine", "exponential", "none"] = "cosine"
+    momentum: Annotated[float, Range(0, 0.9999)] = 0.9
+    """Nesterov momentum (`sgd`), or the first beta (`adamw`)"""
+    weight_decay: NotNegative = 1e-4
+    """On weight matrices and kernels only: not on biases and normalisation"""
+    clip_norm: Positive = 5.0
+    """Longest gradient; a longer one is scaled down"""
+
+
+@dataclass(frozen=True)
+class IntervalConfig:
+    """How often something is written, in updates."""
+
+    log: Count = 10
+    dev: Count = 100
+    """Accuracy on the dev split, clean and corrupted"""
+    checkpoint: Count = 100
+    dev_utterances: Count = 128
+    """Utterances of the dev split that are looked at (all, if it has fewer)"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run, whatever its variant."""
+
+    network: NetworkConfig
+    updates: Count
+    """Optimiser steps"""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    head: HeadConfig = HeadConfig()
+    data: DataConfig = DataConfig()
+    interference: InterferenceConfig = field(default_factory=InterferenceConfig)
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    intervals: IntervalConfig = IntervalConfig()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration; `overrides` are `section.key=value`, checked the same way.
+
+    Raises UserError naming the file, the line (or the override) and what would be right.
+    """
+    return typed_yaml.load(Config, path, overrides)
+
+
+def parse_config(text: str, name: str) -> Config:
+    """Read a configuration from its text; `name` is what messages call it. Raises UserError."""
+    return typed_yaml.parse(Config, text, name)
+
+
+def dump_config(config: Config) -> str:
+    """Write every value, defaults included; `parse_config` reads back an equal configuration."""
+    return typed_yaml.dump(config)
