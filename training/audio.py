@@ -1,0 +1,93 @@
+"""Audio files in and out: every waveform in training is 16 kHz mono float32 in [-1, 1]."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from training.errors import UserError
+
+SAMPLE_RATE = 16_000
+
+
+def read_audio(path: Path, start: float = 0.0, duration: float | None = None) -> NDArray[np.float32]:
+    """Read a stretch of a file as 16 kHz mono: seeks, averages the channels, resamples.
+
+    Args:
+        path: any file that libsndfile reads.
+        start: where to begin, in seconds.
+        duration: seconds to read; None reads to the end. A file that ends sooner gives what it has.
+
+    Returns:
+        The samples [N] in [-1, 1]; N is `duration` x 16000, rounded, where the file is long enough.
+
+    Raises:
+        UserError: the file is missing, not audio, ends before `start`, or holds NaN or infinity.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            first = round(start * rate)
+            if first > file.frames:
+                raise UserError(f"{path}: ends at {file.frames / rate:g} s, but is to be read from {start:g} s")
+            file.seek(first)
+            frames = -1 if duration is None else round(duration * rate)
+            samples: NDArray[np.float32] = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: holds samples that are NaN or infinite")
+    if rate != SAMPLE_RATE:
+        samples = np.asarray(soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ"), dtype=np.float32)
+        # The resampler may give one sample more or less than the stretch that was asked for.
+        if duration is not None:
+            samples = samples[: round(duration * SAMPLE_RATE)]
+    return samples
+
+
+def write_audio(path: Path, samples: NDArray[np.float32]) -> None:
+    """Write samples [N] in [-1, 1] as a 16 kHz 16-bit FLAC file, with its folders; louder samples are clipped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.clip(samples, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+
+
+def audio_seconds(path: Path) -> float:
+    """Length of a file in seconds, from its header.
+
+    Raises:
+        UserError: the file is missing or not audio.
+    """
+    return audio_header(path).seconds
+
+
+class AudioHeader(NamedTuple):
+    """What a file says about itself: samples a second, channels, container ("WAV", "FLAC", …) and length."""
+
+    rate: int
+    channels: int
+    container: str
+    seconds: float
+
+
+def audio_header(path: Path) -> AudioHeader:
+    """Read what a file says about itself, without decoding it.
+
+    Raises:
+        UserError: the file is missing, not audio, or empty.
+    """
+    try:
+        info = soundfile.info(path)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
+    if info.frames <= 0:
+        raise UserError(f"{path}: holds no audio")
+    return AudioHeader(info.samplerate, info.channels, info.format, info.frames / info.samplerate)
+
+
+def _reason(error: Exception) -> str:
+    """Give what libsndfile says, without the path that it repeats."""
+    text = getattr(error, "error_string", None) or str(error)
+    return str(text).strip().rstrip(".")

@@ -1,0 +1,167 @@
+"""The manifest: which clip is what, in JSON lines. Every corpus, real or synthesised, is a folder with one."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from training.errors import UserError
+
+MANIFEST = "manifest.jsonl"
+
+Kind = Literal["utterance", "noise", "music", "speech", "rir"]
+Split = Literal["train", "dev", "test"]
+
+_KEYS = {"path", "kind", "split", "start", "duration", "speaker"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stretch of an audio file.
+
+    Attributes:
+        path: the file; absolute once loaded, relative to the manifest's folder in the manifest.
+        kind: an utterance of a known speaker, or what interference it is. "speech" is a talker from
+            outside the speaker set.
+        split: the part of the corpus it belongs to.
+        start: where it begins in the file, in seconds.
+        duration: its length in seconds.
+        speaker: who talks; always given for an utterance, for "speech" where known, else None.
+    """
+
+    path: Path
+    kind: Kind
+    split: Split
+    start: float
+    duration: float
+    speaker: str | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A loaded manifest.
+
+    Attributes:
+        root: the corpus folder.
+        clips: all clips, in the manifest's order.
+        digest: SHA-256 of the manifest file, in hex.
+    """
+
+    root: Path
+    clips: tuple[Clip, ...]
+    digest: str
+
+    @cached_property
+    def speakers(self) -> tuple[str, ...]:
+        """The speakers to tell apart, sorted; their order is the order of the labels."""
+        return tuple(sorted({clip.speaker for clip in self.clips if clip.kind == "utterance" and clip.speaker}))
+
+    def utterances(self, split: Split) -> tuple[Clip, ...]:
+        """Return the speakers' utterances of a split."""
+        return self._select("utterance", split)
+
+    def interference(self, kind: Kind, split: Split) -> tuple[Clip, ...]:
+        """Return the interference clips of a kind in a split; empty if there are none."""
+        return self._select(kind, split)
+
+    def _select(self, kind: Kind, split: Split) -> tuple[Clip, ...]:
+        return tuple(clip for clip in self.clips if clip.kind == kind and clip.split == split)
+
+
+def load_corpus(folder: Path) -> Corpus:
+    """Read `folder`/manifest.jsonl and check every line of it.
+
+    Raises:
+        UserError: there is no manifest, or a line of it is wrong; the message names the line.
+    """
+    file = folder / MANIFEST
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{folder}: no {MANIFEST} to read; make a corpus with `python -m training prepare`") from error
+    root = folder.resolve()
+    clips = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if line.strip():
+            try:
+                clips.append(_parse(line, root))
+            except ValueError as error:
+                raise UserError(f"{file}, line {number}: {error}") from error
+    corpus = Corpus(root, tuple(clips), hashlib.sha256(content).hexdigest())
+    if not corpus.speakers:
+        raise UserError(f"{file}: has no utterance of any speaker")
+    return corpus
+
+
+def write_corpus(folder: Path, clips: Iterable[Clip]) -> Corpus:
+    """Write `folder`/manifest.jsonl in one step, so that a reader sees all of it or none, and load it.
+
+    A clip's path may be absolute or relative to `folder`. Files under `folder` are named relative to it, so that
+    the folder can be moved; the same holds for files elsewhere as long as they move along.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    root = folder.resolve()
+    unfinished = folder / f".{MANIFEST}.{os.getpid()}"
+    with unfinished.open("w", encoding="utf-8") as file:
+        for clip in clips:
+            file.write(json.dumps(_record(clip, root), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(folder / MANIFEST)
+    return load_corpus(folder)
+
+
+def _record(clip: Clip, root: Path) -> dict[str, str | float | None]:
+    path = clip.path if clip.path.is_absolute() else root / clip.path
+    # Not resolved: a link keeps its name. relpath, because Path.relative_to cannot climb before Python 3.12.
+    relative = Path(os.path.relpath(path, root)).as_posix()
+    return {
+        "path": relative,
+        "kind": clip.kind,
+        "split": clip.split,
+        "start": clip.start,
+        "duration": clip.duration,
+        "speaker": clip.speaker,
+    }
+
+
+def _parse(line: bytes, root: Path) -> Clip:
+    """Read a line of the manifest; a ValueError says what is wrong with it."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(record, dict) or set(record) != _KEYS:
+        raise ValueError(f"must be an object with the keys {', '.join(sorted(_KEYS))}")
+    kind, split, speaker = record["kind"], record["split"], record["speaker"]
+    _check_choice("kind", kind, get_args(Kind))
+    _check_choice("split", split, get_args(Split))
+    start, duration = _number("start", record["start"]), _number("duration", record["duration"])
+    if start < 0 or duration <= 0:
+        raise ValueError(f"start must be at least 0 and duration above 0, not {start:g} and {duration:g}")
+    if speaker is not None and not (isinstance(speaker, str) and speaker):
+        raise ValueError(f"speaker must be a name or null, not {speaker!r}")
+    if kind == "utterance" and speaker is None:
+        raise ValueError("an utterance needs a speaker")
+    if not isinstance(record["path"], str) or not record["path"]:
+        raise ValueError(f"path must be a file name, not {record['path']!r}")
+    path = Path(os.path.normpath(root / record["path"]))
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    return Clip(path, cast(Kind, kind), cast(Split, split), start, duration, speaker)
+
+
+def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _number(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{key} must be a number of seconds, not {value!r}")
+    return float(value)

@@ -1,0 +1,99 @@
+"""Speech under interference at an asked signal-to-noise ratio: batched, on the device the speech is on."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from training.audio import SAMPLE_RATE
+
+KINDS = ("noise", "music", "babble", "speaker", "reverb")
+
+DIRECT_SAMPLES = SAMPLE_RATE * 25 // 10_000
+"""2.5 ms: what arrives up to this long after the direct sound counts as direct (Zahorik, "Direct-to-reverberant energy
+ratio sensitivity", J. Acoust. Soc. Am. 112, 2002)."""
+
+
+class Mixture(NamedTuple):
+    """A batch of mixtures, all [B, N]; `audio` = `speech` + `interference`."""
+
+    audio: Tensor
+    speech: Tensor
+    interference: Tensor
+
+
+def mix_at_snr(speech: Tensor, interference: Tensor, snr_db: Tensor, lengths: Tensor | None = None) -> Mixture:
+    """Add interference to speech at a signal-to-noise ratio, which is 10 log10 of the ratio of their energies.
+
+    A sum that would leave [-1, 1] is scaled down whole, speech and interference alike, which keeps the ratio. Where
+    either of the two is silent no gain gives the ratio: such a row stays speech alone.
+
+    Args:
+        speech: [B, N] in [-1, 1].
+        interference: [B, N], at any level.
+        snr_db: [B], in decibels.
+        lengths: valid samples [B]; energy is taken over these, and what lies beyond is set to zero. None: all of N.
+
+    Returns:
+        The mixture, with the interference as it was scaled in.
+    """
+    if lengths is not None:
+        valid = torch.arange(speech.shape[1], device=speech.device) < lengths[:, None]
+        speech, interference = speech * valid, interference * valid
+    # float64: squares of very quiet samples vanish in float32, and the gain they need overflows it.
+    energy = speech.double().square().sum(dim=1)
+    unwanted = interference.double().square().sum(dim=1)
+    ratio = 10.0 ** (snr_db.to(energy) / 10.0)
+    audible = (energy > 0) & (unwanted > 0)
+    gain = torch.where(audible, energy / (unwanted.clamp_min(torch.finfo(torch.float64).tiny) * ratio), 0.0).sqrt()
+    interference = (interference.double() * gain[:, None]).to(speech.dtype)
+    peak = (speech + interference).abs().amax(dim=1, keepdim=True)
+    scale = torch.where(peak > 1.0, (1.0 - 1e-6) / peak, 1.0)  # rounding must not lead out of the range again
+    speech, interference = speech * scale, interference * scale
+    return Mixture(speech + interference, speech, interference)
+
+
+def late_reverberation(speech: Tensor, response: Tensor) -> Tensor:
+    """Compute what a room adds to dry speech after the direct sound.
+
+    The direct sound is the largest sample of the impulse response; it is taken to arrive at once and unchanged, so that
+    the speech stays where it is in time, and all that comes more than 2.5 ms after it is late. Mixing the
+    result with the speech at a ratio of R dB gives a direct-to-reverberant ratio of R dB.
+
+    Args:
+        speech: [B, N], zero where it is not valid.
+        response: room impulse responses [B, L].
+
+    Returns:
+        The late part [B, N]: speech convolved with the response's tail, cut to the speech's length.
+    """
+    tail = late_tail(response)
+    samples = speech.shape[1]
+    size = _fast_length(samples + tail.shape[1] - 1)
+    spectrum = torch.fft.rfft(speech, n=size) * torch.fft.rfft(tail, n=size)
+    late: Tensor = torch.fft.irfft(spectrum, n=size)[:, :samples]
+    return late
+
+
+def late_tail(response: Tensor) -> Tensor:
+    """Cut out the late part [B, L] of impulse responses [B, L], with the direct sound at sample 0 and of height 1."""
+    taps = response.shape[1]
+    direct = response.abs().argmax(dim=1, keepdim=True)
+    delay = torch.arange(taps, device=response.device)
+    aligned = response.gather(1, (direct + delay).clamp_max(taps - 1))
+    late = (delay > DIRECT_SAMPLES) & (direct + delay < taps)
+    height = response.gather(1, direct)
+    return torch.where(late, aligned, 0.0) / torch.where(height == 0, 1.0, height)
+
+
+def _fast_length(at_least: int) -> int:
+    """Find the smallest size from `at_least` on with no prime factor above 5: Fourier transforms of these are fast."""
+    size = at_least
+    while True:
+        rest = size
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return size
+        size += 1
