@@ -88,7 +88,7 @@ class InterferenceSource:
         babble = np.zeros(samples, dtype=np.float32)
         for talker in self._draw_talkers(count, rng, speaker):
             voice = self._talk(talker, samples, rng)
-            babble += voice / np.sqrt(np.mean(np.square(voice)))
+            babble += voice / np.linalg.norm(voice)
         return babble
 
     def _draw_talkers(self, count: int, rng: np.random.Generator, speaker: str | None) -> list[str]:
@@ -207,7 +207,8 @@ def _loop(waveform: _Waveform, samples: int, first: int) -> _Waveform:
     unit = waveform[:period].copy()
     ramp = np.linspace(0.0, 1.0, fade, endpoint=False, dtype=np.float32)
     unit[:fade] = waveform[:fade] * ramp + waveform[period:] * (1.0 - ramp)
-    return np.take(unit, np.arange(first, first + samples), mode="wrap")
+    first %= period
+    return np.tile(unit, -(-(first + samples) // period))[first : first + samples]
 
 
 def _by_talker(clips: Sequence[Clip]) -> dict[str, list[Clip]]:

@@ -13,6 +13,9 @@ DIRECT_SAMPLES = SAMPLE_RATE * 25 // 10_000
 """2.5 ms: what arrives up to this long after the direct sound counts as direct (Zahorik, "Direct-to-reverberant energy
 ratio sensitivity", J. Acoust. Soc. Am. 112, 2002)."""
 
+SILENT_NORM = 1e-10
+"""Root of the energy up to which a signal counts as silent: squares much smaller than its square vanish in float32."""
+
 
 class Mixture(NamedTuple):
     """A batch of mixtures, all [B, N]; `audio` = `speech` + `interference`."""
@@ -40,17 +43,14 @@ def mix_at_snr(speech: Tensor, interference: Tensor, snr_db: Tensor, lengths: Te
     if lengths is not None:
         valid = torch.arange(speech.shape[1], device=speech.device) < lengths[:, None]
         speech, interference = speech * valid, interference * valid
-    # float64: squares of very quiet samples vanish in float32, and the gain they need overflows it.
-    energy = speech.double().square().sum(dim=1)
-    unwanted = interference.double().square().sum(dim=1)
-    ratio = 10.0 ** (snr_db.to(energy) / 10.0)
-    audible = (energy > 0) & (unwanted > 0)
-    gain = torch.where(audible, energy / (unwanted.clamp_min(torch.finfo(torch.float64).tiny) * ratio), 0.0).sqrt()
-    interference = (interference.double() * gain[:, None]).to(speech.dtype)
-    peak = (speech + interference).abs().amax(dim=1, keepdim=True)
+    loudness, unwanted = torch.linalg.vector_norm(speech, dim=1), torch.linalg.vector_norm(interference, dim=1)
+    audible = (loudness > SILENT_NORM) & (unwanted > SILENT_NORM)
+    gain = torch.where(audible, loudness / unwanted * 10.0 ** (-snr_db.to(loudness) / 20.0), 0.0)
+    interference = interference * gain[:, None]
+    audio = speech + interference
+    peak = torch.linalg.vector_norm(audio, ord=torch.inf, dim=1, keepdim=True)
     scale = torch.where(peak > 1.0, (1.0 - 1e-6) / peak, 1.0)  # rounding must not lead out of the range again
-    speech, interference = speech * scale, interference * scale
-    return Mixture(speech + interference, speech, interference)
+    return Mixture(audio.mul_(scale), speech * scale, interference.mul_(scale))
 
 
 def late_reverberation(speech: Tensor, response: Tensor) -> Tensor:
