@@ -1,0 +1,57 @@
+"""Client of a speakerlens server: `SpeakerClient`, its asyncio sibling, and the command `speakerlens`.
+
+>>> from serving.client import SpeakerClient
+>>> with SpeakerClient("127.0.0.1:50051") as client:  # doctest: +SKIP
+...     result = client.identify("call.flac", explain=True)
+...     print(result["act-da"].best.speaker, result["act-da"].explanation.maps["fused"].values.shape)
+"""
+
+from serving.client.aio import AsyncSpeakerClient
+from serving.client.client import SpeakerClient
+from serving.client.errors import (
+    ClientError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    ServerFailureError,
+    ServerUnavailableError,
+)
+from serving.client.request import Explain
+from serving.client.results import (
+    Answer,
+    AudioInfo,
+    Catalogue,
+    Explanation,
+    Identification,
+    Limits,
+    ModelInfo,
+    Plane,
+    SpeakerScore,
+    StageInfo,
+    Timings,
+)
+
+__all__ = [
+    "Answer",
+    "AsyncSpeakerClient",
+    "AudioInfo",
+    "Catalogue",
+    "ClientError",
+    "DeadlineExceededError",
+    "Explain",
+    "Explanation",
+    "Identification",
+    "InvalidRequestError",
+    "Limits",
+    "ModelInfo",
+    "NotFoundError",
+    "OverloadedError",
+    "Plane",
+    "ServerFailureError",
+    "ServerUnavailableError",
+    "SpeakerClient",
+    "SpeakerScore",
+    "StageInfo",
+    "Timings",
+]

@@ -1,0 +1,83 @@
+"""The client for asyncio code: `SpeakerClient` with `await`."""
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from protos.speakerlens.v1 import identification_pb2 as pb
+from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
+from serving.client import channel, response
+from serving.client.errors import translated
+from serving.client.request import AudioSource, Explain, identify_request
+from serving.client.results import Catalogue, Identification
+
+
+class AsyncSpeakerClient:
+    """A connection to one server for one event loop; arguments, results and errors are those of `SpeakerClient`.
+
+    Make it inside the running loop, and close it with `close` or `async with`. Calls may run side by side:
+    `await asyncio.gather(*(client.identify(path) for path in paths))`.
+    """
+
+    def __init__(self, address: str = channel.DEFAULT_ADDRESS, *, timeout: float = channel.DEFAULT_TIMEOUT_S) -> None:
+        self.address = address
+        self.timeout = timeout
+        self._channel = grpc.aio.insecure_channel(address, options=channel.options(address))
+        self._stub = SpeakerIdentificationStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    async def identify(
+        self,
+        audio: AudioSource,
+        *,
+        rate: int | None = None,
+        variants: str | Sequence[str] = "all",
+        top_k: int | None = None,
+        explain: bool | Explain = False,
+        with_embedding: bool = False,
+        timeout: float | None = None,
+    ) -> Identification:
+        """Name the speaker of one utterance; see `SpeakerClient.identify`."""
+        # A file is read, and samples are copied, away from the loop.
+        request = await asyncio.to_thread(
+            identify_request,
+            audio,
+            rate,
+            variants=variants,
+            top_k=top_k,
+            explain=explain,
+            with_embedding=with_embedding,
+        )
+        with translated(self.address):
+            return response.identification(await self._stub.Identify(request, timeout=self._deadline(timeout)))
+
+    async def models(self, *, timeout: float | None = None) -> Catalogue:
+        """List the loaded models; see `SpeakerClient.models`."""
+        with translated(self.address):
+            answer = await self._stub.ListModels(pb.ListModelsRequest(), timeout=self._deadline(timeout))
+        return response.catalogue(answer)
+
+    async def is_serving(self, *, timeout: float | None = None) -> bool:
+        """Tell whether the server says that it is ready; see `SpeakerClient.is_serving`."""
+        with translated(self.address):
+            answer = await self._health.Check(health_pb2.HealthCheckRequest(), timeout=self._deadline(timeout))
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def close(self) -> None:
+        """End the connection; calls in flight are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self.timeout if timeout is None else timeout

@@ -1,0 +1,94 @@
+"""The client for ordinary, blocking code."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from protos.speakerlens.v1 import identification_pb2 as pb
+from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
+from serving.client import channel, response
+from serving.client.errors import translated
+from serving.client.request import AudioSource, Explain, identify_request
+from serving.client.results import Catalogue, Identification
+
+
+class SpeakerClient:
+    """A connection to one server; safe to share between threads, closed by `close` or the end of a `with` block.
+
+    Every call raises a `ClientError`: `ServerUnavailableError`, `InvalidRequestError`, `NotFoundError`,
+    `OverloadedError`, `DeadlineExceededError` or `ServerFailureError`, with the server's sentence.
+
+    Args:
+        address: HOST:PORT. Nothing is sent before the first call.
+        timeout: seconds that a call may take, unless the call itself says otherwise.
+    """
+
+    def __init__(self, address: str = channel.DEFAULT_ADDRESS, *, timeout: float = channel.DEFAULT_TIMEOUT_S) -> None:
+        self.address = address
+        self.timeout = timeout
+        self._channel = grpc.insecure_channel(address, options=channel.options(address))
+        self._stub = SpeakerIdentificationStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    def identify(
+        self,
+        audio: AudioSource,
+        *,
+        rate: int | None = None,
+        variants: str | Sequence[str] = "all",
+        top_k: int | None = None,
+        explain: bool | Explain = False,
+        with_embedding: bool = False,
+        timeout: float | None = None,
+    ) -> Identification:
+        """Name the speaker of one utterance.
+
+        Args:
+            audio: a file's path, a file's content as bytes, or samples: floats in [-1, 1] or int16, [samples] or
+                [samples, channels].
+            rate: Hz; for samples only, where it is required.
+            variants: `"all"`, or names such as `act-da` (newest version) or `act-da@3`, as a sequence or with commas.
+            top_k: speakers per answer, best first: 1 to the number of speakers; None: the server's choice, 5 as a rule.
+            explain: True for the fused map, or an `Explain` that says which maps.
+            with_embedding: return the embeddings as well.
+            timeout: seconds for this call.
+
+        Raises:
+            ClientError: the call failed (see the class).
+            OSError: the file cannot be read.
+            ValueError: an argument makes no request.
+        """
+        request = identify_request(
+            audio, rate, variants=variants, top_k=top_k, explain=explain, with_embedding=with_embedding
+        )
+        with translated(self.address):
+            return response.identification(self._stub.Identify(request, timeout=self._deadline(timeout)))
+
+    def models(self, *, timeout: float | None = None) -> Catalogue:
+        """List the loaded models, the engine's provider and the server's limits; raise a `ClientError`."""
+        with translated(self.address):
+            return response.catalogue(self._stub.ListModels(pb.ListModelsRequest(), timeout=self._deadline(timeout)))
+
+    def is_serving(self, *, timeout: float | None = None) -> bool:
+        """Ask `grpc.health.v1` whether the server is ready; raise a `ClientError` if it does not say."""
+        with translated(self.address):
+            answer = self._health.Check(health_pb2.HealthCheckRequest(), timeout=self._deadline(timeout))
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def close(self) -> None:
+        """End the connection; calls in flight are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self.timeout if timeout is None else timeout

@@ -1,0 +1,106 @@
+"""Answers as files: one JSON object per utterance, and an .npz archive of the arrays.
+
+The object's shape is part of the program's interface; keys are added, not changed:
+
+    {"file": str,
+     "audio": {"seconds", "sample_rate", "channels"},
+     "answers": [{"variant", "version", "known",
+                  "speakers": [{"speaker", "probability", "logit"}, …],           best first
+                  "explanation": {"target_speaker",                               with --explain
+                                  "log_mel": PLANE or null,
+                                  "maps": {"fused": PLANE, …}}}, …],
+     "timings": {"decode_s", "queue_s", "inference_s", "encode_s"},
+     "plot": path, "arrays": path}                                                with --plot, --save
+
+    PLANE = {"rows", "columns", "seconds": [first, last], "hertz": [first, last],  the axes' outermost centres
+             "mean", "peak": {"value", "seconds", "hertz"}}
+
+A file that failed has {"file", "error": {"code", "message"}} instead, with the gRPC status as the code, or
+UNREADABLE for a file that could not be read and UNWRITABLE for a result that could not be written.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.client.results import Answer, Explanation, Identification, Plane
+
+
+def identification_document(file: str, result: Identification) -> dict[str, Any]:
+    """Return what `--json` prints for one file, without the arrays."""
+    return {
+        "file": file,
+        "audio": asdict(result.audio),
+        "answers": [_answer(answer) for answer in result.answers],
+        "timings": {phase: _number(seconds) for phase, seconds in asdict(result.timings).items()},
+    }
+
+
+def save_arrays(path: Path, result: Identification) -> None:
+    """Write every map, the log-mel and their axes as a compressed .npz.
+
+    Names are `VARIANT@VERSION/STAGE` (or `…/log_mel`) for the values [rows, columns], and the same followed by
+    `/frequencies_hz` [rows] and `/times_s` [columns]. Raises OSError where the file cannot be written.
+    """
+    arrays: dict[str, Any] = {}
+    for answer in result.answers:
+        for name, plane in planes(answer.explanation).items():
+            key = f"{answer.name}/{name}"
+            arrays[key] = plane.values
+            arrays[f"{key}/frequencies_hz"] = plane.frequencies_hz
+            arrays[f"{key}/times_s"] = plane.times_s
+    with path.open("wb") as file:  # given a path, numpy would append .npz to any other name
+        np.savez_compressed(file, **arrays)
+
+
+def planes(explanation: Explanation | None) -> dict[str, Plane]:
+    """Return the maps of an explanation by stage, and the log-mel as `log_mel`."""
+    if explanation is None:
+        return {}
+    log_mel = {"log_mel": explanation.log_mel} if explanation.log_mel else {}
+    return {**explanation.maps, **log_mel}
+
+
+def peak(plane: Plane) -> tuple[float, float, float]:
+    """Return a plane's largest value, with its time in seconds and its frequency in Hz."""
+    row, column = np.unravel_index(np.argmax(plane.values), plane.values.shape)
+    return float(plane.values[row, column]), float(plane.times_s[column]), float(plane.frequencies_hz[row])
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "variant": answer.variant,
+        "version": answer.version,
+        "known": answer.known,
+        "speakers": [
+            {"speaker": score.speaker, "probability": _number(score.probability), "logit": _number(score.logit)}
+            for score in answer.speakers
+        ],
+    }
+    if answer.explanation:
+        log_mel = answer.explanation.log_mel
+        document["explanation"] = {
+            "target_speaker": answer.explanation.target_speaker,
+            "log_mel": _plane(log_mel) if log_mel else None,
+            "maps": {stage: _plane(plane) for stage, plane in answer.explanation.maps.items()},
+        }
+    return document
+
+
+def _plane(plane: Plane) -> dict[str, Any]:
+    value, seconds, hertz = peak(plane)
+    return {
+        "rows": plane.values.shape[0],
+        "columns": plane.values.shape[1],
+        "seconds": [_number(plane.times_s[0]), _number(plane.times_s[-1])],
+        "hertz": [_number(plane.frequencies_hz[0]), _number(plane.frequencies_hz[-1])],
+        "mean": _number(plane.values.mean()),
+        "peak": {"value": _number(value), "seconds": _number(seconds), "hertz": _number(hertz)},
+    }
+
+
+def _number(value: float | np.float32) -> float:
+    """Return the number with the seven digits that a float32 holds, not the seventeen of its double."""
+    return float(f"{value:.7g}")

@@ -1,0 +1,78 @@
+"""How the command line fails: one sentence on stderr, and an exit code that says what kind of thing went wrong."""
+
+import sys
+from enum import IntEnum
+
+from serving.client.errors import (
+    ClientError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    ServerUnavailableError,
+)
+
+
+class Exit(IntEnum):
+    """Exit codes; with several files, that of the first failure."""
+
+    OK = 0
+    USAGE = 2
+    INPUT = 3
+    NOT_FOUND = 4
+    UNAVAILABLE = 5
+    BUSY = 6
+    FAILURE = 7
+    INTERRUPTED = 130
+
+
+EXIT_CODES_HELP = """exit codes:
+  0  every file was answered
+  2  wrong usage, or a missing optional package
+  3  a file could not be read, or the server refused it
+  4  no such variant, version or target speaker
+  5  no server answers, or it is not ready
+  6  the server is overloaded, or did not answer in time
+  7  the server failed, or a result could not be written"""
+
+
+class CommandError(Exception):
+    """What stops a command, or one of its files.
+
+    Args:
+        exit_code: what the process ends with.
+        code: the gRPC status, UNREADABLE or UNWRITABLE, for programs that read the JSON.
+        message: the sentence.
+        stops: whether the next file would fail in the same way, so that it is not tried.
+    """
+
+    def __init__(self, exit_code: Exit, code: str, message: str, *, stops: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.code = code
+        self.stops = stops
+
+
+def usage_error(message: str) -> CommandError:
+    """Return the error of a command that cannot start."""
+    return CommandError(Exit.USAGE, "USAGE", message, stops=True)
+
+
+_CALL_EXITS: dict[type[ClientError], tuple[Exit, bool]] = {
+    InvalidRequestError: (Exit.INPUT, False),
+    NotFoundError: (Exit.NOT_FOUND, True),
+    ServerUnavailableError: (Exit.UNAVAILABLE, True),
+    OverloadedError: (Exit.BUSY, False),
+    DeadlineExceededError: (Exit.BUSY, False),
+}
+
+
+def call_error(error: ClientError) -> CommandError:
+    """Return what a failed call means for the command."""
+    exit_code, stops = _CALL_EXITS.get(type(error), (Exit.FAILURE, False))
+    return CommandError(exit_code, error.status.name, str(error), stops=stops)
+
+
+def complain(sentence: str) -> None:
+    """Print one line on stderr, whatever the sentence holds."""
+    sys.stderr.write(f"speakerlens: {' '.join(sentence.split())}\n")

@@ -1,0 +1,75 @@
+"""Answers for people: tables on the terminal (needs rich, of the extra `client`)."""
+
+from collections.abc import Iterable
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from serving.client.document import peak
+from serving.client.results import Answer, Catalogue, Identification
+
+
+def print_identification(name: str, result: Identification, out: TextIO) -> None:
+    """Print one file's answers: a block of rows per model, the best speaker first."""
+    explained = any(answer.explanation for answer in result.answers)
+    audio = result.audio
+    table = Table(
+        title=Text(f"{name}  ({audio.seconds:.2f} s, {audio.sample_rate} Hz, {_plural(audio.channels, 'channel')})"),
+        title_justify="left",
+    )
+    for heading in ("variant", "speaker"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("probability", "score"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if explained:
+        table.add_column("listened most at", no_wrap=True)
+    for answer in result.answers:
+        for rank, score in enumerate(answer.speakers):
+            first = rank == 0
+            cells = [answer.name if first else "", score.speaker, f"{score.probability:.1%}", f"{score.logit:.2f}"]
+            if explained:
+                cells.append(_peak(answer) if first else "")
+            style = ("bold" if answer.known else "bold yellow") if first else "dim"
+            table.add_row(*_texts(cells), style=style, end_section=rank == len(answer.speakers) - 1)
+    _print(table, out)
+    for answer in result.answers:
+        if not answer.known:
+            line = f"{answer.name}: no known speaker reaches the model's threshold; the best is {answer.best.speaker}"
+            _print(Text(line), out)
+
+
+def print_catalogue(address: str, catalogue: Catalogue, out: TextIO) -> None:
+    """Print the loaded models, a row each, and the server's limits."""
+    table = Table(title=Text(f"models at {address}"), title_justify="left")
+    for heading in ("variant", "speakers", "stages", "rate", "revision"):
+        table.add_column(heading, justify="right" if heading in ("speakers", "rate") else "left")
+    for model in catalogue.models:
+        stages = ", ".join(stage.stage for stage in model.stages)
+        cells = [f"{model.variant}@{model.version}", str(len(model.speakers)), stages, f"{model.sample_rate} Hz"]
+        table.add_row(*_texts([*cells, model.code_revision[:12]]))
+    _print(table, out)
+    limits = catalogue.limits
+    line = f"{limits.min_seconds:g} to {limits.max_seconds:g} s and at most {limits.max_bytes / 2**20:g} MiB a request"
+    _print(Text(f"{catalogue.provider}; {line}"), out)
+
+
+def _peak(answer: Answer) -> str:
+    if not answer.explanation or not answer.explanation.maps:
+        return ""
+    _, seconds, hertz = peak(next(iter(answer.explanation.maps.values())))
+    return f"{seconds:.2f} s, {hertz / 1000:.2f} kHz"
+
+
+def _texts(cells: Iterable[str]) -> list[Text]:
+    # A bare string would be read as markup, and a speaker may well be called "[anna]".
+    return [Text(cell) for cell in cells]
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _print(renderable: RenderableType, out: TextIO) -> None:
+    Console(file=out, highlight=False, soft_wrap=False).print(renderable)
