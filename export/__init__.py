@@ -1,0 +1,1 @@
+"""Checkpoint in, verified model bundle out."""

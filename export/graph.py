@@ -1,0 +1,211 @@
+"""The network as it is exported: no batch normalisation, and the gradients of LayerCAM as plain forward operators.
+
+Exporters cannot follow autograd: exporting a call of it fails, or freezes the maps into constants. But the path from a
+speaker's score back to a stage is short and known (head, linear layer, statistics pooling, residual blocks), so the
+gradient is written out here, as convolutions and products like any others. It is verified against eager autograd
+(`export/parity.py`), with which it shares no code. The same modules serve ONNX (through `torch.onnx`) and TorchScript
+(through `torch.jit.script`).
+"""
+
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.frontend import LogMel, time_mask
+from training.heads import AAMHead
+from training.network import BasicBlock, SpeakerNetwork
+
+
+class Prediction(NamedTuple):
+    """Outputs of `predict`: scores [batch, classes] and embedding [batch, size]."""
+
+    logits: Tensor
+    embedding: Tensor
+
+
+class Explanation(NamedTuple):
+    """Outputs of `explain`.
+
+    logits, embedding: as in `Prediction`; features: log-mel [batch, mel, frames];
+    explained: the class whose score the maps explain [batch];
+    saliency_s1 … saliency_s4: raw LayerCAM maps [batch, rows, columns].
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    features: Tensor
+    explained: Tensor
+    saliency_s1: Tensor
+    saliency_s2: Tensor
+    saliency_s3: Tensor
+    saliency_s4: Tensor
+
+
+class FoldedBlock(nn.Module):
+    """A residual block without batch normalisation, and its gradient."""
+
+    stride: Final[int]
+    projects: Final[bool]
+    ends_stage: Final[bool]
+
+    def __init__(self, block: BasicBlock, ends_stage: bool) -> None:
+        super().__init__()
+        self.ends_stage = ends_stage
+        self.conv1 = _fold(block.conv1, block.bn1)
+        self.conv2 = _fold(block.conv2, block.bn2)
+        self.stride = block.conv1.stride[0]
+        self.projects = len(block.shortcut) > 0
+        self.shortcut: nn.Identity | nn.Conv2d = nn.Identity()
+        if self.projects:
+            convolution, normalisation = block.shortcut
+            assert isinstance(convolution, nn.Conv2d)
+            assert isinstance(normalisation, nn.BatchNorm2d)
+            self.shortcut = _fold(convolution, normalisation)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The block's hidden activation and its output, both after their ReLU and zero in the padding."""
+        hidden = F.relu(self.conv1(x)) * mask
+        return hidden, F.relu(self.conv2(hidden) + self.shortcut(x)) * mask
+
+    def gradient(self, upstream: Tensor, hidden: Tensor, output: Tensor, rows: int, columns: int) -> Tensor:
+        """Gradient of the score by the block's input, from that by its output.
+
+        `rows` and `columns` are the input's: a strided convolution does not tell an odd size from the next even one.
+        """
+        # A ReLU passes the gradient where its output is positive; the padding's is zero, so this masks it too.
+        upstream = upstream * (output > 0)
+        inner = _transposed_3x3(upstream, self.conv2.weight, 1, rows, columns) * (hidden > 0)
+        main = _transposed_3x3(inner, self.conv1.weight, self.stride, rows, columns)
+        if not self.projects:
+            return main + upstream
+        weight: Tensor = self.shortcut.weight  # type: ignore[assignment]
+        if self.stride == 1:
+            return main + F.conv2d(upstream, weight.transpose(0, 1))
+        side = F.conv_transpose2d(upstream, weight, stride=2, output_padding=1)
+        return main + side[:, :, :rows, :columns]
+
+
+class ExportedNetwork(nn.Module):
+    """The whole network with folded weights; `predict` and `explain` are its two graphs."""
+
+    cosine: Final[bool]
+    class_weight: Tensor
+    class_bias: Tensor
+
+    def __init__(self, network: SpeakerNetwork) -> None:
+        super().__init__()
+        encoder = network.encoder
+        self.front_end = LogMel(network.front_end.mel_bins)
+        self.stem = _fold(encoder.conv1, encoder.bn1)
+        self.blocks = nn.ModuleList(
+            FoldedBlock(block, ends_stage=i == len(layer) - 1)
+            for layer in encoder.layers
+            for i, block in enumerate(layer)
+            if isinstance(block, BasicBlock)
+        )
+        # TorchScript cannot walk a list backwards.
+        self.blocks_from_the_end = nn.ModuleList(reversed(self.blocks))
+        self.embed = encoder.seg_1
+        head = network.head
+        self.cosine = isinstance(head, AAMHead)
+        if isinstance(head, AAMHead):
+            weight, bias = head.scale * F.normalize(head.weight), torch.zeros(head.weight.shape[0])
+        else:
+            weight, bias = head.linear.weight, head.linear.bias
+        self.register_buffer("class_weight", weight.detach().clone())
+        self.register_buffer("class_bias", bias.detach().clone())
+        self.requires_grad_(False)
+        self.eval()
+
+    def predict(self, audio: Tensor, lengths: Tensor) -> Prediction:
+        """Scores and embedding of 16 kHz audio [batch, samples], of which `lengths` [batch] are valid."""
+        features, frames = self.front_end(audio, lengths)
+        mask = time_mask(frames, features.shape[2])[:, None, None, :]
+        x = F.relu(self.stem(features.unsqueeze(1))) * mask
+        for block in self.blocks:
+            if block.stride == 2:
+                frames, mask = (frames + 1) // 2, mask[:, :, :, ::2]
+            _, x = block(x, mask)
+        _, _, embedding = self._embed(x, frames, mask)
+        return Prediction(self._logits(embedding), embedding)
+
+    def explain(self, audio: Tensor, lengths: Tensor, target: Tensor) -> Explanation:
+        """Prediction and LayerCAM maps; `target` [batch] is the class to explain, -1 for the predicted one."""
+        features, frames = self.front_end(audio, lengths)
+        mask = time_mask(frames, features.shape[2])[:, None, None, :]
+        x = F.relu(self.stem(features.unsqueeze(1))) * mask
+        # Everything the way back needs, block by block.
+        inputs: list[Tensor] = []
+        hiddens: list[Tensor] = []
+        outputs: list[Tensor] = []
+        for block in self.blocks:
+            if block.stride == 2:
+                frames, mask = (frames + 1) // 2, mask[:, :, :, ::2]
+            inputs.append(x)
+            hidden, x = block(x, mask)
+            hiddens.append(hidden)
+            outputs.append(x)
+        mean, deviation, embedding = self._embed(x, frames, mask)
+        logits = self._logits(embedding)
+        target = torch.where(target < 0, logits.argmax(dim=1), target)
+
+        gradient = self._pooling_gradient(self._embedding_gradient(embedding, target), x, mean, deviation, frames)
+        maps: list[Tensor] = []
+        position = len(outputs)
+        for block in self.blocks_from_the_end:
+            position -= 1
+            if block.ends_stage:
+                maps.append(F.relu((F.relu(gradient) * outputs[position]).sum(dim=1)))
+            # Below the first stage's output no map is wanted, and no gradient.
+            if len(maps) < 4:
+                x = inputs[position]
+                hidden, output = hiddens[position], outputs[position]
+                gradient = block.gradient(gradient, hidden, output, x.shape[2], x.shape[3])  # type: ignore[operator]
+        return Explanation(logits, embedding, features, target, maps[3], maps[2], maps[1], maps[0])
+
+    def _embed(self, x: Tensor, columns: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and standard deviation over the valid columns, [batch, channels, rows, 1], and the embedding."""
+        count = columns.to(x.dtype)[:, None, None, None]
+        mean = x.sum(dim=3, keepdim=True) / count
+        variance = ((x - mean) * mask).square().sum(dim=3, keepdim=True) / (count - 1).clamp_min(1)
+        deviation = (variance + 1e-7).sqrt()
+        return mean, deviation, self.embed(torch.cat([mean.flatten(1), deviation.flatten(1)], dim=1))
+
+    def _logits(self, embedding: Tensor) -> Tensor:
+        direction = F.normalize(embedding) if self.cosine else embedding
+        return F.linear(direction, self.class_weight, self.class_bias)
+
+    def _embedding_gradient(self, embedding: Tensor, target: Tensor) -> Tensor:
+        """Gradient of each row's target score by the embedding, [batch, size]."""
+        weight = self.class_weight[target]
+        if not self.cosine:
+            return weight
+        # The score is w · e / |e|: what changes it is the part of w across e.
+        norm = embedding.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+        direction = embedding / norm
+        return (weight - (weight * direction).sum(dim=1, keepdim=True) * direction) / norm
+
+    def _pooling_gradient(
+        self, upstream: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, columns: Tensor
+    ) -> Tensor:
+        """Gradient by the last stage's output, from that by the embedding, [batch, channels, rows, columns]."""
+        by_mean, by_deviation = torch.matmul(upstream, self.embed.weight).chunk(2, dim=1)
+        by_mean, by_deviation = by_mean.reshape(mean.shape), by_deviation.reshape(mean.shape)
+        count = columns.to(x.dtype)[:, None, None, None]
+        return by_mean / count + by_deviation / deviation * (x - mean) / (count - 1).clamp_min(1)
+
+
+def _transposed_3x3(upstream: Tensor, weight: Tensor, stride: int, rows: int, columns: int) -> Tensor:
+    """Gradient of a padded 3x3 convolution by its input, which has `rows` x `columns`."""
+    if stride == 1:
+        # The same as a transposed convolution, which runtimes compute more slowly.
+        return F.conv2d(upstream, weight.flip(2, 3).transpose(0, 1), padding=1)
+    return F.conv_transpose2d(upstream, weight, stride=2, padding=1, output_padding=1)[:, :, :rows, :columns]
+
+
+def _fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
+    """One convolution with bias that computes both."""
+    fused: nn.Conv2d = torch.nn.utils.fusion.fuse_conv_bn_eval(convolution.eval(), normalisation.eval())
+    return fused
