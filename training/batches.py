@@ -1,0 +1,175 @@
+"""Batches: crops drawn afresh for every update, corrupted on the device, read ahead while the network is busy.
+
+Batch `t` is a pure function of the corpus, the configuration, the variant's layout and (seed, t). So a run that is
+resumed at update t goes on with the very batch it would have seen; no position in the data needs storing.
+"""
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.audio import SAMPLE_RATE, read_audio
+from training.config import Config, InterferenceConfig, InterferenceKind
+from training.errors import UserError
+from training.interference import InterferenceSource, corrupt
+from training.manifest import Clip, Corpus, Split
+from training.objectives import Variant
+
+
+class Batch(NamedTuple):
+    """What goes through the network in one update.
+
+    audio: [rows, samples] on the device. labels: index into `Corpus.speakers`, [rows].
+    names: which crop each row is, and how it was corrupted, for messages.
+    """
+
+    audio: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+
+class BatchSource:
+    """Draws the batches of a training run; `batch` may be called from several threads.
+
+    Raises UserError if a speaker has nothing to train on, or if copies are wanted and the corpus can supply no kind of
+    interference that the configuration lists.
+    """
+
+    def __init__(self, corpus: Corpus, config: Config, variant: Variant, device: torch.device) -> None:
+        self._corpus, self._config, self._variant, self._device = corpus, config, variant, device
+        self._samples = round(config.data.crop_seconds * SAMPLE_RATE)
+        self._clips = _clips_by_speaker(corpus, "train")
+        self._local = threading.local()
+        self.kinds: tuple[InterferenceKind, ...] = ()
+        if variant.copies != "none":
+            self.kinds = usable_kinds(InterferenceSource(corpus, "train"), config.interference)
+            if not self.kinds:
+                wanted = ", ".join(config.interference.snr_db)
+                raise UserError(f"{corpus.root}: has no training interference of the configured kinds ({wanted})")
+
+    @property
+    def rows(self) -> int:
+        """Rows of every batch."""
+        return self._config.data.batch_size * self._variant.crops * (2 if self._variant.copies == "pair" else 1)
+
+    def batch(self, step: int) -> Batch:
+        """Draw the batch of update `step`, counted from 0."""
+        rng = np.random.default_rng([self._config.seed, step])
+        drawn = self._draw_speakers(self._config.data.batch_size * self._variant.crops, rng)
+        clips = [self._clips[label][rng.integers(len(self._clips[label]))] for label in drawn]
+        crops = [crop(clip, self._samples, rng) for clip in clips]
+        speech = torch.from_numpy(np.stack([samples for samples, _ in crops])).to(self._device)
+        names = tuple(f"{clip.path.name} at {start:.2f} s" for clip, (_, start) in zip(clips, crops, strict=True))
+        labels = torch.from_numpy(drawn).to(self._device)
+        if self._variant.copies == "none":
+            return Batch(speech, labels, names)
+        count = len(clips) if self._variant.copies == "pair" else round(self._config.interference.share * len(clips))
+        kinds = [self.kinds[index] for index in rng.integers(len(self.kinds), size=count)]
+        snr_db = draw_snr(kinds, self._config.interference, rng)
+        speakers = [self._corpus.speakers[label] for label in drawn[:count]]
+        copies = corrupt(speech[:count], speakers, self._source(), rng, kinds, snr_db).audio
+        copy_names = tuple(
+            f"{name} + {kind} at {snr:.1f} dB" for name, kind, snr in zip(names[:count], kinds, snr_db, strict=True)
+        )
+        if self._variant.copies == "pair":
+            return Batch(torch.cat([speech, copies]), torch.cat([labels, labels]), names + copy_names)
+        return Batch(torch.cat([copies, speech[count:]]), labels, copy_names + names[count:])
+
+    def _draw_speakers(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw labels at random, every speaker's equally often as far as `count` allows."""
+        rounds = [rng.permutation(len(self._clips)) for _ in range(-(-count // len(self._clips)))]
+        return np.concatenate(rounds)[:count].astype(np.int64)
+
+    def _source(self) -> InterferenceSource:
+        """Give this thread's own source: they keep open what they read."""
+        if not hasattr(self._local, "source"):
+            self._local.source = InterferenceSource(self._corpus, "train")
+        source: InterferenceSource = self._local.source
+        return source
+
+
+def crop(clip: Clip, samples: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], float]:
+    """Read `samples` from a random place of a clip; return them, and that place in seconds from the clip's start.
+
+    A clip that is too short is repeated, beginning at a random place.
+    """
+    seconds = samples / SAMPLE_RATE
+    spare = clip.duration - seconds
+    place = float(rng.random())
+    if spare >= 0:
+        start = place * spare
+        audio = read_audio(clip.path, clip.start + start, seconds)
+    else:
+        start = place * clip.duration
+        audio = read_audio(clip.path, clip.start, clip.duration)
+        audio = np.roll(audio, -round(start * SAMPLE_RATE))
+    if not len(audio):
+        raise UserError(f"{clip.path}: has no audio at {clip.start + start:.2f} s; prepare the corpus again")
+    return np.resize(audio, samples), start
+
+
+def draw_snr(
+    kinds: Sequence[InterferenceKind], config: InterferenceConfig, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Draw an SNR in dB for each of `kinds`, uniformly within the kind's configured range."""
+    ranges = np.array([config.snr_db[kind] for kind in kinds], dtype=np.float64).reshape(-1, 2)
+    return rng.uniform(ranges[:, 0], ranges[:, 1])
+
+
+def usable_kinds(source: InterferenceSource, config: InterferenceConfig) -> tuple[InterferenceKind, ...]:
+    """List the configured kinds of interference that a source can supply."""
+    return tuple(kind for kind in config.snr_db if kind in source.kinds)
+
+
+class ReadAhead:
+    """Calls `make(step)` for first <= step < last on other threads, up to `ahead` steps before they are asked for.
+
+    A context manager, and an iterator over (step, batch) in order. An error of `make` is raised at its step.
+    """
+
+    def __init__(self, make: Callable[[int], Batch], first: int, last: int, ahead: int, threads: int) -> None:
+        self._make = make
+        self._steps = iter(range(first, last))
+        self._pending: deque[tuple[int, Future[Batch]]] = deque()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="batches")
+        for _ in range(ahead):
+            self._submit_next()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        while self._pending:
+            step, future = self._pending.popleft()
+            batch = future.result()
+            self._submit_next()
+            yield step, batch
+
+    def _submit_next(self) -> None:
+        step = next(self._steps, None)
+        if step is not None:
+            self._pending.append((step, self._threads.submit(self._make, step)))
+
+
+def _clips_by_speaker(corpus: Corpus, split: Split) -> list[list[Clip]]:
+    """Group a split's utterances by speaker, in the order of the labels."""
+    groups: dict[str, list[Clip]] = defaultdict(list)
+    for clip in corpus.utterances(split):
+        groups[clip.speaker or ""].append(clip)
+    missing = [speaker for speaker in corpus.speakers if speaker not in groups]
+    if missing:
+        raise UserError(f"{corpus.root}: no {split} utterance of {', '.join(missing[:5])}; every speaker needs some")
+    return [groups[speaker] for speaker in corpus.speakers]

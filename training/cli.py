@@ -1,0 +1,60 @@
+"""The command line `python -m training`: prepare a corpus, fit a variant, evaluate what was trained."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+from training.errors import UserError
+
+
+class Command(NamedTuple):
+    """A subcommand: the module whose `add_parser` describes it, and a line of help."""
+
+    module: str
+    about: str
+
+
+COMMANDS = {
+    "prepare": Command("training.prepare.cli", "make a corpus: the demo's voices, or folders of your own sound"),
+    "fit": Command("training.fit", "train one variant"),
+    "evaluate": Command("training.evaluate", "measure trained variants under interference"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 2 for wrong input, which one line on stderr explains."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        parsed = _parser(next((word for word in arguments if word in COMMANDS), None)).parse_args(arguments)
+        code: int = parsed.run(parsed)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    return code
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """Describe the command line; only the chosen command is imported, so that help is quick."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        if name == chosen:
+            _import(command.module).add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=command.about)
+    return parser
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "training":
+            raise
+        raise UserError(f"{error.name} is not installed; training needs pip install 'speakerlens[train]'") from error

@@ -1,0 +1,69 @@
+"""Accuracy on the dev split while training goes on: the same utterances and mixtures for every variant and seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.audio import SAMPLE_RATE
+from training.batches import crop, draw_snr, usable_kinds
+from training.config import Config
+from training.interference import InterferenceSource, corrupt
+from training.manifest import Clip, Corpus
+from training.network import SpeakerNetwork
+
+_SEED = 20_305  # not the run's: what variants and seeds are compared on must not change with them
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """Crops of the dev split, [utterances, samples] each, on the CPU.
+
+    corrupted: the same crops, each under one of the configured kinds of interference at one SNR of its range; None
+        where the dev split can supply none of them.
+    """
+
+    labels: Tensor
+    clean: Tensor
+    corrupted: Tensor | None
+
+    def accuracy(self, network: SpeakerNetwork, device: torch.device, batch_size: int) -> dict[str, float]:
+        """Top-1 accuracy in percent, on "clean" and "corrupted" crops; leaves the network in training mode."""
+        sets = {"clean": self.clean} if self.corrupted is None else {"clean": self.clean, "corrupted": self.corrupted}
+        network.eval()
+        accuracy = {}
+        with torch.inference_mode():
+            for name, audio in sets.items():
+                best = torch.cat(
+                    [network(part.to(device))[0].argmax(dim=1).cpu() for part in torch.split(audio, batch_size)]
+                )
+                accuracy[name] = 100.0 * (best == self.labels).double().mean().item()
+        network.train()
+        return accuracy
+
+
+def make_dev_set(corpus: Corpus, config: Config) -> DevSet | None:
+    """Draw the dev set of a corpus; None if it has no dev split."""
+    clips = corpus.utterances("dev")
+    if not clips:
+        return None
+    rng = np.random.default_rng(_SEED)
+    chosen = _choose(clips, config.intervals.dev_utterances, rng)
+    samples = round(config.data.crop_seconds * SAMPLE_RATE)
+    clean = torch.from_numpy(np.stack([crop(clip, samples, rng)[0] for clip in chosen]))
+    speakers = [clip.speaker or "" for clip in chosen]
+    labels = torch.tensor([corpus.speakers.index(speaker) for speaker in speakers])
+    source = InterferenceSource(corpus, "dev")
+    usable = usable_kinds(source, config.interference)
+    if not usable:
+        return DevSet(labels, clean, None)
+    kinds = [usable[index % len(usable)] for index in range(len(chosen))]
+    snr_db = draw_snr(kinds, config.interference, rng)
+    return DevSet(labels, clean, corrupt(clean, speakers, source, rng, kinds, snr_db).audio)
+
+
+def _choose(clips: Sequence[Clip], count: int, rng: np.random.Generator) -> list[Clip]:
+    """Choose up to `count` clips at random."""
+    return [clips[index] for index in rng.permutation(len(clips))[:count]]

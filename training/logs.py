@@ -1,0 +1,135 @@
+"""What a run tells: JSON lines and TensorBoard for later, a progress bar or plain lines for now."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from training.checkpoint import LOG, TENSORBOARD
+from training.loop import Figures
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+Value = float | int | str | list[str] | None
+
+
+class RunLog:
+    """Writes RUN/log.jsonl and RUN/tensorboard. A context manager.
+
+    Each line is an object with `event` ("start", "update", "dev", "stop"), `step` (updates done), `time` (seconds since
+    1970) and the event's figures. On resuming at `step`, what was logged after it is dropped, for it will come again.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        path = run / LOG
+        if path.exists():
+            _keep_until(path, step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+    def write(self, event: str, step: int, figures: Mapping[str, Value]) -> None:
+        """Log an event after `step` updates; its numbers go to TensorBoard as `event/name`."""
+        record = {"event": event, "step": step, "time": round(time.time(), 3), **figures}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            if event in ("update", "dev") and isinstance(value, int | float):
+                self._board.add_scalar(f"{event}/{name}", value, step)
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop the lines of a log after `step`, and a last one that was cut short."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+class Report:
+    """A run's voice: the log on disk, and a progress bar on a terminal, else a line every few seconds.
+
+    A context manager.
+    """
+
+    def __init__(self, run: Path, title: str, done: int, updates: int, console: Console) -> None:
+        self._run, self._title, self._updates, self._console = run, title, updates, console
+        self._log = RunLog(run, done)
+        self._rows = 0
+        self._counted, self._since = done, time.monotonic()
+        self._spoke = time.monotonic()
+        self._rate = self._dev = ""
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console)
+            self._task = self._bar.add_task(title, total=updates, completed=done, figures="")
+
+    def __enter__(self) -> Self:
+        self._log.__enter__()
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._log.__exit__(kind, error, trace)
+
+    def start(self, facts: Mapping[str, Value], rows: int) -> None:
+        """Log what the run is; `rows` are the utterances of an update."""
+        self._rows = rows
+        self._log.write("start", self._counted, {"variant": self._title, **facts})
+        self._since = time.monotonic()
+
+    def update(self, done: int, figures: Figures, to_log: bool) -> None:
+        """Tell of an update."""
+        if to_log:
+            rate = (done - self._counted) * self._rows / max(1e-9, time.monotonic() - self._since)
+            self._counted, self._since = done, time.monotonic()
+            self._rate = f"  {rate:.0f} utterances/s"
+            self._log.write("update", done, {**figures._asdict(), "utterances_per_second": round(rate, 1)})
+        shown = f"loss {figures.loss:.2f}  accuracy {figures.accuracy:.0f} %{self._dev}{self._rate}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, figures=shown)
+        elif time.monotonic() - self._spoke >= _SECONDS_BETWEEN_LINES or done == self._updates:
+            self._spoke = time.monotonic()
+            self._say(f"{self._title}: {done}/{self._updates}  {shown}")
+
+    def dev(self, done: int, measure: Callable[[], Mapping[str, float]]) -> None:
+        """Tell of the accuracy on the dev split, in percent by condition; measuring it does not count as training."""
+        began = time.monotonic()
+        accuracy = measure()
+        self._since += time.monotonic() - began
+        self._log.write("dev", done, accuracy)
+        self._dev = "  dev " + " ".join(f"{name} {value:.0f}" for name, value in accuracy.items())
+
+    def stop(self, done: int, why: str) -> None:
+        """Tell of the end of the run."""
+        self._log.write("stop", done, {"why": why})
+        if self._bar is not None:
+            self._bar.stop()
+        self._say(f"{self._run}: {why}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
