@@ -1,0 +1,1 @@
+"""Serving: model bundles in, predictions, saliency and metrics out over gRPC. Needs no torch."""

@@ -1,0 +1,96 @@
+"""What can go wrong, and what the caller is told.
+
+Every error that a request can cause is a `RequestError`: it carries the name of its gRPC status and a `Reason`, which
+is also the bounded label of the rejection counter. The one place that turns them into statuses is `serving.rpc`.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import ClassVar
+
+QUOTED_CHARACTERS = 64
+LISTED_NAMES = 20
+
+
+class Reason(StrEnum):
+    """Why a request was refused; the values of the label `reason`."""
+
+    MALFORMED = "malformed"
+    ARGUMENT = "argument"
+    NOT_AUDIO = "not_audio"
+    EMPTY = "empty"
+    NOT_FINITE = "not_finite"
+    OUT_OF_SCALE = "out_of_scale"
+    SILENT = "silent"
+    TOO_SHORT = "too_short"
+    TOO_LONG = "too_long"
+    SAMPLE_RATE = "sample_rate"
+    CHANNELS = "channels"
+    UNKNOWN_VARIANT = "unknown_variant"
+    UNKNOWN_VERSION = "unknown_version"
+    UNKNOWN_SPEAKER = "unknown_speaker"
+    QUEUE_FULL = "queue_full"
+    IN_FLIGHT = "in_flight"
+    DEADLINE = "deadline"
+    NOT_SERVING = "not_serving"
+
+
+class StartupError(Exception):
+    """The server cannot start or go on: one sentence for the operator, who can mend it."""
+
+
+class RequestError(Exception):
+    """A request that is answered with an error status.
+
+    Args:
+        reason: the bounded cause, for the metrics.
+        message: one sentence for the caller: which field, what is wrong, what would be right.
+    """
+
+    code: ClassVar[str]
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class InvalidArgumentError(RequestError):
+    """A field of the request is wrong; the message begins with the field's name."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class NotFoundError(RequestError):
+    """The request names a variant, version or speaker that is not there; the message says what there is."""
+
+    code = "NOT_FOUND"
+
+
+class ResourceExhaustedError(RequestError):
+    """The server has more work waiting than it accepts; trying again later is right."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class DeadlineError(RequestError):
+    """The caller's deadline passed before the work began; nothing was computed."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class UnavailableError(RequestError):
+    """The server is starting or draining; another replica may answer."""
+
+    code = "UNAVAILABLE"
+
+
+def quoted(text: str) -> str:
+    """A client's string, fit for a message or a log line: escaped and of bounded length."""
+    return repr(text if len(text) <= QUOTED_CHARACTERS else text[:QUOTED_CHARACTERS] + "…")
+
+
+def listed(names: Iterable[object]) -> str:
+    """What there is, in a bounded list: `a, b, c and 17 more`."""
+    texts = [str(name) for name in names]
+    shown = ", ".join(text[:QUOTED_CHARACTERS] for text in texts[:LISTED_NAMES])
+    return shown if len(texts) <= LISTED_NAMES else f"{shown} and {len(texts) - LISTED_NAMES} more"

@@ -1,0 +1,140 @@
+"""Saliency maps as they are sent: normalised, resized, fused, with axes, as float32 or as bytes."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.audio import MODEL_RATE
+from serving.bundles import Bundle, StageSpec
+from serving.engine import ExplainedPrediction
+from serving.resize import centres, resize
+
+StageName = Literal["s1", "s2", "s3", "s4", "fused"]
+FUSED_STAGES = ("s2", "s3", "s4")
+
+
+class Resolution(Enum):
+    """FEATURES: normalised, at mel x frames; NATIVE: raw values, as the stage computes them."""
+
+    FEATURES = "features"
+    NATIVE = "native"
+
+
+class Encoding(Enum):
+    """How the values of a plane are written: little-endian float32, or one byte with a scale and an offset."""
+
+    FLOAT32 = "float32"
+    UINT8 = "uint8"
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """Which maps, in which form; `target_speaker` None explains the best speaker."""
+
+    stages: tuple[StageName, ...] = ("fused",)
+    resolution: Resolution = Resolution.FEATURES
+    encoding: Encoding = Encoding.FLOAT32
+    target_speaker: str | None = None
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A matrix over frequency (rows, low to high) and time, encoded; `stage` is None for the log-mel.
+
+    Attributes:
+        values: row-major; for UINT8, value = byte * scale + offset.
+        frequencies_hz: centre of each row, [rows].
+        times_s: centre of each column in seconds from the start of the audio, [columns].
+    """
+
+    stage: StageName | None
+    encoding: Encoding
+    values: bytes
+    scale: float
+    offset: float
+    frequencies_hz: NDArray[np.float32]
+    times_s: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a model listened to, for one speaker's score."""
+
+    target_speaker: str
+    saliency: tuple[Plane, ...]
+    log_mel: Plane
+
+
+def explain(bundle: Bundle, answer: ExplainedPrediction, options: ExplainOptions) -> Explanation:
+    """Encodes the maps that were asked for, in the order asked, and the log-mel that the network saw."""
+    frames = answer.features.shape[1]
+    planes = []
+    for name in options.stages:
+        if options.resolution is Resolution.NATIVE:
+            spec, values = next(
+                (spec, values) for spec, values in zip(bundle.stages, answer.saliency, strict=True) if spec.name == name
+            )
+            frequencies, times = native_axes(bundle, spec, values.shape[1], frames)
+        else:
+            values = _display(bundle, answer, name)
+            frequencies, times = feature_axes(bundle, frames)
+        planes.append(encode(name, values, options.encoding, frequencies, times))
+    log_mel = encode(None, answer.features, options.encoding, *feature_axes(bundle, frames))
+    return Explanation(bundle.speakers[answer.target], tuple(planes), log_mel)
+
+
+def _display(bundle: Bundle, answer: ExplainedPrediction, name: StageName) -> NDArray[np.float32]:
+    """The map of a stage at mel x frames; `fused` is the mean of those of S2, S3 and S4."""
+    chosen = FUSED_STAGES if name == "fused" else (name,)
+    shown = [
+        resize(normalised(values), bundle.mel_bins, answer.features.shape[1])
+        for spec, values in zip(bundle.stages, answer.saliency, strict=True)
+        if spec.name in chosen
+    ]
+    mean: NDArray[np.float32] = np.mean(shown, axis=0, dtype=np.float32)
+    return mean
+
+
+def normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A map divided by its maximum; one that is zero everywhere stays so."""
+    peak: np.float32 = max(values.max(), np.finfo(np.float32).tiny)
+    return values / peak
+
+
+def feature_axes(bundle: Bundle, frames: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Centres of the log-mel's rows in Hz and of its columns in seconds."""
+    return np.asarray(bundle.mel_centres_hz, np.float32), _seconds(bundle, np.arange(frames))
+
+
+def native_axes(
+    bundle: Bundle, stage: StageSpec, columns: int, frames: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Centres of a stage's rows in Hz and columns in seconds, where the interpolation to mel x frames puts them."""
+    rows = centres(stage.rows, bundle.mel_bins)
+    frequencies = np.interp(rows, np.arange(bundle.mel_bins), bundle.mel_centres_hz)
+    return frequencies.astype(np.float32), _seconds(bundle, centres(columns, frames))
+
+
+def _seconds(bundle: Bundle, frame: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.float32]:
+    return ((frame * bundle.frame_shift + bundle.frame_length / 2) / MODEL_RATE).astype(np.float32)
+
+
+def encode(
+    stage: StageName | None,
+    values: NDArray[np.float32],
+    encoding: Encoding,
+    frequencies_hz: NDArray[np.float32],
+    times_s: NDArray[np.float32],
+) -> Plane:
+    """Writes a matrix as bytes; UINT8 spreads its own range over the 256 values, so the error is at most scale / 2."""
+    if encoding is Encoding.FLOAT32:
+        data = np.ascontiguousarray(values, "<f4").tobytes()
+        return Plane(stage, encoding, data, 0.0, 0.0, frequencies_hz, times_s)
+    offset = float(values.min())
+    scale = (float(values.max()) - offset) / 255
+    steps = np.rint((values - offset) / scale) if scale > 0 else np.zeros(values.shape)
+    data = steps.astype(np.uint8).tobytes()
+    return Plane(stage, encoding, data, scale, offset, frequencies_hz, times_s)

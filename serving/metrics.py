@@ -1,0 +1,142 @@
+"""Prometheus metrics of the service, on a registry and a port of their own.
+
+Labels are bounded: methods, statuses and reasons are fixed sets, variants are the loaded ones. What a client writes
+never becomes a label. A call counts once: under its variant, under `_several` where it asks more than one, or under
+`_none` where it asks none or is refused before its variants are known (no variant's name begins with an underscore).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import prometheus_client as prometheus
+
+from serving.bundles import Bundle
+from serving.errors import Reason
+
+NO_VARIANT, SEVERAL_VARIANTS = "_none", "_several"
+PHASES = ("decode", "queue", "inference", "encode")
+KINDS = ("predict", "explain")
+LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class QueueMetrics:
+    """The metrics of one variant's queue for one kind of answer; what a batcher reports to."""
+
+    depth: prometheus.Gauge
+    size: prometheus.Histogram
+    seconds: prometheus.Histogram
+
+    def waiting(self, change: int) -> None:
+        """The queue grew or shrank by `change`."""
+        self.depth.inc(change)
+
+    def ran(self, size: int, seconds: float) -> None:
+        """A batch of `size` took `seconds` on the device."""
+        self.size.observe(size)
+        self.seconds.observe(seconds)
+
+
+class Metrics:
+    """All metrics of a server."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        self.requests = prometheus.Counter(
+            "speakerlens_requests",
+            "Finished calls, by gRPC status.",
+            ("method", "variant", "code"),
+            registry=self.registry,
+        )
+        self.duration = prometheus.Histogram(
+            "speakerlens_request_duration_seconds",
+            "Time from the arrival of a call to its answer, whatever its status.",
+            ("method", "variant"),
+            buckets=LATENCIES,
+            registry=self.registry,
+        )
+        self.phase = prometheus.Histogram(
+            "speakerlens_phase_duration_seconds",
+            "Time that an answered identification spent in each phase.",
+            ("phase",),
+            buckets=LATENCIES,
+            registry=self.registry,
+        )
+        self.in_flight = prometheus.Gauge("speakerlens_requests_in_flight", "Calls in work.", registry=self.registry)
+        self.rejections = prometheus.Counter(
+            "speakerlens_rejections",
+            "Calls answered with an error of the caller's or of load.",
+            ("reason",),
+            registry=self.registry,
+        )
+        self.answers = prometheus.Counter(
+            "speakerlens_answers",
+            "Utterances answered, once for each variant that answered.",
+            ("variant", "kind"),
+            registry=self.registry,
+        )
+        self.audio = prometheus.Counter(
+            "speakerlens_audio_seconds", "Duration of the audio of answered identifications.", registry=self.registry
+        )
+        self.batch_size = prometheus.Histogram(
+            "speakerlens_batch_size",
+            "Utterances computed together.",
+            ("variant", "kind"),
+            buckets=BATCH_SIZES,
+            registry=self.registry,
+        )
+        self.batch_duration = prometheus.Histogram(
+            "speakerlens_batch_duration_seconds",
+            "Time of a batch on the device.",
+            ("variant", "kind"),
+            buckets=LATENCIES,
+            registry=self.registry,
+        )
+        self.queue_depth = prometheus.Gauge(
+            "speakerlens_queue_depth", "Utterances waiting for the device.", ("variant", "kind"), registry=self.registry
+        )
+        self.model_info = prometheus.Gauge(
+            "speakerlens_model_info",
+            "1 for each loaded model.",
+            ("variant", "version", "code_revision", "training_data_digest"),
+            registry=self.registry,
+        )
+        self.engine_info = prometheus.Gauge(
+            "speakerlens_engine_info", "1 for the engine in use.", ("provider", "version"), registry=self.registry
+        )
+        prometheus.ProcessCollector(registry=self.registry)
+        for reason in Reason:
+            self.rejections.labels(reason)
+        for phase in PHASES:
+            self.phase.labels(phase)
+
+    def add_model(self, bundle: Bundle) -> None:
+        """Announces a loaded model."""
+        self.model_info.labels(bundle.variant, bundle.version, bundle.code_revision, bundle.training_data_digest).set(1)
+
+    def queue(self, variant: str, kind: str) -> QueueMetrics:
+        """The metrics of one queue; versions of a variant share them."""
+        self.answers.labels(variant, kind)
+        return QueueMetrics(
+            self.queue_depth.labels(variant, kind),
+            self.batch_size.labels(variant, kind),
+            self.batch_duration.labels(variant, kind),
+        )
+
+    def listen(self, host: str, port: int) -> int:
+        """Serves the metrics over HTTP from threads of its own, and returns the port.
+
+        Raises:
+            OSError: the address is not to be had.
+        """
+        server, _ = prometheus.start_http_server(port, host, registry=self.registry)
+        return int(server.server_port)
+
+
+def variant_label(variants: Iterable[str]) -> str:
+    """The label of a call that asks these loaded variants."""
+    names = set(variants)
+    if not names:
+        return NO_VARIANT
+    return names.pop() if len(names) == 1 else SEVERAL_VARIANTS

@@ -1,0 +1,170 @@
+"""From configuration to a running server and back: bind, load, warm up, serve, drain."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from protos.speakerlens.v1 import identification_pb2_grpc
+from serving.batcher import Device
+from serving.bundles import scan
+from serving.config import Config
+from serving.engine import runtime_version
+from serving.errors import StartupError
+from serving.health import Health
+from serving.identification import Identifier
+from serving.metrics import Metrics
+from serving.models import Models, build_models, check_usable, open_engines
+from serving.rpc import CallInterceptor, Gate
+from serving.service import SERVICE, Service
+
+log = logging.getLogger(__name__)
+
+
+async def serve(config: Config) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what is in flight; a second signal ends the process at once.
+
+    Raises:
+        StartupError: no usable bundle, a port that is taken, a device that is not there.
+    """
+    stop = _stop_signal()
+    bundles, refusals = scan(config.bundles)
+    check_usable(bundles, refusals, config)
+    server = Server(config)
+    await server.listen()
+    loading = asyncio.create_task(asyncio.to_thread(open_engines, bundles, config))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            opened, refusals = loading.result()
+            check_usable(opened, refusals, config)
+            await server.open(build_models(opened, server.device, config, server.metrics))
+            await stop.wait()
+    finally:
+        await server.drain()
+
+
+class Server:
+    """The listening sockets and what answers on them. Must be made on the event loop."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.metrics = Metrics()
+        self.device = Device(config.device)
+        self._gate = Gate()
+        self._health = Health(SERVICE)
+        self._codec = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
+        self._service = Service(config, self._codec)
+        self._models: Models | None = None
+        self._ports: dict[str, str] = {}
+        self._grpc = grpc.aio.server(
+            interceptors=[CallInterceptor(SERVICE, self._gate, self.metrics)],
+            options=[
+                # Two servers on one port would share its calls silently.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+            ],
+        )
+        identification_pb2_grpc.add_SpeakerIdentificationServicer_to_server(self._service, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+
+    async def listen(self) -> None:
+        """Binds both ports; health says NOT_SERVING, and calls are refused as UNAVAILABLE, until `open`.
+
+        Raises:
+            StartupError: an address is not to be had.
+        """
+        config = self._config
+        await self._health.announce(serving=False)
+        probe(config.host, config.port, "--port")
+        address = _address(config.host, config.port)
+        try:
+            port = self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartupError(f"--port {config.port}: cannot listen on {address}: {error}") from error
+        try:
+            metrics_port = self.metrics.listen(config.metrics_host, config.metrics_port)
+        except OSError as error:
+            raise _taken("--metrics-port", config.metrics_host, config.metrics_port, error) from error
+        self._ports = {
+            "grpc": _address(config.host, port),
+            "metrics": f"http://{_address(config.metrics_host, metrics_port)}/metrics",
+        }
+        await self._grpc.start()
+
+    async def open(self, models: Models) -> None:
+        """Lets calls in, and prints one JSON line on stdout: the bound addresses, and what is served on what."""
+        self._models = models
+        self._service.core = Identifier(models, self._config, self.metrics, self._codec)
+        self.metrics.engine_info.labels(models.provider, runtime_version()).set(1)
+        self._gate.closed = None
+        await self._health.announce(serving=True)
+        names = [model.bundle.name for model in models]
+        ready = {"ready": True, **self._ports, "provider": models.provider, "models": names}
+        sys.stdout.write(json.dumps(ready) + "\n")
+        sys.stdout.flush()
+        log.info("serving %s on %s, gRPC %s", ", ".join(names), models.provider, self._ports["grpc"])
+
+    async def drain(self) -> None:
+        """Refuses new calls, finishes those in flight for as long as the configuration allows, and lets go of all."""
+        self._gate.closed = "the server is draining"
+        await self._health.drain()
+        log.info("draining: calls in flight have %g s", self._config.drain_seconds)
+        await self._grpc.stop(self._config.drain_seconds)
+        if self._models is not None:
+            await self._models.close()
+        self.device.close()
+        self._codec.shutdown(wait=False, cancel_futures=True)
+        log.info("stopped")
+
+
+def probe(host: str, port: int, flag: str) -> None:
+    """Binds an address for a moment, as gRPC's own failure does not say what was wrong.
+
+    Raises:
+        StartupError: the address is not to be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        raise _taken(flag, host, port, error) from error
+
+
+def _taken(flag: str, host: str, port: int, error: OSError) -> StartupError:
+    return StartupError(f"{flag} {port}: cannot listen on {_address(host, port)}: {error.strerror}")
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, partial(_on_signal, stop, number))
+    return stop
+
+
+def _on_signal(stop: asyncio.Event, number: int) -> None:
+    if stop.is_set():
+        log.warning("second signal: ending now")
+        os._exit(128 + number)
+    stop.set()
