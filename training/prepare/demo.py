@@ -1,0 +1,197 @@
+"""The demo corpus: synthetic speakers, voices in the background, noises, music and rooms, made from a seed."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from training.audio import SAMPLE_RATE, write_audio
+from training.errors import UserError
+from training.manifest import Clip, Kind, Split, load_corpus, write_corpus
+from training.prepare.demo_interference import NOISES, make_music, make_noise, make_room
+from training.prepare.demo_voices import OUTSIDERS, SPEAKERS, Line, distinct_voices, speak, vary
+from training.prepare.espeak import Voice
+from training.prepare.sentences import draw_sentences
+
+RECORD = "demo.json"
+_RECIPE = 1
+"""Counted up whenever the same settings would give another corpus."""
+
+FEWEST_SPEAKERS = 24
+_SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What decides the corpus, to the last bit.
+
+    Attributes:
+        speakers: how many; fewer, but not under 24, if voices turn out to sound the same.
+        utterances_per_speaker: of which about 70 % train, 10 % dev and 20 % test.
+        seed: of everything drawn.
+    """
+
+    speakers: int = 30
+    utterances_per_speaker: int = 20
+    seed: int = 0
+    recipe: int = _RECIPE
+
+
+def prepare_demo(out: Path, settings: DemoSettings, console: Console) -> None:
+    """Make the demo corpus in `out`, or say that it is already there.
+
+    It is made beside `out` and moved there when it is done, so that a half-made one is never taken for whole.
+
+    Raises:
+        UserError: `out` holds something else, the voices are not installed, or too few of them differ.
+    """
+    _check_settings(settings)
+    if _is_made(out, settings):
+        console.print(f"{out}: the corpus made with the same settings is reused")
+        return
+    begin = time.monotonic()
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    clips = [
+        *_synthesise_speech(unfinished, settings, console),
+        *_synthesise_interference(unfinished, settings, console),
+    ]
+    corpus = write_corpus(unfinished, clips)
+    (unfinished / RECORD).write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    if out.exists():
+        out.rmdir()  # empty, or _is_made would have complained
+    unfinished.rename(out)
+    utterances = sum(len(corpus.utterances(split)) for split in _SPLITS)
+    console.print(
+        f"{out}: {len(corpus.speakers)} speakers, {utterances} utterances, "
+        f"{len(clips) - utterances} files of interference, in {time.monotonic() - begin:.1f} s"
+    )
+
+
+def split_counts(count: int) -> dict[Split, int]:
+    """Share out `count` things, at least 3: a tenth to dev, a fifth to test, but at least one to each."""
+    test, dev = max(1, round(0.2 * count)), max(1, round(0.1 * count))
+    return {"train": count - dev - test, "dev": dev, "test": test}
+
+
+def _check_settings(settings: DemoSettings) -> None:
+    if not 2 <= settings.speakers <= len(SPEAKERS):
+        raise UserError(f"--speakers must be from 2 to {len(SPEAKERS)}, not {settings.speakers}")
+    if settings.utterances_per_speaker < 3:
+        raise UserError(
+            f"--utterances-per-speaker must be at least 3, one for each split, not {settings.utterances_per_speaker}"
+        )
+
+
+def _is_made(out: Path, settings: DemoSettings) -> bool:
+    """Whether `out` is the finished corpus; an error if it is anything else than missing or empty."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        found = json.loads((out / RECORD).read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{out}: is not empty and no demo corpus; name another folder with --out") from None
+    if found != asdict(settings):
+        raise UserError(
+            f"{out}: holds a demo corpus made with other settings ({_describe(found)}); remove it or name another "
+            f"folder with --out to have one with {_describe(asdict(settings))}"
+        )
+    load_corpus(out)
+    return True
+
+
+def _describe(settings: dict[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+
+
+def _synthesise_speech(folder: Path, settings: DemoSettings, console: Console) -> Iterator[Clip]:
+    """Let the speakers and the background voices say their sentences; nobody's test sentence is in anybody's train."""
+    speakers, outsiders = _choose_voices(settings, console)
+    rng = np.random.default_rng([settings.seed, 1])
+    counts = split_counts(settings.utterances_per_speaker)
+    sentences = iter(draw_sentences(sum(8 * count for count in counts.values()), rng))
+    stock = {split: [next(sentences) for _ in range(8 * count)] for split, count in counts.items()}
+    scripts: list[list[tuple[Split, Kind, Line]]] = []
+    for voice in speakers:
+        scripts.append(
+            [
+                (split, "utterance", line)
+                for split in _SPLITS
+                for line in _script(voice, folder / "speech" / _name(voice), split, stock[split], counts[split], rng)
+            ]
+        )
+    shares = split_counts(len(outsiders))
+    parts = [split for split in _SPLITS for _ in range(shares[split])]
+    for voice, split in zip(outsiders, parts, strict=True):
+        count = min(4, len(stock[split]))
+        lines = _script(voice, folder / "background" / _name(voice), split, stock[split], count, rng)
+        scripts.append([(split, "speech", line) for line in lines])
+    spoken = speak([[line for _, _, line in script] for script in scripts])
+    transcript = []
+    for script, seconds in zip(scripts, track(spoken, "voices", len(scripts), console=console), strict=True):
+        for (split, kind, line), duration in zip(script, seconds, strict=True):
+            transcript.append(f"{line.path.relative_to(folder).as_posix()}\t{line.text}\n")
+            yield Clip(line.path.relative_to(folder), kind, split, 0.0, duration, line.path.parent.name)
+    (folder / "transcript.tsv").write_text("".join(transcript))
+
+
+def _choose_voices(settings: DemoSettings, console: Console) -> tuple[list[Voice], list[Voice]]:
+    """Take the first speakers and background voices that sound like nobody else."""
+    wanted = [*SPEAKERS[: settings.speakers], *OUTSIDERS]
+    distinct, same = distinct_voices(wanted)
+    speakers = [voice for voice in distinct if voice in SPEAKERS]
+    outsiders = [voice for voice in distinct if voice in OUTSIDERS]
+    if same:
+        console.print(f"left out, as this espeak-ng gives them another's voice: {', '.join(map(_name, same))}")
+    if len(speakers) < min(settings.speakers, FEWEST_SPEAKERS) or len(outsiders) < 3:
+        raise UserError(
+            f"only {len(speakers)} speakers and {len(outsiders)} background voices of this espeak-ng differ; at least "
+            f"{min(settings.speakers, FEWEST_SPEAKERS)} and 3 are needed: install another version of espeakng-loader"
+        )
+    return speakers, outsiders
+
+
+def _name(voice: Voice) -> str:
+    return voice.variant.lower()
+
+
+def _script(
+    voice: Voice, folder: Path, split: Split, stock: Sequence[str], count: int, rng: np.random.Generator
+) -> list[Line]:
+    chosen = rng.permutation(len(stock))[:count]
+    return [vary(voice, folder / f"{split}-{i:02d}.flac", stock[index], rng) for i, index in enumerate(chosen)]
+
+
+_NOISES_OF_A_SORT: dict[Split, int] = {"train": 3, "dev": 1, "test": 2}
+_PIECES: dict[Split, int] = {"train": 14, "dev": 4, "test": 6}
+_ROOMS: dict[Split, int] = {"train": 24, "dev": 6, "test": 10}
+
+
+def _synthesise_interference(folder: Path, settings: DemoSettings, console: Console) -> list[Clip]:
+    """Make noises, music and rooms; each file has a generator of its own, so that none depends on another."""
+    jobs: list[tuple[Kind, Split, str, int]] = []
+    for split in _SPLITS:
+        jobs += [("noise", split, sort, i) for sort in NOISES for i in range(_NOISES_OF_A_SORT[split])]
+        jobs += [("music", split, "piece", i) for i in range(_PIECES[split])]
+        jobs += [("rir", split, "room", i) for i in range(_ROOMS[split])]
+    clips = []
+    for number, (kind, split, sort, index) in enumerate(track(jobs, "interference", console=console)):
+        rng = np.random.default_rng([settings.seed, 2, number])
+        if kind == "noise":
+            samples = make_noise(sort, 6.0, rng)
+        elif kind == "music":
+            samples = make_music(8.0, rng)
+        else:
+            samples = make_room(rng.uniform(0.2, 0.9), 0.5, rng)
+        path = Path(kind) / f"{split}-{sort}-{index:02d}.flac"
+        write_audio(folder / path, samples)
+        clips.append(Clip(path, kind, split, 0.0, len(samples) / SAMPLE_RATE))
+    return clips
