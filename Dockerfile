@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # The serving side alone: a gRPC server with its client, ONNX Runtime, no torch and no compiler.
 #
 #   docker build --target cpu -t speakerlens:cpu .
@@ -41,6 +40,7 @@ FROM ${BASE_IMAGE} AS runtime
 ENV PATH=/opt/speakerlens/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONSAFEPATH=1 \
     ORT_DISABLE_TELEMETRY=1 \
     SPEAKERLENS_BUNDLES=/bundles \
     SPEAKERLENS_HOST=0.0.0.0 \
@@ -50,13 +50,10 @@ LABEL org.opencontainers.image.title="speakerlens" \
       org.opencontainers.image.licenses="Apache-2.0"
 # gRPC, and /metrics over HTTP.
 EXPOSE 50051 8000
-VOLUME ["/bundles"]
-WORKDIR /home
 USER 10001:10001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["speakerlens", "health", "--timeout", "4"]
+    CMD ["/bin/sh", "-c", "exec speakerlens health --server 127.0.0.1:${SPEAKERLENS_PORT:-50051} --timeout 4"]
 # Exec form: the server is process 1 and receives SIGTERM itself.
-STOPSIGNAL SIGTERM
 ENTRYPOINT ["python", "-m", "serving"]
 
 FROM runtime AS gpu

@@ -39,7 +39,7 @@ def read_waveform(content: bytes) -> Waveform:
 
 def save_plot(path: Path, name: str, result: Identification, waveform: Waveform) -> None:
     """Draw one utterance to a file as its suffix says (.png, .svg, .pdf); raises OSError where it cannot be written."""
-    draw(name, result, waveform).savefig(path, dpi=_DPI)
+    draw(name, result, waveform).savefig(path)
 
 
 def draw(name: str, result: Identification, waveform: Waveform) -> Figure:
@@ -62,7 +62,7 @@ def draw(name: str, result: Identification, waveform: Waveform) -> Figure:
     log_mel = next((a.explanation.log_mel for a in result.answers if a.explanation and a.explanation.log_mel), None)
     rows = ["waveform", *(["log-mel"] if log_mel else []), *["map"] * len(panels)]
     heights = [_HEIGHTS_IN[row] for row in rows]
-    figure = Figure(figsize=(_WIDTH_IN, sum(heights) + 0.32 * len(rows) + 0.7), layout="constrained")
+    figure = Figure(figsize=(_WIDTH_IN, sum(heights) + 0.32 * len(rows) + 0.7), dpi=_DPI, layout="constrained")
     # The colour bars have a column of their own: taken from their panels, they would break the shared time axis.
     grid = figure.subplots(len(rows), 2, width_ratios=[1, 0.018], height_ratios=heights, squeeze=False)
     axes, bars = list(grid[:, 0]), list(grid[:, 1])

@@ -1,0 +1,191 @@
+"""Both clients against the wire contract's own service, answered by a stand-in."""
+
+import asyncio
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protos.speakerlens.v1 import identification_pb2 as pb
+from serving.client import AsyncSpeakerClient, Explain, Plane, SpeakerClient
+
+from .stand_in import SPEAKERS, VARIANTS, StandIn, log_mel, mel_centres, saliency, serving
+
+
+def test_a_path_bytes_and_a_string_send_the_same_file(
+    client: SpeakerClient, stand_in: StandIn, flac_file: Path, flac: bytes
+) -> None:
+    for audio in (flac_file, str(flac_file), flac):
+        client.identify(audio)
+        assert stand_in.last is not None
+        assert stand_in.last.audio.encoded == flac
+
+
+@pytest.mark.parametrize(
+    ("samples", "sample_format", "channels"),
+    [
+        (np.array([0.5, -0.25, 1.0]), pb.SAMPLE_FORMAT_FLOAT32, 1),
+        (np.array([[0.5, -0.5], [0.25, 0.75]], dtype=">f4"), pb.SAMPLE_FORMAT_FLOAT32, 2),
+        (np.arange(12, dtype=np.int16).reshape(6, 2)[::2], pb.SAMPLE_FORMAT_INT16, 2),
+    ],
+    ids=["float64 mono", "big-endian stereo", "strided int16"],
+)
+def test_samples_travel_interleaved_and_little_endian(
+    client: SpeakerClient, stand_in: StandIn, samples: np.ndarray, sample_format: int, channels: int
+) -> None:
+    client.identify(samples, rate=8000)
+    assert stand_in.last is not None
+    raw = stand_in.last.audio.raw
+    assert (raw.sample_rate, raw.format, raw.channels) == (8000, sample_format, channels)
+    kind = "<i2" if sample_format == pb.SAMPLE_FORMAT_INT16 else "<f4"
+    assert np.frombuffer(raw.samples, kind).tolist() == samples.ravel().tolist()
+
+
+def test_options_reach_the_server(client: SpeakerClient, stand_in: StandIn, flac: bytes) -> None:
+    client.identify(
+        flac,
+        variants="act-da@3, clean",
+        top_k=2,
+        explain=Explain(stages=("s4", "fused"), resolution="native", encoding="uint8", target="carl"),
+        with_embedding=True,
+    )
+    assert stand_in.last is not None
+    stand_in.last.ClearField("audio")
+    assert stand_in.last == pb.IdentifyRequest(
+        models=[pb.ModelSelector(variant="act-da", version=3), pb.ModelSelector(variant="clean")],
+        top_k=2,
+        explain=pb.ExplainOptions(
+            stages=[pb.STAGE_S4, pb.STAGE_FUSED],
+            resolution=pb.RESOLUTION_NATIVE,
+            encoding=pb.ENCODING_UINT8,
+            target_speaker="carl",
+        ),
+        with_embedding=True,
+    )
+
+
+def test_nothing_asked_for_is_nothing_said(client: SpeakerClient, stand_in: StandIn, flac: bytes) -> None:
+    result = client.identify(flac)
+    assert stand_in.last == pb.IdentifyRequest(audio=pb.Audio(encoded=flac))
+    assert [answer.name for answer in result.answers] == [f"{variant}@3" for variant in VARIANTS]
+    assert all(answer.explanation is None and answer.embedding is None for answer in result.answers)
+
+
+def _plane_is(plane: Plane, values: np.ndarray, tolerance: float) -> None:
+    assert plane.values.dtype == np.float32
+    np.testing.assert_allclose(plane.values, values, atol=tolerance)
+    np.testing.assert_allclose(plane.frequencies_hz, mel_centres(80), rtol=1e-6)
+    np.testing.assert_allclose(plane.times_s, 0.0125 + 0.01 * np.arange(198), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("encoding", "steps"), [("float32", 0.0), ("uint8", 0.502)])
+def test_an_answer_arrives_whole(client: SpeakerClient, flac: bytes, encoding: str, steps: float) -> None:
+    result = client.identify(flac, explain=Explain(encoding=encoding), with_embedding=True)  # type: ignore[arg-type]
+    answer = result["act-da"]
+    assert answer is result["act-da@3"]
+    assert (answer.best.speaker, answer.known, result["clean"].known) == ("anna", True, False)
+    assert answer.best.probability == pytest.approx(0.9)
+    assert [score.speaker for score in answer.speakers] == list(SPEAKERS)
+    assert answer.embedding is not None
+    assert answer.embedding.tolist() == [0.5, -0.25]
+    assert (result.audio.seconds, result.audio.sample_rate, result.timings.inference_s) == (2.0, 16000, 0.003)
+    assert answer.explanation is not None
+    assert answer.explanation.target_speaker == "anna"
+    # A byte has 255 steps: half of one is all that it may be wrong by.
+    _plane_is(answer.explanation.maps["fused"], saliency("act-da"), steps / 255)
+    assert answer.explanation.log_mel is not None
+    _plane_is(answer.explanation.log_mel, log_mel(), steps / 255 * float(np.ptp(log_mel())))
+    answer.explanation.maps["fused"].values[0, 0] = 2.0  # results are the caller's to change
+    with pytest.raises(KeyError, match="no answer of 'da-pair'; there is: clean@3, da@3, act-da@3"):
+        result["da-pair"]
+
+
+def test_an_answer_beyond_grpcs_own_four_mebibytes_arrives(
+    client: SpeakerClient, stand_in: StandIn, flac: bytes
+) -> None:
+    stand_in.reply = pb.IdentifyResponse(
+        answers=[pb.ModelAnswer(variant="da", version=1, speakers=[pb.SpeakerScore(speaker="x" * (5 * 2**20))])]
+    )
+    assert len(client.identify(flac)["da"].best.speaker) == 5 * 2**20
+
+
+def test_the_catalogue(client: SpeakerClient) -> None:
+    catalogue = client.models()
+    assert [model.variant for model in catalogue.models] == list(VARIANTS)
+    assert catalogue.models[0].speakers == SPEAKERS
+    assert [(stage.stage, stage.stride) for stage in catalogue.models[0].stages] == [("s2", 2), ("fused", 0)]
+    assert (catalogue.provider, catalogue.limits.max_seconds) == ("CPUExecutionProvider", 60)
+
+
+@pytest.mark.parametrize("healthy", [True, False])
+def test_health(stand_in: StandIn, healthy: bool) -> None:
+    with serving(stand_in, healthy=healthy) as address, SpeakerClient(address) as client:
+        assert client.is_serving() is healthy
+
+
+def test_a_proxy_in_the_environment_is_not_asked_about_this_machine(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+    with SpeakerClient(address) as client:
+        assert client.is_serving()
+
+
+def test_asyncio_gives_the_same_answers_side_by_side(address: str, flac: bytes, flac_file: Path) -> None:
+    async def ask() -> None:
+        async with AsyncSpeakerClient(address, timeout=10) as client:
+            assert await client.is_serving()
+            assert (await client.models()).provider == "CPUExecutionProvider"
+            wanted = [{"variants": name, "explain": True} for name in VARIANTS]
+            results = await asyncio.gather(*(client.identify(flac_file, **one) for one in wanted))  # type: ignore[arg-type]
+        assert [result.answers[0].variant for result in results] == list(VARIANTS)
+        explanation = results[1].answers[0].explanation
+        assert explanation is not None
+        _plane_is(explanation.maps["fused"], saliency("da"), 0.0)
+
+    asyncio.run(ask())
+
+
+def test_both_clients_offer_the_same() -> None:
+    def calls(client: type) -> dict[str, list[inspect.Parameter]]:
+        return {
+            name: list(inspect.signature(member).parameters.values())
+            for name, member in vars(client).items()
+            if inspect.isfunction(member) and not name.startswith("__")
+        }
+
+    assert calls(SpeakerClient) == calls(AsyncSpeakerClient)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"audio": np.zeros(9)}, "samples need their rate in Hz"),
+        ({"audio": b"x", "rate": 16000}, "a rate belongs to samples only"),
+        ({"audio": np.zeros((2, 2, 2)), "rate": 1}, r"not \[2, 2, 2\]"),
+        ({"audio": np.zeros(9, np.int32), "rate": 1}, "floats in .* or int16, not int32"),
+        ({"audio": b"x", "variants": "clean,all"}, "'all' is not a variant"),
+        ({"audio": b"x", "variants": "clean,"}, "'' is not a variant"),
+        ({"audio": b"x", "variants": []}, "name at least one"),
+        ({"audio": b"x", "variants": ["da@0"]}, "'da@0' needs a whole number of 1 or more after @"),
+        ({"audio": b"x", "variants": "da@"}, "after @"),
+        ({"audio": b"x", "variants": "da@99999999999"}, "after @"),
+        ({"audio": b"x", "top_k": 0}, "top_k: 0 speakers"),
+        ({"audio": b"x", "explain": Explain(stages=("s5",))}, "stage: 's5' is none of s1, s2, s3, s4, fused"),  # type: ignore[arg-type]
+        ({"audio": b"x", "explain": Explain(resolution="raw")}, "resolution: 'raw'"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_makes_no_request_is_refused_before_it_is_sent(
+    client: SpeakerClient, stand_in: StandIn, arguments: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        client.identify(**arguments)  # type: ignore[arg-type]
+    assert stand_in.last is None
+
+
+def test_a_missing_file_is_an_os_error(client: SpeakerClient, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        client.identify(tmp_path / "none.wav")

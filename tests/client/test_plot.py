@@ -1,0 +1,110 @@
+"""The plot: what each panel shows, on which axes, and that a picture comes out."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from serving.client import Explain, Identification, SpeakerClient
+from serving.client.plot import Waveform, draw, read_waveform, save_plot
+
+from .stand_in import COLUMNS, SECONDS, VARIANTS, log_mel, mel_centres, saliency
+
+
+@pytest.fixture
+def result(client: SpeakerClient, flac: bytes) -> Identification:
+    return client.identify(flac, explain=True)
+
+
+def _panels(figure: mpl.figure.Figure) -> list[mpl.axes.Axes]:
+    """The panels from top to bottom, without the colour bars."""
+    return [axes for axes in figure.axes if axes.get_title(loc="left")]
+
+
+def test_one_panel_each_for_waveform_log_mel_and_every_variant(result: Identification, flac: bytes) -> None:
+    panels = _panels(draw("click.flac", result, read_waveform(flac)))
+    assert [panel.get_title(loc="left") for panel in panels] == [
+        "waveform",
+        "log-mel",
+        "clean@3: anna  40.0% (unknown: below the model's threshold)",
+        "da@3: anna  90.0%",
+        "act-da@3: anna  90.0%",
+    ]
+    np.testing.assert_array_equal(panels[1].images[0].get_array(), log_mel())
+    for panel, variant in zip(panels[2:], VARIANTS, strict=True):
+        np.testing.assert_array_equal(panel.images[0].get_array(), saliency(variant))
+        assert panel.images[0].get_clim() == (0.0, 1.0)
+
+
+def test_panels_share_seconds_and_kilohertz(result: Identification, flac: bytes) -> None:
+    figure = draw("click.flac", result, read_waveform(flac))
+    figure.draw_without_rendering()
+    panels = _panels(figure)
+    assert {panel.get_xlim() for panel in panels} == {(0.0, SECONDS)}
+    # One time is at one place: panels are equally wide, colour bars or not.
+    assert len({(round(panel.get_position().x0, 6), round(panel.get_position().x1, 6)) for panel in panels}) == 1
+    assert panels[-1].get_xlabel() == "time (s)"
+    spectral = panels[1:]
+    assert len({panel.get_ylim() for panel in spectral}) == 1
+    assert {panel.get_ylabel() for panel in spectral} == {"kHz"}
+    ticks = {label.get_text(): place for label, place in zip(spectral[0].get_yticklabels(), spectral[0].get_yticks())}  # noqa: B905
+    assert list(ticks) == ["0.25", "0.5", "1", "2", "4"]
+    # A tick stands where its frequency is in the image: between the rows whose centres enclose it.
+    left, right, bottom, top = spectral[0].images[0].get_extent()
+    for label, place in ticks.items():
+        row = (place - bottom) / (top - bottom) * 80 - 0.5
+        assert np.interp(row, range(80), mel_centres(80)) == pytest.approx(float(label) * 1000, rel=0.01)
+    assert (left, right) == pytest.approx((0.0075, 0.0075 + 0.01 * COLUMNS))
+
+
+def test_the_click_stands_out_where_it_is(result: Identification, flac: bytes) -> None:
+    """A single sample in 32,000 survives the drawing of 1,500 columns."""
+    path = _panels(draw("click.flac", result, read_waveform(flac)))[0].collections[0].get_paths()[0]
+    highest = path.vertices[np.argmax(path.vertices[:, 1])]  # type: ignore[index]
+    assert highest == pytest.approx([1.5, 0.9], abs=2e-3)
+
+
+def test_stages_with_their_own_target_say_so(client: SpeakerClient, flac: bytes) -> None:
+    asked = Explain(stages=("s1", "fused"), target="[bold]$x^$")
+    result = client.identify(flac, variants="da", top_k=1, explain=asked)
+    panels = _panels(draw("$name.flac", result, read_waveform(flac)))
+    rights = [panel.get_title(loc="right") for panel in panels[2:]]
+    assert rights == ["s1 saliency for [bold]$x^$", "fused saliency for [bold]$x^$"]
+
+
+def test_nothing_to_draw_is_refused(client: SpeakerClient, flac: bytes) -> None:
+    with pytest.raises(ValueError, match="ask for explain"):
+        draw("click.flac", client.identify(flac), read_waveform(flac))
+
+
+def test_a_silent_map_and_a_silent_waveform_draw(result: Identification) -> None:
+    for answer in result.answers:
+        assert answer.explanation is not None
+        answer.explanation.maps["fused"].values[:] = 0
+    panels = _panels(draw("silence", result, Waveform(np.zeros(32000, np.float32), 16000)))
+    assert all(np.all(panel.images[0].get_array() == 0) for panel in panels[2:])
+
+
+def test_the_picture(result: Identification, flac: bytes, tmp_path: Path) -> None:
+    """Each map's blob is bright in its own panel's place in the PNG, and the place around it is dark."""
+    path = tmp_path / "out.png"
+    save_plot(path, "click.flac", result, read_waveform(flac))
+    picture = imread(path)[..., :3].mean(axis=2)
+    figure = draw("click.flac", result, read_waveform(flac))
+    figure.draw_without_rendering()
+    height, width = picture.shape
+    for panel, variant in zip(_panels(figure)[2:], VARIANTS, strict=True):
+        values = saliency(variant)
+        row, column = map(int, np.unravel_index(values.argmax(), values.shape))
+        box = panel.get_position()
+
+        def shade(row: float, column: float, box: mpl.transforms.Bbox = box) -> float:
+            across = (0.0075 + 0.01 * (column + 0.5)) / SECONDS
+            x = box.x0 + box.width * across
+            y = box.y0 + box.height * (row + 0.5) / 80
+            return float(picture[int((1 - y) * height), int(x * width)])
+
+        assert shade(row, column) > 0.7
+        assert shade(row, (column + 90) % COLUMNS) < 0.1
