@@ -84,6 +84,7 @@ class Espeak:
         self._rate = self._library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, _BUFFER_MS, str(data).encode(), _DO_NOT_EXIT)
         if self._rate <= 0:
             raise UserError(f"{data}: espeak-ng does not start with the voices there")
+        self._library.espeak_ng_SetRandSeed(1)  # otherwise the clock seeds the noise of breathy voices
         self._chunks: list[NDArray[np.int16]] = []
         self._callback = _Callback(self._receive)  # kept: the library holds no reference
         self._library.espeak_SetSynthCallback(self._callback)
