@@ -1,0 +1,198 @@
+import re
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.toy import SPEAKERS, make_corpus, toy_config
+from training.audio import SAMPLE_RATE, read_audio
+from training.batches import Batch, BatchSource, ReadAhead, crop, draw_snr
+from training.config import Config, InterferenceConfig
+from training.dev import make_dev_set
+from training.errors import UserError
+from training.manifest import Clip, Corpus, write_corpus
+from training.objectives import VARIANTS
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return toy_config(tmp_path_factory.mktemp("config"))
+
+
+def source(corpus: Corpus, config: Config, variant: str) -> BatchSource:
+    return BatchSource(corpus, config, VARIANTS[variant], CPU)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_batch_depends_on_seed_and_step_alone(corpus: Corpus, config: Config, variant: str) -> None:
+    one, other = source(corpus, config, variant), source(corpus, config, variant)
+    other.batch(0)
+    other.batch(7)
+    first, second = one.batch(4), other.batch(4)
+    assert torch.equal(first.audio, second.audio)
+    assert torch.equal(first.labels, second.labels)
+    assert first.names == second.names
+    assert not torch.equal(first.audio, one.batch(5).audio)
+    assert not torch.equal(first.audio, source(corpus, replace(config, seed=4), variant).batch(4).audio)
+
+
+def test_crops_are_drawn_afresh_and_are_what_the_files_hold(corpus: Corpus, config: Config) -> None:
+    clean = source(corpus, config, "clean")
+    files = {clip.path.name: read_audio(clip.path) for clip in corpus.utterances("train")}
+    seen = set()
+    for step in range(20):
+        batch = clean.batch(step)
+        for audio, name, label in zip(batch.audio.numpy(), batch.names, batch.labels.tolist(), strict=True):
+            file, start = re.fullmatch(r"(.+) at ([\d.]+) s", name).groups()  # type: ignore[union-attr]
+            assert file.startswith(SPEAKERS[label])
+            near = round(float(start) * SAMPLE_RATE)
+            windows = np.lib.stride_tricks.sliding_window_view(files[file], len(audio))
+            assert any(np.array_equal(window, audio) for window in windows[max(0, near - 100) : near + 100])
+            seen.add(name)
+    assert len(seen) > 100  # of 120 crops, hardly any twice
+
+
+def test_speakers_are_balanced(corpus: Corpus, config: Config) -> None:
+    for step in range(5):
+        assert Counter(source(corpus, config, "da-2x").batch(step).labels.tolist()) == {0: 4, 1: 4, 2: 4}
+
+
+def test_pairs_hold_each_crop_clean_and_corrupted(corpus: Corpus, config: Config) -> None:
+    clean = source(corpus, config, "clean").batch(3)
+    for variant in ("act-da", "da-pair"):
+        pairs = source(corpus, config, variant)
+        batch = pairs.batch(3)
+        assert len(batch.audio) == pairs.rows == 12
+        assert torch.equal(batch.audio[:6], clean.audio)
+        assert torch.equal(batch.labels, clean.labels.repeat(2))
+        assert (batch.audio[6:] != clean.audio).any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    ("variant", "share", "copies"), [("da", 0.5, 3), ("da-2x", 0.25, 3), ("da", 0, 0), ("da", 1, 6)]
+)
+def test_a_share_of_the_crops_is_corrupted(
+    corpus: Corpus, config: Config, variant: str, share: float, copies: int
+) -> None:
+    mixed = replace(config, interference=replace(config.interference, share=share))
+    batch = source(corpus, mixed, variant).batch(2)
+    alone = source(corpus, replace(config, data=replace(config.data, batch_size=len(batch.audio))), "clean").batch(2)
+    changed = (batch.audio != alone.audio).any(dim=1)
+    assert int(changed.sum()) == copies
+    assert torch.equal(batch.labels, alone.labels)
+    assert [" dB" in name for name in batch.names] == changed.tolist()
+
+
+def test_snr_is_uniform_within_its_kinds_range() -> None:
+    config = InterferenceConfig(snr_db={"noise": (-5.0, 20.0), "reverb": (3.0, 3.0)})
+    drawn = draw_snr(["noise"] * 4000 + ["reverb"] * 2, config, np.random.default_rng(0))
+    assert drawn[4000:].tolist() == [3.0, 3.0]
+    counts, _ = np.histogram(drawn[:4000], bins=5, range=(-5.0, 20.0))
+    assert counts.sum() == 4000
+    assert counts.min() > 700
+
+
+def test_a_short_utterance_is_repeated_from_a_random_place(corpus: Corpus) -> None:
+    clip = corpus.utterances("train")[0]
+    whole = read_audio(clip.path)
+    audio, start = crop(clip, 40_000, np.random.default_rng(1))
+    place = round(start * SAMPLE_RATE)
+    assert 0 < place < len(whole)
+    np.testing.assert_array_equal(audio, np.tile(np.concatenate([whole[place:], whole[:place]]), 3)[:40_000])
+
+
+def test_a_clip_within_a_file_is_not_left(corpus: Corpus) -> None:
+    whole = corpus.utterances("train")[0]
+    part = replace(whole, start=0.25, duration=0.5)
+    rng = np.random.default_rng(2)
+    starts = [crop(part, 4800, rng)[1] for _ in range(50)]
+    assert min(starts) >= 0
+    assert max(starts) <= 0.2 + 1e-9
+    assert max(starts) - min(starts) > 0.15
+
+
+def test_a_corpus_without_the_wanted_interference_is_refused(tmp_path: Path, config: Config) -> None:
+    bare = make_corpus(tmp_path / "corpus", interference=False)
+    noise_only = replace(config, interference=InterferenceConfig(snr_db={"noise": (0.0, 5.0)}))
+    with pytest.raises(UserError, match=r"no training interference of the configured kinds \(noise\)"):
+        source(bare, noise_only, "da")
+    assert source(bare, noise_only, "clean").kinds == ()
+    assert source(bare, config, "da").kinds == ("speaker",)  # what it can supply of what is configured
+
+
+def test_a_speaker_without_training_data_is_named(corpus: Corpus, config: Config, tmp_path: Path) -> None:
+    def keep(clip: Clip) -> bool:
+        return clip.speaker != "bob" or clip.split == "test"
+
+    other = write_corpus(tmp_path, [clip for clip in corpus.clips if keep(clip)])
+    with pytest.raises(UserError, match="no train utterance of bob"):
+        source(other, config, "clean")
+
+
+def test_the_dev_set_is_the_same_whatever_the_seed(corpus: Corpus, config: Config) -> None:
+    one, other = make_dev_set(corpus, config), make_dev_set(corpus, replace(config, seed=99))
+    assert one is not None
+    assert other is not None
+    assert one.corrupted is not None
+    assert other.corrupted is not None
+    assert torch.equal(one.clean, other.clean)
+    assert torch.equal(one.corrupted, other.corrupted)
+    assert (one.corrupted != one.clean).any(dim=1).all()
+    assert sorted(one.labels.tolist()) == [0, 0, 1, 1, 2, 2]
+
+
+def number(step: int) -> Batch:
+    return Batch(torch.zeros(1), torch.tensor([step]), ())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_reading_ahead_keeps_the_order(threads: int) -> None:
+    def slow_if_even(step: int) -> Batch:
+        time.sleep(0.01 if step % 2 == 0 else 0)
+        return number(step)
+
+    with ReadAhead(slow_if_even, 5, 15, ahead=4, threads=threads) as batches:
+        assert [(step, batch.labels.item()) for step, batch in batches] == [(step, step) for step in range(5, 15)]
+
+
+def test_reading_ahead_overlaps_and_is_bounded() -> None:
+    made: list[int] = []
+    third = threading.Event()
+
+    def make(step: int) -> Batch:
+        made.append(step)
+        if step == 3:
+            third.set()
+        return number(step)
+
+    with ReadAhead(make, 0, 100, ahead=3, threads=1) as batches:
+        iterator = iter(batches)
+        next(iterator)
+        assert third.wait(5)  # made although nobody asked for it
+        time.sleep(0.05)
+        assert made == [0, 1, 2, 3]
+
+
+def test_an_error_is_raised_at_its_step() -> None:
+    def make(step: int) -> Batch:
+        if step == 2:
+            raise UserError("broken file")
+        return number(step)
+
+    seen = []
+    with pytest.raises(UserError, match="broken file"), ReadAhead(make, 0, 9, ahead=4, threads=2) as batches:
+        for step, _ in batches:
+            seen.append(step)
+    assert seen == [0, 1]

@@ -1,0 +1,104 @@
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from tests.training.toy import TOY_CONFIG, write_config
+from training.config import Activation, InterferenceKind, dump_config, load_config, parse_config
+from training.errors import UserError
+from training.mixing import KINDS
+from training.network import STAGES
+
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_configuration_survives_being_written_and_read(path: Path) -> None:
+    config = load_config(path)
+    assert parse_config(dump_config(config), "copy") == config
+
+
+def test_full_size_configuration_is_resnet34() -> None:
+    network = load_config(CONFIGS / "resnet34.yaml").network
+    assert (network.blocks, network.width, network.embedding, network.mel_bins) == ((3, 4, 6, 3), 32, 256, 80)
+
+
+def test_names_agree_with_the_modules_that_give_them_meaning() -> None:
+    assert get_args(InterferenceKind) == KINDS
+    assert set(STAGES) < set(get_args(Activation))
+
+
+def test_values_and_defaults(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path), ["optimiser.weight_decay=1e-3", "interference.snr_db={noise: [0, 5]}"])
+    assert config.network.blocks == (1, 1, 1, 1)
+    assert config.head.scale == 16.0
+    assert config.optimiser.weight_decay == 1e-3  # YAML 1.1 would call this a word
+    assert dict(config.interference.snr_db) == {"noise": (0.0, 5.0)}
+    assert config.objective.align == ("embedding",)
+    assert config.objective.clean_gradient is False
+
+
+WRONG = [
+    ("updates: 6", "updats: 6", 6, 'unknown key "updats" in the file (did you mean "updates"?)'),
+    ("  width: 2", "  width: two", 3, "width must be a whole number, not two"),
+    ("  width: 2", "  width: 2.5", 3, "width must be a whole number, not 2.5"),
+    ("  width: 2", "  width: 0", 3, "width must be a whole number, at least 1, not 0"),
+    ("  width: 2", "  width: [2]", 3, "width must be a whole number, not a section or list"),
+    ("  blocks: [1, 1, 1, 1]", "  blocks: [1, 1, 1]", 2, "blocks must be a list of 4 values"),
+    ("  blocks: [1, 1, 1, 1]", "  blocks: [1, 1, 1, x]", 2, "each of blocks must be a whole number, not x"),
+    ("  embedding: 8\n", "", 2, 'the key "embedding" is missing in network'),
+    ("  embedding: 8", "  embedding: 8\n  embedding: 9", 5, 'the key "embedding" is given twice in network'),
+    ("kind: aam", "kind: arc", 8, "kind must be one of aam, softmax, not arc"),
+    ("margin: 0.1", "margin: .nan", 8, "margin must be a number"),
+    ("margin: 0.1", "margin_from: 0.9", 8, "margin_until (0.5) must not be below margin_from (0.9)"),
+    ("head: {kind: aam, scale: 16, margin: 0.1}", "head: aam", 8, "head must be a section of keys: kind, scale"),
+    ("updates: 6", "updates: 6\nobjective: {clean_gradient: 1}", 7, "clean_gradient must be true or false, not 1"),
+    ("updates: 6", "updates: 6\nobjective: {align: [s1, s5]}", 7, "each of align must be one of s1, s2, s3, s4"),
+    ("updates: 6", "updates: 6\nobjective: {align: [s1, s1]}", 7, "align must list at least one activation, and none"),
+    ("updates: 6", "updates: 6\ninterference:\n  snr_db: {nose: [0, 1]}", 8, 'unknown key "nose" in snr_db'),
+    ("updates: 6", "updates: 6\ninterference:\n  snr_db: {noise: [1, 0]}", 8, "snr_db.noise must be [lowest, highest]"),
+    ("updates: 6", "updates: 6\ninterference: {snr_db: {}}", 7, "snr_db must list at least one kind"),
+    ("updates: 6", "updates: 6\ninterference: {share: 1.5}", 7, "share must be a number, at least 0 and at most 1"),
+    ("updates: 6", "updates: {6: 1", 7, "not valid YAML"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "line", "message"), WRONG, ids=[row[1].strip()[:30] for row in WRONG])
+def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, right: str, wrong: str, line: int, message: str) -> None:
+    assert right in TOY_CONFIG
+    path = write_config(tmp_path, TOY_CONFIG.replace(right, wrong))
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert str(error.value).startswith(f"{path}, line {line}: ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimiser.learning_rat=1", 'unknown key "learning_rat" in optimiser (did you mean "learning_rate"?)'),
+        ("network.width=-1", "width must be a whole number, at least 1, not -1"),
+        ("network.width.x=1", '"x" cannot be set inside a single value'),
+        ("updates", "expected section.key=value"),
+        ("updates=", "no value after the equals sign"),
+        ("updates=[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(write_config(tmp_path), [override])
+    assert f"--set {override}" in str(error.value)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"- 1\n- 2\n", b"just words\n"])
+def test_what_is_not_a_configuration_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.yaml"):
+        load_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml: not a readable configuration"):
+        load_config(tmp_path / "nowhere.yaml")
