@@ -13,13 +13,16 @@ from training.errors import UserError
 SAMPLE_RATE = 16_000
 
 
-def read_audio(path: Path, start: float = 0.0, duration: float | None = None) -> NDArray[np.float32]:
+def read_audio(
+    path: Path, start: float = 0.0, duration: float | None = None, channel: int | None = None
+) -> NDArray[np.float32]:
     """Read a stretch of a file as 16 kHz mono: seeks, averages the channels, resamples.
 
     Args:
         path: any file that libsndfile reads.
         start: where to begin, in seconds.
         duration: seconds to read; None reads to the end. A file that ends sooner gives what it has.
+        channel: the one to take; None takes the mean of all.
 
     Returns:
         The samples [N] in [-1, 1]; N is `duration` x 16000, rounded, where the file is long enough.
@@ -35,9 +38,10 @@ def read_audio(path: Path, start: float = 0.0, duration: float | None = None) ->
                 raise UserError(f"{path}: ends at {file.frames / rate:g} s, but is to be read from {start:g} s")
             file.seek(first)
             frames = -1 if duration is None else round(duration * rate)
-            samples: NDArray[np.float32] = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+            channels: NDArray[np.float32] = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
+    samples = channels.mean(axis=1) if channel is None else np.ascontiguousarray(channels[:, channel])
     if not np.isfinite(samples).all():
         raise UserError(f"{path}: holds samples that are NaN or infinite")
     if rate != SAMPLE_RATE:
@@ -64,11 +68,12 @@ def audio_seconds(path: Path) -> float:
 
 
 class AudioHeader(NamedTuple):
-    """What a file says about itself: samples a second, channels, container ("WAV", "FLAC", …) and length."""
+    """What a file says about itself; container and encoding as libsndfile names them, such as "OGG" and "VORBIS"."""
 
     rate: int
     channels: int
     container: str
+    encoding: str
     seconds: float
 
 
@@ -84,7 +89,7 @@ def audio_header(path: Path) -> AudioHeader:
         raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
     if info.frames <= 0:
         raise UserError(f"{path}: holds no audio")
-    return AudioHeader(info.samplerate, info.channels, info.format, info.frames / info.samplerate)
+    return AudioHeader(info.samplerate, info.channels, info.format, info.subtype, info.frames / info.samplerate)
 
 
 def _reason(error: Exception) -> str:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from training.manifest import Kind
 from training.prepare.demo import DemoSettings, prepare_demo
 from training.prepare.demo_voices import SPEAKERS
+from training.prepare.folder import FolderSettings, prepare_folder
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -14,6 +16,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser("prepare", help="make a corpus: audio files and one manifest", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_folder(commands)
 
 
 def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -48,4 +51,56 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _run_demo(arguments: argparse.Namespace) -> int:
     settings = DemoSettings(arguments.speakers, arguments.utterances_per_speaker, arguments.seed)
     prepare_demo(arguments.out, settings, Console())
+    return 0
+
+
+_INTERFERENCE: dict[str, tuple[Kind, str]] = {
+    "noise": ("noise", "noises"),
+    "music": ("music", "music"),
+    "interfering_speech": ("speech", "talkers other than the speakers, for babble and for a second voice"),
+    "rir": ("rir", "room impulse responses"),
+}
+
+
+def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "folder",
+        help="take one's own speakers and interference from folders",
+        description="Every speaker's files, and the files of every kind of interference, are shared out to train, dev "
+        "and test at random. 16 kHz mono WAV and FLAC files stay where they are; all others (any format that "
+        "libsndfile reads, any rate) are converted.",
+    )
+    parser.add_argument("--speech", type=Path, required=True, metavar="DIR", help="holds a folder for each speaker")
+    for name, (_, what) in _INTERFERENCE.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="DIR", help=f"{what}; may be nested")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the corpus, missing or empty"
+    )
+    parser.add_argument(
+        "--min-seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="join consecutive clips of a speaker into utterances of at least this long (default: leave clips alone)",
+    )
+    for name in ("dev", "test"):
+        default = getattr(FolderSettings, name)
+        parser.add_argument(
+            f"--{name}", type=float, default=default, metavar="SHARE", help=f"share for {name} (default: %(default)s)"
+        )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the splits (default: %(default)s)")
+    parser.set_defaults(run=_run_folder)
+
+
+def _run_folder(arguments: argparse.Namespace) -> int:
+    given = {kind: getattr(arguments, name) for name, (kind, _) in _INTERFERENCE.items()}
+    settings = FolderSettings(
+        speech=arguments.speech,
+        interference={kind: folder for kind, folder in given.items() if folder is not None},
+        min_seconds=arguments.min_seconds,
+        dev=arguments.dev,
+        test=arguments.test,
+        seed=arguments.seed,
+    )
+    prepare_folder(arguments.out, settings, Console())
     return 0

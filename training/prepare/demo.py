@@ -1,7 +1,6 @@
 """The demo corpus: synthetic speakers, voices in the background, noises, music and rooms, made from a seed."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from rich.progress import track
 from training.audio import SAMPLE_RATE, write_audio
 from training.errors import UserError
 from training.manifest import Clip, Kind, Split, load_corpus, write_corpus
+from training.prepare.building import building, is_free
 from training.prepare.demo_interference import NOISES, make_music, make_noise, make_room
 from training.prepare.demo_voices import OUTSIDERS, SPEAKERS, Line, distinct_voices, speak, vary
 from training.prepare.espeak import Voice
@@ -47,32 +47,24 @@ class DemoSettings:
 def prepare_demo(out: Path, settings: DemoSettings, console: Console) -> None:
     """Make the demo corpus in `out`, or say that it is already there.
 
-    It is made beside `out` and moved there when it is done, so that a half-made one is never taken for whole.
-
     Raises:
         UserError: `out` holds something else, the voices are not installed, or too few of them differ.
     """
     _check_settings(settings)
     if _is_made(out, settings):
-        console.print(f"{out}: the corpus made with the same settings is reused")
+        console.print(f"{out}: the corpus made with the same settings is reused", soft_wrap=True, markup=False)
         return
     begin = time.monotonic()
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    clips = [
-        *_synthesise_speech(unfinished, settings, console),
-        *_synthesise_interference(unfinished, settings, console),
-    ]
-    corpus = write_corpus(unfinished, clips)
-    (unfinished / RECORD).write_text(json.dumps(asdict(settings), indent=2) + "\n")
-    if out.exists():
-        out.rmdir()  # empty, or _is_made would have complained
-    unfinished.rename(out)
+    with building(out) as folder:
+        clips = [*_synthesise_speech(folder, settings, console), *_synthesise_interference(folder, settings, console)]
+        corpus = write_corpus(folder, clips)
+        (folder / RECORD).write_text(json.dumps(asdict(settings), indent=2) + "\n")
     utterances = sum(len(corpus.utterances(split)) for split in _SPLITS)
     console.print(
         f"{out}: {len(corpus.speakers)} speakers, {utterances} utterances, "
-        f"{len(clips) - utterances} files of interference, in {time.monotonic() - begin:.1f} s"
+        f"{len(clips) - utterances} files of interference, in {time.monotonic() - begin:.1f} s",
+        soft_wrap=True,
+        markup=False,
     )
 
 
@@ -93,7 +85,7 @@ def _check_settings(settings: DemoSettings) -> None:
 
 def _is_made(out: Path, settings: DemoSettings) -> bool:
     """Whether `out` is the finished corpus; an error if it is anything else than missing or empty."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_free(out):
         return False
     try:
         found = json.loads((out / RECORD).read_text())
