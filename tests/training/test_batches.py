@@ -12,7 +12,7 @@ import torch
 from tests.training.toy import SPEAKERS, make_corpus, toy_config
 from training.audio import SAMPLE_RATE, read_audio
 from training.batches import Batch, BatchSource, ReadAhead, crop, draw_snr
-from training.config import Config, InterferenceConfig
+from training.config import Config, InterferenceConfig, InterferenceKind
 from training.dev import make_dev_set
 from training.errors import UserError
 from training.manifest import Clip, Corpus, write_corpus
@@ -97,7 +97,8 @@ def test_a_share_of_the_crops_is_corrupted(
 
 def test_snr_is_uniform_within_its_kinds_range() -> None:
     config = InterferenceConfig(snr_db={"noise": (-5.0, 20.0), "reverb": (3.0, 3.0)})
-    drawn = draw_snr(["noise"] * 4000 + ["reverb"] * 2, config, np.random.default_rng(0))
+    kinds: tuple[InterferenceKind, ...] = ("noise",) * 4000 + ("reverb",) * 2
+    drawn = draw_snr(kinds, config, np.random.default_rng(0))
     assert drawn[4000:].tolist() == [3.0, 3.0]
     counts, _ = np.histogram(drawn[:4000], bins=5, range=(-5.0, 20.0))
     assert counts.sum() == 4000

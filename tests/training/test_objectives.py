@@ -45,6 +45,11 @@ def test_distance_ignores_scale_and_vanishes_on_equals(kind: Distance) -> None:
     assert distance(clean, 7 * clean, kind).abs().max() < 1e-5
 
 
+def halves(rows: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    clean, copy = rows.detach().double().chunk(2)
+    return clean.numpy(), copy.numpy()
+
+
 def activations(seed: int = 0) -> Activations:
     generator = torch.Generator().manual_seed(seed)
 
@@ -72,7 +77,7 @@ def test_gradient_reaches_the_clean_side_only_if_asked(clean_gradient: bool) -> 
 def test_alignment_is_the_mean_over_the_chosen_activations() -> None:
     given = activations()
     chosen = {"s1": given.stages[0], "s4": given.stages[3], "statistics": given.statistics}
-    by_hand = np.mean([written_out(*np.split(t.detach().double().numpy(), 2), "l1") for t in chosen.values()], axis=0)
+    by_hand = np.mean([written_out(*halves(t), "l1") for t in chosen.values()], axis=0)
     computed = align(given, ObjectiveConfig(align=("s1", "s4", "statistics"), distance="l1"))
     np.testing.assert_allclose(computed.detach().numpy(), by_hand, rtol=1e-5)
 
@@ -91,7 +96,7 @@ def test_loss_is_cross_entropy_of_all_rows_plus_weighted_alignment(network: Spea
     scores = network.logits(embedding).detach().double().numpy()
     log_softmax = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
     cross_entropy = -log_softmax[np.arange(6), labels]
-    pairs = written_out(*np.split(embedding.detach().double().numpy(), 2), "mse")
+    pairs = written_out(*halves(embedding), "mse")
     np.testing.assert_allclose(loss.cross_entropy.detach().numpy(), cross_entropy, rtol=1e-4)
     np.testing.assert_allclose(loss.alignment.detach().numpy(), pairs, rtol=1e-4)
     assert loss.total.item() == pytest.approx(cross_entropy.mean() + 3.0 * np.mean(pairs), rel=1e-4)

@@ -1,0 +1,120 @@
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.toy import SPEAKERS, make_corpus, toy_config
+from training import checkpoint as module
+from training.checkpoint import CHECKPOINT, code_revision, load_run, read_checkpoint, write_checkpoint
+from training.errors import UserError
+from training.loop import Trainer
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    return Trainer(toy_config(folder), "act-da", make_corpus(folder / "corpus"), torch.device("cpu"))
+
+
+@pytest.fixture
+def run(trainer: Trainer, tmp_path: Path) -> Path:
+    write_checkpoint(tmp_path, trainer.checkpoint(6))
+    return tmp_path
+
+
+def test_a_run_is_loaded_as_it_was_saved(trainer: Trainer, run: Path) -> None:
+    loaded = load_run(run)
+    assert (loaded.variant, loaded.speakers, loaded.step, loaded.finished) == ("act-da", SPEAKERS, 6, True)
+    assert loaded.config == trainer.config
+    assert loaded.corpus.is_absolute()
+    assert (loaded.corpus / "manifest.jsonl").is_file()
+    assert len(loaded.corpus_digest) == 64
+    assert not loaded.network.training
+    audio = torch.randn(2, 4800)
+    trainer.network.eval()
+    assert torch.equal(loaded.network(audio)[0], trainer.network(audio)[0])
+    trainer.network.train()
+
+
+def test_a_run_without_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no checkpoint\.pt there; `python -m training fit"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+def test_a_damaged_checkpoint_is_refused(run: Path, keep: float) -> None:
+    content = (run / CHECKPOINT).read_bytes()
+    size = int(keep * len(content)) if keep < 1 else int(keep)
+    (run / CHECKPOINT).write_bytes(content[:size])
+    with pytest.raises(UserError, match=r"checkpoint\.pt: damaged, or not a checkpoint"):
+        load_run(run)
+
+
+@pytest.mark.parametrize("foreign", [{"state_dict": {}}, [1, 2], torch.zeros(3)], ids=["dictionary", "list", "tensor"])
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path, foreign: object) -> None:
+    torch.save(foreign, tmp_path / CHECKPOINT)
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        load_run(tmp_path)
+
+
+class Evil:
+    """Pickles to a command."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
+    torch.save({"network": Evil(tmp_path / "pwned")}, tmp_path / CHECKPOINT)
+    with pytest.raises(UserError, match="damaged, or not a checkpoint"):
+        load_run(tmp_path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_weights_that_do_not_fit_are_refused(trainer: Trainer, run: Path) -> None:
+    saved = trainer.checkpoint(6)
+    saved["speakers"] = [*saved["speakers"], "one too many"]
+    write_checkpoint(run, saved)
+    with pytest.raises(UserError, match="its weights do not fit its own configuration"):
+        load_run(run)
+
+
+def test_another_format_is_refused(trainer: Trainer, run: Path) -> None:
+    saved = trainer.checkpoint(6)
+    saved["format"] = 99
+    write_checkpoint(run, saved)
+    with pytest.raises(UserError, match="has format 99, this version reads 1"):
+        load_run(run)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(trainer: Trainer, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_halfway(content: object, file: object) -> None:
+        file.write(b"half a checkpoint")  # type: ignore[attr-defined]
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", break_halfway)
+    with pytest.raises(OSError, match="disk full"):
+        write_checkpoint(run, trainer.checkpoint(7))
+    monkeypatch.undo()
+    assert read_checkpoint(run)["step"] == 6
+    assert [path.name for path in run.iterdir()] == [CHECKPOINT]
+
+
+def test_the_code_is_named_by_its_checkout() -> None:
+    root = Path(module.__file__).parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("not a checkout")
+    head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    tagged = subprocess.run(["git", "-C", str(root), "tag"], capture_output=True, text=True, check=True).stdout.strip()
+    assert tagged or code_revision.__wrapped__().startswith(head.stdout[:7])
+
+
+def test_outside_a_checkout_the_version_names_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "training" / "checkpoint.py"))
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} 9.9")
+    assert code_revision.__wrapped__() == "speakerlens 9.9"

@@ -1,0 +1,85 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training.toy import TOY_CONFIG, make_corpus, write_config
+from training.cli import COMMANDS, main
+
+
+def test_help_lists_every_command_without_loading_torch() -> None:
+    program = (
+        "import sys; from training.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_fit_explains_its_options_and_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("--config", "--variant", "--corpus", "--out", "--device", "--seed", "--updates", "--set", "da-pair"):
+        assert word in text
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"python -m training {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--config": "{tmp}/none.yaml"}, "none.yaml: not a readable configuration"),
+        ({"--corpus": "{tmp}/none"}, "none: no manifest.jsonl to read"),
+        ({"--updates": "0"}, "updates must be a whole number, at least 1, not 0"),
+        ({"--seed": "x"}, "seed must be a whole number, not x"),
+        ({"--set": "optimizer.kind=sgd"}, 'unknown key "optimizer" in the file (did you mean "optimiser"?)'),
+        ({"--device": "cuda"}, "--device cuda: torch finds no CUDA device here"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, str],
+    message: str,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    make_corpus(tmp_path / "corpus", seconds=0.1, interference=False)
+    options = {
+        "--config": str(write_config(tmp_path, TOY_CONFIG)),
+        "--variant": "clean",
+        "--corpus": str(tmp_path / "corpus"),
+        "--out": str(tmp_path / "run"),
+    }
+    options |= {key: value.format(tmp=tmp_path) for key, value in changes.items()}
+    assert main(["fit", *(word for option in options.items() for word in option)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(module: str) -> None:
+        raise ModuleNotFoundError(f"No module named 'torch' (for {module})", name="torch")
+
+    monkeypatch.setattr("importlib.import_module", refuse)
+    assert main(["fit", "--help"]) == 2
+    assert capsys.readouterr().err == "error: torch is not installed; training needs pip install 'speakerlens[train]'\n"
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fot"])
+    assert end.value.code == 2
+    assert "fot" in capsys.readouterr().err

@@ -1,0 +1,278 @@
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.training.toy import make_corpus, toy_config, write_config
+from training.batches import Batch, BatchSource
+from training.checkpoint import load_run, read_checkpoint
+from training.cli import main
+from training.config import Config, HeadConfig, OptimiserConfig, load_config
+from training.errors import UserError
+from training.fit import fit
+from training.loop import DivergedError, Trainer, learning_rate_at, make_optimiser, margin_at
+from training.manifest import Corpus
+from training.objectives import VARIANTS
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return toy_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus: Corpus, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    assert fit(config, "act-da", corpus, out, CPU) == 0
+    return out
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    def compare(a: Any, b: Any, where: str) -> None:
+        if isinstance(a, torch.Tensor):
+            assert torch.equal(a, b), where
+        elif isinstance(a, dict):
+            assert a.keys() == b.keys(), where
+            for key in a:
+                compare(a[key], b[key], f"{where}.{key}")
+        else:
+            assert a == b, where
+
+    first, second = read_checkpoint(one), read_checkpoint(other)
+    for part in ("step", "network", "optimiser", "random"):
+        compare(first[part], second[part], part)
+
+
+def log_lines(run: Path, event: str) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [record for record in records if record["event"] == event]
+
+
+def test_a_run_repeats_bit_for_bit(uninterrupted: Path, corpus: Corpus, config: Config, tmp_path: Path) -> None:
+    fit(config, "act-da", corpus, tmp_path, CPU)
+    assert_same_state(uninterrupted, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["seed", "variant"])
+def test_seed_and_variant_change_the_weights(
+    uninterrupted: Path, corpus: Corpus, config: Config, tmp_path: Path, change: str
+) -> None:
+    other = replace(config, seed=4) if change == "seed" else config
+    fit(other, "da-pair" if change == "variant" else "act-da", corpus, tmp_path, CPU)
+    weights = [read_checkpoint(run)["network"]["encoder.seg_1.weight"] for run in (uninterrupted, tmp_path)]
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(
+    corpus: Corpus, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    chosen = replace(config, optimiser=OptimiserConfig(kind="sgd" if kind == "sgd" else "adamw", learning_rate=0.01))
+    fit(chosen, "act-da", corpus, tmp_path / "whole", CPU)
+    original = Trainer.update
+
+    def die_in_update_4(self: Trainer, step: int, batch: Batch) -> object:
+        if step == 3:
+            raise KeyboardInterrupt
+        return original(self, step, batch)
+
+    monkeypatch.setattr(Trainer, "update", die_in_update_4)
+    with pytest.raises(KeyboardInterrupt):
+        fit(chosen, "act-da", corpus, tmp_path / "broken", CPU)
+    monkeypatch.undo()
+    assert read_checkpoint(tmp_path / "broken")["step"] == 2  # written at intervals of 2; update 3 is lost
+    torch.rand(100)  # whatever else this process does with torch's generator
+    assert fit(chosen, "act-da", corpus, tmp_path / "broken", CPU) == 0
+    assert_same_state(tmp_path / "whole", tmp_path / "broken")
+
+    def figures(run: Path) -> list[dict[str, Any]]:
+        timing = ("time", "utterances_per_second")
+        return [{k: v for k, v in line.items() if k not in timing} for line in log_lines(run, "update")]
+
+    assert figures(tmp_path / "whole") == figures(tmp_path / "broken")
+
+
+def test_a_finished_run_says_so(
+    uninterrupted: Path, corpus: Corpus, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (uninterrupted / "checkpoint.pt").stat().st_mtime_ns
+    assert fit(config, "act-da", corpus, uninterrupted, CPU) == 0
+    assert "act-da is trained already, 6 updates" in capsys.readouterr().out
+    assert (uninterrupted / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+def test_a_run_folder_of_something_else_is_refused(
+    uninterrupted: Path, corpus: Corpus, config: Config, tmp_path: Path
+) -> None:
+    other_corpus = make_corpus(tmp_path, seconds=0.9)
+    longer = replace(config, updates=7)
+    softmax = replace(config, seed=9, head=HeadConfig("softmax"))
+    for attempt, message in [
+        ((config, "da", corpus), "holds a run of variant act-da, not da; choose another --out"),
+        ((config, "act-da", other_corpus), "was trained on another corpus"),
+        ((longer, "act-da", corpus), "was trained with updates 6, not 7; choose"),
+        ((softmax, "act-da", corpus), "was trained with head.kind aam, not softmax, and 3 more values differ"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(message)):
+            fit(*attempt, uninterrupted, CPU)
+    assert read_checkpoint(uninterrupted)["step"] == 6
+
+
+def test_what_is_logged(uninterrupted: Path, config: Config) -> None:
+    (start,) = log_lines(uninterrupted, "start")
+    assert start["variant"] == "act-da"
+    assert start["interference"] == ["noise", "speaker", "reverb"]  # three speakers are too few for babble
+    updates = log_lines(uninterrupted, "update")
+    assert [line["step"] for line in updates] == [1, 2, 3, 4, 5, 6]
+    for index, line in enumerate(updates):
+        total = line["cross_entropy"] + config.objective.weight * line["alignment"]
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
+        assert line["learning_rate"] == pytest.approx(learning_rate_at(config.optimiser, index, 6))
+        assert line["margin"] == pytest.approx(margin_at(config.head, index, 6))
+        assert line["grad_norm"] > 0
+        assert line["alignment"] > 0
+        assert line["utterances_per_second"] > 0
+        assert 0 <= line["accuracy"] <= 100
+    dev = log_lines(uninterrupted, "dev")
+    assert [line["step"] for line in dev] == [3, 6]
+    assert all(0 <= line[condition] <= 100 for line in dev for condition in ("clean", "corrupted"))
+    board = EventAccumulator(str(uninterrupted / "tensorboard"))
+    board.Reload()
+    assert {"update/loss", "update/margin", "dev/clean", "dev/corrupted"} <= set(board.Tags()["scalars"])
+    logged = [event.value for event in board.Scalars("update/loss")]
+    assert logged == pytest.approx([line["loss"] for line in updates], rel=1e-6)
+
+
+def test_the_run_folder_can_be_loaded(uninterrupted: Path, config: Config, corpus: Corpus) -> None:
+    run = load_run(uninterrupted)
+    assert run.finished
+    assert run.corpus == corpus.root.resolve()
+    assert load_config(uninterrupted / "config.yaml") == config
+
+
+def test_training_learns(corpus: Corpus, config: Config, tmp_path: Path) -> None:
+    longer = replace(config, updates=60, intervals=replace(config.intervals, dev=60, checkpoint=60))
+    fit(longer, "da", corpus, tmp_path, CPU)
+    (dev,) = log_lines(tmp_path, "dev")
+    assert dev["clean"] == 100.0  # of three buzzes; chance is 33
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_trains(corpus: Corpus, config: Config, tmp_path: Path, variant: str) -> None:
+    short = replace(config, updates=2)
+    assert fit(short, variant, corpus, tmp_path, CPU) == 0
+    aligned = [line["alignment"] for line in log_lines(tmp_path, "update")]
+    assert all((value > 0) == (variant == "act-da") for value in aligned)
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
+    corpus: Corpus, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path)
+    wild = ["--set", "optimiser.learning_rate=1e30", "--set", "optimiser.warmup=0", "--set", "head.kind=softmax"]
+    where = ["--config", str(path), "--corpus", str(corpus.root), "--out", str(tmp_path / "run")]
+    assert main(["fit", "--variant", "da", *where, *wild]) == 2
+    message = capsys.readouterr().err
+    assert re.search(r"update 2: the cross-entropy is (nan|inf) for \w+-\d\.flac at [\d.]+ s", message)
+    assert f"{tmp_path / 'run' / 'checkpoint.pt'} still holds update 0" in message
+    saved = read_checkpoint(tmp_path / "run")
+    assert all(torch.isfinite(tensor).all() for tensor in saved["network"].values())
+
+
+def test_a_broken_waveform_is_named_among_the_rows_it_spoils(corpus: Corpus, config: Config) -> None:
+    trainer = Trainer(config, "clean", corpus, CPU)
+    batch = BatchSource(corpus, config, VARIANTS["clean"], CPU).batch(0)
+    batch.audio[4, 100] = math.nan
+    before = {name: tensor.clone() for name, tensor in trainer.network.named_parameters()}
+    with pytest.raises(DivergedError) as error:
+        trainer.update(0, batch)
+    assert str(error.value) == f"update 1: the cross-entropy is nan for {batch.names[4]}"
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.network.named_parameters())
+
+
+def test_learning_rate_schedule() -> None:
+    config = OptimiserConfig(learning_rate=1.0, final_learning_rate=0.01, warmup=0.2, decay="cosine")
+    rates = [learning_rate_at(config, step, 21) for step in range(21)]
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates[12] == pytest.approx(0.505)  # half way down
+    assert rates[20] == pytest.approx(0.01)
+    falling = replace(config, decay="exponential")
+    assert learning_rate_at(falling, 12, 21) == pytest.approx(0.1)  # the geometric mean
+    assert learning_rate_at(falling, 20, 21) == pytest.approx(0.01)
+    assert learning_rate_at(replace(config, decay="none"), 20, 21) == 1.0
+    assert learning_rate_at(replace(config, warmup=1.0), 20, 21) == 1.0
+
+
+def test_margin_schedule() -> None:
+    head = HeadConfig(margin=0.3, margin_from=0.2, margin_until=0.5)
+    margins = [margin_at(head, step, 10) for step in range(10)]
+    assert margins == pytest.approx([0, 0, 0, 0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3])
+    assert margin_at(replace(head, margin_from=0.0, margin_until=0.0), 0, 10) == 0.3
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_weight_decay_spares_biases_and_normalisation(corpus: Corpus, config: Config, kind: str) -> None:
+    network = Trainer(config, "clean", corpus, CPU).network
+    chosen = OptimiserConfig(kind="sgd" if kind == "sgd" else "adamw", weight_decay=0.1)
+    decayed = {id(p): g["weight_decay"] for g in make_optimiser(network, chosen).param_groups for p in g["params"]}
+    for name, parameter in network.named_parameters():
+        assert decayed[id(parameter)] == (0.0 if ".bn" in name or "bias" in name or "shortcut.1" in name else 0.1), name
+    assert len(decayed) == len(list(network.parameters()))
+
+
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(corpus: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = write_config(tmp_path)
+    steps: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        options = {"--config": config, "--variant": "da", "--corpus": corpus.root, "--out": out, "--updates": 100_000}
+        words = [str(word) for option in options.items() for word in option]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "training", "fit", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        done = steps[-1] if steps else 0
+        wait_for_update(process, out, done + 2)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, output
+        steps.append(read_checkpoint(out)["step"])
+        assert f"stopped after update {steps[-1]} of 100000; the same command goes on" in output
+    assert steps[1] > steps[0] > 0
+    logged = [line["step"] for line in log_lines(out, "update")]
+    assert logged == list(range(1, steps[1] + 1))
+    assert load_run(out).step == steps[1]
+
+
+def wait_for_update(process: "subprocess.Popen[str]", out: Path, step: int) -> None:
+    """Wait until a training process has logged an update."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        text = (out / "log.jsonl").read_text() if (out / "log.jsonl").exists() else ""
+        if f'"event": "update", "step": {step}' in text:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("no update within two minutes")
