@@ -15,10 +15,8 @@ def print_identification(name: str, result: Identification, out: TextIO) -> None
     """Print one file's answers: a block of rows per model, the best speaker first."""
     explained = any(answer.explanation for answer in result.answers)
     audio = result.audio
-    table = Table(
-        title=Text(f"{name}  ({audio.seconds:.2f} s, {audio.sample_rate} Hz, {_plural(audio.channels, 'channel')})"),
-        title_justify="left",
-    )
+    _print(Text(f"{name}  ({audio.seconds:.2f} s, {audio.sample_rate} Hz, {_plural(audio.channels, 'channel')})"), out)
+    table = Table()
     for heading in ("variant", "speaker"):
         table.add_column(heading, no_wrap=True)
     for heading in ("probability", "score"):
@@ -42,7 +40,8 @@ def print_identification(name: str, result: Identification, out: TextIO) -> None
 
 def print_catalogue(address: str, catalogue: Catalogue, out: TextIO) -> None:
     """Print the loaded models, a row each, and the server's limits."""
-    table = Table(title=Text(f"models at {address}"), title_justify="left")
+    _print(Text(f"models at {address}"), out)
+    table = Table()
     for heading in ("variant", "speakers", "stages", "rate", "revision"):
         table.add_column(heading, justify="right" if heading in ("speakers", "rate") else "left")
     for model in catalogue.models:

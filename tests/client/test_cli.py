@@ -1,9 +1,11 @@
 """The command `speakerlens` against the stand-in: as a process of its own, or in this one where that shows as much."""
 
+import importlib
 import json
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -278,3 +280,9 @@ def test_a_reader_that_has_had_enough_is_no_error(address: str, flac_file: Path)
     )
     done = subprocess.run(["bash", "-c", f"{command} | head -c 1"], capture_output=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == (b"{", b"")
+
+
+def test_the_console_script_is_this_command() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"]["speakerlens"].partition(":")
+    assert getattr(importlib.import_module(module), function) is main
