@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from training.frontend import LogMel, time_mask
 from training.heads import AAMHead
-from training.network import BasicBlock, SpeakerNetwork
+from training.network import BasicBlock, SpeakerNetwork, Tap
 
 
 class Prediction(NamedTuple):
@@ -44,15 +44,20 @@ class Explanation(NamedTuple):
 
 
 class FoldedBlock(nn.Module):
-    """A residual block without batch normalisation, and its gradient."""
+    """A residual block without batch normalisation, and its gradient.
+
+    `tap` says that a saliency map is taken at the block's input, its output, or (None) not here.
+    """
 
     stride: Final[int]
     projects: Final[bool]
-    ends_stage: Final[bool]
+    maps_input: Final[bool]
+    maps_output: Final[bool]
 
-    def __init__(self, block: BasicBlock, ends_stage: bool) -> None:
+    def __init__(self, block: BasicBlock, tap: Tap | None) -> None:
         super().__init__()
-        self.ends_stage = ends_stage
+        self.maps_input = tap == "last-block-input"
+        self.maps_output = tap == "stage-output"
         self.conv1 = _fold(block.conv1, block.bn1)
         self.conv2 = _fold(block.conv2, block.bn2)
         self.stride = block.conv1.stride[0]
@@ -100,8 +105,8 @@ class ExportedNetwork(nn.Module):
         self.front_end = LogMel(network.front_end.mel_bins)
         self.stem = _fold(encoder.conv1, encoder.bn1)
         self.blocks = nn.ModuleList(
-            FoldedBlock(block, ends_stage=i == len(layer) - 1)
-            for layer in encoder.layers
+            FoldedBlock(block, tap if i == len(layer) - 1 else None)
+            for layer, tap in zip(encoder.layers, encoder.taps, strict=True)
             for i, block in enumerate(layer)
             if isinstance(block, BasicBlock)
         )
@@ -156,13 +161,13 @@ class ExportedNetwork(nn.Module):
         position = len(outputs)
         for block in self.blocks_from_the_end:
             position -= 1
-            if block.ends_stage:
-                maps.append(F.relu((F.relu(gradient) * outputs[position]).sum(dim=1)))
-            # Below the first stage's output no map is wanted, and no gradient.
-            if len(maps) < 4:
-                x = inputs[position]
-                hidden, output = hiddens[position], outputs[position]
+            if block.maps_output:
+                maps.append(layercam(gradient, outputs[position]))
+            if len(maps) < 4:  # below the first stage's tap no gradient is wanted
+                x, hidden, output = inputs[position], hiddens[position], outputs[position]
                 gradient = block.gradient(gradient, hidden, output, x.shape[2], x.shape[3])  # type: ignore[operator]
+            if block.maps_input:
+                maps.append(layercam(gradient, inputs[position]))
         return Explanation(logits, embedding, features, target, maps[3], maps[2], maps[1], maps[0])
 
     def _embed(self, x: Tensor, columns: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,6 +200,11 @@ class ExportedNetwork(nn.Module):
         by_mean, by_deviation = by_mean.reshape(mean.shape), by_deviation.reshape(mean.shape)
         count = columns.to(x.dtype)[:, None, None, None]
         return by_mean / count + by_deviation / deviation * (x - mean) / (count - 1).clamp_min(1)
+
+
+def layercam(gradient: Tensor, activation: Tensor) -> Tensor:
+    """ReLU(sum over channels of ReLU(gradient) x activation), over axis 1 of [batch, channels, rows, columns]."""
+    return F.relu((F.relu(gradient) * activation).sum(dim=1))
 
 
 def _transposed_3x3(upstream: Tensor, weight: Tensor, stride: int, rows: int, columns: int) -> Tensor:

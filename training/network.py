@@ -9,7 +9,7 @@ convolutions' own zero padding looks like to an utterance that ends there. So it
 batched with.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from training.heads import make_head
 
 STAGES = ("s1", "s2", "s3", "s4")
 STRIDES = (1, 2, 4, 8)  # log-mel frames (and mel bins) per column (and row) of each stage
+
+Tap = Literal["stage-output", "last-block-input"]
+"""Which activation of a stage its saliency map is taken at."""
 
 
 class Activations(NamedTuple):
@@ -86,6 +89,19 @@ class ResNet(nn.Module):
     def layers(self) -> tuple[nn.ModuleList, ...]:
         """The blocks of each stage."""
         return tuple(getattr(self, f"layer{stage}") for stage in (1, 2, 3, 4))
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """Where each stage's saliency map is taken.
+
+        The gradient that comes back through a strided convolution has a 2x2 grid in it, as the authors of LayerCAM
+        warn; one block further down it is weaker (figures in `docs/decisions.md`). The last stage feeds no such
+        convolution, and a stage of one block has no other input than the stage before.
+        """
+        return tuple(
+            "last-block-input" if stage < len(STAGES) - 1 and len(blocks) > 1 else "stage-output"
+            for stage, blocks in enumerate(self.layers)
+        )
 
     def forward(self, features: Tensor, frames: Tensor, masked: bool) -> Activations:
         """Encode features [batch, mel, frames], `frames` [batch] of them valid; `masked` False says that all are."""

@@ -37,7 +37,7 @@ class Saliency(NamedTuple):
 def layercam(
     network: SpeakerNetwork, audio: Tensor, lengths: Tensor | None = None, target: Tensor | None = None
 ) -> Saliency:
-    """LayerCAM maps at the four stages: ReLU(sum over channels of ReLU(dy/dA) x A).
+    """LayerCAM maps at the taps of the four stages: ReLU(sum over channels of ReLU(dy/dA) x A).
 
     Args:
         network: in evaluation mode.
@@ -53,10 +53,14 @@ def layercam(
         predicted = logits.argmax(dim=1)
         target = predicted if target is None else torch.where(target < 0, predicted, target)
         score = logits.gather(1, target.unsqueeze(1)).sum()
-        gradients = torch.autograd.grad(score, activations.stages)
+        tapped = [
+            (activations.block_inputs if tap == "last-block-input" else activations.stages)[stage]
+            for stage, tap in enumerate(network.encoder.taps)
+        ]
+        gradients = torch.autograd.grad(score, tapped)
     maps = tuple(
         (gradient.relu() * activation).sum(dim=1).relu().detach()
-        for gradient, activation in zip(gradients, activations.stages, strict=True)
+        for gradient, activation in zip(gradients, tapped, strict=True)
     )
     return Saliency(
         target,

@@ -1,0 +1,221 @@
+"""Writing a model bundle: all that serving needs about one variant, verified, in one folder, at once or not at all."""
+
+import datetime
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonschema
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+from safetensors.torch import save_file
+
+from export import baseline, parity
+from export.calibration import METHOD, Calibration, calibrate
+from export.graph import ExportedNetwork
+from export.onnx_graphs import OPSET, GraphError, write_graphs
+from export.torchscript import write_torchscript
+from training.audio import SAMPLE_RATE, read_audio, write_audio
+from training.checkpoint import Run, code_revision, load_run
+from training.errors import UserError
+from training.frontend import FRAME_LENGTH, FRAME_SHIFT, HIGH_HZ, LOW_HZ
+from training.manifest import Clip, Corpus, load_corpus
+from training.network import STAGES, STRIDES
+
+SCHEMA_VERSION = 1
+MANIFEST, WEIGHTS, PARITY, BASELINE = "bundle.json", "weights.safetensors", "parity.json", "baseline.json"
+
+# Nine frames: the shortest audio with two columns at the last stage, without which there is no standard deviation.
+MIN_SAMPLES = FRAME_LENGTH + 8 * FRAME_SHIFT
+
+
+class ExportError(Exception):
+    """A bundle that cannot be written, because what was exported does not hold: the message says what."""
+
+
+class Written(NamedTuple):
+    """A bundle's folder, and whether it was there already."""
+
+    folder: Path
+    reused: bool
+
+
+def export_run(run_folder: Path, out: Path, progress: Progress) -> Written:
+    """Export a trained run as the next version of its variant.
+
+    Nothing is written if the newest version holds the same weights already. A failure leaves no trace under `out`.
+
+    Args:
+        run_folder: what `python -m training fit` made; its corpus must still be where it was.
+        out: the bundles; the new one becomes `<out>/<variant>/<version>`.
+        progress: shows the work.
+
+    Raises:
+        UserError: the run is unfinished, or its corpus is gone or another one.
+        ExportError: the exported graphs do not agree with the network, or are not fit for serving.
+    """
+    run = load_run(run_folder)
+    if not run.finished:
+        raise UserError(f"{run_folder}: stopped after {run.step} of {run.config.updates} updates; finish it with `fit`")
+    corpus = load_corpus(run.corpus)
+    if corpus.digest != run.corpus_digest:
+        raise UserError(
+            f"{run.corpus}: not the corpus that {run_folder} was trained on; its manifest has changed since"
+        )
+    versions = sorted(int(p.name) for p in (out / run.variant).glob("*") if re.fullmatch(r"[1-9]\d*", p.name))
+    with _staging(out / run.variant) as staging:
+        save_file({n: t.contiguous() for n, t in run.network.state_dict().items()}, staging / WEIGHTS)
+        newest = out / run.variant / str(versions[-1]) if versions else None
+        if newest and (newest / MANIFEST).is_file() and _digest(newest / WEIGHTS) == _digest(staging / WEIGHTS):
+            return Written(newest, reused=True)
+        version = versions[-1] + 1 if versions else 1
+        _fill(staging, run, corpus, version, progress)
+        folder = out / run.variant / str(version)
+        staging.rename(folder)
+    return Written(folder, reused=False)
+
+
+def choose_utterances(corpus: Corpus, count: int) -> list[Clip]:
+    """Evaluation utterances spread over the speakers; where the test split has too few, others join them."""
+    chosen: list[Clip] = []
+    for split in ("test", "dev", "train"):
+        clips = corpus.utterances(split)
+        wanted = min(count - len(chosen), len(clips))
+        chosen += [clips[i] for i in np.linspace(0, len(clips) - 1, wanted).astype(int)]
+    return chosen
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a bundle but its manifest, by the path within."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(folder).as_posix(): _digest(p) for p in files}
+
+
+def schema() -> dict[str, Any]:
+    """The schema of `bundle.json`."""
+    content: dict[str, Any] = json.loads((resources.files("protos") / "bundle.schema.json").read_text("utf-8"))
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON for people and programs."""
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _fill(folder: Path, run: Run, corpus: Corpus, version: int, progress: Progress) -> None:
+    """Write everything but the weights, which are there, into a bundle's folder."""
+    test = corpus.utterances("test")
+    evaluated = [test[i] for i in np.linspace(0, len(test) - 1, min(baseline.UTTERANCES, len(test))).astype(int)]
+    clips = choose_utterances(corpus, parity.UTTERANCES)
+    task = progress.add_task(run.variant, total=4 + parity.steps() + baseline.steps(corpus, evaluated))
+
+    def advance() -> None:
+        progress.advance(task)
+
+    calibration = calibrate(run.network, corpus, run.speakers)
+    advance()
+    exported = ExportedNetwork(run.network)
+    facts = _facts(run, version, calibration)
+    try:
+        write_graphs(exported, folder, {name: json.dumps(value) for name, value in facts.items()})
+    except GraphError as error:
+        raise ExportError(f"{run.variant}: {error}") from error
+    advance()
+    write_torchscript(exported, folder)
+    advance()
+    utterances, listed = _write_utterances(folder, clips)
+    verified = parity.verify(run.network, folder, utterances, advance)
+    if not verified["holds"]:
+        raise ExportError(f"{run.variant}: {parity.failures(verified)}; nothing was written")
+    write_json(folder / PARITY, verified)
+    measured = baseline.measure(folder, corpus, evaluated, run.speakers, calibration.temperature, advance)
+    write_json(folder / BASELINE, measured)
+    manifest = {**facts, "utterances": listed, "files": file_digests(folder)}
+    jsonschema.validate(manifest, schema())
+    write_json(folder / MANIFEST, manifest)
+    advance()
+
+
+def _facts(run: Run, version: int, calibration: Calibration) -> dict[str, Any]:
+    """Everything in `bundle.json` except what is known only when the files are there."""
+    network, mel_bins = run.config.network, run.config.network.mel_bins
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "variant": run.variant,
+        "version": version,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "speakers": list(run.speakers),
+        "sample_rate": SAMPLE_RATE,
+        "front_end": {
+            "kind": "kaldi-log-mel",
+            "mel_bins": mel_bins,
+            "frame_length": FRAME_LENGTH,
+            "frame_shift": FRAME_SHIFT,
+            "low_hz": LOW_HZ,
+            "high_hz": HIGH_HZ,
+            "mel_centres_hz": [round(hz, 3) for hz in run.network.front_end.centres_hz()],
+        },
+        "network": {
+            "blocks": list(network.blocks),
+            "width": network.width,
+            "embedding": network.embedding,
+            "head": run.config.head.kind,
+            "scale": run.network.head.scale,
+            "parameters": sum(p.numel() for p in run.network.parameters()),
+        },
+        "stages": [
+            {"name": name, "tap": tap, "rows": -(-mel_bins // stride), "stride": stride}
+            for name, tap, stride in zip(STAGES, run.network.encoder.taps, STRIDES, strict=True)
+        ],
+        "min_samples": MIN_SAMPLES,
+        "window_seconds": run.config.data.crop_seconds,
+        "opset": OPSET,
+        "calibration": {
+            "temperature": calibration.temperature,
+            "unknown_threshold": calibration.unknown_threshold,
+            "utterances": calibration.utterances,
+            "method": METHOD,
+        },
+        "training_data_digest": run.corpus_digest,
+        "code_revision": f"training {run.code_revision}, export {code_revision()}",
+        "versions": {name: metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")},
+    }
+
+
+def _write_utterances(folder: Path, clips: Sequence[Clip]) -> tuple[list[NDArray[np.float32]], list[dict[str, str]]]:
+    """Put utterances into the bundle; returns them as they read back, and their list for the manifest."""
+    utterances, listed = [], []
+    for index, clip in enumerate(clips):
+        speaker = str(clip.speaker)
+        name = f"utterances/{index:02d}-{re.sub(r'[^A-Za-z0-9_-]', '_', speaker)}.flac"
+        write_audio(folder / name, read_audio(clip.path, clip.start, clip.duration))
+        utterances.append(read_audio(folder / name))
+        listed.append({"file": name, "speaker": speaker})
+    return utterances, listed
+
+
+@contextmanager
+def _staging(parent: Path) -> Iterator[Path]:
+    """A folder beside the final one, so that it can be renamed into place; removed if it was not."""
+    parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
+    staging.chmod(0o755)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,87 @@
+"""The command line `python -m export`: turn runs into bundles, and verify bundles."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from export import parity
+from export.bundle import ExportError, export_run
+from export.verify import verify_bundle
+from training.errors import UserError
+
+_EXPORT_HELP = """\
+Turn training runs into model bundles: ONNX and TorchScript, verified against the network they come from.
+
+  python -m export RUN [RUN ...] --out BUNDLES     write BUNDLES/<variant>/<version>/
+  python -m export verify BUNDLE [BUNDLE ...]      repeat a bundle's verification, on any machine
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 1 if something does not hold, 2 for wrong input."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    verifying = arguments[:1] == ["verify"]
+    try:
+        if verifying:
+            _verify(_verify_parser().parse_args(arguments[1:]).bundles)
+        else:
+            parsed = _export_parser().parse_args(arguments)
+            _export(parsed.runs, parsed.out)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except ExportError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    return 0
+
+
+def _export_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export", description=_EXPORT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folder of a finished training run")
+    parser.add_argument("--out", metavar="BUNDLES", type=Path, required=True, help="folder of the bundles")
+    return parser
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m export verify", description="Repeat a bundle's verification.")
+    parser.add_argument("bundles", metavar="BUNDLE", type=Path, nargs="+", help="a bundle, such as bundles/act-da/1")
+    return parser
+
+
+def _export(runs: Sequence[Path], out: Path) -> None:
+    console = Console()
+    for run in runs:
+        with _progress(console) as progress:
+            written = export_run(run, out, progress)
+        state = "already there, with the same weights" if written.reused else "written and verified"
+        console.print(f"{written.folder}: {state}", highlight=False, soft_wrap=True)
+
+
+def _verify(bundles: Sequence[Path]) -> None:
+    console = Console()
+    for bundle in bundles:
+        with _progress(console) as progress:
+            task = progress.add_task(str(bundle), total=parity.steps())
+            verified = verify_bundle(bundle, lambda task=task: progress.advance(task))  # type: ignore[misc]
+        console.print(f"{bundle}: holds", highlight=False, soft_wrap=True)
+        console.print(parity.table(verified))
+
+
+def _progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console)

@@ -1,0 +1,130 @@
+"""Writing `predict.onnx` and `explain.onnx`: standard operators, dynamic batch and length, facts in the metadata."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx
+import onnx.utils
+import torch
+from torch import Tensor, nn
+
+from export.graph import Explanation, ExportedNetwork, Prediction
+
+OPSET = 18
+PREDICT, EXPLAIN = "predict.onnx", "explain.onnx"
+
+# Standard operators for which ONNX Runtime's CUDA provider has kernels in the types used here, after its own table
+# (docs/OperatorKernels.md): an operator without one would drag the tensors back to the CPU in the middle of the graph.
+CUDA_OPERATORS = frozenset(
+    """Abs Add And ArgMax Cast Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Div Equal Exp Expand
+    Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul Max
+    Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sign
+    Slice Softmax Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where""".split()
+)
+
+# Sizes of the traced example. A size that collides with a dimension of the network could be frozen into the graph.
+_BATCH, _SAMPLES = 7, 50_021
+
+
+class GraphError(Exception):
+    """The exporter wrote a graph that is not fit for a bundle: the message says what is wrong with it."""
+
+
+class _Explain(nn.Module):
+    def __init__(self, network: ExportedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, audio: Tensor, lengths: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network.explain(audio, lengths, target))
+
+
+def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str]) -> None:
+    """Write both graphs into a folder.
+
+    Args:
+        network: what to export.
+        folder: where `predict.onnx` and `explain.onnx` go.
+        facts: written into the graphs' metadata, so that a graph parted from its bundle still explains itself.
+
+    Raises:
+        GraphError: a graph has operators outside the standard or without a CUDA kernel.
+    """
+    generator = torch.Generator().manual_seed(0)
+    audio = 0.1 * torch.randn(_BATCH, _SAMPLES, generator=generator)
+    lengths = torch.tensor([_SAMPLES - 5003 * row for row in range(_BATCH)])
+    target = torch.full((_BATCH,), -1)
+    explain = _trace(network, {"audio": audio, "lengths": lengths, "target": target})
+    # What predicts is the beginning of what explains, so tracing once is enough.
+    predict = onnx.utils.Extractor(explain).extract_model(["audio", "lengths"], list(Prediction._fields))
+    for model, name in ((predict, PREDICT), (explain, EXPLAIN)):
+        onnx.helper.set_model_props(model, dict(facts))
+        check_graph(model, name)
+        onnx.save(model, str(folder / name))
+
+
+def check_graph(model: onnx.ModelProto, name: str) -> None:
+    """Raise GraphError unless the graph is valid and uses standard operators with CUDA kernels only."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise GraphError(f"{name}: {error}") from error
+    if model.functions:
+        raise GraphError(f"{name}: has local functions ({', '.join(f.name for f in model.functions)})")
+    foreign = sorted(
+        {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
+    )
+    slow = sorted({node.op_type for node in model.graph.node} - CUDA_OPERATORS)
+    if foreign or slow:
+        raise GraphError(
+            f"{name}: operators that are not standard or have no CUDA kernel: {', '.join(foreign or slow)}"
+        )
+
+
+def _trace(network: ExportedNetwork, inputs: Mapping[str, Tensor]) -> onnx.ModelProto:
+    """The graph of `explain`, with dynamic batch and length."""
+    shapes = tuple({0: "batch", 1: "samples"} if name == "audio" else {0: "batch"} for name in inputs)
+    with _quiet():
+        program = torch.onnx.export(
+            _Explain(network).eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(Explanation._fields),
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    _name_dimensions(model)
+    return model
+
+
+def _name_dimensions(model: onnx.ModelProto) -> None:
+    """Give the dynamic dimensions of the outputs names in place of the exporter's arithmetic."""
+    for output in model.graph.output:
+        dimensions = output.type.tensor_type.shape.dim
+        if len(dimensions) == 3:
+            dimensions[2].dim_param = "frames" if output.name == "features" else f"columns_{output.name[-2:]}"
+    # Shapes that the exporter noted inside speak of the same dimensions by other names.
+    del model.graph.value_info[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks about its own internals from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,240 @@
+"""Verification of exported graphs against the eager network and autograd.
+
+Every utterance is answered by the eager network alone and unpadded, and by the exported graphs in batches with others
+of different lengths: so one comparison covers the operators, the gradients, dynamic shapes, and the masking of padding.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from export.graph import Explanation, Prediction
+from export.onnx_graphs import EXPLAIN, PREDICT
+from export.torchscript import FILE as SCRIPT
+from export.torchscript import read_torchscript
+from training.audio import SAMPLE_RATE
+from training.network import SpeakerNetwork
+from training.saliency import layercam
+
+UTTERANCES = 20
+BATCH_SIZES = (1, 3, 8)
+SECONDS = (1.0, 1.6, 2.3, 3.0)  # nominal lengths; each utterance's own differs a little, so that batches hold padding
+MAPS = ("saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4")
+
+# Relative L2 error of each output: at most for every utterance, and in the median over utterances.
+TOLERANCES: Mapping[str, tuple[float, float]] = {
+    "logits": (1e-4, 1e-5),
+    "embedding": (1e-4, 1e-5),
+    "features": (1e-3, 1e-4),
+    **dict.fromkeys(MAPS, (1e-3, 1e-5)),
+}
+
+_GAINS = (1, -2, 3, -4, 5, -6, 7, -8)
+
+Outputs = dict[str, NDArray[Any]]
+"""Outputs of one utterance by name, without padding."""
+Runtime = Callable[[Tensor, Tensor, Tensor], Mapping[str, NDArray[Any]]]
+"""Outputs of a batch, from audio [batch, samples], lengths [batch] and target [batch]."""
+
+
+class Case(NamedTuple):
+    """One utterance as it is asked about: samples at 16 kHz, [samples], and the class to explain or -1."""
+
+    audio: Tensor
+    target: int
+
+
+def verify(
+    network: SpeakerNetwork,
+    folder: Path,
+    utterances: Sequence[NDArray[np.float32]],
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Compare a bundle's graphs with the eager network.
+
+    Args:
+        network: the reference, in evaluation mode.
+        folder: holds `predict.onnx`, `explain.onnx` and `model.ts`.
+        utterances: at least one, 16 kHz.
+        advance: called after each of `steps()` steps.
+
+    Returns:
+        What `parity.json` holds: `holds`, `tolerances`, `utterances`, and `figures`, one for each runtime, output,
+        batch size and length, with the worst and the median relative L2 error, and at how many utterances a ReLU's
+        kink had to be taken into account.
+    """
+    runtimes = load_runtimes(folder)
+    figures: list[dict[str, Any]] = []
+    for seconds in SECONDS:
+        cases = make_cases(
+            utterances, seconds, classes=network.logits(torch.zeros(1, embedding_size(network))).shape[1]
+        )
+        references = [eager(network, case) for case in cases]
+        advance()
+        rerounded = _rerounded(network, cases)
+        for batch_size in BATCH_SIZES:
+            for name, runtime in runtimes.items():
+                answers = answer_in_batches(runtime, cases, batch_size)
+                where = {"runtime": name, "batch": batch_size, "seconds": seconds}
+                figures += _compare(references, answers, rerounded, where)
+                advance()
+    return {
+        "holds": all(figure["holds"] for figure in figures),
+        "utterances": len(utterances),
+        "tolerances": {name: {"worst": worst, "median": median} for name, (worst, median) in TOLERANCES.items()},
+        "figures": figures,
+    }
+
+
+def steps() -> int:
+    """How often `verify` calls `advance`."""
+    return len(SECONDS) * (1 + len(BATCH_SIZES) * len((PREDICT, EXPLAIN, SCRIPT)))
+
+
+def embedding_size(network: SpeakerNetwork) -> int:
+    """Size of a network's embedding."""
+    return network.encoder.seg_1.out_features
+
+
+def make_cases(utterances: Sequence[NDArray[np.float32]], seconds: float, classes: int) -> list[Case]:
+    """Cut (or repeat) each utterance to about `seconds`; every second one names a class to explain."""
+    cases = []
+    for index, samples in enumerate(utterances):
+        length = int(seconds * SAMPLE_RATE) - 331 * (index % 7)
+        audio = torch.from_numpy(np.resize(samples, length))
+        cases.append(Case(audio, target=(5 * index) % classes if index % 2 else -1))
+    return cases
+
+
+def eager(network: SpeakerNetwork, case: Case) -> Outputs:
+    """Outputs of one utterance alone, by autograd."""
+    result = layercam(network, case.audio[None], target=torch.tensor([case.target]))
+    named = {"logits": result.logits, "embedding": result.embedding, "features": result.features}
+    named |= dict(zip(MAPS, result.maps, strict=True))
+    return {name: tensor[0].numpy() for name, tensor in named.items()}
+
+
+def load_runtimes(folder: Path) -> dict[str, Runtime]:
+    """Everything that answers in a bundle, by the name of its file."""
+    predict, explain = _session(folder / PREDICT), _session(folder / EXPLAIN)
+    script = read_torchscript(folder)
+
+    def run_predict(audio: Tensor, lengths: Tensor, target: Tensor) -> Mapping[str, NDArray[Any]]:
+        outputs = predict.run(list(Prediction._fields), {"audio": audio.numpy(), "lengths": lengths.numpy()})
+        return dict(zip(Prediction._fields, outputs, strict=True))
+
+    def run_explain(audio: Tensor, lengths: Tensor, target: Tensor) -> Mapping[str, NDArray[Any]]:
+        feeds = {"audio": audio.numpy(), "lengths": lengths.numpy(), "target": target.numpy()}
+        return dict(zip(Explanation._fields, explain.run(list(Explanation._fields), feeds), strict=True))
+
+    def run_script(audio: Tensor, lengths: Tensor, target: Tensor) -> Mapping[str, NDArray[Any]]:
+        with torch.inference_mode():
+            outputs = script(audio, lengths, target)
+        return {name: tensor.numpy() for name, tensor in zip(Explanation._fields, outputs, strict=True)}
+
+    return {PREDICT: run_predict, EXPLAIN: run_explain, SCRIPT: run_script}
+
+
+def answer_in_batches(runtime: Runtime, cases: Sequence[Case], batch_size: int) -> list[Outputs]:
+    """Ask a runtime about all cases, padded to the longest of each batch; answers without the padding."""
+    answers: list[Outputs] = []
+    for start in range(0, len(cases), batch_size):
+        batch = cases[start : start + batch_size]
+        lengths = torch.tensor([len(case.audio) for case in batch])
+        audio = pad_sequence([case.audio for case in batch], batch_first=True)
+        outputs = runtime(audio, lengths, torch.tensor([case.target for case in batch]))
+        answers += [{name: values[row] for name, values in outputs.items()} for row in range(len(batch))]
+    return answers
+
+
+def relative_error(answer: NDArray[Any], reference: NDArray[Any]) -> float:
+    """L2 norm of the difference over that of the reference; what an answer has beyond the reference's size is padding.
+
+    Padding must be zero, so it counts as error.
+    """
+    padded = np.zeros_like(answer)
+    padded[tuple(slice(size) for size in reference.shape)] = reference
+    norm = float(np.linalg.norm(reference))
+    error = float(np.linalg.norm(answer - padded))
+    return error / norm if norm > 0 else error
+
+
+def _rerounded(network: SpeakerNetwork, cases: Sequence[Case]) -> Callable[[int, str], Iterator[NDArray[Any]]]:
+    """Give other eager answers to a case, which are right as well.
+
+    Where an activation is zero but for rounding, the gradient of its ReLU is one or zero by chance, and a map changes
+    by more than rounding with it: the eager network's own map does, if the audio is louder by a millionth, which the
+    mean subtraction of the front end takes away again. A map that agrees with one of these is right.
+    """
+
+    @functools.cache
+    def answer(index: int, gain: int) -> Outputs:
+        audio, target = cases[index]
+        return eager(network, Case(audio * (1.0 + gain * 2.0**-21), target))
+
+    return lambda index, name: (answer(index, gain)[name] for gain in _GAINS)
+
+
+def _compare(
+    references: Sequence[Outputs],
+    answers: Sequence[Outputs],
+    rerounded: Callable[[int, str], Iterator[NDArray[Any]]],
+    where: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    figures = []
+    for name in answers[0].keys() & TOLERANCES.keys():
+        errors = [relative_error(a[name], r[name]) for a, r in zip(answers, references, strict=True)]
+        kinks = 0
+        for index, error in enumerate(errors):
+            if name in MAPS and error > TOLERANCES[name][0]:
+                others = (relative_error(answers[index][name], other) for other in rerounded(index, name))
+                errors[index] = next((other for other in others if other <= TOLERANCES[name][0]), error)
+                kinks += errors[index] < error
+        worst, median = max(errors), float(np.median(errors))
+        # A NaN compares false, so it does not hold.
+        holds = worst <= TOLERANCES[name][0] and median <= TOLERANCES[name][1]
+        figures.append({**where, "output": name, "worst": worst, "median": median, "kinks": kinks, "holds": holds})
+    return sorted(figures, key=lambda figure: list(TOLERANCES).index(figure["output"]))
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def failures(verified: Mapping[str, Any]) -> str:
+    """What does not hold, in a sentence."""
+    failed = [figure for figure in verified["figures"] if not figure["holds"]]
+    first = max(failed, key=lambda figure: float(figure["worst"]))
+    return (
+        f"{len(failed)} of {len(verified['figures'])} comparisons with the eager network do not hold; the worst is "
+        f"{first['output']} of {first['runtime']}, batch {first['batch']}, {first['seconds']} s: relative error "
+        f"{first['worst']:.1e} at most and {first['median']:.1e} in the median; allowed are {_limits(first['output'])}"
+    )
+
+
+def table(verified: Mapping[str, Any]) -> Table:
+    """The worst figures of each output by runtime, for the terminal."""
+    shown = Table("output", "runtime", "worst", "median", "allowed", title="relative L2 error against eager autograd")
+    for output in TOLERANCES:
+        for runtime in (PREDICT, EXPLAIN, SCRIPT):
+            figures = [f for f in verified["figures"] if f["output"] == output and f["runtime"] == runtime]
+            if figures:
+                worst, median = max(f["worst"] for f in figures), max(f["median"] for f in figures)
+                shown.add_row(output, runtime, f"{worst:.1e}", f"{median:.1e}", _limits(output))
+    return shown
+
+
+def _limits(output: str) -> str:
+    worst, median = TOLERANCES[output]
+    return f"{worst:.0e} and {median:.0e}"

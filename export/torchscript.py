@@ -1,0 +1,39 @@
+"""Writing `model.ts`: the same network as TorchScript, loadable with torch alone."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from export.graph import Explanation, ExportedNetwork, Prediction
+
+FILE = "model.ts"
+
+
+class _Scripted(nn.Module):
+    def __init__(self, network: ExportedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, audio: Tensor, lengths: Tensor, target: Tensor) -> Explanation:
+        return self.network.explain(audio, lengths, target)
+
+    @torch.jit.export
+    def predict(self, audio: Tensor, lengths: Tensor) -> Prediction:
+        return self.network.predict(audio, lengths)
+
+
+def write_torchscript(network: ExportedNetwork, folder: Path) -> None:
+    """Write `model.ts`: calling it explains, its method `predict` predicts; arguments as in `ExportedNetwork`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(_Scripted(network).eval()), str(folder / FILE))
+
+
+def read_torchscript(folder: Path) -> torch.jit.ScriptModule:
+    """Load a bundle's `model.ts`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module: torch.jit.ScriptModule = torch.jit.load(str(folder / FILE), map_location="cpu")  # type: ignore[no-untyped-call]
+    return module

@@ -1,0 +1,82 @@
+"""Repeating a bundle's verification, on any machine, from nothing but the bundle."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import onnx
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from export import parity
+from export.bundle import MANIFEST, WEIGHTS, ExportError, file_digests, schema
+from export.onnx_graphs import EXPLAIN, PREDICT, GraphError, check_graph
+from training.audio import read_audio
+from training.config import HeadConfig, NetworkConfig
+from training.errors import UserError
+from training.network import SpeakerNetwork
+
+
+def verify_bundle(folder: Path, advance: Callable[[], None]) -> dict[str, Any]:
+    """Check a bundle's manifest, digests and graphs, and compare the graphs with the eager network of its weights.
+
+    Args:
+        folder: the bundle.
+        advance: called after each of `parity.steps()` steps.
+
+    Returns:
+        The new figures, as in `parity.json`.
+
+    Raises:
+        UserError: there is no bundle.
+        ExportError: something does not hold; the message names it.
+    """
+    manifest = _read_manifest(folder)
+    digests = file_digests(folder)
+    for name in sorted(digests.keys() | manifest["files"].keys()):
+        if digests.get(name) != manifest["files"].get(name):
+            state = (
+                "is missing" if name not in digests else "is not listed" if name not in manifest["files"] else "changed"
+            )
+            raise ExportError(f"{folder}: {name} {state}: its digest is not the one in {MANIFEST}")
+    for name in (PREDICT, EXPLAIN):
+        try:
+            check_graph(onnx.load(str(folder / name)), name)
+        except GraphError as error:
+            raise ExportError(f"{folder}: {error}") from error
+    utterances = [read_audio(folder / entry["file"]) for entry in manifest["utterances"]]
+    verified = parity.verify(_rebuild(folder, manifest), folder, utterances, advance)
+    if not verified["holds"]:
+        raise ExportError(f"{folder}: {parity.failures(verified)}")
+    return verified
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder}: no {MANIFEST} there; name the folder of one version, such as bundles/act-da/1")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        jsonschema.validate(manifest, schema())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ExportError(f"{path}: not JSON: {error}") from error
+    except jsonschema.ValidationError as error:
+        raise ExportError(f"{path}: {error.json_path}: {error.message}") from error
+    return manifest
+
+
+def _rebuild(folder: Path, manifest: dict[str, Any]) -> SpeakerNetwork:
+    """The eager network of a bundle's weights."""
+    facts = manifest["network"]
+    first, second, third, fourth = facts["blocks"]
+    mel_bins = manifest["front_end"]["mel_bins"]
+    network_config = NetworkConfig((first, second, third, fourth), facts["width"], facts["embedding"], mel_bins)
+    head = HeadConfig(kind=facts["head"], scale=facts["scale"])
+    network = SpeakerNetwork(network_config, head, len(manifest["speakers"]))
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        raise ExportError(f"{folder}: {WEIGHTS} does not fit the network that {MANIFEST} describes") from error
+    return network.eval()
