@@ -79,7 +79,8 @@ class Report:
         self._rate = self._dev = ""
         self._bar: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            # Narrow enough for 80 columns, figures included.
+            columns = (TextColumn("{task.description}"), BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console)
             self._task = self._bar.add_task(title, total=updates, completed=done, figures="")
 
@@ -109,11 +110,11 @@ class Report:
             self._counted, self._since = done, time.monotonic()
             self._rate = f"  {rate:.0f} utterances/s"
             self._log.write("update", done, {**figures._asdict(), "utterances_per_second": round(rate, 1)})
-        shown = f"loss {figures.loss:.2f}  accuracy {figures.accuracy:.0f} %{self._dev}{self._rate}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, figures=shown)
+            self._bar.update(self._task, completed=done, figures=f"loss {figures.loss:.2f}{self._dev}")
         elif time.monotonic() - self._spoke >= _SECONDS_BETWEEN_LINES or done == self._updates:
             self._spoke = time.monotonic()
+            shown = f"loss {figures.loss:.2f}  accuracy {figures.accuracy:.0f} %{self._dev}{self._rate}"
             self._say(f"{self._title}: {done}/{self._updates}  {shown}")
 
     def dev(self, done: int, measure: Callable[[], Mapping[str, float]]) -> None:
