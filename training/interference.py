@@ -20,7 +20,7 @@ RESPONSE_SAMPLES = 8_000
 _TALKERS = (3, 7)
 _CROSS_FADE = SAMPLE_RATE // 100
 _SILENT = 1e-4  # peak; some three steps of a 16-bit file
-_DRAWS = 20
+_DRAWS = 100
 _KEPT_SECONDS = 30.0
 _CACHE_BYTES = 512 << 20
 

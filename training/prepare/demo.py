@@ -142,7 +142,9 @@ def _choose_voices(settings: DemoSettings, console: Console) -> tuple[list[Voice
     speakers = [voice for voice in distinct if voice in SPEAKERS]
     outsiders = [voice for voice in distinct if voice in OUTSIDERS]
     if same:
-        console.print(f"left out, as this espeak-ng gives them another's voice: {', '.join(map(_name, same))}")
+        console.print(
+            f"left out, as this espeak-ng gives them another's voice: {', '.join(map(_name, same))}", soft_wrap=True
+        )
     if len(speakers) < min(settings.speakers, FEWEST_SPEAKERS) or len(outsiders) < 3:
         raise UserError(
             f"only {len(speakers)} speakers and {len(outsiders)} background voices of this espeak-ng differ; at least "

@@ -1,0 +1,221 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from training.audio import SAMPLE_RATE, write_audio
+from training.errors import UserError
+from training.interference import RESPONSE_SAMPLES, InterferenceSource, corrupt
+from training.manifest import Clip, Kind, Split, write_corpus
+from training.mixing import KINDS
+
+FREQUENCIES = {name: 300.0 + 200.0 * number for number, name in enumerate("abcdefghijkl")}
+
+
+def tone(frequency: float, seconds: float = 1.0, level: float = 0.3) -> NDArray[np.float64]:
+    wave: NDArray[np.float64] = level * np.sin(
+        2 * np.pi * frequency * np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    )
+    return wave
+
+
+class Builder:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.clips: list[Clip] = []
+
+    def add(
+        self, name: str, samples: ArrayLike, kind: Kind, split: Split = "train", speaker: str | None = None
+    ) -> None:
+        waveform = np.asarray(samples, dtype=np.float32)
+        write_audio(self.root / f"{name}.flac", waveform)
+        seconds = len(waveform) / SAMPLE_RATE
+        self.clips.append(Clip(Path(f"{name}.flac"), kind, split, 0.0, seconds, speaker))
+
+    def speakers(self, names: str, split: Split = "train") -> None:
+        for name in names:
+            self.add(f"{split}-{name}", tone(FREQUENCIES[name]), "utterance", split, name)
+
+    def source(self, split: Split = "train") -> InterferenceSource:
+        return InterferenceSource(write_corpus(self.root, self.clips), split)
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Builder:
+    return Builder(tmp_path)
+
+
+def heard(waveform: NDArray[np.float32]) -> set[str]:
+    """Who talks: the speakers whose tone stands out of the spectrum."""
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
+    hertz = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE)
+    levels = {name: spectrum[np.abs(hertz - frequency) < 20].max() for name, frequency in FREQUENCIES.items()}
+    return {name for name, level in levels.items() if level > 0.1 * max(levels.values())}
+
+
+def test_kinds_are_what_the_split_can_supply(builder: Builder) -> None:
+    builder.speakers("ab")
+    builder.add("n", tone(100), "noise", "test")
+    builder.add("m", tone(100), "music")
+    assert builder.source("train").kinds == ("music", "speaker")
+    builder.speakers("cd")
+    builder.add("r", [0.5, *[0.0] * 100, 0.1], "rir")
+    assert builder.source("train").kinds == ("music", "babble", "speaker", "reverb")
+    assert builder.source("test").kinds == ("noise",)
+
+
+def test_a_kind_that_is_not_there_is_refused(builder: Builder) -> None:
+    builder.speakers("ab")
+    with pytest.raises(UserError, match="no interference of kind noise; it has speaker"):
+        builder.source().draw("noise", 100, np.random.default_rng(0), "a")
+
+
+def test_the_target_never_talks_in_the_interference(builder: Builder) -> None:
+    builder.speakers("abcdefgh")
+    source = builder.source()
+    rng = np.random.default_rng(0)
+    alone = set()
+    for _ in range(40):
+        talkers = heard(source.draw("speaker", 8000, rng, "c"))
+        assert len(talkers) == 1
+        alone |= talkers
+        babble = heard(source.draw("babble", 8000, rng, "c"))
+        assert 3 <= len(babble) <= 7
+        assert "c" not in babble
+    assert alone == set("abdefgh")
+
+
+def test_babble_has_three_to_seven_talkers_equally_loud(builder: Builder) -> None:
+    builder.speakers("abcdefghijkl")
+    source = builder.source()
+    rng = np.random.default_rng(1)
+    counts = [len(heard(source.draw("babble", 16_000, rng, "a"))) for _ in range(60)]
+    assert set(counts) == {3, 4, 5, 6, 7}
+
+
+def test_talkers_from_outside_are_preferred(builder: Builder) -> None:
+    builder.speakers("abcd")
+    for name in "jkl":
+        builder.add(name, tone(FREQUENCIES[name]), "speech", "train", name)
+    source = builder.source()
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        assert heard(source.draw("speaker", 8000, rng, "a")) <= set("jkl")
+        # Three voices make up any babble: nobody is left out.
+        assert heard(source.draw("babble", 8000, rng, "a")) == set("jkl")
+
+
+def test_draws_repeat_with_the_generator_and_vary_without(builder: Builder) -> None:
+    builder.speakers("abcdef")
+    for number in range(3):
+        builder.add(f"n{number}", np.random.default_rng(number).uniform(-0.5, 0.5, 20_000), "noise")
+    one, other = builder.source(), builder.source()
+    for kind in one.kinds:
+        other.draw(kind, 500, np.random.default_rng(99), "a")  # what was drawn before must not matter
+        first = one.draw(kind, 4000, np.random.default_rng(5), "a")
+        np.testing.assert_array_equal(first, other.draw(kind, 4000, np.random.default_rng(5), "a"))
+        assert not np.array_equal(first, one.draw(kind, 4000, np.random.default_rng(6), "a"))
+
+
+def test_a_long_clip_is_cropped_anywhere_and_without_change(builder: Builder) -> None:
+    builder.speakers("ab")
+    ramp = np.linspace(0.1, 0.9, 32_000)
+    builder.add("n", ramp, "noise")
+    source = builder.source()
+    rng = np.random.default_rng(0)
+    starts = []
+    for _ in range(50):
+        crop = source.draw("noise", 8000, rng, "a")
+        starts.append(round((crop[0] - 0.1) / 0.8 * 31_999))
+        np.testing.assert_allclose(crop, ramp[starts[-1] :][:8000], atol=1e-3)
+    assert min(starts) < 4000
+    assert max(starts) > 20_000
+
+
+def test_a_very_long_clip_is_read_by_seeking(builder: Builder) -> None:
+    builder.speakers("ab")
+    ramp = np.linspace(0.05, 0.95, 40 * SAMPLE_RATE)
+    builder.add("n", ramp, "noise")
+    crop = builder.source().draw("noise", 16_000, np.random.default_rng(3), "a")
+    first = round((crop[0] - 0.05) / 0.9 * (len(ramp) - 1))
+    np.testing.assert_allclose(crop, ramp[first:][:16_000], atol=1e-3)
+
+
+def test_a_short_clip_loops_without_a_click(builder: Builder) -> None:
+    builder.speakers("ab")
+    # Starts at 0 and ends near its peak: a bare repetition would jump by 0.5.
+    builder.add("n", tone(100, 0.2525, 0.5), "noise")
+    source = builder.source()
+    for seed in range(5):
+        waveform = source.draw("noise", 40_000, np.random.default_rng(seed), "a")
+        assert waveform.shape == (40_000,)
+        assert np.abs(np.diff(waveform)).max() < 0.03
+        assert np.sqrt(np.mean(waveform**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
+
+
+def test_silence_is_drawn_again(builder: Builder) -> None:
+    builder.speakers("ab")
+    builder.add("silent", np.zeros(8000), "noise")
+    mostly = np.zeros(80_000)
+    mostly[40_000:48_000] = tone(500, 0.5)
+    builder.add("mostly", mostly, "noise")
+    source = builder.source()
+    rng = np.random.default_rng(0)
+    assert all(np.abs(source.draw("noise", 4000, rng, "a")).max() > 1e-4 for _ in range(30))
+
+
+def test_nothing_but_silence_is_an_error(builder: Builder) -> None:
+    builder.speakers("ab")
+    builder.add("silent", np.zeros(8000), "noise")
+    builder.add("dead", [1.0, *[0.0] * 500], "rir")
+    source = builder.source()
+    with pytest.raises(UserError, match=r"silent\.flac: .* all silent"):
+        source.draw("noise", 4000, np.random.default_rng(0), "a")
+    with pytest.raises(UserError, match="nothing after the direct sound"):
+        source.draw("reverb", 4000, np.random.default_rng(0), "a")
+
+
+@pytest.mark.parametrize(("lead", "length"), [(0, 500), (3000, 500), (9000, 20_000)])
+def test_a_response_begins_just_before_its_direct_sound(builder: Builder, lead: int, length: int) -> None:
+    builder.speakers("ab")
+    rng = np.random.default_rng(0)
+    response = np.concatenate([np.zeros(lead), [0.9], 0.1 * rng.standard_normal(length)])
+    builder.add("r", response, "rir")
+    drawn = builder.source().draw("reverb", 123, rng, "a")
+    assert drawn.shape == (RESPONSE_SAMPLES,)
+    direct = int(np.argmax(drawn))
+    assert direct == min(lead, 40)
+    expected = np.zeros(RESPONSE_SAMPLES)
+    kept = response[lead - direct :][:RESPONSE_SAMPLES]
+    expected[: len(kept)] = kept
+    np.testing.assert_allclose(drawn, expected, atol=1e-4)
+
+
+def test_corrupt_gives_each_row_its_kind_at_its_ratio(builder: Builder) -> None:
+    builder.speakers("abcdef")
+    rng = np.random.default_rng(0)
+    builder.add("n", rng.uniform(-0.5, 0.5, 30_000), "noise")
+    builder.add("m", tone(150), "music")
+    builder.add("r", np.r_[0.9, 0.05 * rng.standard_normal(4000)], "rir")
+    source = builder.source()
+    assert source.kinds == KINDS
+    kinds = [*KINDS, *KINDS]
+    ratios = rng.uniform(-5, 20, len(kinds))
+    speech = torch.tensor(0.2 * rng.standard_normal((len(kinds), 8000)), dtype=torch.float32)
+    speech[7] = 0.0  # a silent row harms nobody
+    mixture = corrupt(speech, ["a"] * len(kinds), source, np.random.default_rng(1), kinds, ratios)
+    again = corrupt(speech, ["a"] * len(kinds), builder.source(), np.random.default_rng(1), kinds, ratios)
+    for part, same in zip(mixture, again, strict=True):
+        assert torch.isfinite(part).all()
+        assert torch.equal(part, same)
+    clean, added = (part.numpy().astype(np.float64) for part in (mixture.speech, mixture.interference))
+    for row in (0, 1, 2, 3, 4, 5, 6, 8, 9):
+        measured = 10 * np.log10(np.sum(clean[row] ** 2) / np.sum(added[row] ** 2))
+        assert measured == pytest.approx(ratios[row], abs=0.1)
+    assert not mixture.audio[7].any()
+    # Row 4 is reverberation: it follows from the speech and nothing else, so it ends where the room's tail ends.
+    assert abs(np.corrcoef(added[4], added[9])[0, 1]) < 0.2
+    assert heard(added[1])  # a tone
+    assert "a" not in heard(added[3])
