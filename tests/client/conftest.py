@@ -32,7 +32,7 @@ def client(address: str) -> Iterator[SpeakerClient]:
 def flac() -> bytes:
     """Two seconds at 16 kHz with one loud click at 1.5 s."""
     samples = 0.1 * np.sin(2 * np.pi * 220 * np.arange(int(SECONDS * 16000)) / 16000)
-    samples[24000] = 0.9
+    samples[24011] = 0.9  # where no column of the plot begins
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, 16000, format="FLAC")
     return buffer.getvalue()
