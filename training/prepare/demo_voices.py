@@ -1,6 +1,7 @@
 """The demo's speakers: espeak-ng voices, checked to differ, saying sentences into files."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,7 +166,8 @@ def _in_fresh_processes(work: Callable[[_Job], _Result], jobs: list[_Job]) -> It
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with context.Pool(2, maxtasksperchild=1) as pool:
+    # Ctrl-C is for the parent to handle.
+    with context.Pool(2, signal.signal, (signal.SIGINT, signal.SIG_IGN), maxtasksperchild=1) as pool:
         yield from pool.imap(work, jobs, chunksize=1)
 
 
