@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,11 @@ from serving.errors import StartupError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the server; returns the exit status: 0 after a stop by signal, 1 if it could not start."""
+    """Runs the server.
+
+    Returns:
+        The exit status: 0 after a stop by signal, 1 if it could not start, or had to cut calls short when it stopped.
+    """
     config = parse(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(
         stream=sys.stderr, level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -18,10 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from serving.server import serve  # noqa: PLC0415  (--help must work without an ONNX Runtime)
 
-        asyncio.run(serve(config))
+        finished = asyncio.run(serve(config))
     except StartupError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    if not finished:
+        logging.shutdown()
+        # The device's thread cannot be interrupted, and an orderly exit would wait for it.
+        os._exit(1)
     return 0
 
 

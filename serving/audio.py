@@ -68,6 +68,16 @@ class Waveform:
     channels: int
 
 
+class _Stream(sf.SoundFile):  # type: ignore[misc]
+    """A file read once from front to back: `soundfile` seeks after every read of what it could seek in.
+
+    That costs time with every block, and fails for a FLAC that does not say how long it is, as a pipe writes it.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 def decode(audio: EncodedAudio | RawAudio, max_seconds: float) -> Waveform:
     """Decodes, checks, averages the channels and resamples to 16 kHz.
 
@@ -91,7 +101,7 @@ def _decode_file(data: bytes, max_seconds: float) -> tuple[NDArray[np.float32], 
     if not data:
         raise InvalidArgumentError(Reason.EMPTY, f"{field}: empty; send a whole audio file")
     try:
-        file = sf.SoundFile(io.BytesIO(data))
+        file = _Stream(io.BytesIO(data))
     except sf.LibsndfileError as error:
         raise InvalidArgumentError(
             Reason.NOT_AUDIO, f"{field}: not a file that libsndfile reads (WAV, FLAC, OGG, MP3 …): {error.error_string}"

@@ -1,7 +1,7 @@
 """The loaded models: opened, warmed up, each with its queues, and found by variant and version."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from serving.audio import MODEL_RATE
@@ -93,10 +93,12 @@ class Models:
         return self._models[selector.variant, version]
 
 
-def open_engines(bundles: Sequence[Bundle], config: Config) -> tuple[list[tuple[Bundle, Engine]], list[Refusal]]:
+def open_engines(
+    bundles: Sequence[Bundle], config: Config, stopped: Callable[[], bool]
+) -> tuple[list[tuple[Bundle, Engine]], list[Refusal]]:
     """Opens and warms up what was found; a bundle whose graphs do not work is refused, the others are served.
 
-    Takes seconds; runs anywhere but on the event loop.
+    Takes seconds; runs anywhere but on the event loop, and gives up after the current bundle once `stopped()`.
 
     Raises:
         StartupError: the device that was asked for does not work.
@@ -104,6 +106,8 @@ def open_engines(bundles: Sequence[Bundle], config: Config) -> tuple[list[tuple[
     opened: list[tuple[Bundle, Engine]] = []
     refusals: list[Refusal] = []
     for bundle in bundles:
+        if stopped():
+            break
         try:
             engine = Engine(bundle, config.device, config.threads)
             engine.warm_up()

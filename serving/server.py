@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -30,8 +31,11 @@ from serving.service import SERVICE, Service
 log = logging.getLogger(__name__)
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config) -> bool:
     """Serves until SIGTERM or SIGINT, then finishes what is in flight; a second signal ends the process at once.
+
+    Returns:
+        False where the time for that ran out, and calls were cut short.
 
     Raises:
         StartupError: no usable bundle, a port that is taken, a device that is not there.
@@ -41,7 +45,7 @@ async def serve(config: Config) -> None:
     check_usable(bundles, refusals, config)
     server = Server(config)
     await server.listen()
-    loading = asyncio.create_task(asyncio.to_thread(open_engines, bundles, config))
+    loading = asyncio.create_task(asyncio.to_thread(open_engines, bundles, config, stop.is_set))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -51,7 +55,8 @@ async def serve(config: Config) -> None:
             await server.open(build_models(opened, server.device, config, server.metrics))
             await stop.wait()
     finally:
-        await server.drain()
+        finished = await server.drain()
+    return finished
 
 
 class Server:
@@ -117,17 +122,22 @@ class Server:
         sys.stdout.flush()
         log.info("serving %s on %s, gRPC %s", ", ".join(names), models.provider, self._ports["grpc"])
 
-    async def drain(self) -> None:
-        """Refuses new calls, finishes those in flight for as long as the configuration allows, and lets go of all."""
+    async def drain(self) -> bool:
+        """Refuses new calls, and finishes those in flight for as long as the configuration allows; whether all were."""
         self._gate.closed = "the server is draining"
         await self._health.drain()
         log.info("draining: calls in flight have %g s", self._config.drain_seconds)
+        started = time.monotonic()
         await self._grpc.stop(self._config.drain_seconds)
+        finished = time.monotonic() - started < self._config.drain_seconds
         if self._models is not None:
             await self._models.close()
         self.device.close()
         self._codec.shutdown(wait=False, cancel_futures=True)
-        log.info("stopped")
+        log.log(
+            logging.INFO if finished else logging.WARNING, "stopped%s", "" if finished else ", calls were cut short"
+        )
+        return finished
 
 
 def probe(host: str, port: int, flag: str) -> None:

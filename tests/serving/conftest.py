@@ -1,0 +1,27 @@
+"""Toy bundles, and a server that serves them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serving import toy
+from tests.serving.harness import ServerProcess
+
+SEEDS = {("act-da", 1): 3, ("clean", 1): 0, ("clean", 2): 1, ("da", 1): 2}
+
+
+@pytest.fixture(scope="session")
+def toy_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three variants, one of them in two versions; SEEDS gives their weights."""
+    root = tmp_path_factory.mktemp("toy-bundles")
+    for (variant, version), seed in SEEDS.items():
+        toy.write_bundle(root, variant, version, seed)
+    return root
+
+
+@pytest.fixture(scope="session")
+def toy_server(toy_bundles: Path) -> Iterator[ServerProcess]:
+    """Shared by tests that leave it as they found it."""
+    with ServerProcess(toy_bundles) as server:
+        yield server

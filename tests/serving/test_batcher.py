@@ -1,0 +1,214 @@
+"""The batcher without network or model: whatever arrives, leaves, fails or expires, answers reach their own callers."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.batcher import Batcher, Bounds, Device
+from serving.errors import DeadlineError, ResourceExhaustedError
+
+
+@dataclass
+class Recorder:
+    """An observer, and the function of the device: the answer to n is -n; some numbers fail."""
+
+    poison: frozenset[int] = frozenset()
+    gate: threading.Event = field(default_factory=threading.Event)
+    depth: int = 0
+    deepest: int = 0
+    batches: list[list[int]] = field(default_factory=list)
+    ran_sizes: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def waiting(self, change: int) -> None:
+        self.depth += change
+        self.deepest = max(self.deepest, self.depth)
+
+    def ran(self, size: int, seconds: float) -> None:
+        self.ran_sizes.append(size)
+
+    def negate(self, numbers: Sequence[int]) -> list[int]:
+        assert self.gate.wait(10)
+        self.batches.append(list(numbers))
+        if self.poison.intersection(numbers):
+            raise ArithmeticError(f"poison in {numbers}")
+        return [-number for number in numbers]
+
+
+def run(
+    scenario: Callable[["Batcher[int, int]", Recorder], Coroutine[Any, Any, Any]],
+    recorder: Recorder,
+    bounds: Bounds = Bounds(waiting=100, batch=4, batch_cost=10**9),  # noqa: B008
+) -> None:
+    async def main() -> None:
+        device = Device("test")
+        batcher = Batcher("test", recorder.negate, lambda number: abs(number) + 1, device, bounds, recorder)
+        try:
+            await asyncio.wait_for(scenario(batcher, recorder), 20)
+        finally:
+            recorder.gate.set()
+            await batcher.close()
+            device.close()
+
+    asyncio.run(main())
+
+
+CALLER = st.tuples(st.integers(0, 2), st.sampled_from(["patient", "patient", "cancels", "expires"]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    callers=st.lists(CALLER, min_size=1, max_size=25),
+    poison=st.frozensets(st.integers(0, 24), max_size=4),
+    largest=st.integers(1, 6),
+    budget=st.integers(1, 80),
+)
+def test_everyone_gets_their_own_answer(
+    callers: list[tuple[int, str]], poison: frozenset[int], largest: int, budget: int
+) -> None:
+    recorder = Recorder(poison)
+
+    async def call(batcher: "Batcher[int, int]", number: int, pause: int, kind: str) -> Any:
+        for _ in range(pause):
+            await asyncio.sleep(0.0003)
+        deadline = time.monotonic() - 1 if kind == "expires" else None
+        task = asyncio.create_task(batcher.submit(number, deadline))
+        if kind == "cancels":
+            await asyncio.sleep(0)
+            task.cancel()
+        return await asyncio.gather(task, return_exceptions=True)
+
+    async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
+        outcomes = await asyncio.gather(*(call(batcher, n, pause, kind) for n, (pause, kind) in enumerate(callers)))
+        for number, ((_, kind), [outcome]) in enumerate(zip(callers, outcomes, strict=True)):
+            if kind == "cancels":
+                assert isinstance(outcome, asyncio.CancelledError)
+            elif kind == "expires":
+                assert isinstance(outcome, DeadlineError)
+            elif number in poison:
+                assert isinstance(outcome, ArithmeticError)
+            else:
+                assert outcome.result == -number
+                assert outcome.queue_s >= 0
+                assert outcome.inference_s >= 0
+        computed = {number for batch in recorder.batches for number in batch}
+        assert not computed & {n for n, (_, kind) in enumerate(callers) if kind == "expires"}
+        for batch in recorder.batches:
+            assert len(batch) <= largest
+            assert len(batch) == 1 or len(batch) * (max(batch) + 1) <= budget
+        assert recorder.depth == 0
+
+    run(scenario, recorder, Bounds(waiting=100, batch=largest, batch_cost=budget))
+
+
+def test_what_waits_while_the_device_is_busy_is_computed_together() -> None:
+    async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
+        recorder.gate.clear()
+        first = asyncio.create_task(batcher.submit(1))
+        await asyncio.sleep(0.02)
+        others = [asyncio.create_task(batcher.submit(number)) for number in range(2, 8)]
+        await asyncio.sleep(0.02)
+        recorder.gate.set()
+        await asyncio.gather(first, *others)
+        assert recorder.batches == [[1], [2, 3, 4, 5], [6, 7]]
+        assert recorder.ran_sizes == [1, 4, 2]
+
+    run(scenario, Recorder())
+
+
+def test_a_full_queue_refuses_at_once_and_recovers() -> None:
+    async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
+        recorder.gate.clear()
+        running = asyncio.create_task(batcher.submit(0))
+        await asyncio.sleep(0.02)
+        queued = [asyncio.create_task(batcher.submit(number)) for number in (1, 2)]
+        await asyncio.sleep(0.02)
+        with pytest.raises(ResourceExhaustedError, match="2 requests wait"):
+            await batcher.submit(3)
+        queued[0].cancel()
+        await asyncio.sleep(0.02)
+        assert recorder.depth == 1, "who has gone must not hold a place"
+        late = asyncio.create_task(batcher.submit(4))
+        await asyncio.sleep(0.02)
+        recorder.gate.set()
+        assert (await late).result == -4
+        assert (await running).result == 0
+        assert recorder.batches == [[0], [2, 4]]
+        assert recorder.deepest == 2
+
+    run(scenario, Recorder(), Bounds(waiting=2, batch=4, batch_cost=10**9))
+
+
+def test_a_deadline_in_the_queue_is_told_in_time_and_not_computed() -> None:
+    async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
+        recorder.gate.clear()
+        running = asyncio.create_task(batcher.submit(0))
+        await asyncio.sleep(0.02)
+        started = time.monotonic()
+        with pytest.raises(DeadlineError):
+            await batcher.submit(1, started + 0.05)
+        assert 0.04 < time.monotonic() - started < 0.5
+        recorder.gate.set()
+        await running
+        assert (await batcher.submit(2)).result == -2
+        assert recorder.batches == [[0], [2]]
+
+    run(scenario, Recorder())
+
+
+def test_one_bad_job_does_not_poison_its_batch() -> None:
+    async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
+        recorder.gate.clear()
+        first = asyncio.create_task(batcher.submit(0))
+        await asyncio.sleep(0.02)
+        tasks = [asyncio.create_task(batcher.submit(number)) for number in (1, 2, 3)]
+        await asyncio.sleep(0.02)
+        recorder.gate.set()
+        await first
+        one, two, three = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (one.result, three.result) == (-1, -3)  # type: ignore[union-attr]
+        assert isinstance(two, ArithmeticError)
+
+    run(scenario, Recorder(frozenset({2})))
+
+
+def test_queues_of_a_device_take_turns() -> None:
+    """A queue that is never empty does not starve another."""
+
+    async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
+        device = batcher._device
+        bounds = Bounds(waiting=100, batch=1, batch_cost=10**9)
+        other = Batcher("other", recorder.negate, lambda number: 1, device, bounds, recorder)
+        recorder.gate.clear()
+        flood = [asyncio.create_task(batcher.submit(number)) for number in range(40)]
+        await asyncio.sleep(0.02)
+        single = asyncio.create_task(other.submit(1000))
+        await asyncio.sleep(0.02)
+        recorder.gate.set()
+        await asyncio.gather(single, *flood)
+        assert [1000] in recorder.batches[:3]
+        await other.close()
+
+    run(scenario, Recorder())
+
+
+def test_a_function_that_loses_an_answer_is_an_error_for_everyone() -> None:
+    async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
+        def lose(jobs: Sequence[int]) -> list[int]:
+            return []
+
+        lossy = Batcher("lossy", lose, abs, Device("lossy"), Bounds(9, 9, 9), recorder)
+        with pytest.raises(RuntimeError, match="0 answers for 1 jobs"):
+            await lossy.submit(1)
+        await lossy.close()
+
+    run(scenario, Recorder())

@@ -1,0 +1,138 @@
+"""What is read and what is refused, with the reason."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from serving.bundles import Bundle, BundleError, read_bundle, scan
+from serving.engine import Engine
+from serving.errors import StartupError
+from tests.serving import toy
+
+
+def altered(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: toy.seal(folder, {**toy.manifest_of(folder), **changes})
+
+
+def without(key: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        manifest = toy.manifest_of(folder)
+        del manifest[key]
+        (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    return change
+
+
+def resealed(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """A change of the files whose digests are recorded anew: an honest bundle with other faults."""
+
+    def changed(folder: Path) -> None:
+        change(folder)
+        manifest = toy.manifest_of(folder)
+        del manifest["files"]
+        toy.seal(folder, manifest)
+
+    return changed
+
+
+def graph(name: str, change: Callable[[onnx.ModelProto], object]) -> Callable[[Path], None]:
+    def changed(folder: Path) -> None:
+        model = onnx.load(folder / name)
+        change(model)
+        onnx.save(model, folder / name)
+
+    return resealed(changed)
+
+
+def rename_output(model: onnx.ModelProto) -> None:
+    model.graph.node.append(onnx.helper.make_node("Identity", ["saliency_s3"], ["saliency"]))
+    model.graph.output[5].name = "saliency"
+
+
+def another_variant(model: onnx.ModelProto) -> None:
+    onnx.helper.set_model_props(model, {"variant": "w", "version": "1"})
+
+
+FRONT_END, NETWORK, STAGES = (toy.manifest()[key] for key in ("front_end", "network", "stages"))
+
+BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no manifest", lambda f: (f / "bundle.json").unlink(), "bundle.json is missing"),
+    ("half a manifest", lambda f: (f / "bundle.json").write_text("{"), "bundle.json cannot be read"),
+    ("a list", lambda f: (f / "bundle.json").write_text("[]"), "not a JSON object"),
+    ("another schema", altered(schema_version=2), "at schema_version: 1 was expected"),
+    ("an unknown key", altered(extra=1), "'extra' was unexpected"),
+    ("no speakers", without("speakers"), "'speakers' is a required property"),
+    ("one speaker", altered(speakers=["eve"]), "at speakers"),
+    ("speakers twice", altered(speakers=["eve", "eve"]), "at speakers"),
+    ("another place", altered(version=3), "is of v/3, the folder is not"),
+    ("too few centres", altered(front_end=FRONT_END | {"mel_bins": 17}), "16 mel centres for 17"),
+    ("stages out of order", altered(stages=STAGES[::-1]), "s1, s2, s3, s4 in this order"),
+    ("tiny minimum", altered(min_samples=399), "shorter than a frame"),
+    ("a file changed", lambda f: (f / "explain.onnx").write_bytes(b"x"), "explain.onnx is not the file"),
+    ("a file missing", lambda f: (f / "predict.onnx").unlink(), "predict.onnx is missing"),
+    ("no digest", altered(files={"predict.onnx": "0" * 64}), "no digest of explain.onnx"),
+    ("parity fails", resealed(lambda f: (f / "parity.json").write_text('{"holds": false}')), "does not hold"),
+    ("parity is a word", resealed(lambda f: (f / "parity.json").write_text('{"holds": "yes"}')), "does not hold"),
+    ("not a graph", resealed(lambda f: (f / "predict.onnx").write_bytes(b"x" * 99)), "predict.onnx cannot be opened"),
+    ("graphs swapped", resealed(lambda f: shutil.copy(f / "predict.onnx", f / "explain.onnx")), "explain.onnx takes"),
+    ("an output is missing", graph("explain.onnx", rename_output), "explain.onnx has no output saliency_s3"),
+    ("another's graph", graph("predict.onnx", another_variant), "its variant is 'w'"),
+    ("too many speakers", altered(speakers=[f"s{i}" for i in range(13)]), "shapes"),
+    ("another embedding", altered(network=NETWORK | {"embedding": 7}), "shapes"),
+    ("too many rows", altered(stages=[stage | {"rows": 16} for stage in STAGES]), "shapes"),
+]
+
+
+def opened(folder: Path) -> Bundle:
+    bundle = read_bundle(folder)
+    Engine(bundle, "cpu", 1).warm_up()
+    return bundle
+
+
+@pytest.mark.parametrize(("change", "reason"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_refused_with_the_reason(tmp_path: Path, change: Callable[[Path], object], reason: str) -> None:
+    folder = toy.write_bundle(tmp_path, "v", 1)
+    opened(folder)  # whole before the change
+    change(folder)
+    with pytest.raises(BundleError) as caught:
+        opened(folder)
+    assert reason in str(caught.value)
+
+
+def test_files_outside_the_bundle_are_not_read(tmp_path: Path) -> None:
+    folder = toy.write_bundle(tmp_path, "v", 1)
+    files = toy.manifest_of(folder)["files"]
+    for name in ("../secret", "/etc/passwd"):
+        toy.seal(folder, {**toy.manifest_of(folder), "files": {**files, name: "0" * 64}})
+        with pytest.raises(BundleError, match="outside the bundle"):
+            read_bundle(folder)
+
+
+def test_scan_sorts_versions_by_number_and_goes_on_after_a_refusal(tmp_path: Path) -> None:
+    for version in (10, 9):
+        toy.write_bundle(tmp_path, "v", version)
+    toy.write_bundle(tmp_path, "u", 1)
+    shutil.copytree(tmp_path / "u" / "1", tmp_path / "u" / "2")
+    shutil.copytree(tmp_path / "u" / "1", tmp_path / "u" / ".unfinished")
+    (tmp_path / "notes.txt").write_text("not a bundle", encoding="utf-8")
+    bundles, refusals = scan(tmp_path)
+    assert [bundle.name for bundle in bundles] == ["u/1", "v/9", "v/10"]
+    assert [(refusal.folder.name, refusal.reason) for refusal in refusals] == [
+        ("2", "bundle.json is of u/1, the folder is not")
+    ]
+
+
+def test_no_folder() -> None:
+    with pytest.raises(StartupError, match="no such folder"):
+        scan(Path("no-such-folder"))
+
+
+def test_frames_and_columns(toy_bundles: Path) -> None:
+    bundle = read_bundle(toy_bundles / "clean" / "1")
+    assert [bundle.frames(n) for n in (400, 559, 560, 16_000)] == [1, 1, 2, 98]
+    assert [bundle.columns(16_000, stage) for stage in bundle.stages] == [98, 49, 25, 13]

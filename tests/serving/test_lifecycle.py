@@ -1,0 +1,171 @@
+"""Starting, draining and ending, with real processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from protos.speakerlens.v1 import identification_pb2 as pb
+from tests.serving import toy
+from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
+
+
+def slow_request(seconds: float = 3) -> pb.IdentifyRequest:
+    models = [pb.ModelSelector(variant="da")]
+    return pb.IdentifyRequest(audio=raw(voice(toy.SLOW_SECONDS + seconds)), models=models)
+
+
+def failing(*flags: str) -> tuple[int, str]:
+    process = subprocess.run(
+        [sys.executable, "-m", "serving", "--port=0", "--metrics-port=0", *flags],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert process.stdout == ""
+    assert "Traceback" not in process.stderr
+    return process.returncode, process.stderr
+
+
+def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest(toy_bundles: Path) -> None:
+    with ServerProcess(toy_bundles) as server:
+        watcher = server.health.Watch(health_pb2.HealthCheckRequest(service=""))
+        assert next(watcher).status == health_pb2.HealthCheckResponse.SERVING
+        slow = server.stub.Identify.future(slow_request(), timeout=CALL_SECONDS)
+        server.wait_for_metric("speakerlens_requests_in_flight", 1)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_log("draining")
+        assert next(watcher).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            server.identify(pb.IdentifyRequest(audio=raw(voice(1.0))), timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert not slow.done(), "the request was not in flight: the test shows nothing"
+        expected = toy.expected(toy.weights(2), voice(toy.SLOW_SECONDS + 3))["logits"].max()
+        assert slow.result().answers[0].speakers[0].logit == pytest.approx(expected, rel=1e-4)
+        assert server.wait() == 0
+        assert "stopped" in server.log
+
+
+def test_a_second_sigterm_ends_at_once(toy_bundles: Path) -> None:
+    server = ServerProcess(toy_bundles)
+    slow = server.stub.Identify.future(slow_request(30))
+    server.wait_for_metric("speakerlens_requests_in_flight", 1)
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for_log("draining")
+    started = time.monotonic()
+    assert server.stop() == 128 + signal.SIGTERM
+    assert time.monotonic() - started < 2
+    assert slow.code() is not grpc.StatusCode.OK
+    server.channel.close()
+
+
+def test_draining_ends_when_its_time_is_over(toy_bundles: Path) -> None:
+    server = ServerProcess(toy_bundles, "--drain-seconds=0.3")
+    slow = server.stub.Identify.future(slow_request(30))
+    server.wait_for_metric("speakerlens_requests_in_flight", 1)
+    started = time.monotonic()
+    assert server.stop() == 1
+    assert time.monotonic() - started < 5
+    assert "calls were cut short" in server.log
+    assert slow.code() is not grpc.StatusCode.OK
+    server.channel.close()
+
+
+def test_not_serving_before_the_warm_up_is_over(tmp_path: Path) -> None:
+    """While models load, health says so and calls are refused; SIGTERM in that state is a clean end, too."""
+    for version in (1, 2):
+        toy.write_bundle(tmp_path, "slow", version, slow_seconds=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = ServerProcess(tmp_path, f"--port={port}", wait=False)
+    impatient = [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 20)]
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=impatient) as channel:
+        grpc.channel_ready_future(channel).result(60)
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        assert check(health_pb2.HealthCheckRequest(), timeout=5).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        list_models: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/speakerlens.v1.SpeakerIdentification/ListModels"
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            list_models(b"", timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "starting" in (caught.value.details() or "")
+    assert server.stop() == 0
+    assert "on CPUExecutionProvider, gRPC" not in server.log, "it had begun to serve: the test shows nothing"
+
+
+@pytest.mark.parametrize("flag", ["--port", "--metrics-port"])
+def test_a_port_in_use_is_one_clear_line(toy_bundles: Path, flag: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, text = failing("--bundles", str(toy_bundles), f"{flag}={port}")
+    assert status == 1
+    errors = [line for line in text.splitlines() if line.startswith("error:")]
+    assert errors == [f"error: {flag} {port}: cannot listen on 127.0.0.1:{port}: Address already in use"]
+
+
+def test_no_bundles(tmp_path: Path) -> None:
+    status, text = failing("--bundles", str(tmp_path / "none"))
+    assert (status, text) == (1, f"error: --bundles {tmp_path / 'none'}: no such folder\n")
+    status, text = failing("--bundles", str(tmp_path))
+    assert status == 1
+    assert "no bundle there; expected <variant>/<version>/bundle.json" in text
+
+
+def test_a_bad_bundle_does_not_stop_the_others(tmp_path: Path) -> None:
+    toy.write_bundle(tmp_path, "good", 1)
+    bad = toy.write_bundle(tmp_path, "bad", 1)
+    (bad / "predict.onnx").write_bytes(b"not what was exported")
+    with ServerProcess(tmp_path) as server:
+        assert server.ready["models"] == ["good/1"]
+        assert "bad/1: predict.onnx is not the file that was exported" in server.log
+    status, text = failing("--bundles", str(_only(bad, tmp_path / "only")))
+    assert status == 1
+    assert "no usable bundle, 1 refused" in text.splitlines()[-1]
+    assert "predict.onnx is not the file that was exported" in text.splitlines()[-1]
+
+
+def test_cuda_that_is_not_there(toy_bundles: Path) -> None:
+    status, text = failing("--bundles", str(toy_bundles), "--device=cuda")
+    if status != 0:
+        assert text.splitlines()[-1].startswith("error: --device cuda: this ONNX Runtime runs on CPUExecutionProvider")
+
+
+def test_a_missing_runtime_is_one_clear_line(toy_bundles: Path, tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('not here')", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "serving", "--bundles", str(toy_bundles)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert process.returncode == 1
+    assert process.stderr == (
+        'error: no ONNX Runtime (not here): install one with pip install "speakerlens[cpu]", '
+        'or "speakerlens[gpu]" for CUDA\n'
+    )
+
+
+def test_neither_torch_nor_training_is_imported() -> None:
+    code = (
+        "import sys, serving.server; "
+        "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'training', 'export', 'onnx')])"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert process.stdout == "[]\n"
+
+
+def _only(bundle: Path, root: Path) -> Path:
+    target = root / bundle.parent.name
+    target.mkdir(parents=True)
+    bundle.rename(target / bundle.name)
+    return root

@@ -1,0 +1,256 @@
+"""Bundles small enough to check by hand, whole or broken, for tests of the server.
+
+The toy network is linear: features are a strided convolution, scores are their mean over time times a matrix, maps are
+ReLU(features x the target's weights), thinned out for the coarser stages. Two things are there for the tests alone:
+
+* audio longer than SLOW_SECONDS keeps the device busy for a time that grows with what is longer;
+* audio with a peak above NAN_PEAK gets NaN for an embedding.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+MEL, EMBEDDING, FRAME, SHIFT, MIN_SAMPLES = 16, 6, 400, 160, 1600
+STRIDES = (1, 2, 4, 8)
+SLOW_SECONDS = 4
+NAN_PEAK = 4.0
+SLOW_SIZE = 256
+TEMPERATURE, THRESHOLD = 0.02, 0.01
+
+
+@dataclass(frozen=True)
+class Weights:
+    """kernel [mel, 1, frame]; score [mel, speakers]; embedding [mel, size]."""
+
+    kernel: NDArray[np.float32]
+    score: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+
+
+def speakers(count: int = 12) -> list[str]:
+    return [f"speaker-{index:02}" for index in range(count)]
+
+
+def weights(seed: int) -> Weights:
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> NDArray[np.float32]:
+        return rng.normal(0, 0.3, shape).astype(np.float32)
+
+    return Weights(draw(MEL, 1, FRAME), draw(MEL, len(speakers())), draw(MEL, EMBEDDING))
+
+
+def expected(weight: Weights, audio: NDArray[np.float32], target: int | None = None) -> dict[str, NDArray[Any]]:
+    """What the toy network answers, computed in numpy for one utterance, [samples]."""
+    frames = 1 + (len(audio) - FRAME) // SHIFT
+    windows = np.stack([audio[t * SHIFT : t * SHIFT + FRAME] for t in range(frames)])
+    features = (windows.astype(np.float64) @ weight.kernel[:, 0].T.astype(np.float64)).T
+    logits = features.mean(axis=1) @ weight.score
+    explained = int(logits.argmax()) if target is None else target
+    full = np.maximum(features * weight.score[:, explained][:, None], 0)
+    maps = {f"saliency_s{i + 1}": full[::stride, ::stride] for i, stride in enumerate(STRIDES)}
+    return {"logits": logits, "embedding": features.mean(axis=1) @ weight.embedding, "features": features, **maps}
+
+
+def write_bundle(
+    root: Path, variant: str, version: int, seed: int = 0, slow_seconds: int = SLOW_SECONDS, **changes: Any
+) -> Path:
+    """Writes root/variant/version; `changes` replace entries of bundle.json. Returns the folder."""
+    folder = root / variant / str(version)
+    folder.mkdir(parents=True)
+    facts = {"variant": variant, "version": str(version)}
+    onnx.save(_graph(weights(seed), False, facts, slow_seconds), folder / "predict.onnx")
+    onnx.save(_graph(weights(seed), True, facts, slow_seconds), folder / "explain.onnx")
+    parity = {"holds": True, "tolerances": {}, "figures": []}
+    (folder / "parity.json").write_text(json.dumps(parity), encoding="utf-8")
+    seal(folder, {**manifest(variant, version), **changes})
+    return folder
+
+
+def seal(folder: Path, entries: dict[str, Any]) -> None:
+    """Writes bundle.json with the digests of what lies in the folder now, unless it brings some."""
+    digests = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.iterdir())
+        if file.name != "bundle.json"
+    }
+    (folder / "bundle.json").write_text(json.dumps({"files": digests, **entries}), encoding="utf-8")
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    return found
+
+
+def manifest(variant: str = "v", version: int = 1) -> dict[str, Any]:
+    """What bundle.json says, but for the digests."""
+    return {
+        "schema_version": 1,
+        "variant": variant,
+        "version": version,
+        "created": "2026-01-01T00:00:00Z",
+        "speakers": speakers(),
+        "sample_rate": 16000,
+        "front_end": {
+            "kind": "kaldi-log-mel",
+            "mel_bins": MEL,
+            "frame_length": FRAME,
+            "frame_shift": SHIFT,
+            "low_hz": 20.0,
+            "high_hz": 8000.0,
+            "mel_centres_hz": [float(x) for x in np.linspace(100, 7900, MEL)],
+        },
+        "network": {
+            "blocks": [1, 1, 1, 1],
+            "width": 1,
+            "embedding": EMBEDDING,
+            "head": "softmax",
+            "scale": 1.0,
+            "parameters": 1,
+        },
+        "stages": [
+            {"name": f"s{i + 1}", "tap": "stage-output", "rows": MEL // stride, "stride": stride}
+            for i, stride in enumerate(STRIDES)
+        ],
+        "min_samples": MIN_SAMPLES,
+        "window_seconds": 3.0,
+        "utterances": [{"file": "utterances/00.flac", "speaker": speakers()[0]}],
+        "opset": 18,
+        "calibration": {
+            "temperature": TEMPERATURE,
+            "unknown_threshold": THRESHOLD,
+            "utterances": 1,
+            "method": "by hand",
+        },
+        "training_data_digest": "0" * 64,
+        "code_revision": "toy",
+        "versions": {},
+    }
+
+
+def _graph(weight: Weights, explains: bool, facts: dict[str, str], slow_seconds: int) -> onnx.ModelProto:
+    constants: dict[str, NDArray[Any]] = {
+        "kernel": weight.kernel,
+        "score": weight.score,
+        "score_t": np.ascontiguousarray(weight.score.T),
+        "to_embedding": weight.embedding,
+        "one_axis": np.array([1], np.int64),
+        "two_axis": np.array([2], np.int64),
+        "frame": np.array(FRAME, np.int64),
+        "shift": np.array(SHIFT, np.int64),
+        "zero": np.array(0, np.int64),
+        "one": np.array(1, np.int64),
+        "limit": np.array(NAN_PEAK, np.float32),
+        "nought": np.array(0, np.float32),
+        "slow": np.array(slow_seconds * 16000, np.int64),
+        "per_trip": np.array(16, np.int64),
+        "true": np.array(True),
+        "matrix": np.eye(SLOW_SIZE, dtype=np.float32),
+        "axes_12": np.array([1, 2], np.int64),
+    }
+    node = helper.make_node
+    nodes = [
+        node("Unsqueeze", ["audio", "one_axis"], ["channel"]),
+        node("Conv", ["channel", "kernel"], ["unmasked"], strides=[SHIFT]),
+        node("Sub", ["lengths", "frame"], ["n0"]),
+        node("Div", ["n0", "shift"], ["n1"]),
+        node("Add", ["n1", "one"], ["frames"]),
+        node("Shape", ["unmasked"], ["width_1"], start=2, end=3),
+        node("Squeeze", ["width_1"], ["width"]),
+        node("Range", ["zero", "width", "one"], ["index"]),
+        node("Unsqueeze", ["frames", "one_axis"], ["frames_2"]),
+        node("Less", ["index", "frames_2"], ["valid_2"]),
+        node("Cast", ["valid_2"], ["valid_f"], to=TensorProto.FLOAT),
+        node("Unsqueeze", ["valid_f", "one_axis"], ["mask"]),
+        node("Mul", ["unmasked", "mask"], ["features"]),
+        node("ReduceSum", ["features", "two_axis"], ["total"], keepdims=0),
+        node("Cast", ["frames_2"], ["frames_f"], to=TensorProto.FLOAT),
+        node("Div", ["total", "frames_f"], ["mean"]),
+        # Above the limit, the square root of something negative.
+        node("Abs", ["audio"], ["loud"]),
+        node("ReduceMax", ["loud", "one_axis"], ["peak"], keepdims=1),
+        node("Sub", ["limit", "peak"], ["room"]),
+        node("Sqrt", ["room"], ["trap"]),
+        node("Mul", ["trap", "nought"], ["nothing_or_nan"]),
+        node("MatMul", ["mean", "to_embedding"], ["clean_embedding"]),
+        node("Add", ["clean_embedding", "nothing_or_nan"], ["embedding"]),
+        # Long audio keeps multiplying the identity.
+        node("Shape", ["audio"], ["samples_1"], start=1, end=2),
+        node("Squeeze", ["samples_1"], ["samples"]),
+        node("Sub", ["samples", "slow"], ["over"]),
+        node("Div", ["over", "per_trip"], ["over_trips"]),
+        node("Max", ["over_trips", "zero"], ["trips"]),
+        node("Loop", ["trips", "true", "matrix"], ["busy"], body=_busy()),
+        node("ReduceMax", ["busy"], ["busy_max"], keepdims=0),
+        node("Mul", ["busy_max", "nought"], ["nothing"]),
+        node("MatMul", ["mean", "score"], ["scores"]),
+        node("Add", ["scores", "nothing"], ["logits"]),
+    ]
+    outputs = {"logits": 2, "embedding": 2}
+    inputs = [
+        helper.make_tensor_value_info("audio", TensorProto.FLOAT, ["batch", "samples"]),
+        helper.make_tensor_value_info("lengths", TensorProto.INT64, ["batch"]),
+    ]
+    if explains:
+        inputs.append(helper.make_tensor_value_info("target", TensorProto.INT64, ["batch"]))
+        outputs |= {"features": 3} | {f"saliency_s{i}": 3 for i in range(1, 5)}
+        nodes += [
+            node("ArgMax", ["logits"], ["predicted"], axis=1, keepdims=0),
+            node("Less", ["target", "zero"], ["unnamed"]),
+            node("Where", ["unnamed", "predicted", "target"], ["explained"]),
+            node("Gather", ["score_t", "explained"], ["row"]),
+            node("Unsqueeze", ["row", "two_axis"], ["row_3"]),
+            node("Mul", ["features", "row_3"], ["product"]),
+            node("Relu", ["product"], ["saliency_s1"]),
+        ]
+        for stage, stride in list(enumerate(STRIDES, 1))[1:]:
+            constants |= {
+                f"from_{stage}": np.array([0, 0], np.int64),
+                f"to_{stage}": np.array([2**31, 2**31], np.int64),
+                f"steps_{stage}": np.array([stride, stride], np.int64),
+            }
+            arguments = ["saliency_s1", f"from_{stage}", f"to_{stage}", "axes_12", f"steps_{stage}"]
+            nodes.append(node("Slice", arguments, [f"saliency_s{stage}"]))
+    used = {name for each in nodes for name in each.input}
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        inputs,
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *[None] * (rank - 1)])
+            for name, rank in outputs.items()
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, facts)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _busy() -> onnx.GraphProto:
+    shape = [SLOW_SIZE, SLOW_SIZE]
+    return helper.make_graph(
+        [
+            helper.make_node("MatMul", ["state", "state"], ["next_state"]),
+            helper.make_node("Identity", ["go_on"], ["go_on_then"]),
+        ],
+        "busy",
+        [
+            helper.make_tensor_value_info("trip", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, shape),
+        ],
+        [
+            helper.make_tensor_value_info("go_on_then", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next_state", TensorProto.FLOAT, shape),
+        ],
+    )
