@@ -39,6 +39,9 @@ class Batch(NamedTuple):
 class BatchSource:
     """Draws the batches of a training run; `batch` may be called from several threads.
 
+    kinds: the configured kinds of interference that the corpus can supply; none for a variant without copies.
+    missing: those that it cannot.
+
     Raises UserError if a speaker has nothing to train on, or if copies are wanted and the corpus can supply no kind of
     interference that the configuration lists.
     """
@@ -49,11 +52,13 @@ class BatchSource:
         self._clips = _clips_by_speaker(corpus, "train")
         self._local = threading.local()
         self.kinds: tuple[InterferenceKind, ...] = ()
+        self.missing: tuple[InterferenceKind, ...] = ()
         if variant.copies != "none":
             self.kinds = usable_kinds(InterferenceSource(corpus, "train"), config.interference)
             if not self.kinds:
                 wanted = ", ".join(config.interference.snr_db)
                 raise UserError(f"{corpus.root}: has no training interference of the configured kinds ({wanted})")
+            self.missing = tuple(kind for kind in config.interference.snr_db if kind not in self.kinds)
 
     @property
     def rows(self) -> int:

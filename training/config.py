@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Literal
 
 from training import typed_yaml
@@ -71,7 +70,7 @@ class DataConfig:
 
 def _default_snr() -> Mapping[InterferenceKind, tuple[float, float]]:
     kinds: tuple[InterferenceKind, ...] = ("noise", "music", "babble", "speaker", "reverb")
-    return MappingProxyType(dict.fromkeys(kinds, (-5.0, 20.0)))
+    return dict.fromkeys(kinds, (-5.0, 20.0))
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,6 @@ def choose_device(name: str) -> torch.device:
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.backends.cudnn.benchmark = True  # all batches have one shape
     torch.backends.cudnn.allow_tf32 = False  # what is not in bfloat16, the front end above all, needs all of float32
     return torch.device("cuda")
 
@@ -81,6 +80,7 @@ def fit(config: Config, variant: str, corpus: Corpus, out: Path, device: torch.d
     Raises UserError if the folder belongs to another run, and DivergedError at the first loss that is not finite.
     """
     console = Console()
+    torch.backends.cudnn.benchmark = True  # all batches have one shape; without effect on a CPU
     trainer = Trainer(config, variant, corpus, device)
     source = BatchSource(corpus, config, find_variant(variant), device)
     first = _resume_or_begin(trainer, out, config, variant, corpus)
@@ -89,6 +89,8 @@ def fit(config: Config, variant: str, corpus: Corpus, out: Path, device: torch.d
         return 0
     with Report(out, variant, first, config.updates, console) as report, StopRequest() as stop:
         report.start(_describe(trainer, source, corpus), source.rows)
+        if source.missing:
+            report.say(f"{corpus.root}: has no {', '.join(source.missing)} to train with; goes on without")
         dev_set = make_dev_set(corpus, config)
         data, intervals = config.data, config.intervals
         saved = first

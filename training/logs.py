@@ -115,7 +115,7 @@ class Report:
         elif time.monotonic() - self._spoke >= _SECONDS_BETWEEN_LINES or done == self._updates:
             self._spoke = time.monotonic()
             shown = f"loss {figures.loss:.2f}  accuracy {figures.accuracy:.0f} %{self._dev}{self._rate}"
-            self._say(f"{self._title}: {done}/{self._updates}  {shown}")
+            self.say(f"{self._title}: {done}/{self._updates}  {shown}")
 
     def dev(self, done: int, measure: Callable[[], Mapping[str, float]]) -> None:
         """Tell of the accuracy on the dev split, in percent by condition; measuring it does not count as training."""
@@ -130,7 +130,8 @@ class Report:
         self._log.write("stop", done, {"why": why})
         if self._bar is not None:
             self._bar.stop()
-        self._say(f"{self._run}: {why}")
+        self.say(f"{self._run}: {why}")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Print a line that stays, of whatever length."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -7,7 +7,6 @@ bounds, and a field without a default must be given. Nothing of the text is ever
 import dataclasses
 import difflib
 import math
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -192,7 +191,7 @@ def _mapping(items: tuple[Any, Any], node: yaml.Node, name: str) -> Mapping[str,
     for key, (key_node, _) in pairs.items():
         if key not in known:
             _fail(key_node, f'unknown key "{key}" in {name}{_suggest(key, known)}; known keys: {", ".join(known)}')
-    return types.MappingProxyType({key: _value(items[1], value, f"{name}.{key}") for key, (_, value) in pairs.items()})
+    return {key: _value(items[1], value, f"{name}.{key}") for key, (_, value) in pairs.items()}
 
 
 def _scalar(hint: Any, bounds: Range, node: yaml.Node, name: str) -> object:

@@ -131,6 +131,7 @@ def test_a_corpus_without_the_wanted_interference_is_refused(tmp_path: Path, con
         source(bare, noise_only, "da")
     assert source(bare, noise_only, "clean").kinds == ()
     assert source(bare, config, "da").kinds == ("speaker",)  # what it can supply of what is configured
+    assert source(bare, config, "da").missing == ("noise", "music", "babble", "reverb")
 
 
 def test_a_speaker_without_training_data_is_named(corpus: Corpus, config: Config, tmp_path: Path) -> None:

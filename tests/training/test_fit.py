@@ -176,9 +176,13 @@ def test_training_learns(corpus: Corpus, config: Config, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_trains(corpus: Corpus, config: Config, tmp_path: Path, variant: str) -> None:
+def test_every_variant_trains(
+    corpus: Corpus, config: Config, tmp_path: Path, variant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     short = replace(config, updates=2)
     assert fit(short, variant, corpus, tmp_path, CPU) == 0
+    told = f"{corpus.root}: has no music, babble to train with; goes on without" in capsys.readouterr().out
+    assert told == (variant != "clean")
     aligned = [line["alignment"] for line in log_lines(tmp_path, "update")]
     assert all((value > 0) == (variant == "act-da") for value in aligned)
 
