@@ -4,6 +4,7 @@ Utterances are padded with zeros to the longest; the graph's `lengths` input mak
 graph says about padding is cut off again.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -178,9 +179,18 @@ def _check_graph(session: Any, bundle: Bundle, name: str, inputs: Sequence[str],
     if missing:
         raise BundleError(f"{name} has no output {', '.join(missing)}")
     metadata = session.get_modelmeta().custom_metadata_map
-    for key, value in (("variant", bundle.variant), ("version", str(bundle.version))):
-        if metadata.get(key) != value:
-            raise BundleError(f"{name} says in its metadata that its {key} is {metadata.get(key)!r}, not {value!r}")
+    # A graph of another network answers in the right shapes as well, under the wrong names.
+    for key, value in (("variant", bundle.variant), ("version", bundle.version), ("speakers", list(bundle.speakers))):
+        if _fact(metadata.get(key)) != value:
+            raise BundleError(f"{name} is of another bundle: its metadata disagrees with bundle.json about {key}")
+
+
+def _fact(text: str | None) -> Any:
+    """A fact in a graph's metadata, which is JSON; None if it is missing or anything else."""
+    try:
+        return json.loads(text or "null")
+    except ValueError:
+        return None
 
 
 def _pad(jobs: Sequence[Job]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

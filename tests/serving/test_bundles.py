@@ -55,7 +55,20 @@ def rename_output(model: onnx.ModelProto) -> None:
 
 
 def another_variant(model: onnx.ModelProto) -> None:
-    onnx.helper.set_model_props(model, {"variant": "w", "version": "1"})
+    onnx.helper.set_model_props(model, {"variant": '"w"', "version": "1", "speakers": json.dumps(toy.speakers())})
+
+
+def no_facts(model: onnx.ModelProto) -> None:
+    del model.metadata_props[:]
+
+
+def too_many_speakers(folder: Path) -> None:
+    """The graphs claim to know them as well."""
+    names = [f"s{index}" for index in range(13)]
+    facts = {"variant": '"v"', "version": "1", "speakers": json.dumps(names)}
+    for name in ("predict.onnx", "explain.onnx"):
+        graph(name, lambda model: onnx.helper.set_model_props(model, facts))(folder)
+    altered(speakers=names)(folder)
 
 
 FRONT_END, NETWORK, STAGES = (toy.manifest()[key] for key in ("front_end", "network", "stages"))
@@ -81,8 +94,10 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("not a graph", resealed(lambda f: (f / "predict.onnx").write_bytes(b"x" * 99)), "predict.onnx cannot be opened"),
     ("graphs swapped", resealed(lambda f: shutil.copy(f / "predict.onnx", f / "explain.onnx")), "explain.onnx takes"),
     ("an output is missing", graph("explain.onnx", rename_output), "explain.onnx has no output saliency_s3"),
-    ("another's graph", graph("predict.onnx", another_variant), "its variant is 'w'"),
-    ("too many speakers", altered(speakers=[f"s{i}" for i in range(13)]), "shapes"),
+    ("another's graph", graph("predict.onnx", another_variant), "disagrees with bundle.json about variant"),
+    ("a graph without facts", graph("explain.onnx", no_facts), "disagrees with bundle.json about variant"),
+    ("speakers in another order", altered(speakers=toy.speakers()[::-1]), "disagrees with bundle.json about speakers"),
+    ("too many speakers", too_many_speakers, "shapes"),
     ("another embedding", altered(network=NETWORK | {"embedding": 7}), "shapes"),
     ("too many rows", altered(stages=[stage | {"rows": 16} for stage in STAGES]), "shapes"),
 ]

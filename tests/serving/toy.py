@@ -66,7 +66,7 @@ def write_bundle(
     """Writes root/variant/version; `changes` replace entries of bundle.json. Returns the folder."""
     folder = root / variant / str(version)
     folder.mkdir(parents=True)
-    facts = {"variant": variant, "version": str(version)}
+    facts = {"variant": json.dumps(variant), "version": str(version), "speakers": json.dumps(speakers())}
     onnx.save(_graph(weights(seed), False, facts, slow_seconds), folder / "predict.onnx")
     onnx.save(_graph(weights(seed), True, facts, slow_seconds), folder / "explain.onnx")
     parity = {"holds": True, "tolerances": {}, "figures": []}
