@@ -66,7 +66,7 @@ def plots(path: Path) -> Write:
             waveform = plot.read_waveform(content)
         except plot.SoundFileError as error:
             raise CommandError(Exit.INPUT, "UNREADABLE", f"the waveform cannot be drawn: {error}") from error
-        plot.save_plot(target, title(file), result, waveform)
+        plot.save_plot(target, Path(title(file)).name, result, waveform)
 
     return write
 

@@ -1,4 +1,4 @@
-"""The command and the Python client against a real server process."""
+"""The command and the Python client against a real server process, mostly with networks that a test can compute."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ VARIANTS = ("clean", "da", "act-da")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def toy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     bundles = tmp_path_factory.mktemp("bundles")
     for seed, variant in enumerate(VARIANTS):
         toy.write_bundle(bundles, variant, 1, seed)
@@ -29,8 +29,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
-def address(server: ServerProcess) -> str:
-    return str(server.ready["grpc"])
+def address(toy_server: ServerProcess) -> str:
+    return str(toy_server.ready["grpc"])
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +184,26 @@ def test_a_server_that_has_gone(recording: Path, tmp_path: Path) -> None:
         assert server.stop() == 0
     done = speakerlens("identify", recording, "--server", address)
     assert (done.returncode, done.stderr) == (5, f"speakerlens: no server answers at {address}: Connection refused\n")
+
+
+def test_trained_networks_are_asked_by_all_means_at_once(server: ServerProcess, bundles: Path, tmp_path: Path) -> None:
+    """The evaluation utterances that travel in a bundle are named NN-<speaker>.flac."""
+    utterances = sorted(next(bundles.glob("*/*/utterances")).glob("*.flac"))[:4]
+    done = speakerlens(
+        "identify", *utterances, "--server", server.ready["grpc"], "--variants", "all", "--explain", "--json",
+        "--plot", tmp_path / "out.png",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    documents = [json.loads(line) for line in done.stdout.splitlines()]
+    right = 0
+    for utterance, document in zip(utterances, documents, strict=True):
+        assert sorted(answer["variant"] for answer in document["answers"]) == sorted(
+            path.name for path in bundles.iterdir()
+        )
+        assert imread(document["plot"]).shape[1] == 1350
+        for answer in document["answers"]:
+            summary = answer["explanation"]["maps"]["fused"]
+            assert summary["rows"] == answer["explanation"]["log_mel"]["rows"] == 80
+            assert 0 < summary["peak"]["seconds"] < document["audio"]["seconds"]
+            right += answer["speakers"][0]["speaker"] == utterance.stem.partition("-")[2]
+    assert right >= len(documents)  # of at least two answers each: far above chance among eight speakers
