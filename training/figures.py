@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, PowerNorm
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from training.conditions import CLEAN_KIND, LABELS, Condition, ratio_name
@@ -47,6 +46,8 @@ _COLUMNS = 3
 _CLEAN_GAP_DB = 6.0  # how far right of the highest ratio clean speech stands
 _RANGE_DB = 60.0  # of log-mel shown below its loudest bin
 _DOMINATED = "#E8590C"
+_BLUES = LinearSegmentedColormap.from_list("on-speech", ["#ffffff", "#5b9bd5", "#08306b"])
+_ORANGES = LinearSegmentedColormap.from_list("on-interference", ["#ffffff", "#f6a56b", _DOMINATED, "#7a2a00"])
 _KILOHERTZ = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -122,7 +123,7 @@ def saliency_figure(shown: Example, path: Path) -> Figure:
     """Draw the example and write it as PNG.
 
     The first row shows the log-mel of the speech and of the mixture, and where in it the interference is louder; below
-    is each variant's fused LayerCAM map of the true speaker, with the outline of those bins.
+    is each variant's fused LayerCAM map of the true speaker, in orange on those bins and in blue elsewhere.
     """
     variants = list(shown.answers)
     rows = 1 + -(-len(variants) // _COLUMNS)
@@ -130,18 +131,15 @@ def saliency_figure(shown: Example, path: Path) -> Figure:
         figure = Figure(figsize=(13.0, 1.2 + 2.9 * rows), layout="constrained")
         axes = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False)
         _draw_sounds(figure, axes[0], shown)
-        image: AxesImage | None = None
-        for axis, variant in zip(axes[1:].flat, variants, strict=False):
-            image = _draw_map(axis, shown, variant)
+        maps = [_draw_map(axis, shown, variant) for axis, variant in zip(axes[1:].flat, variants, strict=False)]
         used = _COLUMNS + len(variants)
         for axis in list(axes.flat)[used:]:
             axis.remove()
         for index, axis in enumerate(list(axes.flat)[:used]):
             _label(axis, shown, left=index % _COLUMNS == 0, bottom=index + _COLUMNS >= used)
-        if image is not None:
-            figure.colorbar(
-                image, ax=list(axes[1:].flat)[: len(variants)], label="saliency (fused LayerCAM)", pad=0.01, aspect=25
-            )
+        below = list(axes[1:].flat)[: len(variants)]
+        figure.colorbar(maps[0][1], ax=below, label="on the interference", pad=0.01, aspect=25)
+        figure.colorbar(maps[0][0], ax=below, label="saliency on the speech", pad=0.01, aspect=25)
         figure.suptitle(example_title(shown), x=0.01, ha="left", fontsize=13)
         figure.savefig(path, dpi=_DOTS_PER_INCH)
     return figure
@@ -176,26 +174,20 @@ def _draw_sounds(figure: Figure, axes: Sequence[Axes], shown: Example) -> None:
     figure.colorbar(image, ax=list(axes), label="log-mel power (dB)", pad=0.01, aspect=25)
 
 
-def _draw_map(axis: Axes, shown: Example, variant: str) -> AxesImage:
+def _draw_map(axis: Axes, shown: Example, variant: str) -> tuple[AxesImage, AxesImage]:
+    """Draw a variant's map: in blue on bins where the speech is louder, in orange where the interference is."""
     answer = shown.answers[variant]
-    image = _show(axis, shown, answer.map, cmap="magma", norm=PowerNorm(0.5, 0.0, 1.0))
-    rows = np.arange(len(shown.centres_hz)) + 0.5
-    axis.contour(shown.times, rows, _smoothed(shown.dominated), levels=[0.5], colors=["#5ad1ff"], linewidths=0.9)
+    norm = PowerNorm(0.5, 0.0, 1.0)  # a square root, so that weak saliency is seen as well
+    on_speech = _show(axis, shown, np.where(shown.dominated, np.nan, answer.map), cmap=_BLUES, norm=norm)
+    on_interference = _show(axis, shown, np.where(shown.dominated, answer.map, np.nan), cmap=_ORANGES, norm=norm)
     index = "none" if np.isnan(answer.deletion_index) else f"{answer.deletion_index:.2f}"
     axis.set_title(f"{variant}: {verdict(answer, shown.speaker)}\ndeletion index {index}")
-    return image
+    return on_speech, on_interference
 
 
 def _show(axis: Axes, shown: Example, values: NDArray[Any], **style: Any) -> AxesImage:
     """Draw [mel, frames] on an axis in seconds and mel bins."""
     return axis.imshow(values, origin="lower", aspect="auto", interpolation="nearest", extent=_extent(shown), **style)
-
-
-def _smoothed(dominated: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Average [mel, frames] over 5 x 5 bins, so that an outline at 0.5 encloses regions and not single bins."""
-    padded = np.pad(dominated.astype(np.float64), 2, mode="edge")
-    average: NDArray[np.float64] = sliding_window_view(padded, (5, 5)).mean(axis=(2, 3))
-    return average
 
 
 def _extent(shown: Example) -> tuple[float, float, float, float]:

@@ -22,9 +22,9 @@ FUSED = "fused"
 MAPS = (*STAGES, FUSED)
 DELETION_SNRS_DB = (5.0, 0.0)
 EXAMPLE_SNR_DB = 0.0
-EXAMPLE_KINDS = ("speaker", "babble", "noise", "music", "reverb")
-"""The saliency figure shows the first of these kinds that the corpus can supply: where one other person talks, nearly
-every bin belongs to one of two voices, and one can see whose it is."""
+EXAMPLE_KINDS = ("noise", "music", "babble", "speaker", "reverb")
+"""The saliency figure shows the first of these kinds that the corpus can supply: noise looks least like speech, so
+that one can see which is which."""
 
 _BATCH_CPU = 4  # utterances; more do not fit a core's cache
 _BATCH_CUDA = 64

@@ -78,7 +78,7 @@ def caption(shown: Example) -> str:
         f"{example_title(shown)}. Chosen by rule: the first test utterance of the manifest, at {EXAMPLE_SNR_DB:g} dB, "
         f"under the first of these that the corpus has: {order}. Above: log-mel of the speech and of the mixture, and, "
         "in orange, the bins in which the interference is louder. Below: each variant's fused LayerCAM map of the true "
-        "speaker; bright is what raised the score, and blue lines outline the orange regions."
+        "speaker: the darker a bin, the more it raised the score; orange ones are where the interference is louder."
     )
 
 

@@ -58,13 +58,18 @@ def shown() -> Example:
 
 
 @pytest.fixture(scope="module")
-def robustness(evaluation: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> Figure:
-    return robustness_figure(evaluation, tmp_path_factory.mktemp("figures") / "robustness.png")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("figures")
 
 
 @pytest.fixture(scope="module")
-def saliency(shown: Example, tmp_path_factory: pytest.TempPathFactory) -> Figure:
-    return saliency_figure(shown, tmp_path_factory.mktemp("figures") / "saliency.png")
+def robustness(evaluation: Evaluation, folder: Path) -> Figure:
+    return robustness_figure(evaluation, folder / "robustness.png")
+
+
+@pytest.fixture(scope="module")
+def saliency(shown: Example, folder: Path) -> Figure:
+    return saliency_figure(shown, folder / "saliency.png")
 
 
 def test_variants_keep_their_colours_and_none_is_used_twice() -> None:
@@ -115,7 +120,9 @@ def test_saliency_shows_sounds_mask_and_a_map_for_each_variant(saliency: Figure,
     marked = _filled(panels[2].get_images()[1])
     np.testing.assert_array_equal(marked == 1, shown.dominated)
     for panel, (variant, answer) in zip(panels[3:], shown.answers.items(), strict=True):
-        np.testing.assert_array_equal(panel.get_images()[0].get_array(), answer.map)
+        speech, interference = (_filled(image) for image in panel.get_images())
+        np.testing.assert_array_equal(speech, np.where(shown.dominated, np.nan, answer.map))
+        np.testing.assert_array_equal(interference, np.where(shown.dominated, answer.map, np.nan))
         assert panel.get_title(loc="left").startswith(f"{variant}: ")
     assert "wrong, bob for ada (51 %)" in panels[3].get_title(loc="left")
     assert "index 1.20" in panels[3].get_title(loc="left")
@@ -132,10 +139,9 @@ def test_kilohertz_stand_at_their_mel_bins_and_seconds_at_their_frames(saliency:
     assert axis.get_images()[0].get_extent()[:2] == pytest.approx([0.0075, 1.2075])
 
 
-def test_pictures_are_large_and_not_empty(evaluation: Evaluation, shown: Example, tmp_path: Path) -> None:
-    robustness_figure(evaluation, tmp_path / "a.png")
-    saliency_figure(shown, tmp_path / "b.png")
-    for name in ("a.png", "b.png"):
-        pixels = imread(tmp_path / name)
-        assert min(pixels.shape[:2]) >= 700
-        assert pixels[..., :3].std() > 0.05
+@pytest.mark.usefixtures("robustness", "saliency")
+@pytest.mark.parametrize("name", ["robustness.png", "saliency.png"])
+def test_pictures_are_large_and_not_empty(folder: Path, name: str) -> None:
+    pixels = imread(folder / name)
+    assert min(pixels.shape[:2]) >= 700
+    assert pixels[..., :3].std() > 0.05
