@@ -1,0 +1,146 @@
+"""Bundles as the export writes them: the served answers are those of the graphs, alone, batched and drawn."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import soundfile as sf
+import torch
+from numpy.typing import NDArray
+
+from protos.speakerlens.v1 import identification_pb2 as pb
+from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, voice
+
+STAGES = (pb.STAGE_S1, pb.STAGE_S2, pb.STAGE_S3, pb.STAGE_S4)
+FUSED = (pb.STAGE_S2, pb.STAGE_S3, pb.STAGE_S4)
+
+
+@pytest.fixture(scope="module")
+def folder(bundles: Path) -> Path:
+    return sorted(bundles.glob("*/*"))[0]
+
+
+@pytest.fixture(scope="module")
+def manifest(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    return content
+
+
+@pytest.fixture(scope="module")
+def utterances(folder: Path, manifest: dict[str, Any]) -> list[NDArray[np.float32]]:
+    """Six of the bundle's own, of different lengths."""
+    audios = [sf.read(folder / each["file"], dtype="float32")[0] for each in manifest["utterances"][:6]]
+    return [audio[: len(audio) - 1777 * index] for index, audio in enumerate(audios)]
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path, utterances: list[NDArray[np.float32]]) -> list[dict[str, NDArray[np.float32]]]:
+    """What the graph says of each utterance alone."""
+    session = ort.InferenceSession(folder / "explain.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    answers = []
+    for audio in utterances:
+        inputs = {"audio": audio[None], "lengths": np.array([len(audio)]), "target": np.array([-1])}
+        answers.append({name: value[0] for name, value in zip(names, session.run(names, inputs), strict=True)})
+    return answers
+
+
+def request(manifest: dict[str, Any], audio: NDArray[np.float32], **options: object) -> pb.IdentifyRequest:
+    return pb.IdentifyRequest(
+        audio=raw(audio),
+        models=[pb.ModelSelector(variant=manifest["variant"])],
+        explain=pb.ExplainOptions(**options),  # type: ignore[arg-type]
+        with_embedding=True,
+    )
+
+
+def distance(values: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(values - reference) / np.linalg.norm(reference))
+
+
+def displayed(raw_map: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
+    values = torch.from_numpy(raw_map / raw_map.max())[None, None]
+    shown = torch.nn.functional.interpolate(values, (rows, columns), mode="bilinear", align_corners=False)
+    return np.asarray(shown[0, 0])
+
+
+def test_together_as_alone(
+    server: ServerProcess,
+    manifest: dict[str, Any],
+    utterances: list[NDArray[np.float32]],
+    reference: list[dict[str, NDArray[np.float32]]],
+) -> None:
+    """Sent at once behind a long one, so that they are batched and padded; the answers must not know."""
+    name = f'speakerlens_batch_size_{{}}{{{{kind="explain",variant="{manifest["variant"]}"}}}}'
+    before = server.metrics()
+    long = server.stub.Identify.future(request(manifest, voice(30.0)), timeout=CALL_SECONDS)
+    server.wait_for_metric("speakerlens_requests_in_flight", 1)
+    native = {"stages": STAGES, "resolution": pb.RESOLUTION_NATIVE}
+    calls = [
+        server.stub.Identify.future(request(manifest, audio, **native), timeout=CALL_SECONDS) for audio in utterances
+    ]
+    for call, expected in zip(calls, reference, strict=True):
+        answer = call.result().answers[0]
+        best = int(expected["logits"].argmax())
+        assert answer.speakers[0].speaker == manifest["speakers"][best] == answer.explanation.target_speaker
+        assert answer.speakers[0].logit == pytest.approx(expected["logits"][best], rel=1e-4)
+        posterior = np.exp(expected["logits"] / manifest["calibration"]["temperature"])
+        assert answer.speakers[0].probability == pytest.approx(posterior[best] / posterior.sum(), rel=1e-3)
+        assert answer.known == (expected["logits"][best] >= manifest["calibration"]["unknown_threshold"])
+        assert distance(np.array(answer.embedding), expected["embedding"]) < 1e-4
+        for stage, message in enumerate(answer.explanation.saliency, 1):
+            assert distance(plane(message), expected[f"saliency_s{stage}"]) < 1e-3
+        assert distance(plane(answer.explanation.log_mel), expected["features"]) < 1e-4
+    assert long.result().answers
+    after = server.metrics()
+    taken, batches = (after[name.format(part)] - before.get(name.format(part), 0) for part in ("sum", "count"))
+    assert taken == 7
+    assert batches < 7, "nothing was batched: the test shows nothing"
+
+
+def test_the_fused_map(
+    server: ServerProcess,
+    manifest: dict[str, Any],
+    utterances: list[NDArray[np.float32]],
+    reference: list[dict[str, NDArray[np.float32]]],
+) -> None:
+    for audio, expected in zip(utterances[:2], reference[:2], strict=True):
+        [message] = server.identify(request(manifest, audio)).answers[0].explanation.saliency
+        shape = expected["features"].shape
+        mean = np.mean([displayed(expected[f"saliency_s{stage}"], *shape) for stage in FUSED], axis=0)
+        assert distance(plane(message), mean) < 1e-3
+
+
+def test_odd_but_good_sound_gives_finite_answers(server: ServerProcess, manifest: dict[str, Any]) -> None:
+    click = np.zeros(16_000, np.float32)
+    click[8000] = 1
+    rng = np.random.default_rng(0)
+    sounds = [click, voice(0.5), np.clip(voice(1.0) * 50, -1, 1), voice(1.0) + 0.9, voice(1.0) * 1e-4, voice(1.0) * 15]
+    sounds.append((rng.integers(-1, 2, 16_000) / 32768).astype(np.float32))
+    for sound in sounds:
+        answer = server.identify(request(manifest, sound, stages=[*STAGES, pb.STAGE_FUSED])).answers[0]
+        values = [plane(message) for message in (*answer.explanation.saliency, answer.explanation.log_mel)]
+        assert all(np.isfinite(value).all() for value in values)
+        assert np.isfinite([answer.speakers[0].logit, answer.speakers[0].probability, *answer.embedding]).all()
+
+
+def test_health_answers_while_the_longest_audio_is_explained(server: ServerProcess) -> None:
+    """A minute at 48 kHz, every map of every model: decoding, computing and encoding all stay off the event loop."""
+    message = pb.IdentifyRequest(
+        audio=raw(voice(60.0, 48_000), 48_000), explain=pb.ExplainOptions(stages=[*STAGES, pb.STAGE_FUSED])
+    )
+    calls = [server.stub.Identify.future(message, timeout=CALL_SECONDS) for _ in range(2)]
+    waits: list[float] = []
+    while not all(call.done() for call in calls):
+        started = time.monotonic()
+        assert server.status() == "SERVING"
+        waits.append(time.monotonic() - started)
+        time.sleep(0.01)
+    assert all(call.result().answers for call in calls)
+    assert len(waits) > 10, "it was over at once: the test shows nothing"
+    assert max(waits) < 0.5, waits
+    assert np.median(waits) < 0.1, waits
