@@ -181,7 +181,7 @@ def table(evaluation: Evaluation) -> Table:
     """Lay out the means for a terminal."""
     shown = Table(title="Top-1 accuracy in percent: mean over all conditions with interference, and by kind")
     shown.add_column("variant")
-    for heading in ("mean", "clean", *(LABELS[kind].lower() for kind in evaluation.kinds)):
+    for heading in ("mean", "clean", *evaluation.kinds):
         shown.add_column(heading, justify="right")
     for summary in evaluation.summaries:
         shares = (summary.mean, summary.clean, *summary.kinds.values())
