@@ -50,6 +50,7 @@ def write_report(evaluation: Evaluation, shown: Example, robustness_png: Path, s
         robustness=_data_address(robustness_png),
         saliency=_data_address(saliency_png),
         percent=percent,
+        points=_points,
         interval=_interval,
         best=_best,
     )
@@ -99,6 +100,11 @@ def stage_table(evaluation: Evaluation) -> dict[str, list[Markup]]:
 def percent(share: float) -> str:
     """Write a share in percent, without the sign."""
     return f"{100 * share:.1f}"
+
+
+def _points(difference: float) -> str:
+    """Write a difference of shares in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def _rows(variants: Sequence[str], columns: Sequence[Sequence[float]]) -> dict[str, list[Markup]]:
