@@ -156,8 +156,6 @@ def _open(bundle: Bundle, name: str, device: str, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Idle pools would otherwise burn the cores that decode, encode and answer.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = [CPU]
     if device != "cpu" and CUDA in ort.get_available_providers():
         providers.insert(0, (CUDA, CUDA_OPTIONS))
