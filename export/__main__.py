@@ -2,4 +2,5 @@ import sys
 
 from export.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # processes that export beside one another import this module too
+    sys.exit(main())

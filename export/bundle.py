@@ -2,11 +2,12 @@
 
 import datetime
 import hashlib
+import itertools
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any, NamedTuple
 import jsonschema
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import Progress
 from safetensors.torch import save_file
 
 from export import baseline, parity
@@ -37,6 +37,10 @@ MANIFEST, WEIGHTS, PARITY, BASELINE = "bundle.json", "weights.safetensors", "par
 MIN_SAMPLES = FRAME_LENGTH + 8 * FRAME_SHIFT
 
 
+Report = Callable[[int, int], None]
+"""Told after each step how many are done, of how many."""
+
+
 class ExportError(Exception):
     """A bundle that cannot be written, because what was exported does not hold: the message says what."""
 
@@ -48,7 +52,7 @@ class Written(NamedTuple):
     reused: bool
 
 
-def export_run(run_folder: Path, out: Path, progress: Progress) -> Written:
+def export_run(run_folder: Path, out: Path, report: Report) -> Written:
     """Export a trained run as the next version of its variant.
 
     Nothing is written if the newest version holds the same weights already. A failure leaves no trace under `out`.
@@ -56,7 +60,7 @@ def export_run(run_folder: Path, out: Path, progress: Progress) -> Written:
     Args:
         run_folder: what `python -m training fit` made; its corpus must still be where it was.
         out: the bundles; the new one becomes `<out>/<variant>/<version>`.
-        progress: shows the work.
+        report: told how far the work is.
 
     Raises:
         UserError: the run is unfinished, or its corpus is gone or another one.
@@ -77,7 +81,7 @@ def export_run(run_folder: Path, out: Path, progress: Progress) -> Written:
         if newest and (newest / MANIFEST).is_file() and _digest(newest / WEIGHTS) == _digest(staging / WEIGHTS):
             return Written(newest, reused=True)
         version = versions[-1] + 1 if versions else 1
-        _fill(staging, run, corpus, version, progress)
+        _fill(staging, run, corpus, version, report)
         folder = out / run.variant / str(version)
         staging.rename(folder)
     return Written(folder, reused=False)
@@ -110,15 +114,16 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _fill(folder: Path, run: Run, corpus: Corpus, version: int, progress: Progress) -> None:
+def _fill(folder: Path, run: Run, corpus: Corpus, version: int, report: Report) -> None:
     """Write everything but the weights, which are there, into a bundle's folder."""
     test = corpus.utterances("test")
     evaluated = [test[i] for i in np.linspace(0, len(test) - 1, min(baseline.UTTERANCES, len(test))).astype(int)]
     clips = choose_utterances(corpus, parity.UTTERANCES)
-    task = progress.add_task(run.variant, total=4 + parity.steps() + baseline.steps(corpus, evaluated))
+    total = 4 + parity.steps() + baseline.steps(corpus, evaluated)
+    done = itertools.count(1)
 
     def advance() -> None:
-        progress.advance(task)
+        report(next(done), total)
 
     calibration = calibrate(run.network, corpus, run.speakers)
     advance()

@@ -1,15 +1,20 @@
 """The command line `python -m export`: turn runs into bundles, and verify bundles."""
 
 import argparse
+import multiprocessing
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
+from queue import Queue
 
+import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from export import parity
-from export.bundle import ExportError, export_run
+from export.bundle import ExportError, Written, export_run
 from export.verify import verify_bundle
 from training.errors import UserError
 
@@ -59,16 +64,43 @@ def _verify_parser() -> argparse.ArgumentParser:
 
 
 def _export(runs: Sequence[Path], out: Path) -> None:
+    """Export each run in a process of its own, as many at once as there are cores.
+
+    Tracing is Python's work on one core, and most of the rest is about single utterances, so that processes use the
+    cores better than threads within one would.
+    """
     console = Console()
-    for run in runs:
-        with _progress(console) as progress:
-            written = export_run(run, out, progress)
-        state = "already there, with the same weights" if written.reused else "written and verified"
-        console.print(f"{written.folder}: {state}", highlight=False, soft_wrap=True)
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(min(len(runs), os.cpu_count() or 1), context, _use_one_thread) as pool,
+        _progress(console) as progress,
+    ):
+        reports = manager.Queue()
+        tasks = [progress.add_task(run.name, total=None) for run in runs]
+        waiting = {pool.submit(_export_one, run, out, task, reports) for run, task in zip(runs, tasks, strict=True)}
+        while waiting:
+            finished, waiting = wait(waiting, timeout=0.2)
+            while not reports.empty():
+                task, done, total = reports.get()
+                progress.update(task, completed=done, total=total)
+            for future in finished:
+                written = future.result()
+                state = "already there, with the same weights" if written.reused else "written and verified"
+                progress.console.print(f"{written.folder}: {state}", highlight=False, soft_wrap=True)
+
+
+def _export_one(run: Path, out: Path, task: TaskID, reports: "Queue[tuple[TaskID, int, int]]") -> Written:
+    return export_run(run, out, lambda done, total: reports.put((task, done, total)))
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def _verify(bundles: Sequence[Path]) -> None:
     console = Console()
+    _use_one_thread()
     for bundle in bundles:
         with _progress(console) as progress:
             task = progress.add_task(str(bundle), total=parity.steps())

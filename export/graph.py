@@ -58,8 +58,8 @@ class FoldedBlock(nn.Module):
         super().__init__()
         self.maps_input = tap == "last-block-input"
         self.maps_output = tap == "stage-output"
-        self.conv1 = _fold(block.conv1, block.bn1)
-        self.conv2 = _fold(block.conv2, block.bn2)
+        self.conv1 = fold(block.conv1, block.bn1)
+        self.conv2 = fold(block.conv2, block.bn2)
         self.stride = block.conv1.stride[0]
         self.projects = len(block.shortcut) > 0
         self.shortcut: nn.Identity | nn.Conv2d = nn.Identity()
@@ -67,7 +67,7 @@ class FoldedBlock(nn.Module):
             convolution, normalisation = block.shortcut
             assert isinstance(convolution, nn.Conv2d)
             assert isinstance(normalisation, nn.BatchNorm2d)
-            self.shortcut = _fold(convolution, normalisation)
+            self.shortcut = fold(convolution, normalisation)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The block's hidden activation and its output, both after their ReLU and zero in the padding."""
@@ -103,7 +103,7 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         encoder = network.encoder
         self.front_end = LogMel(network.front_end.mel_bins)
-        self.stem = _fold(encoder.conv1, encoder.bn1)
+        self.stem = fold(encoder.conv1, encoder.bn1)
         self.blocks = nn.ModuleList(
             FoldedBlock(block, tap if i == len(layer) - 1 else None)
             for layer, tap in zip(encoder.layers, encoder.taps, strict=True)
@@ -215,7 +215,7 @@ def _transposed_3x3(upstream: Tensor, weight: Tensor, stride: int, rows: int, co
     return F.conv_transpose2d(upstream, weight, stride=2, padding=1, output_padding=1)[:, :, :rows, :columns]
 
 
-def _fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
-    """One convolution with bias that computes both."""
+def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
+    """One convolution with bias that computes a convolution and its normalisation."""
     fused: nn.Conv2d = torch.nn.utils.fusion.fuse_conv_bn_eval(convolution.eval(), normalisation.eval())
     return fused

@@ -47,8 +47,15 @@ def layercam(
     """
     with torch.no_grad():
         features, frames = network.front_end(audio, lengths)
+    return layercam_of_features(network, features, frames, lengths is not None, target)
+
+
+def layercam_of_features(
+    network: SpeakerNetwork, features: Tensor, frames: Tensor, masked: bool, target: Tensor | None = None
+) -> Saliency:
+    """The same from log-mel features [batch, mel, frames]; `masked` as in `ResNet.forward`."""
     with torch.enable_grad():
-        activations = network.encoder(features.requires_grad_(), frames, masked=lengths is not None)
+        activations = network.encoder(features.detach().clone().requires_grad_(), frames, masked)
         logits = network.logits(activations.embedding)
         predicted = logits.argmax(dim=1)
         target = predicted if target is None else torch.where(target < 0, predicted, target)
@@ -63,13 +70,7 @@ def layercam(
         for gradient, activation in zip(gradients, tapped, strict=True)
     )
     return Saliency(
-        target,
-        logits.detach(),
-        activations.embedding.detach(),
-        features.detach(),
-        frames,
-        maps,
-        activations.stage_frames,
+        target, logits.detach(), activations.embedding.detach(), features, frames, maps, activations.stage_frames
     )
 
 

@@ -1,0 +1,75 @@
+"""Saliency maps that differ from the reference by rounding alone, and are right as well.
+
+Where an activation is zero but for rounding, the gradient of its ReLU is one or zero by chance, and the maps below it
+change by far more than rounding: on trained networks by up to 1e-2 of their norm, also between the eager network in
+float32 and in float64 (figures in `docs/decisions.md`).
+"""
+
+import copy
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from export.graph import fold
+from training.frontend import frame_count
+from training.network import BasicBlock, SpeakerNetwork
+from training.saliency import layercam_of_features
+
+_SEEDS = 12
+_JITTER = 2.0**-21  # of a weight's size: four units in its last place
+
+
+class Kinks:
+    """What autograd says about an utterance on either side of the kinks it sits on.
+
+    The candidates are what the eager network gives for the features that the graph under test saw (those are compared
+    by themselves), with batch normalisation folded or not, and with weights changed in their last bits. A graph with
+    another gradient agrees with none of them, so a comparison with the nearest loses nothing of its limit.
+
+    Args:
+        network: the reference, in evaluation mode.
+    """
+
+    def __init__(self, network: SpeakerNetwork) -> None:
+        self._network = network
+        self._variant = functools.cache(self._make_variant)
+
+    def maps(self, features: NDArray[Any], samples: int, target: int) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Maps of all stages, likeliest first.
+
+        Args:
+            features: log-mel of the graph under test, [mel, frames] and padding.
+            samples: length of the utterance.
+            target: class to explain, or -1.
+        """
+        frames = frame_count(torch.tensor([samples]))
+        log_mel = torch.from_numpy(features[None, :, : int(frames)].copy())
+        for seed in range(_SEEDS):
+            for folded in (True, False):
+                network = self._variant(seed, folded)
+                result = layercam_of_features(network, log_mel, frames, masked=False, target=torch.tensor([target]))
+                yield tuple(stage_map[0].numpy() for stage_map in result.maps)
+
+    def _make_variant(self, seed: int, folded: bool) -> SpeakerNetwork:
+        network = copy.deepcopy(self._network)
+        if folded:
+            _fold_normalisation(network)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in network.parameters() if seed else ():
+                parameter.mul_(1.0 + (2.0 * torch.rand(parameter.shape, generator=generator) - 1.0) * _JITTER)
+        return network
+
+
+def _fold_normalisation(network: SpeakerNetwork) -> None:
+    encoder = network.encoder
+    encoder.conv1, encoder.bn1 = fold(encoder.conv1, encoder.bn1), nn.Identity()  # type: ignore[assignment]
+    for block in (module for module in encoder.modules() if isinstance(module, BasicBlock)):
+        block.conv1, block.bn1 = fold(block.conv1, block.bn1), nn.Identity()  # type: ignore[assignment]
+        block.conv2, block.bn2 = fold(block.conv2, block.bn2), nn.Identity()  # type: ignore[assignment]
+        if len(block.shortcut) > 0:
+            block.shortcut = nn.Sequential(fold(*block.shortcut))
