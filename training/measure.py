@@ -148,6 +148,7 @@ class Example:
 
     Attributes:
         utterance: its file's name; speaker: who talks; condition: what it is heard under.
+        speech: the target's part of the mixture, 16 kHz [samples]; mixture: the whole of it.
         speech_db: mel-filtered power of the speech alone, in decibels, [mel, frames]; mixture_db: of the mixture.
         dominated: where the interference is louder than the speech, bool [mel, frames].
         centres_hz: centre frequency of each mel bin; times: centre of each frame, in seconds.
@@ -157,6 +158,8 @@ class Example:
     utterance: str
     speaker: str
     condition: Condition
+    speech: NDArray[np.float32]
+    mixture: NDArray[np.float32]
     speech_db: NDArray[np.float32]
     mixture_db: NDArray[np.float32]
     dominated: NDArray[np.bool_]
@@ -181,6 +184,8 @@ def example(networks: Networks, corpus: Corpus, speakers: Sequence[str], kinds: 
         clip.path.name,
         str(clip.speaker),
         condition,
+        batch.mixture.speech[0].cpu().numpy(),
+        batch.mixture.audio[0].cpu().numpy(),
         speech_db,
         mixture_db,
         dominated[0].cpu().numpy(),

@@ -16,7 +16,7 @@ Weights = dict[str, torch.Tensor]
 def layercam(
     weights: Weights, features: NDArray[np.float64], target: int | None
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-    """Logits, and the maps: at the input of the last block of the first three stages, at the output of the last."""
+    """Logits, and the maps: at the input of each stage's last block; of the last stage and of one block, the output."""
     weights = {name: tensor.double() for name, tensor in weights.items()}
     x = torch.from_numpy(features)[None, None].requires_grad_()
     x = torch.relu(_norm(weights, "encoder.bn1", _conv(weights, "encoder.conv1", x, 1)))
@@ -24,10 +24,12 @@ def layercam(
     for stage in (1, 2, 3, 4):
         blocks = sorted({int(name.split(".")[2]) for name in weights if name.startswith(f"encoder.layer{stage}.")})
         for block in blocks:
-            if block == blocks[-1] and stage < 4:
+            at_input = block == blocks[-1] and stage < 4 and len(blocks) > 1
+            if at_input:
                 activations.append(x)
             x = _block(weights, f"encoder.layer{stage}.{block}", x, 2 if stage > 1 and block == 0 else 1)
-    activations.append(x)
+        if not at_input:
+            activations.append(x)
     mean = x.mean(dim=-1).flatten(1)
     deviation = torch.sqrt(torch.var(x, dim=-1) + 1e-7).flatten(1)
     embedding = torch.cat([mean, deviation], 1) @ weights["encoder.seg_1.weight"].T + weights["encoder.seg_1.bias"]

@@ -52,8 +52,19 @@ def shown() -> Example:
         "act-da": Answer(rng.random((mel, frames), dtype=np.float32), "ada", 0.97, True, float("nan")),
     }
     times = 0.0125 + 0.01 * np.arange(frames, dtype=np.float64)
+    sound = np.zeros(16000, np.float32)
     return Example(
-        "x.flac", "ada", Condition("reverb", 0.0), picture[0], picture[1], dominated, centres, times, answers
+        "x.flac",
+        "ada",
+        Condition("reverb", 0.0),
+        sound,
+        sound,
+        picture[0],
+        picture[1],
+        dominated,
+        centres,
+        times,
+        answers,
     )
 
 

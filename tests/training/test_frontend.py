@@ -29,7 +29,8 @@ def kaldi_log_mel(audio: NDArray[np.float32], mel_bins: int) -> NDArray[np.float
     bank.accept_waveform(16000, (audio * 32768.0).tolist())
     bank.input_finished()
     features = np.stack([bank.get_frame(i) for i in range(bank.num_frames_ready)]).astype(np.float64)
-    return (features - features.mean(axis=0)).T
+    normalised: NDArray[np.float64] = (features - features.mean(axis=0)).T
+    return normalised
 
 
 @pytest.mark.parametrize("mel_bins", [80, 40])

@@ -1,0 +1,52 @@
+# `make help` lists the targets. Everything runs in a virtual environment of its own; nothing else is needed but Python 3.11.
+PYTHON ?= python3
+VENV ?= .venv
+BUILD ?= build
+DEMO := $(BUILD)/demo
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test lint types protos image clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(INSTALLED)  ## create the virtual environment and install everything in it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[cpu,client,train,demo,dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## train, evaluate, export, serve and ask, on synthetic speech (FRESH=1: from the start)
+ifeq ($(FRESH),1)
+	rm -rf $(DEMO)
+endif
+	@deploy/demo.sh $(BIN)/python $(DEMO)
+
+serve: $(INSTALLED)  ## serve the demo's bundles until Ctrl-C
+	@test -d $(DEMO)/bundles || { echo 'No bundles yet: run `make demo` first.' >&2; exit 1; }
+	@exec $(BIN)/python -m serving --bundles $(DEMO)/bundles
+
+test: $(INSTALLED)  ## run all tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## check style, and the Dockerfile
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
+
+types: $(INSTALLED)  ## check types
+	$(BIN)/mypy
+
+protos: $(INSTALLED)  ## regenerate the code of the wire contract
+	PATH="$(abspath $(BIN)):$$PATH" protos/generate.sh
+
+image: ## build the serving image for CPUs (needs docker)
+	docker build --target cpu -t speakerlens:cpu .
+
+clean:  ## remove everything made here but the virtual environment
+	rm -rf $(BUILD)

@@ -1,0 +1,202 @@
+"""Bundles on disk: complete, verified, refused when damaged, and written at once or not at all."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export.bundle import ExportError, choose_utterances, export_run, file_digests, schema
+from export.cli import main
+from export.kinks import Kinks
+from export.onnx_graphs import GraphError, check_graph
+from export.verify import verify_bundle
+from tests.conftest import ROOT, VARIANTS, run
+from training.checkpoint import load_run
+from training.errors import UserError
+from training.manifest import load_corpus
+
+FILES = {
+    "bundle.json", "predict.onnx", "explain.onnx", "model.ts", "weights.safetensors", "parity.json", "baseline.json",
+}  # fmt: skip
+
+
+def nothing() -> None:
+    """Progress that nobody watches."""
+
+
+@pytest.fixture
+def bundle(bundles: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(bundles / "act-da" / "1", tmp_path / "act-da" / "1"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_bundle_is_complete_and_says_what_it_is(bundles: Path, runs: dict[str, Path], variant: str) -> None:
+    folder = bundles / variant / "1"
+    assert {p.name for p in folder.iterdir() if p.is_file()} == FILES
+    manifest = json.loads((folder / "bundle.json").read_text())
+    jsonschema.validate(manifest, schema())
+    trained = load_run(runs[variant])
+    assert manifest["variant"] == variant
+    assert tuple(manifest["speakers"]) == trained.speakers
+    assert manifest["training_data_digest"] == trained.corpus_digest
+    assert len(manifest["utterances"]) == 20
+    assert {entry["speaker"] for entry in manifest["utterances"]} <= set(trained.speakers)
+    assert manifest["calibration"]["temperature"] > 0
+
+
+@pytest.mark.parametrize("graph", ["predict.onnx", "explain.onnx"])
+def test_graphs_explain_themselves(bundles: Path, graph: str) -> None:
+    model = onnx.load(str(bundles / "clean" / "1" / graph))
+    check_graph(model, graph)
+    assert min(opset.version for opset in model.opset_import) >= 18
+    facts = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
+    manifest = json.loads((bundles / "clean" / "1" / "bundle.json").read_text())
+    assert facts == {key: manifest[key] for key in facts}
+    assert {"variant", "speakers", "sample_rate", "stages", "calibration"} <= facts.keys()
+    names = {o.name: [d.dim_param or d.dim_value for d in o.type.tensor_type.shape.dim] for o in model.graph.output}
+    assert names["logits"] == ["batch", 8]
+
+
+def test_parity_covers_what_it_promises_and_holds(bundles: Path) -> None:
+    parity = json.loads((bundles / "clean" / "1" / "parity.json").read_text())
+    assert parity["holds"] is True
+    assert parity["utterances"] == 20
+    figures = parity["figures"]
+    assert len({figure["batch"] for figure in figures}) >= 3
+    assert len({figure["seconds"] for figure in figures}) >= 4
+    outputs = {"logits", "embedding", "features", *(f"saliency_s{s}" for s in (1, 2, 3, 4))}
+    assert {f["output"] for f in figures if f["runtime"] == "explain.onnx"} == outputs
+    assert {f["output"] for f in figures if f["runtime"] == "model.ts"} == outputs
+    for figure in figures:
+        assert figure["worst"] <= (1e-4 if figure["output"] in ("logits", "embedding") else 1e-3)
+
+
+def test_baseline_counts_every_utterance(bundles: Path) -> None:
+    baseline = json.loads((bundles / "act-da" / "1" / "baseline.json").read_text())
+    by_kind: dict[str, int] = {}
+    for condition in baseline["conditions"]:
+        by_kind[condition["interference"]] = by_kind.get(condition["interference"], 0) + condition["utterances"]
+    assert set(by_kind) == {"clean", "noise", "music", "babble", "speaker", "reverb"}
+    for kind, histograms in baseline["distributions"].items():
+        for histogram in histograms.values():
+            assert sum(histogram["counts"]) == histogram["samples"] == by_kind[kind]
+            assert len(histogram["edges"]) == len(histogram["counts"]) + 1
+    assert "deletion_index" in baseline["distributions"]["noise"]
+
+
+def test_verify_repeats_the_figures(bundles: Path) -> None:
+    assert run("export", "verify", bundles / "act-da" / "1").stdout.count("holds") == 1
+
+
+def test_exporting_again_reuses_the_bundle(bundles: Path, runs: dict[str, Path]) -> None:
+    before = sorted(bundles.rglob("*"))
+    written = export_run(runs["clean"], bundles, lambda done, total: None)
+    assert written == (bundles / "clean" / "1", True)
+    assert sorted(bundles.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"bundle.json"}))
+def test_a_changed_file_is_refused_by_name(bundle: Path, name: str) -> None:
+    with (bundle / name).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(ExportError, match=name.replace(".", r"\.")):
+        verify_bundle(bundle, nothing)
+
+
+def test_a_missing_and_an_unlisted_file_are_refused(bundle: Path) -> None:
+    (bundle / "stray.txt").write_text("?")
+    with pytest.raises(ExportError, match=r"stray\.txt is not listed"):
+        verify_bundle(bundle, nothing)
+    (bundle / "stray.txt").unlink()
+    (bundle / "model.ts").unlink()
+    with pytest.raises(ExportError, match=r"model\.ts is missing"):
+        verify_bundle(bundle, nothing)
+
+
+def test_a_wrong_manifest_is_refused_with_the_place(bundle: Path) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["calibration"]["temperature"] = -1
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(ExportError, match=r"\$\.calibration\.temperature"):
+        verify_bundle(bundle, nothing)
+
+
+def test_other_weights_do_not_hold(bundles: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights of another variant, with digests put right: only the comparison itself can tell."""
+    shutil.copy(bundles / "clean" / "1" / "weights.safetensors", bundle / "weights.safetensors")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["files"] = file_digests(bundle)
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    assert main(["verify", str(bundle)]) == 1
+    assert "do not hold" in capsys.readouterr().err
+
+
+def test_kinks_excuse_no_wrong_map(runs: dict[str, Path], corpus: Path) -> None:
+    """A map that lacks one block's shortcut in the gradient is far from every candidate."""
+    trained = load_run(runs["clean"])
+    network = trained.network
+    audio = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0)) * 0.1
+    features, _ = network.front_end(audio)
+    candidates = list(Kinks(network).maps(features[0].numpy(), 16000, 0))
+    wrong = next(Kinks(network).maps(features[0].numpy(), 16000, 1))
+    assert len(candidates) >= 10
+    for stage in range(4):
+        errors = [np.linalg.norm(wrong[stage] - c[stage]) / np.linalg.norm(c[stage]) for c in candidates]
+        assert min(errors) > 0.05
+        between = [np.linalg.norm(candidates[0][stage] - c[stage]) / np.linalg.norm(c[stage]) for c in candidates]
+        assert max(between) < 0.05
+
+
+def test_a_foreign_operator_is_refused() -> None:
+    node = onnx.helper.make_node("FusedConv", ["x"], ["y"], domain="com.example")
+    value = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy"]
+    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.example", 1)]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:]), opset_imports=opsets)
+    with pytest.raises(GraphError, match=r"com\.example::FusedConv"):
+        check_graph(model, "g.onnx")
+
+
+def test_utterances_are_spread_and_filled_up(corpus: Path) -> None:
+    loaded = load_corpus(corpus)
+    chosen = choose_utterances(loaded, 20)
+    assert len(chosen) == len(set(chosen)) == 20
+    test = [clip for clip in chosen if clip.split == "test"]
+    assert {clip.speaker for clip in test} == set(loaded.speakers)
+
+
+def test_what_cannot_be_exported_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"checkpoint\.pt"):
+        export_run(tmp_path, tmp_path / "bundles", lambda done, total: None)
+    assert not (tmp_path / "bundles").exists()
+    moved = tmp_path / "run"
+    shutil.copytree(runs["clean"], moved)
+    checkpoint = torch.load(moved / "checkpoint.pt", weights_only=True)
+    checkpoint["corpus_digest"] = "0" * 64
+    torch.save(checkpoint, moved / "checkpoint.pt")
+    with pytest.raises(UserError, match="not the corpus"):
+        export_run(moved, tmp_path / "bundles", lambda done, total: None)
+
+
+def test_failure_leaves_nothing_behind(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.bundle.write_graphs", lambda *_: (_ for _ in ()).throw(GraphError("no")))
+    with pytest.raises(ExportError, match="no"):
+        export_run(runs["clean"], tmp_path / "bundles", lambda done, total: None)
+    assert not list((tmp_path / "bundles").rglob("*"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["nowhere", "--out", "x"], ["verify", "nowhere"]])
+def test_bad_command_lines_say_what_is_wrong(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "export", *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,127 @@
+"""The README's commands, as written there, on a small world."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.serving.harness import ServerProcess
+from training.manifest import load_corpus
+
+README = (ROOT / "README.md").read_text("utf-8")
+BIN = Path(sys.executable).parent
+
+
+def block(language: str, holding: str) -> str:
+    """The one fenced block in a language that holds a text."""
+    blocks = [b for b in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if holding in b]
+    assert len(blocks) == 1, f"{len(blocks)} blocks hold {holding!r}"
+    return str(blocks[0])
+
+
+def here(command: str) -> str:
+    """A command of the README with this environment in place of .venv."""
+    return command.replace(".venv/bin/", f"{shlex.quote(str(BIN))}/")
+
+
+def call(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def own_speakers(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README's reader has it, with the project's configurations in it."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "training").mkdir()
+    (folder / "training" / "configs").symlink_to(ROOT / "training" / "configs")
+    loaded = load_corpus(corpus)
+    for clip in loaded.clips:
+        if clip.kind == "utterance":
+            target = folder / "my-speakers" / str(clip.speaker) / clip.path.name
+        elif clip.kind == "noise":
+            target = folder / "my-noise" / clip.path.name
+        else:
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip.path, target)
+    return folder
+
+
+def test_five_lines_train_on_own_speakers(own_speakers: Path) -> None:
+    *lines, serve = block("sh", "--speech my-speakers").strip().splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        # As in the README, but for the length of training.
+        call(here(line) + (" --updates 8" if " fit " in line else ""), own_speakers)
+    assert (own_speakers / "build/mine/report.html").is_file()
+    environment = {**os.environ, "SPEAKERLENS_PORT": "0", "SPEAKERLENS_METRICS_PORT": "0"}
+    with subprocess.Popen(
+        shlex.split(here(serve)), cwd=own_speakers, stdout=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        assert server.stdout is not None
+        assert "act-da" in server.stdout.readline()
+        server.terminate()
+        assert server.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def reader(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo's example files."""
+    folder = tmp_path_factory.mktemp("demo-reader")
+    (folder / "build" / "demo").mkdir(parents=True)
+    utterances = sorted((bundles / "clean" / "1" / "utterances").iterdir())
+    for name, source in zip(("example-clean.flac", "example-corrupted.flac"), utterances, strict=False):
+        shutil.copy(source, folder / "build" / "demo" / name)
+    return folder
+
+
+def test_shell_calls(reader: Path, server: ServerProcess) -> None:
+    models, identify, piped = block("sh", "speakerlens models").strip().splitlines()
+    address = f" --server {server.ready['grpc']}"
+    assert "act-da" in call(here(models) + address, reader).stdout
+    assert "act-da" in call(here(identify) + address, reader).stdout
+    assert (reader / "answer.png").read_bytes().startswith(b"\x89PNG")
+    assert call(here(piped.replace(" <", f"{address} <")), reader).stdout.startswith("{")
+
+
+def test_python_call(reader: Path, server: ServerProcess) -> None:
+    program = block("python", "SpeakerClient").replace("127.0.0.1:50051", server.ready["grpc"])
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=reader, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("act-da@1 ")
+
+
+def test_make_targets_are_there(tmp_path: Path) -> None:
+    targets = set(re.findall(r"`make (\w+)", README)) | set(re.findall(r"^make (\w+)", README, re.MULTILINE))
+    assert {"demo", "test", "serve", "help"} <= targets
+    listed = call("make help", ROOT).stdout
+    for target in targets:
+        assert re.search(rf"make {target}\s", listed), target
+        # Told to take this environment as installed, make must know what it would do.
+        (tmp_path / ".installed").touch()
+        os.utime(tmp_path / ".installed", (time.time() + 60, time.time() + 60))
+        call(f"make --dry-run VENV={shlex.quote(str(tmp_path))} {target}", ROOT)
+
+
+def test_pictures_and_pages_exist() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+        assert (ROOT / target).is_file(), target
