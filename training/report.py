@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from training.conditions import LABELS
@@ -30,7 +30,10 @@ def write_report(evaluation: Evaluation, shown: Example, robustness_png: Path, s
     """
     probed = list(dict.fromkeys((row.interference, row.snr_db) for row in evaluation.deletion))
     environment = Environment(
-        loader=PackageLoader("training", "."), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
     )
     page = environment.get_template(_TEMPLATE).render(
         title="Who is speaking, and what was listened to",

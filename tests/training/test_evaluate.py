@@ -46,6 +46,7 @@ def slow_scores(run: Run, conditions: list[Condition]) -> dict[tuple[str, float 
 
 def test_writes_what_it_promises(evaluated: Path) -> None:
     names = {"robustness.json", "robustness.csv", "robustness.png", "saliency.png", "report.html"}
+    names |= {"example-clean.flac", "example-corrupted.flac"}
     assert {path.name for path in evaluated.iterdir()} == names
 
 

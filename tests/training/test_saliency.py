@@ -33,7 +33,7 @@ def test_agrees_with_captum(network: SpeakerNetwork, audio: torch.Tensor) -> Non
     features, frames = network.front_end(audio)
 
     def score(features: torch.Tensor) -> torch.Tensor:
-        return network.logits(network.encoder(features, frames, masked=False).embedding)
+        return network.logits(network.encoder(features, frames, masked=True).embedding)
 
     outputs = [blocks[-1] for blocks in network.encoder.layers]
     for stage, (tap, block) in enumerate(zip(network.encoder.taps, outputs, strict=True)):
@@ -92,7 +92,7 @@ def test_deletion_index_by_hand() -> None:
 def test_dominated_bins_find_a_tone() -> None:
     time = np.arange(16000) / 16000
     tone = torch.from_numpy(0.3 * np.sin(2 * np.pi * 3000 * time)).float()[None]
-    speech = 0.01 * torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
+    speech = 0.05 * torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
     front_end = LogMel()
     dominated = dominated_bins(front_end, speech, tone)[0]
     centres = np.array(front_end.centres_hz())
