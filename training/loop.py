@@ -116,7 +116,9 @@ def margin_at(config: HeadConfig, step: int, updates: int) -> float:
     begin, end = config.margin_from * updates, config.margin_until * updates
     if step >= end:
         return config.margin
-    return config.margin * max(0.0, step - begin) / (end - begin)
+    if step <= begin:  # also where the margin grows in no time at all
+        return 0.0
+    return config.margin * (step - begin) / (end - begin)
 
 
 def _figures(loss: Loss, grad_norm: Tensor, learning_rate: float, margin: float) -> Figures:

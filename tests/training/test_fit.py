@@ -232,6 +232,14 @@ def test_margin_schedule() -> None:
     assert margin_at(replace(head, margin_from=0.0, margin_until=0.0), 0, 10) == 0.3
 
 
+@pytest.mark.parametrize("updates", [10, 11])
+def test_a_margin_that_grows_in_no_time_is_a_step(updates: int) -> None:
+    head = HeadConfig(margin=0.3, margin_from=0.5, margin_until=0.5)
+    margins = [margin_at(head, step, updates) for step in range(updates)]
+    assert margins == [0.0] * (updates - updates // 2) + [0.3] * (updates // 2)
+    assert margin_at(replace(head, margin_from=1.0, margin_until=1.0), updates - 1, updates) == 0.0
+
+
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_weight_decay_spares_biases_and_normalisation(corpus: Corpus, config: Config, kind: str) -> None:
     network = Trainer(config, "clean", corpus, CPU).network
