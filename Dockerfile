@@ -51,8 +51,9 @@ LABEL org.opencontainers.image.title="speakerlens" \
 # gRPC, and /metrics over HTTP.
 EXPOSE 50051 8000
 USER 10001:10001
+# A port that begins with tcp:// is Kubernetes' link to a Service named speakerlens: the server ignores it, too.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["/bin/sh", "-c", "exec speakerlens health --server 127.0.0.1:${SPEAKERLENS_PORT:-50051} --timeout 4"]
+    CMD ["/bin/sh", "-c", "port=${SPEAKERLENS_PORT##tcp://*}; exec speakerlens health --server 127.0.0.1:${port:-50051} --timeout 4"]
 # Exec form: the server is process 1 and receives SIGTERM itself.
 ENTRYPOINT ["python", "-m", "serving"]
 

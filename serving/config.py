@@ -16,6 +16,9 @@ PREFIX = "SPEAKERLENS_"
 DEVICES = ("auto", "cpu", "cuda")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 PORTS = (0, 65535)
+# What Kubernetes writes: beside a Service named speakerlens, every container finds SPEAKERLENS_PORT=tcp://10.0.0.1:50051
+# in its environment, which says where that Service is, not where this server is to listen.
+SERVICE_LINK = "tcp://"
 
 
 def _about(
@@ -85,10 +88,11 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Confi
     values: dict[str, Any] = {}
     for option in fields(Config):
         variable = PREFIX + option.name.upper()
+        text = environ.get(variable, "")
         if given[option.name] is not None:
             values[option.name] = _value(option, given[option.name], "", parser)
-        elif environ.get(variable):
-            values[option.name] = _value(option, environ[variable], f" (from {variable})", parser)
+        elif text and not (variable.endswith("_PORT") and text.startswith(SERVICE_LINK)):
+            values[option.name] = _value(option, text, f" (from {variable})", parser)
     config = Config(**values)
     if config.min_seconds > config.max_seconds:
         _fail(parser, f"--min-seconds {config.min_seconds:g} is above --max-seconds {config.max_seconds:g}")

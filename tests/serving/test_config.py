@@ -1,6 +1,8 @@
 """Flags, environment, and refusals that name the flag."""
 
 import dataclasses
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,34 @@ def test_a_flag_wins_over_the_environment_which_wins_over_the_default() -> None:
 
 def test_an_empty_variable_is_no_value() -> None:
     assert parse([], {"SPEAKERLENS_PORT": ""}).port == 50051
+
+
+def test_the_link_of_a_kubernetes_service_is_no_port(capsys: pytest.CaptureFixture[str]) -> None:
+    links = {
+        "SPEAKERLENS_PORT": "tcp://10.0.0.1:50051",
+        "SPEAKERLENS_METRICS_PORT": "tcp://10.0.0.2:80",
+        "SPEAKERLENS_SERVICE_HOST": "10.0.0.1",
+        "SPEAKERLENS_PORT_50051_TCP_ADDR": "10.0.0.1",
+    }
+    assert parse([], links) == Config()
+    assert parse(["--port=7"], links).port == 7
+    with pytest.raises(SystemExit):
+        parse(["--port=tcp://10.0.0.1:50051"], {})
+    assert "--port takes a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "port"), [(None, 50051), ("", 50051), ("7", 7), ("tcp://10.0.0.1:7", 50051)])
+def test_the_image_is_asked_for_its_health_where_it_listens(value: str | None, port: int) -> None:
+    text = (Path(__file__).parents[2] / "Dockerfile").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("HEALTHCHECK"))
+    command = json.loads(lines[start + 1].strip().removeprefix("CMD "))
+    assert command[:2] == ["/bin/sh", "-c"]
+    environ = {} if value is None else {"SPEAKERLENS_PORT": value}
+    shown = command[2].replace("exec speakerlens", "echo")
+    done = subprocess.run([*command[:2], shown], env=environ, capture_output=True, text=True, timeout=10, check=True)
+    assert done.stdout == f"health --server 127.0.0.1:{port} --timeout 4\n"
+    assert parse([], environ).port == port
 
 
 @pytest.mark.parametrize(
