@@ -1,6 +1,8 @@
 """The command `speakerlens identify`: one call per file."""
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +69,11 @@ def _question(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _read(file: str) -> bytes:
     try:
-        return sys.stdin.buffer.read() if file == outputs.STDIN else Path(file).read_bytes()
+        if file != outputs.STDIN:
+            return Path(file).read_bytes()
+        if sys.stdin is None:  # closed, as by `<&-`
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return sys.stdin.buffer.read()
     except OSError as error:
         raise CommandError(Exit.INPUT, "UNREADABLE", error.strerror or str(error)) from error
 

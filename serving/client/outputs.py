@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ def tables() -> Show:
     def show(file: str, result: Identification, written: dict[str, Path]) -> None:
         table.print_identification(title(file), result, sys.stdout)
         for path in written.values():
-            sys.stdout.write(f"wrote {path}\n")
+            sys.stdout.write(f"wrote {title(str(path))}\n")
 
     return show
 
@@ -50,7 +51,9 @@ def json_lines(file: str, result: Identification, written: dict[str, Path]) -> N
 
 def print_json(content: object) -> None:
     """Print a document on one line."""
-    sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
+    # The name of a file that is not UTF-8 holds lone surrogates, which only an escape can carry.
+    text = json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
@@ -81,7 +84,7 @@ def arrays(path: Path) -> Write:
 
 def title(file: str) -> str:
     """Return what to call a file before people."""
-    return "standard input" if file == STDIN else file
+    return "standard input" if file == STDIN else os.fsencode(file).decode("utf-8", "replace")
 
 
 def numbered(path: Path, number: int, count: int) -> Path:

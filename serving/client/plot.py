@@ -21,6 +21,7 @@ _WIDTH_IN = 9.0
 _HEIGHTS_IN = {"waveform": 0.9, "log-mel": 1.5, "map": 1.5}
 _TICKS_KHZ = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
 _WAVEFORM_COLUMNS = 1500
+_BLOCK_FRAMES = 65_536
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,24 @@ class Waveform:
     rate: int
 
 
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]
+    """A file read once from front to back: `soundfile` seeks after every read of what it could seek in.
+
+    That fails for a FLAC that does not say how long it is, as a pipe writes it.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 def read_waveform(content: bytes) -> Waveform:
     """Decode a whole audio file; raises `soundfile.SoundFileError` where libsndfile cannot."""
-    samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
-    return Waveform(samples.mean(axis=1), int(rate))
+    blocks: list[NDArray[np.float32]] = [np.empty(0, np.float32)]
+    with _Stream(io.BytesIO(content)) as file:
+        # By blocks, as the header need not say how many samples there are.
+        while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            blocks.append(block.mean(axis=1))
+        return Waveform(np.concatenate(blocks), int(file.samplerate))
 
 
 def save_plot(path: Path, name: str, result: Identification, waveform: Waveform) -> None:

@@ -38,6 +38,14 @@ def flac() -> bytes:
     return buffer.getvalue()
 
 
+@pytest.fixture(scope="session")
+def endless_flac(flac: bytes) -> bytes:
+    """The same as a pipe writes it: the header does not say how many samples there are."""
+    content = bytearray(flac)
+    content[18:26] = (int.from_bytes(content[18:26], "big") & ~(2**36 - 1)).to_bytes(8, "big")
+    return bytes(content)
+
+
 @pytest.fixture
 def flac_file(tmp_path: Path, flac: bytes) -> Path:
     path = tmp_path / "click.flac"

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -123,6 +124,27 @@ def test_standard_input(address: str, stand_in: StandIn, flac: bytes) -> None:
     assert stand_in.last is not None
     assert stand_in.last.audio.encoded == flac
     assert "standard input  (2.00 s" in speakerlens("identify", "-", "--server", address, stdin=flac).stdout
+
+
+def test_a_standard_input_that_is_closed(address: str) -> None:
+    command = f"{sys.executable} -m serving.client.cli identify - --server {address} --json <&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (3, "speakerlens: standard input: Bad file descriptor\n")
+    assert json.loads(done.stdout)["error"]["code"] == "UNREADABLE"
+
+
+def test_a_name_that_is_not_utf8(address: str, flac: bytes, tmp_path: Path) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.flac")
+    Path(name).write_bytes(flac)
+    drawn = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.svg")
+    done = speakerlens("identify", name, "--server", address, "--plot", drawn)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "caf\ufffd.flac" in done.stdout
+    assert "\ufffd.svg" in done.stdout
+    assert Path(drawn).read_bytes().count(b"<svg") == 1
+    done = speakerlens("identify", name, "--server", address, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["file"] == name
 
 
 def test_plots_and_arrays_of_several_files_are_numbered(address: str, flac_file: Path, tmp_path: Path) -> None:

@@ -66,6 +66,12 @@ def test_the_click_stands_out_where_it_is(result: Identification, flac: bytes) -
     assert highest == pytest.approx([1.5, 0.9], abs=2e-3)
 
 
+def test_a_file_that_does_not_say_how_long_it_is(flac: bytes, endless_flac: bytes) -> None:
+    read, expected = read_waveform(endless_flac), read_waveform(flac)
+    assert read.rate == expected.rate == 16000
+    np.testing.assert_array_equal(read.samples, expected.samples)
+
+
 def test_stages_with_their_own_target_say_so(client: SpeakerClient, flac: bytes) -> None:
     asked = Explain(stages=("s1", "fused"), target="[bold]$x^$")
     result = client.identify(flac, variants="da", top_k=1, explain=asked)
