@@ -92,6 +92,19 @@ def audio_header(path: Path) -> AudioHeader:
     return AudioHeader(info.samplerate, info.channels, info.format, info.subtype, info.frames / info.samplerate)
 
 
+def is_silent(path: Path) -> bool:
+    """Whether a file holds nothing but zeros; decodes it up to the first sample that is not one.
+
+    Raises:
+        UserError: the file is missing or not audio.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            return not any(block.any() for block in file.blocks(4096, dtype="float32"))
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
+
+
 def _reason(error: Exception) -> str:
     """Give what libsndfile says, without the path that it repeats."""
     text = getattr(error, "error_string", None) or str(error)

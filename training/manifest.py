@@ -13,6 +13,8 @@ from typing import Literal, cast, get_args
 from training.errors import UserError
 
 MANIFEST = "manifest.jsonl"
+SHORTEST_UTTERANCE = 0.2
+"""Seconds: the network's last stages need some frames to look at."""
 
 Kind = Literal["utterance", "noise", "music", "speech", "rir"]
 Split = Literal["train", "dev", "test"]
@@ -30,7 +32,7 @@ class Clip:
             outside the speaker set.
         split: the part of the corpus it belongs to.
         start: where it begins in the file, in seconds.
-        duration: its length in seconds.
+        duration: its length in seconds; at least 0.2 for an utterance.
         speaker: who talks; always given for an utterance, for "speech" where known, else None.
     """
 
@@ -144,6 +146,8 @@ def _parse(line: bytes, root: Path) -> Clip:
     start, duration = _number("start", record["start"]), _number("duration", record["duration"])
     if start < 0 or duration <= 0:
         raise ValueError(f"start must be at least 0 and duration above 0, not {start:g} and {duration:g}")
+    if kind == "utterance" and duration < SHORTEST_UTTERANCE:
+        raise ValueError(f"an utterance must last at least {SHORTEST_UTTERANCE:g} s, not {duration:g}")
     if speaker is not None and not (isinstance(speaker, str) and speaker):
         raise ValueError(f"speaker must be a name or null, not {speaker!r}")
     if kind == "utterance" and speaker is None:

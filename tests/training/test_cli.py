@@ -53,7 +53,7 @@ def test_wrong_input_is_one_line_and_exit_2(
     message: str,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    make_corpus(tmp_path / "corpus", seconds=0.1, interference=False)
+    make_corpus(tmp_path / "corpus", seconds=0.2, interference=False)
     options = {
         "--config": str(write_config(tmp_path, TOY_CONFIG)),
         "--variant": "clean",

@@ -11,14 +11,14 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from tests.training.toy import make_corpus
+from tests.training.toy import make_corpus, write_config
 from training.checkpoint import Run, load_run, read_checkpoint, write_checkpoint
 from training.cli import main
 from training.conditions import CLEAN, Condition, mixtures
 from training.errors import UserError
 from training.evaluate import evaluate, find_corpus, load_runs
 from training.frontend import FRAME_LENGTH, FRAME_SHIFT
-from training.manifest import load_corpus
+from training.manifest import SHORTEST_UTTERANCE, load_corpus
 from training.measure import example, true_ranks
 from training.saliency import dominated_bins, fused, layercam
 
@@ -189,6 +189,15 @@ def test_a_corpus_that_is_gone_or_another_is_refused(toy_runs: dict[str, Path], 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
     assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_the_shortest_utterances_a_corpus_may_hold_are_trained_on_and_evaluated(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus", seconds=SHORTEST_UTTERANCE)
+    run, out = tmp_path / "run", tmp_path / "out"
+    words = ["--config", write_config(tmp_path), "--variant", "act-da", "--corpus", tmp_path / "corpus", "--out", run]
+    assert main(["fit", *map(str, words), "--updates", "1", "--device", "cpu"]) == 0
+    assert main(["evaluate", str(run), "--out", str(out), "--device", "cpu"]) == 0
+    assert (out / "report.html").is_file()
 
 
 def test_progress_reaches_its_end(toy_runs: dict[str, Path]) -> None:

@@ -15,12 +15,12 @@ from training.manifest import MANIFEST, Clip, load_corpus, write_corpus
 def clips(tmp_path: Path) -> list[Clip]:
     root = tmp_path / "corpus"
     for name in ("b/1.flac", "a/1.flac", "n.flac"):
-        write_audio(root / name, np.zeros(160, dtype=np.float32))
-    write_audio(tmp_path / "elsewhere" / "a 2.flac", np.zeros(160, dtype=np.float32))
+        write_audio(root / name, np.zeros(4800, dtype=np.float32))
+    write_audio(tmp_path / "elsewhere" / "a 2.flac", np.zeros(4800, dtype=np.float32))
     return [
-        Clip(Path("b/1.flac"), "utterance", "train", 0.0, 0.01, "bé"),
-        Clip(root / "a/1.flac", "utterance", "train", 0.0, 0.005, "a"),
-        Clip(tmp_path / "elsewhere" / "a 2.flac", "utterance", "test", 0.005, 0.005, "a"),
+        Clip(Path("b/1.flac"), "utterance", "train", 0.0, 0.3, "bé"),
+        Clip(root / "a/1.flac", "utterance", "train", 0.0, 0.2, "a"),
+        Clip(tmp_path / "elsewhere" / "a 2.flac", "utterance", "test", 0.05, 0.25, "a"),
         Clip(root / "n.flac", "noise", "test", 0.0, 0.01),
     ]
 
@@ -38,7 +38,7 @@ def test_what_is_written_is_loaded(tmp_path: Path, clips: list[Clip]) -> None:
         root / "n.flac",
     ]
     assert corpus.utterances("test") == (corpus.clips[2],)
-    assert corpus.clips[2].start == 0.005
+    assert corpus.clips[2].start == 0.05
     assert corpus.interference("noise", "test") == (corpus.clips[3],)
     assert corpus.interference("noise", "train") == ()
     assert corpus.digest == hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest()
@@ -71,6 +71,7 @@ def test_a_corpus_without_speakers_is_refused(tmp_path: Path, clips: list[Clip])
         ({"split": "eval"}, "split must be one of train, dev, test"),
         ({"start": -1}, "start must be at least 0"),
         ({"duration": 0}, "duration above 0"),
+        ({"duration": 0.199}, "an utterance must last at least 0.2 s, not 0.199"),
         ({"duration": "1"}, "duration must be a number of seconds, not '1'"),
         ({"duration": True}, "duration must be a number"),
         ({"start": float("nan")}, "start must be a number"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from training.manifest import Kind
+from training.manifest import SHORTEST_UTTERANCE, Kind
 from training.prepare.demo import DemoSettings, prepare_demo
 from training.prepare.demo_voices import SPEAKERS
 from training.prepare.folder import FolderSettings, prepare_folder
@@ -68,7 +68,8 @@ def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="take one's own speakers and interference from folders",
         description="Every speaker's files, and the files of every kind of interference, are shared out to train, dev "
         "and test at random. 16 kHz mono WAV and FLAC files stay where they are; all others (any format that "
-        "libsndfile reads, any rate) are converted.",
+        "libsndfile reads, any rate) are converted. An utterance must last at least "
+        f"{SHORTEST_UTTERANCE:g} s.",
     )
     parser.add_argument("--speech", type=Path, required=True, metavar="DIR", help="holds a folder for each speaker")
     for name, (_, what) in _INTERFERENCE.items():

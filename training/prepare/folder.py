@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from training.audio import SAMPLE_RATE, AudioHeader, audio_header, read_audio, write_audio
+from training.audio import SAMPLE_RATE, AudioHeader, audio_header, is_silent, read_audio, write_audio
 from training.errors import UserError
-from training.manifest import Clip, Kind, Split, write_corpus
+from training.manifest import SHORTEST_UTTERANCE, Clip, Kind, Split, write_corpus
 from training.prepare.building import building
 
 SUFFIXES = frozenset(
@@ -25,6 +25,9 @@ SUFFIXES = frozenset(
 
 _SPLITS: tuple[Split, ...] = get_args(Split)
 _NAMED = 5
+_TOO_QUIET = 2.0**-16
+"""Half a step of 16 bits: what does not reach it is rounded to nothing when it is written."""
+_CURE = f"take such files out, or join clips with --min-seconds, from {SHORTEST_UTTERANCE:g} up"
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,21 @@ def _speech_pieces(settings: FolderSettings, console: Console) -> list[_Piece]:
             f"{settings.speech}: speakers with too little for one utterance of {settings.min_seconds:g} s in each of "
             f"train, dev and test: {_some(short)}; give more files or a smaller --min-seconds"
         )
+    _check_utterances(pieces, console)
     return pieces
+
+
+def _check_utterances(pieces: Sequence[_Piece], console: Console) -> None:
+    """Name every utterance that is too short for the network, or in which there is nothing to hear."""
+    refused: list[str] = []
+    for piece in track(pieces, "listening", console=console, transient=True):
+        seconds = sum(source.header.seconds for source in piece.sources)
+        if seconds < SHORTEST_UTTERANCE:
+            refused.append(_too_short(piece, seconds))
+        elif all(is_silent(source.path) for source in piece.sources):
+            refused.append(f"{piece.sources[0].path}: holds nothing but digital silence")
+    if refused:
+        raise UserError(f"{len(refused)} of {len(pieces)} utterances cannot be used: {_some(refused, '; ')}; {_CURE}")
 
 
 def _interference_pieces(folder: Path, kind: Kind, settings: FolderSettings, console: Console) -> list[_Piece]:
@@ -239,8 +256,22 @@ def _make_clip(piece: _Piece, folder: Path) -> Clip:
     samples = np.concatenate([read_audio(source.path, channel=channel) for source in piece.sources])
     if not len(samples):
         raise UserError(f"{first.path}: holds no audio")
+    if piece.kind == "utterance":
+        _check_converted(piece, samples)
     write_audio(folder / piece.target, _fit(samples, piece.kind))
     return Clip(piece.target, piece.kind, piece.split, 0.0, len(samples) / SAMPLE_RATE, piece.speaker)
+
+
+def _check_converted(piece: _Piece, samples: NDArray[np.float32]) -> None:
+    """Raise UserError for what no header tells: resampling drops a sample, channels cancel, 16 bits are too few."""
+    if len(samples) < SHORTEST_UTTERANCE * SAMPLE_RATE:
+        raise UserError(f"{_too_short(piece, len(samples) / SAMPLE_RATE)}; {_CURE}")
+    if np.abs(samples).max() < _TOO_QUIET:
+        raise UserError(f"{piece.sources[0].path}: is digital silence in 16 bits, as mono; {_CURE}")
+
+
+def _too_short(piece: _Piece, seconds: float) -> str:
+    return f"{piece.sources[0].path}: lasts {seconds:g} s, and must last at least {SHORTEST_UTTERANCE:g} s"
 
 
 def _fit(samples: NDArray[np.float32], kind: Kind) -> NDArray[np.float32]:
