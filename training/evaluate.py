@@ -25,6 +25,7 @@ from training.conditions import LABELS, SEED, SNRS_DB, Condition, supplied_grid
 from training.errors import UserError
 from training.figures import robustness_figure, saliency_figure
 from training.fit import choose_device
+from training.folders import make_folder
 from training.manifest import Corpus, load_corpus
 from training.measure import (
     DELETION_SNRS_DB,
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     runs = load_runs(arguments.runs, device)
     corpus = find_corpus(runs, arguments.corpus)
     out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     console = Console()
     with _progress(console) as progress:
         evaluation, shown = evaluate(runs, corpus, progress)

@@ -22,6 +22,7 @@ from training.checkpoint import CHECKPOINT, CONFIG, Checkpoint, code_revision, r
 from training.config import Config, dump_config, load_config, parse_config
 from training.dev import make_dev_set
 from training.errors import UserError
+from training.folders import make_folder
 from training.logs import Report, Value
 from training.loop import DivergedError, Trainer
 from training.manifest import Corpus, load_corpus
@@ -122,7 +123,7 @@ def _resume_or_begin(trainer: Trainer, out: Path, config: Config, variant: str, 
         _check_same_run(out, checkpoint, config, variant, corpus)
         trainer.restore(checkpoint)
         return checkpoint["step"]
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     (out / CONFIG).write_text(dump_config(config), encoding="utf-8")
     write_checkpoint(out, trainer.checkpoint(0))
     return 0

@@ -42,6 +42,8 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ({"--updates": "0"}, "updates must be a whole number, at least 1, not 0"),
         ({"--seed": "x"}, "seed must be a whole number, not x"),
         ({"--set": "optimizer.kind=sgd"}, 'unknown key "optimizer" in the file (did you mean "optimiser"?)'),
+        ({"--out": "{tmp}/toy.yaml"}, "toy.yaml: cannot be made a folder (a file is in the way)"),
+        ({"--out": "{tmp}/toy.yaml/run"}, "run: cannot be made a folder (a file is in the way)"),
         ({"--device": "cuda"}, "--device cuda: torch finds no CUDA device here"),
     ],
 )

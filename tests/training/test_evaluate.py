@@ -191,6 +191,15 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert str(tmp_path / "none") in capsys.readouterr().err
 
 
+def test_results_cannot_go_where_a_file_is(
+    toy_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("do not lose")
+    assert main(["evaluate", str(toy_runs["clean"]), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert f"error: {tmp_path / 'out'}: cannot be made a folder (a file is in the way)" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "do not lose"
+
+
 def test_the_shortest_utterances_a_corpus_may_hold_are_trained_on_and_evaluated(tmp_path: Path) -> None:
     make_corpus(tmp_path / "corpus", seconds=SHORTEST_UTTERANCE)
     run, out = tmp_path / "run", tmp_path / "out"
