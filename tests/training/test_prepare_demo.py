@@ -108,6 +108,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, capsys: pyte
         (("--speakers", "1"), "--speakers must be from 2 to"),
         (("--speakers", "1000"), "--speakers must be from 2 to"),
         (("--utterances-per-speaker", "2"), "--utterances-per-speaker must be at least 3"),
+        (("--seed", "-1"), "--seed must be at least 0, not -1"),
     ],
 )
 def test_wrong_settings_are_named(

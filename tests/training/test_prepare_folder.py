@@ -1,4 +1,5 @@
 import json
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -208,6 +209,7 @@ def test_too_few_files_too_little_sound_and_too_few_speakers_are_named(
         (("--dev", "0"), "--dev and --test must be above 0"),
         (("--dev", "0.5", "--test", "0.5"), "together below 1"),
         (("--min-seconds", "-1"), "--min-seconds must be at least 0"),
+        (("--seed", "-1"), "--seed must be at least 0, not -1"),
         (("--noise", "nowhere"), "nowhere: is not a folder"),
     ],
 )
@@ -215,6 +217,29 @@ def test_wrong_settings_are_named(
     tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], complaint: str
 ) -> None:
     assert complaint in refused(capsys, "--speech", speech, "--out", tmp_path / "out", *arguments)
+
+
+def test_names_that_no_manifest_can_hold_are_refused(
+    tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--speech", speech, "--out", tmp_path / "out")
+    odd = speech / "ana" / os.fsdecode(b"03\xff.flac")
+    (speech / "ana" / "03.flac").rename(odd)
+    assert f"{str(odd)!r}: the name is not UTF-8" in refused(capsys, *arguments)
+    (speech / "ana").rename(speech / os.fsdecode(b"ana\xe9"))
+    error = refused(capsys, *arguments)
+    assert r"'ana\udce9': the name is not UTF-8" in error
+    assert error.count("\n") == 1
+
+
+def test_long_names_are_cut_where_files_are_converted(tmp_path: Path, speech: Path) -> None:
+    (tmp_path / "noise").mkdir()
+    for number in range(3):
+        soundfile.write(tmp_path / "noise" / f"{number}{'ü' * 120}.wav", chirp(number, 0.5), 8_000)
+    assert prepare("--speech", speech, "--noise", tmp_path / "noise", "--out", tmp_path / "out") == 0
+    names = [clip.path.name for clip in load_corpus(tmp_path / "out").clips if clip.kind == "noise"]
+    assert len(set(names)) == 3
+    assert all("ü" * 40 in name for name in names)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(

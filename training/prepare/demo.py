@@ -81,6 +81,8 @@ def _check_settings(settings: DemoSettings) -> None:
         raise UserError(
             f"--utterances-per-speaker must be at least 3, one for each split, not {settings.utterances_per_speaker}"
         )
+    if settings.seed < 0:
+        raise UserError(f"--seed must be at least 0, not {settings.seed}")
 
 
 def _is_made(out: Path, settings: DemoSettings) -> bool:

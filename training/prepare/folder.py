@@ -25,6 +25,8 @@ SUFFIXES = frozenset(
 
 _SPLITS: tuple[Split, ...] = get_args(Split)
 _NAMED = 5
+_STEM = 50
+"""How many characters of a file's name go into that of what it is converted to: 255 bytes hold them all in UTF-8."""
 _TOO_QUIET = 2.0**-16
 """Half a step of 16 bits: what does not reach it is rounded to nothing when it is written."""
 _CURE = f"take such files out, or join clips with --min-seconds, from {SHORTEST_UTTERANCE:g} up"
@@ -127,6 +129,8 @@ def _check_settings(settings: FolderSettings) -> None:
         )
     if settings.min_seconds < 0:
         raise UserError(f"--min-seconds must be at least 0, not {settings.min_seconds:g}")
+    if settings.seed < 0:
+        raise UserError(f"--seed must be at least 0, not {settings.seed}")
     for folder in (settings.speech, *settings.interference.values()):
         if not folder.is_dir():
             raise UserError(f"{folder}: is not a folder")
@@ -137,6 +141,8 @@ def _speech_pieces(settings: FolderSettings, console: Console) -> list[_Piece]:
     folders = sorted(path for path in settings.speech.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(folders) < 2:
         raise UserError(f"{settings.speech}: must hold a folder for each of at least 2 speakers, not {len(folders)}")
+    if unfit := [repr(folder.name) for folder in folders if not _is_utf8(folder.name)]:
+        raise UserError(f"{settings.speech}: speaker folder {_some(unfit)}: the name is not UTF-8; rename it")
     files = {folder.name: _audio_files(folder) for folder in folders}
     if few := [f"{name} ({len(paths)})" for name, paths in files.items() if len(paths) < len(_SPLITS)]:
         raise UserError(
@@ -184,7 +190,7 @@ def _interference_pieces(folder: Path, kind: Kind, settings: FolderSettings, con
         )
     sources = _headers(paths, kind, console)
     return [
-        _Piece((source,), Path(kind) / f"{split}-{index:04d}-{source.path.stem}.flac", kind, split, None)
+        _Piece((source,), Path(kind) / f"{split}-{index:04d}-{source.path.stem[:_STEM]}.flac", kind, split, None)
         for split, part in _split([sources[path] for path in paths], kind, settings).items()
         for index, source in enumerate(part)
     ]
@@ -200,6 +206,9 @@ def _headers(paths: Sequence[Path], what: str, console: Console) -> dict[Path, _
     sources: dict[Path, _Source] = {}
     refused: list[str] = []
     for path in track(paths, f"looking at {what}", console=console, transient=True):
+        if not _is_utf8(str(path)):
+            refused.append(f"{str(path)!r}: the name is not UTF-8")
+            continue
         try:
             sources[path] = _Source(path.resolve(), audio_header(path))
         except UserError as error:
@@ -280,6 +289,15 @@ def _fit(samples: NDArray[np.float32], kind: Kind) -> NDArray[np.float32]:
     if peak > 1.0 or (kind == "rir" and peak > 0.0):
         return samples * np.float32(0.99 / peak)
     return samples
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name can be written into a manifest; Python reads other names' bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _some(items: Sequence[str], separator: str = ", ") -> str:
