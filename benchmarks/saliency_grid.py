@@ -27,7 +27,7 @@ def grid_strength(stage_map: Tensor) -> float:
     """Spread of the means of the four positions of a 2x2 cell over their mean, for a map [rows, columns]."""
     rows, columns = stage_map.shape[0] // 2, stage_map.shape[1] // 2
     cells = stage_map[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2).mean(dim=(0, 2))
-    return float((cells.max() - cells.min()) / cells.mean())
+    return float(((cells.max() - cells.min()) / cells.mean()).detach())
 
 
 def main() -> int:

@@ -29,7 +29,11 @@ def main() -> int:
                 (arguments.out / "metrics.txt").write_bytes(page.read())
         finally:
             server.terminate()
-        stopped = server.wait(60)
+            try:
+                stopped = server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                stopped = 1
     print(f"metrics kept in {arguments.out / 'metrics.txt'}; the server stopped with exit code {stopped}")
     return asked or stopped
 

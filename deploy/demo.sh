@@ -19,9 +19,11 @@ step 'Corpus: synthetic voices, noises, music and rooms'
 "$python" -m training prepare demo --out "$out/corpus"
 
 step "Training: act-da; clean and da beside it, into $runs/beside.log"
+set -m # a process group of its own, so that whatever ends this script can end it as a whole
 (fit clean && fit da) > "$runs/beside.log" 2>&1 &
 beside=$!
-trap 'kill $beside 2>/dev/null || true' EXIT
+set +m
+trap 'kill -- -$beside 2>/dev/null && wait $beside || true' EXIT
 fit act-da
 echo 'clean and da:'
 tail --lines=+1 --follow --pid=$beside "$runs/beside.log"
@@ -29,9 +31,14 @@ wait $beside
 trap - EXIT
 
 step 'Evaluation under interference'
-if [ "$out/report.html" -nt "$runs/clean/checkpoint.pt" ] && [ "$out/report.html" -nt "$runs/da/checkpoint.pt" ] &&
-  [ "$out/report.html" -nt "$runs/act-da/checkpoint.pt" ]; then
-  echo "$out/report.html is newer than the runs"
+evaluated=yes
+for made in report.html robustness.json robustness.csv robustness.png saliency.png example-{clean,corrupted}.flac; do
+  for variant in clean da act-da; do
+    [ "$out/$made" -nt "$runs/$variant/checkpoint.pt" ] || evaluated=no
+  done
+done
+if [ $evaluated = yes ]; then
+  echo "$out/report.html and what belongs to it are newer than the runs"
 else
   "$python" -m training evaluate "$runs/clean" "$runs/da" "$runs/act-da" --out "$out"
 fi

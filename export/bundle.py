@@ -1,14 +1,16 @@
 """Writing a model bundle: all that serving needs about one variant, verified, in one folder, at once or not at all."""
 
+import contextlib
 import datetime
+import fcntl
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ from export.torchscript import write_torchscript
 from training.audio import SAMPLE_RATE, read_audio, write_audio
 from training.checkpoint import Run, code_revision, load_run
 from training.errors import UserError
+from training.folders import make_folder
 from training.frontend import FRAME_LENGTH, FRAME_SHIFT, HIGH_HZ, LOW_HZ
 from training.manifest import Clip, Corpus, load_corpus
 from training.network import STAGES, STRIDES
@@ -74,8 +77,8 @@ def export_run(run_folder: Path, out: Path, report: Report) -> Written:
         raise UserError(
             f"{run.corpus}: not the corpus that {run_folder} was trained on; its manifest has changed since"
         )
-    versions = sorted(int(p.name) for p in (out / run.variant).glob("*") if re.fullmatch(r"[1-9]\d*", p.name))
     with _staging(out / run.variant) as staging:
+        versions = sorted(int(p.name) for p in (out / run.variant).glob("*") if re.fullmatch(r"[1-9]\d*", p.name))
         save_file({n: t.contiguous() for n, t in run.network.state_dict().items()}, staging / WEIGHTS)
         newest = out / run.variant / str(versions[-1]) if versions else None
         if newest and (newest / MANIFEST).is_file() and _digest(newest / WEIGHTS) == _digest(staging / WEIGHTS):
@@ -207,18 +210,28 @@ def _write_utterances(folder: Path, clips: Sequence[Clip]) -> tuple[list[NDArray
     return utterances, listed
 
 
-@contextmanager
+@contextlib.contextmanager
 def _staging(parent: Path) -> Iterator[Path]:
-    """A folder beside the final one, so that it can be renamed into place; removed if it was not."""
-    parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
-    staging.chmod(0o755)
+    """A folder beside the final one, so that it can be renamed into place; removed if it was not.
+
+    While it is there, other exports of the same variant wait: the version's number is written into what they make.
+    """
+    parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    make_folder(parent)
+    handle = os.open(parent, os.O_RDONLY)
     try:
-        yield staging
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
+        staging.chmod(0o755)
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if not any(parent.iterdir()):
-            parent.rmdir()
+        os.close(handle)
+        with contextlib.suppress(OSError):  # not empty: something was exported, here or beside
+            for folder in parents:
+                folder.rmdir()
 
 
 def _digest(path: Path) -> str:

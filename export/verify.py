@@ -7,11 +7,12 @@ from typing import Any
 
 import jsonschema
 import onnx
+from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from export import parity
-from export.bundle import MANIFEST, WEIGHTS, ExportError, file_digests, schema
+from export.bundle import MANIFEST, PARITY, WEIGHTS, ExportError, file_digests, schema
 from export.onnx_graphs import EXPLAIN, PREDICT, GraphError, check_graph
 from training.audio import read_audio
 from training.config import HeadConfig, NetworkConfig
@@ -44,10 +45,16 @@ def verify_bundle(folder: Path, advance: Callable[[], None]) -> dict[str, Any]:
     for name in (PREDICT, EXPLAIN):
         try:
             check_graph(onnx.load(str(folder / name)), name)
-        except GraphError as error:
-            raise ExportError(f"{folder}: {error}") from error
+        except (GraphError, DecodeError) as error:
+            raise ExportError(f"{folder}: {name} is not fit for a bundle: {error}") from error
+    if not _recorded_parity_holds(folder):
+        raise ExportError(f"{folder}: {PARITY} does not say that the verification at export held")
     utterances = [read_audio(folder / entry["file"]) for entry in manifest["utterances"]]
-    verified = parity.verify(_rebuild(folder, manifest), folder, utterances, advance)
+    network = _rebuild(folder, manifest)
+    try:
+        verified = parity.verify(network, folder, utterances, advance)
+    except RuntimeError as error:  # of ONNX Runtime or TorchScript, which cannot load or run a file
+        raise ExportError(f"{folder}: cannot be run: {str(error).splitlines()[0]}") from error
     if not verified["holds"]:
         raise ExportError(f"{folder}: {parity.failures(verified)}")
     return verified
@@ -65,6 +72,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except jsonschema.ValidationError as error:
         raise ExportError(f"{path}: {error.json_path}: {error.message}") from error
     return manifest
+
+
+def _recorded_parity_holds(folder: Path) -> bool:
+    try:
+        recorded = json.loads((folder / PARITY).read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(recorded, dict) and recorded.get("holds") is True
 
 
 def _rebuild(folder: Path, manifest: dict[str, Any]) -> SpeakerNetwork:

@@ -97,7 +97,7 @@ def test_shell_calls(reader: Path, server: ServerProcess) -> None:
     address = f" --server {server.ready['grpc']}"
     assert "act-da" in call(here(models) + address, reader).stdout
     assert "act-da" in call(here(identify) + address, reader).stdout
-    assert (reader / "answer.png").read_bytes().startswith(b"\x89PNG")
+    assert (reader / "build" / "answer.png").read_bytes().startswith(b"\x89PNG")
     assert call(here(piped.replace(" <", f"{address} <")), reader).stdout.startswith("{")
 
 

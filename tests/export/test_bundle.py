@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema
@@ -12,15 +14,15 @@ import onnx
 import pytest
 import torch
 
-from export.bundle import ExportError, choose_utterances, export_run, file_digests, schema
+from export.bundle import ExportError, Report, choose_utterances, export_run, file_digests, schema
 from export.cli import main
 from export.kinks import Kinks
 from export.onnx_graphs import GraphError, check_graph
 from export.verify import verify_bundle
 from tests.conftest import ROOT, VARIANTS, run
-from training.checkpoint import load_run
+from training.checkpoint import Run, load_run
 from training.errors import UserError
-from training.manifest import load_corpus
+from training.manifest import Corpus, load_corpus
 
 FILES = {
     "bundle.json", "predict.onnx", "explain.onnx", "model.ts", "weights.safetensors", "parity.json", "baseline.json",
@@ -200,3 +202,43 @@ def test_bad_command_lines_say_what_is_wrong(arguments: list[str]) -> None:
     assert done.returncode == 2
     assert "error:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_two_exports_of_one_variant_get_two_versions(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second waits for the first, whose version is in its files, and takes the next; or finds the same weights."""
+
+    def slowly(folder: Path, run: Run, corpus: Corpus, version: int, report: Report) -> None:
+        time.sleep(0.5)
+        (folder / "bundle.json").write_text(f'{{"version": {version}}}')
+
+    monkeypatch.setattr("export.bundle._fill", slowly)
+    other = tmp_path / "other"
+    shutil.copytree(runs["clean"], other)
+    checkpoint = torch.load(other / "checkpoint.pt", weights_only=True)
+    checkpoint["network"]["encoder.seg_1.bias"] += 1.0
+    torch.save(checkpoint, other / "checkpoint.pt")
+    with ThreadPoolExecutor() as pool:
+        asked = [runs["clean"], other, runs["clean"]]
+        written = list(pool.map(lambda run: export_run(run, tmp_path / "bundles", lambda done, total: None), asked))
+    assert len({result.folder for result in written}) == 2
+    assert sorted(p.name for p in (tmp_path / "bundles" / "clean").iterdir()) == ["1", "2"]
+
+
+def test_a_file_in_the_way_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "bundles").write_text("not a folder")
+    with pytest.raises(UserError, match="bundles"):
+        export_run(runs["clean"], tmp_path / "bundles", lambda done, total: None)
+
+
+@pytest.mark.parametrize("name", ["explain.onnx", "predict.onnx", "model.ts", "weights.safetensors", "parity.json"])
+def test_rubbish_with_the_right_digest_is_refused_in_a_sentence(
+    bundle: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle / name).write_bytes(b"rubbish")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["files"] = file_digests(bundle)
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    assert main(["verify", str(bundle)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
