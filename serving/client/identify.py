@@ -69,13 +69,15 @@ def _question(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _read(file: str) -> bytes:
     try:
-        if file != outputs.STDIN:
-            return Path(file).read_bytes()
-        if sys.stdin is None:  # closed, as by `<&-`
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return sys.stdin.buffer.read()
+        return _read_standard_input() if file == outputs.STDIN else Path(file).read_bytes()
     except OSError as error:
         raise CommandError(Exit.INPUT, "UNREADABLE", error.strerror or str(error)) from error
+
+
+def _read_standard_input() -> bytes:
+    if sys.stdin is None:  # closed, as by `<&-`
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return sys.stdin.buffer.read()
 
 
 def _ask(client: SpeakerClient, content: bytes, question: dict[str, Any]) -> Identification:
