@@ -5,6 +5,7 @@ the log has the trace. Messages are parsed and serialised here too: a malformed 
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -45,20 +46,37 @@ class Call:
 current_call: ContextVar[Call] = ContextVar("current_call")
 
 
-@dataclass
 class Gate:
-    """Lets calls in, or says why not: `closed` is the reason, None is open."""
+    """Lets calls in and counts them, or says why not: `closed` is the reason, None is open."""
 
-    closed: str | None = "the server is starting"
+    def __init__(self) -> None:
+        self.closed: str | None = "the server is starting"
+        self._inside = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
 
-    def check(self) -> None:
-        """Refuses a call while the server is not serving.
+    def enter(self, context: Any) -> None:
+        """Lets a call in until it is over, which is when its answer has been handed to the network.
 
         Raises:
             UnavailableError: the gate is closed.
         """
         if self.closed is not None:
             raise UnavailableError(Reason.NOT_SERVING, f"{self.closed}; try again, or ask another replica")
+        self._inside += 1
+        self._empty.clear()
+        context.add_done_callback(self._leave)
+
+    async def emptied(self, seconds: float) -> bool:
+        """Waits until no call is inside; whether that came within `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), seconds)
+        return self._empty.is_set()
+
+    def _leave(self, _context: Any) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self._empty.set()
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -66,7 +84,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         service: full name of the service.
-        gate: asked before every call.
+        gate: every call that is answered goes through it.
         metrics: counts every call once.
     """
 
@@ -93,7 +111,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         current_call.set(call)
         self._metrics.in_flight.inc()
         try:
-            self._gate.check()
+            self._gate.enter(context)
             request = _parse(handler.request_deserializer, message)
             response: bytes = handler.response_serializer(await handler.unary_unary(request, context))
         except RequestError as error:

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -29,6 +28,11 @@ from serving.rpc import CallInterceptor, Gate
 from serving.service import SERVICE, Service
 
 log = logging.getLogger(__name__)
+
+# A caller may have its answer, and send a signal, a moment before the event loop hears that the answer has gone.
+NEWS_SECONDS = 0.1
+# How long connections may take to close once every call of ours is over; a stream of reflection stays open for ever.
+CLOSING_SECONDS = 1.0
 
 
 async def serve(config: Config) -> bool:
@@ -127,9 +131,8 @@ class Server:
         self._gate.closed = "the server is draining"
         await self._health.drain()
         log.info("draining: calls in flight have %g s", self._config.drain_seconds)
-        started = time.monotonic()
-        await self._grpc.stop(self._config.drain_seconds)
-        finished = time.monotonic() - started < self._config.drain_seconds
+        finished = await self._gate.emptied(max(self._config.drain_seconds, NEWS_SECONDS))
+        await self._grpc.stop(CLOSING_SECONDS if finished else 0)
         if self._models is not None:
             await self._models.close()
         self.device.close()

@@ -5,12 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving import toy
@@ -74,6 +77,35 @@ def test_draining_ends_when_its_time_is_over(toy_bundles: Path) -> None:
     assert "calls were cut short" in server.log
     assert slow.code() is not grpc.StatusCode.OK
     server.channel.close()
+
+
+def test_an_idle_server_needs_no_time_to_drain(toy_bundles: Path) -> None:
+    """The context manager insists on status 0, also after calls that were answered."""
+    with ServerProcess(toy_bundles, "--drain-seconds=0") as server:
+        server.identify(pb.IdentifyRequest(audio=raw(voice(1.0))))
+    assert "cut short" not in server.log
+
+
+def test_a_stream_that_is_no_call_of_ours_does_not_hold_the_end_up(toy_bundles: Path) -> None:
+    released = threading.Event()
+
+    def questions() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        released.wait(60)
+
+    with ServerProcess(toy_bundles, "--drain-seconds=20") as server:
+        answers = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo(questions())
+        assert next(answers).list_services_response.service
+        slow = server.stub.Identify.future(slow_request(), timeout=CALL_SECONDS)
+        server.wait_for_metric("speakerlens_requests_in_flight", 1)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_log("draining")
+        assert not slow.done(), "the request was not in flight: the test shows nothing"
+        assert slow.result().answers
+        started = time.monotonic()
+        assert server.wait() == 0
+        assert time.monotonic() - started < 5
+        released.set()
 
 
 def test_not_serving_before_the_warm_up_is_over(tmp_path: Path) -> None:
