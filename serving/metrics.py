@@ -3,6 +3,7 @@
 Labels are bounded: methods, statuses and reasons are fixed sets, variants are the loaded ones. What a client writes
 never becomes a label. A call counts once: under its variant, under `_several` where it asks more than one, or under
 `_none` where it asks none or is refused before its variants are known (no variant's name begins with an underscore).
+A message over gRPC's own limit (`--max-message-bytes`) is refused before it reaches these counters.
 """
 
 from collections.abc import Iterable

@@ -121,6 +121,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             remaining = context.time_remaining()
             expired = remaining is not None and remaining < DEADLINE_SLACK_SECONDS
             call.status = "DEADLINE_EXCEEDED" if expired else "CANCELLED"
+            if expired:
+                self._metrics.rejections.labels(Reason.DEADLINE).inc()
             raise
         except Exception:
             call.status, call.detail = "INTERNAL", f"internal error; the server's log has it under {call.id}"

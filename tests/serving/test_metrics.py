@@ -1,12 +1,15 @@
 """The metrics page against known traffic."""
 
+import asyncio
 from pathlib import Path
+from unittest import mock
 
 import grpc
 import pytest
 
 from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.metrics import variant_label
+from serving.metrics import Metrics, variant_label
+from serving.rpc import CallInterceptor, Gate
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
 
@@ -14,6 +17,35 @@ def test_labels_of_calls() -> None:
     assert variant_label([]) == "_none"
     assert variant_label(["da"]) == variant_label(["da", "da"]) == "da"
     assert variant_label(["da", "clean"]) == "_several"
+
+
+@pytest.mark.parametrize(
+    ("remaining", "code", "rejections"), [(0.0, "DEADLINE_EXCEEDED", 1), (5.0, "CANCELLED", 0), (None, "CANCELLED", 0)]
+)
+def test_a_call_that_dies_at_its_deadline_is_a_rejection(remaining: float | None, code: str, rejections: int) -> None:
+    """gRPC cancels the handler of a call whose deadline has passed, as it does when the caller hangs up."""
+
+    async def ends(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    async def continuation(_: object) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        return grpc.unary_unary_rpc_method_handler(ends, request_deserializer=bytes, response_serializer=bytes)
+
+    async def call(metrics: Metrics) -> None:
+        gate = Gate()
+        gate.closed = None
+        interceptor = CallInterceptor("service", gate, metrics)
+        handler = await interceptor.intercept_service(continuation, mock.Mock(method="/service/Identify"))
+        context = mock.Mock(time_remaining=lambda: remaining)
+        with pytest.raises(asyncio.CancelledError):
+            await handler.unary_unary(b"", context)
+
+    metrics = Metrics()
+    asyncio.run(call(metrics))
+    value = metrics.registry.get_sample_value
+    labels = {"method": "Identify", "variant": "_none", "code": code}
+    assert value("speakerlens_requests_total", labels) == 1
+    assert value("speakerlens_rejections_total", {"reason": "deadline"}) == rejections
 
 
 def test_counters_after_known_traffic(toy_bundles: Path) -> None:
