@@ -91,7 +91,7 @@ def decode(audio: EncodedAudio | RawAudio, max_seconds: float) -> Waveform:
     else:
         mono, rate, channels = _decode_raw(audio, max_seconds)
         field = "audio.raw.samples"
-    _check_samples(field, mono)
+    _check_samples(field, mono, channels)
     samples = mono if rate == MODEL_RATE else soxr.resample(mono, rate, MODEL_RATE)
     return Waveform(np.ascontiguousarray(samples, np.float32), len(mono) / rate, rate, channels)
 
@@ -172,7 +172,7 @@ def _check_length(field: str, frames: int, rate: int, max_seconds: float) -> Non
         )
 
 
-def _check_samples(field: str, mono: NDArray[np.float32]) -> None:
+def _check_samples(field: str, mono: NDArray[np.float32], channels: int) -> None:
     if not len(mono):
         raise InvalidArgumentError(Reason.EMPTY, f"{field}: holds no samples")
     low, high = float(mono.min()), float(mono.max())
@@ -188,7 +188,8 @@ def _check_samples(field: str, mono: NDArray[np.float32]) -> None:
             "(divide 16-bit values by 32768)",
         )
     if high - low < SILENT_RANGE:
-        raise InvalidArgumentError(Reason.SILENT, f"{field}: silent: no sound above one step of 16-bit audio")
+        averaged = f" after averaging the {channels} channels" if channels > 1 else ""
+        raise InvalidArgumentError(Reason.SILENT, f"{field}: silent{averaged}: no sound above one step of 16-bit audio")
 
 
 def check_minimum(waveform: Waveform, min_samples: int) -> None:

@@ -58,6 +58,15 @@ def test_channels_are_averaged_and_blocks_joined() -> None:
     np.testing.assert_array_equal(raw.samples, decoded.samples)
 
 
+def test_channels_that_cancel_are_told_from_silence() -> None:
+    for channels, words in ((1, "silent: no sound"), (2, "silent after averaging the 2 channels: no sound")):
+        samples = np.stack([voice(1.0), -voice(1.0)], axis=1) if channels == 2 else np.zeros(16_000)
+        flat = RawAudio(samples.astype("<f4").tobytes(), "float32", 16_000, channels)
+        for audio in (file(samples, 16_000, subtype="FLOAT"), flat):
+            with pytest.raises(InvalidArgumentError, match=words):
+                decode(audio, 60)
+
+
 def test_a_bomb_is_refused_without_unpacking_it() -> None:
     """Ten hours of FLAC silence are some hundred kilobytes; a header that denies its length does not help it."""
     silence = file(np.zeros(600 * 16_000, np.int16), 16_000, "FLAC")
