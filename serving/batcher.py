@@ -2,10 +2,12 @@
 
 One `Device` is one thing that computes one batch at a time, off the event loop. Each `Batcher` is a bounded queue for
 one function of that device. Batches are formed only when the device is free, so that what arrives meanwhile joins them;
-queues take turns. Nothing is computed for callers who have gone or whose deadline has passed.
+queues take turns. Nothing is computed for callers who have gone, or whose deadline has passed or would pass meanwhile;
+how long computing takes is learned from the batches before.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,11 @@ from serving.errors import DeadlineError, Reason, ResourceExhaustedError
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
+
+# What an older batch still counts, for each newer one, in the mean of how long computing takes.
+BATCH_MEMORY = 0.7
+# A refusal measures nothing, so each lowers that mean: one slow batch must not shut the queue for ever.
+REFUSAL_RELIEF = 0.9
 
 
 class Observer(Protocol):
@@ -64,7 +71,7 @@ class _Entry(Generic[JobT, ResultT]):
     def __init__(self, job: JobT, cost: int, deadline: float | None) -> None:
         self.job = job
         self.cost = cost
-        self.deadline = deadline
+        self.deadline = math.inf if deadline is None else deadline
         self.arrived = time.monotonic()
         self.future: asyncio.Future[Done[ResultT]] = asyncio.get_running_loop().create_future()
 
@@ -109,6 +116,8 @@ class Batcher(Generic[JobT, ResultT]):
         self._bounds = bounds
         self._observer = observer
         self._waiting: dict[int, _Entry[JobT, ResultT]] = {}
+        # Of the batches so far, older ones counting less; as sums, because a short batch is mostly overhead.
+        self._spent_s, self._spent_cost = 0.0, 0.0
         self._arrival = asyncio.Event()
         self._worker = asyncio.create_task(self._work(), name=f"batcher {name}")
 
@@ -132,7 +141,7 @@ class Batcher(Generic[JobT, ResultT]):
 
         Raises:
             ResourceExhaustedError: the queue is full; known at once.
-            DeadlineError: the deadline passed before the answer was there.
+            DeadlineError: the deadline passed before the answer was there, or would have.
         """
         self.check_room()
         entry: _Entry[JobT, ResultT] = _Entry(job, self._cost(job), deadline)
@@ -165,17 +174,17 @@ class Batcher(Generic[JobT, ResultT]):
                     await self._run(batch)
 
     def _take(self) -> list[_Entry[JobT, ResultT]]:
-        """The longest run of entries, oldest first, that keeps the bounds."""
+        """The longest run of entries, oldest first, that keeps the bounds and the deadlines of all in it."""
         batch: list[_Entry[JobT, ResultT]] = []
-        dearest = 0
+        dearest, earliest = 0, math.inf
         for key, entry in list(self._waiting.items()):
             if entry.future.done():
                 continue  # its caller has gone and is about to take it out
-            if entry.deadline is not None and entry.deadline <= time.monotonic():
-                entry.future.set_exception(_late(self._name))
+            if self._refuse_late(entry):
                 continue
-            dearest = max(dearest, entry.cost)
-            over = (len(batch) + 1) * dearest > self._bounds.batch_cost
+            dearest, earliest = max(dearest, entry.cost), min(earliest, entry.deadline)
+            cost = (len(batch) + 1) * dearest
+            over = cost > self._bounds.batch_cost or time.monotonic() + self._seconds(cost) >= earliest
             if batch and (len(batch) == self._bounds.batch or over):
                 break
             batch.append(entry)
@@ -184,6 +193,23 @@ class Batcher(Generic[JobT, ResultT]):
         if all(entry.future.done() for entry in self._waiting.values()):
             self._arrival.clear()
         return batch
+
+    def _seconds(self, cost: int) -> float:
+        """How long a batch of this cost is likely to take; 0 where nothing is known yet."""
+        return cost * self._spent_s / self._spent_cost if self._spent_cost else 0.0
+
+    def _refuse_late(self, entry: _Entry[JobT, ResultT]) -> bool:
+        """Answers an entry whose deadline has passed, or would even if it were computed alone; whether that is so."""
+        left, needed = entry.deadline - time.monotonic(), self._seconds(entry.cost)
+        if left > needed:
+            return False
+        if left > 0:
+            message = f"the deadline cannot be met: {self._name} takes about {needed:.3g} s"
+            entry.future.set_exception(DeadlineError(Reason.DEADLINE, message))
+            self._spent_s *= REFUSAL_RELIEF
+        else:
+            entry.future.set_exception(_late(self._name))
+        return True
 
     async def _run(self, batch: Sequence[_Entry[JobT, ResultT]]) -> None:
         started = time.monotonic()
@@ -196,13 +222,15 @@ class Batcher(Generic[JobT, ResultT]):
         except Exception as error:
             if len(batch) > 1:  # find who is to blame, and answer the others
                 for entry in batch:
-                    if not entry.future.done():
+                    if not entry.future.done() and not self._refuse_late(entry):
                         await self._run([entry])
             elif not batch[0].future.done():
                 batch[0].future.set_exception(error)
             return
         seconds = time.monotonic() - started
         self._observer.ran(len(batch), seconds)
+        self._spent_s = BATCH_MEMORY * self._spent_s + seconds
+        self._spent_cost = BATCH_MEMORY * self._spent_cost + len(batch) * max(entry.cost for entry in batch)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
                 entry.future.set_result(Done(result, started - entry.arrived, seconds))

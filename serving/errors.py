@@ -73,7 +73,7 @@ class ResourceExhaustedError(RequestError):
 
 
 class DeadlineError(RequestError):
-    """The caller's deadline passed before the work began; nothing was computed."""
+    """The caller's deadline passed, or would have passed before the answer was there."""
 
     code = "DEADLINE_EXCEEDED"
 

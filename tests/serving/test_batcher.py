@@ -165,6 +165,75 @@ def test_a_deadline_in_the_queue_is_told_in_time_and_not_computed() -> None:
     run(scenario, Recorder())
 
 
+def test_a_deadline_that_the_computing_would_miss_is_refused_uncomputed() -> None:
+    """A job costs one more than its number, and takes 1 ms for each; so do all of its batch, which is padded to it."""
+
+    async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
+        computed: list[list[int]] = []
+
+        def compute(jobs: Sequence[int]) -> list[int]:
+            computed.append(list(jobs))
+            time.sleep(0.001 * len(jobs) * (max(jobs) + 1))
+            return [-job for job in jobs]
+
+        paced = Batcher("paced", compute, lambda n: n + 1, Device("paced"), Bounds(9, 4, 10**9), recorder)
+        with pytest.raises(DeadlineError):  # how long it takes is not known yet
+            await paced.submit(199, time.monotonic() + 0.05)
+        assert (await paced.submit(99)).result == -99
+        started = time.monotonic()
+        with pytest.raises(DeadlineError, match="cannot be met"):
+            await paced.submit(400, started + 0.2)
+        assert time.monotonic() - started < 0.1
+        assert (await paced.submit(49, time.monotonic() + 5)).result == -49
+        assert computed == [[199], [99], [49]]
+        # Together, the first would be late: they are computed one after the other.
+        first = asyncio.create_task(paced.submit(99, time.monotonic() + 0.25))
+        second = asyncio.create_task(paced.submit(299))
+        assert [(await task).result for task in (first, second)] == [-99, -299]
+        assert computed[3:] == [[99], [299]]
+        await paced.close()
+
+    run(scenario, Recorder())
+
+
+def test_one_slow_batch_does_not_shut_the_queue() -> None:
+    async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
+        recorder.gate.clear()
+        slow = asyncio.create_task(batcher.submit(0))
+        await asyncio.sleep(0.4)
+        recorder.gate.set()
+        await slow
+        for _ in range(60):
+            try:
+                assert (await batcher.submit(0, time.monotonic() + 0.1)).result == 0
+            except DeadlineError:
+                continue
+            break
+        else:
+            pytest.fail("it is never tried again")
+
+    run(scenario, Recorder())
+
+
+def test_a_deadline_that_passed_while_a_batch_failed_is_not_tried_alone() -> None:
+    async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
+        recorder.gate.clear()
+        first = asyncio.create_task(batcher.submit(0))
+        await asyncio.sleep(0.02)
+        tasks = [asyncio.create_task(batcher.submit(1)), asyncio.create_task(batcher.submit(2))]
+        await asyncio.sleep(0.02)
+        entry = list(batcher._waiting.values())[1]
+        recorder.gate.set()
+        await first
+        entry.deadline = time.monotonic()  # passes before the event loop has told the caller
+        one, two = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(one, ArithmeticError)
+        assert isinstance(two, DeadlineError)
+        assert recorder.batches == [[0], [1, 2], [1]]
+
+    run(scenario, Recorder(frozenset({1})))
+
+
 def test_one_bad_job_does_not_poison_its_batch() -> None:
     async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
         recorder.gate.clear()
