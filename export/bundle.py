@@ -80,6 +80,7 @@ def export_run(run_folder: Path, out: Path, report: Report) -> Written:
     with _staging(out / run.variant) as staging:
         versions = sorted(int(p.name) for p in (out / run.variant).glob("*") if re.fullmatch(r"[1-9]\d*", p.name))
         save_file({n: t.contiguous() for n, t in run.network.state_dict().items()}, staging / WEIGHTS)
+        (staging / WEIGHTS).chmod(0o644)  # written for its owner alone; a server in a container is another user
         newest = out / run.variant / str(versions[-1]) if versions else None
         if newest and (newest / MANIFEST).is_file() and _digest(newest / WEIGHTS) == _digest(staging / WEIGHTS):
             return Written(newest, reused=True)

@@ -43,6 +43,7 @@ def bundle(bundles: Path, tmp_path: Path) -> Path:
 def test_a_bundle_is_complete_and_says_what_it_is(bundles: Path, runs: dict[str, Path], variant: str) -> None:
     folder = bundles / variant / "1"
     assert {p.name for p in folder.iterdir() if p.is_file()} == FILES
+    assert all(p.stat().st_mode & 0o004 for p in folder.rglob("*")), "not readable for a server that is another user"
     manifest = json.loads((folder / "bundle.json").read_text())
     jsonschema.validate(manifest, schema())
     trained = load_run(runs[variant])
