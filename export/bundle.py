@@ -95,9 +95,7 @@ def choose_utterances(corpus: Corpus, count: int) -> list[Clip]:
     """Evaluation utterances spread over the speakers; where the test split has too few, others join them."""
     chosen: list[Clip] = []
     for split in ("test", "dev", "train"):
-        clips = corpus.utterances(split)
-        wanted = min(count - len(chosen), len(clips))
-        chosen += [clips[i] for i in np.linspace(0, len(clips) - 1, wanted).astype(int)]
+        chosen += _spread(corpus.utterances(split), count - len(chosen))
     return chosen
 
 
@@ -118,10 +116,14 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def _spread(clips: Sequence[Clip], count: int) -> list[Clip]:
+    """At most `count` clips, at equal distances in the order of the manifest."""
+    return [clips[i] for i in np.linspace(0, len(clips) - 1, min(count, len(clips))).astype(int)]
+
+
 def _fill(folder: Path, run: Run, corpus: Corpus, version: int, report: Report) -> None:
     """Write everything but the weights, which are there, into a bundle's folder."""
-    test = corpus.utterances("test")
-    evaluated = [test[i] for i in np.linspace(0, len(test) - 1, min(baseline.UTTERANCES, len(test))).astype(int)]
+    evaluated = _spread(corpus.utterances("test"), baseline.UTTERANCES)
     clips = choose_utterances(corpus, parity.UTTERANCES)
     total = 4 + parity.steps() + baseline.steps(corpus, evaluated)
     done = itertools.count(1)

@@ -74,9 +74,7 @@ def verify(
     kinks = Kinks(network)
     figures: list[dict[str, Any]] = []
     for seconds in SECONDS:
-        cases = make_cases(
-            utterances, seconds, classes=network.logits(torch.zeros(1, embedding_size(network))).shape[1]
-        )
+        cases = make_cases(utterances, seconds, network.classes)
         references = [eager(network, case) for case in cases]
         advance()
         for batch_size in BATCH_SIZES:
@@ -96,11 +94,6 @@ def verify(
 def steps() -> int:
     """How often `verify` calls `advance`."""
     return len(SECONDS) * (1 + len(BATCH_SIZES) * len((PREDICT, EXPLAIN, SCRIPT)))
-
-
-def embedding_size(network: SpeakerNetwork) -> int:
-    """Size of a network's embedding."""
-    return network.encoder.seg_1.out_features
 
 
 def make_cases(utterances: Sequence[NDArray[np.float32]], seconds: float, classes: int) -> list[Case]:

@@ -137,6 +137,7 @@ class SpeakerNetwork(nn.Module):
 
     def __init__(self, network: NetworkConfig, head: HeadConfig, classes: int) -> None:
         super().__init__()
+        self.classes = classes
         self.front_end = LogMel(network.mel_bins)
         self.encoder = ResNet(network)
         self.head = make_head(head, network.embedding, classes)
