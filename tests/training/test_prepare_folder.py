@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from training.audio import SAMPLE_RATE, read_audio
 from training.cli import main
+from training.interference import InterferenceSource
 from training.manifest import MANIFEST, Kind, Split, load_corpus
 from training.prepare.folder import share_out
 
@@ -92,6 +93,70 @@ def test_the_seed_decides_the_splits(tmp_path: Path, speech: Path) -> None:
         texts.append((tmp_path / out / MANIFEST).read_text())
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> Path:
+    """Nine speakers of nine half-second clips each; a speaker's clips are the same chirp."""
+    folder = tmp_path / "crowd"
+    for number in range(9):
+        (folder / f"s{number}").mkdir(parents=True)
+        for clip in range(9):
+            soundfile.write(folder / f"s{number}" / f"{clip}.flac", chirp(10 * number, 0.5), SAMPLE_RATE)
+    return folder
+
+
+def test_outsiders_are_talkers_of_one_split_each(tmp_path: Path, crowd: Path) -> None:
+    arguments = ("--speech", crowd, "--outsiders", 7, "--min-seconds", 1.2)
+    assert prepare(*arguments, "--out", tmp_path / "out") == 0
+    corpus = load_corpus(tmp_path / "out")
+    splits: tuple[Split, ...] = ("train", "dev", "test")
+    talkers = [{clip.speaker for clip in corpus.interference("speech", split)} for split in splits]
+    assert [len(names) for names in talkers] == [3, 2, 2]
+    outside = set.union(*talkers)
+    assert len(outside) == 7
+    assert outside | set(corpus.speakers) == {f"s{number}" for number in range(9)}
+    assert not outside & set(corpus.speakers)
+    for split in splits:
+        clips = corpus.interference("speech", split)
+        # Nine clips of half a second are three utterances of 1.5 s.
+        assert sorted(clip.duration for clip in clips) == pytest.approx([1.5] * 3 * len({c.speaker for c in clips}))
+        source = InterferenceSource(corpus, split)
+        assert ("babble" in source.kinds) == (len({clip.speaker for clip in clips}) >= 3)
+        heard = np.abs(np.fft.rfft(source.draw("speaker", SAMPLE_RATE, np.random.default_rng(0), corpus.speakers[0])))
+        assert f"s{round((int(heard.argmax()) - 200) / 100)}" in {clip.speaker for clip in clips}
+    assert prepare(*arguments, "--out", tmp_path / "again") == 0
+    assert prepare(*arguments, "--seed", 1, "--out", tmp_path / "other") == 0
+    assert load_corpus(tmp_path / "again").digest == corpus.digest
+    assert load_corpus(tmp_path / "other").speakers != corpus.speakers
+
+
+def test_outsiders_and_interfering_speech_are_talkers_together(tmp_path: Path, crowd: Path) -> None:
+    (tmp_path / "talk").mkdir()
+    for number in range(3):
+        soundfile.write(tmp_path / "talk" / f"{number}.flac", chirp(number, 0.5), SAMPLE_RATE)
+    arguments = ("--speech", crowd, "--outsiders", 3, "--interfering-speech", tmp_path / "talk")
+    assert prepare(*arguments, "--out", tmp_path / "out") == 0
+    corpus = load_corpus(tmp_path / "out")
+    for split in ("train", "dev", "test"):
+        clips = corpus.interference("speech", split)
+        assert sum(clip.speaker is None for clip in clips) == 1
+        assert sum(clip.speaker is not None for clip in clips) == 9
+
+
+def test_numbers_of_outsiders_that_cannot_be_are_refused(
+    tmp_path: Path, crowd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("--out", tmp_path / "out")
+    for count in (-1, 1, 2):
+        error = refused(capsys, "--speech", crowd, "--outsiders", count, *out)
+        assert f"--outsiders must be 0, or at least 3, one each for train, dev and test, not {count}" in error
+    error = refused(capsys, "--speech", crowd, "--outsiders", 8, *out)
+    assert "at least 2 speakers beside the 8 outsiders, not 9 folder(s)" in error
+    for number in range(9):
+        soundfile.write(crowd / f"s{number}" / "0.flac", np.zeros(8000), SAMPLE_RATE)
+    error = refused(capsys, "--speech", crowd, "--outsiders", 7, *out)
+    assert "9 of 81 utterances cannot be used" in error  # an outsider's as well as a speaker's
 
 
 def test_interference_is_split_by_file_and_converted(tmp_path: Path, speech: Path) -> None:
@@ -194,10 +259,10 @@ def test_too_few_files_too_little_sound_and_too_few_speakers_are_named(
     assert "ana (4.0 s for train)" in error
     (speech / "cy").mkdir()
     soundfile.write(speech / "cy" / "1.wav", chirp(1, 1.0), 16_000)
-    assert "at least 3 audio files, one each for train, dev and test; fewer: cy (1)" in refused(
+    assert "at least 3 audio files, one each for train, dev and test, and every outsider one; fewer: cy (1)" in refused(
         capsys, "--speech", speech, *out
     )
-    assert "at least 2 speakers, not 1" in refused(capsys, "--speech", speech / "bo", *out)
+    assert "at least 2 speakers, not 1 folder(s)" in refused(capsys, "--speech", speech / "bo", *out)
     (speech / "cy").rename(tmp_path / "noise")
     error = refused(capsys, "--speech", speech, "--noise", tmp_path / "noise", *out)
     assert f"{tmp_path / 'noise'}: needs at least 3 audio files, one each for train, dev and test, and has 1" in error

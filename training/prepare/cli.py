@@ -84,12 +84,22 @@ def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="S",
         help="join consecutive clips of a speaker into utterances of at least this long (default: leave clips alone)",
     )
+    parser.add_argument(
+        "--outsiders",
+        type=int,
+        default=FolderSettings.outsiders,
+        metavar="N",
+        help="take N speakers, drawn by the seed, out of the speaker set: they are the interfering talkers and the "
+        "strangers, each in one split only; 0 or at least 3 (default: %(default)s)",
+    )
     for name in ("dev", "test"):
         default = getattr(FolderSettings, name)
         parser.add_argument(
             f"--{name}", type=float, default=default, metavar="SHARE", help=f"share for {name} (default: %(default)s)"
         )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the splits (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of all that is drawn (default: %(default)s)"
+    )
     parser.set_defaults(run=_run_folder)
 
 
@@ -102,6 +112,7 @@ def _run_folder(arguments: argparse.Namespace) -> int:
         dev=arguments.dev,
         test=arguments.test,
         seed=arguments.seed,
+        outsiders=arguments.outsiders,
     )
     prepare_folder(arguments.out, settings, Console())
     return 0

@@ -41,7 +41,9 @@ class FolderSettings:
         interference: folder by kind; audio files at any depth.
         min_seconds: clips of a speaker are joined into utterances of at least this long.
         dev, test: shares of a speaker's files, and of the files of each kind of interference; the rest is train.
-        seed: of the splits.
+        seed: of the splits, and of who becomes an outsider.
+        outsiders: how many speakers are taken out of the speaker set, to be interfering talkers and strangers; each
+            of them is in one split only. 0, or at least one for each split.
     """
 
     speech: Path
@@ -50,6 +52,7 @@ class FolderSettings:
     dev: float = 0.1
     test: float = 0.2
     seed: int = 0
+    outsiders: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,11 @@ def prepare_folder(out: Path, settings: FolderSettings, console: Console) -> Non
         clips = _convert(pieces, folder, console)
         corpus = write_corpus(folder, clips)
     seconds = sum(clip.duration for clip in clips if clip.kind == "utterance")
+    outsiders = f", {settings.outsiders} outsiders" if settings.outsiders else ""
     counts = ", ".join(f"{split} {len(corpus.utterances(split))}" for split in _SPLITS)
     others = len(clips) - sum(len(corpus.utterances(split)) for split in _SPLITS)
     console.print(
-        f"{out}: {len(corpus.speakers)} speakers, utterances: {counts} ({seconds / 60:.0f} min), "
+        f"{out}: {len(corpus.speakers)} speakers{outsiders}, utterances: {counts} ({seconds / 60:.0f} min), "
         f"{others} files of interference",
         soft_wrap=True,
         markup=False,
@@ -131,6 +135,10 @@ def _check_settings(settings: FolderSettings) -> None:
         raise UserError(f"--min-seconds must be at least 0, not {settings.min_seconds:g}")
     if settings.seed < 0:
         raise UserError(f"--seed must be at least 0, not {settings.seed}")
+    if settings.outsiders != 0 and settings.outsiders < len(_SPLITS):
+        raise UserError(
+            f"--outsiders must be 0, or at least 3, one each for train, dev and test, not {settings.outsiders}"
+        )
     for folder in (settings.speech, *settings.interference.values()):
         if not folder.is_dir():
             raise UserError(f"{folder}: is not a folder")
@@ -138,35 +146,56 @@ def _check_settings(settings: FolderSettings) -> None:
 
 def _speech_pieces(settings: FolderSettings, console: Console) -> list[_Piece]:
     """Split each speaker's files, then join the files of a split into utterances that are long enough."""
-    folders = sorted(path for path in settings.speech.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(folders) < 2:
-        raise UserError(f"{settings.speech}: must hold a folder for each of at least 2 speakers, not {len(folders)}")
-    if unfit := [repr(folder.name) for folder in folders if not _is_utf8(folder.name)]:
-        raise UserError(f"{settings.speech}: speaker folder {_some(unfit)}: the name is not UTF-8; rename it")
-    files = {folder.name: _audio_files(folder) for folder in folders}
-    if few := [f"{name} ({len(paths)})" for name, paths in files.items() if len(paths) < len(_SPLITS)]:
+    files = {folder.name: _audio_files(folder) for folder in _speaker_folders(settings)}
+    outsiders = _draw_outsiders(list(files), settings)
+    needed = {name: 1 if name in outsiders else len(_SPLITS) for name in files}
+    if few := [f"{name} ({len(paths)})" for name, paths in files.items() if len(paths) < needed[name]]:
         raise UserError(
-            f"{settings.speech}: every speaker needs at least 3 audio files, one each for train, dev and test; "
-            f"fewer: {_some(few)}"
+            f"{settings.speech}: every speaker needs at least 3 audio files, one each for train, dev and test, and "
+            f"every outsider one; fewer: {_some(few)}"
         )
     sources = _headers([path for paths in files.values() for path in paths], "speech", console)
     pieces: list[_Piece] = []
     short: list[str] = []
     for name, paths in files.items():
-        for split, part in _split([sources[path] for path in paths], name, settings, settings.min_seconds).items():
+        own = [sources[path] for path in paths]
+        kind: Kind = "speech" if name in outsiders else "utterance"
+        whole = {outsiders[name]: own} if name in outsiders else None
+        for split, part in (whole or _split(own, name, settings, settings.min_seconds)).items():
             utterances = _join(part, settings.min_seconds)
             if not utterances:
                 short.append(f"{name} ({sum(source.header.seconds for source in part):.1f} s for {split})")
             for index, utterance in enumerate(utterances):
-                target = Path("speech") / name / f"{split}-{index:04d}.flac"
-                pieces.append(_Piece(utterance, target, "utterance", split, name))
+                target = Path("outsiders" if whole else "speech") / name / f"{split}-{index:04d}.flac"
+                pieces.append(_Piece(utterance, target, kind, split, name))
     if short:
         raise UserError(
             f"{settings.speech}: speakers with too little for one utterance of {settings.min_seconds:g} s in each of "
-            f"train, dev and test: {_some(short)}; give more files or a smaller --min-seconds"
+            f"train, dev and test (an outsider in one of them): {_some(short)}; give more files or a smaller "
+            "--min-seconds"
         )
     _check_utterances(pieces, console)
     return pieces
+
+
+def _speaker_folders(settings: FolderSettings) -> list[Path]:
+    folders = sorted(path for path in settings.speech.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(folders) - settings.outsiders < 2:
+        beside = f" beside the {settings.outsiders} outsiders" if settings.outsiders else ""
+        raise UserError(
+            f"{settings.speech}: must hold a folder for each of at least 2 speakers{beside}, "
+            f"not {len(folders)} folder(s)"
+        )
+    if unfit := [repr(folder.name) for folder in folders if not _is_utf8(folder.name)]:
+        raise UserError(f"{settings.speech}: speaker folder {_some(unfit)}: the name is not UTF-8; rename it")
+    return folders
+
+
+def _draw_outsiders(names: Sequence[str], settings: FolderSettings) -> dict[str, Split]:
+    """Draw who becomes an outsider, and deal them round to train, dev and test."""
+    rng = np.random.default_rng([settings.seed, *b"outsiders"])
+    drawn = rng.permutation(len(names))[: settings.outsiders]
+    return {names[index]: _SPLITS[place % len(_SPLITS)] for place, index in enumerate(drawn)}
 
 
 def _check_utterances(pieces: Sequence[_Piece], console: Console) -> None:
@@ -265,7 +294,7 @@ def _make_clip(piece: _Piece, folder: Path) -> Clip:
     samples = np.concatenate([read_audio(source.path, channel=channel) for source in piece.sources])
     if not len(samples):
         raise UserError(f"{first.path}: holds no audio")
-    if piece.kind == "utterance":
+    if piece.speaker is not None:
         _check_converted(piece, samples)
     write_audio(folder / piece.target, _fit(samples, piece.kind))
     return Clip(piece.target, piece.kind, piece.split, 0.0, len(samples) / SAMPLE_RATE, piece.speaker)
