@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.audio import SAMPLE_RATE, read_audio
+from training.audio import SAMPLE_RATE
 from training.config import Config, InterferenceConfig, InterferenceKind
+from training.crops import CropReader
 from training.errors import UserError
 from training.interference import InterferenceSource, corrupt
 from training.manifest import Clip, Corpus, Split
@@ -48,8 +49,9 @@ class BatchSource:
 
     def __init__(self, corpus: Corpus, config: Config, variant: Variant, device: torch.device) -> None:
         self._corpus, self._config, self._variant, self._device = corpus, config, variant, device
-        self._samples = round(config.data.crop_seconds * SAMPLE_RATE)
         self._clips = _clips_by_speaker(corpus, "train")
+        samples = round(config.data.crop_seconds * SAMPLE_RATE)
+        self._crops = CropReader(corpus.utterances("train"), samples, config.data.cache_megabytes)
         self._local = threading.local()
         self.kinds: tuple[InterferenceKind, ...] = ()
         self.missing: tuple[InterferenceKind, ...] = ()
@@ -70,7 +72,7 @@ class BatchSource:
         rng = np.random.default_rng([self._config.seed, step])
         drawn = self._draw_speakers(self._config.data.batch_size * self._variant.crops, rng)
         clips = [self._clips[label][rng.integers(len(self._clips[label]))] for label in drawn]
-        crops = [crop(clip, self._samples, rng) for clip in clips]
+        crops = [self._crops.read(clip, rng.random()) for clip in clips]
         speech = torch.from_numpy(np.stack([samples for samples, _ in crops])).to(self._device)
         names = tuple(f"{clip.path.name} at {start:.2f} s" for clip, (_, start) in zip(clips, crops, strict=True))
         labels = torch.from_numpy(drawn).to(self._device)
@@ -99,26 +101,6 @@ class BatchSource:
             self._local.source = InterferenceSource(self._corpus, "train")
         source: InterferenceSource = self._local.source
         return source
-
-
-def crop(clip: Clip, samples: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], float]:
-    """Read `samples` from a random place of a clip; return them, and that place in seconds from the clip's start.
-
-    A clip that is too short is repeated, beginning at a random place.
-    """
-    seconds = samples / SAMPLE_RATE
-    spare = clip.duration - seconds
-    place = float(rng.random())
-    if spare >= 0:
-        start = place * spare
-        audio = read_audio(clip.path, clip.start + start, seconds)
-    else:
-        start = place * clip.duration
-        audio = read_audio(clip.path, clip.start, clip.duration)
-        audio = np.roll(audio, -round(start * SAMPLE_RATE))
-    if not len(audio):
-        raise UserError(f"{clip.path}: has no audio at {clip.start + start:.2f} s; prepare the corpus again")
-    return np.resize(audio, samples), start
 
 
 def draw_snr(

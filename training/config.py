@@ -17,6 +17,7 @@ Share = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Decibel = Annotated[float, Range(-60, 60)]
+Talkers = Annotated[int, Range(2, 100)]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,18 @@ class DataConfig:
     """Batches that are read while the network is busy"""
     readers: Count = 1
     """Threads that read them"""
+    cache_megabytes: NotNegative = 512.0
+    """Training speech that takes no more than this as 16-bit samples (31 MiB per 1,000 s) is decoded once and held in
+    memory, in each process; crops of a longer one are read by seeking in its files"""
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the network is computed in training; accuracy on the dev split and evaluation are always in float32."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of convolutions and matrix products (front end, pooling and head always in float32); auto: bfloat16 on a CUDA
+    device, float32 on a CPU"""
 
 
 def _default_snr() -> Mapping[InterferenceKind, tuple[float, float]]:
@@ -81,15 +94,28 @@ class InterferenceConfig:
     """Share of the rows of `da` and `da-2x` that are corrupted; `clean` has none, pairs one of each two"""
     snr_db: Mapping[InterferenceKind, tuple[Decibel, Decibel]] = field(default_factory=_default_snr)
     """Lowest and highest SNR of each kind, drawn uniformly in dB (`reverb`: direct sound to reverberation); a kind
-    that is not listed is not used, and all listed ones are equally likely"""
+    that is not listed is not used"""
+    weights: Mapping[InterferenceKind, Positive] = field(default_factory=dict)
+    """How likely a kind is beside the others; a listed kind without a weight has 1"""
+    talkers: tuple[Talkers, Talkers] = (3, 7)
+    """Fewest and most talkers in babble"""
+    combine: Share = 0.0
+    """Share of the copies that are under two different kinds at once, each at its own SNR to the dry speech"""
 
     def __post_init__(self) -> None:
-        """Refuse ranges that are upside down, and no kind at all."""
+        """Refuse ranges that are upside down, no kind at all, and what names or needs kinds that are not listed."""
         for kind, (low, high) in self.snr_db.items():
             if low > high:
                 raise ValueError(f"snr_db.{kind} must be [lowest, highest], not [{low:g}, {high:g}]")
         if not self.snr_db:
             raise ValueError("snr_db must list at least one kind")
+        unlisted = [kind for kind in self.weights if kind not in self.snr_db]
+        if unlisted:
+            raise ValueError(f"weights lists {unlisted[0]}, which snr_db does not")
+        if self.talkers[0] > self.talkers[1]:
+            raise ValueError(f"talkers must be [fewest, most], not [{self.talkers[0]}, {self.talkers[1]}]")
+        if self.combine > 0 and len(self.snr_db) < 2:
+            raise ValueError("combine needs two kinds in snr_db")
 
 
 @dataclass(frozen=True)
@@ -151,6 +177,7 @@ class Config:
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     head: HeadConfig = HeadConfig()
     data: DataConfig = DataConfig()
+    compute: ComputeConfig = ComputeConfig()
     interference: InterferenceConfig = field(default_factory=InterferenceConfig)
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from training.audio import SAMPLE_RATE
-from training.batches import crop, draw_snr, usable_kinds
+from training.batches import draw_snr, usable_kinds
 from training.config import Config
+from training.crops import CropReader
 from training.interference import InterferenceSource, corrupt
 from training.manifest import Clip, Corpus
 from training.network import SpeakerNetwork
@@ -51,8 +52,8 @@ def make_dev_set(corpus: Corpus, config: Config) -> DevSet | None:
         return None
     rng = np.random.default_rng(_SEED)
     chosen = _choose(clips, config.intervals.dev_utterances, rng)
-    samples = round(config.data.crop_seconds * SAMPLE_RATE)
-    clean = torch.from_numpy(np.stack([crop(clip, samples, rng)[0] for clip in chosen]))
+    crops = CropReader(chosen, round(config.data.crop_seconds * SAMPLE_RATE), cache_megabytes=0)
+    clean = torch.from_numpy(np.stack([crops.read(clip, rng.random())[0] for clip in chosen]))
     speakers = [clip.speaker or "" for clip in chosen]
     labels = torch.tensor([corpus.speakers.index(speaker) for speaker in speakers])
     source = InterferenceSource(corpus, "dev")

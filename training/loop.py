@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from training.batches import Batch
 from training.checkpoint import Checkpoint, new_checkpoint, restore_random
-from training.config import Config, HeadConfig, OptimiserConfig
+from training.config import ComputeConfig, Config, HeadConfig, OptimiserConfig
 from training.errors import UserError
 from training.manifest import Corpus
 from training.network import SpeakerNetwork
@@ -40,7 +40,7 @@ class Trainer:
         config: the run's configuration; its seed makes the initial weights.
         variant: a key of `training.objectives.VARIANTS`.
         corpus: gives the speakers.
-        device: where to compute; in bfloat16 (but for front end, pooling and head) if it is a CUDA device.
+        device: where to compute.
     """
 
     def __init__(self, config: Config, variant: str, corpus: Corpus, device: torch.device) -> None:
@@ -49,6 +49,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.network = SpeakerNetwork(config.network, config.head, len(corpus.speakers)).to(device).train()
         self._optimiser = make_optimiser(self.network, config.optimiser)
+        self._in_bfloat16 = uses_bfloat16(config.compute, device)
 
     def update(self, step: int, batch: Batch) -> Figures:
         """Do update `step` (from 0) on a batch. Raises DivergedError, with the weights still as they were before."""
@@ -57,7 +58,7 @@ class Trainer:
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
         self._optimiser.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._in_bfloat16):
             loss = compute_loss(self.network, batch.audio, batch.labels, self._variant, self.config.objective, margin)
         loss.total.backward()  # type: ignore[no-untyped-call]
         grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimiser.clip_norm)
@@ -82,6 +83,11 @@ class Trainer:
         self.network.load_state_dict(checkpoint["network"])
         self._optimiser.load_state_dict(checkpoint["optimiser"])
         restore_random(checkpoint)
+
+
+def uses_bfloat16(config: ComputeConfig, device: torch.device) -> bool:
+    """Whether autocast is on: as configured, and by itself on a CUDA device."""
+    return config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
 
 
 def make_optimiser(network: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:

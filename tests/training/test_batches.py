@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.toy import SPEAKERS, make_corpus, toy_config
+from tests.training.toy import SPEAKERS, make_corpus, noting, toy_config
 from training.audio import SAMPLE_RATE, read_audio
-from training.batches import Batch, BatchSource, ReadAhead, crop, draw_snr
+from training.batches import Batch, BatchSource, ReadAhead, draw_snr
 from training.config import Config, InterferenceConfig, InterferenceKind
 from training.dev import make_dev_set
 from training.errors import UserError
@@ -105,23 +105,20 @@ def test_snr_is_uniform_within_its_kinds_range() -> None:
     assert counts.min() > 700
 
 
-def test_a_short_utterance_is_repeated_from_a_random_place(corpus: Corpus) -> None:
-    clip = corpus.utterances("train")[0]
-    whole = read_audio(clip.path)
-    audio, start = crop(clip, 40_000, np.random.default_rng(1))
-    place = round(start * SAMPLE_RATE)
-    assert 0 < place < len(whole)
-    np.testing.assert_array_equal(audio, np.tile(np.concatenate([whole[place:], whole[:place]]), 3)[:40_000])
-
-
-def test_a_clip_within_a_file_is_not_left(corpus: Corpus) -> None:
-    whole = corpus.utterances("train")[0]
-    part = replace(whole, start=0.25, duration=0.5)
-    rng = np.random.default_rng(2)
-    starts = [crop(part, 4800, rng)[1] for _ in range(50)]
-    assert min(starts) >= 0
-    assert max(starts) <= 0.2 + 1e-9
-    assert max(starts) - min(starts) > 0.15
+@pytest.mark.parametrize("variant", ["clean", "act-da"])
+def test_batches_are_the_same_whether_held_in_memory_or_read_by_seeking(
+    corpus: Corpus, config: Config, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+    monkeypatch.setattr("training.crops.read_audio", noting(reads))
+    batches, counts = [], []
+    for megabytes in (512.0, 0.0):
+        reads.clear()
+        other = source(corpus, replace(config, data=replace(config.data, cache_megabytes=megabytes)), variant)
+        batches.append([other.batch(step) for step in range(5)])
+        counts.append(len(reads))
+    assert all(torch.equal(held.audio, sought.audio) for held, sought in zip(*batches, strict=True))
+    assert counts == [9, 30]  # every clip once, or every crop
 
 
 def test_a_corpus_without_the_wanted_interference_is_refused(tmp_path: Path, config: Config) -> None:

@@ -18,10 +18,10 @@ from tests.training.toy import make_corpus, toy_config, write_config
 from training.batches import Batch, BatchSource
 from training.checkpoint import load_run, read_checkpoint
 from training.cli import main
-from training.config import Config, HeadConfig, OptimiserConfig, load_config
+from training.config import ComputeConfig, Config, HeadConfig, OptimiserConfig, load_config
 from training.errors import UserError
 from training.fit import fit
-from training.loop import DivergedError, Trainer, learning_rate_at, make_optimiser, margin_at
+from training.loop import DivergedError, Trainer, learning_rate_at, make_optimiser, margin_at, uses_bfloat16
 from training.manifest import Corpus
 from training.objectives import VARIANTS
 
@@ -210,6 +210,22 @@ def test_a_broken_waveform_is_named_among_the_rows_it_spoils(corpus: Corpus, con
         trainer.update(0, batch)
     assert str(error.value) == f"update 1: the cross-entropy is nan for {batch.names[4]}"
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.network.named_parameters())
+
+
+def test_precision_of_the_step(corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = BatchSource(corpus, config, VARIANTS["act-da"], CPU).batch(0)
+    losses, types = [], []
+    for precision in ("auto", "float32", "bfloat16"):
+        trainer = Trainer(replace(config, compute=ComputeConfig(precision)), "act-da", corpus, CPU)
+        trainer.network.encoder.get_submodule("layer1.0.conv1").register_forward_hook(
+            lambda *call: types.append(call[2].dtype)
+        )
+        losses.append(trainer.update(0, batch).loss)
+    assert types == [torch.float32, torch.float32, torch.bfloat16]
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[2] == pytest.approx(losses[0], rel=0.02)
+    cuda = torch.device("cuda")
+    assert [uses_bfloat16(ComputeConfig(p), cuda) for p in ("auto", "float32", "bfloat16")] == [True, False, True]
 
 
 def test_learning_rate_schedule() -> None:

@@ -1,10 +1,12 @@
 """A corpus and a configuration small enough to train in a second."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from training.audio import SAMPLE_RATE, write_audio
+from training.audio import SAMPLE_RATE, read_audio, write_audio
 from training.config import Config, load_config
 from training.manifest import Clip, Corpus, Kind, Split, write_corpus
 
@@ -60,3 +62,13 @@ def write_config(folder: Path, text: str = TOY_CONFIG) -> Path:
 
 def toy_config(folder: Path, *overrides: str) -> Config:
     return load_config(write_config(folder), overrides)
+
+
+def noting(reads: list[Path]) -> Callable[..., NDArray[np.float32]]:
+    """Give a `read_audio` that notes which file it reads."""
+
+    def read(path: Path, start: float, duration: float) -> NDArray[np.float32]:
+        reads.append(path)
+        return read_audio(path, start, duration)
+
+    return read

@@ -1,0 +1,73 @@
+"""Crops of speech at random places: read by seeking, or cut from clips that are held in memory."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.audio import SAMPLE_RATE, read_audio
+from training.errors import UserError
+from training.manifest import Clip
+
+PCM_SCALE = 32_768
+"""16-bit samples of full scale, as libsndfile counts them."""
+
+_MEGABYTE = 1 << 20
+
+
+class CropReader:
+    """Reads crops of one length; `read` may be called from several threads.
+
+    Seeking in a FLAC file costs about a millisecond a crop. Clips that take up to `cache_megabytes` in all are
+    therefore decoded once each, when first wanted, and held as 16-bit samples. All are held or none, so that a crop
+    depends on the configuration but not on what was read before it. Crops of 16 kHz, 16-bit files are the same either
+    way; others are rounded to 16 bits where they are held, and resampled as a whole.
+
+    Args:
+        clips: what crops will be read of.
+        samples: length of every crop.
+        cache_megabytes: most memory to hold them in, MiB; 0 holds none.
+    """
+
+    def __init__(self, clips: Sequence[Clip], samples: int, cache_megabytes: float) -> None:
+        self._samples = samples
+        needed = sum(2 * round(clip.duration * SAMPLE_RATE) for clip in clips)
+        self._held: dict[Clip, NDArray[np.int16]] | None = {} if needed <= cache_megabytes * _MEGABYTE else None
+
+    def read(self, clip: Clip, place: float) -> tuple[NDArray[np.float32], float]:
+        """Give a crop [samples] and where it begins, in seconds from the clip's start.
+
+        `place` in [0, 1) chooses among all the places there are. A clip that is too short is repeated, beginning at
+        that place. Raises UserError if the file cannot be read, or holds no audio there.
+        """
+        whole = round(clip.duration * SAMPLE_RATE)
+        if whole < self._samples:
+            first = int(place * whole)
+            audio = np.roll(self._stretch(clip, 0, whole), -first)
+        else:
+            first = int(place * (whole - self._samples + 1))
+            audio = self._stretch(clip, first, self._samples)
+        if not len(audio):
+            at = clip.start + first / SAMPLE_RATE
+            raise UserError(f"{clip.path}: has no audio at {at:.2f} s; prepare the corpus again")
+        return np.resize(audio, self._samples), first / SAMPLE_RATE
+
+    def _stretch(self, clip: Clip, first: int, samples: int) -> NDArray[np.float32]:
+        """Give `samples` of a clip from sample `first` on."""
+        if self._held is None:
+            start = (round(clip.start * SAMPLE_RATE) + first) / SAMPLE_RATE
+            return read_audio(clip.path, start, samples / SAMPLE_RATE)
+        held = self._held.get(clip)
+        if held is None:
+            held = self._held[clip] = to_pcm(read_audio(clip.path, clip.start, clip.duration))
+        return from_pcm(held[first : first + samples])
+
+
+def to_pcm(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Round samples in [-1, 1] to 16 bits; exact for what was read from 16-bit samples. Louder ones are clipped."""
+    return np.clip(np.rint(samples * PCM_SCALE), -PCM_SCALE, PCM_SCALE - 1).astype(np.int16)
+
+
+def from_pcm(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    """Scale 16-bit samples to float32 in [-1, 1), as libsndfile does."""
+    return np.multiply(samples, 1 / PCM_SCALE, dtype=np.float32)
