@@ -6,7 +6,7 @@ resumed at update t goes on with the very batch it would have seen; no position 
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.audio import SAMPLE_RATE
-from training.config import Config, InterferenceConfig, InterferenceKind
+from training.config import Config, InterferenceKind
+from training.corruption import corrupt, draw_corruption, usable_kinds
 from training.crops import CropReader
 from training.errors import UserError
-from training.interference import InterferenceSource, corrupt
+from training.interference import InterferenceSource
 from training.manifest import Clip, Corpus, Split
 from training.objectives import Variant
 
@@ -56,16 +57,21 @@ class BatchSource:
         self.kinds: tuple[InterferenceKind, ...] = ()
         self.missing: tuple[InterferenceKind, ...] = ()
         if variant.copies != "none":
-            self.kinds = usable_kinds(InterferenceSource(corpus, "train"), config.interference)
+            self.kinds = usable_kinds(self._source(), config.interference)
             if not self.kinds:
                 wanted = ", ".join(config.interference.snr_db)
                 raise UserError(f"{corpus.root}: has no training interference of the configured kinds ({wanted})")
+            if len(self.kinds) < 2 and config.interference.combine > 0:
+                raise UserError(
+                    f"{corpus.root}: interference.combine needs two kinds of interference, and of those configured the "
+                    f"corpus has only {self.kinds[0]} for training"
+                )
             self.missing = tuple(kind for kind in config.interference.snr_db if kind not in self.kinds)
 
     @property
     def rows(self) -> int:
         """Rows of every batch."""
-        return self._config.data.batch_size * self._variant.crops * (2 if self._variant.copies == "pair" else 1)
+        return self._config.data.batch_size * self._variant.passes
 
     def batch(self, step: int) -> Batch:
         """Draw the batch of update `step`, counted from 0."""
@@ -79,12 +85,12 @@ class BatchSource:
         if self._variant.copies == "none":
             return Batch(speech, labels, names)
         count = len(clips) if self._variant.copies == "pair" else round(self._config.interference.share * len(clips))
-        kinds = [self.kinds[index] for index in rng.integers(len(self.kinds), size=count)]
-        snr_db = draw_snr(kinds, self._config.interference, rng)
+        rngs = rng.spawn(count)
+        corruptions = [draw_corruption(self.kinds, self._config.interference, row_rng) for row_rng in rngs]
         speakers = [self._corpus.speakers[label] for label in drawn[:count]]
-        copies = corrupt(speech[:count], speakers, self._source(), rng, kinds, snr_db).audio
+        copies = corrupt(speech[:count], speakers, corruptions, self._source(), rngs).audio
         copy_names = tuple(
-            f"{name} + {kind} at {snr:.1f} dB" for name, kind, snr in zip(names[:count], kinds, snr_db, strict=True)
+            " + ".join([name, *map(str, layers)]) for name, layers in zip(names[:count], corruptions, strict=True)
         )
         if self._variant.copies == "pair":
             return Batch(torch.cat([speech, copies]), torch.cat([labels, labels]), names + copy_names)
@@ -98,22 +104,10 @@ class BatchSource:
     def _source(self) -> InterferenceSource:
         """Give this thread's own source: they keep open what they read."""
         if not hasattr(self._local, "source"):
-            self._local.source = InterferenceSource(self._corpus, "train")
+            talkers = self._config.interference.talkers
+            self._local.source = InterferenceSource(self._corpus, "train", talkers)
         source: InterferenceSource = self._local.source
         return source
-
-
-def draw_snr(
-    kinds: Sequence[InterferenceKind], config: InterferenceConfig, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Draw an SNR in dB for each of `kinds`, uniformly within the kind's configured range."""
-    ranges = np.array([config.snr_db[kind] for kind in kinds], dtype=np.float64).reshape(-1, 2)
-    return rng.uniform(ranges[:, 0], ranges[:, 1])
-
-
-def usable_kinds(source: InterferenceSource, config: InterferenceConfig) -> tuple[InterferenceKind, ...]:
-    """List the configured kinds of interference that a source can supply."""
-    return tuple(kind for kind in config.snr_db if kind in source.kinds)
 
 
 class ReadAhead:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from training.audio import SAMPLE_RATE
-from training.batches import draw_snr, usable_kinds
 from training.config import Config
+from training.corruption import corrupt, draw_layer, usable_kinds
 from training.crops import CropReader
-from training.interference import InterferenceSource, corrupt
+from training.interference import InterferenceSource
 from training.manifest import Clip, Corpus
 from training.network import SpeakerNetwork
 
@@ -56,13 +56,15 @@ def make_dev_set(corpus: Corpus, config: Config) -> DevSet | None:
     clean = torch.from_numpy(np.stack([crops.read(clip, rng.random())[0] for clip in chosen]))
     speakers = [clip.speaker or "" for clip in chosen]
     labels = torch.tensor([corpus.speakers.index(speaker) for speaker in speakers])
-    source = InterferenceSource(corpus, "dev")
+    source = InterferenceSource(corpus, "dev", config.interference.talkers)
     usable = usable_kinds(source, config.interference)
     if not usable:
         return DevSet(labels, clean, None)
-    kinds = [usable[index % len(usable)] for index in range(len(chosen))]
-    snr_db = draw_snr(kinds, config.interference, rng)
-    return DevSet(labels, clean, corrupt(clean, speakers, source, rng, kinds, snr_db).audio)
+    rngs = rng.spawn(len(chosen))
+    corruptions = [
+        (draw_layer(usable[index % len(usable)], config.interference, row_rng),) for index, row_rng in enumerate(rngs)
+    ]
+    return DevSet(labels, clean, corrupt(clean, speakers, corruptions, source, rngs).audio)
 
 
 def _choose(clips: Sequence[Clip], count: int, rng: np.random.Generator) -> list[Clip]:

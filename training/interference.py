@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from training.audio import SAMPLE_RATE, read_audio
 from training.errors import UserError
 from training.manifest import Clip, Corpus, Kind, Split
-from training.mixing import DIRECT_SAMPLES, KINDS, Mixture, late_reverberation, mix_at_snr
+from training.mixing import DIRECT_SAMPLES, KINDS
 
 RESPONSE_SAMPLES = 8_000
 """Impulse responses are cut or padded to half a second."""
 
-_TALKERS = (3, 7)
+TALKERS = (3, 7)
+"""Fewest and most talkers in babble, as the evaluation hears it."""
+
 _CROSS_FADE = SAMPLE_RATE // 100
 _SILENT = 1e-4  # peak; some three steps of a 16-bit file
 _DRAWS = 100
@@ -34,22 +34,23 @@ class InterferenceSource:
     from the other speakers' utterances of the same split.
 
     Attributes:
-        kinds: those of `KINDS` that the corpus can supply.
+        kinds: those of `KINDS` that the corpus can supply, with `talkers` as the fewest and most in babble.
     """
 
     kinds: tuple[str, ...]
 
-    def __init__(self, corpus: Corpus, split: Split) -> None:
+    def __init__(self, corpus: Corpus, split: Split, talkers: tuple[int, int] = TALKERS) -> None:
         self._where = f"{corpus.root} ({split})"
         sounds: tuple[Kind, ...] = ("noise", "music", "rir")
         self._clips = {kind: corpus.interference(kind, split) for kind in sounds}
         outside = corpus.interference("speech", split)
         self._talkers = _by_talker(outside or corpus.utterances(split))
+        self._babble_of = talkers
         others = len(self._talkers) - (0 if outside else 1)  # the target is one of the talkers
         supplied = {
             "noise": bool(self._clips["noise"]),
             "music": bool(self._clips["music"]),
-            "babble": others >= _TALKERS[0],
+            "babble": others >= talkers[0],
             "speaker": others >= 1,
             "reverb": bool(self._clips["rir"]),
         }
@@ -67,7 +68,7 @@ class InterferenceSource:
 
         Returns:
             [samples], at any level: noise and music are one clip from a random offset, looped with a short cross-fade
-            if it is too short; "speaker" is one other talker; "babble" the sum of 3 to 7 talkers, all equally loud.
+            if it is too short; "speaker" is one other talker; "babble" the sum of several, all equally loud.
             For "reverb" the impulse response [8000], beginning at most 2.5 ms before its direct sound.
 
         Raises:
@@ -84,7 +85,8 @@ class InterferenceSource:
         return self._stretch(self._clips[_sound(kind)], samples, rng)
 
     def _babble(self, samples: int, rng: np.random.Generator, speaker: str | None) -> _Waveform:
-        count = int(rng.integers(_TALKERS[0], _TALKERS[1] + 1))
+        fewest, most = self._babble_of
+        count = int(rng.integers(fewest, most + 1))
         babble = np.zeros(samples, dtype=np.float32)
         for talker in self._draw_talkers(count, rng, speaker):
             voice = self._talk(talker, samples, rng)
@@ -134,45 +136,6 @@ class InterferenceSource:
                 cut = response[max(0, direct - DIRECT_SAMPLES) :][:RESPONSE_SAMPLES]
                 return np.pad(cut, (0, RESPONSE_SAMPLES - len(cut)))
         raise UserError(f"{clips[0].path}: this and other impulse responses hold nothing after the direct sound")
-
-
-def corrupt(
-    speech: Tensor,
-    speakers: Sequence[str],
-    source: InterferenceSource,
-    rng: np.random.Generator,
-    kinds: Sequence[str],
-    snr_db: Sequence[float] | NDArray[np.floating],
-) -> Mixture:
-    """Corrupt a batch of speech, each row by a kind of its own at a ratio of its own.
-
-    Args:
-        speech: [B, N] in [-1, 1], on the device where mixing shall happen.
-        speakers: who talks in each row.
-        source: where interference comes from.
-        rng: the only source of randomness.
-        kinds: one of `source.kinds` for each row.
-        snr_db: signal-to-noise ratio for each row, in decibels; for "reverb" the direct-to-reverberant ratio.
-
-    Raises:
-        UserError: the source cannot supply a kind.
-    """
-    samples = speech.shape[1]
-    drawn = np.zeros((len(kinds), samples), dtype=np.float32)
-    responses: list[_Waveform] = []
-    for row, (kind, speaker) in enumerate(zip(kinds, speakers, strict=True)):
-        waveform = source.draw(kind, samples, rng, speaker)
-        if kind == "reverb":
-            responses.append(waveform)
-        else:
-            drawn[row] = waveform
-    interference = torch.from_numpy(drawn).to(speech.device)
-    if responses:
-        rows = torch.tensor([row for row, kind in enumerate(kinds) if kind == "reverb"], device=speech.device)
-        rooms = torch.from_numpy(np.stack(responses)).to(speech.device)
-        interference[rows] = late_reverberation(speech[rows], rooms)
-    ratios = torch.as_tensor(np.asarray(snr_db, dtype=np.float32), device=speech.device)
-    return mix_at_snr(speech, interference, ratios)
 
 
 class _ClipCache:

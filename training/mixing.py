@@ -43,14 +43,23 @@ def mix_at_snr(speech: Tensor, interference: Tensor, snr_db: Tensor, lengths: Te
     if lengths is not None:
         valid = torch.arange(speech.shape[1], device=speech.device) < lengths[:, None]
         speech, interference = speech * valid, interference * valid
+    return mix(speech, scale_to_snr(speech, interference, snr_db))
+
+
+def scale_to_snr(speech: Tensor, interference: Tensor, snr_db: Tensor) -> Tensor:
+    """Scale interference [B, N] to the ratios `snr_db` [B] to the speech [B, N]; zeros where either is silent."""
     loudness, unwanted = torch.linalg.vector_norm(speech, dim=1), torch.linalg.vector_norm(interference, dim=1)
     audible = (loudness > SILENT_NORM) & (unwanted > SILENT_NORM)
     gain = torch.where(audible, loudness / unwanted * 10.0 ** (-snr_db.to(loudness) / 20.0), 0.0)
-    interference = interference * gain[:, None]
+    return interference * gain[:, None]
+
+
+def mix(speech: Tensor, interference: Tensor) -> Mixture:
+    """Add interference [B, N] to speech [B, N] as loud as it is; a sum beyond [-1, 1] is scaled down whole."""
     audio = speech + interference
     peak = torch.linalg.vector_norm(audio, ord=torch.inf, dim=1, keepdim=True)
     scale = torch.where(peak > 1.0, (1.0 - 1e-6) / peak, 1.0)  # rounding must not lead out of the range again
-    return Mixture(audio.mul_(scale), speech * scale, interference.mul_(scale))
+    return Mixture(audio.mul_(scale), speech * scale, interference * scale)
 
 
 def late_reverberation(speech: Tensor, response: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 
 from tests.training.toy import SPEAKERS, make_corpus, noting, toy_config
 from training.audio import SAMPLE_RATE, read_audio
-from training.batches import Batch, BatchSource, ReadAhead, draw_snr
-from training.config import Config, InterferenceConfig, InterferenceKind
+from training.batches import Batch, BatchSource, ReadAhead
+from training.config import Config, InterferenceConfig
 from training.dev import make_dev_set
 from training.errors import UserError
 from training.manifest import Clip, Corpus, write_corpus
@@ -95,16 +95,6 @@ def test_a_share_of_the_crops_is_corrupted(
     assert [" dB" in name for name in batch.names] == changed.tolist()
 
 
-def test_snr_is_uniform_within_its_kinds_range() -> None:
-    config = InterferenceConfig(snr_db={"noise": (-5.0, 20.0), "reverb": (3.0, 3.0)})
-    kinds: tuple[InterferenceKind, ...] = ("noise",) * 4000 + ("reverb",) * 2
-    drawn = draw_snr(kinds, config, np.random.default_rng(0))
-    assert drawn[4000:].tolist() == [3.0, 3.0]
-    counts, _ = np.histogram(drawn[:4000], bins=5, range=(-5.0, 20.0))
-    assert counts.sum() == 4000
-    assert counts.min() > 700
-
-
 @pytest.mark.parametrize("variant", ["clean", "act-da"])
 def test_batches_are_the_same_whether_held_in_memory_or_read_by_seeking(
     corpus: Corpus, config: Config, variant: str, monkeypatch: pytest.MonkeyPatch
@@ -129,6 +119,17 @@ def test_a_corpus_without_the_wanted_interference_is_refused(tmp_path: Path, con
     assert source(bare, noise_only, "clean").kinds == ()
     assert source(bare, config, "da").kinds == ("speaker",)  # what it can supply of what is configured
     assert source(bare, config, "da").missing == ("noise", "music", "babble", "reverb")
+    combined = replace(config, interference=InterferenceConfig(combine=0.5))
+    with pytest.raises(UserError, match=r"combine needs two kinds of interference.* only speaker"):
+        source(bare, combined, "da")
+
+
+def test_copies_under_two_kinds_say_both(corpus: Corpus, config: Config) -> None:
+    combined = replace(config, interference=InterferenceConfig(combine=1.0))
+    names = source(corpus, combined, "act-da").batch(0).names[6:]
+    for name in names:
+        kinds = re.findall(r" \+ (\w+) at -?[\d.]+ dB", name)
+        assert len(set(kinds)) == 2
 
 
 def test_a_speaker_without_training_data_is_named(corpus: Corpus, config: Config, tmp_path: Path) -> None:

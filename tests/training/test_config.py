@@ -58,6 +58,26 @@ WRONG = [
     ("updates: 6", "updates: 6\ninterference:\n  snr_db: {nose: [0, 1]}", 8, 'unknown key "nose" in snr_db'),
     ("updates: 6", "updates: 6\ninterference:\n  snr_db: {noise: [1, 0]}", 8, "snr_db.noise must be [lowest, highest]"),
     ("updates: 6", "updates: 6\ninterference: {snr_db: {}}", 7, "snr_db must list at least one kind"),
+    ("updates: 6", "updates: 6\ninterference: {talkers: [7, 3]}", 7, "talkers must be [fewest, most], not [7, 3]"),
+    (
+        "updates: 6",
+        "updates: 6\ninterference: {talkers: [1, 3]}",
+        7,
+        "each of talkers must be a whole number, at least 2",
+    ),
+    ("updates: 6", "updates: 6\ninterference: {weights: {noise: 0}}", 7, "weights.noise must be a number, above 0"),
+    (
+        "updates: 6",
+        "updates: 6\ninterference: {snr_db: {noise: [0, 1]}, weights: {music: 2}}",
+        7,
+        "weights lists music, which snr_db does not",
+    ),
+    (
+        "updates: 6",
+        "updates: 6\ninterference: {snr_db: {noise: [0, 1]}, combine: 0.5}",
+        7,
+        "combine needs two kinds in snr_db",
+    ),
     ("updates: 6", "updates: 6\ninterference: {share: 1.5}", 7, "share must be a number, at least 0 and at most 1"),
     ("updates: 6", "updates: {6: 1", 7, "not valid YAML"),
 ]

@@ -2,57 +2,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from numpy.typing import ArrayLike, NDArray
 
-from training.audio import SAMPLE_RATE, write_audio
+from tests.training.sounds import FREQUENCIES, Builder, heard, tone
+from training.audio import SAMPLE_RATE
 from training.errors import UserError
-from training.interference import RESPONSE_SAMPLES, InterferenceSource, corrupt
-from training.manifest import Clip, Kind, Split, write_corpus
-from training.mixing import DIRECT_SAMPLES, KINDS
-
-FREQUENCIES = {name: 300.0 + 200.0 * number for number, name in enumerate("abcdefghijkl")}
-
-
-def tone(frequency: float, seconds: float = 1.0, level: float = 0.3) -> NDArray[np.float64]:
-    wave: NDArray[np.float64] = level * np.sin(
-        2 * np.pi * frequency * np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    )
-    return wave
-
-
-class Builder:
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.clips: list[Clip] = []
-
-    def add(
-        self, name: str, samples: ArrayLike, kind: Kind, split: Split = "train", speaker: str | None = None
-    ) -> None:
-        waveform = np.asarray(samples, dtype=np.float32)
-        write_audio(self.root / f"{name}.flac", waveform)
-        seconds = len(waveform) / SAMPLE_RATE
-        self.clips.append(Clip(Path(f"{name}.flac"), kind, split, 0.0, seconds, speaker))
-
-    def speakers(self, names: str, split: Split = "train") -> None:
-        for name in names:
-            self.add(f"{split}-{name}", tone(FREQUENCIES[name]), "utterance", split, name)
-
-    def source(self, split: Split = "train") -> InterferenceSource:
-        return InterferenceSource(write_corpus(self.root, self.clips), split)
+from training.interference import RESPONSE_SAMPLES
 
 
 @pytest.fixture
 def builder(tmp_path: Path) -> Builder:
     return Builder(tmp_path)
-
-
-def heard(waveform: NDArray[np.floating]) -> set[str]:
-    """Who talks: the speakers whose tone stands out of the spectrum."""
-    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
-    hertz = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE)
-    levels = {name: spectrum[np.abs(hertz - frequency) < 20].max() for name, frequency in FREQUENCIES.items()}
-    return {name for name, level in levels.items() if level > 0.1 * max(levels.values())}
 
 
 def test_kinds_are_what_the_split_can_supply(builder: Builder) -> None:
@@ -93,6 +52,15 @@ def test_babble_has_three_to_seven_talkers_equally_loud(builder: Builder) -> Non
     rng = np.random.default_rng(1)
     counts = [len(heard(source.draw("babble", 16_000, rng, "a"))) for _ in range(60)]
     assert set(counts) == {3, 4, 5, 6, 7}
+
+
+def test_the_number_of_talkers_can_be_chosen(builder: Builder) -> None:
+    builder.speakers("abcdef")
+    source = builder.source(talkers=(2, 4))
+    rng = np.random.default_rng(1)
+    counts = [len(heard(source.draw("babble", 16_000, rng, "a"))) for _ in range(30)]
+    assert set(counts) == {2, 3, 4}
+    assert "babble" not in builder.source(talkers=(6, 7)).kinds  # with the target they are six
 
 
 def test_talkers_from_outside_are_preferred(builder: Builder) -> None:
@@ -191,32 +159,3 @@ def test_a_response_begins_just_before_its_direct_sound(builder: Builder, lead: 
     kept = response[lead - direct :][:RESPONSE_SAMPLES]
     expected[: len(kept)] = kept
     np.testing.assert_allclose(drawn, expected, atol=1e-4)
-
-
-def test_corrupt_gives_each_row_its_kind_at_its_ratio(builder: Builder) -> None:
-    builder.speakers("abcdef")
-    rng = np.random.default_rng(0)
-    builder.add("n", rng.uniform(-0.5, 0.5, 30_000), "noise")
-    builder.add("m", tone(150), "music")
-    room = np.r_[0.9, 0.05 * rng.standard_normal(4000)]
-    builder.add("r", room, "rir")
-    source = builder.source()
-    assert source.kinds == KINDS
-    kinds = [*KINDS, *KINDS]
-    ratios = rng.uniform(-5, 20, len(kinds))
-    speech = torch.tensor(0.2 * rng.standard_normal((len(kinds), 8000)), dtype=torch.float32)
-    speech[7] = 0.0  # a silent row harms nobody
-    mixture = corrupt(speech, ["a"] * len(kinds), source, np.random.default_rng(1), kinds, ratios)
-    again = corrupt(speech, ["a"] * len(kinds), builder.source(), np.random.default_rng(1), kinds, ratios)
-    for part, same in zip(mixture, again, strict=True):
-        assert torch.isfinite(part).all()
-        assert torch.equal(part, same)
-    clean, added = (part.numpy().astype(np.float64) for part in (mixture.speech, mixture.interference))
-    for row in (0, 1, 2, 3, 4, 5, 6, 8, 9):
-        measured = 10 * np.log10(np.sum(clean[row] ** 2) / np.sum(added[row] ** 2))
-        assert measured == pytest.approx(ratios[row], abs=0.1)
-    assert not mixture.audio[7].any()
-    assert np.argmax(np.abs(np.fft.rfft(added[1]))) == 150 * 8000 // SAMPLE_RATE  # the music's one tone
-    assert "a" not in heard(added[3])
-    room[: DIRECT_SAMPLES + 1] = 0
-    assert np.corrcoef(added[4], np.convolve(clean[4], room)[:8000])[0, 1] > 0.999
