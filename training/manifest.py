@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +73,13 @@ class Corpus:
 
     def _select(self, kind: Kind, split: Split) -> tuple[Clip, ...]:
         return tuple(clip for clip in self.clips if clip.kind == kind and clip.split == split)
+
+
+def spread(clips: Sequence[Clip], count: int) -> list[Clip]:
+    """Choose at most `count` clips, at equal distances in the order of the manifest."""
+    if len(clips) <= count:
+        return list(clips)
+    return [clips[position * (len(clips) - 1) // max(count - 1, 1)] for position in range(count)]
 
 
 def load_corpus(folder: Path) -> Corpus:

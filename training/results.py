@@ -126,7 +126,7 @@ class Evaluation:
         return next(score for score in self.scores if (score.variant, score.interference, score.snr_db) == key)
 
 
-def wilson(hits: int, trials: int) -> Interval:
+def wilson(hits: float, trials: int) -> Interval:
     """Give the 95 % interval of a share (Wilson, 1927): never outside [0, 1], and sound near its ends."""
     share, z2 = hits / trials, _NORMAL_95**2
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
