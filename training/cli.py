@@ -21,6 +21,7 @@ COMMANDS = {
     "prepare": Command("training.prepare.cli", "make a corpus: the demo's voices, or folders of your own sound"),
     "fit": Command("training.fit", "train one variant"),
     "evaluate": Command("training.evaluate", "measure trained variants under interference"),
+    "study": Command("training.study.cli", "train, evaluate and compare all variants over several seeds"),
 }
 
 

@@ -120,7 +120,7 @@ def _resume_or_begin(trainer: Trainer, out: Path, config: Config, variant: str, 
     """Restore what a run folder holds, or lay a new one out; returns how many updates are done."""
     if (out / CHECKPOINT).exists():
         checkpoint = read_checkpoint(out)
-        _check_same_run(out, checkpoint, config, variant, corpus)
+        check_same_run(out, checkpoint, config, variant, corpus)
         trainer.restore(checkpoint)
         return checkpoint["step"]
     make_folder(out)
@@ -129,7 +129,7 @@ def _resume_or_begin(trainer: Trainer, out: Path, config: Config, variant: str, 
     return 0
 
 
-def _check_same_run(out: Path, checkpoint: Checkpoint, config: Config, variant: str, corpus: Corpus) -> None:
+def check_same_run(out: Path, checkpoint: Checkpoint, config: Config, variant: str, corpus: Corpus) -> None:
     """Raise UserError unless a checkpoint is of the same variant, corpus and configuration."""
     theirs = _flat(parse_config(checkpoint["config"], str(out / CHECKPOINT)))
     ours = _flat(config)

@@ -34,6 +34,11 @@ class Variant:
     aligned: bool
     about: str
 
+    @property
+    def passes(self) -> int:
+        """Network work of an update: batch sizes of rows that go through it, forward and back."""
+        return self.crops * (2 if self.copies == "pair" else 1)
+
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {

@@ -1,0 +1,93 @@
+"""What a study is made of: a run for each seed and variant, all on one corpus with one configuration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from training.checkpoint import CHECKPOINT, read_checkpoint
+from training.config import Config
+from training.errors import UserError
+from training.fit import check_same_run
+from training.manifest import Corpus
+from training.objectives import find_variant
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training of the study.
+
+    Attributes:
+        seed: of its initial weights and its batches.
+        variant: a key of `training.objectives.VARIANTS`.
+        folder: its run folder, `OUT/runs/seed-S/VARIANT`.
+    """
+
+    seed: int
+    variant: str
+    folder: Path
+
+    def __str__(self) -> str:
+        """As it is named in progress displays and messages."""
+        return f"seed {self.seed}, {self.variant}"
+
+    @property
+    def output(self) -> Path:
+        """The file that its training's printed lines go to."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study.
+
+    Attributes:
+        config: of every run, but for the seed.
+        corpus: of every run.
+        out: the study's folder.
+        variants: in the order in which they are trained and shown.
+        seeds: likewise.
+    """
+
+    config: Config
+    corpus: Corpus
+    out: Path
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """All runs in the order of work: whole seeds come first, so that an unfinished study can be compared."""
+        return tuple(
+            PlannedRun(seed, variant, self.out / "runs" / f"seed-{seed}" / variant)
+            for seed in self.seeds
+            for variant in self.variants
+        )
+
+    def config_of(self, run: PlannedRun) -> Config:
+        """Give the configuration that a run is trained with."""
+        return replace(self.config, seed=run.seed)
+
+
+def make_plan(config: Config, corpus: Corpus, out: Path, variants: Sequence[str], seeds: int) -> Plan:
+    """Plan `seeds` runs of each variant, from the configuration's seed upwards.
+
+    Raises:
+        UserError: a variant is unknown or named twice, there is no seed, or `out` holds runs of another configuration
+            or corpus.
+    """
+    for variant in variants:
+        find_variant(variant)
+    if len(set(variants)) != len(variants):
+        raise UserError(f"--variants {','.join(variants)}: names a variant twice")
+    if seeds < 1:
+        raise UserError(f"--seeds must be at least 1, not {seeds}")
+    plan = Plan(config, corpus, out, tuple(variants), tuple(range(config.seed, config.seed + seeds)))
+    for run in plan.runs:
+        if (run.folder / CHECKPOINT).exists():
+            check_same_run(run.folder, read_checkpoint(run.folder), plan.config_of(run), run.variant, corpus)
+    return plan
+
+
+def updates_done(run: PlannedRun) -> int:
+    """Count the updates that a run's checkpoint holds; 0 where there is none yet."""
+    return read_checkpoint(run.folder)["step"] if (run.folder / CHECKPOINT).exists() else 0
