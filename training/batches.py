@@ -20,6 +20,7 @@ from training.audio import SAMPLE_RATE
 from training.config import Config, InterferenceKind
 from training.corruption import corrupt, draw_corruption, usable_kinds
 from training.crops import CropReader
+from training.distributed import ALONE, World
 from training.errors import UserError
 from training.interference import InterferenceSource
 from training.manifest import Clip, Corpus, Split
@@ -38,18 +39,39 @@ class Batch(NamedTuple):
     names: tuple[str, ...]
 
 
+class _Row(NamedTuple):
+    """An utterance to be: whose, which clip, where in it, in [0, 1), and what seeds its corruption, if it has one."""
+
+    label: int
+    clip: Clip
+    place: float
+    corruption: np.random.SeedSequence | None
+
+
 class BatchSource:
     """Draws the batches of a training run; `batch` may be called from several threads.
+
+    Where several processes train together, each reads its share of the rows of every batch: of rows 0, 1, 2 … those
+    whose number divided by the processes' leaves its rank, a crop's copy along with the crop. All shares together are
+    the batch of a process that trains alone, and each has about as many copies as the others.
 
     kinds: the configured kinds of interference that the corpus can supply; none for a variant without copies.
     missing: those that it cannot.
 
-    Raises UserError if a speaker has nothing to train on, or if copies are wanted and the corpus can supply no kind of
-    interference that the configuration lists.
+    Raises UserError if a speaker has nothing to train on, if copies are wanted and the corpus can supply no kind of
+    interference that the configuration lists, or if the processes cannot have equally many crops.
     """
 
-    def __init__(self, corpus: Corpus, config: Config, variant: Variant, device: torch.device) -> None:
+    def __init__(
+        self, corpus: Corpus, config: Config, variant: Variant, device: torch.device, world: World = ALONE
+    ) -> None:
+        if config.data.batch_size % world.size:
+            raise UserError(
+                f"data.batch_size {config.data.batch_size} cannot be shared out equally to {world.size} processes; "
+                "choose a multiple"
+            )
         self._corpus, self._config, self._variant, self._device = corpus, config, variant, device
+        self._world = world
         self._clips = _clips_by_speaker(corpus, "train")
         samples = round(config.data.crop_seconds * SAMPLE_RATE)
         self._crops = CropReader(corpus.utterances("train"), samples, config.data.cache_megabytes)
@@ -70,24 +92,23 @@ class BatchSource:
 
     @property
     def rows(self) -> int:
-        """Rows of every batch."""
+        """Rows of every batch, all processes' together."""
         return self._config.data.batch_size * self._variant.passes
 
     def batch(self, step: int) -> Batch:
-        """Draw the batch of update `step`, counted from 0."""
-        rng = np.random.default_rng([self._config.seed, step])
-        drawn = self._draw_speakers(self._config.data.batch_size * self._variant.crops, rng)
-        clips = [self._clips[label][rng.integers(len(self._clips[label]))] for label in drawn]
-        crops = [self._crops.read(clip, rng.random()) for clip in clips]
+        """Draw this process's rows of the batch of update `step`, counted from 0."""
+        plan = self._plan(step)
+        crops = [self._crops.read(row.clip, row.place) for row in plan]
         speech = torch.from_numpy(np.stack([samples for samples, _ in crops])).to(self._device)
-        names = tuple(f"{clip.path.name} at {start:.2f} s" for clip, (_, start) in zip(clips, crops, strict=True))
-        labels = torch.from_numpy(drawn).to(self._device)
-        if self._variant.copies == "none":
+        names = tuple(f"{row.clip.path.name} at {start:.2f} s" for row, (_, start) in zip(plan, crops, strict=True))
+        labels = torch.tensor([row.label for row in plan]).to(self._device)
+        copied = [row for row in plan if row.corruption is not None]
+        if not copied:
             return Batch(speech, labels, names)
-        count = len(clips) if self._variant.copies == "pair" else round(self._config.interference.share * len(clips))
-        rngs = rng.spawn(count)
-        corruptions = [draw_corruption(self.kinds, self._config.interference, row_rng) for row_rng in rngs]
-        speakers = [self._corpus.speakers[label] for label in drawn[:count]]
+        count = len(copied)  # they come first
+        rngs = [np.random.default_rng(row.corruption) for row in copied]
+        corruptions = [draw_corruption(self.kinds, self._config.interference, rng) for rng in rngs]
+        speakers = [self._corpus.speakers[row.label] for row in copied]
         copies = corrupt(speech[:count], speakers, corruptions, self._source(), rngs).audio
         copy_names = tuple(
             " + ".join([name, *map(str, layers)]) for name, layers in zip(names[:count], corruptions, strict=True)
@@ -95,6 +116,18 @@ class BatchSource:
         if self._variant.copies == "pair":
             return Batch(torch.cat([speech, copies]), torch.cat([labels, labels]), names + copy_names)
         return Batch(torch.cat([copies, speech[count:]]), labels, copy_names + names[count:])
+
+    def _plan(self, step: int) -> list[_Row]:
+        """Draw the whole batch, which costs little, and give the rows that this process has to read."""
+        rng = np.random.default_rng([self._config.seed, step])
+        drawn = self._draw_speakers(self._config.data.batch_size * self._variant.crops, rng).tolist()
+        clips = [self._clips[label][rng.integers(len(self._clips[label]))] for label in drawn]
+        places = rng.random(len(drawn))
+        shares = {"none": 0.0, "share": self._config.interference.share, "pair": 1.0}
+        count = round(shares[self._variant.copies] * len(drawn))
+        seeds = [*rng.bit_generator.seed_seq.spawn(count), *[None] * (len(drawn) - count)]  # type: ignore[attr-defined]
+        rows = [_Row(*row) for row in zip(drawn, clips, places.tolist(), seeds, strict=True)]
+        return rows[self._world.rank :: self._world.size]
 
     def _draw_speakers(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw labels at random, every speaker's equally often as far as `count` allows."""

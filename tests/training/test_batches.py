@@ -14,6 +14,7 @@ from training.audio import SAMPLE_RATE, read_audio
 from training.batches import Batch, BatchSource, ReadAhead
 from training.config import Config, InterferenceConfig
 from training.dev import make_dev_set
+from training.distributed import World
 from training.errors import UserError
 from training.manifest import Clip, Corpus, write_corpus
 from training.objectives import VARIANTS
@@ -109,6 +110,36 @@ def test_batches_are_the_same_whether_held_in_memory_or_read_by_seeking(
         counts.append(len(reads))
     assert all(torch.equal(held.audio, sought.audio) for held, sought in zip(*batches, strict=True))
     assert counts == [9, 30]  # every clip once, or every crop
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_shares_of_processes_make_up_the_batch_of_one(
+    corpus: Corpus, config: Config, variant: str, size: int
+) -> None:
+    whole = source(corpus, config, variant).batch(3)
+    sources = [BatchSource(corpus, config, VARIANTS[variant], CPU, World(rank, size)) for rank in range(size)]
+    halves = 2 if VARIANTS[variant].copies == "pair" else 1
+    for rank, other in enumerate(sources):
+        share = other.batch(3)
+        rows = [row for part in np.split(np.arange(len(whole.audio)), halves) for row in part[rank::size]]
+        assert len(rows) * size == other.rows == len(whole.audio)
+        torch.testing.assert_close(share.audio, whole.audio[rows], rtol=0, atol=1e-6)
+        assert torch.equal(share.labels, whole.labels[rows])
+        assert share.names == tuple(whole.names[row] for row in rows)
+
+
+def test_a_process_reads_its_own_share_alone(corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Path] = []
+    monkeypatch.setattr("training.crops.read_audio", noting(reads))
+    sought = replace(config, data=replace(config.data, cache_megabytes=0))
+    BatchSource(corpus, sought, VARIANTS["clean"], CPU, World(1, 3)).batch(0)
+    assert len(reads) == 2
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(corpus: Corpus, config: Config) -> None:
+    with pytest.raises(UserError, match=r"data\.batch_size 6 cannot be shared out equally to 4 processes"):
+        BatchSource(corpus, config, VARIANTS["da-2x"], CPU, World(0, 4))
 
 
 def test_a_corpus_without_the_wanted_interference_is_refused(tmp_path: Path, config: Config) -> None:
