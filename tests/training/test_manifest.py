@@ -103,3 +103,29 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, clips: list[Clip], li
         file.write(line.encode("latin-1"))
     with pytest.raises(UserError, match="line 5: "):
         load_corpus(root)
+
+
+def test_missing_files_are_counted_and_the_first_line_is_named(tmp_path: Path, clips: list[Clip]) -> None:
+    root = tmp_path / "corpus"
+    write_corpus(root, clips)
+    (root / MANIFEST).write_text("\n\n" + (root / MANIFEST).read_text())
+    (root / "a" / "1.flac").unlink()
+    (root / "a" / "1.flac").mkdir()  # a folder of that name is no file
+    with pytest.raises(UserError, match=r"line 4: there is no file .*/a/1\.flac$"):
+        load_corpus(root)
+    shutil.rmtree(root / "b")
+    with pytest.raises(UserError, match=r"line 3: there is no file .*/b/1\.flac; 2 files are missing in all$"):
+        load_corpus(root)
+
+
+def test_files_may_be_links(tmp_path: Path, clips: list[Clip]) -> None:
+    root = tmp_path / "corpus"
+    write_corpus(root, clips)
+    (root / "n.flac").rename(tmp_path / "noise.flac")
+    (root / "n.flac").symlink_to(tmp_path / "noise.flac")
+    (root / "a").rename(tmp_path / "speaker")
+    (root / "a").symlink_to(tmp_path / "speaker")
+    assert len(load_corpus(root).clips) == 4
+    (tmp_path / "noise.flac").unlink()
+    with pytest.raises(UserError, match=r"line 4: there is no file .*n\.flac$"):
+        load_corpus(root)
