@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from export.blocks import fold, fold_block
 from training.frontend import LogMel, time_mask
 from training.heads import AAMHead
-from training.network import BasicBlock, SpeakerNetwork, Tap
+from training.network import SpeakerNetwork
 
 
 class Prediction(NamedTuple):
@@ -43,55 +44,6 @@ class Explanation(NamedTuple):
     saliency_s4: Tensor
 
 
-class FoldedBlock(nn.Module):
-    """A residual block without batch normalisation, and its gradient.
-
-    `tap` says that a saliency map is taken at the block's input, its output, or (None) not here.
-    """
-
-    stride: Final[int]
-    projects: Final[bool]
-    maps_input: Final[bool]
-    maps_output: Final[bool]
-
-    def __init__(self, block: BasicBlock, tap: Tap | None) -> None:
-        super().__init__()
-        self.maps_input = tap == "last-block-input"
-        self.maps_output = tap == "stage-output"
-        self.conv1 = fold(block.conv1, block.bn1)
-        self.conv2 = fold(block.conv2, block.bn2)
-        self.stride = block.conv1.stride[0]
-        self.projects = len(block.shortcut) > 0
-        self.shortcut: nn.Identity | nn.Conv2d = nn.Identity()
-        if self.projects:
-            convolution, normalisation = block.shortcut
-            assert isinstance(convolution, nn.Conv2d)
-            assert isinstance(normalisation, nn.BatchNorm2d)
-            self.shortcut = fold(convolution, normalisation)
-
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The block's hidden activation and its output, both after their ReLU and zero in the padding."""
-        hidden = F.relu(self.conv1(x)) * mask
-        return hidden, F.relu(self.conv2(hidden) + self.shortcut(x)) * mask
-
-    def gradient(self, upstream: Tensor, hidden: Tensor, output: Tensor, rows: int, columns: int) -> Tensor:
-        """Gradient of the score by the block's input, from that by its output.
-
-        `rows` and `columns` are the input's: a strided convolution does not tell an odd size from the next even one.
-        """
-        # A ReLU passes the gradient where its output is positive; the padding's is zero, so this masks it too.
-        upstream = upstream * (output > 0)
-        inner = _transposed_3x3(upstream, self.conv2.weight, 1, rows, columns) * (hidden > 0)
-        main = _transposed_3x3(inner, self.conv1.weight, self.stride, rows, columns)
-        if not self.projects:
-            return main + upstream
-        weight: Tensor = self.shortcut.weight  # type: ignore[assignment]
-        if self.stride == 1:
-            return main + F.conv2d(upstream, weight.transpose(0, 1))
-        side = F.conv_transpose2d(upstream, weight, stride=2, output_padding=1)
-        return main + side[:, :, :rows, :columns]
-
-
 class ExportedNetwork(nn.Module):
     """The whole network with folded weights; `predict` and `explain` are its two graphs."""
 
@@ -105,10 +57,9 @@ class ExportedNetwork(nn.Module):
         self.front_end = LogMel(network.front_end.mel_bins)
         self.stem = fold(encoder.conv1, encoder.bn1)
         self.blocks = nn.ModuleList(
-            FoldedBlock(block, tap if i == len(layer) - 1 else None)
+            fold_block(block, tap if i == len(layer) - 1 else None)
             for layer, tap in zip(encoder.layers, encoder.taps, strict=True)
             for i, block in enumerate(layer)
-            if isinstance(block, BasicBlock)
         )
         # TorchScript cannot walk a list backwards.
         self.blocks_from_the_end = nn.ModuleList(reversed(self.blocks))
@@ -130,9 +81,10 @@ class ExportedNetwork(nn.Module):
         mask = time_mask(frames, features.shape[2])[:, None, None, :]
         x = F.relu(self.stem(features.unsqueeze(1))) * mask
         for block in self.blocks:
+            before = mask
             if block.stride == 2:
                 frames, mask = (frames + 1) // 2, mask[:, :, :, ::2]
-            _, x = block(x, mask)
+            _, x = block(x, before, mask)
         _, _, embedding = self._embed(x, frames, mask)
         return Prediction(self._logits(embedding), embedding)
 
@@ -143,13 +95,14 @@ class ExportedNetwork(nn.Module):
         x = F.relu(self.stem(features.unsqueeze(1))) * mask
         # Everything the way back needs, block by block.
         inputs: list[Tensor] = []
-        hiddens: list[Tensor] = []
+        hiddens: list[list[Tensor]] = []
         outputs: list[Tensor] = []
         for block in self.blocks:
+            before = mask
             if block.stride == 2:
                 frames, mask = (frames + 1) // 2, mask[:, :, :, ::2]
             inputs.append(x)
-            hidden, x = block(x, mask)
+            hidden, x = block(x, before, mask)
             hiddens.append(hidden)
             outputs.append(x)
         mean, deviation, embedding = self._embed(x, frames, mask)
@@ -205,17 +158,3 @@ class ExportedNetwork(nn.Module):
 def layercam(gradient: Tensor, activation: Tensor) -> Tensor:
     """ReLU(sum over channels of ReLU(gradient) x activation), over axis 1 of [batch, channels, rows, columns]."""
     return F.relu((F.relu(gradient) * activation).sum(dim=1))
-
-
-def _transposed_3x3(upstream: Tensor, weight: Tensor, stride: int, rows: int, columns: int) -> Tensor:
-    """Gradient of a padded 3x3 convolution by its input, which has `rows` x `columns`."""
-    if stride == 1:
-        # The same as a transposed convolution, which runtimes compute more slowly.
-        return F.conv2d(upstream, weight.flip(2, 3).transpose(0, 1), padding=1)
-    return F.conv_transpose2d(upstream, weight, stride=2, padding=1, output_padding=1)[:, :, :rows, :columns]
-
-
-def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
-    """One convolution with bias that computes a convolution and its normalisation."""
-    fused: nn.Conv2d = torch.nn.utils.fusion.fuse_conv_bn_eval(convolution.eval(), normalisation.eval())
-    return fused

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.graph import fold
+from export.blocks import fold
 from training.frontend import frame_count
-from training.network import BasicBlock, SpeakerNetwork
+from training.network import BasicBlock, Bottleneck, SpeakerNetwork
 from training.saliency import layercam_of_features
 
 _SEEDS = 12
@@ -68,8 +68,10 @@ class Kinks:
 def _fold_normalisation(network: SpeakerNetwork) -> None:
     encoder = network.encoder
     encoder.conv1, encoder.bn1 = fold(encoder.conv1, encoder.bn1), nn.Identity()  # type: ignore[assignment]
-    for block in (module for module in encoder.modules() if isinstance(module, BasicBlock)):
+    for block in (module for module in encoder.modules() if isinstance(module, BasicBlock | Bottleneck)):
         block.conv1, block.bn1 = fold(block.conv1, block.bn1), nn.Identity()  # type: ignore[assignment]
         block.conv2, block.bn2 = fold(block.conv2, block.bn2), nn.Identity()  # type: ignore[assignment]
+        if isinstance(block, Bottleneck):
+            block.conv3, block.bn3 = fold(block.conv3, block.bn3), nn.Identity()  # type: ignore[assignment]
         if len(block.shortcut) > 0:
             block.shortcut = nn.Sequential(fold(*block.shortcut))

@@ -22,16 +22,18 @@ Talkers = Annotated[int, Range(2, 100)]
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The ResNet; blocks (3, 4, 6, 3), width 32 and embedding 256 are ResNet-34."""
+    """The ResNet; blocks (3, 4, 6, 3), width 32 and embedding 256 are ResNet-34, and ResNet-50 with bottlenecks."""
 
     blocks: tuple[Count, Count, Count, Count]
-    """Basic blocks in each of the four stages"""
+    """Residual blocks in each of the four stages"""
     width: Count
     """Channels of the first stage; each further stage has twice as many as the one before"""
     embedding: Count
     """Size of the speaker embedding"""
     mel_bins: Annotated[int, Range(8, 256)] = 80
     """Rows of the log-mel front end"""
+    block: Literal["basic", "bottleneck"] = "basic"
+    """Two 3x3 convolutions; or 1x1, 3x3 and 1x1, and four times as many channels between blocks"""
 
 
 @dataclass(frozen=True)

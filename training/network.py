@@ -2,7 +2,7 @@
 
 The ResNet is WeSpeaker's (He et al., CVPR 2016, with a 3x3 stem and no max pooling; statistics pooling after Snyder et
 al., ICASSP 2018), and its parameters carry the same names, so that `SpeakerNetwork.encoder` loads the state dict of a
-WeSpeaker `ResNet34`.
+WeSpeaker `ResNet34`, and of its siblings of basic blocks or bottlenecks.
 
 Utterances of different lengths share a batch by masking: padding is set to zero after every ReLU, which is what the
 convolutions' own zero padding looks like to an utterance that ends there. So its answer does not depend on what it was
@@ -46,24 +46,52 @@ class Activations(NamedTuple):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+    """Two 3x3 convolutions and a shortcut; `expansion` is channels that leave it for each of its width."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+        self.stride = stride
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = _shortcut(inputs, width, stride)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """[batch, inputs, rows, columns] -> [batch, outputs, rows / stride, columns / stride]; `mask` is for these."""
+    def forward(self, x: Tensor, before: Tensor | None, mask: Tensor | None) -> Tensor:
+        """[batch, inputs, rows, columns] -> [batch, width, rows / stride, columns / stride].
+
+        `before` is the mask of the input, `mask` that of the output; None where there is no padding.
+        """
         hidden = _masked(F.relu(self.bn1(self.conv1(x))), mask)
         return _masked(F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x)), mask)
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two 1x1 ones, and a shortcut; the 3x3 one has the stride."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, self.expansion * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(self.expansion * width)
+        self.shortcut = _shortcut(inputs, self.expansion * width, stride)
+
+    def forward(self, x: Tensor, before: Tensor | None, mask: Tensor | None) -> Tensor:
+        """[batch, inputs, rows, columns] -> [batch, 4 x width, rows / stride, columns / stride]; masks as above."""
+        hidden = _masked(F.relu(self.bn1(self.conv1(x))), before)
+        hidden = _masked(F.relu(self.bn2(self.conv2(hidden))), mask)
+        return _masked(F.relu(self.bn3(self.conv3(hidden)) + self.shortcut(x)), mask)
+
+
+BLOCKS: dict[str, type[BasicBlock | Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class ResNet(nn.Module):
@@ -71,18 +99,18 @@ class ResNet(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        width = config.width
-        self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        widths = [width, width, 2 * width, 4 * width, 8 * width]
-        strides = (1, 2, 2, 2)
-        for stage, (blocks, stride) in enumerate(zip(config.blocks, strides, strict=True)):
-            layer = nn.ModuleList(
-                BasicBlock(widths[stage] if i == 0 else widths[stage + 1], widths[stage + 1], stride if i == 0 else 1)
-                for i in range(blocks)
-            )
+        self.conv1 = nn.Conv2d(1, config.width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(config.width)
+        block = BLOCKS[config.block]
+        channels = config.width
+        for stage, count in enumerate(config.blocks):
+            width = config.width * 2**stage
+            layer = nn.ModuleList()
+            for position in range(count):
+                layer.append(block(channels, width, 2 if stage > 0 and position == 0 else 1))
+                channels = width * block.expansion
             self.add_module(f"layer{stage + 1}", layer)
-        statistics = 2 * widths[-1] * -(-config.mel_bins // STRIDES[-1])
+        statistics = 2 * channels * -(-config.mel_bins // STRIDES[-1])
         self.seg_1 = nn.Linear(statistics, config.embedding)
 
     @property
@@ -110,12 +138,14 @@ class ResNet(nn.Module):
         stages, block_inputs, stage_frames = [], [], []
         columns = frames
         for stage, blocks in enumerate(self.layers):
+            before = mask
             if stage > 0:
                 columns = (columns + 1) // 2
                 mask = None if mask is None else mask[..., ::2]
             for block in blocks:
                 block_input = x
-                x = block(x, mask)
+                x = block(x, before, mask)
+                before = mask
             stages.append(x)
             block_inputs.append(block_input)
             stage_frames.append(columns)
@@ -177,6 +207,12 @@ def pool_statistics(x: Tensor, columns: Tensor, variance_floor: float = 1e-7) ->
     deviation = (x - mean.unsqueeze(3)) * mask
     variance = deviation.square().sum(dim=3) / (count - 1).clamp_min(1)
     return torch.cat([mean.flatten(1), (variance + variance_floor).sqrt().flatten(1)], dim=1)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    if stride == 1 and inputs == outputs:
+        return nn.Sequential()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,5 +1,8 @@
 """The network's parameter names, its sizes, and its promise about padding."""
 
+import dataclasses
+from typing import Literal
+
 import pytest
 import torch
 
@@ -9,8 +12,11 @@ from training.network import SpeakerNetwork, pool_statistics
 RESNET34 = NetworkConfig((3, 4, 6, 3), 32, 256)
 
 
-def wespeaker_names(blocks: tuple[int, ...]) -> set[str]:
-    """Names in the state dict of WeSpeaker's ResNet with one embedding layer, written out from its definition."""
+def wespeaker_names(blocks: tuple[int, ...], convolutions: int = 2) -> set[str]:
+    """Names in the state dict of WeSpeaker's ResNet with one embedding layer, written out from its definition.
+
+    A block has two convolutions, a bottleneck three.
+    """
 
     def norm(name: str) -> set[str]:
         return {f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
@@ -19,10 +25,9 @@ def wespeaker_names(blocks: tuple[int, ...]) -> set[str]:
     for stage, count in enumerate(blocks, start=1):
         for block in range(count):
             prefix = f"layer{stage}.{block}"
-            names |= (
-                {f"{prefix}.conv1.weight", f"{prefix}.conv2.weight"} | norm(f"{prefix}.bn1") | norm(f"{prefix}.bn2")
-            )
-            if stage > 1 and block == 0:
+            for number in range(1, convolutions + 1):
+                names |= {f"{prefix}.conv{number}.weight"} | norm(f"{prefix}.bn{number}")
+            if block == 0 and (stage > 1 or convolutions == 3):
                 names |= {f"{prefix}.shortcut.0.weight"} | norm(f"{prefix}.shortcut.1")
     return names
 
@@ -32,6 +37,15 @@ def test_resnet34_has_wespeakers_names_and_size() -> None:
     assert set(encoder.state_dict()) == wespeaker_names((3, 4, 6, 3))
     assert sum(p.numel() for p in encoder.parameters()) == 6_634_336  # "6.6 M" in WeSpeaker's tables
     assert encoder.seg_1.weight.shape == (256, 2 * 256 * 10)
+
+
+def test_resnet50_has_wespeakers_names_and_size() -> None:
+    encoder = SpeakerNetwork(dataclasses.replace(RESNET34, block="bottleneck"), HeadConfig(), 10).encoder
+    assert set(encoder.state_dict()) == wespeaker_names((3, 4, 6, 3), convolutions=3)
+    assert sum(p.numel() for p in encoder.parameters()) == 11_131_360  # "11.13 M" in WeSpeaker's tables
+    assert encoder.seg_1.weight.shape == (256, 2 * 4 * 256 * 10)
+    strides = [encoder.get_submodule(f"layer2.0.conv{number}").stride for number in (1, 2, 3)]
+    assert strides == [(1, 1), (2, 2), (1, 1)]
 
 
 def test_statistics_are_those_of_the_valid_columns() -> None:
@@ -50,10 +64,11 @@ def test_one_column_has_no_deviation() -> None:
     assert pooled[0, 6:].max() < 1e-3
 
 
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
 @pytest.mark.parametrize("kind", ["aam", "softmax"])
-def test_company_changes_no_answer(kind: str) -> None:
+def test_company_changes_no_answer(kind: Literal["aam", "softmax"], block: Literal["basic", "bottleneck"]) -> None:
     torch.manual_seed(0)
-    network = SpeakerNetwork(NetworkConfig((1, 2, 1, 1), 4, 8, 20), HeadConfig(kind=kind), 5)  # type: ignore[arg-type]
+    network = SpeakerNetwork(NetworkConfig((1, 2, 1, 1), 4, 8, 20, block), HeadConfig(kind=kind), 5)
     network.train()
     for _ in range(3):
         network(0.1 * torch.randn(4, 8000))  # gives batch normalisation statistics of its own
