@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -27,18 +28,11 @@ from training.figures import robustness_figure, saliency_figure
 from training.fit import choose_device
 from training.folders import make_folder
 from training.manifest import Corpus, load_corpus
-from training.measure import (
-    DELETION_SNRS_DB,
-    Example,
-    accuracy_steps,
-    deletion_indices,
-    deletion_steps,
-    example,
-    probe_utterances,
-    true_ranks,
-)
+from training.maps.deletion import deletion_indices
+from training.maps.probes import choose_probes
+from training.measure import DELETION_SNRS_DB, MAPS, Example, accuracy_steps, example, true_ranks
 from training.report import write_report
-from training.results import Evaluation, score_all, summarise, write_csv, write_json
+from training.results import Evaluation, average_deletion, score_all, summarise, write_csv, write_json
 
 Runs = Mapping[str, Run]
 
@@ -158,8 +152,11 @@ def evaluate(runs: Runs, corpus: Corpus, progress: Progress) -> tuple[Evaluation
     probed = [Condition(kind, snr_db) for kind in kinds for snr_db in DELETION_SNRS_DB]
     task = progress.add_task("accuracy", total=accuracy_steps(networks, corpus, conditions))
     ranks = true_ranks(networks, corpus, speakers, conditions, lambda: progress.advance(task))
-    maps_task = progress.add_task("deletion index", total=deletion_steps(networks, corpus, probed))
-    deletion = deletion_indices(networks, corpus, speakers, probed, lambda: progress.advance(maps_task))
+    probes = choose_probes(corpus, speakers)
+    maps_task = progress.add_task("deletion index", total=None)
+    found = deletion_indices(
+        networks, probes, probed, lambda done, total: progress.update(maps_task, completed=done, total=total)
+    )
     summaries, differences = summarise(names, conditions, ranks)
     evaluation = Evaluation(
         about=_about(runs, corpus),
@@ -171,12 +168,16 @@ def evaluate(runs: Runs, corpus: Corpus, progress: Progress) -> tuple[Evaluation
         summaries=summaries,
         differences=differences,
         deletion_setup={
-            "utterances": len(probe_utterances(corpus)),
-            "chosen": "the first test utterance of each speaker in the manifest, of at most 60 speakers",
+            "utterances": len(probes.clips),
+            "chosen": "the first test utterances of each speaker in the manifest, as many of each, at most 60 in all",
             "target": "the true speaker",
             "dominated": "mel-filtered power of the interference above that of the speech",
         },
-        deletion=deletion,
+        deletion=tuple(
+            average_deletion(row.network, Condition(row.kind, row.snr_db), name, np.array(row.indices[name]))
+            for row in found
+            for name in MAPS
+        ),
     )
     return evaluation, example(networks, corpus, speakers, kinds)
 

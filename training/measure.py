@@ -1,8 +1,6 @@
 """What each variant does with the mixtures: the rank it gives the true speaker, and where its saliency lies."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +11,10 @@ from training.audio import SAMPLE_RATE
 from training.conditions import Condition, MixtureBatch, batches, mixtures
 from training.errors import UserError
 from training.frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
-from training.manifest import Clip, Corpus
+from training.manifest import Corpus
 from training.network import STAGES, SpeakerNetwork
-from training.results import Deletion, average_deletion
 from training.saliency import FUSED_STAGES, Saliency, deletion_index, dominated_bins, fused, layercam
+from training.workers import Advance, Networks, batch_size, common, for_each
 
 FUSED = "fused"
 MAPS = (*STAGES, FUSED)
@@ -26,22 +24,10 @@ EXAMPLE_KINDS = ("noise", "music", "babble", "speaker", "reverb")
 """The saliency figure shows the first of these kinds that the corpus can supply: noise looks least like speech, so
 that one can see which is which."""
 
-_BATCH_CPU = 4  # utterances; more do not fit a core's cache
-_BATCH_CUDA = 64
-_PROBES = 60  # speakers whose maps are measured, at most
-
-Networks = Mapping[str, SpeakerNetwork]
-Advance = Callable[[], None]
-
 
 def accuracy_steps(networks: Networks, corpus: Corpus, conditions: Sequence[Condition]) -> int:
     """Count the batches of `true_ranks`."""
-    return len(batches(corpus.utterances("test"), _batch_size(_common(networks)[0]))) * len(conditions)
-
-
-def deletion_steps(networks: Networks, corpus: Corpus, conditions: Sequence[Condition]) -> int:
-    """Count the batches of `deletion_indices`."""
-    return len(batches(probe_utterances(corpus), _batch_size(_common(networks)[0]))) * len(conditions)
+    return len(batches(corpus.utterances("test"), batch_size(common(networks)[0]))) * len(conditions)
 
 
 def true_ranks(
@@ -63,7 +49,7 @@ def true_ranks(
         UserError: a network's scores are NaN or infinite.
     """
     ranks = np.zeros((len(networks), len(conditions), len(corpus.utterances("test"))), dtype=np.int64)
-    device, front_end = _common(networks)
+    device, front_end = common(networks)
     column = {condition: index for index, condition in enumerate(conditions)}
 
     @torch.inference_mode()
@@ -74,49 +60,16 @@ def true_ranks(
             logits = network.logits(network.encoder(features, frames, masked=True).embedding)
             if not torch.isfinite(logits).all():
                 raise UserError(f"{name}: its scores are NaN or infinite under {batch.condition}; train it again")
-            own = logits.gather(1, batch.labels[:, None])
-            ranks[row, column[batch.condition], made.indices.numpy()] = (logits >= own).sum(dim=1).cpu().numpy()
+            ranks[row, column[batch.condition], made.indices.numpy()] = ranks_of(logits, batch.labels)
 
-    _for_each(mixtures(corpus, "test", speakers, conditions, _batch_size(device)), rank, device, advance)
+    for_each(mixtures(corpus, "test", speakers, conditions, batch_size(device)), rank, device, advance)
     return ranks
 
 
-def probe_utterances(corpus: Corpus) -> tuple[Clip, ...]:
-    """Choose the utterances whose maps are measured: each speaker's first in the manifest, of the first 60 speakers."""
-    first: dict[str | None, Clip] = {}
-    for clip in corpus.utterances("test"):
-        first.setdefault(clip.speaker, clip)
-    return tuple(first.values())[:_PROBES]
-
-
-def deletion_indices(
-    networks: Networks, corpus: Corpus, speakers: Sequence[str], conditions: Sequence[Condition], advance: Advance
-) -> tuple[Deletion, ...]:
-    """Measure the deletion index of each network's maps of the true speaker, on `probe_utterances`.
-
-    Args:
-        networks: as for `true_ranks`.
-        corpus: its test split is heard.
-        speakers: the labels, in order.
-        conditions: with interference.
-        advance: called after each of `deletion_steps` batches.
-    """
-    probes = probe_utterances(corpus)
-    keys = [(name, condition, map_name) for name in networks for condition in conditions for map_name in MAPS]
-    indices = {key: np.full(len(probes), np.nan) for key in keys}
-    device, front_end = _common(networks)
-
-    def measure(made: MixtureBatch) -> None:
-        batch = made.to(device)
-        dominated = dominated_bins(front_end, batch.mixture.speech, batch.mixture.interference)
-        for name, network in networks.items():
-            saliency = layercam(network, batch.mixture.audio, batch.lengths, batch.labels)
-            for map_name in MAPS:
-                index = deletion_index(shown_map(saliency, map_name), dominated, saliency.frames)
-                indices[name, batch.condition, map_name][made.indices.numpy()] = index.cpu().numpy()
-
-    _for_each(mixtures(corpus, "test", speakers, conditions, _batch_size(device), probes), measure, device, advance)
-    return tuple(average_deletion(*key, indices[key]) for key in keys)
+def ranks_of(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.int64]:
+    """Rank of each row's true class among the scores [batch, classes], 1 is best; a tie counts against it, [batch]."""
+    ranks: NDArray[np.int64] = (logits >= logits.gather(1, labels[:, None])).sum(dim=1).cpu().numpy()
+    return ranks
 
 
 def shown_map(saliency: Saliency, name: str) -> torch.Tensor:
@@ -173,7 +126,7 @@ def example(networks: Networks, corpus: Corpus, speakers: Sequence[str], kinds: 
     kind = next(kind for kind in EXAMPLE_KINDS if kind in kinds)
     clip = corpus.utterances("test")[0]
     condition = Condition(kind, EXAMPLE_SNR_DB)
-    device, front_end = _common(networks)
+    device, front_end = common(networks)
     batch = next(mixtures(corpus, "test", speakers, [condition], 1, [clip])).to(device)
     dominated = dominated_bins(front_end, batch.mixture.speech, batch.mixture.interference)
     with torch.inference_mode():
@@ -213,40 +166,3 @@ def _decibels(front_end: LogMel, audio: torch.Tensor) -> NDArray[np.float32]:
     power = front_end.mel_power(audio)[0].clamp_min(torch.finfo(torch.float32).tiny)
     decibels: NDArray[np.float32] = (10 * power.log10()).cpu().numpy()
     return decibels
-
-
-def _common(networks: Networks) -> tuple[torch.device, LogMel]:
-    """Give the device and the front end that all networks share."""
-    network = next(iter(networks.values()))
-    return next(network.parameters()).device, network.front_end
-
-
-def _batch_size(device: torch.device) -> int:
-    return _BATCH_CUDA if device.type == "cuda" else _BATCH_CPU
-
-
-def _for_each(
-    made: Iterable[MixtureBatch], work: Callable[[MixtureBatch], None], device: torch.device, advance: Advance
-) -> None:
-    """Do the work on every batch while the next ones are made.
-
-    On a CPU each core works at a batch of its own: the small networks here lose half of their time if all cores share
-    one batch, and far more on a busy machine, because they wait for each other at every operator.
-    """
-    threads = torch.get_num_threads()
-    workers = 1 if device.type == "cuda" else threads
-    if workers > 1:
-        torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            running: deque[Future[None]] = deque()
-            for batch in made:
-                running.append(pool.submit(work, batch))
-                while len(running) > 2 * workers:
-                    running.popleft().result()
-                    advance()
-            for future in running:
-                future.result()
-                advance()
-    finally:
-        torch.set_num_threads(threads)

@@ -220,7 +220,7 @@ def average_deletion(variant: str, condition: Condition, name: str, indices: NDA
 
 def write_json(evaluation: Evaluation, path: Path) -> None:
     """Write everything; what has no value (NaN) is null, as JSON has no other word for it."""
-    path.write_text(json.dumps(_without_nan(asdict(evaluation)), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(without_nan(asdict(evaluation)), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_csv(evaluation: Evaluation, path: Path) -> None:
@@ -231,9 +231,10 @@ def write_csv(evaluation: Evaluation, path: Path) -> None:
         writer.writerows(asdict(score) for score in evaluation.scores)
 
 
-def _without_nan(value: object) -> object:
+def without_nan(value: object) -> object:
+    """Make NaN and infinities None, anywhere inside mappings, lists and tuples: JSON has no other word for them."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.frontend import LogMel, time_mask
-from training.network import SpeakerNetwork
+from training.network import Activations, SpeakerNetwork
 
 FUSED_STAGES = (1, 2, 3)  # S2, S3 and S4
 
@@ -55,23 +55,54 @@ def layercam_of_features(
 ) -> Saliency:
     """The same from log-mel features [batch, mel, frames]; `masked` as in `ResNet.forward`."""
     with torch.enable_grad():
-        activations = network.encoder(features.detach().clone().requires_grad_(), frames, masked)
-        logits = network.logits(activations.embedding)
-        predicted = logits.argmax(dim=1)
-        target = predicted if target is None else torch.where(target < 0, predicted, target)
-        score = logits.gather(1, target.unsqueeze(1)).sum()
-        tapped = [
-            (activations.block_inputs if tap == "last-block-input" else activations.stages)[stage]
-            for stage, tap in enumerate(network.encoder.taps)
-        ]
-        gradients = torch.autograd.grad(score, tapped)
-    maps = tuple(
-        (gradient.relu() * activation).sum(dim=1).relu().detach()
-        for gradient, activation in zip(gradients, tapped, strict=True)
-    )
-    return Saliency(
-        target, logits.detach(), activations.embedding.detach(), features, frames, maps, activations.stage_frames
-    )
+        scored = score_target(network, features.detach().clone().requires_grad_(), frames, masked, target)
+        taps = tapped(network, scored.activations)
+        gradients = torch.autograd.grad(scored.score, taps)
+    maps = tuple(layercam_map(gradient, tap).detach() for gradient, tap in zip(gradients, taps, strict=True))
+    return scored.saliency(maps)
+
+
+class Scored(NamedTuple):
+    """A batch on its way to maps.
+
+    activations: of the network; logits: [batch, classes]; target: the explained class, [batch].
+    score: sum of the targets' logits, whose gradient in a row's activations is that row's own.
+    """
+
+    activations: Activations
+    logits: Tensor
+    target: Tensor
+    score: Tensor
+
+    def saliency(self, maps: tuple[Tensor, ...]) -> Saliency:
+        """Put the answer together with the stages' raw maps."""
+        found = self.activations
+        answer = self.target, self.logits.detach(), found.embedding.detach()
+        return Saliency(*answer, found.features.detach(), found.frames, maps, found.stage_frames)
+
+
+def score_target(
+    network: SpeakerNetwork, features: Tensor, frames: Tensor, masked: bool, target: Tensor | None = None
+) -> Scored:
+    """Score the class to explain; gradients are kept if they are enabled and `features` asks for them."""
+    activations = network.encoder(features, frames, masked)
+    logits = network.logits(activations.embedding)
+    predicted = logits.argmax(dim=1)
+    target = predicted if target is None else torch.where(target < 0, predicted, target)
+    return Scored(activations, logits, target, logits.gather(1, target.unsqueeze(1)).sum())
+
+
+def tapped(network: SpeakerNetwork, activations: Activations) -> list[Tensor]:
+    """Give the activation of each stage that its map is taken at."""
+    return [
+        (activations.block_inputs if tap == "last-block-input" else activations.stages)[stage]
+        for stage, tap in enumerate(network.encoder.taps)
+    ]
+
+
+def layercam_map(gradient: Tensor, activation: Tensor) -> Tensor:
+    """LayerCAM of one activation, [batch, channels, rows, columns] -> [batch, rows, columns]."""
+    return (gradient.relu() * activation).sum(dim=1).relu()
 
 
 def display(stage_map: Tensor, columns: Tensor, frames: Tensor, mel_bins: int, width: int) -> Tensor:

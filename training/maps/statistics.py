@@ -1,0 +1,66 @@
+"""Figures for one map: ranks, area under the ROC curve, rank correlation, structural similarity."""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+Values = NDArray[np.float32] | NDArray[np.float64]
+
+_SSIM_WINDOW = 7
+_SSIM_K1, _SSIM_K2 = 0.01, 0.03
+
+
+def ranks(values: Values) -> NDArray[np.float64]:
+    """Rank values [N] from 1 up; equal ones share the mean of their ranks."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    shared: NDArray[np.float64] = (last - (counts - 1) / 2)[group]
+    return shared
+
+
+def roc_auc(values: Values, positive: NDArray[np.bool_]) -> float:
+    """Area under the ROC curve: how often a positive has the larger value, a tie counting half (Mann and Whitney).
+
+    Args:
+        values: [N].
+        positive: [N].
+
+    Returns:
+        1 where all positives lie above, 0.5 by chance; NaN where there are none, or nothing else.
+    """
+    count = int(positive.sum())
+    others = len(positive) - count
+    if count == 0 or others == 0:
+        return math.nan
+    return float((ranks(values)[positive].sum() - count * (count + 1) / 2) / (count * others))
+
+
+def spearman(one: Values, other: Values) -> float:
+    """Rank correlation of two arrays [N]; NaN where one of them is constant."""
+    a, b = ranks(one), ranks(other)
+    a, b = a - a.mean(), b - b.mean()
+    norm = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / norm if norm > 0 else math.nan
+
+
+def ssim(one: Tensor, other: Tensor) -> float:
+    """Mean structural similarity of two maps in [0, 1], [rows, columns] (Wang et al., IEEE TIP 2004).
+
+    Over all windows of 7x7 that fit, or fewer where the map is smaller, with equal weights and unbiased variances.
+    """
+    window = (min(_SSIM_WINDOW, one.shape[0]), min(_SSIM_WINDOW, one.shape[1]))
+    count = window[0] * window[1]
+    pair = torch.stack([one, other]).double()
+    products = torch.stack([pair[0] * pair[0], pair[1] * pair[1], pair[0] * pair[1]])
+    mean = F.avg_pool2d(pair[None], window, stride=1)[0]
+    second = F.avg_pool2d(products[None], window, stride=1)[0]
+    moments = torch.stack([mean[0] * mean[0], mean[1] * mean[1], mean[0] * mean[1]])
+    variance, other_variance, covariance = (second - moments) * (count / (count - 1))
+    c1, c2 = _SSIM_K1**2, _SSIM_K2**2
+    luminance = (2 * moments[2] + c1) / (moments[0] + moments[1] + c1)
+    structure = (2 * covariance + c2) / (variance + other_variance + c2)
+    return float((luminance * structure).mean())
