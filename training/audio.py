@@ -9,6 +9,7 @@ import soxr
 from numpy.typing import NDArray
 
 from training.errors import UserError
+from training.packing import PACKED, from_pcm, packed_samples
 
 SAMPLE_RATE = 16_000
 
@@ -31,6 +32,8 @@ def read_audio(
         UserError: the file is missing, not audio, ends before `start`, or holds NaN or infinity.
     """
     try:
+        if path.name == PACKED:
+            return _packed_stretch(path, start, duration)
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
             first = round(start * rate)
@@ -50,6 +53,15 @@ def read_audio(
         if duration is not None:
             samples = samples[: round(duration * SAMPLE_RATE)]
     return samples
+
+
+def _packed_stretch(path: Path, start: float, duration: float | None) -> NDArray[np.float32]:
+    """Read a stretch of a packed corpus: a slice of what is mapped into memory already."""
+    samples = packed_samples(path, SAMPLE_RATE)
+    first = round(start * SAMPLE_RATE)
+    if first > len(samples):
+        raise UserError(f"{path}: ends at {len(samples) / SAMPLE_RATE:g} s, but is to be read from {start:g} s")
+    return from_pcm(samples[first:] if duration is None else samples[first : first + round(duration * SAMPLE_RATE)])
 
 
 def write_audio(path: Path, samples: NDArray[np.float32]) -> None:
@@ -84,12 +96,14 @@ def audio_header(path: Path) -> AudioHeader:
         UserError: the file is missing, not audio, or empty.
     """
     try:
-        info = soundfile.info(path)
+        with soundfile.SoundFile(path) as file:
+            frames = file.frames
+            header = AudioHeader(file.samplerate, file.channels, file.format, file.subtype, frames / file.samplerate)
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
-    if info.frames <= 0:
+    if frames <= 0:
         raise UserError(f"{path}: holds no audio")
-    return AudioHeader(info.samplerate, info.channels, info.format, info.subtype, info.frames / info.samplerate)
+    return header
 
 
 def is_silent(path: Path) -> bool:

@@ -19,6 +19,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "prepare": Command("training.prepare.cli", "make a corpus: the demo's voices, or folders of your own sound"),
+    "pack": Command("training.prepare.pack", "copy a corpus to one file that training maps into memory"),
     "fit": Command("training.fit", "train one variant"),
     "evaluate": Command("training.evaluate", "measure trained variants under interference"),
     "study": Command("training.study.cli", "train, evaluate and compare all variants over several seeds"),

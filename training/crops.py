@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 from training.audio import SAMPLE_RATE, read_audio
 from training.errors import UserError
 from training.manifest import Clip
-
-PCM_SCALE = 32_768
-"""16-bit samples of full scale, as libsndfile counts them."""
+from training.packing import PACKED, from_pcm, to_pcm
 
 _MEGABYTE = 1 << 20
 
@@ -32,7 +30,9 @@ class CropReader:
     def __init__(self, clips: Sequence[Clip], samples: int, cache_megabytes: float) -> None:
         self._samples = samples
         needed = sum(2 * round(clip.duration * SAMPLE_RATE) for clip in clips)
-        self._held: dict[Clip, NDArray[np.int16]] | None = {} if needed <= cache_megabytes * _MEGABYTE else None
+        packed = all(clip.path.name == PACKED for clip in clips)  # in memory already, as far as the system sees fit
+        fits = needed <= cache_megabytes * _MEGABYTE
+        self._held: dict[Clip, NDArray[np.int16]] | None = {} if fits and not packed else None
 
     def read(self, clip: Clip, place: float) -> tuple[NDArray[np.float32], float]:
         """Give a crop [samples] and where it begins, in seconds from the clip's start.
@@ -61,13 +61,3 @@ class CropReader:
         if held is None:
             held = self._held[clip] = to_pcm(read_audio(clip.path, clip.start, clip.duration))
         return from_pcm(held[first : first + samples])
-
-
-def to_pcm(samples: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Round samples in [-1, 1] to 16 bits; exact for what was read from 16-bit samples. Louder ones are clipped."""
-    return np.clip(np.rint(samples * PCM_SCALE), -PCM_SCALE, PCM_SCALE - 1).astype(np.int16)
-
-
-def from_pcm(samples: NDArray[np.int16]) -> NDArray[np.float32]:
-    """Scale 16-bit samples to float32 in [-1, 1), as libsndfile does."""
-    return np.multiply(samples, 1 / PCM_SCALE, dtype=np.float32)

@@ -178,7 +178,7 @@ def _by_talker(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
     """Group clips by who talks; a clip without a name counts as a talker of its own."""
     groups: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
-        groups[clip.speaker or str(clip.path)].append(clip)
+        groups[clip.speaker or f"{clip.path} {clip.start!r}"].append(clip)
     return dict(groups)
 
 
