@@ -21,6 +21,7 @@ from training.fit import choose_device
 from training.folders import make_folder
 from training.manifest import load_corpus
 from training.objectives import VARIANTS
+from training.study.measuring import measure
 from training.study.plan import make_plan
 from training.study.runner import default_jobs, train
 
@@ -67,8 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     corpus = load_corpus(arguments.corpus)
     plan = make_plan(config, corpus, arguments.out, arguments.variants.split(","), arguments.seeds)
+    console = Console()
     with _locked(arguments.out) as lock:
-        return train(plan, jobs, device.type, Console(), lock)
+        code = train(plan, jobs, device.type, console, lock)
+        if code:
+            return code
+        measure(plan, device, console)
+    return 0
 
 
 @contextmanager
