@@ -13,7 +13,7 @@ from training.audio import SAMPLE_RATE, read_audio
 from training.cli import main
 from training.interference import InterferenceSource
 from training.manifest import MANIFEST, Kind, Split, load_corpus
-from training.prepare.folder import share_out
+from training.prepare.pieces import share_out
 
 
 def chirp(number: int, seconds: float, rate: int = SAMPLE_RATE) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from training.manifest import SHORTEST_UTTERANCE, Kind
 from training.prepare.demo import DemoSettings, prepare_demo
 from training.prepare.demo_voices import SPEAKERS
 from training.prepare.folder import FolderSettings, prepare_folder
+from training.prepare.pieces import Shares
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -74,6 +75,7 @@ def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--speech", type=Path, required=True, metavar="DIR", help="holds a folder for each speaker")
     for name, (_, what) in _INTERFERENCE.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="DIR", help=f"{what}; may be nested")
+    _add_unpacked(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the corpus, missing or empty"
     )
@@ -93,7 +95,7 @@ def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "strangers, each in one split only; 0 or at least 3 (default: %(default)s)",
     )
     for name in ("dev", "test"):
-        default = getattr(FolderSettings, name)
+        default = getattr(Shares, name)
         parser.add_argument(
             f"--{name}", type=float, default=default, metavar="SHARE", help=f"share for {name} (default: %(default)s)"
         )
@@ -103,15 +105,24 @@ def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.set_defaults(run=_run_folder)
 
 
+def _add_unpacked(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--musan", type=Path, metavar="DIR", help="MUSAN as it unpacks: noise, music and interfering speech"
+    )
+    parser.add_argument(
+        "--rirs", type=Path, metavar="DIR", help="RIRS_NOISES as it unpacks: simulated and measured impulse responses"
+    )
+
+
 def _run_folder(arguments: argparse.Namespace) -> int:
     given = {kind: getattr(arguments, name) for name, (kind, _) in _INTERFERENCE.items()}
     settings = FolderSettings(
         speech=arguments.speech,
         interference={kind: folder for kind, folder in given.items() if folder is not None},
+        musan=arguments.musan,
+        rirs=arguments.rirs,
         min_seconds=arguments.min_seconds,
-        dev=arguments.dev,
-        test=arguments.test,
-        seed=arguments.seed,
+        shares=Shares(arguments.dev, arguments.test, arguments.seed),
         outsiders=arguments.outsiders,
     )
     prepare_folder(arguments.out, settings, Console())

@@ -1,0 +1,34 @@
+"""MUSAN (Snyder, Chen and Povey, arXiv 1510.08484) as it unpacks: noise, music and speech, by where they are from.
+
+Its speech is read by volunteers and spoken in hearings of the United States' government: talkers other than anybody's
+speakers. A file counts as one talker; who talks in two of them is not told.
+"""
+
+from pathlib import Path
+
+from training.errors import UserError
+from training.manifest import Kind
+from training.prepare.collection import Collection
+from training.prepare.pieces import audio_files
+
+_KINDS: tuple[Kind, ...] = ("noise", "music", "speech")
+
+
+def musan(folder: Path) -> list[Collection]:
+    """Find the noise, the music and the speech of MUSAN in its folder, or in the folder that it was unpacked in.
+
+    Raises:
+        UserError: one of the three is not there.
+    """
+    root = folder / "musan" if (folder / "musan").is_dir() else folder
+    if missing := [kind for kind in _KINDS if not (root / kind).is_dir()]:
+        raise UserError(
+            f"{folder}: is not MUSAN as it unpacks, a folder with noise, music and speech in it: there is no "
+            f"{' and no '.join(missing)}"
+        )
+    return [_collection(root / kind, kind) for kind in _KINDS]
+
+
+def _collection(folder: Path, kind: Kind) -> Collection:
+    groups = {f"musan-{path.stem}": (path,) for path in audio_files(folder)}
+    return Collection(f"musan-{kind}", folder, kind, groups, named=kind == "speech")
