@@ -5,13 +5,8 @@ at each ratio. Writes robustness.json, robustness.csv, robustness.png, saliency.
 """
 
 import argparse
-import platform
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 from training.audio import write_audio
-from training.checkpoint import Run, code_revision, load_run
+from training.checkpoint import Run, load_run
 from training.conditions import LABELS, SEED, SNRS_DB, Condition, supplied_grid
 from training.errors import UserError
 from training.figures import robustness_figure, saliency_figure
@@ -31,12 +26,11 @@ from training.manifest import Corpus, load_corpus
 from training.maps.deletion import deletion_indices
 from training.maps.probes import choose_probes
 from training.measure import DELETION_SNRS_DB, MAPS, Example, accuracy_steps, example, true_ranks
+from training.provenance import machine, moment, tested, versions
 from training.report import write_report
 from training.results import Evaluation, average_deletion, score_all, summarise, write_csv, write_json
 
 Runs = Mapping[str, Run]
-
-_PACKAGES = ("speakerlens", "torch", "numpy", "soundfile", "soxr", "matplotlib")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -195,19 +189,11 @@ def table(evaluation: Evaluation) -> Table:
 
 
 def _about(runs: Runs, corpus: Corpus) -> dict[str, object]:
-    utterances = corpus.utterances("test")
     device = next(next(iter(runs.values())).network.parameters()).device
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "training", *sys.argv[1:]]),
-        "code_revision": code_revision(),
+        **moment(),
         "seed": SEED,
-        "corpus": {
-            "digest": corpus.digest,
-            "speakers": len(corpus.speakers),
-            "test_utterances": len(utterances),
-            "test_seconds": round(sum(clip.duration for clip in utterances), 1),
-        },
+        "corpus": tested(corpus),
         "runs": [
             {
                 "name": name,
@@ -220,31 +206,9 @@ def _about(runs: Runs, corpus: Corpus) -> dict[str, object]:
             }
             for name, run in runs.items()
         ],
-        "machine": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "processor": _processor(),
-            "threads": torch.get_num_threads(),
-            "system": f"{platform.system()} {platform.release()}",
-        },
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "machine": machine(device),
+        "versions": versions(),
     }
-
-
-def _processor() -> str:
-    """Name the processor; the standard library knows it on few systems."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _progress(console: Console) -> Progress:

@@ -11,7 +11,7 @@ from training.audio import SAMPLE_RATE
 from training.conditions import Condition, MixtureBatch, batches, mixtures
 from training.errors import UserError
 from training.frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
-from training.manifest import Corpus
+from training.manifest import Clip, Corpus
 from training.network import STAGES, SpeakerNetwork
 from training.saliency import FUSED_STAGES, Saliency, deletion_index, dominated_bins, fused, layercam
 from training.workers import Advance, Networks, batch_size, common, for_each
@@ -124,8 +124,11 @@ class Example:
 def example(networks: Networks, corpus: Corpus, speakers: Sequence[str], kinds: Sequence[str]) -> Example:
     """Explain the first test utterance of the manifest at 0 dB, under the first of `EXAMPLE_KINDS` among `kinds`."""
     kind = next(kind for kind in EXAMPLE_KINDS if kind in kinds)
-    clip = corpus.utterances("test")[0]
-    condition = Condition(kind, EXAMPLE_SNR_DB)
+    return explain(networks, corpus, speakers, corpus.utterances("test")[0], Condition(kind, EXAMPLE_SNR_DB))
+
+
+def explain(networks: Networks, corpus: Corpus, speakers: Sequence[str], clip: Clip, condition: Condition) -> Example:
+    """Show what each network listened to in one test utterance under one condition."""
     device, front_end = common(networks)
     batch = next(mixtures(corpus, "test", speakers, [condition], 1, [clip])).to(device)
     dominated = dominated_bins(front_end, batch.mixture.speech, batch.mixture.interference)

@@ -1,0 +1,67 @@
+"""What a report says of its making: when and by what command, on which data, with which machine and versions."""
+
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from training.checkpoint import code_revision
+from training.manifest import Corpus
+
+_PACKAGES = ("speakerlens", "torch", "numpy", "scipy", "soundfile", "soxr", "matplotlib")
+
+
+def moment() -> dict[str, object]:
+    """Say when, by what command and with which code this process works."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "training", *sys.argv[1:]]),
+        "code_revision": code_revision(),
+    }
+
+
+def tested(corpus: Corpus) -> dict[str, object]:
+    """Name a corpus and the size of its test split."""
+    utterances = corpus.utterances("test")
+    return {
+        "digest": corpus.digest,
+        "speakers": len(corpus.speakers),
+        "test_utterances": len(utterances),
+        "test_seconds": round(sum(clip.duration for clip in utterances), 1),
+    }
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """Describe the machine and the device on it."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that figures depend on."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def _processor() -> str:
+    """Name the processor; the standard library knows it on few systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
