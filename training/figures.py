@@ -1,8 +1,8 @@
 """The two pictures of an evaluation: accuracy by SNR, and what each variant listened to in one corrupted utterance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from training.conditions import CLEAN_KIND, LABELS, Condition, ratio_name
 from training.measure import Answer, Example
-from training.results import Evaluation, Score
+from training.results import Interval
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the marker says the same once more.
 _LOOKS = {
@@ -57,8 +57,34 @@ def looks(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {variant: _LOOKS.get(variant) or next(others) for variant in variants}
 
 
-def robustness_figure(evaluation: Evaluation, path: Path) -> Figure:
-    """Draw top-1 by ratio, a panel per interference and one for their mean, a line per variant, and write it as PNG."""
+class Robustness(Protocol):
+    """Accuracies to draw: of one evaluation, or of a study over seeds."""
+
+    @property
+    def about(self) -> Mapping[str, object]:
+        """Under "corpus", what `training.provenance.tested` says."""
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names, in the order of the lines."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of interference, in the order of the panels."""
+
+    @property
+    def snrs_db(self) -> tuple[float, ...]:
+        """Ratios of each kind."""
+
+    def top1(self, variant: str, kind: str, snr_db: float | None) -> tuple[float, Interval | None]:
+        """Share of the utterances named rightly and its interval; the kind "mean" averages all that are not "clean"."""
+
+
+def robustness_figure(evaluation: Robustness, path: Path) -> Figure:
+    """Draw top-1 by ratio, a panel per interference and one for their mean, a line per variant, and write it.
+
+    The file's name says whether as PNG or SVG.
+    """
     panels = [*evaluation.kinds, *(["mean"] if len(evaluation.kinds) > 1 else [])]
     columns = min(2 if len(panels) == 4 else _COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
@@ -84,19 +110,18 @@ def robustness_figure(evaluation: Evaluation, path: Path) -> Figure:
     return figure
 
 
-def _draw_panel(axis: Axes, evaluation: Evaluation, kind: str) -> None:
+def _draw_panel(axis: Axes, evaluation: Robustness, kind: str) -> None:
     snrs = np.array(sorted(evaluation.snrs_db))
     clean_at = snrs[-1] + _CLEAN_GAP_DB
     for variant, (colour, marker) in looks(evaluation.variants).items():
-        clean = evaluation.score(variant, CLEAN_KIND, None)
-        kinds = evaluation.kinds if kind == "mean" else (kind,)
-        scores = [[evaluation.score(variant, name, snr) for name in kinds] for snr in snrs]
-        top1 = [float(np.mean([score.top1 for score in group])) for group in scores]
-        axis.axhline(clean.top1, color=colour, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+        clean, _ = evaluation.top1(variant, CLEAN_KIND, None)
+        top1, intervals = zip(*(evaluation.top1(variant, kind, snr) for snr in snrs), strict=True)
+        axis.axhline(clean, color=colour, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
         axis.plot(snrs, top1, color=colour, marker=marker, markersize=5, linewidth=1.8, label=variant, zorder=3)
-        axis.plot([clean_at], [clean.top1], color=colour, marker=marker, markersize=6, zorder=3)
-        if kind != "mean":
-            _draw_band(axis, snrs, [group[0] for group in scores], colour)
+        axis.plot([clean_at], [clean], color=colour, marker=marker, markersize=6, zorder=3)
+        if None not in intervals:
+            low, high = zip(*intervals, strict=True)
+            axis.fill_between(snrs, low, high, color=colour, alpha=0.13, linewidth=0, zorder=2)
     axis.set_title("Mean of all kinds" if kind == "mean" else LABELS[kind], fontweight="bold")
     axis.set_xticks([*snrs, clean_at], [*(f"{snr:g}".replace("-", "−") for snr in snrs), "clean"])
     axis.tick_params(labelbottom=True)
@@ -112,11 +137,6 @@ def _axis_label(kind: str) -> str:
         return "SNR or direct-to-reverberant ratio (dB)"
     name = ratio_name(kind)
     return f"{name[0].upper()}{name[1:]} (dB)"
-
-
-def _draw_band(axis: Axes, snrs: NDArray[np.float64], scores: Sequence[Score], colour: str) -> None:
-    low, high = zip(*(score.top1_interval for score in scores), strict=True)
-    axis.fill_between(snrs, low, high, color=colour, alpha=0.13, linewidth=0, zorder=2)
 
 
 def saliency_figure(shown: Example, path: Path) -> Figure:

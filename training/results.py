@@ -125,6 +125,13 @@ class Evaluation:
         key = (variant, interference, snr_db)
         return next(score for score in self.scores if (score.variant, score.interference, score.snr_db) == key)
 
+    def top1(self, variant: str, kind: str, snr_db: float | None) -> tuple[float, Interval | None]:
+        """Top-1 accuracy and its interval; the kind "mean" averages all kinds, and has none."""
+        if kind == "mean":
+            return float(np.mean([self.score(variant, each, snr_db).top1 for each in self.kinds])), None
+        score = self.score(variant, kind, snr_db)
+        return score.top1, score.top1_interval
+
 
 def wilson(hits: float, trials: int) -> Interval:
     """Give the 95 % interval of a share (Wilson, 1927): never outside [0, 1], and sound near its ends."""
