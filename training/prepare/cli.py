@@ -10,6 +10,7 @@ from training.prepare.demo import DemoSettings, prepare_demo
 from training.prepare.demo_voices import SPEAKERS
 from training.prepare.folder import FolderSettings, prepare_folder
 from training.prepare.pieces import Shares
+from training.prepare.voxceleb1 import Voxceleb1Settings, prepare_voxceleb1
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -18,6 +19,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_folder(commands)
+    _add_voxceleb1(commands)
 
 
 def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -126,4 +128,37 @@ def _run_folder(arguments: argparse.Namespace) -> int:
         outsiders=arguments.outsiders,
     )
     prepare_folder(arguments.out, settings, Console())
+    return 0
+
+
+def _add_voxceleb1(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "voxceleb1",
+        help="take VoxCeleb1 with its identification split, where it lies",
+        description="Every file is looked at before anything is written, and what is missing, doubled or unusable is "
+        "told at once, and in report.txt. MUSAN and the rooms of RIRS_NOISES are shared out to train, dev and test.",
+    )
+    parser.add_argument(
+        "--root", type=Path, required=True, metavar="DIR", help="VoxCeleb1 as it unpacks: wav, or dev/wav and test/wav"
+    )
+    parser.add_argument(
+        "--split", type=Path, required=True, metavar="FILE", help="the identification split, iden_split.txt"
+    )
+    _add_unpacked(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the corpus, missing or empty"
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="leave out files that are missing or cannot be used, and speakers who then have nothing to train on",
+    )
+    parser.set_defaults(run=_run_voxceleb1)
+
+
+def _run_voxceleb1(arguments: argparse.Namespace) -> int:
+    settings = Voxceleb1Settings(
+        arguments.root, arguments.split, arguments.musan, arguments.rirs, arguments.allow_missing
+    )
+    prepare_voxceleb1(arguments.out, settings, Console())
     return 0

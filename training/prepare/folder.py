@@ -29,6 +29,7 @@ from training.prepare.pieces import (
     too_short,
 )
 from training.prepare.rirs import rirs
+from training.prepare.survey import describe
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,7 @@ def prepare_folder(out: Path, settings: FolderSettings, console: Console) -> Non
             pieces += collection_pieces(collection, sources, settings.shares)
         clips = convert(pieces, folder, console)
         corpus = write_corpus(folder, clips)
-    seconds = sum(clip.duration for clip in clips if clip.kind == "utterance")
-    outsiders = f", {settings.outsiders} outsiders" if settings.outsiders else ""
-    counts = ", ".join(f"{split} {len(corpus.utterances(split))}" for split in SPLITS)
-    others = len(clips) - sum(len(corpus.utterances(split)) for split in SPLITS)
-    console.print(
-        f"{out}: {len(corpus.speakers)} speakers{outsiders}, utterances: {counts} ({seconds / 60:.0f} min), "
-        f"{others} files of interference",
-        soft_wrap=True,
-        markup=False,
-    )
+    console.print(f"{out}: {describe(corpus)}", soft_wrap=True, markup=False)
 
 
 def _check_settings(settings: FolderSettings) -> None:

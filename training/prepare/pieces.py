@@ -62,6 +62,11 @@ class Piece:
     split: Split
     speaker: str | None
 
+    @property
+    def ready(self) -> bool:
+        """Whether it is one file that can stay where it is."""
+        return len(self.sources) == 1 and self.sources[0].ready
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -161,10 +166,16 @@ def split_randomly(
 def convert(pieces: Sequence[Piece], folder: Path, console: Console) -> list[Clip]:
     """Write what needs writing into `folder`; decoding, resampling and encoding let other threads run.
 
+    Returns:
+        A clip for each piece.
+
     Raises:
         UserError: a file breaks while it is read, or leaves nothing to hear; the message names it.
     """
-    return in_threads(partial(_make_clip, folder=folder), pieces, "converting", console, os.cpu_count() or 1)
+    unready = [piece for piece in pieces if not piece.ready]
+    converting = partial(_write_clip, folder=folder)
+    written = iter(in_threads(converting, unready, "converting", console, os.cpu_count() or 1))
+    return [_clip_in_place(piece) if piece.ready else next(written) for piece in pieces]
 
 
 def too_short(piece: Piece, seconds: float) -> str:
@@ -201,15 +212,17 @@ def _look_at(path: Path) -> AudioHeader | str:
         return str(error)
 
 
-def _make_clip(piece: Piece, folder: Path) -> Clip:
-    first = piece.sources[0]
-    if len(piece.sources) == 1 and first.ready:
-        return Clip(first.path, piece.kind, piece.split, 0.0, first.header.seconds, piece.speaker)
+def _clip_in_place(piece: Piece) -> Clip:
+    source = piece.sources[0]
+    return Clip(source.path, piece.kind, piece.split, 0.0, source.header.seconds, piece.speaker)
+
+
+def _write_clip(piece: Piece, folder: Path) -> Clip:
     # The channels of an impulse response are microphones at different places: their mean is no room's response.
     channel = 0 if piece.kind == "rir" else None
     samples = np.concatenate([read_audio(source.path, channel=channel) for source in piece.sources])
     if not len(samples):
-        raise UserError(f"{first.path}: holds no audio")
+        raise UserError(f"{piece.sources[0].path}: holds no audio")
     if piece.speaker is not None:
         _check_converted(piece, samples)
     write_audio(folder / piece.target, _fit(samples, piece.kind))
