@@ -1,0 +1,62 @@
+"""A result is read back as it was written, and only for what it is of."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from training.errors import UserError
+from training.study.store import digest_of, read_result, write_result
+
+
+@dataclass(frozen=True)
+class Inner:
+    values: tuple[float, ...]
+    snr_db: float | None
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    pair: tuple[int, str]
+    rows: tuple[tuple[int, ...], ...]
+    inner: Inner | None
+    many: tuple[Inner, ...]
+    by_map: Mapping[str, tuple[float, ...]]
+
+
+RESULT = Outer("s1", (1, "a"), ((1, 2), (3,)), None, (Inner((0.5, 1.0), None), Inner((), 5.0)), {"fused": (0.25,)})
+
+
+def test_dataclasses_come_back_as_they_were(tmp_path: Path) -> None:
+    write_result(tmp_path / "deep" / "result.json", (RESULT, RESULT), {"network": "x"})
+    assert read_result(tmp_path / "deep" / "result.json", tuple[Outer, ...], {"network": "x"}) == (RESULT, RESULT)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["result.json"]
+
+
+def test_what_has_no_value_stays_apart_from_what_is_none(tmp_path: Path) -> None:
+    write_result(tmp_path / "result.json", Inner((math.nan,), None), {})
+    found = read_result(tmp_path / "result.json", Inner, {})
+    assert found is not None
+    assert found.snr_db is None
+    assert math.isnan(found.values[0])
+
+
+def test_a_result_of_something_else_is_none(tmp_path: Path) -> None:
+    assert read_result(tmp_path / "none.json", Outer, {}) is None
+    write_result(tmp_path / "result.json", RESULT, {"network": "x"})
+    assert read_result(tmp_path / "result.json", Outer, {"network": "y"}) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"of": {}, "found": {"name": 1}}'])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(UserError, match=r"result.json: damaged; delete it"):
+        read_result(tmp_path / "result.json", Outer, {})
+
+
+def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert digest_of(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
