@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,19 +22,19 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from export import baseline, parity
-from export.calibration import METHOD, Calibration, calibrate
 from export.graph import ExportedNetwork
 from export.onnx_graphs import OPSET, GraphError, write_graphs
 from export.torchscript import write_torchscript
 from training.audio import SAMPLE_RATE, read_audio, write_audio
+from training.calibration import FALSE_ACCEPTANCE, METHOD, Calibration, calibrate
 from training.checkpoint import Run, code_revision, load_run
 from training.errors import UserError
 from training.folders import make_folder
 from training.frontend import FRAME_LENGTH, FRAME_SHIFT, HIGH_HZ, LOW_HZ
-from training.manifest import Clip, Corpus, load_corpus
+from training.manifest import Clip, Corpus, load_corpus, spread
 from training.network import STAGES, STRIDES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST, WEIGHTS, PARITY, BASELINE = "bundle.json", "weights.safetensors", "parity.json", "baseline.json"
 
 # Nine frames: the shortest audio with two columns at the last stage, without which there is no standard deviation.
@@ -55,15 +56,17 @@ class Written(NamedTuple):
     reused: bool
 
 
-def export_run(run_folder: Path, out: Path, report: Report) -> Written:
+def export_run(run_folder: Path, out: Path, report: Report, false_acceptance: float = FALSE_ACCEPTANCE) -> Written:
     """Export a trained run as the next version of its variant.
 
-    Nothing is written if the newest version holds the same weights already. A failure leaves no trace under `out`.
+    Nothing is written if the newest version has the same schema and weights, and its threshold was chosen for the same
+    rate. A failure leaves no trace under `out`.
 
     Args:
         run_folder: what `python -m training fit` made; its corpus must still be where it was.
         out: the bundles; the new one becomes `<out>/<variant>/<version>`.
         report: told how far the work is.
+        false_acceptance: the share of strangers' utterances that may be taken for a known speaker's.
 
     Raises:
         UserError: the run is unfinished, or its corpus is gone or another one.
@@ -82,10 +85,10 @@ def export_run(run_folder: Path, out: Path, report: Report) -> Written:
         save_file({n: t.contiguous() for n, t in run.network.state_dict().items()}, staging / WEIGHTS)
         (staging / WEIGHTS).chmod(0o644)  # written for its owner alone; a server in a container is another user
         newest = out / run.variant / str(versions[-1]) if versions else None
-        if newest and (newest / MANIFEST).is_file() and _digest(newest / WEIGHTS) == _digest(staging / WEIGHTS):
+        if newest and _is_same(newest, staging, false_acceptance):
             return Written(newest, reused=True)
         version = versions[-1] + 1 if versions else 1
-        _fill(staging, run, corpus, version, report)
+        _fill(staging, run, corpus, version, false_acceptance, report)
         folder = out / run.variant / str(version)
         staging.rename(folder)
     return Written(folder, reused=False)
@@ -95,7 +98,7 @@ def choose_utterances(corpus: Corpus, count: int) -> list[Clip]:
     """Evaluation utterances spread over the speakers; where the test split has too few, others join them."""
     chosen: list[Clip] = []
     for split in ("test", "dev", "train"):
-        chosen += _spread(corpus.utterances(split), count - len(chosen))
+        chosen += spread(corpus.utterances(split), count - len(chosen))
     return chosen
 
 
@@ -116,14 +119,20 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _spread(clips: Sequence[Clip], count: int) -> list[Clip]:
-    """At most `count` clips, at equal distances in the order of the manifest."""
-    return [clips[i] for i in np.linspace(0, len(clips) - 1, min(count, len(clips))).astype(int)]
+def _is_same(bundle: Path, staging: Path, false_acceptance: float) -> bool:
+    """Whether a bundle is what would be written again, but for its date."""
+    try:
+        manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
+        same = manifest["schema_version"] == SCHEMA_VERSION
+        same = same and manifest["calibration"]["false_acceptance"] == false_acceptance
+        return same and _digest(bundle / WEIGHTS) == _digest(staging / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError):  # damaged, or not a bundle at all
+        return False
 
 
-def _fill(folder: Path, run: Run, corpus: Corpus, version: int, report: Report) -> None:
+def _fill(folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance: float, report: Report) -> None:
     """Write everything but the weights, which are there, into a bundle's folder."""
-    evaluated = _spread(corpus.utterances("test"), baseline.UTTERANCES)
+    evaluated = spread(corpus.utterances("test"), baseline.UTTERANCES)
     clips = choose_utterances(corpus, parity.UTTERANCES)
     total = 4 + parity.steps() + baseline.steps(corpus, evaluated)
     done = itertools.count(1)
@@ -131,7 +140,7 @@ def _fill(folder: Path, run: Run, corpus: Corpus, version: int, report: Report) 
     def advance() -> None:
         report(next(done), total)
 
-    calibration = calibrate(run.network, corpus, run.speakers)
+    calibration = calibrate(run.network, corpus, run.speakers, false_acceptance)
     advance()
     exported = ExportedNetwork(run.network)
     facts = _facts(run, version, calibration)
@@ -175,6 +184,7 @@ def _facts(run: Run, version: int, calibration: Calibration) -> dict[str, Any]:
             "mel_centres_hz": [round(hz, 3) for hz in run.network.front_end.centres_hz()],
         },
         "network": {
+            "block": network.block,
             "blocks": list(network.blocks),
             "width": network.width,
             "embedding": network.embedding,
@@ -189,12 +199,7 @@ def _facts(run: Run, version: int, calibration: Calibration) -> dict[str, Any]:
         "min_samples": MIN_SAMPLES,
         "window_seconds": run.config.data.crop_seconds,
         "opset": OPSET,
-        "calibration": {
-            "temperature": calibration.temperature,
-            "unknown_threshold": calibration.unknown_threshold,
-            "utterances": calibration.utterances,
-            "method": METHOD,
-        },
+        "calibration": {**asdict(calibration), "method": METHOD},
         "training_data_digest": run.corpus_digest,
         "code_revision": f"training {run.code_revision}, export {code_revision()}",
         "versions": {name: metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")},

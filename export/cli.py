@@ -1,6 +1,7 @@
 """The command line `python -m export`: turn runs into bundles, and verify bundles."""
 
 import argparse
+import json
 import multiprocessing
 import os
 import sys
@@ -14,8 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from export import parity
-from export.bundle import ExportError, Written, export_run
+from export.bundle import MANIFEST, ExportError, Written, export_run
 from export.verify import verify_bundle
+from training.calibration import FALSE_ACCEPTANCE
 from training.errors import UserError
 
 _EXPORT_HELP = """\
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _verify(_verify_parser().parse_args(arguments[1:]).bundles)
         else:
             parsed = _export_parser().parse_args(arguments)
-            _export(parsed.runs, parsed.out)
+            _export(parsed.runs, parsed.out, parsed.false_acceptance)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -54,7 +56,24 @@ def _export_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folder of a finished training run")
     parser.add_argument("--out", metavar="BUNDLES", type=Path, required=True, help="folder of the bundles")
+    parser.add_argument(
+        "--false-acceptance",
+        metavar="SHARE",
+        type=_share,
+        default=FALSE_ACCEPTANCE,
+        help="share of strangers' utterances that may be taken for a known speaker's (default: %(default)s)",
+    )
     return parser
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, such as 0.05, not {text}")
+    return share
 
 
 def _verify_parser() -> argparse.ArgumentParser:
@@ -63,7 +82,7 @@ def _verify_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(runs: Sequence[Path], out: Path) -> None:
+def _export(runs: Sequence[Path], out: Path, false_acceptance: float) -> None:
     """Export each run in a process of its own, as many at once as there are cores.
 
     Tracing is Python's work on one core, and most of the rest is about single utterances, so that processes use the
@@ -78,7 +97,10 @@ def _export(runs: Sequence[Path], out: Path) -> None:
     ):
         reports = manager.Queue()
         tasks = [progress.add_task(run.name, total=None) for run in runs]
-        waiting = {pool.submit(_export_one, run, out, task, reports) for run, task in zip(runs, tasks, strict=True)}
+        waiting = {
+            pool.submit(_export_one, run, out, false_acceptance, task, reports)
+            for run, task in zip(runs, tasks, strict=True)
+        }
         while waiting:
             finished, waiting = wait(waiting, timeout=0.2)
             while not reports.empty():
@@ -87,11 +109,23 @@ def _export(runs: Sequence[Path], out: Path) -> None:
             for future in finished:
                 written = future.result()
                 state = "already there, with the same weights" if written.reused else "written and verified"
-                progress.console.print(f"{written.folder}: {state}", highlight=False, soft_wrap=True)
+                line = f"{written.folder}: {state}; {_calibrated_with(written.folder)}"
+                progress.console.print(line, highlight=False, soft_wrap=True)
 
 
-def _export_one(run: Path, out: Path, task: TaskID, reports: "Queue[tuple[TaskID, int, int]]") -> Written:
-    return export_run(run, out, lambda done, total: reports.put((task, done, total)))
+def _export_one(
+    run: Path, out: Path, false_acceptance: float, task: TaskID, reports: "Queue[tuple[TaskID, int, int]]"
+) -> Written:
+    return export_run(run, out, lambda done, total: reports.put((task, done, total)), false_acceptance)
+
+
+def _calibrated_with(bundle: Path) -> str:
+    """Whose scores the threshold of a bundle rests on, in words: how far it can be trusted depends on it."""
+    found = json.loads((bundle / MANIFEST).read_text("utf-8"))["calibration"]
+    return (
+        f"threshold for {100 * found['false_acceptance']:g} % false acceptance from {found['stranger_utterances']} "
+        f"utterances of {found['stranger_speakers']} {found['strangers']}"
+    )
 
 
 def _use_one_thread() -> None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from export import parity
-from export.bundle import MANIFEST, PARITY, WEIGHTS, ExportError, file_digests, schema
+from export.bundle import MANIFEST, PARITY, SCHEMA_VERSION, WEIGHTS, ExportError, file_digests, schema
 from export.onnx_graphs import EXPLAIN, PREDICT, GraphError, check_graph
 from training.audio import read_audio
 from training.config import HeadConfig, NetworkConfig
@@ -66,6 +66,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no {MANIFEST} there; name the folder of one version, such as bundles/act-da/1")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+        if isinstance(version, int) and version != SCHEMA_VERSION:
+            raise ExportError(
+                f"{path}: has schema version {version}, this program reads {SCHEMA_VERSION}; export it again"
+            )
         jsonschema.validate(manifest, schema())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ExportError(f"{path}: not JSON: {error}") from error
@@ -87,7 +92,8 @@ def _rebuild(folder: Path, manifest: dict[str, Any]) -> SpeakerNetwork:
     facts = manifest["network"]
     first, second, third, fourth = facts["blocks"]
     mel_bins = manifest["front_end"]["mel_bins"]
-    network_config = NetworkConfig((first, second, third, fourth), facts["width"], facts["embedding"], mel_bins)
+    blocks, block = (first, second, third, fourth), facts["block"]
+    network_config = NetworkConfig(blocks, facts["width"], facts["embedding"], mel_bins, block)
     head = HeadConfig(kind=facts["head"], scale=facts["scale"])
     network = SpeakerNetwork(network_config, head, len(manifest["speakers"]))
     try:

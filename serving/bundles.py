@@ -17,6 +17,7 @@ import jsonschema
 from serving.errors import StartupError
 
 MANIFEST = "bundle.json"
+SCHEMA_VERSION = 2
 PREDICT, EXPLAIN, PARITY = "predict.onnx", "explain.onnx", "parity.json"
 STAGES = ("s1", "s2", "s3", "s4")
 
@@ -37,7 +38,11 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Bundle:
-    """One exported variant, checked. `frame_length` and `frame_shift` are in samples of 16 kHz."""
+    """One exported variant, checked.
+
+    `frame_length` and `frame_shift` are in samples of 16 kHz. Probabilities are softmax(logits / temperature); below
+    `threshold` the best logit over `score_scale` is nobody known's.
+    """
 
     folder: Path
     variant: str
@@ -49,8 +54,9 @@ class Bundle:
     embedding_size: int
     stages: tuple[StageSpec, ...]
     min_samples: int
+    score_scale: float
     temperature: float
-    unknown_threshold: float
+    threshold: float
     code_revision: str
     training_data_digest: str
 
@@ -126,8 +132,9 @@ def read_bundle(folder: Path) -> Bundle:
         embedding_size=manifest["network"]["embedding"],
         stages=tuple(StageSpec(**stage) for stage in manifest["stages"]),
         min_samples=manifest["min_samples"],
+        score_scale=manifest["network"]["scale"],
         temperature=calibration["temperature"],
-        unknown_threshold=calibration["unknown_threshold"],
+        threshold=calibration["threshold"],
         code_revision=manifest["code_revision"],
         training_data_digest=manifest["training_data_digest"],
     )
@@ -154,6 +161,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_schema(manifest: dict[str, Any]) -> None:
+    version = manifest.get("schema_version")
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{MANIFEST} has schema version {version}, this server reads {SCHEMA_VERSION}; export it again"
+        )
     error = jsonschema.exceptions.best_match(_validator().iter_errors(manifest))
     if error is not None:
         where = error.json_path.removeprefix("$").removeprefix(".") or "top level"

@@ -205,7 +205,7 @@ def _answer(query: Query, model: Model, prediction: Prediction) -> Answer:
             SpeakerScore(bundle.speakers[label], float(probabilities[label]), float(prediction.logits[label]))
             for label in best
         ),
-        known=bool(prediction.logits.max() >= bundle.unknown_threshold),
+        known=bool(prediction.logits.max() / bundle.score_scale >= bundle.threshold),
         explanation=explanation,
         embedding=prediction.embedding if query.with_embedding else None,
     )

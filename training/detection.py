@@ -40,7 +40,7 @@ def detection_curve(known: Tensor, strangers: Tensor) -> tuple[DetectionPoint, .
         known: scores of known speakers, [n].
         strangers: scores of strangers, [m].
     """
-    thresholds = torch.cat([known, strangers]).double().unique()
+    thresholds = torch.cat([known, strangers]).double().sort().values
     if len(thresholds) > _CURVE_POINTS:
         thresholds = thresholds[torch.linspace(0, len(thresholds) - 1, _CURVE_POINTS).round().long()]
     thresholds = torch.cat([thresholds, thresholds.new_tensor([math.nextafter(float(thresholds[-1]), math.inf)])])

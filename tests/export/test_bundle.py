@@ -52,7 +52,13 @@ def test_a_bundle_is_complete_and_says_what_it_is(bundles: Path, runs: dict[str,
     assert manifest["training_data_digest"] == trained.corpus_digest
     assert len(manifest["utterances"]) == 20
     assert {entry["speaker"] for entry in manifest["utterances"]} <= set(trained.speakers)
-    assert manifest["calibration"]["temperature"] > 0
+    calibration = manifest["calibration"]
+    assert calibration["temperature"] > 0
+    assert -1 < calibration["threshold"] < 1
+    assert calibration["false_acceptance"] == 0.05
+    assert calibration["strangers"] == "held-out speakers"
+    assert calibration["stranger_speakers"] <= calibration["stranger_utterances"]
+    assert calibration["utterances"] == len(load_corpus(trained.corpus).utterances("dev"))
 
 
 @pytest.mark.parametrize("graph", ["predict.onnx", "explain.onnx"])
@@ -104,6 +110,29 @@ def test_exporting_again_reuses_the_bundle(bundles: Path, runs: dict[str, Path])
     written = export_run(runs["clean"], bundles, lambda done, total: None)
     assert written == (bundles / "clean" / "1", True)
     assert sorted(bundles.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "rate", "reused"),
+    [("schema_version", 0.05, False), ("nothing", 0.1, False), ("nothing", 0.05, True)],
+    ids=["written before", "another rate", "the same"],
+)
+def test_another_schema_or_rate_is_another_bundle(
+    bundle: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, change: str, rate: float, reused: bool
+) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps({**manifest, change: 1}))
+    monkeypatch.setattr("export.bundle._fill", lambda folder, *_: (folder / "bundle.json").write_text("{}"))
+    written = export_run(runs["act-da"], bundle.parents[1], lambda done, total: None, false_acceptance=rate)
+    assert written == (bundle if reused else bundle.parent / "2", reused)
+
+
+def test_a_bundle_of_an_older_schema_is_refused_in_a_sentence(bundle: Path) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    del manifest["calibration"]
+    (bundle / "bundle.json").write_text(json.dumps({**manifest, "schema_version": 1}))
+    with pytest.raises(ExportError, match=r"has schema version 1, this program reads 2; export it again"):
+        verify_bundle(bundle, nothing)
 
 
 @pytest.mark.parametrize("name", sorted(FILES - {"bundle.json"}))
@@ -195,7 +224,16 @@ def test_failure_leaves_nothing_behind(runs: dict[str, Path], tmp_path: Path, mo
     assert not list((tmp_path / "bundles").rglob("*"))
 
 
-@pytest.mark.parametrize("arguments", [[], ["nowhere", "--out", "x"], ["verify", "nowhere"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nowhere", "--out", "x"],
+        ["verify", "nowhere"],
+        ["run", "--out", "x", "--false-acceptance", "5"],
+        ["run", "--out", "x", "--false-acceptance", "nan"],
+    ],
+)
 def test_bad_command_lines_say_what_is_wrong(arguments: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "export", *arguments], capture_output=True, text=True, cwd=ROOT, check=False
@@ -210,7 +248,7 @@ def test_two_exports_of_one_variant_get_two_versions(
 ) -> None:
     """The second waits for the first, and takes the next number: the version is in the files."""
 
-    def slowly(folder: Path, run: Run, corpus: Corpus, version: int, report: Report) -> None:
+    def slowly(folder: Path, run: Run, corpus: Corpus, version: int, rate: float, report: Report) -> None:
         time.sleep(0.5)
         (folder / "bundle.json").write_text(f'{{"version": {version}}}')
 

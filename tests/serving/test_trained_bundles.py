@@ -90,7 +90,8 @@ def test_together_as_alone(
         assert answer.speakers[0].logit == pytest.approx(expected["logits"][best], rel=1e-4)
         posterior = np.exp(expected["logits"] / manifest["calibration"]["temperature"])
         assert answer.speakers[0].probability == pytest.approx(posterior[best] / posterior.sum(), rel=1e-3)
-        assert answer.known == (expected["logits"][best] >= manifest["calibration"]["unknown_threshold"])
+        cosine = expected["logits"][best] / manifest["network"]["scale"]
+        assert answer.known == (cosine >= manifest["calibration"]["threshold"])
         assert distance(np.array(answer.embedding), expected["embedding"]) < 1e-4
         for stage, message in enumerate(answer.explanation.saliency, 1):
             assert distance(plane(message), expected[f"saliency_s{stage}"]) < 1e-3

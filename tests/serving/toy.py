@@ -23,7 +23,7 @@ STRIDES = (1, 2, 4, 8)
 SLOW_SECONDS = 4
 NAN_PEAK = 4.0
 SLOW_SIZE = 256
-TEMPERATURE, THRESHOLD = 0.02, 0.01
+TEMPERATURE, THRESHOLD, SCALE = 0.02, 0.005, 2.0  # unknown below a logit of 0.01
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 def manifest(variant: str = "v", version: int = 1) -> dict[str, Any]:
     """What bundle.json says, but for the digests."""
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "variant": variant,
         "version": version,
         "created": "2026-01-01T00:00:00Z",
@@ -109,11 +109,12 @@ def manifest(variant: str = "v", version: int = 1) -> dict[str, Any]:
             "mel_centres_hz": [float(x) for x in np.linspace(100, 7900, MEL)],
         },
         "network": {
+            "block": "basic",
             "blocks": [1, 1, 1, 1],
             "width": 1,
             "embedding": EMBEDDING,
             "head": "softmax",
-            "scale": 1.0,
+            "scale": SCALE,
             "parameters": 1,
         },
         "stages": [
@@ -126,7 +127,11 @@ def manifest(variant: str = "v", version: int = 1) -> dict[str, Any]:
         "opset": 18,
         "calibration": {
             "temperature": TEMPERATURE,
-            "unknown_threshold": THRESHOLD,
+            "threshold": THRESHOLD,
+            "false_acceptance": 0.05,
+            "strangers": "held-out speakers",
+            "stranger_speakers": 1,
+            "stranger_utterances": 1,
             "utterances": 1,
             "method": "by hand",
         },
