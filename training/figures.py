@@ -27,7 +27,7 @@ _LOOKS = {
 }
 _OTHER_LOOKS = (("#56B4E9", "P"), ("#000000", "X"), ("#999999", "*"), ("#882255", "h"), ("#661100", "<"))
 
-_STYLE: Any = {  # matplotlib's stubs want a literal for every key
+STYLE: Any = {  # matplotlib's stubs want a literal for every key
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
@@ -41,7 +41,7 @@ _STYLE: Any = {  # matplotlib's stubs want a literal for every key
     "figure.facecolor": "white",
 }
 _MUTED = "#555555"
-_DOTS_PER_INCH = 150
+DOTS_PER_INCH = 150
 _COLUMNS = 3
 _CLEAN_GAP_DB = 6.0  # how far right of the highest ratio clean speech stands
 _RANGE_DB = 60.0  # of log-mel shown below its loudest bin
@@ -88,7 +88,7 @@ def robustness_figure(evaluation: Robustness, path: Path) -> Figure:
     panels = [*evaluation.kinds, *(["mean"] if len(evaluation.kinds) > 1 else [])]
     columns = min(2 if len(panels) == 4 else _COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(1.2 + 3.5 * columns, 1.5 + 2.9 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axis, kind in zip(axes.flat, panels, strict=False):
@@ -106,7 +106,7 @@ def robustness_figure(evaluation: Robustness, path: Path) -> Figure:
         )
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        figure.savefig(path, dpi=_DOTS_PER_INCH)
+        figure.savefig(path, dpi=DOTS_PER_INCH)
     return figure
 
 
@@ -147,7 +147,7 @@ def saliency_figure(shown: Example, path: Path) -> Figure:
     """
     variants = list(shown.answers)
     rows = 1 + -(-len(variants) // _COLUMNS)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(13.0, 1.2 + 2.9 * rows), layout="constrained")
         axes = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False)
         _draw_sounds(figure, axes[0], shown)
@@ -161,7 +161,7 @@ def saliency_figure(shown: Example, path: Path) -> Figure:
         figure.colorbar(maps[0][1], ax=below, label="on the interference", pad=0.01, aspect=25)
         figure.colorbar(maps[0][0], ax=below, label="saliency on the speech", pad=0.01, aspect=25)
         figure.suptitle(example_title(shown), x=0.01, ha="left", fontsize=13)
-        figure.savefig(path, dpi=_DOTS_PER_INCH)
+        figure.savefig(path, dpi=DOTS_PER_INCH)
     return figure
 
 
