@@ -19,7 +19,7 @@ def test_a_shipped_configuration_survives_being_written_and_read(path: Path) -> 
 
 
 def test_full_size_configuration_is_resnet34() -> None:
-    network = load_config(CONFIGS / "resnet34.yaml").network
+    network = load_config(CONFIGS / "voxceleb1.yaml").network
     assert (network.blocks, network.width, network.embedding, network.mel_bins) == ((3, 4, 6, 3), 32, 256, 80)
 
 

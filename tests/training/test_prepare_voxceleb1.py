@@ -19,10 +19,12 @@ from tests.training.unpacked import (
 )
 from training.audio import SAMPLE_RATE
 from training.batches import BatchSource
+from training.checkpoint import load_run
 from training.cli import main
 from training.manifest import MANIFEST, Corpus, Split, load_corpus
 from training.objectives import VARIANTS
 
+CONFIG = Path(__file__).parents[2] / "training" / "configs" / "voxceleb1.yaml"
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 
@@ -106,6 +108,17 @@ def test_batches_of_every_kind_are_drawn_from_it(vox: Path, tmp_path: Path) -> N
         heard = np.argmax(np.abs(np.fft.rfft(row))) * SAMPLE_RATE / crop
         assert round((heard - 200) / 100) == int(label)
     assert (batch.audio[6:] - batch.audio[:6]).abs().amax(dim=1).min() > 0
+
+
+@pytest.mark.parametrize("variant", ["clean", "act-da"])
+def test_the_shipped_configuration_trains_on_it(vox: Path, tmp_path: Path, variant: str) -> None:
+    """A small network and batch in its place; all else, schedules and interference too, is as shipped."""
+    assert prepare(vox, "--musan", make_musan(tmp_path), "--rirs", make_rirs(tmp_path)) == 0
+    small = "network.blocks=[1,1,1,1] network.width=2 network.embedding=8 data.batch_size=4 data.crop_seconds=0.5 updates=3"
+    words = ["--config", CONFIG, "--corpus", tmp_path / "out", "--variant", variant, "--device", "cpu"]
+    settings = [word for setting in small.split() for word in ("--set", setting)]
+    assert main(["fit", *map(str, words), *settings, "--out", str(tmp_path / "run")]) == 0
+    assert load_run(tmp_path / "run").step == 3
 
 
 def spoil(vox: Path) -> dict[str, list[str]]:
