@@ -114,8 +114,8 @@ def test_batches_of_every_kind_are_drawn_from_it(vox: Path, tmp_path: Path) -> N
 def test_the_shipped_configuration_trains_on_it(vox: Path, tmp_path: Path, variant: str) -> None:
     """A small network and batch in its place; all else, schedules and interference too, is as shipped."""
     assert prepare(vox, "--musan", make_musan(tmp_path), "--rirs", make_rirs(tmp_path)) == 0
-    small = "network.blocks=[1,1,1,1] network.width=2 network.embedding=8 data.batch_size=4 data.crop_seconds=0.5 updates=3"
-    words = ["--config", CONFIG, "--corpus", tmp_path / "out", "--variant", variant, "--device", "cpu"]
+    small = "network.blocks=[1,1,1,1] network.width=2 network.embedding=8 data.batch_size=4 data.crop_seconds=0.5"
+    words = ["--config", CONFIG, "--corpus", tmp_path / "out", "--variant", variant, "--device", "cpu", "--updates", 3]
     settings = [word for setting in small.split() for word in ("--set", setting)]
     assert main(["fit", *map(str, words), *settings, "--out", str(tmp_path / "run")]) == 0
     assert load_run(tmp_path / "run").step == 3
