@@ -10,6 +10,7 @@ from training.prepare.demo import DemoSettings, prepare_demo
 from training.prepare.demo_voices import SPEAKERS
 from training.prepare.folder import FolderSettings, prepare_folder
 from training.prepare.pieces import Shares
+from training.prepare.rooms import RT60_RANGE, prepare_rooms
 from training.prepare.voxceleb1 import Voxceleb1Settings, prepare_voxceleb1
 
 
@@ -20,6 +21,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_demo(commands)
     _add_folder(commands)
     _add_voxceleb1(commands)
+    _add_rooms(commands)
 
 
 def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -161,4 +163,23 @@ def _run_voxceleb1(arguments: argparse.Namespace) -> int:
         arguments.root, arguments.split, arguments.musan, arguments.rirs, arguments.allow_missing
     )
     prepare_voxceleb1(arguments.out, settings, Console())
+    return 0
+
+
+def _add_rooms(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    low, high = RT60_RANGE
+    parser = commands.add_parser(
+        "rooms",
+        help="simulate impulse responses of rooms",
+        description="Simulate rooms of random size, talkers and microphones at random places in them, with a "
+        f"reverberation time (RT60) from {low:g} to {high:g} s. The folder can be given to `prepare folder --rir`.",
+    )
+    parser.add_argument("--count", type=int, required=True, metavar="N", help="number of rooms")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for them, missing or empty")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the rooms (default: %(default)s)")
+    parser.set_defaults(run=_run_rooms)
+
+
+def _run_rooms(arguments: argparse.Namespace) -> int:
+    prepare_rooms(arguments.out, arguments.count, arguments.seed, Console())
     return 0

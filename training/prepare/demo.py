@@ -13,15 +13,18 @@ from rich.progress import track
 
 from training.audio import SAMPLE_RATE, write_audio
 from training.errors import UserError
+from training.interference import RESPONSE_SAMPLES
 from training.manifest import Clip, Kind, Split, load_corpus, write_corpus
 from training.prepare.building import building, is_free
-from training.prepare.demo_interference import NOISES, make_music, make_noise, make_room
+from training.prepare.demo_interference import NOISES, make_music, make_noise
 from training.prepare.demo_voices import OUTSIDERS, SPEAKERS, Line, distinct_voices, speak, vary
 from training.prepare.espeak import Voice
+from training.prepare.processes import in_processes
+from training.prepare.rooms import make_room, room_simulator
 from training.prepare.sentences import draw_sentences
 
 RECORD = "demo.json"
-_RECIPE = 1
+_RECIPE = 2
 """Counted up whenever the same settings would give another corpus."""
 
 FEWEST_SPEAKERS = 24
@@ -48,12 +51,13 @@ def prepare_demo(out: Path, settings: DemoSettings, console: Console) -> None:
     """Make the demo corpus in `out`, or say that it is already there.
 
     Raises:
-        UserError: `out` holds something else, the voices are not installed, or too few of them differ.
+        UserError: `out` holds something else, voices or rooms cannot be made here, or too few voices differ.
     """
     _check_settings(settings)
     if _is_made(out, settings):
         console.print(f"{out}: the corpus made with the same settings is reused", soft_wrap=True, markup=False)
         return
+    room_simulator()  # what is missing is said before the voices have spoken
     begin = time.monotonic()
     with building(out) as folder:
         clips = [*_synthesise_speech(folder, settings, console), *_synthesise_interference(folder, settings, console)]
@@ -171,23 +175,32 @@ _PIECES: dict[Split, int] = {"train": 14, "dev": 4, "test": 6}
 _ROOMS: dict[Split, int] = {"train": 24, "dev": 6, "test": 10}
 
 
-def _synthesise_interference(folder: Path, settings: DemoSettings, console: Console) -> list[Clip]:
+def _synthesise_interference(folder: Path, settings: DemoSettings, console: Console) -> Iterator[Clip]:
     """Make noises, music and rooms; each file has a generator of its own, so that none depends on another."""
-    jobs: list[tuple[Kind, Split, str, int]] = []
+    wanted: list[tuple[Kind, Split, str, int]] = []
     for split in _SPLITS:
-        jobs += [("noise", split, sort, i) for sort in NOISES for i in range(_NOISES_OF_A_SORT[split])]
-        jobs += [("music", split, "piece", i) for i in range(_PIECES[split])]
-        jobs += [("rir", split, "room", i) for i in range(_ROOMS[split])]
-    clips = []
-    for number, (kind, split, sort, index) in enumerate(track(jobs, "interference", console=console)):
-        rng = np.random.default_rng([settings.seed, 2, number])
-        if kind == "noise":
-            samples = make_noise(sort, 6.0, rng)
-        elif kind == "music":
-            samples = make_music(8.0, rng)
-        else:
-            samples = make_room(rng.uniform(0.2, 0.9), 0.5, rng)
-        path = Path(kind) / f"{split}-{sort}-{index:02d}.flac"
-        write_audio(folder / path, samples)
-        clips.append(Clip(path, kind, split, 0.0, len(samples) / SAMPLE_RATE))
-    return clips
+        wanted += [("noise", split, sort, i) for sort in NOISES for i in range(_NOISES_OF_A_SORT[split])]
+        wanted += [("music", split, "piece", i) for i in range(_PIECES[split])]
+        wanted += [("rir", split, "room", i) for i in range(_ROOMS[split])]
+    paths = [Path(kind) / f"{split}-{sort}-{index:02d}.flac" for kind, split, sort, index in wanted]
+    jobs = [
+        (folder / path, kind, sort, [settings.seed, 2, number])
+        for number, ((kind, _, sort, _), path) in enumerate(zip(wanted, paths, strict=True))
+    ]
+    made = track(in_processes(_make_interference, jobs), "interference", len(jobs), console=console)
+    for (kind, split, _, _), path, seconds in zip(wanted, paths, made, strict=True):
+        yield Clip(path, kind, split, 0.0, seconds)
+
+
+def _make_interference(job: tuple[Path, Kind, str, list[int]]) -> float:
+    """Write a file of interference; returns its length in seconds."""
+    path, kind, sort, seed = job
+    rng = np.random.default_rng(seed)
+    if kind == "noise":
+        samples = make_noise(sort, 6.0, rng)
+    elif kind == "music":
+        samples = make_music(8.0, rng)
+    else:
+        _, samples = make_room(RESPONSE_SAMPLES / SAMPLE_RATE, rng)
+    write_audio(path, samples)
+    return len(samples) / SAMPLE_RATE

@@ -1,4 +1,4 @@
-"""The demo's own interference: noises, tonal music and rooms, made from random numbers and no recording.
+"""The demo's own interference: noises and tonal music, made from random numbers and no recording.
 
 Every function takes the generator that decides and returns 16 kHz samples; sounds have their peak at 0.7.
 """
@@ -15,7 +15,6 @@ _Array = NDArray[np.float64]
 
 _PEAK = 0.7
 _PERIOD = 4096
-_SPEED_OF_SOUND = 343.0
 
 
 def coloured_noise(samples: int, slope_db: float, rng: np.random.Generator) -> _Waveform:
@@ -54,29 +53,6 @@ def make_music(seconds: float, rng: np.random.Generator) -> _Waveform:
             melody_voice.play(music, time, length, _degree(scale, tonic, degree), 1.0)
         time += length
     return _at_peak(music)
-
-
-def make_room(rt60: float, seconds: float, rng: np.random.Generator) -> _Waveform:
-    """Make the impulse response of a room of random size, with talker and microphone at a random distance.
-
-    Reflections arrive at random at the density that a room of the volume has, 4 pi c^3 t^2 / V a second, each as
-    1 / (c t) strong as spherical spreading leaves it, and decay by 60 dB in `rt60` seconds (Kuttruff, Room Acoustics;
-    Polack, 1988). The direct sound is the largest sample and comes 1 ms after the start.
-    """
-    width, depth, height = rng.uniform(3, 10), rng.uniform(3, 8), rng.uniform(2.4, 4)
-    distance = rng.uniform(0.5, 0.6 * min(width, depth))
-    arrival = distance / _SPEED_OF_SOUND
-    time = arrival + np.arange(1, round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    density = 4 * np.pi * _SPEED_OF_SOUND**3 * time**2 / (width * depth * height)
-    arrivals = np.sqrt(rng.poisson(density / SAMPLE_RATE))
-    # Many reflections within one sample add up like random numbers: by the root of how many there are.
-    reflections = rng.standard_normal(len(time)) * arrivals / (_SPEED_OF_SOUND * time)
-    reflections *= 10.0 ** (-3.0 * (time - arrival) / rt60)
-    direct = 1.0 / distance
-    response = np.concatenate(
-        [np.zeros(SAMPLE_RATE // 1000), [direct], np.clip(reflections, -0.8 * direct, 0.8 * direct)]
-    )
-    return _at_peak(response)
 
 
 class _Instrument:

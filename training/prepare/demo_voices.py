@@ -1,17 +1,15 @@
 """The demo's speakers: espeak-ng voices, checked to differ, saying sentences into files."""
 
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.audio import SAMPLE_RATE, write_audio
 from training.prepare.espeak import Espeak, Voice, espeak_files
+from training.prepare.processes import in_processes
 
 SPEAKERS: tuple[Voice, ...] = (
     Voice("en-us", "f1", 45, 55, 165),
@@ -122,7 +120,7 @@ def distinct_voices(candidates: Iterable[Voice]) -> tuple[list[Voice], list[Voic
     neutral = [Voice("en-us", ""), *(Voice("en-us", voice.variant) for voice in voices)]
     with espeak_files() as (library, data):
         jobs = [(library, data, voice) for voice in neutral]
-        known, *waveforms = _in_fresh_processes(_probe, jobs)
+        known, *waveforms = in_processes(_probe, jobs, fresh=True)
     kept = [known]
     distinct: list[Voice] = []
     others: list[Voice] = []
@@ -152,23 +150,8 @@ def speak(scripts: Iterable[list[Line]]) -> Iterator[list[float]]:
         The seconds of each line of a script, scripts in the order given.
     """
     with espeak_files() as (library, data):
-        yield from _in_fresh_processes(_speak, [(library, data, script) for script in scripts])
-
-
-_Job = TypeVar("_Job")
-_Result = TypeVar("_Result")
-
-
-def _in_fresh_processes(work: Callable[[_Job], _Result], jobs: list[_Job]) -> Iterator[_Result]:
-    """Do each job in a process of its own, two at a time: only so does espeak-ng repeat itself.
-
-    A fork server, because forking a process that has started threads is not safe, and starting Python anew is slow.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    # Ctrl-C is for the parent to handle.
-    with context.Pool(2, signal.signal, (signal.SIGINT, signal.SIG_IGN), maxtasksperchild=1) as pool:
-        yield from pool.imap(work, jobs, chunksize=1)
+        # Only in a process of its own does espeak-ng repeat itself.
+        yield from in_processes(_speak, [(library, data, script) for script in scripts], fresh=True)
 
 
 def _probe(job: tuple[Path, Path, Voice]) -> NDArray[np.float32]:
