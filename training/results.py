@@ -179,7 +179,7 @@ def summarise(
     clean = next(i for i, condition in enumerate(conditions) if condition.kind == CLEAN_KIND)
     corrupted = [i for i in range(len(conditions)) if i != clean]
     by_utterance = hits[:, corrupted].mean(axis=1)
-    means, resampled = by_utterance.mean(axis=1), _resample(by_utterance)
+    means, resampled = by_utterance.mean(axis=1), bootstrap_means(by_utterance)
     trials = ranks.shape[2]
     summaries = tuple(
         Summary(
@@ -187,7 +187,7 @@ def summarise(
             float(hits[row, clean].mean()),
             wilson(int(hits[row, clean].sum()), trials),
             float(means[row]),
-            _percentiles(resampled[row]),
+            interval_of(resampled[row]),
             {kind: float(hits[row, of_kind[kind]].mean()) for kind in kinds},
         )
         for row, variant in enumerate(variants)
@@ -197,21 +197,22 @@ def summarise(
             variants[row],
             variants[other],
             float(means[row] - means[other]),
-            _percentiles(resampled[row] - resampled[other]),
+            interval_of(resampled[row] - resampled[other]),
         )
         for other, row in itertools.combinations(range(len(variants)), 2)
     )
     return summaries, differences
 
 
-def _resample(by_utterance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bootstrap means, [variant, utterance] -> [variant, resample]; each resample is the same for every variant."""
+def bootstrap_means(by_utterance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Resample utterances with replacement, the same ones for every row, [row, utterance] -> means [row, resample]."""
     rng = np.random.default_rng(SEED)
     count = by_utterance.shape[1]
     return np.stack([by_utterance[:, rng.integers(count, size=count)].mean(axis=1) for _ in range(_RESAMPLES)], axis=1)
 
 
-def _percentiles(values: NDArray[np.float64]) -> Interval:
+def interval_of(values: NDArray[np.float64]) -> Interval:
+    """Give the central 95 % of resampled values."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
