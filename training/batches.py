@@ -25,6 +25,7 @@ from training.errors import UserError
 from training.interference import InterferenceSource
 from training.manifest import Clip, Corpus, Split
 from training.objectives import Variant
+from training.perturbation import draw_codec, draw_speeds, transmit
 
 
 class Batch(NamedTuple):
@@ -40,11 +41,15 @@ class Batch(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """An utterance to be: whose, which clip, where in it, in [0, 1), and what seeds its corruption, if it has one."""
+    """An utterance to be.
+
+    It has a speaker, a clip, a place in it, in [0, 1), a speed, and what seeds its corruption, if it has one.
+    """
 
     label: int
     clip: Clip
     place: float
+    speed: float
     corruption: np.random.SeedSequence | None
 
 
@@ -98,9 +103,12 @@ class BatchSource:
     def batch(self, step: int) -> Batch:
         """Draw this process's rows of the batch of update `step`, counted from 0."""
         plan = self._plan(step)
-        crops = [self._crops.read(row.clip, row.place) for row in plan]
+        crops = [self._crops.read(row.clip, row.place, row.speed) for row in plan]
         speech = torch.from_numpy(np.stack([samples for samples, _ in crops])).to(self._device)
-        names = tuple(f"{row.clip.path.name} at {start:.2f} s" for row, (_, start) in zip(plan, crops, strict=True))
+        names = tuple(
+            f"{row.clip.path.name} at {start:.2f} s" + (f", speed {row.speed:g}" if row.speed != 1.0 else "")
+            for row, (_, start) in zip(plan, crops, strict=True)
+        )
         labels = torch.tensor([row.label for row in plan]).to(self._device)
         copied = [row for row in plan if row.corruption is not None]
         if not copied:
@@ -109,9 +117,12 @@ class BatchSource:
         rngs = [np.random.default_rng(row.corruption) for row in copied]
         corruptions = [draw_corruption(self.kinds, self._config.interference, rng) for rng in rngs]
         speakers = [self._corpus.speakers[row.label] for row in copied]
-        copies = corrupt(speech[:count], speakers, corruptions, self._source(), rngs).audio
+        mixtures = corrupt(speech[:count], speakers, corruptions, self._source(), rngs).audio
+        codecs = [draw_codec(self._config.perturbation, rng) for rng in rngs]
+        copies = transmit(mixtures, codecs)
         copy_names = tuple(
-            " + ".join([name, *map(str, layers)]) for name, layers in zip(names[:count], corruptions, strict=True)
+            " + ".join([name, *map(str, layers)]) + (f", through {codec}" if codec else "")
+            for name, layers, codec in zip(names[:count], corruptions, codecs, strict=True)
         )
         if self._variant.copies == "pair":
             return Batch(torch.cat([speech, copies]), torch.cat([labels, labels]), names + copy_names)
@@ -122,11 +133,12 @@ class BatchSource:
         rng = np.random.default_rng([self._config.seed, step])
         drawn = self._draw_speakers(self._config.data.batch_size * self._variant.crops, rng).tolist()
         clips = [self._clips[label][rng.integers(len(self._clips[label]))] for label in drawn]
-        places = rng.random(len(drawn))
+        places = rng.random(len(drawn)).tolist()
+        speeds = draw_speeds(len(drawn), self._config.perturbation, rng)
         shares = {"none": 0.0, "share": self._config.interference.share, "pair": 1.0}
         count = round(shares[self._variant.copies] * len(drawn))
         seeds = [*rng.bit_generator.seed_seq.spawn(count), *[None] * (len(drawn) - count)]  # type: ignore[attr-defined]
-        rows = [_Row(*row) for row in zip(drawn, clips, places.tolist(), seeds, strict=True)]
+        rows = [_Row(*row) for row in zip(drawn, clips, places, speeds, seeds, strict=True)]
         return rows[self._world.rank :: self._world.size]
 
     def _draw_speakers(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ from training.typed_yaml import Range
 InterferenceKind = Literal["noise", "music", "babble", "speaker", "reverb"]
 Activation = Literal["s1", "s2", "s3", "s4", "statistics", "embedding"]
 Distance = Literal["mse", "l1", "cosine"]
+Codec = Literal["mu-law", "a-law", "gsm", "vorbis"]
 
 Count = Annotated[int, Range(1)]
 Share = Annotated[float, Range(0, 1)]
@@ -18,6 +19,7 @@ Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Decibel = Annotated[float, Range(-60, 60)]
 Talkers = Annotated[int, Range(2, 100)]
+Speed = Annotated[float, Range(0.9, 1.1)]
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,26 @@ class InterferenceConfig:
 
 
 @dataclass(frozen=True)
+class PerturbationConfig:
+    """What may be done to speech besides interference (`training/perturbation.py`); off by default."""
+
+    speed: Share = 0.0
+    """Share of the crops, of every variant, that are played slower or faster; the speaker counts as the same"""
+    factors: tuple[Speed, ...] = (0.95, 1.05)
+    """At which of these speeds; pitch and formants move along"""
+    codec: Share = 0.0
+    """Share of the corrupted copies that pass through a codec, speech and interference together"""
+    codecs: tuple[Codec, ...] = ("mu-law", "a-law", "gsm", "vorbis")
+    """Through which of these; all but `vorbis` cut off at 4 kHz"""
+
+    def __post_init__(self) -> None:
+        """Refuse empty or repeating lists."""
+        for name, values in (("factors", self.factors), ("codecs", self.codecs)):
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} must list at least one value, and none of them twice")
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """The alignment term of `act-da`; the other variants have none."""
 
@@ -181,6 +203,7 @@ class Config:
     data: DataConfig = DataConfig()
     compute: ComputeConfig = ComputeConfig()
     interference: InterferenceConfig = field(default_factory=InterferenceConfig)
+    perturbation: PerturbationConfig = PerturbationConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     intervals: IntervalConfig = IntervalConfig()

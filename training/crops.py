@@ -9,6 +9,7 @@ from training.audio import SAMPLE_RATE, read_audio
 from training.errors import UserError
 from training.manifest import Clip
 from training.packing import PACKED, from_pcm, to_pcm
+from training.perturbation import change_speed, samples_at_speed
 
 _MEGABYTE = 1 << 20
 
@@ -34,23 +35,24 @@ class CropReader:
         fits = needed <= cache_megabytes * _MEGABYTE
         self._held: dict[Clip, NDArray[np.int16]] | None = {} if fits and not packed else None
 
-    def read(self, clip: Clip, place: float) -> tuple[NDArray[np.float32], float]:
+    def read(self, clip: Clip, place: float, speed: float = 1.0) -> tuple[NDArray[np.float32], float]:
         """Give a crop [samples] and where it begins, in seconds from the clip's start.
 
         `place` in [0, 1) chooses among all the places there are. A clip that is too short is repeated, beginning at
-        that place. Raises UserError if the file cannot be read, or holds no audio there.
+        that place. It is played at `speed` times its speed. Raises UserError if the file cannot be read, or holds no
+        audio there.
         """
-        whole = round(clip.duration * SAMPLE_RATE)
-        if whole < self._samples:
+        whole, wanted = round(clip.duration * SAMPLE_RATE), samples_at_speed(self._samples, speed)
+        if whole < wanted:
             first = int(place * whole)
             audio = np.roll(self._stretch(clip, 0, whole), -first)
         else:
-            first = int(place * (whole - self._samples + 1))
-            audio = self._stretch(clip, first, self._samples)
+            first = int(place * (whole - wanted + 1))
+            audio = self._stretch(clip, first, wanted)
         if not len(audio):
             at = clip.start + first / SAMPLE_RATE
             raise UserError(f"{clip.path}: has no audio at {at:.2f} s; prepare the corpus again")
-        return np.resize(audio, self._samples), first / SAMPLE_RATE
+        return change_speed(np.resize(audio, wanted), speed, self._samples), first / SAMPLE_RATE
 
     def _stretch(self, clip: Clip, first: int, samples: int) -> NDArray[np.float32]:
         """Give `samples` of a clip from sample `first` on."""

@@ -78,6 +78,18 @@ WRONG = [
         7,
         "combine needs two kinds in snr_db",
     ),
+    (
+        "updates: 6",
+        "updates: 6\nperturbation: {factors: [0.8]}",
+        7,
+        "factors must be a number, at least 0.9 and at most 1.1",
+    ),
+    (
+        "updates: 6",
+        "updates: 6\nperturbation: {codecs: []}",
+        7,
+        "codecs must list at least one value, and none of them",
+    ),
     ("updates: 6", "updates: 6\ninterference: {share: 1.5}", 7, "share must be a number, at least 0 and at most 1"),
     ("updates: 6", "updates: {6: 1", 7, "not valid YAML"),
 ]
