@@ -20,6 +20,10 @@ class AAMHead(nn.Module):
         super().__init__()
         self.scale = scale
         self.weight = nn.Parameter(torch.empty(classes, embedding))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw initial weights, as torch's own layers do under this name."""
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, embedding: Tensor) -> Tensor:

@@ -7,17 +7,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from training.frontend import LogMel
 from training.measure import FUSED
 from training.network import STAGES, SpeakerNetwork
 from training.saliency import FUSED_STAGES, Saliency, display, layercam_map, score_target, tapped
 
 GRAD_CAM_PLUS_PLUS = "grad-cam++"
 GRADIENT_X_INPUT = "gradient-x-input"
+ENERGY = "energy"
+"""The control that knows no network: log-mel energy, so that the loudest bins are the most salient."""
+
 RANDOM = "random"
 RANDOM_COARSE = "random-coarse"
 """Chance at the resolution of S4, shown as S4 is: a map of blobs, where `random` is one of single bins."""
 
-METHODS = (*STAGES, FUSED, GRAD_CAM_PLUS_PLUS, GRADIENT_X_INPUT, RANDOM, RANDOM_COARSE)
+METHODS = (*STAGES, FUSED, GRAD_CAM_PLUS_PLUS, GRADIENT_X_INPUT, ENERGY, RANDOM, RANDOM_COARSE)
 
 
 def fusion_name(stages: Sequence[int]) -> str:
@@ -111,6 +115,11 @@ def grad_cam_plus_plus(gradient: Tensor, activation: Tensor) -> Tensor:
     alpha = torch.where(denominator == 0, 0.0, square / torch.where(denominator == 0, 1.0, denominator))
     weights = (alpha * gradient.relu()).sum(dim=(2, 3), keepdim=True)
     return (weights * activation).sum(dim=1).relu()
+
+
+def log_energy(front_end: LogMel, audio: Tensor, lengths: Tensor) -> Tensor:
+    """Natural logarithm of the mel-filtered power of audio [batch, samples], [batch, mel, frames]."""
+    return front_end.mel_power(audio, lengths).clamp_min(front_end.log_floor).log()
 
 
 def chance(saliency: Saliency, seeds: Sequence[int]) -> dict[str, Tensor]:

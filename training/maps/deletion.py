@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.conditions import CLEAN, Condition, MixtureBatch
-from training.frontend import LogMel, time_mask
-from training.maps.attributions import shown_stages
+from training.frontend import time_mask
+from training.maps.attributions import ENERGY, log_energy, shown_stages
 from training.maps.probes import Counter, Probes, Progress, heard
 from training.measure import MAPS as EVALUATED_MAPS
 from training.measure import ranks_of
@@ -26,10 +26,8 @@ from training.workers import Networks, common, for_each
 S4_RAW = "s4-raw"
 """S4's map as the network has it: every value fills the bins that its cell covers, where `display` interpolates."""
 
-ENERGY = "energy"
-"""The control that knows no network: log-mel of the mixture, above its lowest bin."""
-
 MAPS = (*EVALUATED_MAPS, S4_RAW, ENERGY)
+"""`ENERGY` counts from the lowest bin of the utterance."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +90,6 @@ def deletion_indices(
         for row, name in enumerate(networks)
         for column, condition in enumerate(conditions)
     )
-
-
-def log_energy(front_end: LogMel, audio: Tensor, lengths: Tensor) -> Tensor:
-    """Natural logarithm of the mel-filtered power, [batch, mel, frames]."""
-    return front_end.mel_power(audio, lengths).clamp_min(front_end.log_floor).log()
 
 
 def _maps(network: SpeakerNetwork, batch: MixtureBatch) -> tuple[dict[str, Tensor], Saliency]:

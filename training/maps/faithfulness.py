@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.conditions import Condition, MixtureBatch
-from training.maps.attributions import FUSIONS, METHODS, attribute, chance, fuse
+from training.maps.attributions import ENERGY, FUSIONS, METHODS, attribute, chance, fuse, log_energy
 from training.maps.curves import Score, area, curves, local_mean, order
 from training.maps.probes import Counter, Probes, Progress, heard
 from training.network import SpeakerNetwork
@@ -116,9 +116,10 @@ def _curves(
     """Curves of a batch, [batch, methods, deletion and insertion, shares, probability and logit]."""
     with torch.no_grad():
         features, frames = network.front_end(batch.mixture.audio, batch.lengths)
+        energy = log_energy(network.front_end, batch.mixture.audio, batch.lengths)
     seeds = batch.indices.tolist()
     found = attribute(network, features, frames, True, batch.labels)
-    maps = {**found.maps, **chance(found.saliency, seeds)}
+    maps = {**found.maps, **chance(found.saliency, seeds), ENERGY: energy}
     maps |= {name: fuse(maps, FUSIONS[name]) for name in methods if name in FUSIONS}
     rows = []
     for row, (seed, label) in enumerate(zip(seeds, batch.labels.tolist(), strict=True)):

@@ -14,8 +14,15 @@ from training.conditions import batches, generator
 from training.errors import UserError
 from training.frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
 from training.interference import InterferenceSource
-from training.maps.attributions import GRAD_CAM_PLUS_PLUS, GRADIENT_X_INPUT, RANDOM, attribute, chance
-from training.maps.deletion import ENERGY, log_energy
+from training.maps.attributions import (
+    ENERGY,
+    GRAD_CAM_PLUS_PLUS,
+    GRADIENT_X_INPUT,
+    RANDOM,
+    attribute,
+    chance,
+    log_energy,
+)
 from training.maps.probes import Counter, Probes, Progress
 from training.maps.statistics import roc_auc
 from training.measure import FUSED, ranks_of

@@ -39,10 +39,9 @@ def roc_auc(values: Values, positive: NDArray[np.bool_]) -> float:
     return float((ranks(values)[positive].sum() - count * (count + 1) / 2) / (count * others))
 
 
-def spearman(one: Values, other: Values) -> float:
-    """Rank correlation of two arrays [N]; NaN where one of them is constant."""
-    a, b = ranks(one), ranks(other)
-    a, b = a - a.mean(), b - b.mean()
+def pearson(one: Values, other: Values) -> float:
+    """Correlation of two arrays [N], of ranks Spearman's rank correlation; NaN where one of them is constant."""
+    a, b = one - one.mean(), other - other.mean()
     norm = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / norm if norm > 0 else math.nan
 
