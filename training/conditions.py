@@ -3,6 +3,7 @@
 The mixture of an utterance in a condition depends on a fixed seed, the utterance and the condition, and on nothing
 else: not on the batch it is in, the order of work, the variant that hears it, the device, or where the corpus lies. The
 waveform of the interference depends on its kind only, so that along a curve over the SNR the same sound grows louder.
+Under two kinds at once it is the very room and the very noise that each alone has.
 """
 
 import hashlib
@@ -22,10 +23,17 @@ from training.audio import read_audio
 from training.errors import UserError
 from training.interference import InterferenceSource
 from training.manifest import Clip, Corpus, Split
-from training.mixing import KINDS, Mixture, late_reverberation, mix_at_snr
+from training.mixing import KINDS, Mixture, late_reverberation, mix, scale_to_snr
 
 SNRS_DB = (20.0, 15.0, 10.0, 5.0, 0.0, -5.0)
 CLEAN_KIND = "clean"
+NOISE_IN_ROOM = "reverb+noise"
+"""Noise at each SNR to the dry speech, which a room reverberates at 0 dB (`ROOM_RATIO_DB`) at all of them."""
+
+ROOM_RATIO_DB = 0.0
+"""Direct-to-reverberant ratio some two metres from a talker in a living room or office."""
+
+CONDITION_KINDS = (*KINDS, NOISE_IN_ROOM)
 SEED = 2305_16070
 
 LABELS = {
@@ -35,6 +43,7 @@ LABELS = {
     "babble": "Babble",
     "speaker": "Non-target speaker",
     "reverb": "Reverberation",
+    NOISE_IN_ROOM: "Reverberation and noise",
 }
 
 _NEEDS = {
@@ -52,7 +61,7 @@ class Condition:
     """What an utterance is heard under.
 
     Attributes:
-        kind: "clean" or one of `training.mixing.KINDS`.
+        kind: "clean" or one of `CONDITION_KINDS`.
         snr_db: signal-to-noise ratio in decibels; for "reverb" the direct-to-reverberant ratio; None for "clean".
     """
 
@@ -72,16 +81,21 @@ def ratio_name(kind: str) -> str:
     return "direct-to-reverberant ratio" if kind == "reverb" else "SNR"
 
 
-def grid(kinds: Sequence[str] = KINDS, snrs_db: Sequence[float] = SNRS_DB) -> tuple[Condition, ...]:
+def grid(kinds: Sequence[str] = CONDITION_KINDS, snrs_db: Sequence[float] = SNRS_DB) -> tuple[Condition, ...]:
     """Clean speech, and each kind of interference at each ratio."""
     return (CLEAN, *(Condition(kind, snr_db) for kind in kinds for snr_db in snrs_db))
 
 
 def supplied_grid(corpus: Corpus, split: Split) -> tuple[tuple[Condition, ...], dict[str, str]]:
     """Find the conditions that a corpus can supply, and for each kind left out what the split lacks for it."""
-    kinds = InterferenceSource(corpus, split).kinds
-    left_out = {kind: f"the {split} split has no {_NEEDS[kind]}" for kind in KINDS if kind not in kinds}
-    return grid(kinds), left_out
+    supplied = InterferenceSource(corpus, split).kinds
+    lacking = {kind: [part for part in _parts(kind) if part not in supplied] for kind in CONDITION_KINDS}
+    left_out = {
+        kind: f"the {split} split has no {' and no '.join(_NEEDS[part] for part in parts)}"
+        for kind, parts in lacking.items()
+        if parts
+    }
+    return grid([kind for kind in CONDITION_KINDS if kind not in left_out]), left_out
 
 
 @dataclass(frozen=True)
@@ -165,17 +179,18 @@ def mixtures(
         lengths = torch.tensor([len(row) for row in speech])
         labels = torch.tensor([label_of[str(clip.speaker)] for clip in clips])
         for kind, group in by_kind:
-            sounds = [_interference(corpus, source, kind, clip, row) for clip, row in zip(clips, speech, strict=True)]
+            sounds = [
+                [_interference(corpus, source, part, clip, row) for part in _parts(kind)]
+                for clip, row in zip(clips, speech, strict=True)
+            ]
             for condition in group:
-                rows = [_mix(row, sound, condition.snr_db) for row, sound in zip(speech, sounds, strict=True)]
+                rows = [_mix(row, layers, condition.snr_db) for row, layers in zip(speech, sounds, strict=True)]
                 mixture = Mixture(*(pad_sequence(list(part), batch_first=True) for part in zip(*rows, strict=True)))
                 yield MixtureBatch(condition, mixture, lengths, labels, torch.tensor(indices), clips)
 
 
 def _interference(corpus: Corpus, source: InterferenceSource, kind: str, clip: Clip, speech: Tensor) -> Tensor:
-    """Draw what is added to an utterance [N] in all conditions of a kind, [N], at any level."""
-    if kind == CLEAN_KIND:
-        return torch.zeros_like(speech)
+    """Draw what is added to an utterance [N] in all conditions of one of `KINDS`, [N], at any level."""
     waveform = torch.from_numpy(source.draw(kind, len(speech), generator(corpus, kind, clip), clip.speaker))
     return late_reverberation(speech[None], waveform[None])[0] if kind == "reverb" else waveform
 
@@ -188,9 +203,18 @@ def generator(corpus: Corpus, kind: str, clip: Clip) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()))
 
 
-def _mix(speech: Tensor, interference: Tensor, snr_db: float | None) -> Mixture:
-    """Mix one utterance [N], alone: sums over a padded batch round differently."""
+def _parts(kind: str) -> tuple[str, ...]:
+    """Which of `KINDS` a condition's kind is made of, the one at the condition's ratio last; none for "clean"."""
+    return () if kind == CLEAN_KIND else tuple(kind.split("+"))
+
+
+def _mix(speech: Tensor, layers: Sequence[Tensor], snr_db: float | None) -> Mixture:
+    """Mix one utterance [N] with layers [N], alone: sums over a padded batch round differently."""
     if snr_db is None:
-        return Mixture(speech, speech, interference)
-    mixture = mix_at_snr(speech[None], interference[None], torch.tensor([snr_db]))
-    return Mixture(*(part[0] for part in mixture))
+        return Mixture(speech, speech, torch.zeros_like(speech))
+    ratios = [ROOM_RATIO_DB] * (len(layers) - 1) + [snr_db]
+    scaled = [
+        scale_to_snr(speech[None], layer[None], torch.tensor([ratio]))
+        for layer, ratio in zip(layers, ratios, strict=True)
+    ]
+    return Mixture(*(part[0] for part in mix(speech[None], torch.stack(scaled).sum(dim=0))))

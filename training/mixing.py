@@ -25,29 +25,17 @@ class Mixture(NamedTuple):
     interference: Tensor
 
 
-def mix_at_snr(speech: Tensor, interference: Tensor, snr_db: Tensor, lengths: Tensor | None = None) -> Mixture:
-    """Add interference to speech at a signal-to-noise ratio, which is 10 log10 of the ratio of their energies.
-
-    A sum that would leave [-1, 1] is scaled down whole, speech and interference alike, which keeps the ratio. Where
-    either of the two is silent no gain gives the ratio: such a row stays speech alone.
+def scale_to_snr(speech: Tensor, interference: Tensor, snr_db: Tensor) -> Tensor:
+    """Scale interference to a signal-to-noise ratio, which is 10 log10 of the ratio of the energies.
 
     Args:
-        speech: [B, N] in [-1, 1].
+        speech: [B, N].
         interference: [B, N], at any level.
         snr_db: [B], in decibels.
-        lengths: valid samples [B]; energy is taken over these, and what lies beyond is set to zero. None: all of N.
 
     Returns:
-        The mixture, with the interference as it was scaled in.
+        [B, N]; zeros where either of the two is silent, as no gain gives the ratio then.
     """
-    if lengths is not None:
-        valid = torch.arange(speech.shape[1], device=speech.device) < lengths[:, None]
-        speech, interference = speech * valid, interference * valid
-    return mix(speech, scale_to_snr(speech, interference, snr_db))
-
-
-def scale_to_snr(speech: Tensor, interference: Tensor, snr_db: Tensor) -> Tensor:
-    """Scale interference [B, N] to the ratios `snr_db` [B] to the speech [B, N]; zeros where either is silent."""
     loudness, unwanted = torch.linalg.vector_norm(speech, dim=1), torch.linalg.vector_norm(interference, dim=1)
     audible = (loudness > SILENT_NORM) & (unwanted > SILENT_NORM)
     gain = torch.where(audible, loudness / unwanted * 10.0 ** (-snr_db.to(loudness) / 20.0), 0.0)
@@ -55,7 +43,10 @@ def scale_to_snr(speech: Tensor, interference: Tensor, snr_db: Tensor) -> Tensor
 
 
 def mix(speech: Tensor, interference: Tensor) -> Mixture:
-    """Add interference [B, N] to speech [B, N] as loud as it is; a sum beyond [-1, 1] is scaled down whole."""
+    """Add interference [B, N] to speech [B, N] in [-1, 1].
+
+    A sum that would leave [-1, 1] is scaled down whole, speech and interference alike, which keeps their ratio.
+    """
     audio = speech + interference
     peak = torch.linalg.vector_norm(audio, ord=torch.inf, dim=1, keepdim=True)
     scale = torch.where(peak > 1.0, (1.0 - 1e-6) / peak, 1.0)  # rounding must not lead out of the range again

@@ -43,7 +43,7 @@ def draw_speeds(count: int, config: PerturbationConfig, rng: np.random.Generator
     """Draw the speed of each of `count` crops: 1 but for the configured share, which has one of the factors."""
     changed = rng.random(count) < config.speed
     factors = rng.choice(np.array(config.factors), size=count)
-    return np.where(changed, factors, 1.0).tolist()
+    return [float(speed) for speed in np.where(changed, factors, 1.0)]
 
 
 def samples_at_speed(samples: int, speed: float) -> int:

@@ -93,7 +93,7 @@ def test_baseline_counts_every_utterance(bundles: Path) -> None:
     by_kind: dict[str, int] = {}
     for condition in baseline["conditions"]:
         by_kind[condition["interference"]] = by_kind.get(condition["interference"], 0) + condition["utterances"]
-    assert set(by_kind) == {"clean", "noise", "music", "babble", "speaker", "reverb"}
+    assert set(by_kind) == {"clean", "noise", "music", "babble", "speaker", "reverb", "reverb+noise"}
     for kind, histograms in baseline["distributions"].items():
         for histogram in histograms.values():
             assert sum(histogram["counts"]) == histogram["samples"] == by_kind[kind]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.training.toy import SPEAKERS
 from training.audio import read_audio
-from training.conditions import CLEAN, SNRS_DB, Condition, batches, generator, grid, mixtures, supplied_grid
+from training.conditions import CLEAN, LABELS, SNRS_DB, Condition, batches, generator, grid, mixtures, supplied_grid
 from training.errors import UserError
 from training.manifest import Clip, Corpus, load_corpus
 from training.mixing import KINDS
@@ -53,18 +53,35 @@ def one_by_one(uneven: Corpus) -> Made:
     return {key: parts for condition in conditions for key, parts in make(uneven, [condition], 1).items()}
 
 
-def test_the_grid_is_clean_speech_and_five_kinds_at_six_ratios() -> None:
+def test_the_grid_is_clean_speech_and_six_kinds_at_six_ratios() -> None:
     conditions = grid()
-    assert len(conditions) == len(set(conditions)) == 31
+    assert len(conditions) == len(set(conditions)) == 37
     assert conditions[0] == CLEAN
-    assert {(c.kind, c.snr_db) for c in conditions[1:]} == {(k, s) for k in KINDS for s in (20, 15, 10, 5, 0, -5)}
+    kinds = (*KINDS, "reverb+noise")
+    assert {(c.kind, c.snr_db) for c in conditions[1:]} == {(k, s) for k in kinds for s in (20, 15, 10, 5, 0, -5)}
+    assert all(condition.kind in LABELS for condition in conditions)
 
 
 def test_kinds_that_the_corpus_lacks_are_left_out_and_said(toy_corpus: Path) -> None:
     conditions, left_out = supplied_grid(load_corpus(toy_corpus), "test")
-    assert {condition.kind for condition in conditions} == {"clean", "noise", "speaker", "reverb"}
+    assert {condition.kind for condition in conditions} == {"clean", "noise", "speaker", "reverb", "reverb+noise"}
     assert set(left_out) == {"music", "babble"}
     assert "test split" in left_out["music"] and "music" in left_out["music"]
+
+
+@pytest.mark.parametrize(
+    ("removed", "reason"),
+    [
+        ({"rir"}, "the test split has no room impulse responses"),
+        ({"rir", "noise"}, "the test split has no room impulse responses and no clips of kind noise"),
+    ],
+)
+def test_two_kinds_at_once_need_both(toy_corpus: Path, removed: set[str], reason: str) -> None:
+    corpus = load_corpus(toy_corpus)
+    without = Corpus(corpus.root, tuple(clip for clip in corpus.clips if clip.kind not in removed), corpus.digest)
+    conditions, left_out = supplied_grid(without, "test")
+    assert "reverb+noise" not in {condition.kind for condition in conditions}
+    assert left_out["reverb+noise"] == reason
 
 
 @settings(deadline=None, max_examples=8)
@@ -103,9 +120,26 @@ def test_ratios_are_what_was_asked_for(one_by_one: Made) -> None:
         torch.testing.assert_close(audio, speech + interference, atol=1e-7, rtol=0)
         if condition.snr_db is None:
             assert interference.abs().sum() == 0
-        else:
-            energies = [float(part.double().square().sum()) for part in (speech, interference)]
-            assert 10 * np.log10(energies[0] / energies[1]) == pytest.approx(condition.snr_db, abs=0.1)
+        elif condition.kind in KINDS:
+            assert decibels(speech, interference) == pytest.approx(condition.snr_db, abs=0.1)
+
+
+def decibels(speech: Tensor, interference: Tensor) -> float:
+    energies = [float(part.double().square().sum()) for part in (speech, interference)]
+    return float(10 * np.log10(energies[0] / energies[1]))
+
+
+def test_noise_in_a_room_is_the_room_at_0_db_and_the_noise_of_the_other_conditions(one_by_one: Made) -> None:
+    for index in range(3):
+        for snr in SNRS_DB:
+            parts = {}
+            for condition in (Condition("reverb", 0.0), Condition("noise", snr), Condition("reverb+noise", snr)):
+                audio, speech, interference = one_by_one[index, condition]
+                scale = speech.double().norm() / one_by_one[index, CLEAN][0].double().norm()  # 1 unless it would clip
+                parts[condition.kind] = interference.double() / scale
+            expected = parts["reverb"] + parts["noise"]
+            torch.testing.assert_close(parts["reverb+noise"], expected, atol=1e-5, rtol=1e-4)
+            assert audio.abs().max() <= 1.0
 
 
 def test_clean_speech_is_the_file(uneven: Corpus, one_by_one: Made) -> None:

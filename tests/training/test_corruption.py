@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from tests.training.sounds import Builder, heard, tone
@@ -45,7 +45,7 @@ def generators(rows: int, seed: int = 1) -> list[np.random.Generator]:
 
 def decibels(wanted: ArrayLike, unwanted: ArrayLike) -> float:
     energies = [float(np.sum(np.asarray(part, np.float64) ** 2)) for part in (wanted, unwanted)]
-    return 10 * np.log10(energies[0] / energies[1])
+    return float(10 * np.log10(energies[0] / energies[1]))
 
 
 def test_each_row_gets_its_kind_at_its_ratio(source: InterferenceSource, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_each_row_gets_its_kind_at_its_ratio(source: InterferenceSource, tmp_pat
     assert np.corrcoef(added[4], reverberation(dry[4]))[0, 1] > 0.999
 
 
-def reverberation(dry: ArrayLike) -> ArrayLike:
+def reverberation(dry: NDArray[np.float32]) -> NDArray[np.float64]:
     tail = ROOM.copy()
     tail[: DIRECT_SAMPLES + 1] = 0
     return np.convolve(dry, tail)[:SAMPLES]

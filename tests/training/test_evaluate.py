@@ -68,7 +68,7 @@ def test_csv_agrees_with_json(evaluated: Path, found: Any) -> None:
     with (evaluated / "robustness.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["variant", "interference", "snr_db", "top1", "top5", "utterances"]
-    assert len(rows) == len(found["scores"]) == 2 * (1 + 3 * 6)
+    assert len(rows) == len(found["scores"]) == 2 * (1 + 4 * 6)
     for row, score in zip(rows, found["scores"], strict=True):
         assert row["variant"] == score["variant"]
         assert row["interference"] == score["interference"]
@@ -107,9 +107,8 @@ def test_deletion_index_is_the_mean_over_utterances_measured_alone(found: Any, t
 def test_deletion_is_measured_for_every_kind_ratio_and_map(found: Any) -> None:
     keys = {(r["variant"], r["interference"], r["snr_db"], r["map"]) for r in found["deletion"]}
     maps = ("s1", "s2", "s3", "s4", "fused")
-    assert keys == {
-        (v, k, s, m) for v in ("clean", "act-da") for k in ("noise", "speaker", "reverb") for s in (5, 0) for m in maps
-    }
+    kinds = ("noise", "speaker", "reverb", "reverb+noise")
+    assert keys == {(v, k, s, m) for v in ("clean", "act-da") for k in kinds for s in (5, 0) for m in maps}
 
 
 def test_a_network_that_cannot_decide_gets_nothing_right(toy_runs: dict[str, Path]) -> None:
