@@ -91,8 +91,11 @@ def test_the_list_decides_what_is_a_response_and_without_it_the_name(tmp_path: P
     assert real == [MEASURED[2]]
 
 
-def test_rooms_by_their_names() -> None:
+def test_rooms_by_their_names(tmp_path: Path) -> None:
     """One room through whatever was measured in it."""
+    groups = rirs(make_rirs(tmp_path)).groups
+    assert [path.stem for path in groups["RVB2014/largeroom1"]] == list(MEASURED[:2])
+    assert len(groups["smallroom/Room001"]) == 3
     assert room_of("RVB2014_type1_rir_largeroom1_far_angla.wav") == "RVB2014/largeroom1"
     assert room_of("RVB2014_type2_rir_simroom3_near_anglb.wav") == "RVB2014/simroom3"
     assert room_of("RWCP_type1_rir_circle_e1c_imp010.wav") == "RWCP/e1c"
