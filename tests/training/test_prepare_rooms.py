@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+import soxr
+import torch
 from numpy.typing import ArrayLike
 
 from training.audio import SAMPLE_RATE, read_audio, write_audio
 from training.cli import main
 from training.interference import InterferenceSource
 from training.manifest import load_corpus
-from training.mixing import DIRECT_SAMPLES
+from training.mixing import DIRECT_SAMPLES, late_reverberation
 from training.prepare.rooms import RT60_RANGE, Room, draw_room, make_room, simulate
 
 pyroomacoustics = pytest.importorskip("pyroomacoustics")
@@ -110,6 +113,13 @@ def prepare(out: Path, count: int, *arguments: str) -> int:
     return main(["prepare", "rooms", "--out", str(out), "--count", str(count), *arguments])
 
 
+def write_speech(folder: Path) -> None:
+    for speaker in "ab":
+        for number in range(3):
+            noise = 0.1 * np.random.default_rng(number).standard_normal(8000)
+            write_audio(folder / speaker / f"{number}.flac", noise.astype(np.float32))
+
+
 def test_a_folder_of_rooms_serves_a_corpus(tmp_path: Path) -> None:
     assert prepare(tmp_path / "rooms", 3) == 0
     rows = list(csv.DictReader((tmp_path / "rooms" / "rooms.csv").open()))
@@ -118,15 +128,36 @@ def test_a_folder_of_rooms_serves_a_corpus(tmp_path: Path) -> None:
         response = read_audio(tmp_path / "rooms" / row["file"])
         assert len(response) / SAMPLE_RATE == pytest.approx(float(row["rt60_seconds"]), abs=0.006)
         assert decay_time(response, -5, -25) == pytest.approx(float(row["rt60_seconds"]), rel=0.12)
-    for speaker in "ab":
-        for number in range(3):
-            noise = 0.1 * np.random.default_rng(number).standard_normal(8000)
-            write_audio(tmp_path / "speech" / speaker / f"{number}.flac", noise.astype(np.float32))
+    write_speech(tmp_path / "speech")
     words = ["prepare", "folder", "--speech", tmp_path / "speech", "--rir", tmp_path / "rooms", "--out", tmp_path / "c"]
     assert main([str(word) for word in words]) == 0
     source = InterferenceSource(load_corpus(tmp_path / "c"), "train")
     assert "reverb" in source.kinds
     assert int(np.abs(source.draw("reverb", 100, np.random.default_rng(0))).argmax()) == DIRECT_SAMPLES
+
+
+def test_measured_responses_of_several_channels_at_48_khz_keep_the_speech_in_time(tmp_path: Path) -> None:
+    """Heard through the corpus, a room is its first microphone's: the convolution with it, but for the way there."""
+    rng = np.random.default_rng(0)
+    rate, begin = 48_000, 1440
+    channels = np.zeros((rate // 2, 2))
+    tail = rng.standard_normal(rate // 4) * np.exp(-np.arange(rate // 4) / 3000)
+    channels[begin, 0], channels[3 * begin, 1] = 1.0, -1.0
+    channels[begin + 300 :, 0][: len(tail)] = 0.05 * tail
+    channels[3 * begin + 300 :, 1][: len(tail)] = 0.3 * tail[::-1]
+    (tmp_path / "measured").mkdir()
+    for number in range(3):
+        soundfile.write(tmp_path / "measured" / f"{number}.wav", channels, rate, subtype="FLOAT")
+    write_speech(tmp_path / "speech")
+    words = ["--speech", tmp_path / "speech", "--rir", tmp_path / "measured", "--out", tmp_path / "c"]
+    assert main(["prepare", "folder", *map(str, words)]) == 0
+    response = InterferenceSource(load_corpus(tmp_path / "c"), "train").draw("reverb", 100, rng)
+    dry = rng.standard_normal(16_000).astype(np.float32)
+    late = late_reverberation(torch.from_numpy(dry)[None], torch.from_numpy(response)[None])[0].numpy()
+    room = soxr.resample(channels[:, 0], rate, SAMPLE_RATE)
+    arrival = begin * SAMPLE_RATE // rate
+    expected = np.convolve(dry, room / room[arrival])[arrival:][: len(dry)]
+    assert np.corrcoef(dry + late, expected)[0, 1] > 0.99
 
 
 def test_more_rooms_begin_with_the_same(tmp_path: Path) -> None:
