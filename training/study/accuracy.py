@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from training.conditions import CLEAN_KIND, Condition
+from training.conditions import CLEAN_KIND, SNRS_DB, Condition
 from training.objectives import VARIANTS
 from training.study.measuring import Findings
 from training.study.plan import Plan, PlannedRun
@@ -68,8 +68,8 @@ class Table:
             if (found.variant, found.reference) == (variant, reference):
                 return found
             if (found.variant, found.reference) == (reference, variant):
-                turned = {column: _negative(estimate) for column, estimate in found.top1.items()}
-                return Comparison(variant, reference, turned, _negative(found.resampled))
+                turned = {column: -estimate for column, estimate in found.top1.items()}
+                return Comparison(variant, reference, turned, -found.resampled)
         return None
 
 
@@ -79,7 +79,7 @@ class Accuracy:
 
     Attributes:
         tables: by matching; one that would hold a single variant is left out.
-        cells: top-1 by (variant, kind, ratio in dB), "clean" with None.
+        cells: top-1 by (variant, kind, ratio in dB), "clean" with None; the kind "mean" averages all others.
         by_seed: mean under interference by variant, a value a seed.
     """
 
@@ -103,9 +103,9 @@ def compare_accuracy(plan: Plan, findings: Findings) -> Accuracy:
     return Accuracy(
         tables=tuple(_table(name, variants, hits) for name, variants in matched.items() if len(variants) > 1),
         cells={
-            (variant, condition.kind, condition.snr_db): over_seeds(hits.of(variant, [condition]).mean(axis=1))
+            (variant, kind, snr_db): over_seeds(hits.of(variant, conditions).mean(axis=1))
             for variant in plan.variants
-            for condition in findings.setting.conditions
+            for (kind, snr_db), conditions in hits.cells.items()
         },
         by_seed={
             variant: tuple(hits.of(variant, hits.columns[MEAN]).mean(axis=1).tolist()) for variant in plan.variants
@@ -117,7 +117,7 @@ class Hits:
     """Which utterances were named rightly.
 
     Attributes:
-        columns: conditions that each column of a table averages.
+        columns: conditions that each column of a table averages. cells: those of each point of a curve.
     """
 
     def __init__(self, plan: Plan, findings: Findings) -> None:
@@ -131,6 +131,8 @@ class Hits:
             MEAN: [condition for condition in self._place if condition.kind != CLEAN_KIND],
             **by_kind,
         }
+        self.cells = {(c.kind, c.snr_db): [c] for c in self._place}
+        self.cells |= {(MEAN, snr_db): [c for c in self._place if c.snr_db == snr_db] for snr_db in SNRS_DB}
 
     def of(self, variant: str, conditions: Sequence[Condition]) -> NDArray[np.float64]:
         """Share of some conditions in which each utterance was named rightly, [seeds, utterances]."""
@@ -158,7 +160,3 @@ def _table(matching: Matching, variants: Sequence[str], hits: Hits) -> Table:
             Comparison(ours, theirs, top1, over_resamples(top1[MEAN].mean, drawn[second] - drawn[first]))
         )
     return Table(matching, tuple(rows), tuple(comparisons))
-
-
-def _negative(estimate: Estimate) -> Estimate:
-    return Estimate(-estimate.mean, -estimate.high, -estimate.low)

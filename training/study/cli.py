@@ -9,7 +9,7 @@ also be trained beforehand, on several GPUs by `torchrun -m training fit … --o
 
 import argparse
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,8 +21,11 @@ from training.fit import choose_device
 from training.folders import make_folder
 from training.manifest import load_corpus
 from training.objectives import VARIANTS
+from training.study.analysis import Study, analyse
 from training.study.measuring import measure
+from training.study.outputs import write_numbers
 from training.study.plan import make_plan
+from training.study.report import write_report
 from training.study.runner import default_jobs, train
 
 _LOCK = ".lock"
@@ -73,8 +76,20 @@ def run(arguments: argparse.Namespace) -> int:
         code = train(plan, jobs, device.type, console, lock)
         if code:
             return code
-        measure(plan, device, console)
+        study = analyse(plan, measure(plan, device, console), device)
+        files = [write_report(study, device), *write_numbers(study)]
+    _tell(study, files, console)
     return 0
+
+
+def _tell(study: Study, files: Sequence[Path], console: Console) -> None:
+    """Print the claims' paragraphs, and where everything is."""
+    for claim in study.claims:
+        console.print(claim.title, style="bold")
+        for paragraph in claim.paragraphs:
+            console.print(f"  {paragraph}", markup=False, highlight=False, soft_wrap=True)
+    names = ", ".join(path.name for path in files[1:])
+    console.print(f"written: {files[0]}, and beside it {names}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

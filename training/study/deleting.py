@@ -37,6 +37,12 @@ class Deleting:
     top1: dict[tuple[str, str], Estimate]
     changes: dict[tuple[str, str, str, str], Estimate]
 
+    def change(self, ours: str, theirs: str, kind: str, map_name: str) -> Estimate:
+        """Look a change up, either way round."""
+        if (ours, theirs, kind, map_name) in self.changes:
+            return self.changes[ours, theirs, kind, map_name]
+        return -self.changes[theirs, ours, kind, map_name]
+
 
 def compare_deletion(plan: Plan, findings: Findings) -> Deleting:
     """Average the indices of all runs over utterances and ratios, then over seeds."""

@@ -27,6 +27,10 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def __neg__(self) -> "Estimate":
+        """The same difference the other way round."""
+        return Estimate(-self.mean, -self.high, -self.low)
+
     @property
     def sign(self) -> int:
         """1 or -1 if the interval lies wholly above or below zero, else 0; 0 too where there is no interval."""

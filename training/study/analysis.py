@@ -1,0 +1,87 @@
+"""Everything that a study found, in one place: what was run, what was measured, and what it comes to."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+
+from training.conditions import SEED
+from training.config import dump_config
+from training.objectives import VARIANTS
+from training.provenance import machine, moment, tested, versions
+from training.study.accuracy import Accuracy, compare_accuracy
+from training.study.calibrating import Calibrating, compare_calibration
+from training.study.claims import Claim, accuracy_claim, deletion_claim
+from training.study.convergence import Convergence, convergence
+from training.study.deleting import Deleting, compare_deletion
+from training.study.measuring import Findings
+from training.study.plan import Plan
+from training.study.runner import read_log
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that has been measured.
+
+    Attributes:
+        about: what was run: date, command, corpus, machine, versions, variants, configuration; plain values.
+        plan, findings: what the rest rests on.
+        claims: in the order of the report.
+    """
+
+    about: Mapping[str, object]
+    plan: Plan
+    findings: Findings
+    accuracy: Accuracy
+    convergence: Convergence
+    deleting: Deleting
+    calibrating: Calibrating
+    claims: tuple[Claim, ...]
+
+
+def analyse(plan: Plan, findings: Findings, device: torch.device) -> Study:
+    """Compare the variants."""
+    accuracy, dev = compare_accuracy(plan, findings), convergence(plan)
+    deleting = compare_deletion(plan, findings)
+    return Study(
+        about=_about(plan, findings, dev, device),
+        plan=plan,
+        findings=findings,
+        accuracy=accuracy,
+        convergence=dev,
+        deleting=deleting,
+        calibrating=compare_calibration(plan, findings),
+        claims=(accuracy_claim(plan, accuracy, dev), deletion_claim(plan, deleting)),
+    )
+
+
+def _about(plan: Plan, findings: Findings, dev: Convergence, device: torch.device) -> dict[str, object]:
+    starts = {run: [line for line in read_log(run.folder) if line["event"] == "start"] for run in plan.runs}
+    lines = [line for of_run in starts.values() for line in of_run]
+    return {
+        **moment(),
+        "seed": SEED,
+        "seeds": list(plan.seeds),
+        "corpus": tested(plan.corpus),
+        "left_out": dict(findings.setting.left_out),
+        "config": dump_config(plan.config),
+        "updates": plan.config.updates,
+        "batch_size": plan.config.data.batch_size,
+        "parameters": lines[0]["parameters"],
+        "variants": [
+            {
+                "name": variant,
+                **asdict(VARIANTS[variant]),
+                "passes": VARIANTS[variant].passes,
+                "minutes": [round(dev.curves[run].seconds / 60, 2) for run in plan.runs if run.variant == variant],
+            }
+            for variant in plan.variants
+        ],
+        "trained": {
+            "device": sorted({f"{line['device']}, {line['threads']} threads" for line in lines}),
+            "torch": sorted({line["torch"] for line in lines}),
+            "code_revision": sorted({line["code_revision"] for line in lines}),
+        },
+        "machine": machine(device),
+        "versions": versions(),
+    }

@@ -1,0 +1,74 @@
+"""Where runs are measured: each measure of each run once, under a progress bar; what is found is kept on disk."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from training.checkpoint import CHECKPOINT, load_run
+from training.conditions import Condition
+from training.maps.probes import Progress as Tick
+from training.study.plan import Plan, PlannedRun
+from training.study.store import digest_of, read_result, write_result
+from training.workers import Networks
+
+RESULTS = "results"
+
+Result = TypeVar("Result")
+
+Work = Callable[[Networks, Tick], Mapping[str, Any]]
+"""Takes networks by name; gives each one's result, and tells how far it is."""
+
+
+class Bench:
+    """Measures the runs of a plan, a seed's variants together, so that the mixtures are made once for all of them."""
+
+    def __init__(self, plan: Plan, device: torch.device, console: Console) -> None:
+        self._plan, self._device, self._console = plan, device, console
+        self._digests = {run: digest_of(run.folder / CHECKPOINT) for run in plan.runs}
+
+    def each(
+        self,
+        name: str,
+        kind: type[Result],
+        conditions: Sequence[Condition],
+        work: Work,
+        seeds: Sequence[int] | None = None,
+    ) -> dict[PlannedRun, Result]:
+        """Give a measure of every run, or of those of some seeds; what is on disk already is not measured again.
+
+        Args:
+            name: of the measure, and of its files.
+            kind: what it finds.
+            conditions: in which it is measured; a result in others is measured again.
+            work: measures networks.
+            seeds: those wanted; None means all.
+        """
+        plan = self._plan
+        runs = [run for run in plan.runs if seeds is None or run.seed in seeds]
+        files = {run: plan.out / RESULTS / f"seed-{run.seed}" / run.variant / f"{name}.json" for run in runs}
+        common = {"corpus": plan.corpus.digest, "conditions": [str(condition) for condition in conditions]}
+        identities = {run: {"network": self._digests[run], **common} for run in runs}
+        found = {run: read_result(files[run], kind, identities[run]) for run in runs}
+        for seed in plan.seeds:
+            missing = {run.variant: run for run in runs if run.seed == seed and found[run] is None}
+            if missing:
+                networks = {run.variant: load_run(run.folder, self._device).network for run in missing.values()}
+                for variant, result in self._watched(f"{name}, seed {seed}", networks, work).items():
+                    run = missing[variant]
+                    write_result(files[run], result, identities[run])
+                    found[run] = result
+        return {run: result for run, result in found.items() if result is not None}
+
+    def _watched(self, title: str, networks: Networks, work: Work) -> Mapping[str, Any]:
+        """Do some work under a progress bar, or with a line at its end where there is no terminal."""
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        console = self._console
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task(title, total=None)
+            results = work(networks, lambda done, total: progress.update(task, completed=done, total=total))
+        if not console.is_terminal:
+            console.print(f"measured: {title}", markup=False, highlight=False, soft_wrap=True)
+        return results

@@ -1,0 +1,141 @@
+"""The numbers of a study as files for others' programs: study.json, and a CSV table of each measure."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from training.results import TOP, without_nan
+from training.study.analysis import Study
+from training.study.calibrating import FIGURES
+from training.study.statistics import Estimate
+
+STUDY = "study.json"
+
+Record = dict[str, object]
+
+
+def write_numbers(study: Study) -> list[Path]:
+    """Write study.json and the CSV tables into the study's folder; returns the files."""
+    out = study.plan.out
+    paths = [out / STUDY]
+    paths[0].write_text(json.dumps(without_nan(_whole(study)), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, records in tables(study).items():
+        paths.append(out / f"{name}.csv")
+        with paths[-1].open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({key: without_nan(value) for key, value in record.items()} for record in records)
+    return paths
+
+
+def tables(study: Study) -> dict[str, list[Record]]:
+    """Give the measures of every run, by the name of their table; those without a line are left out."""
+    found = {
+        "accuracy": list(_accuracy(study)),
+        "dev": list(_dev(study)),
+        "deletion": list(_deletion(study)),
+        "calibration": list(_calibration(study)),
+    }
+    return {name: records for name, records in found.items() if records}
+
+
+def _accuracy(study: Study) -> Iterator[Record]:
+    for run, found in study.findings.accuracy.items():
+        for condition, ranks in zip(study.findings.setting.conditions, np.array(found.ranks), strict=True):
+            yield {
+                "seed": run.seed,
+                "variant": run.variant,
+                "interference": condition.kind,
+                "snr_db": condition.snr_db,
+                "top1": float((ranks == 1).mean()),
+                f"top{TOP}": float((ranks <= TOP).mean()),
+                "utterances": len(ranks),
+            }
+
+
+def _dev(study: Study) -> Iterator[Record]:
+    for run, curve in study.convergence.curves.items():
+        for updates, accuracy in zip(curve.updates, curve.accuracy, strict=True):
+            yield {"seed": run.seed, "variant": run.variant, "updates": updates, "accuracy": accuracy}
+
+
+def _deletion(study: Study) -> Iterator[Record]:
+    for run, rows in study.findings.deletion.items():
+        for row in rows:
+            for name in row.indices:
+                yield {
+                    "seed": run.seed,
+                    "variant": run.variant,
+                    "interference": row.kind,
+                    "snr_db": row.snr_db,
+                    "map": name,
+                    "index": _mean(row.indices[name]),
+                    "index_of_clean_map": _mean(row.clean_indices[name]),
+                    "top1": float((np.array(row.ranks) == 1).mean()),
+                }
+
+
+def _calibration(study: Study) -> Iterator[Record]:
+    for run, found in study.findings.calibration.items():
+        yield {"seed": run.seed, "variant": run.variant, **{name: figure(found) for name, figure in FIGURES.items()}}
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    """Mean of the utterances that have a value."""
+    found = np.array(values)[np.isfinite(values)]
+    return float(found.mean()) if len(found) else float("nan")
+
+
+def _whole(study: Study) -> Record:
+    deleting = study.deleting
+    return {
+        "about": study.about,
+        "claims": [asdict(claim) for claim in study.claims],
+        "tables": [
+            {
+                "matching": table.matching,
+                "rows": [{"variant": row.variant, "top1": _estimates(row.top1)} for row in table.rows],
+                "comparisons": [
+                    {
+                        "variant": each.variant,
+                        "reference": each.reference,
+                        "top1": _estimates(each.top1),
+                        "mean_over_seeds_and_utterances": each.resampled._asdict(),
+                    }
+                    for each in table.comparisons
+                ],
+            }
+            for table in study.accuracy.tables
+        ],
+        "mean_by_seed": study.accuracy.by_seed,
+        "curves": [
+            {"variant": variant, "interference": kind, "snr_db": snr_db, **found._asdict()}
+            for (variant, kind, snr_db), found in study.accuracy.cells.items()
+        ],
+        "convergence": {"on": study.convergence.on, "gain_over_last_quarter": _estimates(study.convergence.gains)},
+        "deletion": [
+            {
+                "variant": variant,
+                "interference": kind,
+                "map": name,
+                "index": found._asdict(),
+                "of_clean_map": deleting.clean[variant, kind, name]._asdict(),
+                "gap": deleting.gap[variant, kind, name]._asdict(),
+            }
+            for (variant, kind, name), found in deleting.index.items()
+        ],
+        "deletion_changes": [
+            {"variant": ours, "reference": theirs, "interference": kind, "map": name, **found._asdict()}
+            for (ours, theirs, kind, name), found in deleting.changes.items()
+        ],
+        "calibration": {variant: _estimates(found) for variant, found in study.calibrating.figures.items()},
+        "numbers_by_run": tables(study),
+    }
+
+
+def _estimates(found: Mapping[str, Estimate]) -> Record:
+    return {name: estimate._asdict() for name, estimate in found.items()}

@@ -1,0 +1,96 @@
+"""The study as one self-contained page: nothing in it is fetched from anywhere."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from training.conditions import LABELS
+from training.figures import example_title, looks
+from training.folders import make_folder
+from training.study import layout
+from training.study.analysis import Study
+from training.study.examples import RULE, show_examples
+from training.study.pictures import accuracy_figure, detection_figure, dev_figure, reliability_figure
+
+REPORT = "report.html"
+FIGURES = "figures"
+
+_TEMPLATE = "study.html.j2"
+_HERE = Path(__file__).parent
+_TYPES = {".svg": "image/svg+xml", ".png": "image/png", ".flac": "audio/flac"}
+_CONTENTS = {
+    "claims": "The claims, and what was found",
+    "run": "What was run",
+    "accuracy": "How often the speaker was named",
+    "convergence": "Had training come to its end?",
+    "deletion": "Where the saliency lies: deletion",
+    "calibration": "Probabilities and strangers",
+    "examples": "Examples to look at and listen to",
+    "making": "How it was made",
+    "limits": "What the numbers mean, and their limits",
+}
+
+
+def write_report(study: Study, device: torch.device) -> Path:
+    """Draw the figures and the examples, and write OUT/report.html with all of them inside; returns its path."""
+    examples = show_examples(study.plan, study.findings.setting, device)
+    environment = Environment(
+        loader=FileSystemLoader([_HERE, _HERE.parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    page = environment.get_template(_TEMPLATE).render(
+        title="What augmentation teaches a speaker network: the study",
+        about=study.about,
+        corpus=study.about["corpus"],
+        contents=list(_CONTENTS.items()),
+        claims=study.claims,
+        labels=LABELS,
+        colours={variant: colour for variant, (colour, _) in looks(study.plan.variants).items()},
+        accuracy_tables=layout.accuracy_tables(study),
+        cell_tables=layout.cell_tables(study),
+        gain_table=layout.gain_table(study),
+        deletion_tables=layout.deletion_tables(study),
+        probes=len(study.findings.setting.probes),
+        calibration_tables=layout.calibration_tables(study),
+        false_acceptance=study.calibrating.false_acceptance,
+        strangers=study.calibrating.strangers,
+        rule=RULE,
+        examples=[
+            {
+                "title": example_title(each.example),
+                "picture": data_address(each.picture),
+                "speech": data_address(each.speech),
+                "mixture": data_address(each.mixture),
+            }
+            for each in examples
+        ],
+        pictures={name: data_address(path) for name, path in _draw(study).items()},
+    )
+    path = study.plan.out / REPORT
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(page, encoding="utf-8")
+    return unfinished.replace(path)
+
+
+def _draw(study: Study) -> Mapping[str, Path]:
+    """Draw the figures into OUT/figures; each under its name."""
+    folder = study.plan.out / FIGURES
+    make_folder(folder)
+    names = ["accuracy", "reliability", "detection", *(["dev"] if study.convergence.on else [])]
+    paths = {name: folder / f"{name}.svg" for name in names}
+    accuracy_figure(study.plan, study.findings.setting.kinds, study.accuracy, study.about, paths["accuracy"])
+    reliability_figure(study.plan, study.calibrating, paths["reliability"])
+    detection_figure(study.plan, study.calibrating, paths["detection"])
+    if study.convergence.on:
+        dev_figure(study.plan, study.convergence, paths["dev"])
+    return paths
+
+
+def data_address(file: Path) -> str:
+    """Put a file into an address of its own content."""
+    return f"data:{_TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode('ascii')}"
