@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from training.frontend import LogMel
+from training.frontend import LogMel, time_mask
 from training.measure import FUSED
 from training.network import STAGES, SpeakerNetwork
 from training.saliency import FUSED_STAGES, Saliency, display, layercam_map, score_target, tapped
@@ -70,8 +70,9 @@ def attribute(
     raw = tuple(layercam_map(gradient, tap).detach() for gradient, tap in zip(gradients, taps, strict=True))
     saliency = scored.saliency(raw)
     maps = shown_stages(saliency)
-    plus_plus = grad_cam_plus_plus(at_last, last.detach())
-    maps[GRAD_CAM_PLUS_PLUS] = shown(saliency, plus_plus, saliency.columns[-1])
+    # The mean over time has a gradient beyond the valid columns too, though nothing is there to have one.
+    valid = time_mask(saliency.columns[-1], last.shape[3])[:, None, None]
+    maps[GRAD_CAM_PLUS_PLUS] = shown(saliency, grad_cam_plus_plus(at_last * valid, last.detach()), saliency.columns[-1])
     maps[GRADIENT_X_INPUT] = at_input * saliency.features
     return Attributions(saliency, maps)
 
@@ -103,8 +104,8 @@ def grad_cam_plus_plus(gradient: Tensor, activation: Tensor) -> Tensor:
     maps are shown divided by their maximum.
 
     Args:
-        gradient: of the logit S in the activation, [batch, channels, rows, columns].
-        activation: the same shape; zero beyond the valid columns.
+        gradient: of the logit S in the activation, [batch, channels, rows, columns]; zero beyond the valid columns.
+        activation: the same shape, zero there as well.
 
     Returns:
         [batch, rows, columns].

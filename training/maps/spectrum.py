@@ -7,6 +7,7 @@ of a convolution of stride 2 stands at the three corners (half a cycle a row, a 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from threading import Lock
 from typing import get_args
 
@@ -115,6 +116,7 @@ def grid_decibels(power: NDArray[np.float64]) -> float:
 
     A corner takes in a sixteenth of a cycle to every side. Beside it lie the next two sixteenths along the axis that
     leads to it from zero frequency, where a map without a grid has more power than in the corner: below 0 is no grid.
+    NaN where there is no power, or the map too small.
     """
     rows, columns = power.shape
     along_mel = np.abs(np.arange(rows) / rows - 0.5)[:, None]  # 0.5 is half a cycle, the Nyquist frequency
@@ -178,6 +180,7 @@ def _shortest(probes: Probes) -> list[int]:
 
 def _result(name: str, stage: int, tap: Tap, network: SpeakerNetwork, found: _Sums) -> MapSpectrum:
     power = np.asarray(found.power) / max(found.stretches, 1)
+    spreads = [spread for spread in found.spreads if math.isfinite(spread)]
     return MapSpectrum(
         network=name,
         stage=STAGES[stage],
@@ -185,5 +188,5 @@ def _result(name: str, stage: int, tap: Tap, network: SpeakerNetwork, found: _Su
         used=network.encoder.taps[stage] == tap,
         power=tuple(tuple(float(f"{value:.4g}") for value in row) for row in power),
         grid_db=grid_decibels(power),
-        spread=float(np.nanmedian(found.spreads)),
+        spread=median(spreads) if spreads else math.nan,
     )
