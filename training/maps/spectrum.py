@@ -67,7 +67,7 @@ class _Sums:
 def map_spectra(networks: Networks, probes: Probes, progress: Progress) -> tuple[MapSpectrum, ...]:
     """Measure the spectra of each network's maps at both taps of each stage.
 
-    The input of the last block of a first stage of one block is left out: it is the stem, not the stage.
+    The input of the last block is left out for stages of one block: it is what the stage before gives.
     """
     device, _ = common(networks)
     width = [min(_COLUMNS, columns // 2 * 2) for columns in _shortest(probes)]
@@ -144,8 +144,8 @@ def cell_spread(stage_map: NDArray[np.float64]) -> float:
 
 def _places(network: SpeakerNetwork) -> list[tuple[int, Tap]]:
     """Stages (0 is S1) and taps of a network."""
-    single = len(network.encoder.layers[0]) == 1
-    return [(s, tap) for s in range(len(STAGES)) for tap in TAPS if not (single and s == 0 and tap == TAPS[1])]
+    blocks = [len(layer) for layer in network.encoder.layers]
+    return [(stage, tap) for stage in range(len(STAGES)) for tap in TAPS if tap == TAPS[0] or blocks[stage] > 1]
 
 
 def _maps(network: SpeakerNetwork, batch: MixtureBatch) -> dict[tuple[int, Tap], list[NDArray[np.float64]]]:
