@@ -22,6 +22,7 @@ COMMANDS = {
     "pack": Command("training.prepare.pack", "copy a corpus to one file that training maps into memory"),
     "fit": Command("training.fit", "train one variant"),
     "evaluate": Command("training.evaluate", "measure trained variants under interference"),
+    "import-wespeaker": Command("training.import_wespeaker", "make a run of a WeSpeaker ResNet"),
     "study": Command("training.study.cli", "train, evaluate and compare all variants over several seeds"),
 }
 
