@@ -1,0 +1,103 @@
+"""What the saliency maps of one run are worth: the grid in them, where they lie, whether the network agrees.
+
+  python benchmarks/maps.py build/demo/runs/act-da --split dev
+
+Prints means over utterances. `python -m training study` does the same for all variants and seeds, with intervals over
+the seeds. Choose by the figures of the dev split.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from training.checkpoint import load_run
+from training.conditions import CLEAN, Condition
+from training.errors import UserError
+from training.manifest import load_corpus
+from training.maps.attributions import FUSIONS, METHODS
+from training.maps.faithfulness import BINS, CELLS, Masking, faithfulness
+from training.maps.localisation import localisation
+from training.maps.probes import Probes, choose_probes
+from training.maps.randomisation import randomisation
+from training.maps.ranking import rank, recommend
+from training.maps.spectrum import map_spectra
+from training.network import STAGES
+from training.workers import Networks
+
+NOISY = Condition("noise", 5.0)
+
+
+def main() -> int:
+    """Print all tables of one run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
+    parser.add_argument("--split", choices=["dev", "test"], default="test", help="utterances to measure on")
+    parser.add_argument("--utterances", type=int, default=24, help="how many")
+    arguments = parser.parse_args()
+    try:
+        run = load_run(arguments.run)
+        probes = choose_probes(load_corpus(run.corpus), run.speakers, arguments.utterances, arguments.split)
+        networks = {run.variant: run.network}
+        for table in (print_grid, print_localisation, print_faithfulness, print_randomisation):
+            table(networks, probes)
+            print()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def print_grid(networks: Networks, probes: Probes) -> None:
+    """Print how strong the grid is at either tap of each stage."""
+    print("grid: decibels in the corners of the spectrum over those beside; spread of the positions of a 2x2 cell")
+    for found in map_spectra(networks, probes, silent):
+        used = "  maps are taken here" if found.used else ""
+        print(f"  {found.stage}  {found.tap:17}  {found.grid_db:5.1f} dB  {found.spread:.2f}{used}")
+
+
+def print_localisation(networks: Networks, probes: Probes) -> None:
+    """Print how well each map finds the target's turns."""
+    (found,) = localisation(networks, probes, silent)
+    print("target, interferer, target in turn: area under the ROC curve by frames, and by bins")
+    for name in found.frames:
+        print(f"  {name:25} {mean(found.frames, name):.3f}  {mean(found.bins, name):.3f}")
+
+
+def print_faithfulness(networks: Networks, probes: Probes) -> None:
+    """Print how the methods rank by deletion and insertion, masking single bins and cells."""
+    methods = tuple(dict.fromkeys((*METHODS, *FUSIONS)))
+    for cell in (BINS, CELLS):
+        found = faithfulness(networks, probes, (CLEAN, NOISY), silent, methods, Masking(cell=cell))
+        print(f"area under the probability, clean and {NOISY}, masking {cell[0]} x {cell[1]} bins: deletion, insertion")
+        for row in rank(found):
+            low, high = row.behind_interval
+            areas = f"{row.deletion:.3f}  {row.insertion:.3f}  difference {row.faithfulness:.3f}"
+            print(f"  {row.method:18} {areas}  behind the best {row.behind:.3f} [{low:.3f}, {high:.3f}]")
+        print(f"  to fuse: {', '.join(STAGES[stage].upper() for stage in recommend(found))}")
+
+
+def print_randomisation(networks: Networks, probes: Probes) -> None:
+    """Print how like its original each map is along the cascade."""
+    found = randomisation(networks, probes, silent)
+    steps: Sequence[str] = tuple(dict.fromkeys(row.step for row in found))
+    print("rank correlation with the original map, weights drawn anew from the head down to")
+    print(" " * 20 + "".join(f"{step:>10}" for step in steps))
+    for name in dict.fromkeys(row.map for row in found):
+        values = {row.step: row.rank_correlation for row in found if row.map == name}
+        print(f"  {name:18}" + "".join(f"{mean(values, step):10.2f}" for step in steps))
+
+
+def mean(values: Mapping[str, Sequence[float]], name: str) -> float:
+    """Mean over the utterances that have a value."""
+    return float(np.nanmean(values[name]))
+
+
+def silent(done: int, total: int) -> None:
+    """Tell nobody about progress."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
