@@ -1,5 +1,6 @@
 """Interference drawn at random from a corpus; what is drawn depends on the generator handed in and on nothing else."""
 
+import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ _Waveform = NDArray[np.float32]
 
 
 class InterferenceSource:
-    """The interference of one split of a corpus. Not to be shared between threads.
+    """The interference of one split of a corpus; several threads may draw from it, each with its own generator.
 
     Talkers for babble and for the non-target speaker come from the corpus's "speech" clips; where the split has none,
     from the other speakers' utterances of the same split.
@@ -139,25 +140,29 @@ class InterferenceSource:
 
 
 class _ClipCache:
-    """Decoded clips, those used longest ago dropped first once they hold more than `limit` bytes."""
+    """Decoded clips, shared by threads; those used longest ago go first once they hold more than `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._held = 0
         self._clips: OrderedDict[tuple[Path, float], _Waveform] = OrderedDict()
+        self._lock = threading.Lock()
 
     def read(self, clip: Clip) -> _Waveform:
         key = (clip.path, clip.start)
-        if key in self._clips:
-            self._clips.move_to_end(key)
-            return self._clips[key]
-        waveform = read_audio(clip.path, clip.start, clip.duration)
+        with self._lock:
+            if key in self._clips:
+                self._clips.move_to_end(key)
+                return self._clips[key]
+        waveform = read_audio(clip.path, clip.start, clip.duration)  # twice, if two threads want it at once
         if not len(waveform):
             raise UserError(f"{clip.path}: holds no audio at {clip.start:g} s")
-        self._clips[key] = waveform
-        self._held += waveform.nbytes
-        while self._held > self._limit and len(self._clips) > 1:
-            self._held -= self._clips.popitem(last=False)[1].nbytes
+        with self._lock:
+            if key not in self._clips:
+                self._clips[key] = waveform
+                self._held += waveform.nbytes
+            while self._held > self._limit and len(self._clips) > 1:
+                self._held -= self._clips.popitem(last=False)[1].nbytes
         return waveform
 
 

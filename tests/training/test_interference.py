@@ -1,12 +1,14 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.training.sounds import FREQUENCIES, Builder, heard, tone
 from training.audio import SAMPLE_RATE
 from training.errors import UserError
-from training.interference import RESPONSE_SAMPLES
+from training.interference import RESPONSE_SAMPLES, InterferenceSource
 
 
 @pytest.fixture
@@ -85,6 +87,24 @@ def test_draws_repeat_with_the_generator_and_vary_without(builder: Builder) -> N
         first = one.draw(kind, 4000, np.random.default_rng(5), "a")
         np.testing.assert_array_equal(first, other.draw(kind, 4000, np.random.default_rng(5), "a"))
         assert not np.array_equal(first, one.draw(kind, 4000, np.random.default_rng(6), "a"))
+
+
+def test_threads_may_share_a_source(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where hardly anything fits into memory, and clips come and go."""
+    monkeypatch.setattr("training.interference._CACHE_BYTES", 100_000)
+    builder.speakers("abcdefgh")
+    for number in range(4):
+        builder.add(f"n{number}", np.random.default_rng(number).uniform(-0.5, 0.5, 20_000), "noise")
+    alone, shared = builder.source(), builder.source()
+
+    def draw(source: InterferenceSource, seed: int) -> NDArray[np.float32]:
+        rng = np.random.default_rng(seed)
+        return np.stack([source.draw(kind, 4000, rng, "a") for kind in ("noise", "speaker", "babble")])
+
+    expected = [draw(alone, seed) for seed in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        drawn = list(threads.map(lambda seed: draw(shared, seed), range(40)))
+    np.testing.assert_array_equal(drawn, expected)
 
 
 def test_a_long_clip_is_cropped_anywhere_and_without_change(builder: Builder) -> None:
