@@ -26,7 +26,9 @@ CONFIG = "config.yaml"
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
 
-_FORMAT = 1
+_FORMAT = 2
+_WITHOUT_AVERAGE = 1
+"""A format that is read as well: the one before, which knew no averaged weights."""
 
 
 class Checkpoint(TypedDict):
@@ -42,6 +44,7 @@ class Checkpoint(TypedDict):
     code_revision: str
     network: dict[str, Tensor]
     optimiser: dict[str, Any]
+    average: dict[str, Tensor]  # state of an AveragedModel of the network; empty if none is configured
     random: dict[str, Any]  # state of torch's generators: "cpu", and "cuda", a list
 
 
@@ -50,7 +53,8 @@ class Run:
     """A training run, loaded for use.
 
     variant: a key of `training.objectives.VARIANTS`. speakers: their order is the order of the labels.
-    network: in evaluation mode. corpus: absolute path of the corpus folder. step: updates done.
+    network: in evaluation mode; the average of the last updates' weights, where one was taken.
+    corpus: absolute path of the corpus folder. step: updates done.
     """
 
     variant: str
@@ -77,7 +81,7 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
     config = parse_config(checkpoint["config"], f"{run / CHECKPOINT} (its configuration)")
     network = SpeakerNetwork(config.network, config.head, len(checkpoint["speakers"]))
     try:
-        network.load_state_dict(checkpoint["network"])
+        network.load_state_dict(_result(checkpoint))
     except RuntimeError as error:
         raise UserError(f"{run / CHECKPOINT}: its weights do not fit its own configuration; train it again") from error
     return Run(
@@ -101,11 +105,22 @@ def read_checkpoint(run: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: damaged, or not a checkpoint; delete the folder and train again") from error
+    if isinstance(content, dict) and content.get("format") == _WITHOUT_AVERAGE:
+        content |= {"format": _FORMAT, "average": {}}
     if not isinstance(content, dict) or not Checkpoint.__annotations__.keys() <= content.keys():
         raise UserError(f"{path}: not a checkpoint of this program; it lacks what `python -m training fit` writes")
     if content["format"] != _FORMAT:
         raise UserError(f"{path}: has format {content['format']}, this version reads {_FORMAT}; train it again")
     return cast(Checkpoint, content)
+
+
+def _result(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Give the weights that a run is about: the average of the last, if there is one yet."""
+    average = checkpoint["average"]
+    if not average or not average["n_averaged"]:
+        return checkpoint["network"]
+    prefix = "module."
+    return {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
@@ -122,7 +137,13 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
 
 
 def new_checkpoint(
-    step: int, variant: str, config: Config, corpus: Corpus, network: dict[str, Tensor], optimiser: dict[str, Any]
+    step: int,
+    variant: str,
+    config: Config,
+    corpus: Corpus,
+    network: dict[str, Tensor],
+    optimiser: dict[str, Any],
+    average: dict[str, Tensor],
 ) -> Checkpoint:
     """Put a checkpoint together, with torch's random states as they are now."""
     return {
@@ -136,6 +157,7 @@ def new_checkpoint(
         "code_revision": code_revision(),
         "network": network,
         "optimiser": optimiser,
+        "average": average,
         "random": {
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

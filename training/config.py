@@ -66,7 +66,7 @@ class DataConfig:
 
     crop_seconds: Annotated[float, Range(0.2, 60)] = 2.0
     batch_size: Annotated[int, Range(2)] = 32
-    """Crops per update; variants of pairs see each of them twice, `da-2x` draws twice as many"""
+    """Crops per update; variants of pairs see each of them twice, `da-2x` draws twice as many, `act-da` 1.75 times"""
     read_ahead: Count = 4
     """Batches that are read while the network is busy"""
     readers: Count = 1
@@ -83,6 +83,11 @@ class ComputeConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of convolutions and matrix products (front end, pooling and head always in float32); auto: bfloat16 on a CUDA
     device, float32 on a CPU"""
+    channels_last: bool = True
+    """Whether the channels of a bin lie side by side, as tensor cores want them; on a CUDA device only"""
+    compile: bool = False
+    """Whether `torch.compile` makes kernels for the encoder, in the first minutes; they round differently. On a CPU
+    only in float32, and with a C++ compiler"""
 
 
 def _default_snr() -> Mapping[InterferenceKind, tuple[float, float]]:
@@ -95,7 +100,7 @@ class InterferenceConfig:
     """What corrupts a copy. The variant says which rows of a batch are copies (`training/objectives.py`)."""
 
     share: Share = 0.5
-    """Share of the rows of `da` and `da-2x` that are corrupted; `clean` has none, pairs one of each two"""
+    """Share of the rows of `da`, `da-2x` and `act-da` that are corrupted; `clean` has none, pairs one of each two"""
     snr_db: Mapping[InterferenceKind, tuple[Decibel, Decibel]] = field(default_factory=_default_snr)
     """Lowest and highest SNR of each kind, drawn uniformly in dB (`reverb`: direct sound to reverberation); a kind
     that is not listed is not used"""
@@ -144,7 +149,7 @@ class PerturbationConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The alignment term of `act-da`; the other variants have none."""
+    """The alignment term of `act-da` and `act-pair`; the other variants have none."""
 
     align: tuple[Activation, ...] = ("embedding",)
     """Activations of the corrupted copy that are pulled to the clean original's"""
@@ -152,7 +157,8 @@ class ObjectiveConfig:
     weight: NotNegative = 1.0
     """Weight of the mean distance beside the cross-entropy"""
     clean_gradient: bool = False
-    """Whether the clean original is pulled towards its copy as well, or is a fixed target"""
+    """Whether the clean original is pulled towards its copy as well (which makes an update of `act-da` dearer), or is a
+    fixed target"""
 
     def __post_init__(self) -> None:
         """Refuse an empty or repeating list."""
@@ -177,6 +183,9 @@ class OptimiserConfig:
     """On weight matrices and kernels only: not on biases and normalisation"""
     clip_norm: Positive = 5.0
     """Longest gradient; a longer one is scaled down"""
+    average_last: Share = 0.0
+    """Share of the updates, the last ones, whose weights are averaged: that average is what the run gives (stochastic
+    weight averaging, Izmailov et al. 2018). 0 gives the last update's weights"""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from training.audio import SAMPLE_RATE
 from training.config import Config
 from training.corruption import corrupt, draw_layer, usable_kinds
 from training.crops import CropReader
+from training.distributed import ALONE, World
 from training.interference import InterferenceSource
 from training.manifest import Clip, Corpus
 from training.network import SpeakerNetwork
@@ -30,19 +31,25 @@ class DevSet:
     clean: Tensor
     corrupted: Tensor | None
 
-    def accuracy(self, network: SpeakerNetwork, device: torch.device, batch_size: int) -> dict[str, float]:
-        """Top-1 accuracy in percent, on "clean" and "corrupted" crops; leaves the network in training mode."""
+    def accuracy(
+        self, network: SpeakerNetwork, device: torch.device, batch_size: int, world: World = ALONE
+    ) -> dict[str, float]:
+        """Top-1 accuracy in percent, on "clean" and "corrupted" crops; leaves the network in training mode.
+
+        Of several processes each looks at its share of the utterances.
+        """
         sets = {"clean": self.clean} if self.corrupted is None else {"clean": self.clean, "corrupted": self.corrupted}
         network.eval()
-        accuracy = {}
-        with torch.inference_mode():
-            for name, audio in sets.items():
-                best = torch.cat(
-                    [network(part.to(device))[0].argmax(dim=1).cpu() for part in torch.split(audio, batch_size)]
-                )
-                accuracy[name] = 100.0 * (best == self.labels).double().mean().item()
+        labels = self.labels[world.rank :: world.size]
+        correct = []
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):  # shapes differ from those of training
+            for audio in sets.values():
+                parts = torch.split(audio[world.rank :: world.size], batch_size)
+                best = [network(part.to(device))[0].argmax(dim=1).cpu() for part in parts if len(part)]
+                correct.append((torch.cat([*best, labels[:0]]) == labels).sum())
         network.train()
-        return accuracy
+        shares = world.mean(torch.stack(correct).double()) * world.size / len(self.labels)
+        return {name: 100.0 * share for name, share in zip(sets, shares.tolist(), strict=True)}
 
 
 def make_dev_set(corpus: Corpus, config: Config) -> DevSet | None:

@@ -3,11 +3,16 @@
   python -m training fit --config training/configs/demo.yaml --variant act-da --corpus DIR --out RUN
 
 Running the same command again goes on where an interrupted run stopped, to the same weights bit for bit
-(on a CPU, with the same number of threads), and says so if there is nothing left to do.
+(on a CPU, with the same number of threads and processes), and says so if there is nothing left to do.
+
+On several GPUs or machines, each process with its share of every batch:
+
+  torchrun --nproc-per-node 4 -m training fit …
 """
 
 import argparse
 import signal
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -17,14 +22,15 @@ import torch
 from rich.console import Console
 
 from training import typed_yaml
-from training.batches import BatchSource, ReadAhead
+from training.batches import Batch, BatchSource, ReadAhead
 from training.checkpoint import CHECKPOINT, CONFIG, Checkpoint, code_revision, read_checkpoint, write_checkpoint
 from training.config import Config, dump_config, load_config, parse_config
 from training.dev import make_dev_set
+from training.distributed import ALONE, World, joined
 from training.errors import UserError
 from training.folders import make_folder
 from training.logs import Report, Value
-from training.loop import DivergedError, Trainer
+from training.loop import DivergedError, Figures, Trainer
 from training.manifest import Corpus, load_corpus
 from training.objectives import VARIANTS, find_variant
 
@@ -60,9 +66,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code."""
     overrides = list(arguments.overrides)
     overrides += [f"{key}={value}" for key in ("seed", "updates") if (value := getattr(arguments, key)) is not None]
-    config = load_config(arguments.config, overrides)
-    device = choose_device(arguments.device)
-    return fit(config, arguments.variant, load_corpus(arguments.corpus), arguments.out, device)
+    with joined(choose_device(arguments.device)) as (world, device):
+        try:
+            config = world.together(lambda: load_config(arguments.config, overrides))
+            corpus = world.together(lambda: load_corpus(arguments.corpus))
+            return fit(config, arguments.variant, corpus, arguments.out, device, world)
+        except UserError:
+            if world.leads:
+                raise
+            return 2  # the first process says why
 
 
 def choose_device(name: str) -> torch.device:
@@ -75,58 +87,114 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda")
 
 
-def fit(config: Config, variant: str, corpus: Corpus, out: Path, device: torch.device) -> int:
+def fit(config: Config, variant: str, corpus: Corpus, out: Path, device: torch.device, world: World = ALONE) -> int:
     """Train a variant in run folder `out`, going on with what is there; returns 0, or 128 + signal if interrupted.
+
+    Of several processes the first reads and writes the run folder; the others need the corpus alone.
 
     Raises UserError if the folder belongs to another run, and DivergedError at the first loss that is not finite.
     """
-    console = Console()
+    console = Console(quiet=not world.leads)
     torch.backends.cudnn.benchmark = True  # all batches have one shape; without effect on a CPU
-    trainer = Trainer(config, variant, corpus, device)
-    source = BatchSource(corpus, config, find_variant(variant), device)
-    first = _resume_or_begin(trainer, out, config, variant, corpus)
+    _check_same_work(config, variant, corpus, world)
+    trainer, source = world.together(
+        lambda: (
+            Trainer(config, variant, corpus, device, world),
+            BatchSource(corpus, config, find_variant(variant), device, world),
+        )
+    )
+    first = _resume_or_begin(trainer, out, config, variant, corpus, world)
     if first >= config.updates:
         console.print(f"{out}: {variant} is trained already, {first} updates", highlight=False, soft_wrap=True)
         return 0
-    with Report(out, variant, first, config.updates, console) as report, StopRequest() as stop:
-        report.start(_describe(trainer, source, corpus), source.rows)
+    run = out if world.leads else None
+    with Report(run, variant, first, config.updates, console) as report, StopRequest(world.size > 1) as stop:
+        report.start(_describe(trainer, source, corpus, world), source.rows)
         if source.missing:
             report.say(f"{corpus.root}: has no {', '.join(source.missing)} to train with; goes on without")
-        dev_set = make_dev_set(corpus, config)
-        data, intervals = config.data, config.intervals
+        return _Fit(trainer, source, out, world, report, stop).go_on(first)
+
+
+@dataclass
+class _Fit:
+    """A run at work: updates, and between them what is measured, written and said."""
+
+    trainer: Trainer
+    source: BatchSource
+    out: Path
+    world: World
+    report: Report
+    stop: "StopRequest"
+
+    def go_on(self, first: int) -> int:
+        """Do the updates from `first` on; returns the exit code."""
+        config, world, report = self.trainer.config, self.world, self.report
+        data, updates = config.data, config.updates
+        dev_set = world.together(lambda: make_dev_set(self.source.corpus, config))
         saved = first
-        with ReadAhead(source.batch, first, config.updates, data.read_ahead, data.readers) as batches:
-            for step, batch in batches:
-                try:
-                    figures = trainer.update(step, batch)
-                except DivergedError as error:
-                    raise DivergedError(f"{error}. {out / CHECKPOINT} still holds update {saved}") from error
-                done = step + 1
-                last = done == config.updates
-                report.update(done, figures, to_log=done % intervals.log == 0 or last)
-                if dev_set is not None and (done % intervals.dev == 0 or last):
-                    report.dev(done, partial(dev_set.accuracy, trainer.network, device, data.batch_size))
-                if done % intervals.checkpoint == 0 or last or stop.signal:
-                    write_checkpoint(out, trainer.checkpoint(done))
-                    saved = done
-                if stop.signal and not last:
-                    report.stop(done, f"stopped after update {done} of {config.updates}; the same command goes on")
-                    return 128 + stop.signal
-        report.stop(config.updates, f"finished, {config.updates} updates")
-    return 0
+        with ReadAhead(self.source.batch, first, updates, data.read_ahead, data.readers) as batches:
+            for done in range(first, updates):
+                batch, signal_number = world.agree(batches.next, self.stop.signal)
+                if signal_number:
+                    if saved != done:
+                        self._save(done)
+                    report.stop(done, f"stopped after update {done} of {updates}; the same command goes on")
+                    return 128 + signal_number
+                report.update(done + 1, self._update(done, batch, saved), self._is_due(done + 1, config.intervals.log))
+                if dev_set is not None and self._is_due(done + 1, config.intervals.dev):
+                    accuracy = partial(dev_set.accuracy, self.trainer.result, self.trainer.device)
+                    report.dev(done + 1, partial(accuracy, data.batch_size, world))
+                if self._is_due(done + 1, config.intervals.checkpoint):
+                    self._save(done + 1)
+                    saved = done + 1
+        report.stop(updates, f"finished, {updates} updates")
+        return 0
+
+    def _is_due(self, done: int, interval: int) -> bool:
+        return done % interval == 0 or done == self.trainer.config.updates
+
+    def _update(self, step: int, batch: Batch, saved: int) -> Figures:
+        try:
+            return self.trainer.update(step, batch)
+        except DivergedError as error:
+            raise DivergedError(f"{error}. {self.out / CHECKPOINT} still holds update {saved}") from error
+
+    def _save(self, done: int) -> None:
+        """Write the checkpoint; nobody goes on, or ends, before it is there."""
+        self.world.together(
+            lambda: write_checkpoint(self.out, self.trainer.checkpoint(done)) if self.world.leads else None
+        )
 
 
-def _resume_or_begin(trainer: Trainer, out: Path, config: Config, variant: str, corpus: Corpus) -> int:
+def _check_same_work(config: Config, variant: str, corpus: Corpus, world: World) -> None:
+    """Raise UserError unless all processes have the same configuration, variant and corpus."""
+    works = [work.split("\n", 2) for work in world.gather(f"{variant}\n{corpus.digest}\n{dump_config(config)}")]
+    for rank, work in enumerate(works):
+        for what, ours, theirs in zip(("variant", "corpus", "configuration"), works[0], work, strict=True):
+            if ours != theirs:
+                raise UserError(f"process {rank} has another {what} than process 0; all machines must have the same")
+
+
+def _resume_or_begin(trainer: Trainer, out: Path, config: Config, variant: str, corpus: Corpus, world: World) -> int:
     """Restore what a run folder holds, or lay a new one out; returns how many updates are done."""
-    if (out / CHECKPOINT).exists():
-        checkpoint = read_checkpoint(out)
-        check_same_run(out, checkpoint, config, variant, corpus)
-        trainer.restore(checkpoint)
-        return checkpoint["step"]
-    make_folder(out)
-    (out / CONFIG).write_text(dump_config(config), encoding="utf-8")
-    write_checkpoint(out, trainer.checkpoint(0))
-    return 0
+
+    def look() -> Checkpoint | None:
+        if not world.leads:
+            return None
+        if (out / CHECKPOINT).exists():
+            checkpoint = read_checkpoint(out)
+            check_same_run(out, checkpoint, config, variant, corpus)
+            return checkpoint
+        make_folder(out)
+        (out / CONFIG).write_text(dump_config(config), encoding="utf-8")
+        write_checkpoint(out, trainer.checkpoint(0))
+        return None
+
+    checkpoint: Checkpoint | None = world.share(world.together(look))
+    if checkpoint is None:
+        return 0
+    trainer.restore(checkpoint)
+    return checkpoint["step"]
 
 
 def check_same_run(out: Path, checkpoint: Checkpoint, config: Config, variant: str, corpus: Corpus) -> None:
@@ -162,7 +230,7 @@ def _flat(config: Config) -> dict[str, object]:
     return values
 
 
-def _describe(trainer: Trainer, source: BatchSource, corpus: Corpus) -> dict[str, Value]:
+def _describe(trainer: Trainer, source: BatchSource, corpus: Corpus, world: World) -> dict[str, Value]:
     """Collect what the log's first line says of a run, beside its configuration."""
     return {
         "corpus": str(corpus.root),
@@ -171,6 +239,7 @@ def _describe(trainer: Trainer, source: BatchSource, corpus: Corpus) -> dict[str
         "interference": list(source.kinds),
         "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
         "device": str(trainer.device),
+        "processes": world.size,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "code_revision": code_revision(),
@@ -180,11 +249,13 @@ def _describe(trainer: Trainer, source: BatchSource, corpus: Corpus) -> dict[str
 class StopRequest:
     """Turns the first SIGINT or SIGTERM into a wish that the loop looks at; a second one acts at once, as ever.
 
-    A context manager; `signal` is the number of the signal that came, 0 before.
+    A context manager; `signal` is the number of the signal that came, 0 before. A `patient` one never acts at once:
+    torchrun sends its processes the signal that the terminal has sent them already, and kills them if they tarry.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
         self.signal = 0
+        self._patient = patient
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -199,7 +270,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        self._restore()
+        if not self._patient:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -67,25 +67,25 @@ def _keep_until(path: Path, step: int) -> None:
 class Report:
     """A run's voice: the log on disk, and a progress bar on a terminal, else a line every few seconds.
 
-    A context manager.
+    A context manager. With `run` None nothing is written or said.
     """
 
-    def __init__(self, run: Path, title: str, done: int, updates: int, console: Console) -> None:
-        self._run, self._title, self._updates, self._console = run, title, updates, console
-        self._log = RunLog(run, done)
+    def __init__(self, run: Path | None, title: str, done: int, updates: int, console: Console) -> None:
+        self._run, self._title, self._updates = run, title, updates
+        self._console = Console(quiet=True, force_terminal=False) if run is None else console
+        self._log = None if run is None else RunLog(run, done)
         self._rows = 0
         self._counted, self._since = done, time.monotonic()
         self._spoke = time.monotonic()
         self._rate = self._dev = ""
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if self._console.is_terminal:
             # Narrow enough for 80 columns, figures included.
             columns = (TextColumn("{task.description}"), BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console)
+            self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self._console)
             self._task = self._bar.add_task(title, total=updates, completed=done, figures="")
 
     def __enter__(self) -> Self:
-        self._log.__enter__()
         if self._bar is not None:
             self._bar.start()
         return self
@@ -95,12 +95,13 @@ class Report:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._log.__exit__(kind, error, trace)
+        if self._log is not None:
+            self._log.__exit__(kind, error, trace)
 
     def start(self, facts: Mapping[str, Value], rows: int) -> None:
         """Log what the run is; `rows` are the utterances of an update."""
         self._rows = rows
-        self._log.write("start", self._counted, {"variant": self._title, **facts})
+        self._write("start", self._counted, {"variant": self._title, **facts})
         self._since = time.monotonic()
 
     def update(self, done: int, figures: Figures, to_log: bool) -> None:
@@ -109,7 +110,7 @@ class Report:
             rate = (done - self._counted) * self._rows / max(1e-9, time.monotonic() - self._since)
             self._counted, self._since = done, time.monotonic()
             self._rate = f"  {rate:.0f} utterances/s"
-            self._log.write("update", done, {**figures._asdict(), "utterances_per_second": round(rate, 1)})
+            self._write("update", done, {**figures._asdict(), "utterances_per_second": round(rate, 1)})
         if self._bar is not None:
             self._bar.update(self._task, completed=done, figures=f"loss {figures.loss:.2f}{self._dev}")
         elif time.monotonic() - self._spoke >= _SECONDS_BETWEEN_LINES or done == self._updates:
@@ -122,15 +123,19 @@ class Report:
         began = time.monotonic()
         accuracy = measure()
         self._since += time.monotonic() - began
-        self._log.write("dev", done, accuracy)
+        self._write("dev", done, accuracy)
         self._dev = "  dev " + " ".join(f"{name} {value:.0f}" for name, value in accuracy.items())
 
     def stop(self, done: int, why: str) -> None:
         """Tell of the end of the run."""
-        self._log.write("stop", done, {"why": why})
+        self._write("stop", done, {"why": why})
         if self._bar is not None:
             self._bar.stop()
         self.say(f"{self._run}: {why}")
+
+    def _write(self, event: str, step: int, figures: Mapping[str, Value]) -> None:
+        if self._log is not None:
+            self._log.write(event, step, figures)
 
     def say(self, line: str) -> None:
         """Print a line that stays, of whatever length."""

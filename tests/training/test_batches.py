@@ -72,13 +72,24 @@ def test_speakers_are_balanced(corpus: Corpus, config: Config) -> None:
 
 def test_pairs_hold_each_crop_clean_and_corrupted(corpus: Corpus, config: Config) -> None:
     clean = source(corpus, config, "clean").batch(3)
-    for variant in ("act-da", "da-pair"):
+    for variant in ("act-pair", "da-pair"):
         pairs = source(corpus, config, variant)
         batch = pairs.batch(3)
         assert len(batch.audio) == pairs.rows == 12
         assert torch.equal(batch.audio[:6], clean.audio)
         assert torch.equal(batch.labels, clean.labels.repeat(2))
         assert (batch.audio[6:] != clean.audio).any(dim=1).all()
+        assert len(batch.originals) == 0
+
+
+def test_copies_come_with_their_originals_where_these_are_not_in_the_batch(corpus: Corpus, config: Config) -> None:
+    larger = replace(config, data=replace(config.data, batch_size=8))
+    aligned = source(corpus, larger, "act-da").batch(3)
+    alone = source(corpus, replace(config, data=replace(config.data, batch_size=14)), "clean").batch(3)
+    assert len(aligned.audio) == 14  # 1.75 x 8
+    assert torch.equal(aligned.originals, alone.audio[:7])
+    assert (aligned.audio[:7] != aligned.originals).any(dim=1).all()
+    assert torch.equal(aligned.audio[7:], alone.audio[7:])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +120,7 @@ def test_batches_are_the_same_whether_held_in_memory_or_read_by_seeking(
         batches.append([other.batch(step) for step in range(5)])
         counts.append(len(reads))
     assert all(torch.equal(held.audio, sought.audio) for held, sought in zip(*batches, strict=True))
-    assert counts == [9, 30]  # every clip once, or every crop
+    assert counts == [9, 5 * round(6 * VARIANTS[variant].crops)]  # every clip once, or every crop
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -117,6 +128,7 @@ def test_batches_are_the_same_whether_held_in_memory_or_read_by_seeking(
 def test_the_shares_of_processes_make_up_the_batch_of_one(
     corpus: Corpus, config: Config, variant: str, size: int
 ) -> None:
+    config = replace(config, data=replace(config.data, batch_size=24))  # act-da: 42 rows
     whole = source(corpus, config, variant).batch(3)
     sources = [BatchSource(corpus, config, VARIANTS[variant], CPU, World(rank, size)) for rank in range(size)]
     halves = 2 if VARIANTS[variant].copies == "pair" else 1
@@ -127,6 +139,7 @@ def test_the_shares_of_processes_make_up_the_batch_of_one(
         torch.testing.assert_close(share.audio, whole.audio[rows], rtol=0, atol=1e-6)
         assert torch.equal(share.labels, whole.labels[rows])
         assert share.names == tuple(whole.names[row] for row in rows)
+        torch.testing.assert_close(share.originals, whole.originals[rank::size], rtol=0, atol=0)
 
 
 def test_a_process_reads_its_own_share_alone(corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,8 +151,8 @@ def test_a_process_reads_its_own_share_alone(corpus: Corpus, config: Config, mon
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(corpus: Corpus, config: Config) -> None:
-    with pytest.raises(UserError, match=r"data\.batch_size 6 cannot be shared out equally to 4 processes"):
-        BatchSource(corpus, config, VARIANTS["da-2x"], CPU, World(0, 4))
+    with pytest.raises(UserError, match=r"data\.batch_size 6 makes 10 crops, which .* equally to 4 processes"):
+        BatchSource(corpus, config, VARIANTS["act-da"], CPU, World(0, 4))
 
 
 def test_a_corpus_without_the_wanted_interference_is_refused(tmp_path: Path, config: Config) -> None:
@@ -157,7 +170,7 @@ def test_a_corpus_without_the_wanted_interference_is_refused(tmp_path: Path, con
 
 def test_copies_under_two_kinds_say_both(corpus: Corpus, config: Config) -> None:
     combined = replace(config, interference=InterferenceConfig(combine=1.0))
-    names = source(corpus, combined, "act-da").batch(0).names[6:]
+    names = source(corpus, combined, "act-pair").batch(0).names[6:]
     for name in names:
         kinds = re.findall(r" \+ (\w+) at -?[\d.]+ dB", name)
         assert len(set(kinds)) == 2
@@ -185,7 +198,7 @@ def test_the_dev_set_is_the_same_whatever_the_seed(corpus: Corpus, config: Confi
 
 
 def number(step: int) -> Batch:
-    return Batch(torch.zeros(1), torch.tensor([step]), ())
+    return Batch(torch.zeros(1), torch.tensor([step]), torch.zeros(0), ())
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -195,7 +208,7 @@ def test_reading_ahead_keeps_the_order(threads: int) -> None:
         return number(step)
 
     with ReadAhead(slow_if_even, 5, 15, ahead=4, threads=threads) as batches:
-        assert [(step, batch.labels.item()) for step, batch in batches] == [(step, step) for step in range(5, 15)]
+        assert [batches.next().labels.item() for _ in range(10)] == list(range(5, 15))
 
 
 def test_reading_ahead_overlaps_and_is_bounded() -> None:
@@ -209,8 +222,7 @@ def test_reading_ahead_overlaps_and_is_bounded() -> None:
         return number(step)
 
     with ReadAhead(make, 0, 100, ahead=3, threads=1) as batches:
-        iterator = iter(batches)
-        next(iterator)
+        batches.next()
         assert third.wait(5)  # made although nobody asked for it
         time.sleep(0.05)
         assert made == [0, 1, 2, 3]
@@ -222,8 +234,7 @@ def test_an_error_is_raised_at_its_step() -> None:
             raise UserError("broken file")
         return number(step)
 
-    seen = []
-    with pytest.raises(UserError, match="broken file"), ReadAhead(make, 0, 9, ahead=4, threads=2) as batches:
-        for step, _ in batches:
-            seen.append(step)
-    assert seen == [0, 1]
+    with ReadAhead(make, 0, 9, ahead=4, threads=2) as batches:
+        assert [batches.next().labels.item() for _ in range(2)] == [0, 1]
+        with pytest.raises(UserError, match="broken file"):
+            batches.next()

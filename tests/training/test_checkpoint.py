@@ -88,7 +88,7 @@ def test_another_format_is_refused(trainer: Trainer, run: Path) -> None:
     saved = trainer.checkpoint(6)
     saved["format"] = 99
     write_checkpoint(run, saved)
-    with pytest.raises(UserError, match="has format 99, this version reads 1"):
+    with pytest.raises(UserError, match="has format 99, this version reads 2"):
         load_run(run)
 
 

@@ -18,10 +18,11 @@ from tests.training.toy import make_corpus, toy_config, write_config
 from training.batches import Batch, BatchSource
 from training.checkpoint import load_run, read_checkpoint
 from training.cli import main
+from training.compute import uses_bfloat16
 from training.config import ComputeConfig, Config, HeadConfig, OptimiserConfig, load_config
 from training.errors import UserError
 from training.fit import fit
-from training.loop import DivergedError, Trainer, learning_rate_at, make_optimiser, margin_at, uses_bfloat16
+from training.loop import DivergedError, Trainer, learning_rate_at, make_optimiser, margin_at
 from training.manifest import Corpus
 from training.objectives import VARIANTS
 
@@ -184,7 +185,7 @@ def test_every_variant_trains(
     told = f"{corpus.root}: has no music, babble to train with; goes on without" in capsys.readouterr().out
     assert told == (variant != "clean")
     aligned = [line["alignment"] for line in log_lines(tmp_path, "update")]
-    assert all((value > 0) == (variant == "act-da") for value in aligned)
+    assert all((value > 0) == VARIANTS[variant].aligned for value in aligned)
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -213,10 +214,10 @@ def test_a_broken_waveform_is_named_among_the_rows_it_spoils(corpus: Corpus, con
 
 
 def test_precision_of_the_step(corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = BatchSource(corpus, config, VARIANTS["act-da"], CPU).batch(0)
+    batch = BatchSource(corpus, config, VARIANTS["act-pair"], CPU).batch(0)
     losses, types = [], []
     for precision in ("auto", "float32", "bfloat16"):
-        trainer = Trainer(replace(config, compute=ComputeConfig(precision)), "act-da", corpus, CPU)
+        trainer = Trainer(replace(config, compute=ComputeConfig(precision)), "act-pair", corpus, CPU)
         trainer.network.encoder.get_submodule("layer1.0.conv1").register_forward_hook(
             lambda *call: types.append(call[2].dtype)
         )

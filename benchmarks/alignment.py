@@ -1,0 +1,153 @@
+"""Ways to align a corrupted copy's activations with its original's, compared on the dev split at equal compute.
+
+  python benchmarks/alignment.py --corpus DIR --recipes da-2x,act-da --seeds 2 --updates 800
+
+Every recipe puts about two batch sizes through the network, forward and back, in an update. Prints, for each recipe and
+seed, the share of dev utterances named at the last update: clean, by kind of interference, and the mean of the kinds.
+"""
+
+import argparse
+import copy
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.batches import Batch, BatchSource
+from training.conditions import CLEAN, CLEAN_KIND, Condition, mixtures
+from training.config import Config, load_config
+from training.loop import learning_rate_at, make_optimiser, margin_at
+from training.manifest import Corpus, load_corpus
+from training.network import Activations, SpeakerNetwork
+from training.objectives import distance, find_variant
+
+SNRS_DB = (10.0, 5.0, 0.0, -5.0)
+DECAY = 0.99  # of the averaged teacher's weights
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a batch is laid out, and what aligns it.
+
+    variant: of `training.objectives.VARIANTS`, for the layout of the batch.
+    teacher: who hears the originals: the network as it is ("live"), with the running statistics of its normalisation
+        ("eval"), or an exponential average of its weights ("averaged"); "pair": they are rows of the batch themselves.
+    weight: of the embeddings' squared distance; posterior_weight: of the divergence of the scores' softmax.
+    """
+
+    variant: str
+    teacher: Literal["pair", "live", "eval", "averaged"] = "live"
+    weight: float = 0.0
+    posterior_weight: float = 0.0
+
+
+RECIPES = {
+    "da-2x": Recipe("da-2x"),
+    "da-pair": Recipe("da-pair"),
+    "act-pair": Recipe("act-pair", "pair", 1.0),
+    "act-pair-posterior": Recipe("act-pair", "pair", 0.0, 1.0),
+    "act-da": Recipe("act-da", "live", 1.0),
+    "act-da-3": Recipe("act-da", "live", 3.0),
+    "act-da-eval": Recipe("act-da", "eval", 1.0),
+    "act-da-averaged": Recipe("act-da", "averaged", 1.0),
+    "act-da-posterior": Recipe("act-da", "live", 0.0, 1.0),
+    "act-da-averaged-posterior": Recipe("act-da", "averaged", 0.0, 1.0),
+}
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("training/configs/study.yaml"), help="(%(default)s)")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder that `prepare` made")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="with commas (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (%(default)s)")
+    parser.add_argument("--updates", type=int, default=800, metavar="N", help="(%(default)s)")
+    arguments = parser.parse_args()
+    corpus = load_corpus(arguments.corpus)
+    for seed in range(arguments.seeds):
+        config = load_config(arguments.config, [f"updates={arguments.updates}", f"seed={seed}"])
+        for name in arguments.recipes.split(","):
+            accuracy = dev_accuracy(train(RECIPES[name], config, corpus), corpus)
+            print(json.dumps({"recipe": name, "seed": seed, "updates": config.updates, **accuracy}), flush=True)
+
+
+def train(recipe: Recipe, config: Config, corpus: Corpus) -> SpeakerNetwork:
+    """Train a network on the CPU in bfloat16."""
+    torch.manual_seed(config.seed)
+    network = SpeakerNetwork(config.network, config.head, len(corpus.speakers)).train()
+    averaged = copy.deepcopy(network).eval()
+    optimiser = make_optimiser(network, config.optimiser)
+    source = BatchSource(corpus, config, find_variant(recipe.variant), torch.device("cpu"))
+    for step in range(config.updates):
+        batch = source.batch(step)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate_at(config.optimiser, step, config.updates)
+        optimiser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = _loss(recipe, network, averaged, batch, margin_at(config.head, step, config.updates))
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), config.optimiser.clip_norm)
+        optimiser.step()
+        _follow(averaged, network, min(DECAY, (step + 1) / (step + 10)))
+    return network.eval()
+
+
+def _loss(recipe: Recipe, network: SpeakerNetwork, averaged: SpeakerNetwork, batch: Batch, margin: float) -> Tensor:
+    activations = network.activations(batch.audio)
+    scores = network.training_logits(activations.embedding, batch.labels, margin)
+    loss = F.cross_entropy(scores, batch.labels)
+    if not recipe.weight and not recipe.posterior_weight:
+        return loss
+    teacher = averaged if recipe.teacher == "averaged" else network
+    if recipe.teacher == "pair":
+        originals, copies = activations.embedding.chunk(2)
+    else:
+        originals = _hear(recipe, teacher, batch.originals).embedding
+        copies = activations.embedding[: len(batch.originals)]
+    originals = originals.detach()
+    aligned = distance(originals, copies, "mse").mean()
+    wanted, given = teacher.logits(originals).detach().softmax(1), network.logits(copies).log_softmax(1)
+    return loss + recipe.weight * aligned + recipe.posterior_weight * F.kl_div(given, wanted, reduction="batchmean")
+
+
+def _hear(recipe: Recipe, teacher: SpeakerNetwork, originals: Tensor) -> Activations:
+    training = teacher.training
+    if recipe.teacher == "eval":
+        teacher.eval()
+    with torch.no_grad():
+        activations = teacher.activations(originals)
+    teacher.train(training)
+    return activations
+
+
+@torch.no_grad()
+def _follow(averaged: SpeakerNetwork, network: SpeakerNetwork, decay: float) -> None:
+    for theirs, ours in zip(averaged.parameters(), network.parameters(), strict=True):
+        theirs.lerp_(ours, 1 - decay)
+    for theirs, ours in zip(averaged.buffers(), network.buffers(), strict=True):
+        theirs.copy_(ours)
+
+
+def dev_accuracy(network: SpeakerNetwork, corpus: Corpus) -> dict[str, float]:
+    """Top-1 accuracy in percent, on clean dev utterances and by kind of interference, and the mean over the kinds."""
+    kinds = ("noise", "music", "babble", "speaker", "reverb")
+    conditions: Sequence[Condition] = [CLEAN, *(Condition(kind, snr_db) for kind in kinds for snr_db in SNRS_DB)]
+    hits: dict[str, list[Tensor]] = defaultdict(list)
+    with torch.inference_mode():
+        for batch in mixtures(corpus, "dev", corpus.speakers, conditions, 4):
+            scores = network(batch.mixture.audio, batch.lengths)[0]
+            hits[batch.condition.kind].append(scores.argmax(dim=1) == batch.labels)
+    accuracy = {kind: round(100 * torch.cat(rows).double().mean().item(), 1) for kind, rows in hits.items()}
+    mean = sum(value for kind, value in accuracy.items() if kind != CLEAN_KIND) / len(kinds)
+    return {**accuracy, "mean": round(mean, 1)}
+
+
+if __name__ == "__main__":
+    main()
