@@ -31,11 +31,13 @@ class Batch(NamedTuple):
     """What goes through the network in one update.
 
     audio: [rows, samples] on the device. labels: index into `Corpus.speakers`, [rows].
+    originals: what the copies were before, [copies, samples], where the variant needs them beside the rows; else empty.
     names: which crop each row is, and how it was corrupted, for messages.
     """
 
     audio: Tensor
     labels: Tensor
+    originals: Tensor
     names: tuple[str, ...]
 
 
@@ -93,7 +95,7 @@ class BatchSource:
     @property
     def rows(self) -> int:
         """Rows of every batch, all processes' together."""
-        return self._config.data.batch_size * self._variant.passes
+        return round(self._config.data.batch_size * self._variant.rows)
 
     def batch(self, step: int) -> Batch:
         """Draw this process's rows of the batch of update `step`, counted from 0."""
@@ -104,7 +106,7 @@ class BatchSource:
         labels = torch.tensor([row.label for row in plan]).to(self._device)
         copied = [row for row in plan if row.corruption is not None]
         if not copied:
-            return Batch(speech, labels, names)
+            return Batch(speech, labels, speech[:0], names)
         count = len(copied)  # they come first
         rngs = [np.random.default_rng(row.corruption) for row in copied]
         corruptions = [draw_corruption(self.kinds, self._config.interference, rng) for rng in rngs]
@@ -114,13 +116,14 @@ class BatchSource:
             " + ".join([name, *map(str, layers)]) for name, layers in zip(names[:count], corruptions, strict=True)
         )
         if self._variant.copies == "pair":
-            return Batch(torch.cat([speech, copies]), torch.cat([labels, labels]), names + copy_names)
-        return Batch(torch.cat([copies, speech[count:]]), labels, copy_names + names[count:])
+            return Batch(torch.cat([speech, copies]), torch.cat([labels, labels]), speech[:0], names + copy_names)
+        originals = speech[: count if self._variant.aligned else 0]
+        return Batch(torch.cat([copies, speech[count:]]), labels, originals, copy_names + names[count:])
 
     def _plan(self, step: int) -> list[_Row]:
         """Draw the whole batch, which costs little, and give the rows that this process has to read."""
         rng = np.random.default_rng([self._config.seed, step])
-        drawn = self._draw_speakers(self._config.data.batch_size * self._variant.crops, rng).tolist()
+        drawn = self._draw_speakers(round(self._config.data.batch_size * self._variant.crops), rng).tolist()
         clips = [self._clips[label][rng.integers(len(self._clips[label]))] for label in drawn]
         places = rng.random(len(drawn))
         shares = {"none": 0.0, "share": self._config.interference.share, "pair": 1.0}

@@ -59,7 +59,15 @@ class Trainer:
             group["lr"] = learning_rate
         self._optimiser.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._in_bfloat16):
-            loss = compute_loss(self.network, batch.audio, batch.labels, self._variant, self.config.objective, margin)
+            loss = compute_loss(
+                self.network,
+                batch.audio,
+                batch.labels,
+                batch.originals,
+                self._variant,
+                self.config.objective,
+                margin,
+            )
         loss.total.backward()  # type: ignore[no-untyped-call]
         grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimiser.clip_norm)
         figures = _figures(loss, grad_norm, learning_rate, margin)
@@ -143,8 +151,12 @@ def _check_finite(figures: Figures, loss: Loss, batch: Batch, step: int) -> None
     # A broken waveform spoils every row through batch normalisation, so it is named before the rows it spoiled.
     bad = ~torch.isfinite(batch.audio).all(dim=1)
     if not bad.any():
-        pairs = loss.alignment.repeat(2) if len(loss.alignment) else torch.zeros_like(loss.cross_entropy)
-        bad = ~torch.isfinite(loss.cross_entropy + pairs)
+        distances = torch.zeros_like(loss.cross_entropy)
+        if len(batch.originals):  # of the copies, the first rows
+            distances[: len(loss.alignment)] = loss.alignment
+        elif len(loss.alignment):  # of every pair
+            distances = loss.alignment.repeat(2)
+        bad = ~torch.isfinite(loss.cross_entropy + distances)
     names = [name for name, is_bad in zip(batch.names, bad.tolist(), strict=True) if is_bad]
     shown = "; ".join(names[:_NAMED_ROWS])
     more = f" and {len(names) - _NAMED_ROWS} more" if len(names) > _NAMED_ROWS else ""

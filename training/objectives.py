@@ -4,7 +4,7 @@ Everything in which two variants differ stands in `VARIANTS`; all else is the sa
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -23,29 +23,40 @@ class Variant:
     """What belongs to a variant, and to nothing else.
 
     crops: crops drawn for an update, in batch sizes.
-    copies: corrupted copies in the batch. "none"; "share": they replace a share of the crops; "pair": every crop is
-        there twice, as recorded (first half of the rows) and corrupted (second half, same order).
-    aligned: whether the copies' activations are pulled to the originals'.
+    copies: corrupted copies in the batch. "none"; "share": they replace a share of the crops, the first ones; "pair":
+        every crop is there twice, as recorded (first half of the rows) and corrupted (second half, same order).
+    aligned: whether the copies' activations are pulled to the originals'. Originals that are not in the batch, those
+        of a share, go through the network forward only.
     about: one line for `--help`.
     """
 
-    crops: int
+    crops: float
     copies: Literal["none", "share", "pair"]
     aligned: bool
     about: str
 
     @property
-    def passes(self) -> int:
-        """Network work of an update: batch sizes of rows that go through it, forward and back."""
+    def rows(self) -> float:
+        """Rows of a batch, in batch sizes."""
         return self.crops * (2 if self.copies == "pair" else 1)
+
+    def passes(self, share: float = 0.5) -> float:
+        """Network work of an update, in batch sizes that go forward and back, where `share` of the crops are corrupted.
+
+        Going back costs twice as much as going forward.
+        """
+        forward_only = share * self.crops if self.aligned and self.copies == "share" else 0.0
+        return self.rows + forward_only / 3
 
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
         "clean": Variant(1, "none", False, "clean speech only"),
         "da": Variant(1, "share", False, "vanilla augmentation: a share of the batch is corrupted"),
-        "act-da": Variant(1, "pair", True, "clean and corrupted together, and their activations aligned"),
-        "da-pair": Variant(1, "pair", False, "control: the pairs of act-da without the alignment"),
+        # 1.75 with half of them copies is 2.04 passes: the compute of the three below.
+        "act-da": Variant(1.75, "share", True, "copies' activations pulled to those of their originals"),
+        "act-pair": Variant(1, "pair", True, "original and copy both learned from, and their activations aligned"),
+        "da-pair": Variant(1, "pair", False, "control: the pairs of act-pair without the alignment"),
         "da-2x": Variant(2, "share", False, "control: da with twice the batch, the compute of act-da"),
     }
 )
@@ -62,7 +73,8 @@ class Loss(NamedTuple):
     """The parts of a batch's loss.
 
     total: what is minimised, a scalar. cross_entropy: of each row, [rows].
-    alignment: mean distance of each pair, [rows / 2], without its weight; empty for variants that do not align.
+    alignment: distance of each copy from its original, [copies], without its weight; empty for variants that do not
+    align.
     correct: whether the best score, without margin, is the row's speaker, bool [rows].
     """
 
@@ -73,12 +85,19 @@ class Loss(NamedTuple):
 
 
 def compute_loss(
-    network: SpeakerNetwork, audio: Tensor, labels: Tensor, variant: Variant, objective: ObjectiveConfig, margin: float
+    network: SpeakerNetwork,
+    audio: Tensor,
+    labels: Tensor,
+    originals: Tensor,
+    variant: Variant,
+    objective: ObjectiveConfig,
+    margin: float,
 ) -> Loss:
-    """Run a batch through the network once: audio [rows, samples], labels [rows] -> its loss.
+    """Run a batch through the network: audio [rows, samples], labels [rows], originals [copies, samples] -> its loss.
 
-    The total is the mean cross-entropy of all rows, originals and copies alike, plus, for an aligned variant, the
-    weight times the mean distance of pairs and activations (within-sample invariance, Cai et al., arXiv 2002.00924).
+    The total is the mean cross-entropy of all rows, plus, for an aligned variant, the weight times the mean distance of
+    copies and activations (within-sample invariance, Cai et al., arXiv 2002.00924). `originals` are what the batch's
+    copies were before, for an aligned variant whose batch does not hold them; else empty.
     """
     activations = network.activations(audio)
     scores = network.training_logits(activations.embedding, labels, margin)
@@ -88,17 +107,31 @@ def compute_loss(
     total = cross_entropy.mean()
     alignment = cross_entropy.new_zeros(0)
     if variant.aligned:
-        alignment = align(activations, objective)
+        alignment = _alignment(network, activations, originals, variant, objective)
         total = total + objective.weight * alignment.mean()
     return Loss(total, cross_entropy, alignment, correct)
 
 
-def align(activations: Activations, objective: ObjectiveConfig) -> Tensor:
-    """Distance of each pair, averaged over the chosen activations: rows [2 x pairs] in, [pairs] out."""
-    distances = []
-    for name in objective.align:
-        clean, copy = _activation(activations, name).chunk(2)
-        distances.append(distance(clean if objective.clean_gradient else clean.detach(), copy, objective.distance))
+def _alignment(
+    network: SpeakerNetwork, activations: Activations, originals: Tensor, variant: Variant, objective: ObjectiveConfig
+) -> Tensor:
+    """Distance of each of a batch's copies from its original, [copies]."""
+    if variant.copies == "pair":
+        chosen = [_activation(activations, name).chunk(2) for name in objective.align]
+    else:
+        with torch.set_grad_enabled(objective.clean_gradient):
+            clean = network.activations(originals)
+        copies = len(originals)
+        chosen = [(_activation(clean, name), _activation(activations, name)[:copies]) for name in objective.align]
+    return align(chosen, objective)
+
+
+def align(chosen: Sequence[tuple[Tensor, Tensor]], objective: ObjectiveConfig) -> Tensor:
+    """Distance of each original from its copy, averaged over activations: pairs of [copies, ...] in, [copies] out."""
+    distances = [
+        distance(clean if objective.clean_gradient else clean.detach(), copy, objective.distance)
+        for clean, copy in chosen
+    ]
     return torch.stack(distances).mean(dim=0)
 
 

@@ -161,7 +161,7 @@ class _Board:
         self._finished = sum(done >= self.plan.config.updates for done in self.done.values())
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        total = sum(VARIANTS[run.variant].passes for run in self.plan.runs) * self.plan.config.updates
+        total = sum(VARIANTS[run.variant].passes() for run in self.plan.runs) * self.plan.config.updates
         self._task = self._bar.add_task("training", total=total, completed=self._work())
 
     def __enter__(self) -> Self:
@@ -193,7 +193,7 @@ class _Board:
         self._bar.update(self._task, completed=self._work())
 
     def _work(self) -> int:
-        return sum(done * VARIANTS[run.variant].passes for run, done in self.done.items())
+        return sum(done * VARIANTS[run.variant].passes() for run, done in self.done.items())
 
     def _say(self, line: str) -> None:
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
