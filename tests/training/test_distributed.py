@@ -22,6 +22,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "
 # that: so is one process that sees a batch's rows in another order. A low learning rate keeps them together.
 CONFIG = TOY_CONFIG.replace("width: 2", "width: 4").replace("batch_size: 6", "batch_size: 16")
 CONFIG = CONFIG.replace("{kind: adamw, learning_rate: 0.01}", "{kind: sgd, learning_rate: 0.002, average_last: 0.5}")
+CONFIG += "interference: {share: 0.4}\n"  # 11 copies of the 28 crops of act-da: one process has more than the other
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
