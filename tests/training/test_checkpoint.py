@@ -1,6 +1,7 @@
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +91,15 @@ def test_another_format_is_refused(trainer: Trainer, run: Path) -> None:
     write_checkpoint(run, saved)
     with pytest.raises(UserError, match="has format 99, this version reads 2"):
         load_run(run)
+
+
+def test_the_format_before_averaging_is_read(trainer: Trainer, run: Path) -> None:
+    saved: dict[str, Any] = {**trainer.checkpoint(6), "format": 1}
+    del saved["average"]
+    torch.save(saved, run / CHECKPOINT)
+    loaded = load_run(run)
+    assert all(torch.equal(value, saved["network"][name]) for name, value in loaded.network.state_dict().items())
+    assert read_checkpoint(run)["average"] == {}
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(trainer: Trainer, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

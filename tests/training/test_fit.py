@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,10 +20,12 @@ from training.checkpoint import load_run, read_checkpoint
 from training.cli import main
 from training.compute import uses_bfloat16
 from training.config import ComputeConfig, Config, HeadConfig, OptimiserConfig, load_config
+from training.dev import DevSet
 from training.errors import UserError
 from training.fit import fit
-from training.loop import DivergedError, Trainer, learning_rate_at, make_optimiser, margin_at
+from training.loop import DivergedError, Trainer, is_averaged, learning_rate_at, make_optimiser, margin_at
 from training.manifest import Corpus
+from training.network import SpeakerNetwork
 from training.objectives import VARIANTS
 
 CPU = torch.device("cpu")
@@ -227,6 +229,90 @@ def test_precision_of_the_step(corpus: Corpus, config: Config, monkeypatch: pyte
     assert losses[2] == pytest.approx(losses[0], rel=0.02)
     cuda = torch.device("cuda")
     assert [uses_bfloat16(ComputeConfig(p), cuda) for p in ("auto", "float32", "bfloat16")] == [True, False, True]
+
+
+def test_the_last_weights_are_averaged(corpus: Corpus, config: Config, tmp_path: Path) -> None:
+    averaging = replace(config, optimiser=replace(config.optimiser, average_last=0.5))
+    trainer = Trainer(averaging, "act-da", corpus, CPU)
+    source = BatchSource(corpus, averaging, VARIANTS["act-da"], CPU)
+    states = []
+    for step in range(6):
+        assert (trainer.result is trainer.network) == (step <= 3)
+        trainer.update(step, source.batch(step))
+        states.append({name: value.double().clone() for name, value in trainer.network.state_dict().items()})
+    for name, value in trainer.result.state_dict().items():
+        if "num_batches" not in name:  # statistics of normalisation are averaged along
+            expected = torch.stack([state[name] for state in states[3:]]).mean(dim=0)
+            torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
+    fit(averaging, "act-da", corpus, tmp_path, CPU)
+    loaded = load_run(tmp_path).network
+    audio = torch.randn(2, 4800)
+    assert torch.equal(loaded(audio)[0], trainer.result.eval()(audio)[0])
+    last = read_checkpoint(tmp_path)["network"]  # which a longer run would go on from
+    assert all(torch.equal(value.double(), states[5][name]) for name, value in last.items())
+
+
+def test_averaging_changes_nothing_in_training(
+    uninterrupted: Path, corpus: Corpus, config: Config, tmp_path: Path
+) -> None:
+    fit(replace(config, optimiser=replace(config.optimiser, average_last=1.0)), "act-da", corpus, tmp_path, CPU)
+    one, other = (read_checkpoint(run) for run in (uninterrupted, tmp_path))
+    assert all(torch.equal(value, other["network"][name]) for name, value in one["network"].items())
+    assert int(other["average"]["n_averaged"]) == 6
+    assert [is_averaged(replace(config.optimiser, average_last=0.001), step, 6) for step in (4, 5)] == [False, True]
+
+
+def test_an_average_resumes(corpus: Corpus, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    averaging = replace(config, optimiser=replace(config.optimiser, average_last=0.6))
+    fit(averaging, "da", corpus, tmp_path / "whole", CPU)
+    original = Trainer.update
+
+    def die_in_update_6(self: Trainer, step: int, batch: Batch) -> object:
+        if step == 5:
+            raise KeyboardInterrupt
+        return original(self, step, batch)
+
+    monkeypatch.setattr(Trainer, "update", die_in_update_6)
+    with pytest.raises(KeyboardInterrupt):
+        fit(averaging, "da", corpus, tmp_path / "broken", CPU)
+    monkeypatch.undo()
+    assert int(read_checkpoint(tmp_path / "broken")["average"]["n_averaged"]) == 2
+    fit(averaging, "da", corpus, tmp_path / "broken", CPU)
+    whole, broken = (read_checkpoint(tmp_path / name)["average"] for name in ("whole", "broken"))
+    assert all(torch.equal(value, broken[name]) for name, value in whole.items())
+
+
+def test_the_dev_split_is_heard_by_what_the_run_gives(
+    corpus: Corpus, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+    original = DevSet.accuracy
+
+    def note(self: DevSet, network: SpeakerNetwork, *rest: Any) -> dict[str, float]:
+        heard.append({name: value.clone() for name, value in network.state_dict().items()})
+        return original(self, network, *rest)
+
+    monkeypatch.setattr(DevSet, "accuracy", note)
+    averaging = replace(config, optimiser=replace(config.optimiser, average_last=0.4))
+    fit(averaging, "da", corpus, tmp_path, CPU)
+    given = load_run(tmp_path).network.state_dict()
+    assert len(heard) == 2
+    assert all(torch.equal(value, given[name]) for name, value in heard[1].items())
+
+
+def test_compiling_is_refused_where_it_cannot_be(
+    corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(precision: Literal["float32", "bfloat16"]) -> Trainer:
+        wanted = replace(config, compute=ComputeConfig(precision=precision, compile=True))
+        return Trainer(wanted, "da", corpus, CPU)
+
+    with pytest.raises(UserError, match=r"compute\.compile: on a CPU only with compute\.precision float32"):
+        compiled("bfloat16")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"compute\.compile: needs a compiler \(g\+\+ or clang\+\+\)"):
+        compiled("float32")
 
 
 def test_learning_rate_schedule() -> None:
