@@ -53,6 +53,13 @@ def test_a_damaged_checkpoint_is_refused(run: Path, keep: float) -> None:
         load_run(run)
 
 
+def test_rubbish_is_refused(tmp_path: Path) -> None:
+    """Bytes that lead the unpickler to an IndexError."""
+    (tmp_path / CHECKPOINT).write_bytes(b"rubbish")
+    with pytest.raises(UserError, match=r"checkpoint\.pt: damaged, or not a checkpoint"):
+        load_run(tmp_path)
+
+
 @pytest.mark.parametrize("foreign", [{"state_dict": {}}, [1, 2], torch.zeros(3)], ids=["dictionary", "list", "tensor"])
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path, foreign: object) -> None:
     torch.save(foreign, tmp_path / CHECKPOINT)
