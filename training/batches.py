@@ -4,9 +4,11 @@ Batch `t` is a pure function of the corpus, the configuration, the variant's lay
 resumed at update t goes on with the very batch it would have seen; no position in the data needs storing.
 """
 
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -31,11 +33,13 @@ class Batch(NamedTuple):
     """What goes through the network in one update.
 
     audio: [rows, samples] on the device. labels: index into `Corpus.speakers`, [rows].
+    originals: what the copies were before, [copies, samples], where the variant needs them beside the rows; else empty.
     names: which crop each row is, and how it was corrupted, for messages.
     """
 
     audio: Tensor
     labels: Tensor
+    originals: Tensor
     names: tuple[str, ...]
 
 
@@ -59,6 +63,7 @@ class BatchSource:
     whose number divided by the processes' leaves its rank, a crop's copy along with the crop. All shares together are
     the batch of a process that trains alone, and each has about as many copies as the others.
 
+    corpus: where they are drawn from.
     kinds: the configured kinds of interference that the corpus can supply; none for a variant without copies.
     missing: those that it cannot.
 
@@ -69,16 +74,18 @@ class BatchSource:
     def __init__(
         self, corpus: Corpus, config: Config, variant: Variant, device: torch.device, world: World = ALONE
     ) -> None:
-        if config.data.batch_size % world.size:
+        self._drawn = round(config.data.batch_size * variant.crops)
+        if self._drawn % world.size:
             raise UserError(
-                f"data.batch_size {config.data.batch_size} cannot be shared out equally to {world.size} processes; "
-                "choose a multiple"
+                f"data.batch_size {config.data.batch_size} makes {self._drawn} crops, which cannot be shared out "
+                f"equally to {world.size} processes; choose another"
             )
-        self._corpus, self._config, self._variant, self._device = corpus, config, variant, device
+        self.corpus, self._config, self._variant, self._device = corpus, config, variant, device
         self._world = world
         self._clips = _clips_by_speaker(corpus, "train")
         samples = round(config.data.crop_seconds * SAMPLE_RATE)
         self._crops = CropReader(corpus.utterances("train"), samples, config.data.cache_megabytes)
+        self._local = threading.local()
         self._interference = InterferenceSource(corpus, "train", config.interference.talkers)
         self.kinds: tuple[InterferenceKind, ...] = ()
         self.missing: tuple[InterferenceKind, ...] = ()
@@ -97,11 +104,16 @@ class BatchSource:
     @property
     def rows(self) -> int:
         """Rows of every batch, all processes' together."""
-        return self._config.data.batch_size * self._variant.passes
+        return round(self._config.data.batch_size * self._variant.rows)
 
     def batch(self, step: int) -> Batch:
         """Draw this process's rows of the batch of update `step`, counted from 0."""
         plan = self._plan(step)
+        with self._own_stream():
+            return self._realise(plan)
+
+    def _realise(self, plan: list[_Row]) -> Batch:
+        """Read the crops of the rows, and corrupt those that are copies."""
         crops = [self._crops.read(row.clip, row.place, row.speed) for row in plan]
         speech = torch.from_numpy(np.stack([samples for samples, _ in crops])).to(self._device)
         names = tuple(
@@ -111,11 +123,11 @@ class BatchSource:
         labels = torch.tensor([row.label for row in plan]).to(self._device)
         copied = [row for row in plan if row.corruption is not None]
         if not copied:
-            return Batch(speech, labels, names)
+            return Batch(speech, labels, speech[:0], names)
         count = len(copied)  # they come first
         rngs = [np.random.default_rng(row.corruption) for row in copied]
         corruptions = [draw_corruption(self.kinds, self._config.interference, rng) for rng in rngs]
-        speakers = [self._corpus.speakers[row.label] for row in copied]
+        speakers = [self.corpus.speakers[row.label] for row in copied]
         mixtures = corrupt(speech[:count], speakers, corruptions, self._interference, rngs).audio
         codecs = [draw_codec(self._config.perturbation, rng) for rng in rngs]
         copies = transmit(mixtures, codecs)
@@ -124,13 +136,14 @@ class BatchSource:
             for name, layers, codec in zip(names[:count], corruptions, codecs, strict=True)
         )
         if self._variant.copies == "pair":
-            return Batch(torch.cat([speech, copies]), torch.cat([labels, labels]), names + copy_names)
-        return Batch(torch.cat([copies, speech[count:]]), labels, copy_names + names[count:])
+            return Batch(torch.cat([speech, copies]), torch.cat([labels, labels]), speech[:0], names + copy_names)
+        originals = speech[: count if self._variant.aligned else 0]
+        return Batch(torch.cat([copies, speech[count:]]), labels, originals, copy_names + names[count:])
 
     def _plan(self, step: int) -> list[_Row]:
         """Draw the whole batch, which costs little, and give the rows that this process has to read."""
         rng = np.random.default_rng([self._config.seed, step])
-        drawn = self._draw_speakers(self._config.data.batch_size * self._variant.crops, rng).tolist()
+        drawn = self._draw_speakers(self._drawn, rng).tolist()
         clips = [self._clips[label][rng.integers(len(self._clips[label]))] for label in drawn]
         places = rng.random(len(drawn)).tolist()
         speeds = draw_speeds(len(drawn), self._config.perturbation, rng)
@@ -139,6 +152,18 @@ class BatchSource:
         seeds = [*rng.bit_generator.seed_seq.spawn(count), *[None] * (len(drawn) - count)]  # type: ignore[attr-defined]
         rows = [_Row(*row) for row in zip(drawn, clips, places, speeds, seeds, strict=True)]
         return rows[self._world.rank :: self._world.size]
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """Work on a stream of this thread's own, on a CUDA device: on the network's it would wait for the network."""
+        if self._device.type != "cuda":
+            yield
+            return
+        if not hasattr(self._local, "stream"):
+            self._local.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._local.stream):
+            yield
+            self._local.stream.synchronize()
 
     def _draw_speakers(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw labels at random, every speaker's equally often as far as `count` allows."""
@@ -149,13 +174,13 @@ class BatchSource:
 class ReadAhead:
     """Calls `make(step)` for first <= step < last on other threads, up to `ahead` steps before they are asked for.
 
-    A context manager, and an iterator over (step, batch) in order. An error of `make` is raised at its step.
+    A context manager; `next` gives them in order. An error of `make` is raised at its step.
     """
 
     def __init__(self, make: Callable[[int], Batch], first: int, last: int, ahead: int, threads: int) -> None:
         self._make = make
         self._steps = iter(range(first, last))
-        self._pending: deque[tuple[int, Future[Batch]]] = deque()
+        self._pending: deque[Future[Batch]] = deque()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="batches")
         for _ in range(ahead):
             self._submit_next()
@@ -168,17 +193,16 @@ class ReadAhead:
     ) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def __iter__(self) -> Iterator[tuple[int, Batch]]:
-        while self._pending:
-            step, future = self._pending.popleft()
-            batch = future.result()
-            self._submit_next()
-            yield step, batch
+    def next(self) -> Batch:
+        """Give the next batch, waiting for it."""
+        batch = self._pending.popleft().result()
+        self._submit_next()
+        return batch
 
     def _submit_next(self) -> None:
         step = next(self._steps, None)
         if step is not None:
-            self._pending.append((step, self._threads.submit(self._make, step)))
+            self._pending.append(self._threads.submit(self._make, step))
 
 
 def _clips_by_speaker(corpus: Corpus, split: Split) -> list[list[Clip]]:
