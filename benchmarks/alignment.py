@@ -129,8 +129,8 @@ def _hear(recipe: Recipe, teacher: SpeakerNetwork, originals: Tensor) -> Activat
 
 @torch.no_grad()
 def _follow(averaged: SpeakerNetwork, network: SpeakerNetwork, decay: float) -> None:
-    for theirs, ours in zip(averaged.parameters(), network.parameters(), strict=True):
-        theirs.lerp_(ours, 1 - decay)
+    for average, weight in zip(averaged.parameters(), network.parameters(), strict=True):
+        average.lerp_(weight, 1 - decay)
     for theirs, ours in zip(averaged.buffers(), network.buffers(), strict=True):
         theirs.copy_(ours)
 

@@ -116,14 +116,17 @@ def _alignment(
     network: SpeakerNetwork, activations: Activations, originals: Tensor, variant: Variant, objective: ObjectiveConfig
 ) -> Tensor:
     """Distance of each of a batch's copies from its original, [copies]."""
+    rows = [_activation(activations, name) for name in objective.align]
     if variant.copies == "pair":
-        chosen = [_activation(activations, name).chunk(2) for name in objective.align]
-    else:
-        with torch.set_grad_enabled(objective.clean_gradient):
-            clean = network.activations(originals)
-        copies = len(originals)
-        chosen = [(_activation(clean, name), _activation(activations, name)[:copies]) for name in objective.align]
-    return align(chosen, objective)
+        pairs = len(activations.embedding) // 2
+        return align([(both[:pairs], both[pairs:]) for both in rows], objective)
+    with torch.set_grad_enabled(objective.clean_gradient):
+        clean = network.activations(originals)
+    copies = len(originals)
+    return align(
+        [(_activation(clean, name), heard[:copies]) for name, heard in zip(objective.align, rows, strict=True)],
+        objective,
+    )
 
 
 def align(chosen: Sequence[tuple[Tensor, Tensor]], objective: ObjectiveConfig) -> Tensor:

@@ -123,7 +123,7 @@ def test_originals_that_are_a_fixed_target_go_through_without_a_gradient(network
         loss = compute_loss(network, audio, labels, originals, VARIANTS["act-da"], objective, 0.0)
         loss.total.backward()  # type: ignore[no-untyped-call]
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
-    assert not torch.allclose(*gradients)
+    assert not torch.allclose(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if not variant.aligned])
