@@ -11,12 +11,13 @@ from training.objectives import VARIANTS
 from training.provenance import machine, moment, tested, versions
 from training.study.accuracy import Accuracy, compare_accuracy
 from training.study.calibrating import Calibrating, compare_calibration
-from training.study.claims import Claim, accuracy_claim, deletion_claim
+from training.study.claims import Claim, accuracy_claim, deletion_claim, faithfulness_claim, grid_claim
 from training.study.convergence import Convergence, convergence
 from training.study.deleting import Deleting, compare_deletion
 from training.study.measuring import Findings
 from training.study.plan import Plan
 from training.study.runner import read_log
+from training.study.worth import Worth, judge_maps
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Study:
     accuracy: Accuracy
     convergence: Convergence
     deleting: Deleting
+    worth: Worth
     calibrating: Calibrating
     claims: tuple[Claim, ...]
 
@@ -42,7 +44,7 @@ class Study:
 def analyse(plan: Plan, findings: Findings, device: torch.device) -> Study:
     """Compare the variants."""
     accuracy, dev = compare_accuracy(plan, findings), convergence(plan)
-    deleting = compare_deletion(plan, findings)
+    deleting, worth = compare_deletion(plan, findings), judge_maps(plan, findings)
     return Study(
         about=_about(plan, findings, dev, device),
         plan=plan,
@@ -50,8 +52,14 @@ def analyse(plan: Plan, findings: Findings, device: torch.device) -> Study:
         accuracy=accuracy,
         convergence=dev,
         deleting=deleting,
+        worth=worth,
         calibrating=compare_calibration(plan, findings),
-        claims=(accuracy_claim(plan, accuracy, dev), deletion_claim(plan, deleting)),
+        claims=(
+            accuracy_claim(plan, accuracy, dev),
+            deletion_claim(plan, deleting),
+            faithfulness_claim(plan, worth),
+            grid_claim(worth),
+        ),
     )
 
 
@@ -72,7 +80,7 @@ def _about(plan: Plan, findings: Findings, dev: Convergence, device: torch.devic
             {
                 "name": variant,
                 **asdict(VARIANTS[variant]),
-                "passes": VARIANTS[variant].passes,
+                "passes": round(VARIANTS[variant].passes(plan.config.interference.share), 2),
                 "minutes": [round(dev.curves[run].seconds / 60, 2) for run in plan.runs if run.variant == variant],
             }
             for variant in plan.variants

@@ -7,13 +7,22 @@ where it does not; nothing here knows what ought to come out.
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from training.conditions import LABELS
+from training.maps.randomisation import INPUT, STEPS
+from training.maps.randomisation import MAPS as SANITY_MAPS
+from training.maps.ranking import Ranked
+from training.network import STAGES
 from training.objectives import VARIANTS
+from training.saliency import FUSED_STAGES
 from training.study.accuracy import MEAN, Accuracy, Comparison, Matching
 from training.study.convergence import Convergence
 from training.study.deleting import Deleting
 from training.study.plan import Plan
+from training.study.statistics import Estimate
 from training.study.words import difference, interval, listed, number, percent, signed
+from training.study.worth import Worth
 
 _ALIGNED = "act-da"
 _STAGE = "s4"
@@ -28,26 +37,29 @@ class Claim:
 
 
 def accuracy_claim(plan: Plan, found: Accuracy, dev: Convergence) -> Claim:
-    """Say whether `act-da` is more robust, what the alignment itself does, and what the same compute buys elsewhere."""
-    references: dict[Matching, tuple[str, ...]] = {"updates": ("da", "da-pair"), "compute": ("da-2x", "da-pair")}
-    texts = [_matched(plan, found, matching, others) for matching, others in references.items()]
+    """Say whether alignment makes more robust, what it does beside its pairs, and what the same compute buys."""
+    pairs: dict[Matching, tuple[tuple[str, str], ...]] = {
+        "updates": (("act-pair", "da"), ("act-pair", "da-pair")),
+        "compute": (("act-da", "da-2x"), ("act-da", "act-pair"), ("act-pair", "da-2x")),
+    }
+    texts = [_matched(plan, found, matching, compared) for matching, compared in pairs.items()]
     paragraphs = [text for text in texts if text]
     return Claim("Alignment of activations makes the network more robust", (*paragraphs, _convergence(plan, dev)))
 
 
-def _matched(plan: Plan, found: Accuracy, matching: Matching, others: tuple[str, ...]) -> str:
+def _matched(plan: Plan, found: Accuracy, matching: Matching, compared: tuple[tuple[str, str], ...]) -> str:
     table = found.table(matching)
     if table is None:
         return ""
     what = {
         "updates": "At matched updates (every variant drew the same number of crops)",
-        "compute": "At matched compute (every variant put "
-        f"{VARIANTS[table.rows[0].variant].passes} batch sizes through the network in an update)",
+        "compute": "At matched compute (every variant put about "
+        f"{_work(plan, table.rows[0].variant):.3g} batch sizes through the network in an update, forward and back)",
     }[matching]
     means = listed([f"{row.variant} {percent(row.top1[MEAN].mean)} %" for row in table.rows])
     sentences = [f"{what}, the share of utterances named under interference was: {means}."]
-    for other in others:
-        comparison = table.compare(_ALIGNED, other)
+    for ours, theirs in compared:
+        comparison = table.compare(ours, theirs)
         if comparison is not None:
             sentences.append(_compared(plan, comparison))
     return " ".join(sentences)
@@ -61,12 +73,16 @@ def _compared(plan: Plan, found: Comparison) -> str:
         0: f"{found.variant} and {found.reference} are not told apart",
     }[top1.sign]
     seeds = f"{interval(top1, 1, 100)} over {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else "only one seed"
-    ours, theirs = (VARIANTS[name].passes for name in (found.variant, found.reference))
-    work = "" if ours == theirs else f", for {ours} batch sizes of network work an update against {theirs}"
+    ours, theirs = (_work(plan, name) for name in (found.variant, found.reference))
+    work = "" if ours == theirs else f", for {ours:.3g} batch sizes of network work an update against {theirs:.3g}"
     return (
         f"{found.variant} minus {found.reference}: {signed(100 * top1.mean, 1)} points ({seeds}; "
         f"{interval(found.resampled, 1, 100)} over seeds and utterances){work}. So {verdict}."
     )
+
+
+def _work(plan: Plan, variant: str) -> float:
+    return VARIANTS[variant].passes(plan.config.interference.share)
 
 
 def _convergence(plan: Plan, dev: Convergence) -> str:
@@ -94,7 +110,7 @@ def deletion_claim(plan: Plan, found: Deleting) -> Claim:
         f"the utterances without interference have: {controls}; only what an index lies below that is a reaction to "
         "the interference."
     ]
-    for theirs, kinds in (("clean", (MEAN,)), ("da", (MEAN, "speaker")), ("da-pair", (MEAN, "speaker"))):
+    for theirs, kinds in (("clean", (MEAN,)), ("da", (MEAN, "speaker")), ("da-2x", (MEAN, "speaker"))):
         others = [_ALIGNED] if theirs != "clean" else [variant for variant in plan.variants if variant != "clean"]
         sentences = [
             _deleted(found, ours, theirs, kind)
@@ -112,3 +128,65 @@ def _deleted(found: Deleting, ours: str, theirs: str, kind: str) -> str:
     verdict = {1: "it deletes less", -1: "it deletes more", 0: "the two are not told apart"}[change.sign]
     where = "" if kind == MEAN else f" under {LABELS[kind].lower()}s alone"
     return f"{ours} minus {theirs}{where}: {difference(change)}, so {verdict}."
+
+
+def faithfulness_claim(plan: Plan, found: Worth) -> Claim:
+    """Say which maps the network itself agrees with, and whether they change when it forgets."""
+    areas = listed([f"{method.method} {number(method.faithfulness)}" for method in found.methods])
+    paragraphs = [
+        "Area under the insertion curve minus that under the deletion curve (the higher the more faithful), networks "
+        f"of seed {plan.seeds[0]}: {areas}. {_ranking('the methods', found.methods)}",
+        f"{_ranking('the fusions of stages', found.fusions)} The fused map that is shown takes "
+        f"{listed([STAGES[stage].upper() for stage in FUSED_STAGES])}; the most faithful takes "
+        f"{listed([STAGES[stage].upper() for stage in found.recommended])}.",
+        _sanity(plan, found),
+    ]
+    return Claim("The maps are faithful", tuple(paragraphs))
+
+
+def _ranking(what: str, ranked: tuple[Ranked, ...]) -> str:
+    """Say which of some methods is first, and from which the bootstrap over utterances tells it apart."""
+    best, *others = ranked
+    equal = [each.method for each in others if each.behind_interval[0] <= 0]
+    low, high = best.interval
+    told = f"not told apart from it: {listed(equal)}" if equal else "told apart from all others"
+    return (
+        f"Of {what}, {best.method} is the most faithful: {number(best.faithfulness)} ({number(low)} to {number(high)} "
+        f"over utterances); {told}."
+    )
+
+
+def _sanity(plan: Plan, found: Worth) -> str:
+    def mean(step: str, name: str) -> float:
+        return float(np.nanmean([found.sanity[variant, step, name] for variant in plan.variants]))
+
+    falls = listed([f"{name} {number(mean(STEPS[0], name))} → {number(mean(STEPS[-1], name))}" for name in SANITY_MAPS])
+    sound = listed([f"{name} {number(mean(INPUT, name))}" for name in SANITY_MAPS])
+    return (
+        f"Sanity check: rank correlation with the original map when the {STEPS[0]} alone has new random weights → "
+        f"when everything has: {falls}. A map that shows the network ends near zero. Correlation of the original map "
+        f"with the log-mel itself: {sound}."
+    )
+
+
+def grid_claim(found: Worth) -> Claim:
+    """Say whether there is a grid, and what tapping the last block's input does to it."""
+    sentences = []
+    for stage in STAGES:
+        taps = {tap: grid for (of, tap), grid in found.grid_db.items() if of == stage}
+        heights = listed([f"{grid_words(grid)} at the {tap.replace('-', ' ')}" for tap, grid in taps.items()])
+        used = listed([tap.replace("-", " ") for tap in taps if found.used[stage, tap]])
+        sentences.append(f"{stage.upper()}: {heights}; maps are taken at the {used}.")
+    first = (
+        "Power of the raw maps at half a cycle a row or column, where a convolution of stride 2 leaves its grid, over "
+        "that around it (mean of the variants, 95 % interval over seeds; at 0 dB or below there is no grid)."
+    )
+    return Claim("Strided convolutions leave a grid in the maps", (first, " ".join(sentences)))
+
+
+def grid_words(grid: Estimate) -> str:
+    """Write how far a grid stands out."""
+    if math.isnan(grid.mean):
+        return "not measured (the maps are too small)"
+    verdict = {1: "a grid", -1: "no grid", 0: "not told from none"}[grid.sign]
+    return f"{difference(grid, 1, ' dB')}, {verdict},"

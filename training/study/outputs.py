@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.network import STAGES
 from training.results import TOP, without_nan
 from training.study.analysis import Study
 from training.study.calibrating import FIGURES
@@ -38,6 +39,10 @@ def tables(study: Study) -> dict[str, list[Record]]:
         "accuracy": list(_accuracy(study)),
         "dev": list(_dev(study)),
         "deletion": list(_deletion(study)),
+        "localisation": list(_localisation(study)),
+        "faithfulness": list(_faithfulness(study)),
+        "randomisation": list(_randomisation(study)),
+        "grid": list(_grid(study)),
         "calibration": list(_calibration(study)),
     }
     return {name: records for name, records in found.items() if records}
@@ -77,6 +82,42 @@ def _deletion(study: Study) -> Iterator[Record]:
                     "index_of_clean_map": _mean(row.clean_indices[name]),
                     "top1": float((np.array(row.ranks) == 1).mean()),
                 }
+
+
+def _localisation(study: Study) -> Iterator[Record]:
+    for run, rows in study.findings.localisation.items():
+        for row in rows:
+            for name in row.frames:
+                areas = {"auc_frames": _mean(row.frames[name]), "auc_bins": _mean(row.bins[name])}
+                yield {"seed": run.seed, "variant": run.variant, "map": name, **areas}
+
+
+def _faithfulness(study: Study) -> Iterator[Record]:
+    for run, rows in study.findings.faithfulness.items():
+        for row in rows:
+            yield {
+                "seed": run.seed,
+                "variant": run.variant,
+                "interference": row.kind,
+                "snr_db": row.snr_db,
+                "map": row.method,
+                "deletion": _mean(row.deletion.areas),
+                "insertion": _mean(row.insertion.areas),
+            }
+
+
+def _randomisation(study: Study) -> Iterator[Record]:
+    for run, rows in study.findings.randomisation.items():
+        for row in rows:
+            likeness = {"rank_correlation": _mean(row.rank_correlation), "ssim": _mean(row.similarity)}
+            yield {"seed": run.seed, "variant": run.variant, "step": row.step, "map": row.map, **likeness}
+
+
+def _grid(study: Study) -> Iterator[Record]:
+    for run, rows in study.findings.spectra.items():
+        for row in rows:
+            where = {"stage": row.stage, "tap": row.tap, "used": row.used}
+            yield {"seed": run.seed, "variant": run.variant, **where, "grid_db": row.grid_db, "spread": row.spread}
 
 
 def _calibration(study: Study) -> Iterator[Record]:
@@ -132,6 +173,11 @@ def _whole(study: Study) -> Record:
             {"variant": ours, "reference": theirs, "interference": kind, "map": name, **found._asdict()}
             for (ours, theirs, kind, name), found in deleting.changes.items()
         ],
+        "faithfulness": {
+            "methods": [asdict(each) for each in study.worth.methods],
+            "fusions": [asdict(each) for each in study.worth.fusions],
+            "recommended": [STAGES[stage] for stage in study.worth.recommended],
+        },
         "calibration": {variant: _estimates(found) for variant, found in study.calibrating.figures.items()},
         "numbers_by_run": tables(study),
     }

@@ -50,7 +50,7 @@ def accuracy_figure(
 def dev_figure(plan: Plan, found: Convergence, path: Path) -> None:
     """Draw accuracy on the dev split over updates: a thin line a run, a thick one for the mean of a variant."""
     with rc_context(_STYLE):
-        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+        figure = Figure(figsize=(9.0, 3.4), layout="constrained")
         axis = figure.subplots()
         for variant, (colour, _) in looks(plan.variants).items():
             curves = [curve for run, curve in found.curves.items() if run.variant == variant and curve.updates]
@@ -61,7 +61,8 @@ def dev_figure(plan: Plan, found: Convergence, path: Path) -> None:
                 axis.plot(curves[0].updates, mean, color=colour, linewidth=2.2, label=variant)
         axis.set_xlabel("updates")
         axis.set_ylabel(f"top-1 on {found.on} dev crops")
-        axis.yaxis.set_major_formatter(PercentFormatter())
+        axis.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+        axis.set_ylim(-2, 102)
         axis.grid(axis="y", color="#dddddd", linewidth=0.8)
         axis.legend(loc="lower right", frameon=False, ncols=2)
         figure.savefig(path)

@@ -10,10 +10,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from training.conditions import LABELS
 from training.figures import example_title, looks
 from training.folders import make_folder
-from training.study import layout
+from training.study import layout, map_layout
 from training.study.analysis import Study
 from training.study.examples import RULE, show_examples
+from training.study.measuring import FEW_PROBES
 from training.study.pictures import accuracy_figure, detection_figure, dev_figure, reliability_figure
+from training.study.words import listed
 
 REPORT = "report.html"
 FIGURES = "figures"
@@ -27,6 +29,9 @@ _CONTENTS = {
     "accuracy": "How often the speaker was named",
     "convergence": "Had training come to its end?",
     "deletion": "Where the saliency lies: deletion",
+    "localisation": "Where the saliency lies: whose turn it is",
+    "faithfulness": "Does the network agree with the maps?",
+    "grid": "The grid of strided convolutions",
     "calibration": "Probabilities and strangers",
     "examples": "Examples to look at and listen to",
     "making": "How it was made",
@@ -54,8 +59,14 @@ def write_report(study: Study, device: torch.device) -> Path:
         accuracy_tables=layout.accuracy_tables(study),
         cell_tables=layout.cell_tables(study),
         gain_table=layout.gain_table(study),
-        deletion_tables=layout.deletion_tables(study),
+        deletion_tables=map_layout.deletion_tables(study),
         probes=len(study.findings.setting.probes),
+        turn_tables=map_layout.turn_tables(study),
+        faithful_tables=map_layout.faithful_tables(study),
+        few=min(FEW_PROBES, len(study.findings.setting.probes)),
+        masked=listed([str(condition) for condition in study.findings.setting.masked]),
+        sanity_tables=map_layout.sanity_tables(study),
+        grid_table=map_layout.grid_table(study),
         calibration_tables=layout.calibration_tables(study),
         false_acceptance=study.calibrating.false_acceptance,
         strangers=study.calibrating.strangers,

@@ -31,6 +31,10 @@ class Estimate(NamedTuple):
         """The same difference the other way round."""
         return Estimate(-self.mean, -self.high, -self.low)
 
+    def within(self, low: float, high: float) -> "Estimate":
+        """The same with ends no further than the values can go."""
+        return Estimate(self.mean, *(min(max(end, low), high) for end in (self.low, self.high)))
+
     @property
     def sign(self) -> int:
         """1 or -1 if the interval lies wholly above or below zero, else 0; 0 too where there is no interval."""

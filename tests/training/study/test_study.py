@@ -1,0 +1,242 @@
+"""A whole study through the command line: stopped in the middle, gone on with, measured and reported."""
+
+import csv
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from scipy import stats
+
+from tests.conftest import ROOT
+from tests.training.test_report import Page
+from tests.training.toy import make_corpus, write_config
+from training.checkpoint import read_checkpoint, write_checkpoint
+from training.cli import main
+from training.config import load_config
+from training.fit import fit
+from training.manifest import Corpus
+from training.study import bench
+from training.study.measuring import measure
+from training.study.plan import Plan, make_plan
+from training.study.runner import read_log
+
+CPU = torch.device("cpu")
+SETTINGS = ("updates=24", "intervals.dev=2", "intervals.checkpoint=4")
+VARIANTS = ("clean", "da", "act-pair")
+SEEDS = 2
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def words(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("study")
+    words = ["study", "--config", write_config(folder), "--corpus", corpus.root, "--out", folder / "out"]
+    words += ["--seeds", SEEDS, "--variants", ",".join(VARIANTS), "--jobs", 2, "--device", "cpu"]
+    return [*map(str, words), *(f"--set={setting}" for setting in SETTINGS)]
+
+
+def command(words: list[str]) -> list[str]:
+    return [sys.executable, "-m", "training", *words]
+
+
+@pytest.fixture(scope="module")
+def stopped(words: list[str]) -> tuple[int, str]:
+    """The study, stopped by Ctrl-C as soon as its second run is at work: exit code and output."""
+    log = Path(words[words.index("--out") + 1]) / "runs" / "seed-3" / "da"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command(words), stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as study:
+        deadline = time.monotonic() + 300
+        while len(read_log(log)) < 3 and time.monotonic() < deadline and study.poll() is None:
+            time.sleep(0.02)
+        study.send_signal(signal.SIGINT)
+        output, _ = study.communicate(timeout=300)
+    return study.returncode, output
+
+
+@pytest.fixture(scope="module")
+def out(words: list[str], stopped: tuple[int, str]) -> Path:
+    """The folder of the study once the same command has been given again."""
+    done = subprocess.run(command(words), capture_output=True, text=True, cwd=ROOT, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6/6 trained: seed 4, " in done.stdout
+    assert "Augmented networks learn to delete" in done.stdout
+    return Path(words[words.index("--out") + 1])
+
+
+@pytest.fixture(scope="module")
+def plan(words: list[str], corpus: Corpus, out: Path) -> Plan:
+    config = load_config(Path(words[words.index("--config") + 1]), SETTINGS)
+    return make_plan(config, corpus, out, VARIANTS, SEEDS)
+
+
+@pytest.fixture(scope="module")
+def found(out: Path) -> Any:
+    return json.loads((out / "study.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def html(out: Path) -> str:
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_ctrl_c_stops_the_trainings_at_a_checkpoint(stopped: tuple[int, str]) -> None:
+    code, output = stopped
+    assert code == 128 + signal.SIGINT
+    assert "training 6 runs, 0 of them done, 2 at a time" in output
+    assert output.endswith("stopped; the same command goes on\n")
+
+
+def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(plan: Plan, corpus: Corpus, tmp_path: Path) -> None:
+    run = next(run for run in plan.runs if run.variant == "da")
+    assert "stopped after update" in run.output.read_text() or "finished" not in run.output.read_text()[:-100]
+    fit(plan.config_of(run), run.variant, corpus, tmp_path, CPU)
+    ours, theirs = (read_checkpoint(folder)["network"] for folder in (run.folder, tmp_path))
+    for name, weights in ours.items():
+        torch.testing.assert_close(weights, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_every_run_is_there_and_finished(plan: Plan) -> None:
+    for run in plan.runs:
+        checkpoint = read_checkpoint(run.folder)
+        assert (checkpoint["step"], checkpoint["variant"]) == (24, run.variant)
+        assert f"seed: {run.seed}\n" in checkpoint["config"]
+
+
+def rows(out: Path, name: str) -> list[dict[str, str]]:
+    with (out / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_follow_from_what_every_run_named(out: Path, found: Any) -> None:
+    accuracy = rows(out, "accuracy")
+    assert len(accuracy) == SEEDS * len(VARIANTS) * len({(r["interference"], r["snr_db"]) for r in accuracy})
+    means = {
+        variant: [
+            np.mean(
+                [
+                    float(row["top1"])
+                    for row in accuracy
+                    if row["variant"] == variant and row["seed"] == str(seed) and row["interference"] != "clean"
+                ]
+            )
+            for seed in (3, 4)
+        ]
+        for variant in VARIANTS
+    }
+    table = next(table for table in found["tables"] if table["matching"] == "updates")
+    for row in table["rows"]:
+        assert row["top1"]["mean"]["mean"] == pytest.approx(np.mean(means[row["variant"]]))
+        assert found["mean_by_seed"][row["variant"]] == pytest.approx(means[row["variant"]])
+    compared = {(each["variant"], each["reference"]): each["top1"]["mean"] for each in table["comparisons"]}
+    assert set(compared) == {("da", "clean"), ("act-pair", "clean"), ("act-pair", "da")}
+    interval = stats.ttest_rel(means["da"], means["clean"]).confidence_interval(0.95)
+    assert compared["da", "clean"]["low"] == pytest.approx(interval.low)
+    assert compared["da", "clean"]["high"] == pytest.approx(interval.high)
+
+
+def test_deletion_indices_are_averaged_over_ratios_utterances_and_seeds(out: Path, found: Any) -> None:
+    of_runs = [
+        float(row["index"])
+        for row in rows(out, "deletion")
+        if (row["variant"], row["interference"], row["map"]) == ("da", "noise", "s4")
+    ]
+    assert len(of_runs) == SEEDS * 2
+    mean = next(
+        row["index"]["mean"]
+        for row in found["deletion"]
+        if (row["variant"], row["interference"], row["map"]) == ("da", "noise", "s4")
+    )
+    assert mean == pytest.approx(np.mean(of_runs))
+
+
+def test_it_says_what_was_run(found: Any, corpus: Corpus, html: str) -> None:
+    about = found["about"]
+    assert about["corpus"]["digest"] == corpus.digest
+    assert about["seeds"] == [3, 4]
+    assert [variant["name"] for variant in about["variants"]] == list(VARIANTS)
+    assert all(len(variant["minutes"]) == SEEDS for variant in about["variants"])
+    assert "updates: 24" in about["config"]
+    text = Page(html).text
+    for fact in (corpus.digest, about["code_revision"], about["versions"]["torch"], about["machine"]["system"]):
+        assert fact in text
+
+
+def test_the_page_is_whole_and_fetches_nothing(html: str) -> None:
+    page = Page(html)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    kinds = ("data:image/svg+xml;base64,", "data:image/png;base64,", "data:audio/flac;base64,", "#")
+    assert all(address.startswith(kinds) for address in page.addresses)
+    examples = html[html.index('<section id="examples">') :]
+    assert page.tags.count("audio") == 2 * examples.count("<h3>") == 16
+    assert len(html) < 15_000_000
+    anchors = [address[1:] for address in page.addresses if address.startswith("#")]
+    assert len(anchors) == 12
+    assert all(f'<section id="{anchor}">' in html for anchor in anchors)
+
+
+def test_claims_and_tables_are_in_the_page(html: str, found: Any) -> None:
+    text = " ".join(Page(html).text.split())
+    assert len(found["claims"]) == 4
+    for claim in found["claims"]:
+        assert claim["title"] in text
+        for paragraph in claim["paragraphs"]:
+            assert " ".join(paragraph.split()) in text
+    for row in found["tables"][0]["rows"]:
+        assert f"{100 * row['top1']['mean']['mean']:.1f}" in text
+
+
+def test_what_is_on_disk_is_not_measured_again_unless_its_network_changes(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Path] = []
+    load = bench.load_run
+    monkeypatch.setattr(bench, "load_run", lambda folder, device: loaded.append(folder) or load(folder, device))
+    measure(plan, CPU, Console(quiet=True))
+    assert loaded == []
+    changed = plan.runs[-1].folder
+    checkpoint = read_checkpoint(changed)
+    checkpoint["network"]["encoder.seg_1.bias"] += 1.0
+    write_checkpoint(changed, checkpoint)
+    measure(plan, CPU, Console(quiet=True))
+    assert set(loaded) == {changed}
+
+
+def test_a_failing_run_is_named_with_the_end_of_what_it_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = make_corpus(tmp_path / "corpus", seconds=0.3, interference=False)
+    words = ["study", "--config", write_config(tmp_path), "--corpus", corpus.root, "--out", tmp_path / "out"]
+    words += ["--seeds", 1, "--variants", "da", "--device", "cpu", "--set", "interference.snr_db={noise: [0, 5]}"]
+    assert main([*map(str, words)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: seed 3, da: its training ended with exit code 2; the end of ")
+    assert "has no training interference of the configured kinds (noise)" in error
+    assert "Traceback" not in error
+
+
+def test_two_studies_do_not_work_in_one_folder(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+
+    with (out / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(words) == 2
+    assert "a study is at work there already" in capsys.readouterr().err
+
+
+def test_another_configuration_is_refused(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--set=updates=25"]) == 2
+    error = capsys.readouterr().err
+    assert "was trained with updates 24, not 25" in error

@@ -1,0 +1,158 @@
+"""The report's tables of what was measured of the maps."""
+
+from training.maps.deletion import MAPS
+from training.maps.localisation import MAPS as TURN_MAPS
+from training.maps.randomisation import INPUT, STEPS
+from training.maps.randomisation import MAPS as SANITY_MAPS
+from training.maps.ranking import Ranked
+from training.measure import FUSED
+from training.network import STAGES
+from training.study.accuracy import MEAN
+from training.study.analysis import Study
+from training.study.cells import Cell, Grid, cell, change, heading, map_name, value
+from training.study.words import number, percent
+
+
+def deletion_tables(study: Study) -> list[Grid]:
+    """Deletion indices beside the accuracy, by kind and by stage."""
+    found, variants = study.deleting, study.plan.variants
+    kinds = (MEAN, *study.findings.setting.kinds)
+    by_kind = [
+        Grid(
+            f"Deletion index of {'the fused map' if name == FUSED else name.upper()} by kind, mean of 5 and 0 dB, with "
+            "95 % intervals over seeds; beside it top-1 in percent in the same mixtures.",
+            ("variant", *(text for _ in kinds for text in ("index", "top-1"))),
+            tuple(
+                (
+                    variant,
+                    tuple(
+                        cell
+                        for kind in kinds
+                        for cell in (value(found.index[variant, kind, name]), percent(found.top1[variant, kind].mean))
+                    ),
+                )
+                for variant in variants
+            ),
+            tuple((heading(kind), 2) for kind in kinds),
+        )
+        for name in (STAGES[-1], FUSED)
+    ]
+    by_stage = Grid(
+        "Deletion index by map, mean over kinds; below it that of the map of the same utterance without interference, "
+        "on the same bins. “s4-raw” is S4 not interpolated; “energy” is no map but the loudness of the mixture.",
+        ("variant", *(map_name(name) for name in MAPS)),
+        tuple(
+            (
+                variant,
+                tuple(
+                    cell(
+                        number(found.index[variant, MEAN, name].mean),
+                        f"without {number(found.clean[variant, MEAN, name].mean)}",
+                        False,
+                    )
+                    for name in MAPS
+                ),
+            )
+            for variant in variants
+        ),
+    )
+    changes = Grid(
+        f"Differences of the deletion index of {STAGES[-1].upper()}, paired by seed, with 95 % intervals; bold where "
+        "the interval leaves zero out. Below zero: the first deletes more.",
+        ("difference", *map(heading, kinds)),
+        tuple(
+            (f"{ours} minus {theirs}", tuple(change(found.changes[ours, theirs, kind, STAGES[-1]]) for kind in kinds))
+            for ours, theirs in dict.fromkeys(key[:2] for key in found.changes)
+        ),
+    )
+    return [*by_kind, changes, by_stage]
+
+
+def turn_tables(study: Study) -> list[Grid]:
+    """How well each map picks the target's turns; none where nobody else talks."""
+    found, variants = study.worth, study.plan.variants
+    if not found.frames:
+        return []
+    return [
+        Grid(
+            f"Area under the ROC curve {what}, mean over utterances, with 95 % intervals over seeds.",
+            ("map", *variants),
+            tuple((map_name(name), tuple(value(areas[variant, name]) for variant in variants)) for name in TURN_MAPS),
+        )
+        for what, areas in (("of frames (the map summed over mel)", found.frames), ("of single bins", found.bins))
+    ]
+
+
+def faithful_tables(study: Study) -> list[Grid]:
+    """How faithful each method is, and each fusion of stages."""
+    found, variants = study.worth, study.plan.variants
+    by_variant = {
+        (variant, each.method): each.faithfulness for variant, ranked in found.by_variant.items() for each in ranked
+    }
+
+    def table(what: str, ranked: tuple[Ranked, ...]) -> Grid:
+        return Grid(
+            f"{what}, the most faithful first: areas under the curves of the true speaker's probability, their "
+            "difference (the higher the more faithful), how far behind the first that is, and the difference in each "
+            "variant alone.",
+            ("map", "deletion", "insertion", "insertion minus deletion", "behind the first", *variants),
+            tuple(
+                (map_name(each.method), _ranked(each, [by_variant[v, each.method] for v in variants]))
+                for each in ranked
+            ),
+        )
+
+    return [table("Methods", found.methods), table("Fusions of LayerCAM's stages", found.fusions)]
+
+
+def _ranked(found: Ranked, by_variant: list[float]) -> tuple[Cell, ...]:
+    low, high = found.interval
+    least, most = found.behind_interval
+    behind = cell(number(found.behind), f"{number(least)} to {number(most)}", False) if found.behind else ""
+    return (
+        number(found.deletion),
+        number(found.insertion),
+        cell(number(found.faithfulness), f"{number(low)} to {number(high)}", True),
+        behind,
+        *map(number, by_variant),
+    )
+
+
+def sanity_tables(study: Study) -> list[Grid]:
+    """How like the original map is while more and more of the network forgets; a table a variant."""
+    found = study.worth.sanity
+    return [
+        Grid(
+            f"{variant}: rank correlation with the original map once everything down to the part has new weights; "
+            "last, of the original map with the log-mel itself.",
+            ("map", *STEPS, "with the log-mel"),
+            tuple(
+                (map_name(name), tuple(number(found[variant, step, name]) for step in (*STEPS, INPUT)))
+                for name in SANITY_MAPS
+            ),
+        )
+        for variant in study.plan.variants
+    ]
+
+
+def grid_table(study: Study) -> Grid:
+    """How far the grid stands out at each tap of each stage."""
+    found = study.worth
+    return Grid(
+        "Power of the raw maps of clean utterances at half a cycle a row or column over that beside it, in decibels "
+        "(at 0 or below there is no grid), and the grid's height: the spread of the means of the four positions of a "
+        "2x2 cell over their mean. Mean of the variants, 95 % intervals over seeds.",
+        ("stage", "tap", "maps taken here", "grid (dB)", "height"),
+        tuple(
+            (
+                stage.upper(),
+                (
+                    tap.replace("-", " "),
+                    "yes" if found.used[stage, tap] else "",
+                    value(grid, 1),
+                    value(found.spread[stage, tap]),
+                ),
+            )
+            for (stage, tap), grid in found.grid_db.items()
+        ),
+    )
