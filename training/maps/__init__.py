@@ -13,7 +13,7 @@ module          what it has
 probes          `choose_probes`: utterances to measure on, the speakers in turn
 deletion        `deletion_indices`: whether maps keep off the bins that the interference dominates, and how far the maps
                 of the clean utterances keep off them anyway; with the rank of the true speaker in the same mixtures
-localisation    `localisation`: target, interferer and target in turn; area under the ROC curve of the maps for his turns
+localisation    `localisation`: target, interferer and target in turn; area under the ROC curve of the maps
 faithfulness    `faithfulness`: deletion and insertion curves (`curves`), for `METHODS` and for `FUSIONS` of stages
 ranking         `rank`, `recommend`: which methods are the most faithful, and which stages `fused` should take
 randomisation   `randomisation`: likeness with the original maps while the weights are drawn anew, part by part

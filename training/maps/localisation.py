@@ -38,6 +38,7 @@ TURN_SECONDS = 1.25
 
 _KIND = "speaker"
 _FADE = SAMPLE_RATE // 200  # 5 ms, so that a join is not a click
+_TALKING_DB = 25.0  # below a talker's loudest frame: what is quieter is a pause
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Localisation:
         network: its name.
         ranks: of the true speaker's score for each utterance, 1 is best; a tie counts against it.
         turn_seconds: length of a turn, mean over the utterances.
-        frames: area under the ROC curve of each utterance's map, summed over mel, for his frames against the
-            other's, by map (`MAPS`): 1 has all of his above all of the other's, 0.5 is chance. NaN: none.
-        bins: the same of all bins for themselves.
+        frames: area under the ROC curve of each utterance's map, summed over mel, for frames in which he talks against
+            those in which the other talks, by map (`MAPS`): 1 has all of his above all of the other's, 0.5 is chance.
+        bins: the same of all bins of these frames for themselves.
     """
 
     network: str
@@ -92,11 +93,13 @@ def localisation(networks: Networks, probes: Probes, progress: Progress) -> tupl
         own = made.indices.numpy()
         seconds[own] = made.turns.numpy() / SAMPLE_RATE
         labels, audio, lengths = made.labels.to(device), made.audio.to(device), made.lengths.to(device)
+        energy = log_energy(front_end, audio, lengths)
+        talks = [who_talks(row, turn) for row, turn in zip(energy, made.turns.tolist(), strict=True)]
         for row, network in enumerate(networks.values()):
             maps, ranks[row, own] = _maps(network, front_end, audio, lengths, labels, own.tolist())
             for number, name in enumerate(MAPS):
-                for at, stage_map, length, turn in zip(own, maps[name], made.lengths, made.turns, strict=True):
-                    areas[:, number, row, at] = areas_of(stage_map, int(length), int(turn))
+                for at, found, (target, other) in zip(own, {**maps, ENERGY: energy}[name], talks, strict=True):
+                    areas[:, number, row, at] = areas_of(found, target, other)
 
     size = batch_size(device)
     for_each(in_turn(probes, size), measure, device, Counter(len(batches(probes.clips, size)), progress))
@@ -112,7 +115,7 @@ def localisation(networks: Networks, probes: Probes, progress: Progress) -> tupl
 
 
 def in_turn(probes: Probes, size: int) -> Iterator[Turns]:
-    """Put the utterances together: the target's beginning, as much of somebody else, equally loud, the target's end.
+    """Put the utterances together: the target's beginning, as much of somebody else, the target's end, equally loud.
 
     A turn takes 1.25 s, or half of the utterance where that is shorter. Who else talks depends on the utterance only.
     """
@@ -135,9 +138,9 @@ def in_turn(probes: Probes, size: int) -> Iterator[Turns]:
 
 
 def join(first: NDArray[np.float32], other: NDArray[np.float32], last: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Join three turns [N] with the second as loud as the other two are together, each faded in and out for 5 ms."""
-    loudness = np.sqrt((np.square(first).mean() + np.square(last).mean()) / 2)
-    other = other * (loudness / max(float(np.sqrt(np.square(other).mean())), np.finfo(np.float32).tiny))
+    """Join three turns [N], each faded in and out for 5 ms; the second is made as loud as the others, pauses aside."""
+    wanted = talking_level(np.concatenate([first, last]))
+    other = other * (wanted / max(talking_level(other), float(np.finfo(np.float32).tiny)))
     ramp = np.ones(len(first), dtype=np.float32)
     edge = np.linspace(0, 1, min(_FADE, len(first) // 2), endpoint=False, dtype=np.float32)
     ramp[: len(edge)] = edge
@@ -147,30 +150,60 @@ def join(first: NDArray[np.float32], other: NDArray[np.float32], last: NDArray[n
     return joined / peak if peak > 1 else joined
 
 
-def areas_of(stage_map: Tensor, samples: int, turn: int) -> tuple[float, float]:
-    """Area under the ROC curve of a map [mel, frames] for the target's turns, frame by frame and bin by bin.
+def talking_level(audio: NDArray[np.float32]) -> float:
+    """Root of the mean power of the frames within 25 dB of the loudest, of audio [N]: pauses do not count."""
+    frames = audio[: len(audio) // FRAME_SHIFT * FRAME_SHIFT].reshape(-1, FRAME_SHIFT)
+    power = np.square(frames.astype(np.float64)).mean(axis=1)
+    return float(np.sqrt(power[_talking(power)].mean()))
+
+
+def who_talks(energy: Tensor, turn: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Find the frames in which the target talks, and those in which the other does.
 
     Args:
-        stage_map: as wide as the batch.
-        samples: how long the audio is; turn: how long each of its three turns.
-        turn: samples.
+        energy: log-mel energy of three turns, [mel, frames], as wide as the batch.
+        turn: samples of each.
+
+    Returns:
+        bool [frames], as many as the three turns have: within 25 dB of the loudest frame of the same talker.
     """
-    frames = (samples - FRAME_LENGTH) // FRAME_SHIFT + 1
-    values = stage_map[:, :frames].double().cpu().numpy()
+    frames = (3 * turn - FRAME_LENGTH) // FRAME_SHIFT + 1
+    power = energy[:, :frames].double().exp().sum(dim=0).cpu().numpy()
     centres = np.arange(frames) * FRAME_SHIFT + FRAME_LENGTH / 2
     target = (centres < turn) | (centres >= 2 * turn)
-    by_bin = np.broadcast_to(target, values.shape)
-    return roc_auc(values.sum(axis=0), target), roc_auc(values.ravel(), by_bin.ravel())
+    return target & _talking(np.where(target, power, 0.0)), ~target & _talking(np.where(target, 0.0, power))
+
+
+def _talking(power: NDArray[np.float64]) -> NDArray[np.bool_]:
+    loud: NDArray[np.bool_] = power >= power.max() * 10 ** (-_TALKING_DB / 10)
+    return loud
+
+
+def areas_of(stage_map: Tensor, target: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float]:
+    """Area under the ROC curve of a map, frame by frame and bin by bin.
+
+    Args:
+        stage_map: [mel, frames], as wide as the batch.
+        target: whether the target talks, [frames].
+        other: whether the other does, [frames].
+
+    Returns:
+        How often a frame, and a bin, of the target has more than one of the other.
+    """
+    counted = target | other
+    values = stage_map[:, : len(target)].double().cpu().numpy()[:, counted]
+    positive = target[counted]
+    by_bin = np.broadcast_to(positive, values.shape)
+    return roc_auc(values.sum(axis=0), positive), roc_auc(values.ravel(), by_bin.ravel())
 
 
 def _maps(
     network: SpeakerNetwork, front_end: LogMel, audio: Tensor, lengths: Tensor, labels: Tensor, seeds: list[int]
 ) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
-    """Make the `MAPS` of a batch, and rank the true speakers."""
+    """Make the `MAPS` of a batch but `ENERGY`, and rank the true speakers."""
     with torch.no_grad():
         features, frames = front_end(audio, lengths)
-        energy = log_energy(front_end, audio, lengths)
     found = attribute(network, features, frames, True, labels)
     other = attribute(network, features, frames, True, (labels + 1) % network.classes)
-    maps = {**found.maps, **chance(found.saliency, seeds), OTHER_SPEAKER: other.maps[FUSED], ENERGY: energy}
+    maps = {**found.maps, **chance(found.saliency, seeds), OTHER_SPEAKER: other.maps[FUSED]}
     return maps, ranks_of(found.saliency.logits, labels)
