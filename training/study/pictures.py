@@ -20,7 +20,7 @@ from training.study.convergence import Convergence
 from training.study.plan import Plan
 
 _COLUMNS = 3
-_STYLE = {**STYLE, "svg.hashsalt": "study"}  # the same file for the same numbers
+STUDY_STYLE = {**STYLE, "svg.hashsalt": "study"}  # the same file for the same numbers
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ def accuracy_figure(
     plan: Plan, kinds: tuple[str, ...], accuracy: Accuracy, about: Mapping[str, object], path: Path
 ) -> None:
     """Draw top-1 by ratio with bands over seeds."""
-    with rc_context(_STYLE):
+    with rc_context(STUDY_STYLE):
         robustness_figure(_Curves(about, plan.variants, kinds, accuracy), path)
 
 
 def dev_figure(plan: Plan, found: Convergence, path: Path) -> None:
     """Draw accuracy on the dev split over updates: a thin line a run, a thick one for the mean of a variant."""
-    with rc_context(_STYLE):
+    with rc_context(STUDY_STYLE):
         figure = Figure(figsize=(9.0, 3.4), layout="constrained")
         axis = figure.subplots()
         for variant, (colour, _) in looks(plan.variants).items():
@@ -72,7 +72,7 @@ def reliability_figure(plan: Plan, found: Calibrating, path: Path) -> None:
     """Draw confidence against accuracy, a panel a variant, before and after the temperature."""
     columns = min(_COLUMNS, len(plan.variants))
     rows = -(-len(plan.variants) // columns)
-    with rc_context(_STYLE):
+    with rc_context(STUDY_STYLE):
         figure = Figure(figsize=(0.8 + 3.1 * columns, 0.6 + 3.1 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axis, (variant, (colour, _)) in zip(axes.flat, looks(plan.variants).items(), strict=False):
@@ -103,7 +103,7 @@ def _draw_reliability(axis: Axes, bins: tuple[ReliabilityBin, ...], colour: str,
 
 def detection_figure(plan: Plan, found: Calibrating, path: Path) -> None:
     """Draw strangers accepted against known speakers missed, a line a run."""
-    with rc_context(_STYLE):
+    with rc_context(STUDY_STYLE):
         figure = Figure(figsize=(5.6, 4.6), layout="constrained")
         axis = figure.subplots()
         for variant, (colour, _) in looks(plan.variants).items():

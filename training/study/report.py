@@ -1,7 +1,8 @@
 """The study as one self-contained page: nothing in it is fetched from anywhere."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from training.folders import make_folder
 from training.study import layout, map_layout
 from training.study.analysis import Study
 from training.study.examples import RULE, show_examples
+from training.study.map_pictures import deletion_figure, faithfulness_figure, sanity_figure, spectra_figure
 from training.study.measuring import FEW_PROBES
 from training.study.pictures import accuracy_figure, detection_figure, dev_figure, reliability_figure
 from training.study.words import listed
@@ -92,13 +94,22 @@ def _draw(study: Study) -> Mapping[str, Path]:
     """Draw the figures into OUT/figures; each under its name."""
     folder = study.plan.out / FIGURES
     make_folder(folder)
-    names = ["accuracy", "reliability", "detection", *(["dev"] if study.convergence.on else [])]
-    paths = {name: folder / f"{name}.svg" for name in names}
-    accuracy_figure(study.plan, study.findings.setting.kinds, study.accuracy, study.about, paths["accuracy"])
-    reliability_figure(study.plan, study.calibrating, paths["reliability"])
-    detection_figure(study.plan, study.calibrating, paths["detection"])
+    plan, findings = study.plan, study.findings
+    kinds = findings.setting.kinds
+    draw: dict[str, Callable[[Path], None]] = {
+        "accuracy": partial(accuracy_figure, plan, kinds, study.accuracy, study.about),
+        "deletion": partial(deletion_figure, plan, kinds, study.deleting),
+        "faithfulness": partial(faithfulness_figure, findings),
+        "sanity": partial(sanity_figure, plan, study.worth),
+        "spectra": partial(spectra_figure, findings),
+        "reliability": partial(reliability_figure, plan, study.calibrating),
+        "detection": partial(detection_figure, plan, study.calibrating),
+    }
     if study.convergence.on:
-        dev_figure(study.plan, study.convergence, paths["dev"])
+        draw["dev"] = partial(dev_figure, plan, study.convergence)
+    paths = {name: folder / f"{name}.svg" for name in draw}
+    for name, path in paths.items():
+        draw[name](path)
     return paths
 
 
