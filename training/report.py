@@ -1,21 +1,20 @@
 """The evaluation as one self-contained page: nothing in it is fetched from anywhere."""
 
-import base64
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from training.conditions import LABELS
 from training.figures import example_title, looks
 from training.measure import EXAMPLE_KINDS, EXAMPLE_SNR_DB, FUSED, MAPS, Example
 from training.objectives import VARIANTS
+from training.pages import data_address, render
 from training.results import Deletion, Evaluation, Interval
 
-_TEMPLATE = "report.html.j2"
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def write_report(evaluation: Evaluation, shown: Example, robustness_png: Path, saliency_png: Path, path: Path) -> None:
@@ -29,13 +28,8 @@ def write_report(evaluation: Evaluation, shown: Example, robustness_png: Path, s
         path: the HTML file.
     """
     probed = list(dict.fromkeys((row.interference, row.snr_db) for row in evaluation.deletion))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    page = environment.get_template(_TEMPLATE).render(
+    page = render(
+        _TEMPLATE,
         title="Who is speaking, and what was listened to",
         e=evaluation,
         about=evaluation.about,
@@ -50,8 +44,8 @@ def write_report(evaluation: Evaluation, shown: Example, robustness_png: Path, s
         maps=MAPS,
         fused_table=fused_table(evaluation, probed),
         stage_table=stage_table(evaluation),
-        robustness=_data_address(robustness_png),
-        saliency=_data_address(saliency_png),
+        robustness=data_address(robustness_png),
+        saliency=data_address(saliency_png),
         percent=percent,
         points=_points,
         interval=_interval,
@@ -135,7 +129,3 @@ def _emphasise(text: str, bold: bool) -> Markup:
 
 def _interval(interval: Interval) -> str:
     return f"{percent(interval[0])}–{percent(interval[1])}"
-
-
-def _data_address(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")

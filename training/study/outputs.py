@@ -135,6 +135,9 @@ def _whole(study: Study) -> Record:
     deleting = study.deleting
     return {
         "about": study.about,
+        # In the order of the values by utterance in `results`.
+        "test_utterances": study.findings.setting.utterances,
+        "probes": study.findings.setting.probes,
         "claims": [asdict(claim) for claim in study.claims],
         "tables": [
             {

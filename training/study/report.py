@@ -1,16 +1,15 @@
 """The study as one self-contained page: nothing in it is fetched from anywhere."""
 
-import base64
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from training.conditions import LABELS
 from training.figures import example_title, looks
 from training.folders import make_folder
+from training.pages import data_address, render
 from training.study import layout, map_layout
 from training.study.analysis import Study
 from training.study.examples import RULE, show_examples
@@ -22,9 +21,7 @@ from training.study.words import listed
 REPORT = "report.html"
 FIGURES = "figures"
 
-_TEMPLATE = "study.html.j2"
-_HERE = Path(__file__).parent
-_TYPES = {".svg": "image/svg+xml", ".png": "image/png", ".flac": "audio/flac"}
+_TEMPLATE = Path(__file__).with_name("study.html.j2")
 _CONTENTS = {
     "claims": "The claims, and what was found",
     "run": "What was run",
@@ -44,13 +41,8 @@ _CONTENTS = {
 def write_report(study: Study, device: torch.device) -> Path:
     """Draw the figures and the examples, and write OUT/report.html with all of them inside; returns its path."""
     examples = show_examples(study.plan, study.findings.setting, device)
-    environment = Environment(
-        loader=FileSystemLoader([_HERE, _HERE.parent]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    page = environment.get_template(_TEMPLATE).render(
+    page = render(
+        _TEMPLATE,
         title="What augmentation teaches a speaker network: the study",
         about=study.about,
         corpus=study.about["corpus"],
@@ -111,8 +103,3 @@ def _draw(study: Study) -> Mapping[str, Path]:
     for name, path in paths.items():
         draw[name](path)
     return paths
-
-
-def data_address(file: Path) -> str:
-    """Put a file into an address of its own content."""
-    return f"data:{_TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode('ascii')}"
