@@ -9,6 +9,7 @@ seed, the share of dev utterances named at the last update: clean, by kind of in
 import argparse
 import copy
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` would be the file beside this one
 
 from training.batches import Batch, BatchSource
 from training.conditions import CLEAN, CLEAN_KIND, Condition, mixtures

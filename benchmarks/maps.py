@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` would be the file beside this one
+
 from training.checkpoint import load_run
 from training.conditions import CLEAN, Condition
 from training.errors import UserError
