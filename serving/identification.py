@@ -205,7 +205,7 @@ def _answer(query: Query, model: Model, prediction: Prediction) -> Answer:
             SpeakerScore(bundle.speakers[label], float(probabilities[label]), float(prediction.logits[label]))
             for label in best
         ),
-        known=bool(prediction.logits.max() / bundle.score_scale >= bundle.threshold),
+        known=float(prediction.logits.max()) / bundle.score_scale >= bundle.threshold,  # in float64, as it was chosen
         explanation=explanation,
         embedding=prediction.embedding if query.with_embedding else None,
     )

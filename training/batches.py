@@ -68,7 +68,7 @@ class BatchSource:
     missing: those that it cannot.
 
     Raises UserError if a speaker has nothing to train on, if copies are wanted and the corpus can supply no kind of
-    interference that the configuration lists, or if the processes cannot have equally many crops.
+    interference that the configuration lists, or if the processes cannot have equally many crops, or a copy each.
     """
 
     def __init__(
@@ -80,6 +80,14 @@ class BatchSource:
                 f"data.batch_size {config.data.batch_size} makes {self._drawn} crops, which cannot be shared out "
                 f"equally to {world.size} processes; choose another"
             )
+        # A process without a copy would not take part where the others wait for each other.
+        if variant.aligned and variant.copies == "share":
+            copies = round(config.interference.share * self._drawn)
+            if copies < world.size:
+                raise UserError(
+                    f"interference.share {config.interference.share:g} makes {copies} copies of {self._drawn} crops; this "
+                    f"variant needs one at least for each of the processes ({world.size}), to align: give a larger share"
+                )
         self.corpus, self._config, self._variant, self._device = corpus, config, variant, device
         self._world = world
         self._clips = _clips_by_speaker(corpus, "train")

@@ -214,7 +214,12 @@ def _figures(loss: Loss, grad_norm: Tensor, learning_rate: float, margin: float,
 
 def _check_finite(figures: Figures, loss: Loss, batch: Batch, step: int, world: World) -> None:
     """Raise DivergedError if a part of the loss or the gradient is not finite; on all processes alike."""
-    parts = {"cross-entropy": figures.cross_entropy, "alignment": figures.alignment, "gradient": figures.grad_norm}
+    parts = {
+        "cross-entropy": figures.cross_entropy,
+        "alignment": figures.alignment,
+        "loss": figures.loss,
+        "gradient": figures.grad_norm,
+    }
     broken = next(((name, value) for name, value in parts.items() if not math.isfinite(value)), None)
     if broken is None:
         return

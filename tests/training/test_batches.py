@@ -155,6 +155,17 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(corpus: Corpus, config: Co
         BatchSource(corpus, config, VARIANTS["act-da"], CPU, World(0, 4))
 
 
+@pytest.mark.parametrize(("share", "size"), [(0.0, 1), (0.1, 2)])
+def test_alignment_without_a_copy_for_every_process_is_refused(
+    corpus: Corpus, config: Config, share: float, size: int
+) -> None:
+    config = replace(config, data=replace(config.data, batch_size=8))
+    few = replace(config, interference=replace(config.interference, share=share))
+    with pytest.raises(UserError, match=rf"share {share:g} makes {round(14 * share)} copies of 14 crops; this variant"):
+        BatchSource(corpus, few, VARIANTS["act-da"], CPU, World(0, size))
+    assert source(corpus, few, "da-2x").rows == 16  # which aligns nothing
+
+
 def test_a_corpus_without_the_wanted_interference_is_refused(tmp_path: Path, config: Config) -> None:
     bare = make_corpus(tmp_path / "corpus", interference=False)
     noise_only = replace(config, interference=InterferenceConfig(snr_db={"noise": (0.0, 5.0)}))
