@@ -85,8 +85,8 @@ class BatchSource:
             copies = round(config.interference.share * self._drawn)
             if copies < world.size:
                 raise UserError(
-                    f"interference.share {config.interference.share:g} makes {copies} copies of {self._drawn} crops; this "
-                    f"variant needs one at least for each of the processes ({world.size}), to align: give a larger share"
+                    f"interference.share {config.interference.share:g} makes {copies} copies of {self._drawn} crops; "
+                    f"this variant aligns at least one in each of its processes ({world.size}): give a larger share"
                 )
         self.corpus, self._config, self._variant, self._device = corpus, config, variant, device
         self._world = world
