@@ -70,15 +70,6 @@ def write_audio(path: Path, samples: NDArray[np.float32]) -> None:
     soundfile.write(path, np.clip(samples, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
 
 
-def audio_seconds(path: Path) -> float:
-    """Length of a file in seconds, from its header.
-
-    Raises:
-        UserError: the file is missing or not audio.
-    """
-    return audio_header(path).seconds
-
-
 class AudioHeader(NamedTuple):
     """What a file says about itself; container and encoding as libsndfile names them, such as "OGG" and "VORBIS"."""
 

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from training.audio import SAMPLE_RATE, audio_header, audio_seconds, read_audio, write_audio
+from training.audio import SAMPLE_RATE, audio_header, read_audio, write_audio
 from training.errors import UserError
 
 
@@ -20,7 +20,7 @@ def test_what_is_written_is_read_within_half_a_step_of_16_bits(tmp_path: Path) -
     read = read_audio(tmp_path / "a" / "b.flac")
     assert read.dtype == np.float32
     np.testing.assert_allclose(read, samples, atol=1.01 / 2**15)
-    assert audio_seconds(tmp_path / "a" / "b.flac") == pytest.approx(4321 / SAMPLE_RATE)
+    assert audio_header(tmp_path / "a" / "b.flac").seconds == pytest.approx(4321 / SAMPLE_RATE)
 
 
 def test_louder_than_full_scale_is_clipped_and_does_not_wrap(tmp_path: Path) -> None:

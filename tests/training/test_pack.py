@@ -86,6 +86,13 @@ def test_talkers_without_names_stay_apart(corpus: Corpus, packed: Corpus) -> Non
     assert "babble" in InterferenceSource(packed, "train").kinds
 
 
+def test_its_help_says_that_its_reports_are_not_to_be_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    """They hold other interference: it is drawn by a clip's path and start, which packing changes."""
+    with pytest.raises(SystemExit):
+        main(["pack", "--help"])
+    assert "are not to be compared with reports of the original" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_crop_reads_no_more_than_itself(packed: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
     monkeypatch.setattr("training.crops.read_audio", noting(reads))

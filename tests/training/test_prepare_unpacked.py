@@ -38,11 +38,24 @@ def test_musan_and_rirs_give_every_kind_of_interference(tmp_path: Path, speech: 
         assert paths == set((tmp_path / "musan" / kind).rglob("*.wav"))  # all of them, where they are
     talkers = [{clip.speaker for clip in corpus.interference("speech", split)} for split in SPLITS]
     assert len(set.union(*talkers)) == 12
-    assert "musan-speech-us-gov-0003" in set.union(*talkers)
+    assert "musan-us-gov/speech-us-gov-0003.wav" in set.union(*talkers)
     assert not set.union(*talkers) & set(corpus.speakers)
     source = InterferenceSource(corpus, "train")
     assert set(source.kinds) == {"noise", "music", "babble", "speaker", "reverb"}
     assert np.abs(source.draw("babble", 4000, np.random.default_rng(0))).max() > 0
+
+
+def test_talkers_whose_files_have_the_same_name_are_all_taken(tmp_path: Path, speech: Path) -> None:
+    make_musan(tmp_path)
+    for name in ("librivox/again.wav", "us-gov/again.wav", "us-gov/again.flac"):
+        write_wav(tmp_path / "musan" / "speech" / name, tone(250))
+    assert prepare("--speech", speech, "--musan", tmp_path, "--out", tmp_path / "out") == 0
+    corpus = load_corpus(tmp_path / "out")
+    clips = [clip for split in SPLITS for clip in corpus.interference("speech", split)]
+    assert {clip.path for clip in clips} == {
+        path for path in (tmp_path / "musan" / "speech").rglob("*") if path.suffix in (".wav", ".flac")
+    }
+    assert len({clip.speaker for clip in clips}) == len(clips) == 15
 
 
 def test_a_room_is_in_one_split_only_and_noises_are_no_responses(tmp_path: Path, speech: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_split_file_decides_and_nothing_is_copied(vox: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert "30 utterances of 3 speakers (train 18, dev 6, test 6), but the official split has 1,251 speakers" in printed
     assert "train 138,361, dev 6,904, test 8,251" in printed
-    assert "3 speakers, utterances: train 18, dev 6, test 6" in printed
+    assert "3 speakers, utterances: train 18, dev 6, test 6 (12 s), 0 files" in printed
     assert report(vox) == {}
 
 

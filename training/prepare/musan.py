@@ -30,5 +30,6 @@ def musan(folder: Path) -> list[Collection]:
 
 
 def _collection(folder: Path, kind: Kind) -> Collection:
-    groups = {f"musan-{path.stem}": (path,) for path in audio_files(folder)}
+    # By the whole path below the folder: two sources may each have a file of the same name.
+    groups = {f"musan-{path.relative_to(folder.resolve()).as_posix()}": (path,) for path in audio_files(folder)}
     return Collection(f"musan-{kind}", folder, kind, groups, named=kind == "speech")

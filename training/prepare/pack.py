@@ -42,7 +42,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="copy a corpus to one file that training maps into memory",
         description="Copy all clips of a corpus, speech and interference, to one file of 16-bit samples at 16 kHz "
         "(115 MB an hour), from which training reads crops without opening and decoding files. It stands alone: the "
-        "corpus it was made of is no longer needed.",
+        "corpus it was made of is no longer needed. What is evaluated on it has other mixtures, as the interference of "
+        "an evaluation is drawn by a clip's path and start: its reports are not to be compared with reports of the "
+        "original.",
     )
     parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="folder that `prepare` made")
     parser.add_argument(
@@ -61,8 +63,9 @@ def pack(corpus_folder: Path, out: Path, console: Console) -> Corpus:
     """Copy all clips of a corpus, speech and interference, to one file of 16-bit samples; return the new corpus.
 
     The clips keep their order and all that the manifest says of them but where they lie, so that the same crops and the
-    same interference are drawn in training; the digest is another. Afterwards every clip is read back, as training will
-    read it, and compared by checksum. Memory holds a few clips at a time.
+    same interference are drawn in training; the digest is another. The mixtures of an evaluation are others as well,
+    for they are drawn by a clip's path and start: reports of the two corpora are not to be compared. Afterwards every
+    clip is read back, as training will read it, and compared by checksum. Memory holds a few clips at a time.
 
     Raises:
         UserError: `out` is not free or the disk too small, or a clip cannot be read or is shorter than the manifest

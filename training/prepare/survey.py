@@ -89,15 +89,20 @@ def holds_only_report(folder: Path) -> bool:
 def describe(corpus: Corpus) -> str:
     """Count what is in a corpus, in one line."""
     utterances = {split: corpus.utterances(split) for split in SPLITS}
-    hours = sum(clip.duration for clips in utterances.values() for clip in clips) / 3600
     outside = {clip.speaker for split in SPLITS for clip in corpus.interference("speech", split)} - {None}
     talkers = f", {len(outside):,} talkers from outside" if outside else ""
     others = len(corpus.clips) - sum(map(len, utterances.values()))
     counts = count_splits({split: len(clips) for split, clips in utterances.items()})
-    length = f"{hours:,.0f} h" if hours >= 10 else f"{60 * hours:.0f} min"
+    length = _length(sum(clip.duration for clips in utterances.values() for clip in clips))
     return (
         f"{len(corpus.speakers):,} speakers{talkers}, utterances: {counts} ({length}), {others:,} files of interference"
     )
+
+
+def _length(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:,.0f} h"
 
 
 def count_splits(counts: dict[Split, int]) -> str:
