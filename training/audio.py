@@ -1,5 +1,6 @@
 """Audio files in and out: every waveform in training is 16 kHz mono float32 in [-1, 1]."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,11 @@ from training.errors import UserError
 from training.packing import PACKED, from_pcm, packed_samples
 
 SAMPLE_RATE = 16_000
+
+_DATA_CUT = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
+"""How libsndfile notes down that a data chunk is longer than what is left of the file, in bytes."""
+_STREAMED = 0x7FFF_0000
+"""From here on, a declared size stands for one that was unknown: ffmpeg writes 0xFFFFFFFF to a pipe, sox 0x7FFFF000."""
 
 
 def read_audio(
@@ -71,13 +77,27 @@ def write_audio(path: Path, samples: NDArray[np.float32]) -> None:
 
 
 class AudioHeader(NamedTuple):
-    """What a file says about itself; container and encoding as libsndfile names them, such as "OGG" and "VORBIS"."""
+    """What a file says about itself.
+
+    Attributes:
+        rate: samples a second.
+        channels: how many.
+        container, encoding: as libsndfile names them, such as "OGG" and "VORBIS".
+        seconds: how long what can be read of it lasts.
+        promised: how long it lasts by its header, in seconds: above `seconds` if a WAV file was cut short.
+    """
 
     rate: int
     channels: int
     container: str
     encoding: str
     seconds: float
+    promised: float
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether a WAV file holds less than its header says."""
+        return self.promised > self.seconds
 
 
 def audio_header(path: Path) -> AudioHeader:
@@ -89,12 +109,25 @@ def audio_header(path: Path) -> AudioHeader:
     try:
         with soundfile.SoundFile(path) as file:
             frames = file.frames
-            header = AudioHeader(file.samplerate, file.channels, file.format, file.subtype, frames / file.samplerate)
+            seconds = frames / file.samplerate
+            promised = seconds * _promised_by_held(file)
+            header = AudioHeader(file.samplerate, file.channels, file.format, file.subtype, seconds, promised)
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
     if frames <= 0:
         raise UserError(f"{path}: holds no audio")
     return header
+
+
+def _promised_by_held(file: soundfile.SoundFile) -> float:
+    """Divide the declared size of a WAV file's data by what is there; 1 if it is whole, or no such file.
+
+    libsndfile reads what is there without a complaint, but for what it notes down.
+    """
+    match = _DATA_CUT.search(file.extra_info) if file.format in ("WAV", "WAVEX") else None
+    if match is None or int(match[1]) >= _STREAMED:
+        return 1.0
+    return int(match[1]) / max(1, int(match[2]))
 
 
 def is_silent(path: Path) -> bool:

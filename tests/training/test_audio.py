@@ -61,6 +61,30 @@ def test_header_tells_what_the_file_says(tmp_path: Path) -> None:
     assert header.seconds == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+@pytest.mark.parametrize("container", ["WAV", "WAVEX"])
+def test_a_wav_that_was_cut_short_says_how_long_it_was(tmp_path: Path, container: str, subtype: str) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(440, 2.0, 16_000), 16_000, subtype=subtype, format=container)
+    assert not audio_header(path).cut_short
+    data = path.read_bytes()
+    path.write_bytes(data[: -len(data) // 4])
+    header = audio_header(path)
+    assert header.cut_short
+    assert header.seconds == pytest.approx(1.5, abs=0.01)
+    assert header.promised == pytest.approx(2.0, abs=0.001)  # half a sample may be left
+
+
+@pytest.mark.parametrize("declared", [0xFFFF_FFFF, 0x7FFF_F000])
+def test_a_wav_of_a_stream_declares_no_size_and_is_not_cut_short(tmp_path: Path, declared: int) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(440, 2.0, 16_000), 16_000, subtype="PCM_16")
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + declared.to_bytes(4, "little") + data[44:])
+    header = audio_header(path)
+    assert (header.seconds, header.promised, header.cut_short) == (2.0, 2.0, False)
+
+
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     text, empty, broken = tmp_path / "text.wav", tmp_path / "empty.wav", tmp_path / "nan.wav"
     text.write_text("this is no audio")

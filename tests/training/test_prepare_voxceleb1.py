@@ -121,6 +121,12 @@ def test_the_shipped_configuration_trains_on_it(vox: Path, tmp_path: Path, varia
     assert load_run(tmp_path / "run").step == 3
 
 
+def cut_short(path: Path) -> None:
+    """Take half of its samples off a file, as a download that broke off does; its header stays."""
+    data = path.read_bytes()
+    path.write_bytes(data[: 44 + (len(data) - 44) // 2])
+
+
 def spoil(vox: Path) -> dict[str, list[str]]:
     """Put every fault into the tree and the split file; returns what the report must call each, and list."""
     wav, lines = vox / "wav", utterances()
@@ -129,6 +135,7 @@ def spoil(vox: Path) -> dict[str, list[str]]:
     shutil.rmtree((wav / train[3]).parent)  # a whole video
     (wav / train[6]).write_bytes(b"RIFF but no more")
     write_wav(wav / train[7], tone(300, 0.1))
+    cut_short(wav / train[10])
     write_wav(wav / train[8], tone(300), rate=8000)
     write_wav(wav / train[9], np.stack([tone(300)] * 2, axis=1))
     for name in train[12:]:  # all that the third speaker has to train on
@@ -142,6 +149,7 @@ def spoil(vox: Path) -> dict[str, list[str]]:
         "listed in two splits": [train[2]],
         "missing": [train[0], *lost],
         "unreadable": [train[6], *train[12:]],
+        "cut short": [f"{train[10]}: 0.2 s of 0.4 s"],
         "too short": [f"{train[7]}: 0.1 s"],
         "not 16 kHz mono PCM in WAV or FLAC": [f"{train[8]}: 8000 Hz, 1 ch", f"{train[9]}: 16000 Hz, 2 ch"],
         "speakers with nothing to train on": [SPEAKERS[2]],
@@ -165,7 +173,7 @@ def test_every_fault_is_in_one_report_before_anything_is_made(vox: Path, capsys:
     assert "id10001/01video1/00000.wav, " in printed.out
     assert "and 1 more" in printed.out  # six are missing, and five are named
     assert printed.err.count("\n") == 1
-    assert "1 listed in two splits, 6 missing, 7 unreadable, 1 too short" in printed.err
+    assert "1 listed in two splits, 6 missing, 7 unreadable, 1 cut short, 1 too short" in printed.err
     assert "--allow-missing" not in printed.err  # which would not help
     assert not list(vox.parent.glob(".*unfinished"))
 
@@ -181,7 +189,7 @@ def test_what_cannot_be_used_is_left_out_where_that_is_allowed(vox: Path, capsys
     assert prepare(vox, "--allow-missing") == 0  # the report that refusals left is replaced
     corpus = load_corpus(vox.parent / "out")
     assert corpus.speakers == SPEAKERS[:2]
-    bad = {line.split(":")[0] for lines in list(expected.values())[1:5] for line in lines}
+    bad = {line.split(":")[0] for lines in list(expected.values())[1:6] for line in lines}
     for number, split in enumerate(SPLITS, start=1):
         assert names(corpus, split) == {name for name in listed(number) - bad if SPEAKERS[2] not in name}
     assert report(vox)["speakers with nothing to train on"] == [SPEAKERS[2]]
@@ -200,6 +208,37 @@ def test_unreadable_interference_is_in_the_report(
     assert prepare(vox, "--musan", tmp_path / "musan", "--allow-missing") == 0
     corpus = load_corpus(tmp_path / "out")
     assert sum(len(corpus.interference("speech", split)) for split in SPLITS) == 11
+
+
+def test_interference_that_is_cut_short_is_in_the_report(vox: Path, tmp_path: Path) -> None:
+    make_musan(tmp_path)
+    cut = tmp_path / "musan" / "noise" / "free-sound" / "noise-free-sound-0001.wav"
+    cut_short(cut)
+    assert prepare(vox, "--musan", tmp_path / "musan") == 2
+    assert report(vox) == {"cut short": [f"{cut}: 0.25 s of 0.5 s"]}
+    assert prepare(vox, "--musan", tmp_path / "musan", "--allow-missing") == 0
+    corpus = load_corpus(tmp_path / "out")
+    noises = {clip.path for split in SPLITS for clip in corpus.interference("noise", split)}
+    assert len(noises) == 3
+    assert cut not in noises
+
+
+def test_damaged_interference_is_told_before_there_is_too_little_of_it(
+    vox: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_musan(tmp_path)
+    broken = sorted((tmp_path / "musan" / "music").rglob("*.wav"))
+    for path in broken:
+        path.write_bytes(b"RIFF but no more")
+    assert prepare(vox, "--musan", tmp_path / "musan") == 2
+    assert "4 unreadable; mend this or leave them out" in capsys.readouterr().err
+    assert [line.split(":")[0] for line in report(vox)["unreadable"]] == [str(path) for path in broken]
+    (tmp_path / "out" / "report.txt").unlink()
+    assert prepare(vox, "--musan", tmp_path / "musan", "--allow-missing") == 2
+    printed = capsys.readouterr()
+    assert "unreadable: 4" in printed.out
+    assert "one each for train, dev and test, and has 0 that can be used, of 4" in printed.err
+    assert len(report(vox)["unreadable"]) == 4
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,10 @@ def collection_pieces(collection: Collection, sources: Mapping[Path, Source], sh
     groups = {name: [sources[path] for path in paths if path in sources] for name, paths in collection.groups.items()}
     groups = {name: members for name, members in groups.items() if members}
     if len(groups) < len(SPLITS):
+        lost = f" that can be used, of {len(collection.groups)}" if len(groups) < len(collection.groups) else ""
         raise UserError(
             f"{collection.where}: needs at least 3 {collection.member}s, one each for train, dev and test, "
-            f"and has {len(groups)}"
+            f"and has {len(groups)}{lost}"
         )
     pieces: list[Piece] = []
     parts = split_randomly(list(groups.items()), [0.0] * len(groups), collection.name, shares)

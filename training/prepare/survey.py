@@ -18,6 +18,7 @@ class Finding(Enum):
     TWO_SPLITS = "listed in two splits"
     MISSING = "missing"
     UNREADABLE = "unreadable"
+    CUT = "cut short"
     TOO_SHORT = "too short"
     FORMAT = "not 16 kHz mono PCM in WAV or FLAC"
     UNTRAINED = "speakers with nothing to train on"
@@ -26,7 +27,14 @@ class Finding(Enum):
     UNLISTED = "not in the split file, passed over"
 
 
-_OMISSIBLE = {Finding.MISSING, Finding.UNREADABLE, Finding.TOO_SHORT, Finding.FORMAT, Finding.UNTRAINED}
+_OMISSIBLE = {
+    Finding.MISSING,
+    Finding.UNREADABLE,
+    Finding.CUT,
+    Finding.TOO_SHORT,
+    Finding.FORMAT,
+    Finding.UNTRAINED,
+}
 _REFUSED = _OMISSIBLE | {Finding.TWO_SPLITS}
 
 

@@ -70,20 +70,34 @@ def prepare_voxceleb1(out: Path, settings: Voxceleb1Settings, console: Console) 
         *([rirs(settings.rirs)] if settings.rirs else []),
     ]
     clips = _speech(settings, survey, console)
-    pieces = _interference(collections, survey, console)
+    usable = [_look(collection, survey, console) for collection in collections]
     console.print(survey.summary(), soft_wrap=True, markup=False, highlight=False)
     if holds_only_report(out):
         (out / REPORT).unlink()
     if refusal := survey.refusal(settings.allow_missing):
-        make_folder(out)
-        survey.write(out)
+        _leave_report(survey, out)
         raise UserError(f"{settings.root}: {refusal}; {out / REPORT} names every one")
+    try:
+        pieces = _share_out(collections, usable)
+    except UserError:
+        _leave_report(survey, out)
+        raise
     if (speakers := len({clip.speaker for clip in clips})) < 2:
         raise UserError(f"{settings.root}: utterances of at least 2 speakers are needed, not of {speakers}")
     with building(out) as folder:
         survey.write(folder)
         corpus = write_corpus(folder, [*clips, *convert(pieces, folder, console)])
     console.print(f"{out}: {describe(corpus)}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _share_out(collections: Sequence[Collection], usable: Sequence[Mapping[Path, Source]]) -> list[Piece]:
+    pairs = zip(collections, usable, strict=True)
+    return [piece for collection, sources in pairs for piece in collection_pieces(collection, sources, Shares())]
+
+
+def _leave_report(survey: Survey, out: Path) -> None:
+    make_folder(out)
+    survey.write(out)
 
 
 def _speech(settings: Voxceleb1Settings, survey: Survey, console: Console) -> list[Clip]:
@@ -188,6 +202,9 @@ def _wavs(speaker: Path) -> list[str]:
 def _fits(name: str, source: Source, survey: Survey) -> bool:
     """Whether training can read an utterance as it is; if not, it goes into the survey."""
     header = source.header
+    if header.cut_short:
+        survey.add(Finding.CUT, [_cut(name, source)])
+        return False
     if header.seconds < SHORTEST_UTTERANCE:
         survey.add(Finding.TOO_SHORT, [f"{name}: {header.seconds:g} s, at least {SHORTEST_UTTERANCE:g} s are needed"])
         return False
@@ -198,12 +215,14 @@ def _fits(name: str, source: Source, survey: Survey) -> bool:
     return True
 
 
-def _interference(collections: Sequence[Collection], survey: Survey, console: Console) -> list[Piece]:
-    """Share out MUSAN and RIRS_NOISES; what cannot be read is in the survey, and left out."""
-    pieces: list[Piece] = []
-    for collection in collections:
-        sources, refused = read_headers(collection.paths, collection.name, console)
-        survey.add(Finding.UNREADABLE, refused.values())
-        survey.note(f"{collection.where}: {len(collection.paths):,} files of {collection.kind}")
-        pieces += collection_pieces(collection, sources, Shares())
-    return pieces
+def _cut(name: str, source: Source) -> str:
+    return f"{name}: {source.header.seconds:g} s of {source.header.promised:g} s"
+
+
+def _look(collection: Collection, survey: Survey, console: Console) -> dict[Path, Source]:
+    """Look at every file of MUSAN or RIRS_NOISES; those that cannot be used are in the survey, and left out."""
+    sources, refused = read_headers(collection.paths, collection.name, console)
+    survey.add(Finding.UNREADABLE, refused.values())
+    survey.add(Finding.CUT, (_cut(str(path), source) for path, source in sources.items() if source.header.cut_short))
+    survey.note(f"{collection.where}: {len(collection.paths):,} files of {collection.kind}")
+    return {path: source for path, source in sources.items() if not source.header.cut_short}
