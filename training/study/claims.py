@@ -86,8 +86,6 @@ def _work(plan: Plan, variant: str) -> float:
 
 
 def _convergence(plan: Plan, dev: Convergence) -> str:
-    if dev.on is None:
-        return "The corpus has no dev split, so whether training had converged is not known."
     gains = listed([f"{variant} {difference(gain, 1, ' points')}" for variant, gain in dev.gains.items()])
     if all(math.isnan(gain.mean) for gain in dev.gains.values()):
         return "Too few evaluations on the dev split in the last quarter of the updates to say whether it still rose."

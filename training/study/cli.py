@@ -27,6 +27,7 @@ from training.study.outputs import write_numbers
 from training.study.plan import make_plan
 from training.study.report import write_report
 from training.study.runner import default_jobs, train
+from training.study.setting import survey
 
 _LOCK = ".lock"
 
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     corpus = load_corpus(arguments.corpus)
     plan = make_plan(config, corpus, arguments.out, arguments.variants.split(","), arguments.seeds)
+    survey(plan)  # before hours of training rather than after
     console = Console()
     with _locked(arguments.out) as lock:
         code = train(plan, jobs, device.type, console, lock)

@@ -15,8 +15,6 @@ from training.study.statistics import Estimate, over_seeds
 LAST_SHARE = 0.25
 """The last quarter of the updates is looked at."""
 
-_ON_CORRUPTED, _ON_CLEAN = "corrupted", "clean"
-
 
 @dataclass(frozen=True)
 class DevCurve:
@@ -40,11 +38,11 @@ class Convergence:
     """The dev curves of a study.
 
     Attributes:
-        on: which crops were heard, "corrupted" or "clean"; None where the corpus has no dev split.
+        on: which crops were heard: "corrupted", or "clean" where the dev split has no interference.
         curves: by run. gains: by variant, points gained over the last quarter, over seeds.
     """
 
-    on: str | None
+    on: str
     curves: dict[PlannedRun, DevCurve]
     gains: dict[str, Estimate]
 
@@ -58,11 +56,10 @@ def convergence(plan: Plan) -> Convergence:
     """Read the logs of all runs of a plan."""
     logs = {run: read_log(run.folder) for run in plan.runs}
     evaluations = {run: [line for line in log if line["event"] == "dev"] for run, log in logs.items()}
-    names = {name for lines in evaluations.values() for line in lines for name in line}
-    on = next((name for name in (_ON_CORRUPTED, _ON_CLEAN) if name in names), None)
+    on = "corrupted" if all("corrupted" in line for lines in evaluations.values() for line in lines) else "clean"
     curves = {}
     for run, lines in evaluations.items():
-        points = [(line["step"], line[on]) for line in lines if on in line]
+        points = [(line["step"], line[on]) for line in lines]
         updates, accuracy = np.array(points, dtype=np.float64).reshape(-1, 2).T
         gain = _gain(updates, accuracy, plan.config.updates)
         curves[run] = DevCurve(tuple(updates.astype(int).tolist()), tuple(accuracy.tolist()), gain, _seconds(logs[run]))

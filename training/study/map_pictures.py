@@ -144,8 +144,8 @@ def spectra_figure(findings: Findings, path: Path) -> None:
 
 def _power(found: Sequence[MapSpectrum]) -> NDArray[np.float64] | None:
     """Mean power in decibels below its maximum; None where nothing could be measured."""
-    powers = [np.array(each.power) for each in found if each.power and np.max(each.power) > 0]
-    if not powers:
+    powers = [np.array(each.power) for each in found]
+    if not any(power.any() for power in powers):
         return None
     mean = np.mean(powers, axis=0)
     decibels: NDArray[np.float64] = 10 * np.log10(np.maximum(mean / mean.max(), 10 ** (-_DECIBELS / 10)))

@@ -89,6 +89,7 @@ def _draw(study: Study) -> Mapping[str, Path]:
     plan, findings = study.plan, study.findings
     kinds = findings.setting.kinds
     draw: dict[str, Callable[[Path], None]] = {
+        "dev": partial(dev_figure, plan, study.convergence),
         "accuracy": partial(accuracy_figure, plan, kinds, study.accuracy, study.about),
         "deletion": partial(deletion_figure, plan, kinds, study.deleting),
         "faithfulness": partial(faithfulness_figure, findings),
@@ -97,8 +98,6 @@ def _draw(study: Study) -> Mapping[str, Path]:
         "reliability": partial(reliability_figure, plan, study.calibrating),
         "detection": partial(detection_figure, plan, study.calibrating),
     }
-    if study.convergence.on:
-        draw["dev"] = partial(dev_figure, plan, study.convergence)
     paths = {name: folder / f"{name}.svg" for name in draw}
     for name, path in paths.items():
         draw[name](path)

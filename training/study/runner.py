@@ -189,7 +189,7 @@ class _Board:
     def look(self, running: Sequence[PlannedRun]) -> None:
         """Move the bar to where the running processes' logs are."""
         for run in running:
-            self.done[run] = max((record["step"] for record in read_log(run.folder)), default=self.done[run])
+            self.done[run] = _last_step(run) or self.done[run]
         self._bar.update(self._task, completed=self._work())
 
     def _work(self) -> int:
@@ -208,11 +208,27 @@ def _failure(run: PlannedRun, code: int) -> str:
     return f"{run}: its training ended with {reason}; the end of {run.output}:\n{_tail(run.output)}"
 
 
+def _last_step(run: PlannedRun) -> int:
+    """Read where a running training is; 0 where its log does not tell."""
+    if not (run.folder / LOG).exists():
+        return 0
+    for line in reversed(_last_lines(run.folder / LOG)):
+        try:
+            step: int = json.loads(line)["step"]
+        except ValueError:  # still being written, or cut off by the beginning of the tail
+            continue
+        return step
+    return 0
+
+
 def _tail(path: Path) -> str:
+    return "\n".join(f"  {line}" for line in _last_lines(path)[-_TAIL_LINES:])
+
+
+def _last_lines(path: Path) -> list[str]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
-    return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:])
+        return file.read().decode("utf-8", errors="replace").splitlines()
 
 
 def _cores() -> int:

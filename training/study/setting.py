@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from training.conditions import CLEAN, Condition, supplied_grid
 from training.errors import UserError
+from training.manifest import Split
 from training.maps.probes import choose_probes
 from training.measure import DELETION_SNRS_DB
 from training.study.plan import Plan
@@ -45,8 +46,10 @@ def survey(plan: Plan) -> Setting:
     corpus = plan.corpus
     conditions, left_out = supplied_grid(corpus, "test")
     kinds = tuple(dict.fromkeys(condition.kind for condition in conditions[1:]))
-    if not corpus.utterances("test"):
-        raise UserError(f"{corpus.root}: has no test utterances; a study needs some of every speaker")
+    purposes: dict[Split, str] = {"dev": "calibration and convergence", "test": "the comparison"}
+    for split, what in purposes.items():
+        if not corpus.utterances(split):
+            raise UserError(f"{corpus.root}: has no {split} utterances; a study needs some of every speaker for {what}")
     if not kinds:
         raise UserError(f"{corpus.root}: has no interference to test with; make the corpus with noise, music or others")
     utterances = tuple(clip.path.name for clip in corpus.utterances("test"))

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def write_log(plan: Plan, number: int, accuracy: list[float], every: int = 5) ->
     """A log whose dev accuracy takes a second from one to the next, with an hour's pause before its second half."""
     folder = plan.runs[number].folder
     folder.mkdir(parents=True)
-    lines = [{"event": "start", "step": 0, "time": 0.0}]
+    lines: list[dict[str, Any]] = [{"event": "start", "step": 0, "time": 0.0}]
     for index, value in enumerate(accuracy, start=1):
         time = lines[-1]["time"] + 1.0
         if index == len(accuracy) // 2:
@@ -59,5 +60,12 @@ def test_too_few_values_give_no_slope(plan: Plan) -> None:
     assert found.rising == ()
 
 
-def test_without_a_dev_split_there_is_no_curve(plan: Plan) -> None:
-    assert convergence(plan).on is None
+def test_crops_are_clean_where_dev_has_no_interference(plan: Plan) -> None:
+    for number in range(6):
+        write_log(plan, number, [10.0, 20.0])
+    for run in plan.runs:
+        log = run.folder / "log.jsonl"
+        log.write_text(log.read_text().replace('"corrupted"', '"other"'))
+    found = convergence(plan)
+    assert found.on == "clean"
+    assert found.curves[plan.runs[0]].accuracy == (99.0, 99.0)

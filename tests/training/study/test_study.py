@@ -21,12 +21,11 @@ from rich.console import Console
 from tests.conftest import ROOT
 from tests.training.test_report import Page
 from tests.training.toy import make_corpus, write_config
-from training.checkpoint import read_checkpoint, write_checkpoint
+from training.checkpoint import Run, load_run, read_checkpoint, write_checkpoint
 from training.cli import main
 from training.config import load_config
 from training.fit import fit
 from training.manifest import Corpus, write_corpus
-from training.study import bench
 from training.study.measuring import measure
 from training.study.plan import Plan, make_plan
 from training.study.runner import read_log
@@ -207,8 +206,12 @@ def test_what_is_on_disk_is_not_measured_again_unless_its_network_changes(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Path] = []
-    load = bench.load_run
-    monkeypatch.setattr(bench, "load_run", lambda folder, device: loaded.append(folder) or load(folder, device))
+
+    def load(folder: Path, device: torch.device) -> Run:
+        loaded.append(folder)
+        return load_run(folder, device)
+
+    monkeypatch.setattr("training.study.bench.load_run", load)
     measure(plan, CPU, Console(quiet=True))
     assert loaded == []
     changed = plan.runs[-1].folder
@@ -217,6 +220,17 @@ def test_what_is_on_disk_is_not_measured_again_unless_its_network_changes(
     write_checkpoint(changed, checkpoint)
     measure(plan, CPU, Console(quiet=True))
     assert set(loaded) == {changed}
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_corpus_that_cannot_be_tested_is_refused_before_training(
+    split: str, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path, [clip for clip in corpus.clips if (clip.kind, clip.split) != ("utterance", split)])
+    words = ["study", "--config", write_config(tmp_path), "--corpus", tmp_path, "--out", tmp_path / "out"]
+    assert main([*map(str, words)]) == 2
+    assert f"{tmp_path}: has no {split} utterances; a study needs some" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failing_run_is_named_with_the_end_of_what_it_said(
