@@ -103,7 +103,7 @@ def test_speakers_are_enrolled(classes: int, confusing: Corpus, tmp_path: Path) 
     foreign = make((1, 1, 1, 1), False, classes)
     heard = [read_audio(clip.path, clip.start, clip.duration) for clip in confusing.utterances("train")]
     with torch.no_grad():  # or random weights would give everybody nearly the same direction
-        foreign.seg_1.bias -= torch.stack([foreign.embed(audio) for audio in heard]).mean(0)
+        foreign.seg_1.bias.sub_(torch.stack([foreign.embed(audio) for audio in heard]).mean(0))
     more = ["--enrol"] if classes else []
     assert bring_in(tmp_path, confusing.root, write(tmp_path, foreign), None, *more) == 0
     run = load_run(tmp_path / "run")
