@@ -115,8 +115,8 @@ def test_company_and_padding_change_nothing(explainer: Explainer, data: st.DataO
         assert error(answer["logits"], alone["logits"]) < 1e-4
         assert error(answer["embedding"], alone["embedding"]) < 1e-4
         for name in MAPS:
-            # A kink may flip (see export/kinks.py): 1.4e-2 was seen for a second of speech. What leaks from neighbours or
-            # padding moves the scores as well, which are held to 1e-4 above.
+            # A kink may flip (see export/kinks.py): 1.4e-2 was seen for a second of speech. What leaks from neighbours
+            # or padding moves the scores as well, which are held to 1e-4 above.
             assert error(answer[name], alone[name]) < 3e-2
 
 
