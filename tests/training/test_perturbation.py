@@ -136,7 +136,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return toy_config(tmp_path_factory.mktemp("config"))
 
 
-def batch(corpus: Corpus, config: Config, perturbation: PerturbationConfig, variant: str = "act-da") -> Batch:
+def batch(corpus: Corpus, config: Config, perturbation: PerturbationConfig, variant: str = "act-pair") -> Batch:
     perturbed = replace(config, perturbation=perturbation)
     return BatchSource(corpus, perturbed, VARIANTS[variant], torch.device("cpu")).batch(2)
 

@@ -98,7 +98,7 @@ def test_batches_of_every_kind_are_drawn_from_it(vox: Path, tmp_path: Path) -> N
     talkers = [{clip.speaker for clip in corpus.interference("speech", split)} for split in SPLITS]
     assert [len(group) for group in talkers] == [9, 1, 2]
     assert not set.union(*talkers) & set(corpus.speakers)
-    source = BatchSource(corpus, toy_config(tmp_path), VARIANTS["act-da"], torch.device("cpu"))
+    source = BatchSource(corpus, toy_config(tmp_path), VARIANTS["act-pair"], torch.device("cpu"))
     assert set(source.kinds) == {"noise", "music", "babble", "speaker", "reverb"}
     batch = source.batch(0)
     crop = round(0.3 * SAMPLE_RATE)
