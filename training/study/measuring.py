@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from training.calibration import Calibration, CalibrationReport, calibrate, calibration_steps, measure_calibration
+from training.calibration import Calibration, CalibrationReport, calibrate, measure_calibration
 from training.conditions import CLEAN
-from training.manifest import Split
 from training.maps.attributions import FUSIONS, METHODS
 from training.maps.deletion import DeletionIndices, deletion_indices
 from training.maps.faithfulness import Faithfulness, faithfulness
@@ -22,7 +21,7 @@ from training.measure import accuracy_steps, true_ranks
 from training.study.bench import Bench, Work
 from training.study.plan import Plan, PlannedRun
 from training.study.setting import Setting, survey
-from training.workers import Networks
+from training.workers import Networks, common, for_each
 
 FEW_PROBES = 30
 """Utterances on which maps are masked and weights randomised: each is heard hundreds of times."""
@@ -111,13 +110,14 @@ def _calibration(plan: Plan) -> Work:
     corpus, speakers = plan.corpus, plan.corpus.speakers
 
     def work(networks: Networks, tick: Tick) -> Mapping[str, Calibrated]:
-        splits: tuple[Split, ...] = ("dev", "test")
-        steps = sum(calibration_steps(corpus, split, speakers) for split in splits)
-        counter = Counter(steps * len(networks), tick)
-        found = {}
-        for name, network in networks.items():
-            calibration = calibrate(network, corpus, speakers, advance=counter)
-            found[name] = Calibrated(calibration, measure_calibration(network, corpus, speakers, calibration, counter))
+        found: dict[str, Calibrated] = {}
+
+        def calibrated(name: str) -> None:
+            calibration = calibrate(networks[name], corpus, speakers)
+            report = measure_calibration(networks[name], corpus, speakers, calibration)
+            found[name] = Calibrated(calibration, report)
+
+        for_each(networks, calibrated, common(networks)[0], Counter(len(networks), tick))
         return found
 
     return work
