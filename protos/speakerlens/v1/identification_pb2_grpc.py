@@ -39,6 +39,46 @@ class SpeakerIdentificationStub:
                 request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyRequest.SerializeToString,
                 response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyResponse.FromString,
                 _registered_method=True)
+        self.IdentifyBatch = channel.unary_unary(
+                '/speakerlens.v1.SpeakerIdentification/IdentifyBatch',
+                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchRequest.SerializeToString,
+                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchResponse.FromString,
+                _registered_method=True)
+        self.IdentifyStream = channel.stream_stream(
+                '/speakerlens.v1.SpeakerIdentification/IdentifyStream',
+                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamRequest.SerializeToString,
+                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamResponse.FromString,
+                _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/speakerlens.v1.SpeakerIdentification/Embed',
+                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.Verify = channel.unary_unary(
+                '/speakerlens.v1.SpeakerIdentification/Verify',
+                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyResponse.FromString,
+                _registered_method=True)
+        self.Enroll = channel.unary_unary(
+                '/speakerlens.v1.SpeakerIdentification/Enroll',
+                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollRequest.SerializeToString,
+                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollResponse.FromString,
+                _registered_method=True)
+        self.ListSpeakers = channel.unary_unary(
+                '/speakerlens.v1.SpeakerIdentification/ListSpeakers',
+                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersRequest.SerializeToString,
+                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersResponse.FromString,
+                _registered_method=True)
+        self.RemoveSpeaker = channel.unary_unary(
+                '/speakerlens.v1.SpeakerIdentification/RemoveSpeaker',
+                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerRequest.SerializeToString,
+                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerResponse.FromString,
+                _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/speakerlens.v1.SpeakerIdentification/GetModel',
+                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/speakerlens.v1.SpeakerIdentification/ListModels',
                 request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsRequest.SerializeToString,
@@ -50,20 +90,84 @@ class SpeakerIdentificationServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Identify(self, request, context):
-        """Names the speaker of one utterance, with one answer per requested variant.
+        """Names the speaker of one utterance, with one answer per requested variant. Audio longer than a window is answered
+        from overlapping windows, with a timeline of who spoke when.
 
         INVALID_ARGUMENT   a field is wrong; the message names the field and the limit
         NOT_FOUND          unknown variant, version or target speaker; the message says what there is
         RESOURCE_EXHAUSTED the queue is full, or the message is too large
         DEADLINE_EXCEEDED  the deadline would expire, or expired, in the queue
+        UNAUTHENTICATED    no token, or one that is not accepted, where the server asks for one
         UNAVAILABLE        the server is starting or draining
+
+        These hold for every call. RESOURCE_EXHAUSTED carries how long to wait, in milliseconds, in the trailing metadata
+        `retry-after-ms`; every answer carries its `x-request-id` there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IdentifyBatch(self, request, context):
+        """Names the speakers of many utterances; each has an answer or an error of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IdentifyStream(self, request_iterator, context):
+        """Live audio: the client sends chunks of any size, the server answers each window as it is filled, and the whole when
+        the client has closed its side.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """The embeddings of one utterance, one per requested variant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Verify(self, request, context):
+        """Whether one speaker is heard in two utterances, or an enrolled speaker in one; explains that score if asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Enroll(self, request, context):
+        """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces one of that name.
+
+        FAILED_PRECONDITION the server keeps no speakers
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSpeakers(self, request, context):
+        """Lists the enrolled speakers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSpeaker(self, request, context):
+        """Forgets an enrolled speaker, in every model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """Describes one loaded model: labels, stages, limits and provenance.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Describes the loaded models: labels, stages, limits and provenance.
+        """Describes the loaded models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,6 +180,46 @@ def add_SpeakerIdentificationServicer_to_server(servicer, server):
                     servicer.Identify,
                     request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyRequest.FromString,
                     response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyResponse.SerializeToString,
+            ),
+            'IdentifyBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.IdentifyBatch,
+                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchRequest.FromString,
+                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchResponse.SerializeToString,
+            ),
+            'IdentifyStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.IdentifyStream,
+                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamRequest.FromString,
+                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedRequest.FromString,
+                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Verify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyRequest.FromString,
+                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyResponse.SerializeToString,
+            ),
+            'Enroll': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enroll,
+                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollRequest.FromString,
+                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollResponse.SerializeToString,
+            ),
+            'ListSpeakers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSpeakers,
+                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersRequest.FromString,
+                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersResponse.SerializeToString,
+            ),
+            'RemoveSpeaker': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSpeaker,
+                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerRequest.FromString,
+                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelRequest.FromString,
+                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -110,6 +254,222 @@ class SpeakerIdentification:
             '/speakerlens.v1.SpeakerIdentification/Identify',
             protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyRequest.SerializeToString,
             protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IdentifyBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/IdentifyBatch',
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchRequest.SerializeToString,
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IdentifyStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/IdentifyStream',
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamRequest.SerializeToString,
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/Embed',
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedRequest.SerializeToString,
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/Verify',
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyRequest.SerializeToString,
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Enroll(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/Enroll',
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollRequest.SerializeToString,
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSpeakers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/ListSpeakers',
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersRequest.SerializeToString,
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveSpeaker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/RemoveSpeaker',
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerRequest.SerializeToString,
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/GetModel',
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelRequest.SerializeToString,
+            protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

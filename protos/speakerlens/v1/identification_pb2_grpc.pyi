@@ -32,31 +32,83 @@ class SpeakerIdentificationStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SpeakerIdentificationAsyncStub: ...
     Identify: _grpc.UnaryUnaryMultiCallable[_identification_pb2.IdentifyRequest, _identification_pb2.IdentifyResponse]
-    """Names the speaker of one utterance, with one answer per requested variant.
+    """Names the speaker of one utterance, with one answer per requested variant. Audio longer than a window is answered
+    from overlapping windows, with a timeline of who spoke when.
 
     INVALID_ARGUMENT   a field is wrong; the message names the field and the limit
     NOT_FOUND          unknown variant, version or target speaker; the message says what there is
     RESOURCE_EXHAUSTED the queue is full, or the message is too large
     DEADLINE_EXCEEDED  the deadline would expire, or expired, in the queue
+    UNAUTHENTICATED    no token, or one that is not accepted, where the server asks for one
     UNAVAILABLE        the server is starting or draining
+
+    These hold for every call. RESOURCE_EXHAUSTED carries how long to wait, in milliseconds, in the trailing metadata
+    `retry-after-ms`; every answer carries its `x-request-id` there.
     """
+    IdentifyBatch: _grpc.UnaryUnaryMultiCallable[_identification_pb2.IdentifyBatchRequest, _identification_pb2.IdentifyBatchResponse]
+    """Names the speakers of many utterances; each has an answer or an error of its own."""
+    IdentifyStream: _grpc.StreamStreamMultiCallable[_identification_pb2.IdentifyStreamRequest, _identification_pb2.IdentifyStreamResponse]
+    """Live audio: the client sends chunks of any size, the server answers each window as it is filled, and the whole when
+    the client has closed its side.
+    """
+    Embed: _grpc.UnaryUnaryMultiCallable[_identification_pb2.EmbedRequest, _identification_pb2.EmbedResponse]
+    """The embeddings of one utterance, one per requested variant."""
+    Verify: _grpc.UnaryUnaryMultiCallable[_identification_pb2.VerifyRequest, _identification_pb2.VerifyResponse]
+    """Whether one speaker is heard in two utterances, or an enrolled speaker in one; explains that score if asked."""
+    Enroll: _grpc.UnaryUnaryMultiCallable[_identification_pb2.EnrollRequest, _identification_pb2.EnrollResponse]
+    """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces one of that name.
+
+    FAILED_PRECONDITION the server keeps no speakers
+    """
+    ListSpeakers: _grpc.UnaryUnaryMultiCallable[_identification_pb2.ListSpeakersRequest, _identification_pb2.ListSpeakersResponse]
+    """Lists the enrolled speakers."""
+    RemoveSpeaker: _grpc.UnaryUnaryMultiCallable[_identification_pb2.RemoveSpeakerRequest, _identification_pb2.RemoveSpeakerResponse]
+    """Forgets an enrolled speaker, in every model."""
+    GetModel: _grpc.UnaryUnaryMultiCallable[_identification_pb2.GetModelRequest, _identification_pb2.GetModelResponse]
+    """Describes one loaded model: labels, stages, limits and provenance."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_identification_pb2.ListModelsRequest, _identification_pb2.ListModelsResponse]
-    """Describes the loaded models: labels, stages, limits and provenance."""
+    """Describes the loaded models."""
 
 @_typing.type_check_only
 class SpeakerIdentificationAsyncStub(SpeakerIdentificationStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Identify: _aio.UnaryUnaryMultiCallable[_identification_pb2.IdentifyRequest, _identification_pb2.IdentifyResponse]  # type: ignore[assignment]
-    """Names the speaker of one utterance, with one answer per requested variant.
+    """Names the speaker of one utterance, with one answer per requested variant. Audio longer than a window is answered
+    from overlapping windows, with a timeline of who spoke when.
 
     INVALID_ARGUMENT   a field is wrong; the message names the field and the limit
     NOT_FOUND          unknown variant, version or target speaker; the message says what there is
     RESOURCE_EXHAUSTED the queue is full, or the message is too large
     DEADLINE_EXCEEDED  the deadline would expire, or expired, in the queue
+    UNAUTHENTICATED    no token, or one that is not accepted, where the server asks for one
     UNAVAILABLE        the server is starting or draining
+
+    These hold for every call. RESOURCE_EXHAUSTED carries how long to wait, in milliseconds, in the trailing metadata
+    `retry-after-ms`; every answer carries its `x-request-id` there.
     """
+    IdentifyBatch: _aio.UnaryUnaryMultiCallable[_identification_pb2.IdentifyBatchRequest, _identification_pb2.IdentifyBatchResponse]  # type: ignore[assignment]
+    """Names the speakers of many utterances; each has an answer or an error of its own."""
+    IdentifyStream: _aio.StreamStreamMultiCallable[_identification_pb2.IdentifyStreamRequest, _identification_pb2.IdentifyStreamResponse]  # type: ignore[assignment]
+    """Live audio: the client sends chunks of any size, the server answers each window as it is filled, and the whole when
+    the client has closed its side.
+    """
+    Embed: _aio.UnaryUnaryMultiCallable[_identification_pb2.EmbedRequest, _identification_pb2.EmbedResponse]  # type: ignore[assignment]
+    """The embeddings of one utterance, one per requested variant."""
+    Verify: _aio.UnaryUnaryMultiCallable[_identification_pb2.VerifyRequest, _identification_pb2.VerifyResponse]  # type: ignore[assignment]
+    """Whether one speaker is heard in two utterances, or an enrolled speaker in one; explains that score if asked."""
+    Enroll: _aio.UnaryUnaryMultiCallable[_identification_pb2.EnrollRequest, _identification_pb2.EnrollResponse]  # type: ignore[assignment]
+    """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces one of that name.
+
+    FAILED_PRECONDITION the server keeps no speakers
+    """
+    ListSpeakers: _aio.UnaryUnaryMultiCallable[_identification_pb2.ListSpeakersRequest, _identification_pb2.ListSpeakersResponse]  # type: ignore[assignment]
+    """Lists the enrolled speakers."""
+    RemoveSpeaker: _aio.UnaryUnaryMultiCallable[_identification_pb2.RemoveSpeakerRequest, _identification_pb2.RemoveSpeakerResponse]  # type: ignore[assignment]
+    """Forgets an enrolled speaker, in every model."""
+    GetModel: _aio.UnaryUnaryMultiCallable[_identification_pb2.GetModelRequest, _identification_pb2.GetModelResponse]  # type: ignore[assignment]
+    """Describes one loaded model: labels, stages, limits and provenance."""
     ListModels: _aio.UnaryUnaryMultiCallable[_identification_pb2.ListModelsRequest, _identification_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Describes the loaded models: labels, stages, limits and provenance."""
+    """Describes the loaded models."""
 
 class SpeakerIdentificationServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -65,14 +117,88 @@ class SpeakerIdentificationServicer(metaclass=_abc_1.ABCMeta):
         request: _identification_pb2.IdentifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identification_pb2.IdentifyResponse, _abc.Awaitable[_identification_pb2.IdentifyResponse]]:
-        """Names the speaker of one utterance, with one answer per requested variant.
+        """Names the speaker of one utterance, with one answer per requested variant. Audio longer than a window is answered
+        from overlapping windows, with a timeline of who spoke when.
 
         INVALID_ARGUMENT   a field is wrong; the message names the field and the limit
         NOT_FOUND          unknown variant, version or target speaker; the message says what there is
         RESOURCE_EXHAUSTED the queue is full, or the message is too large
         DEADLINE_EXCEEDED  the deadline would expire, or expired, in the queue
+        UNAUTHENTICATED    no token, or one that is not accepted, where the server asks for one
         UNAVAILABLE        the server is starting or draining
+
+        These hold for every call. RESOURCE_EXHAUSTED carries how long to wait, in milliseconds, in the trailing metadata
+        `retry-after-ms`; every answer carries its `x-request-id` there.
         """
+
+    @_abc_1.abstractmethod
+    def IdentifyBatch(
+        self,
+        request: _identification_pb2.IdentifyBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identification_pb2.IdentifyBatchResponse, _abc.Awaitable[_identification_pb2.IdentifyBatchResponse]]:
+        """Names the speakers of many utterances; each has an answer or an error of its own."""
+
+    @_abc_1.abstractmethod
+    def IdentifyStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_identification_pb2.IdentifyStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_identification_pb2.IdentifyStreamResponse], _abc.AsyncIterator[_identification_pb2.IdentifyStreamResponse]]:
+        """Live audio: the client sends chunks of any size, the server answers each window as it is filled, and the whole when
+        the client has closed its side.
+        """
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _identification_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identification_pb2.EmbedResponse, _abc.Awaitable[_identification_pb2.EmbedResponse]]:
+        """The embeddings of one utterance, one per requested variant."""
+
+    @_abc_1.abstractmethod
+    def Verify(
+        self,
+        request: _identification_pb2.VerifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identification_pb2.VerifyResponse, _abc.Awaitable[_identification_pb2.VerifyResponse]]:
+        """Whether one speaker is heard in two utterances, or an enrolled speaker in one; explains that score if asked."""
+
+    @_abc_1.abstractmethod
+    def Enroll(
+        self,
+        request: _identification_pb2.EnrollRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identification_pb2.EnrollResponse, _abc.Awaitable[_identification_pb2.EnrollResponse]]:
+        """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces one of that name.
+
+        FAILED_PRECONDITION the server keeps no speakers
+        """
+
+    @_abc_1.abstractmethod
+    def ListSpeakers(
+        self,
+        request: _identification_pb2.ListSpeakersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identification_pb2.ListSpeakersResponse, _abc.Awaitable[_identification_pb2.ListSpeakersResponse]]:
+        """Lists the enrolled speakers."""
+
+    @_abc_1.abstractmethod
+    def RemoveSpeaker(
+        self,
+        request: _identification_pb2.RemoveSpeakerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identification_pb2.RemoveSpeakerResponse, _abc.Awaitable[_identification_pb2.RemoveSpeakerResponse]]:
+        """Forgets an enrolled speaker, in every model."""
+
+    @_abc_1.abstractmethod
+    def GetModel(
+        self,
+        request: _identification_pb2.GetModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identification_pb2.GetModelResponse, _abc.Awaitable[_identification_pb2.GetModelResponse]]:
+        """Describes one loaded model: labels, stages, limits and provenance."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -80,6 +206,6 @@ class SpeakerIdentificationServicer(metaclass=_abc_1.ABCMeta):
         request: _identification_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identification_pb2.ListModelsResponse, _abc.Awaitable[_identification_pb2.ListModelsResponse]]:
-        """Describes the loaded models: labels, stages, limits and provenance."""
+        """Describes the loaded models."""
 
 def add_SpeakerIdentificationServicer_to_server(servicer: SpeakerIdentificationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
