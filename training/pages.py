@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 _HERE = Path(__file__).parent
-_TYPES = {".svg": "image/svg+xml", ".png": "image/png", ".flac": "audio/flac"}
+_TYPES = {".svg": "image/svg+xml", ".png": "image/png", ".webp": "image/webp", ".flac": "audio/flac"}
 
 
 def render(template: Path, **values: object) -> str:

@@ -50,7 +50,7 @@ def show_examples(plan: Plan, setting: Setting, device: torch.device) -> tuple[S
         example = explain(networks, plan.corpus, plan.corpus.speakers, clip, condition)
         stem = folder / f"{number + 1:02}-{condition.kind}-{condition.snr_db:g}dB"
         files = Shown(
-            example, *(stem.with_name(f"{stem.name}{end}") for end in (".png", "-speech.flac", "-mixture.flac"))
+            example, *(stem.with_name(f"{stem.name}{end}") for end in (".webp", "-speech.flac", "-mixture.flac"))
         )
         saliency_figure(example, files.picture)
         for path, samples in (files.speech, example.speech), (files.mixture, example.mixture):

@@ -181,7 +181,7 @@ def test_it_says_what_was_run(found: Any, corpus: Corpus, html: str) -> None:
 def test_the_page_is_whole_and_fetches_nothing(html: str) -> None:
     page = Page(html)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    kinds = ("data:image/svg+xml;base64,", "data:image/png;base64,", "data:audio/flac;base64,", "#")
+    kinds = ("data:image/svg+xml;base64,", "data:image/webp;base64,", "data:audio/flac;base64,", "#")
     assert all(address.startswith(kinds) for address in page.addresses)
     examples = html[html.index('<section id="examples">') :]
     assert page.tags.count("audio") == 2 * examples.count("<h3>") == 8
