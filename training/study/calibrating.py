@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -18,6 +19,7 @@ class Calibrating:
 
     Attributes:
         figures: by variant, then by one of `FIGURES`, over seeds.
+        changes: by (variant, reference), then likewise: differences, paired by seed.
         before, after: by variant, the reliability diagram of all seeds' answers together, before and after the
             temperature.
         curves: by variant, the detection curve of each seed.
@@ -26,6 +28,7 @@ class Calibrating:
     """
 
     figures: dict[str, dict[str, Estimate]]
+    changes: dict[tuple[str, str], dict[str, Estimate]]
     before: dict[str, tuple[ReliabilityBin, ...]]
     after: dict[str, tuple[ReliabilityBin, ...]]
     curves: dict[str, tuple[tuple[DetectionPoint, ...], ...]]
@@ -51,12 +54,17 @@ FIGURES: dict[str, Callable[[Calibrated], float]] = {
 def compare_calibration(plan: Plan, findings: Findings) -> Calibrating:
     """Put the seeds' calibrations together."""
     of = {v: [findings.calibration[run] for run in plan.runs if run.variant == v] for v in plan.variants}
+    values = {
+        variant: {name: np.array([figure(one) for one in seeds]) for name, figure in FIGURES.items()}
+        for variant, seeds in of.items()
+    }
     first = findings.calibration[plan.runs[0]]
     report = first.report
     return Calibrating(
-        figures={
-            variant: {name: over_seeds(np.array([figure(one) for one in seeds])) for name, figure in FIGURES.items()}
-            for variant, seeds in of.items()
+        figures={variant: {name: over_seeds(found[name]) for name in FIGURES} for variant, found in values.items()},
+        changes={
+            (ours, theirs): {name: over_seeds(values[ours][name] - values[theirs][name]) for name in FIGURES}
+            for theirs, ours in combinations(plan.variants, 2)
         },
         before={variant: _together([one.report.bins_before for one in seeds]) for variant, seeds in of.items()},
         after={variant: _together([one.report.bins_after for one in seeds]) for variant, seeds in of.items()},

@@ -108,4 +108,16 @@ def calibration_tables(study: Study) -> list[Grid]:
             for variant, of in found.items()
         ),
     )
-    return [believed, known]
+    changes = Grid(
+        "Differences, paired by seed, with 95 % intervals; bold where the interval leaves zero out. Equal error rate "
+        "and calibration error in percentage points; with the temperature.",
+        ("difference", "equal error", "calibration error", "likelihood"),
+        tuple(
+            (
+                f"{ours} minus {theirs}",
+                (change(of["equal_error"], 1, 100), change(of["ece_after"], 1, 100), change(of["nll_after"])),
+            )
+            for (ours, theirs), of in study.calibrating.changes.items()
+        ),
+    )
+    return [believed, known, *([changes] if changes.rows else [])]

@@ -182,6 +182,10 @@ def _whole(study: Study) -> Record:
             "recommended": [STAGES[stage] for stage in study.worth.recommended],
         },
         "calibration": {variant: _estimates(found) for variant, found in study.calibrating.figures.items()},
+        "calibration_changes": [
+            {"variant": ours, "reference": theirs, **_estimates(found)}
+            for (ours, theirs), found in study.calibrating.changes.items()
+        ],
         "numbers_by_run": tables(study),
     }
 
