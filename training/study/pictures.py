@@ -104,7 +104,7 @@ def _draw_reliability(axis: Axes, bins: tuple[ReliabilityBin, ...], colour: str,
 def detection_figure(plan: Plan, found: Calibrating, path: Path) -> None:
     """Draw strangers accepted against known speakers missed, a line a run."""
     with rc_context(STUDY_STYLE):
-        figure = Figure(figsize=(5.6, 4.6), layout="constrained")
+        figure = Figure(figsize=(6.6, 4.6), layout="constrained")
         axis = figure.subplots()
         for variant, (colour, _) in looks(plan.variants).items():
             for number, curve in enumerate(found.curves[variant]):
@@ -117,5 +117,5 @@ def detection_figure(plan: Plan, found: Calibrating, path: Path) -> None:
         for share in (axis.xaxis, axis.yaxis):
             share.set_major_formatter(PercentFormatter(1.0))
         axis.grid(color="#e4e4e4", linewidth=0.8)
-        axis.legend(loc="upper right", frameon=False)
+        figure.legend(loc="outside right upper", frameon=False)
         figure.savefig(path)
