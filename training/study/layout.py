@@ -35,23 +35,23 @@ def _accuracies(table: Table, what: str) -> Grid:
 
 
 def _differences(table: Table, what: str) -> Grid:
-    columns = list(table.rows[0].top1)
+    first, *others = table.rows[0].top1
     rows = tuple(
         (
             f"{each.variant} minus {each.reference}",
             (
-                *(change(each.top1[column], 1, 100) for column in columns),
+                change(each.top1[first], 1, 100),
                 Markup('<span class="range">{}</span>').format(interval(each.resampled, 1, 100)),
+                *(change(each.top1[column], 1, 100) for column in others),
             ),
         )
         for each in table.comparisons
     )
     caption = (
         f"{what} Differences in percentage points, paired by seed, with 95 % intervals over seeds; bold where the "
-        "interval leaves zero out. Last, for the mean: the interval over seeds and utterances."
+        "interval leaves zero out. Second, for the first: the interval over seeds and utterances."
     )
-    last = "over seeds and utterances"
-    return Grid(caption, ("difference", *map(heading, columns), last), rows)
+    return Grid(caption, ("difference", heading(first), "over both", *map(heading, others)), rows)
 
 
 def cell_tables(study: Study) -> list[Grid]:
