@@ -21,13 +21,11 @@ class Grid:
     Attributes:
         caption: what it shows. headings: of all columns, the rows' names included.
         rows: name and cells of each; a variant's name is shown with its colour.
-        groups: what stands over the headings, with how many of the columns after the first it spans.
     """
 
     caption: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
-    groups: tuple[tuple[str, int], ...] = ()
 
 
 def map_name(name: str) -> str:

@@ -16,7 +16,7 @@ from training.maps.ranking import Ranked
 from training.network import STAGES
 from training.objectives import VARIANTS
 from training.saliency import FUSED_STAGES
-from training.study.accuracy import MEAN, Accuracy, Comparison, Matching
+from training.study.accuracy import MEAN, Accuracy, Comparison, Matching, Table
 from training.study.convergence import Convergence
 from training.study.deleting import Deleting
 from training.study.plan import Plan
@@ -29,11 +29,19 @@ _STAGE = "s4"
 
 
 @dataclass(frozen=True)
+class Finding:
+    """A paragraph of a claim, and the points under it."""
+
+    text: str
+    points: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Claim:
-    """A claim and what was found: one paragraph a string."""
+    """A claim and what was found."""
 
     title: str
-    paragraphs: tuple[str, ...]
+    findings: tuple[Finding, ...]
 
 
 def accuracy_claim(plan: Plan, found: Accuracy, dev: Convergence) -> Claim:
@@ -42,27 +50,26 @@ def accuracy_claim(plan: Plan, found: Accuracy, dev: Convergence) -> Claim:
         "updates": (("act-pair", "da"), ("act-pair", "da-pair")),
         "compute": (("act-da", "da-2x"), ("act-da", "act-pair"), ("act-pair", "da-2x")),
     }
-    texts = [_matched(plan, found, matching, compared) for matching, compared in pairs.items()]
-    paragraphs = [text for text in texts if text]
-    return Claim("Alignment of activations makes the network more robust", (*paragraphs, _convergence(plan, dev)))
+    matched = [
+        _matched(plan, table, compared)
+        for matching, compared in pairs.items()
+        if (table := found.table(matching)) is not None
+    ]
+    return Claim("Alignment of activations makes the network more robust", (*matched, Finding(_convergence(dev))))
 
 
-def _matched(plan: Plan, found: Accuracy, matching: Matching, compared: tuple[tuple[str, str], ...]) -> str:
-    table = found.table(matching)
-    if table is None:
-        return ""
+def _matched(plan: Plan, table: Table, compared: tuple[tuple[str, str], ...]) -> Finding:
     what = {
         "updates": "At matched updates (every variant drew the same number of crops)",
         "compute": "At matched compute (every variant put about "
         f"{_work(plan, table.rows[0].variant):.3g} batch sizes through the network in an update, forward and back)",
-    }[matching]
+    }[table.matching]
     means = listed([f"{row.variant} {percent(row.top1[MEAN].mean)} %" for row in table.rows])
-    sentences = [f"{what}, the share of utterances named under interference was: {means}."]
-    for ours, theirs in compared:
-        comparison = table.compare(ours, theirs)
-        if comparison is not None:
-            sentences.append(_compared(plan, comparison))
-    return " ".join(sentences)
+    comparisons = [table.compare(ours, theirs) for ours, theirs in compared]
+    return Finding(
+        f"{what}, the share of utterances named under interference was: {means}.",
+        tuple(_compared(plan, comparison) for comparison in comparisons if comparison is not None),
+    )
 
 
 def _compared(plan: Plan, found: Comparison) -> str:
@@ -85,7 +92,7 @@ def _work(plan: Plan, variant: str) -> float:
     return VARIANTS[variant].passes(plan.config.interference.share)
 
 
-def _convergence(plan: Plan, dev: Convergence) -> str:
+def _convergence(dev: Convergence) -> str:
     gains = listed([f"{variant} {difference(gain, 1, ' points')}" for variant, gain in dev.gains.items()])
     if all(math.isnan(gain.mean) for gain in dev.gains.values()):
         return "Too few evaluations on the dev split in the last quarter of the updates to say whether it still rose."
@@ -102,44 +109,57 @@ def deletion_claim(plan: Plan, found: Deleting) -> Claim:
     indices = listed([f"{variant} {number(found.index[variant, MEAN, _STAGE].mean)}" for variant in plan.variants])
     controls = listed([f"{variant} {number(found.clean[variant, MEAN, _STAGE].mean)}" for variant in plan.variants])
     top1 = listed([f"{variant} {percent(found.top1[variant, MEAN].mean)} %" for variant in plan.variants])
-    paragraphs = [
+    measured = Finding(
         f"Deletion index of the maps of {_STAGE.upper()}, mean over kinds at 5 and 0 dB: {indices} (1 is blind to the "
         f"interference, lower keeps off it). Named rightly in the same mixtures: {top1}. On the same bins the maps of "
-        f"the utterances without interference have: {controls}; only what an index lies below that is a reaction to "
-        "the interference."
+        f"the utterances without interference have: {controls}. Only what an index lies below that is a reaction to "
+        f"the interference: {_reacted(plan, found, MEAN)}.",
+        tuple(f"{LABELS[kind]}: {_reacted(plan, found, kind)}." for kind in found.kinds),
+    )
+    pairs = [
+        (ours, theirs, kind)
+        for theirs, kinds in (("clean", (MEAN,)), ("da", (MEAN, "speaker")), ("da-2x", (MEAN, "speaker")))
+        for ours in (plan.variants if theirs == "clean" else (_ALIGNED,))
+        for kind in kinds
     ]
-    for theirs, kinds in (("clean", (MEAN,)), ("da", (MEAN, "speaker")), ("da-2x", (MEAN, "speaker"))):
-        others = [_ALIGNED] if theirs != "clean" else [variant for variant in plan.variants if variant != "clean"]
-        sentences = [
-            _deleted(found, ours, theirs, kind)
-            for ours in others
-            for kind in kinds
-            if (ours, theirs, kind, _STAGE) in found.changes or (theirs, ours, kind, _STAGE) in found.changes
-        ]
-        if sentences:
-            paragraphs.append(" ".join(sentences))
-    return Claim("Augmented networks learn to delete", tuple(paragraphs))
+    compared = Finding(
+        "Between variants, the index, and what of it is a reaction to the interference:",
+        tuple(_deleted(*pair, *changes) for pair in pairs if (changes := found.compare(*pair, _STAGE)) is not None),
+    )
+    return Claim("Augmented networks learn to delete", (measured, *([compared] if compared.points else [])))
 
 
-def _deleted(found: Deleting, ours: str, theirs: str, kind: str) -> str:
-    change = found.change(ours, theirs, kind, _STAGE)
-    verdict = {1: "it deletes less", -1: "it deletes more", 0: "the two are not told apart"}[change.sign]
+def _reacted(plan: Plan, found: Deleting, kind: str) -> str:
+    """Say which variants' maps move off the interference, onto it, or cannot be told to do either."""
+    words = {-1: "moves off it", 1: "moves onto it", 0: "not told from staying where it was"}
+    gaps = {variant: found.gap[variant, kind, _STAGE] for variant in plan.variants}
+    parts = []
+    for sign, verdict in words.items():
+        some = [f"{variant} {signed(gap.mean)}" for variant, gap in gaps.items() if gap.sign == sign]
+        if some:
+            parts.append(f"the map of {listed(some)} {verdict}" if sign else f"{listed(some)} {verdict}")
+    return "; ".join(parts)
+
+
+def _deleted(ours: str, theirs: str, kind: str, index: Estimate, reaction: Estimate) -> str:
+    lies = {1: "lies more on it", -1: "lies less on it", 0: "not told apart"}[index.sign]
+    deletes = {1: "deletes less", -1: "deletes more", 0: "not told apart"}[reaction.sign]
     where = "" if kind == MEAN else f" under {LABELS[kind].lower()}s alone"
-    return f"{ours} minus {theirs}{where}: {difference(change)}, so {verdict}."
+    return f"{ours} minus {theirs}{where}: {difference(index)}, {lies}; reaction {difference(reaction)}, {deletes}."
 
 
 def faithfulness_claim(plan: Plan, found: Worth) -> Claim:
     """Say which maps the network itself agrees with, and whether they change when it forgets."""
     areas = listed([f"{method.method} {number(method.faithfulness)}" for method in found.methods])
-    paragraphs = [
+    findings = (
         "Area under the insertion curve minus that under the deletion curve (the higher the more faithful), networks "
         f"of seed {plan.seeds[0]}: {areas}. {_ranking('the methods', found.methods)}",
         f"{_ranking('the fusions of stages', found.fusions)} The fused map that is shown takes "
         f"{listed([STAGES[stage].upper() for stage in FUSED_STAGES])}; the most faithful takes "
         f"{listed([STAGES[stage].upper() for stage in found.recommended])}.",
         _sanity(plan, found),
-    ]
-    return Claim("The maps are faithful", tuple(paragraphs))
+    )
+    return Claim("The maps are faithful", tuple(map(Finding, findings)))
 
 
 def _ranking(what: str, ranked: tuple[Ranked, ...]) -> str:
@@ -169,17 +189,17 @@ def _sanity(plan: Plan, found: Worth) -> str:
 
 def grid_claim(found: Worth) -> Claim:
     """Say whether there is a grid, and what tapping the last block's input does to it."""
-    sentences = []
+    points = []
     for stage in STAGES:
         taps = {tap: grid for (of, tap), grid in found.grid_db.items() if of == stage}
         heights = listed([f"{grid_words(grid)} at the {tap.replace('-', ' ')}" for tap, grid in taps.items()])
         used = listed([tap.replace("-", " ") for tap in taps if found.used[stage, tap]])
-        sentences.append(f"{stage.upper()}: {heights}; maps are taken at the {used}.")
+        points.append(f"{stage.upper()}: {heights}; maps are taken at the {used}.")
     first = (
         "Power of the raw maps at half a cycle a row or column, where a convolution of stride 2 leaves its grid, over "
-        "that around it (mean of the variants, 95 % interval over seeds; at 0 dB or below there is no grid)."
+        "that beside it (mean of the variants, 95 % interval over seeds; at 0 dB or below there is no grid):"
     )
-    return Claim("Strided convolutions leave a grid in the maps", (first, " ".join(sentences)))
+    return Claim("Strided convolutions leave a grid in the maps", (Finding(first, tuple(points)),))
 
 
 def grid_words(grid: Estimate) -> str:

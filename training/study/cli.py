@@ -85,11 +85,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _tell(study: Study, files: Sequence[Path], console: Console) -> None:
-    """Print the claims' paragraphs, and where everything is."""
+    """Print what was found of the claims, and where everything is."""
     for claim in study.claims:
         console.print(claim.title, style="bold")
-        for paragraph in claim.paragraphs:
-            console.print(f"  {paragraph}", markup=False, highlight=False, soft_wrap=True)
+        for finding in claim.findings:
+            for line in (f"  {finding.text}", *(f"  - {point}" for point in finding.points)):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
     names = ", ".join(path.name for path in files[1:])
     console.print(f"written: {files[0]}, and beside it {names}", markup=False, highlight=False, soft_wrap=True)
 

@@ -25,23 +25,28 @@ class Deleting:
     averages its ratios and utterances.
 
     Attributes:
+        kinds: of interference.
         index: over seeds. clean: of the map of the utterance without interference, on the same bins.
         gap: the former minus the latter: what is deleted beyond where a map of clean speech would not look anyway.
         top1: by (variant, kind), on the same mixtures.
         changes: by (variant, reference, kind, map): index of the variant minus that of the reference, paired by seed.
+        reactions: the same of the gap.
     """
 
+    kinds: tuple[str, ...]
     index: dict[tuple[str, str, str], Estimate]
     clean: dict[tuple[str, str, str], Estimate]
     gap: dict[tuple[str, str, str], Estimate]
     top1: dict[tuple[str, str], Estimate]
     changes: dict[tuple[str, str, str, str], Estimate]
+    reactions: dict[tuple[str, str, str, str], Estimate]
 
-    def change(self, ours: str, theirs: str, kind: str, map_name: str) -> Estimate:
-        """Look a change up, either way round."""
-        if (ours, theirs, kind, map_name) in self.changes:
-            return self.changes[ours, theirs, kind, map_name]
-        return -self.changes[theirs, ours, kind, map_name]
+    def compare(self, ours: str, theirs: str, kind: str, map_name: str) -> tuple[Estimate, Estimate] | None:
+        """Look up a change and a reaction, either way round; None if one of the two variants is not there."""
+        key, turned = (ours, theirs, kind, map_name), (theirs, ours, kind, map_name)
+        if turned in self.changes:
+            return -self.changes[turned], -self.reactions[turned]
+        return (self.changes[key], self.reactions[key]) if key in self.changes else None
 
 
 def compare_deletion(plan: Plan, findings: Findings) -> Deleting:
@@ -59,18 +64,22 @@ def compare_deletion(plan: Plan, findings: Findings) -> Deleting:
         keys = [(variant, kind, name) for variant in plan.variants for kind in kinds for name in MAPS]
         return {key: over_seeds(values(*key, which)) for key in keys}
 
-    changes = {
-        (ours, theirs, kind, name): over_seeds(values(ours, kind, name, "index") - values(theirs, kind, name, "index"))
-        for theirs, ours in combinations(plan.variants, 2)
-        for kind in kinds
-        for name in MAPS
-    }
+    def between(which: Which) -> dict[tuple[str, str, str, str], Estimate]:
+        return {
+            (ours, theirs, kind, name): over_seeds(values(ours, kind, name, which) - values(theirs, kind, name, which))
+            for theirs, ours in combinations(plan.variants, 2)
+            for kind in kinds
+            for name in MAPS
+        }
+
     top1 = {
         (variant, kind): over_seeds(np.array([_top1(of_run, kind) for of_run in of_seeds]))
         for variant, of_seeds in by_variant.items()
         for kind in kinds
     }
-    return Deleting(over("index"), over("clean"), over("gap"), top1, changes)
+    return Deleting(
+        findings.setting.kinds, over("index"), over("clean"), over("gap"), top1, between("index"), between("gap")
+    )
 
 
 def _average(found: Sequence[DeletionIndices], kind: str, map_name: str, which: Which) -> float:

@@ -173,7 +173,14 @@ def _whole(study: Study) -> Record:
             for (variant, kind, name), found in deleting.index.items()
         ],
         "deletion_changes": [
-            {"variant": ours, "reference": theirs, "interference": kind, "map": name, **found._asdict()}
+            {
+                "variant": ours,
+                "reference": theirs,
+                "interference": kind,
+                "map": name,
+                "index": found._asdict(),
+                "gap": deleting.reactions[ours, theirs, kind, name]._asdict(),
+            }
             for (ours, theirs, kind, name), found in deleting.changes.items()
         ],
         "faithfulness": {

@@ -47,7 +47,7 @@ def accuracy(difference: Estimate) -> Accuracy:
 )
 def test_accuracy_is_judged_by_the_interval(plan: Plan, difference: Estimate, verdict: str) -> None:
     claim = accuracy_claim(plan, accuracy(difference), Convergence("corrupted", {}, {"da": NONE}))
-    assert verdict in claim.paragraphs[0]
+    assert any(verdict in point for point in claim.findings[0].points)
 
 
 @pytest.mark.parametrize(
@@ -60,22 +60,32 @@ def test_accuracy_is_judged_by_the_interval(plan: Plan, difference: Estimate, ve
 )
 def test_convergence_is_judged_by_the_interval(plan: Plan, gains: dict[str, Estimate], verdict: str) -> None:
     claim = accuracy_claim(plan, accuracy(NONE), Convergence("corrupted", {}, gains))
-    assert verdict in claim.paragraphs[-1]
+    assert verdict in claim.findings[-1].text
 
 
 @pytest.mark.parametrize(
-    ("change", "verdict"), [(SURE, "deletes less"), (-SURE, "deletes more"), (NONE, "not told apart")]
+    ("change", "lies", "deletes", "moves"),
+    [
+        (SURE, "lies more on it", "deletes less", "moves onto it"),
+        (-SURE, "lies less on it", "deletes more", "moves off it"),
+        (NONE, "not told apart", "not told apart", "not told from staying where it was"),
+    ],
 )
-def test_deletion_is_judged_by_the_interval(plan: Plan, change: Estimate, verdict: str) -> None:
-    keys = [(variant, MEAN, "s4") for variant in VARIANTS]
+def test_deletion_is_judged_by_the_interval(plan: Plan, change: Estimate, lies: str, deletes: str, moves: str) -> None:
+    keys = [(variant, kind, "s4") for variant in VARIANTS for kind in (MEAN, "music")]
     of_maps = dict.fromkeys(keys, Estimate(0.85, 0.8, 0.9))
     top1 = dict.fromkeys([(variant, MEAN) for variant in VARIANTS], Estimate(0.7, 0.6, 0.8))
-    changes = {("act-da", "da", MEAN, "s4"): change, ("da", "clean", MEAN, "s4"): change}
-    text = " ".join(deletion_claim(plan, Deleting(of_maps, of_maps, of_maps, top1, changes)).paragraphs)
-    assert f"act-da minus da: {'−' if change.mean < 0 else '+'}0.02" in text
-    judged = text[text.index("da minus clean") :]
-    assert judged.count(verdict) == 2
-    assert all(other not in judged for other in {"deletes less", "deletes more", "not told apart"} - {verdict})
+    # The second as a plan has it that names the two the other way round.
+    changes = {("act-da", "da", MEAN, "s4"): change, ("clean", "da", MEAN, "s4"): -change}
+    found = Deleting(("music",), of_maps, of_maps, dict.fromkeys(keys, change), top1, changes, changes)
+    measured, compared = deletion_claim(plan, found).findings
+    assert moves in measured.text
+    assert "act-da" in measured.points[0] and measured.points[0].endswith(f"{moves}.")
+    shown = "−0.02 (−0.03 to −0.01)" if change is not NONE and change.mean < 0 else "+0.02"
+    for point, who in zip(compared.points, ("da minus clean: ", "act-da minus da: "), strict=True):
+        assert point.startswith(who + shown)
+        assert f", {lies}; reaction" in point
+        assert point.endswith(f", {deletes}.")
 
 
 def ranked(method: str, faithfulness: float, behind: tuple[float, float]) -> Ranked:
@@ -99,11 +109,11 @@ def worth(behind: tuple[float, float], grid: Estimate) -> Worth:
 
 
 def test_the_most_faithful_is_named_with_those_that_are_not_told_apart(plan: Plan) -> None:
-    text = " ".join(faithfulness_claim(plan, worth((0.2, 0.6), NONE)).paragraphs)
+    text = " ".join(found.text for found in faithfulness_claim(plan, worth((0.2, 0.6), NONE)).findings)
     assert "s4 is the most faithful: 0.50" in text
     assert "told apart from all others" in text
     assert "the most faithful takes S3 and S4." in text
-    text = " ".join(faithfulness_claim(plan, worth((-0.1, 0.6), NONE)).paragraphs)
+    text = " ".join(found.text for found in faithfulness_claim(plan, worth((-0.1, 0.6), NONE)).findings)
     assert "not told apart from it: random" in text
 
 
@@ -118,11 +128,11 @@ def test_the_most_faithful_is_named_with_those_that_are_not_told_apart(plan: Pla
 )
 def test_the_grid_is_judged_by_the_interval(grid: Estimate, verdict: str) -> None:
     claim = grid_claim(worth((0.2, 0.6), grid))
-    assert claim.paragraphs[1].count(verdict) == len(STAGES)
+    assert sum(verdict in point for point in claim.findings[0].points) == len(STAGES)
 
 
 def test_a_single_seed_is_said_to_be_one(plan: Plan) -> None:
     alone = Estimate(0.1, float("nan"), float("nan"))
     dev = Convergence("corrupted", {}, {"da": NONE})
     claim = accuracy_claim(replace(plan, seeds=(3,)), accuracy(alone), dev)
-    assert "only one seed" in claim.paragraphs[0]
+    assert "only one seed" in claim.findings[0].points[0]

@@ -196,8 +196,8 @@ def test_claims_and_tables_are_in_the_page(html: str, found: Any) -> None:
     assert len(found["claims"]) == 4
     for claim in found["claims"]:
         assert claim["title"] in text
-        for paragraph in claim["paragraphs"]:
-            assert " ".join(paragraph.split()) in text
+        for part in claim["findings"]:
+            assert all(" ".join(line.split()) in text for line in (part["text"], *part["points"]))
     for row in found["tables"][0]["rows"]:
         assert f"{100 * row['top1']['mean']['mean']:.1f}" in text
 
