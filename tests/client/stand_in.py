@@ -94,6 +94,36 @@ class StandIn(SpeakerIdentificationServicer):
             limits=pb.Limits(max_bytes=32 * 2**20, min_seconds=0.5, max_seconds=60),
         )
 
+    def IdentifyBatch(  # noqa: N802
+        self, request: pb.IdentifyBatchRequest, context: grpc.ServicerContext
+    ) -> pb.IdentifyBatchResponse:
+        raise NotImplementedError
+
+    def IdentifyStream(  # noqa: N802
+        self, request_iterator: Iterator[pb.IdentifyStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.IdentifyStreamResponse]:
+        raise NotImplementedError
+
+    def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:  # noqa: N802
+        raise NotImplementedError
+
+    def Verify(self, request: pb.VerifyRequest, context: grpc.ServicerContext) -> pb.VerifyResponse:  # noqa: N802
+        raise NotImplementedError
+
+    def Enroll(self, request: pb.EnrollRequest, context: grpc.ServicerContext) -> pb.EnrollResponse:  # noqa: N802
+        raise NotImplementedError
+
+    def ListSpeakers(self, request: pb.ListSpeakersRequest, context: grpc.ServicerContext) -> pb.ListSpeakersResponse:  # noqa: N802
+        raise NotImplementedError
+
+    def RemoveSpeaker(  # noqa: N802
+        self, request: pb.RemoveSpeakerRequest, context: grpc.ServicerContext
+    ) -> pb.RemoveSpeakerResponse:
+        raise NotImplementedError
+
+    def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:  # noqa: N802
+        raise NotImplementedError
+
     @staticmethod
     def _answer(variant: str, request: pb.IdentifyRequest) -> pb.ModelAnswer:
         probabilities = (0.9, 0.07, 0.03) if variant != "clean" else (0.4, 0.35, 0.25)
