@@ -26,7 +26,7 @@ class Variant:
     copies: corrupted copies in the batch. "none"; "share": they replace a share of the crops, the first ones; "pair":
         every crop is there twice, as recorded (first half of the rows) and corrupted (second half, same order).
     aligned: whether the copies' activations are pulled to the originals'. Originals that are not in the batch, those
-        of a share, go through the network forward only.
+        of a share, go through the network besides, forward only if no gradient goes into the clean side.
     about: one line for `--help`.
     """
 
@@ -40,13 +40,15 @@ class Variant:
         """Rows of a batch, in batch sizes."""
         return self.crops * (2 if self.copies == "pair" else 1)
 
-    def passes(self, share: float = 0.5) -> float:
-        """Network work of an update, in batch sizes that go forward and back, where `share` of the crops are corrupted.
+    def passes(self, share: float = 0.5, clean_gradient: bool = False) -> float:
+        """Network work of an update, in batch sizes that go forward and back; going back costs twice as much as forth.
 
-        Going back costs twice as much as going forward.
+        Args:
+            share: of the crops that are corrupted (`interference.share`).
+            clean_gradient: whether a gradient goes into the clean side (`objective.clean_gradient`).
         """
-        forward_only = share * self.crops if self.aligned and self.copies == "share" else 0.0
-        return self.rows + forward_only / 3
+        originals = share * self.crops if self.aligned and self.copies == "share" else 0.0
+        return self.rows + originals * (1.0 if clean_gradient else 1 / 3)
 
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(

@@ -165,6 +165,17 @@ def test_network_work_of_an_update() -> None:
     }
 
 
+def test_a_gradient_into_the_originals_costs_the_way_back() -> None:
+    """Only where the originals are not in the batch anyway: a pair learns from both of its sides as it is."""
+    forward_only, back_too = (
+        {name: variant.passes(0.8, clean_gradient) for name, variant in VARIANTS.items()}
+        for clean_gradient in (False, True)
+    )
+    assert forward_only.pop("act-da") == pytest.approx(1.75 + 0.8 * 1.75 / 3)
+    assert back_too.pop("act-da") == pytest.approx(1.75 + 0.8 * 1.75)
+    assert back_too == forward_only
+
+
 def test_an_unknown_variant_is_named_with_those_there_are() -> None:
     there_are = "the variants are clean, da, act-da, act-pair, da-pair, da-2x"
     with pytest.raises(UserError, match=f'no variant "dada"; {there_are}'):

@@ -99,8 +99,7 @@ class Accuracy:
 def compare_accuracy(plan: Plan, findings: Findings) -> Accuracy:
     """Put the tables together."""
     hits = Hits(plan, findings)
-    share = plan.config.interference.share
-    work = {variant: VARIANTS[variant].passes(share) for variant in plan.variants}
+    work = {variant: plan.work(variant) for variant in plan.variants}
     matched: dict[Matching, list[str]] = {
         "updates": [variant for variant in plan.variants if VARIANTS[variant].crops == 1],
         "compute": [variant for variant in plan.variants if work[variant] > _SAME_WORK * max(work.values())],

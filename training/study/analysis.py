@@ -80,7 +80,7 @@ def _about(plan: Plan, findings: Findings, dev: Convergence, device: torch.devic
             {
                 "name": variant,
                 **asdict(VARIANTS[variant]),
-                "passes": round(VARIANTS[variant].passes(plan.config.interference.share), 2),
+                "passes": round(plan.work(variant), 2),
                 "minutes": [round(dev.curves[run].seconds / 60, 2) for run in plan.runs if run.variant == variant],
             }
             for variant in plan.variants

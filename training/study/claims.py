@@ -14,7 +14,6 @@ from training.maps.randomisation import INPUT, STEPS
 from training.maps.randomisation import MAPS as SANITY_MAPS
 from training.maps.ranking import Ranked
 from training.network import STAGES
-from training.objectives import VARIANTS
 from training.saliency import FUSED_STAGES
 from training.study.accuracy import MEAN, Accuracy, Comparison, Matching, Table
 from training.study.convergence import Convergence
@@ -89,7 +88,7 @@ def _compared(plan: Plan, found: Comparison) -> str:
 
 
 def _work(plan: Plan, variant: str) -> float:
-    return VARIANTS[variant].passes(plan.config.interference.share)
+    return plan.work(variant)
 
 
 def _convergence(dev: Convergence) -> str:

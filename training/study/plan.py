@@ -9,7 +9,7 @@ from training.config import Config
 from training.errors import UserError
 from training.fit import check_same_run
 from training.manifest import Corpus
-from training.objectives import find_variant
+from training.objectives import VARIANTS, find_variant
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,10 @@ class Plan:
             for seed in self.seeds
             for variant in self.variants
         )
+
+    def work(self, variant: str) -> float:
+        """Network work of an update of a variant, in batch sizes that go forward and back."""
+        return VARIANTS[variant].passes(self.config.interference.share, self.config.objective.clean_gradient)
 
     def config_of(self, run: PlannedRun) -> Config:
         """Give the configuration that a run is trained with."""

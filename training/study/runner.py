@@ -20,7 +20,6 @@ from training.config import dump_config
 from training.errors import UserError
 from training.fit import StopRequest
 from training.folders import make_folder
-from training.objectives import VARIANTS
 from training.study.plan import Plan, PlannedRun, updates_done
 
 CONFIG = "config.yaml"
@@ -197,7 +196,7 @@ class _Board:
 
     def _work_of(self, run: PlannedRun) -> float:
         """Network work of one of its updates."""
-        return VARIANTS[run.variant].passes(self.plan.config.interference.share)
+        return self.plan.work(run.variant)
 
     def _say(self, line: str) -> None:
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
