@@ -18,10 +18,16 @@ from training.conditions import SEED
 LEVEL = 0.95
 
 _RESAMPLES = 2000
+_NOTHING = 1e-9
+"""Values of the seeds that lie as close together are the same but for rounding."""
 
 
 class Estimate(NamedTuple):
-    """A mean and its 95 % interval; the ends are NaN where there is no telling."""
+    """A mean and its 95 % interval.
+
+    The ends are NaN where one value at most was there to be averaged, and equal the mean where all values were the
+    same: neither says anything of what other seeds would give.
+    """
 
     mean: float
     low: float
@@ -36,13 +42,24 @@ class Estimate(NamedTuple):
         return Estimate(self.mean, *(min(max(end, low), high) for end in (self.low, self.high)))
 
     @property
+    def same(self) -> bool:
+        """Whether all values were the same, so that the interval has no width.
+
+        That comes of counting few utterances (all seeds at 100 %, or all an utterance apart): it is not known how far
+        seeds would move the mean, which is not to say that they would not.
+        """
+        return self.low == self.high
+
+    @property
     def sign(self) -> int:
-        """1 or -1 if the interval lies wholly above or below zero, else 0; 0 too where there is no interval."""
+        """1 or -1 if the interval lies wholly above or below zero, else 0; 0 too where there is none, or no width."""
+        if self.same:
+            return 0
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
 
 def over_seeds(values: NDArray[np.float64]) -> Estimate:
-    """Mean and Student's t interval of one value a seed [S]; NaN values are left out.
+    """Mean and Student's t interval of one value a seed [S]; NaN values are left out. See `Estimate` for its ends.
 
     A paired difference is given as the differences of each seed.
     """
@@ -52,6 +69,8 @@ def over_seeds(values: NDArray[np.float64]) -> Estimate:
     mean = float(found.mean())
     if len(found) == 1:
         return Estimate(mean, np.nan, np.nan)
+    if np.ptp(found) <= _NOTHING:
+        return Estimate(mean, mean, mean)
     half = float(stats.t.ppf(0.5 + LEVEL / 2, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))
     return Estimate(mean, mean - half, mean + half)
 

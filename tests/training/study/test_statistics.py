@@ -35,6 +35,21 @@ def test_one_seed_has_no_interval_and_says_nothing() -> None:
     assert found.sign == 0
 
 
+@pytest.mark.parametrize("values", [[1.0, 1.0], [0.02, 0.02, 0.02], [0.1 + 0.2, 0.3, 0.3], [0.0, 0.0, 0.0]])
+def test_seeds_that_all_have_the_same_prove_nothing(values: list[float]) -> None:
+    """An interval without width comes of counting few utterances, not of seeds that do not matter."""
+    found = over_seeds(np.array(values))
+    assert found.mean == pytest.approx(values[0])
+    assert found.same
+    assert found.sign == (-found).sign == 0
+
+
+def test_seeds_that_differ_by_little_are_not_the_same() -> None:
+    found = over_seeds(np.array([0.5, 0.5 + 1e-6]))
+    assert not found.same
+    assert found.sign == 1
+
+
 def test_values_that_are_missing_are_left_out() -> None:
     assert over_seeds(np.array([1.0, np.nan, 3.0])) == over_seeds(np.array([1.0, 3.0]))
     assert math.isnan(over_seeds(np.array([np.nan])).mean)
