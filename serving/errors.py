@@ -45,13 +45,15 @@ class RequestError(Exception):
     Args:
         reason: the bounded cause, for the metrics.
         message: one sentence for the caller: which field, what is wrong, what would be right.
+        retry_after_s: seconds after which trying again is likely to work, where the server can tell.
     """
 
     code: ClassVar[str]
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: Reason, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class InvalidArgumentError(RequestError):

@@ -7,9 +7,11 @@ the log has the trace. Messages are parsed and serialised here too: a malformed 
 import asyncio
 import contextlib
 import logging
+import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import Executor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from serving.errors import InvalidArgumentError, Reason, RequestError, UnavailableError
 from serving.metrics import NO_VARIANT, Metrics
+from serving.wire import is_large, serialised
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +30,16 @@ DETAIL_CHARACTERS = 2000
 # A caller hangs up when its deadline passes, which by the server's count is a network's way too early.
 DEADLINE_SLACK_SECONDS = 0.05
 ID_HEADER = "x-request-id"
+RETRY_HEADER = "retry-after-ms"
+# An id that comes from outside goes into headers and log lines: printable ASCII without spaces, and not a novel.
+FOREIGN_ID = re.compile(r"[!-~]{1,64}")
 
-Handler = Callable[[Any, Any], Awaitable[Any]]
+HANDLERS: dict[tuple[bool, bool], Callable[[Any], Any]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
 
 
 @dataclass
@@ -36,11 +47,19 @@ class Call:
     """What is known of the call in work; the service fills in the variants once it knows them."""
 
     method: str
-    id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    id: str
     variant: str = NO_VARIANT
     started: float = field(default_factory=time.monotonic)
     status: str = "OK"
     detail: str = ""
+    retry_after_s: float | None = None
+
+    @property
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What the caller is told beside the answer."""
+        if self.retry_after_s is None:
+            return ((ID_HEADER, self.id),)
+        return (ID_HEADER, self.id), (RETRY_HEADER, str(max(1, round(self.retry_after_s * 1000))))
 
 
 current_call: ContextVar[Call] = ContextVar("current_call")
@@ -56,7 +75,7 @@ class Gate:
         self._empty.set()
 
     def enter(self, context: Any) -> None:
-        """Lets a call in until it is over, which is when its answer has been handed to the network.
+        """Lets a call in until it is over: when its answer, or a stream's last, has been handed to the network.
 
         Raises:
             UnavailableError: the gate is closed.
@@ -80,59 +99,91 @@ class Gate:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Surrounds the unary calls of one service; other services (health, reflection) pass untouched.
+    """Surrounds the calls, unary or streamed, of the services named; others (health, reflection) pass untouched.
+
+    Handlers that stream answers are async generators; their requests arrive parsed, as an async iterator.
 
     Args:
-        service: full name of the service.
+        services: full names of the services.
         gate: every call that is answered goes through it.
         metrics: counts every call once.
+        codec: threads that serialise large answers.
     """
 
-    def __init__(self, service: str, gate: Gate, metrics: Metrics) -> None:
-        self._prefix = f"/{service}/"
+    def __init__(self, services: Collection[str], gate: Gate, metrics: Metrics, codec: Executor) -> None:
+        self._services = frozenset(services)
         self._gate = gate
         self._metrics = metrics
+        self._codec = codec
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Replaces the method's handler by one that is surrounded."""
         handler = await continuation(handler_call_details)
-        path: str = handler_call_details.method
-        if handler is None or not path.startswith(self._prefix):
+        service, _, method = handler_call_details.method.removeprefix("/").rpartition("/")
+        # There is a handler for known methods only, which bounds the label `method`.
+        if handler is None or service not in self._services:
             return handler
-        method = path.removeprefix(self._prefix)
 
-        async def surrounded(message: bytes, context: Any) -> bytes:
-            return await self._surround(method, handler, message, context)
+        async def surrounded(incoming: Any, context: Any) -> bytes | None:
+            return await self._surround(method, handler, incoming, context)
 
-        return grpc.unary_unary_rpc_method_handler(surrounded)
+        return HANDLERS[handler.request_streaming, handler.response_streaming](surrounded)
 
-    async def _surround(self, method: str, handler: Any, message: bytes, context: Any) -> bytes:
-        call = Call(method)
+    async def _surround(self, method: str, handler: Any, incoming: Any, context: Any) -> bytes | None:
+        call = Call(method, _request_id(context))
         current_call.set(call)
         self._metrics.in_flight.inc()
+        response = None
         try:
             self._gate.enter(context)
-            request = _parse(handler.request_deserializer, message)
-            response: bytes = handler.response_serializer(await handler.unary_unary(request, context))
+            response = await self._respond(handler, incoming, context)
         except RequestError as error:
             call.status, call.detail = error.code, str(error)[:DETAIL_CHARACTERS]
+            call.retry_after_s = error.retry_after_s
             self._metrics.rejections.labels(error.reason).inc()
         except asyncio.CancelledError:
-            remaining = context.time_remaining()
-            expired = remaining is not None and remaining < DEADLINE_SLACK_SECONDS
-            call.status = "DEADLINE_EXCEEDED" if expired else "CANCELLED"
-            if expired:
-                self._metrics.rejections.labels(Reason.DEADLINE).inc()
+            self._hung_up(call, context)
             raise
         except Exception:
+            if context.cancelled():  # what fails then is the writing to a caller who has gone
+                self._hung_up(call, context)
+                raise asyncio.CancelledError from None
             call.status, call.detail = "INTERNAL", f"internal error; the server's log has it under {call.id}"
             log.exception("request=%s failed unexpectedly", call.id)
         finally:
             self._finish(call)
-        context.set_trailing_metadata(((ID_HEADER, call.id),))
+        context.set_trailing_metadata(call.trailing_metadata)
         if call.status != "OK":
             await context.abort(grpc.StatusCode[call.status], call.detail)
         return response
+
+    async def _respond(self, handler: Any, incoming: Any, context: Any) -> bytes | None:
+        """Calls the handler; returns the one answer, or writes those of a stream and returns None."""
+        if handler.request_streaming:
+            request = _parsed(handler.request_deserializer, incoming)
+            behaviour = handler.stream_stream if handler.response_streaming else handler.stream_unary
+        else:
+            request = _parse(handler.request_deserializer, incoming)
+            behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        if not handler.response_streaming:
+            return await self._serialise(await behaviour(request, context))
+        # A generator left to the garbage collector would go on holding what it holds after the call is over.
+        async with contextlib.aclosing(behaviour(request, context)) as responses:
+            async for response in responses:
+                await context.write(await self._serialise(response))
+        return None
+
+    async def _serialise(self, message: Any) -> bytes:
+        if not is_large(message):
+            return serialised(message)
+        return await asyncio.get_running_loop().run_in_executor(self._codec, serialised, message)
+
+    def _hung_up(self, call: Call, context: Any) -> None:
+        remaining = context.time_remaining()
+        expired = remaining is not None and remaining < DEADLINE_SLACK_SECONDS
+        call.status = "DEADLINE_EXCEEDED" if expired else "CANCELLED"
+        if expired:
+            self._metrics.rejections.labels(Reason.DEADLINE).inc()
 
     def _finish(self, call: Call) -> None:
         seconds = time.monotonic() - call.started
@@ -146,8 +197,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )  # fmt: skip
 
 
+def _request_id(context: Any) -> str:
+    """The caller's own id, where it sends one that is fit for a log; else a new one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == ID_HEADER and isinstance(value, str) and FOREIGN_ID.fullmatch(value):
+            return value
+    return uuid.uuid4().hex[:16]
+
+
 def _parse(deserializer: Callable[[bytes], Any], message: bytes) -> Any:
     try:
         return deserializer(message)
     except DecodeError as error:
         raise InvalidArgumentError(Reason.MALFORMED, "the message is not of the method's request type") from error
+
+
+async def _parsed(deserializer: Callable[[bytes], Any], messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for message in messages:
+        yield _parse(deserializer, message)

@@ -77,7 +77,7 @@ class Server:
         self._models: Models | None = None
         self._ports: dict[str, str] = {}
         self._grpc = grpc.aio.server(
-            interceptors=[CallInterceptor(SERVICE, self._gate, self.metrics)],
+            interceptors=[CallInterceptor((SERVICE,), self._gate, self.metrics, self._codec)],
             options=[
                 # Two servers on one port would share its calls silently.
                 ("grpc.so_reuseport", 0),

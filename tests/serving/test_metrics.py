@@ -34,9 +34,9 @@ def test_a_call_that_dies_at_its_deadline_is_a_rejection(remaining: float | None
     async def call(metrics: Metrics) -> None:
         gate = Gate()
         gate.closed = None
-        interceptor = CallInterceptor("service", gate, metrics)
+        interceptor = CallInterceptor(("service",), gate, metrics, mock.Mock())
         handler = await interceptor.intercept_service(continuation, mock.Mock(method="/service/Identify"))
-        context = mock.Mock(time_remaining=lambda: remaining)
+        context = mock.Mock(time_remaining=lambda: remaining, invocation_metadata=tuple)
         with pytest.raises(asyncio.CancelledError):
             await handler.unary_unary(b"", context)
 
