@@ -168,7 +168,7 @@ def _compare(
 ) -> list[dict[str, Any]]:
     names = [name for name in TOLERANCES if name in answers[0]]
     raw = [{n: relative_error(a[n], r[n]) for n in names} for a, r in zip(answers, references, strict=True)]
-    nearest = [_nearest(*row, kinks) for row in zip(cases, answers, raw, strict=True)]
+    nearest = [nearest_errors(*row, kinks) for row in zip(cases, answers, raw, strict=True)]
     figures = []
     for name in names:
         allowed, allowed_median = TOLERANCES[name]
@@ -188,8 +188,15 @@ def _compare(
     return figures
 
 
-def _nearest(case: Case, answer: Outputs, raw: Mapping[str, float], kinks: Kinks) -> dict[str, float]:
-    """The errors of an answer, its maps' against the nearest of the eager maps on either side of the kinks."""
+def nearest_errors(case: Case, answer: Outputs, raw: Mapping[str, float], kinks: Kinks) -> dict[str, float]:
+    """The errors of an answer, its maps' against the nearest of the eager maps on either side of the kinks.
+
+    Args:
+        case: what was asked.
+        answer: holds `features`, and maps or none.
+        raw: relative L2 error of each output against one right answer; where scores or features are wrong, it stands.
+        kinks: of the network that answered.
+    """
     nearest = dict(raw)
     maps = [name for name in MAPS if name in answer]
     # Rounding does not change scores or features: where they differ, no kink is to blame.

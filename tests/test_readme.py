@@ -122,6 +122,17 @@ def test_make_targets_are_there(tmp_path: Path) -> None:
         call(f"make --dry-run VENV={shlex.quote(str(tmp_path))} {target}", ROOT)
 
 
+def anchors(page: str) -> set[str]:
+    """What a page's headings are called in links: lower case, words joined by hyphens, no other marks."""
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
 def test_pictures_and_pages_exist() -> None:
+    assert anchors("# One\n```sh\n# two\n```\n## Someone else's `net`-work\n") == {"one", "someone-elses-net-work"}
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
-        assert (ROOT / target).is_file(), target
+        file, _, anchor = target.partition("#")
+        page = ROOT / (file or "README.md")
+        assert page.is_file(), target
+        assert not anchor or anchor in anchors(page.read_text("utf-8")), target

@@ -1,6 +1,7 @@
 """Exported graphs against independent references, and what they promise about batches, padding and targets."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from export.kinks import Kinks
+from export.parity import MAPS, Case, nearest_errors
 from tests.conftest import VARIANTS
-from tests.export.reference import layercam
+from tests.export.reference import Weights, layercam
 from tests.training.test_frontend import kaldi_log_mel
+from training.checkpoint import load_run
 
-MAPS = ("saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4")
 Array = NDArray[Any]
 
 
@@ -56,21 +59,48 @@ def error(answer: Array, reference: Array) -> float:
     return float(np.linalg.norm(answer - padded) / np.linalg.norm(reference))
 
 
+@pytest.fixture(scope="module")
+def distances(explainer: Explainer, runs: dict[str, Path]) -> Callable[..., dict[str, float]]:
+    """Errors of an answer to (audio, target) against another right answer; of maps, those that no kink explains."""
+    kinks = Kinks(load_run(runs[explainer.bundle.parent.name]).network)
+
+    def measure(
+        samples: Array, target: int, answer: Mapping[str, Array], right: Mapping[str, Array]
+    ) -> dict[str, float]:
+        raw = {name: error(answer[name], right[name]) for name in right if name != "explained"}
+        return nearest_errors(Case(torch.from_numpy(samples), target), dict(answer), raw, kinks)
+
+    return measure
+
+
 def test_agrees_with_a_written_out_layercam(explainer: Explainer) -> None:
+    """The features with Kaldi, all the rest with the reference that is given the same features."""
     weights = load_file(explainer.bundle / "weights.safetensors")
-    errors: dict[str, list[float]] = {name: [] for name in ("logits", *MAPS)}
     for index, audio in enumerate(explainer.utterances[:6]):
         target = None if index % 2 else index
-        logits, maps = layercam(weights, kaldi_log_mel(audio, 80), target)
         answer = explainer([audio], [-1 if target is None else target])[0]
-        errors["logits"].append(error(answer["logits"], logits))
-        for name, reference in zip(MAPS, maps, strict=True):
-            errors[name].append(error(answer[name], reference))
-    # Kaldi rounds its features in float32 in its own way, hence wider limits than between two runtimes.
-    assert max(errors["logits"]) < 1e-3
-    for name in MAPS:
-        assert np.median(errors[name]) < 1e-3, errors
-        assert max(errors[name]) < 2e-2, errors
+        # Kaldi rounds its features in float32 in its own way.
+        assert error(answer["features"], kaldi_log_mel(audio, 80)) < 1e-3
+        errors = dict.fromkeys(MAPS, np.inf)
+        for seed in range(20):
+            logits, maps = layercam(shaken(weights, seed), answer["features"].astype(np.float64), target)
+            assert error(answer["logits"], logits) < 1e-4
+            errors = {n: min(errors[n], error(answer[n], m)) for n, m in zip(MAPS, maps, strict=True)}
+            if max(errors.values()) < 1e-4:
+                break
+        assert max(errors.values()) < 1e-3, errors
+
+
+def shaken(weights: Weights, seed: int) -> Weights:
+    """Weights changed by what float32 leaves open, from the second on: another side of a kink that is sat upon."""
+    generator = torch.Generator().manual_seed(seed)
+    size = 2.0**-21 if seed else 0.0
+    return {
+        name: tensor * (1 + size * (2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1))
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in weights.items()
+    }
 
 
 def test_maps_follow_the_input(explainer: Explainer) -> None:
@@ -104,20 +134,28 @@ def test_map_shapes_are_those_of_the_bundle(explainer: Explainer) -> None:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_company_and_padding_change_nothing(explainer: Explainer, data: st.DataObject) -> None:
+def test_company_and_padding_change_nothing(
+    explainer: Explainer, distances: Callable[..., dict[str, float]], data: st.DataObject
+) -> None:
     lengths = data.draw(st.lists(st.integers(1680, 40000), min_size=1, max_size=5))
     padding = data.draw(st.integers(0, 9000))
     audio = [np.resize(explainer.utterances[i], length) for i, length in enumerate(lengths)]
     targets = [data.draw(st.integers(-1, len(explainer.speakers) - 1)) for _ in lengths]
     together = explainer(audio, targets, padding)
     for samples, target, answer in zip(audio, targets, together, strict=True):
-        alone = explainer([samples], [target])[0]
-        assert error(answer["logits"], alone["logits"]) < 1e-4
-        assert error(answer["embedding"], alone["embedding"]) < 1e-4
-        for name in MAPS:
-            # A kink may flip (see export/kinks.py): 1.4e-2 was seen for a second of speech. What leaks from neighbours
-            # or padding moves the scores as well, which are held to 1e-4 above.
-            assert error(answer[name], alone[name]) < 3e-2
+        errors = distances(samples, target, answer, explainer([samples], [target])[0])
+        assert max(errors[name] for name in ("logits", "embedding", "features")) < 1e-4, errors
+        assert max(errors[name] for name in MAPS) < 1e-3, errors
+
+
+def test_no_kink_excuses_another_map(explainer: Explainer, distances: Callable[..., dict[str, float]]) -> None:
+    """Right scores and features with the maps of another class, or with a map off by two parts in a thousand."""
+    audio = explainer.utterances[0][:32000]
+    right, other = explainer([audio], [0])[0], explainer([audio], [1])[0]
+    wrong = distances(audio, 0, {**right, **{name: other[name] for name in MAPS}}, right)
+    assert min(wrong[name] for name in MAPS) > 0.1
+    off = distances(audio, 0, {**right, **{name: right[name] * np.float32(1.002) for name in MAPS}}, right)
+    assert min(off[name] for name in MAPS) > 1e-3
 
 
 def test_predict_gives_what_explain_gives(explainer: Explainer) -> None:
@@ -129,10 +167,12 @@ def test_predict_gives_what_explain_gives(explainer: Explainer) -> None:
     np.testing.assert_allclose(embedding[0], explained["embedding"], rtol=1e-5, atol=1e-5)
 
 
-def test_torchscript_needs_nothing_but_torch(explainer: Explainer) -> None:
+def test_torchscript_needs_nothing_but_torch(explainer: Explainer, distances: Callable[..., dict[str, float]]) -> None:
     module = torch.jit.load(str(explainer.bundle / "model.ts"))  # type: ignore[no-untyped-call]
     audio = torch.from_numpy(explainer.utterances[0])[None]
     lengths, target = torch.tensor([audio.shape[1]]), torch.tensor([-1])
     explained = module(audio, lengths, target)
-    assert error(explained.saliency_s2[0].numpy(), explainer([explainer.utterances[0]])[0]["saliency_s2"]) < 1e-2
+    answer = {name: getattr(explained, name)[0].numpy() for name in explainer.names}
+    errors = distances(explainer.utterances[0], -1, answer, explainer([explainer.utterances[0]])[0])
+    assert max(errors[name] for name in MAPS) < 1e-3, errors
     assert torch.equal(module.predict(audio, lengths).logits, explained.logits)
