@@ -6,8 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from serving.config import parse
 from serving.errors import StartupError
+from serving.settings import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,30 +1,30 @@
-"""The server's configuration: one frozen dataclass, filled from flags and environment variables.
+"""The server's configuration: one frozen dataclass, the schema of the flags, the environment and the file.
 
-Every field is a flag (`max_batch` is `--max-batch`) and an environment variable (`SPEAKERLENS_MAX_BATCH`); a flag wins.
+Every field is a flag (`max_batch` is `--max-batch`), an environment variable (`SPEAKERLENS_MAX_BATCH`) and a key of the
+configuration file (`max_batch`); `serving.settings` reads them. No field holds a secret: secrets lie in files of their
+own, and a field names the file.
 """
 
-import argparse
 import math
-import os
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 PREFIX = "SPEAKERLENS_"
 DEVICES = ("auto", "cpu", "cuda")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
 PORTS = (0, 65535)
-# What Kubernetes writes: beside a Service named speakerlens, every container finds SPEAKERLENS_PORT=tcp://10.0.0.1:50051
-# in its environment, which says where that Service is, not where this server is to listen.
-SERVICE_LINK = "tcp://"
 
 
 def _about(
-    help_text: str, limits: tuple[float, float] = (-math.inf, math.inf), choices: tuple[str, ...] | None = None
+    help_text: str,
+    limits: tuple[float, float] = (-math.inf, math.inf),
+    choices: tuple[str, ...] | None = None,
+    unit: str | None = None,
 ) -> dict[str, Any]:
-    return {"help": help_text, "limits": limits, "choices": choices}
+    return {"help": help_text, "limits": limits, "choices": choices, "unit": unit}
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ class Config:
     )
     host: str = field(default="127.0.0.1", metadata=_about("address that gRPC listens on"))
     port: int = field(default=50051, metadata=_about("port of gRPC; 0 lets the system choose", PORTS))
+    metrics: bool = field(default=True, metadata=_about("serve /metrics over HTTP on a port of its own"))
     metrics_host: str = field(default="127.0.0.1", metadata=_about("address that /metrics listens on (HTTP)"))
     metrics_port: int = field(default=8000, metadata=_about("port of /metrics; 0 lets the system choose", PORTS))
+    reflection: bool = field(default=True, metadata=_about("answer gRPC reflection"))
     device: str = field(
         default="auto", metadata=_about("where models run; auto is CUDA where it works, else the CPU", choices=DEVICES)
     )
@@ -66,72 +68,68 @@ class Config:
     log_level: str = field(default="info", metadata=_about("least severe log line on stderr", choices=LOG_LEVELS))
 
 
+@dataclass(frozen=True)
+class Option:
+    """One field of the schema: its name, the type of one value, and what limits it."""
+
+    name: str
+    kind: type
+    many: bool
+    default: Any
+    help: str = ""
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    choices: tuple[str, ...] | None = None
+    unit: str | None = None
+
+    @property
+    def flag(self) -> str:
+        """`max_batch` is `--max-batch`."""
+        return flag_of(self.name)
+
+    @property
+    def variable(self) -> str:
+        """`max_batch` is SPEAKERLENS_MAX_BATCH."""
+        return PREFIX + self.name.upper()
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used: one sentence that names the flag, and the variable or file it came from."""
+
+
 def flag_of(name: str) -> str:
     """The flag of a field: `max_batch` is `--max-batch`."""
     return "--" + name.replace("_", "-")
 
 
-def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Config:
-    """Reads flags, then environment variables, then defaults.
+def options(schema: type = Config) -> dict[str, Option]:
+    """The options of a dataclass by name; its fields are bool, int, float, str or Path, `X | None` or `tuple[X, ...]`.
 
-    A wrong value ends the process with status 2 and a line that names the flag, and the variable if it came from there.
+    Raises:
+        TypeError: a field has another type, or no default.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m serving",
-        description="Serves speaker identification with saliency over gRPC, and Prometheus metrics over HTTP.",
-        epilog=f"Each option can also be set by an environment variable, as --max-batch by {PREFIX}MAX_BATCH.",
-        allow_abbrev=False,
-    )
-    for option in fields(Config):
-        _add(parser, option)
-    given = vars(parser.parse_args(argv))
-    values: dict[str, Any] = {}
-    for option in fields(Config):
-        variable = PREFIX + option.name.upper()
-        text = environ.get(variable, "")
-        if given[option.name] is not None:
-            values[option.name] = _value(option, given[option.name], "", parser)
-        elif text and not (variable.endswith("_PORT") and text.startswith(SERVICE_LINK)):
-            values[option.name] = _value(option, text, f" (from {variable})", parser)
-    config = Config(**values)
+    hints = get_type_hints(schema)
+    return {each.name: _option(each, hints[each.name]) for each in fields(schema)}
+
+
+def check(config: Config) -> None:
+    """Whether the values go together.
+
+    Raises:
+        ConfigError: they do not.
+    """
     if config.min_seconds > config.max_seconds:
-        _fail(parser, f"--min-seconds {config.min_seconds:g} is above --max-seconds {config.max_seconds:g}")
+        raise ConfigError(f"--min-seconds {config.min_seconds:g} is above --max-seconds {config.max_seconds:g}")
     if config.max_seconds > config.max_batch_seconds:
-        _fail(parser, f"--max-batch-seconds {config.max_batch_seconds:g} is below --max-seconds {config.max_seconds:g}")
-    return config
+        raise ConfigError(
+            f"--max-batch-seconds {config.max_batch_seconds:g} is below --max-seconds {config.max_seconds:g}"
+        )
 
 
-def _add(parser: argparse.ArgumentParser, option: "Field[Any]") -> None:
-    choices = option.metadata["choices"]
-    metavar = {int: "N", float: "SECONDS", str: "ADDRESS", Path: "DIR"}[_type(option)]
-    parser.add_argument(
-        flag_of(option.name),
-        metavar="{" + ",".join(choices) + "}" if choices else metavar,
-        help=f"{option.metadata['help']} (default: {option.default})",
-    )
-
-
-def _type(option: "Field[Any]") -> type:
-    return Path if isinstance(option.default, Path) else type(option.default)
-
-
-def _value(option: "Field[Any]", text: str, origin: str, parser: argparse.ArgumentParser) -> Any:
-    flag, kind = flag_of(option.name), _type(option)
-    low, high = option.metadata["limits"]
-    choices = option.metadata["choices"]
-    if choices and text not in choices:
-        _fail(parser, f"{flag} is one of {', '.join(choices)}, not {text!r}{origin}")
-    if kind not in (int, float):
-        return kind(text) if text else _fail(parser, f"{flag} is empty{origin}")
-    try:
-        number = kind(text)
-    except ValueError:
-        _fail(parser, f"{flag} takes a {'whole number' if kind is int else 'number'}, not {text!r}{origin}")
-    if not low <= number <= high:
-        _fail(parser, f"{flag} is from {low:g} to {high:g}, not {text}{origin}")
-    return number
-
-
-def _fail(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    sys.stderr.write(f"error: {message} (see {parser.prog} --help)\n")
-    raise SystemExit(2)
+def _option(each: Any, hint: Any) -> Option:
+    parts = get_args(hint)
+    many = len(parts) == 2 and parts[1] is Ellipsis
+    optional = isinstance(hint, UnionType) and type(None) in parts
+    kind = parts[0] if many or optional else hint
+    if kind not in (bool, int, float, str, Path) or each.default is MISSING:
+        raise TypeError(f"{each.name}: {hint} is no type of an option, or there is no default")
+    return Option(each.name, kind, many, each.default, **each.metadata)

@@ -87,10 +87,11 @@ class Server:
         )
         identification_pb2_grpc.add_SpeakerIdentificationServicer_to_server(self._service, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        if config.reflection:
+            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
     async def listen(self) -> None:
-        """Binds both ports; health says NOT_SERVING, and calls are refused as UNAVAILABLE, until `open`.
+        """Binds the ports; health says NOT_SERVING, and calls are refused as UNAVAILABLE, until `open`.
 
         Raises:
             StartupError: an address is not to be had.
@@ -103,15 +104,17 @@ class Server:
             port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
             raise StartupError(f"--port {config.port}: cannot listen on {address}: {error}") from error
-        try:
-            metrics_port = self.metrics.listen(config.metrics_host, config.metrics_port)
-        except OSError as error:
-            raise _taken("--metrics-port", config.metrics_host, config.metrics_port, error) from error
-        self._ports = {
-            "grpc": _address(config.host, port),
-            "metrics": f"http://{_address(config.metrics_host, metrics_port)}/metrics",
-        }
+        self._ports["grpc"] = _address(config.host, port)
+        if config.metrics:
+            self._ports["metrics"] = f"http://{_address(config.metrics_host, self._open_metrics())}/metrics"
         await self._grpc.start()
+
+    def _open_metrics(self) -> int:
+        host, port = self._config.metrics_host, self._config.metrics_port
+        try:
+            return self.metrics.listen(host, port)
+        except OSError as error:
+            raise _taken("--metrics-port", host, port, error) from error
 
     async def open(self, models: Models) -> None:
         """Lets calls in, and prints one JSON line on stdout: the bound addresses, and what is served on what."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.config import Config, flag_of, parse
+from serving.config import Config, ConfigError, flag_of, options
+from serving.settings import document, gather, parse
 
 
 def test_defaults() -> None:
@@ -93,3 +94,136 @@ def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[
     for option in dataclasses.fields(Config):
         assert flag_of(option.name) in text
         assert f"(default: {option.default})" in text
+
+
+def refusal(argv: list[str], environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse(argv, environ)
+    assert caught.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert text.endswith(" (see python -m serving --help)\n")
+    assert text.count("\n") == 1
+    return text.removeprefix("error: ").removesuffix(" (see python -m serving --help)\n")
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "speakerlens.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_the_environment_wins_over_the_file_which_wins_over_the_default(tmp_path: Path) -> None:
+    file = write(tmp_path, 'bundles = "/b"\nmax_batch = 3\nmax_seconds = 30\nreflection = false\nport = 1\n')
+    environ = {"SPEAKERLENS_PORT": "2", "SPEAKERLENS_MAX_BATCH": "4", "SPEAKERLENS_CONFIG": file}
+    wanted = Config(bundles=Path("/b"), port=2, max_batch=5, max_seconds=30.0, reflection=False)
+    assert parse(["--max-batch=5"], environ) == wanted
+    del environ["SPEAKERLENS_CONFIG"]
+    assert parse(["--max-batch=5", "--config", file], environ) == wanted
+
+
+@pytest.mark.parametrize(
+    ("argv", "word", "wanted"),
+    [
+        (["--reflection"], "false", True),
+        (["--no-reflection"], "true", False),
+        ([], "FALSE", False),
+        ([], "off", False),
+        ([], "1", True),
+        ([], "", True),
+    ],
+)
+def test_truth_values(argv: list[str], word: str, wanted: bool) -> None:
+    assert parse(argv, {"SPEAKERLENS_REFLECTION": word}).reflection is wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\nmax_batc = 3\n", "{file}, line 2: there is no option 'max_batc'; the nearest is max_batch"),
+        ("[serving]\nport = 3\n", "{file}, line 1: there is no option 'serving'"),
+        ("port = 65536\n", "--port is from 0 to 65535, not 65536 ({file}, line 1)"),
+        ("# one\nport = 1.5\n", "--port takes a whole number, not 1.5 ({file}, line 2)"),
+        ("port = true\n", "--port takes a whole number, not True ({file}, line 1)"),
+        ("port = [1]\n", "--port takes a whole number, not [1] ({file}, line 1)"),
+        ('port = "1"\n', "{file}, line 1: port is no text; write it without quotes"),
+        ('reflection = "false"\n', "{file}, line 1: reflection is no text; write it without quotes"),
+        ("reflection = 0\n", "--reflection is true or false, not 0 ({file}, line 1)"),
+        ("host = 7\n", "--host takes text, not 7 ({file}, line 1)"),
+        ('device = "tpu"\n', "--device is one of auto, cpu, cuda, not 'tpu' ({file}, line 1)"),
+        ("max_seconds = nan\n", "--max-seconds is from 0.1 to 3600, not nan ({file}, line 1)"),
+        ("port = 1\nport = 2\n", "{file}: not TOML: Cannot overwrite a value (at line 2, column 9)"),
+        ("port: 1\n", "{file}: not TOML: Expected '=' after a key in a key/value pair (at line 1, column 5)"),
+    ],
+)
+def test_refusals_of_a_file(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, text)
+    said = refusal(["--config", file], {}, capsys)
+    assert said.removeprefix("--config ") == message.format(file=file)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "none.toml"
+    assert refusal(["--config", str(missing)], {}, capsys) == f"--config {missing}: No such file or directory"
+    assert refusal([f"--config={tmp_path}"], {}, capsys) == f"--config {tmp_path}: Is a directory"
+    assert refusal(["--config="], {}, capsys).startswith("--config .: ")
+
+
+def test_unknown_flags_and_variables_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(["--max-batc=3"], {}, capsys) == "there is no flag --max-batc; the nearest is --max-batch"
+    assert refusal(["--zebra"], {}, capsys) == "there is no flag --zebra"
+    assert (
+        refusal([], {"SPEAKERLENS_MAX_BATHC": "3"}, capsys)
+        == "there is no variable SPEAKERLENS_MAX_BATHC; the nearest is SPEAKERLENS_MAX_BATCH"
+    )
+    assert (
+        refusal([], {"SPEAKERLENS_REFLECTION": "nein"}, capsys)
+        == "--reflection is true or false, not 'nein' (from SPEAKERLENS_REFLECTION)"
+    )
+    assert parse([], {"SPEAKERLENS_CLIENT_SERVER": "h:1", "SPEAKERLENS_MAX_BATHC": ""}) == Config()
+
+
+def test_the_printed_configuration_is_one_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = 'b "quoted" \\ \u00fc\x7f'
+    file = write(tmp_path, "max_batch = 3\nmin_seconds = 0.1\n")
+    argv = ["--no-reflection", "--bundles", odd, "--config", file]
+    environ = {"SPEAKERLENS_PORT": "7"}
+    with pytest.raises(SystemExit) as caught:
+        parse([*argv, "--print-config"], environ)
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert f"max_batch = 3  # {file}, line 1" in lines
+    assert "port = 7  # SPEAKERLENS_PORT" in lines
+    assert "reflection = false  # --no-reflection" in lines
+    assert 'host = "127.0.0.1"  # default' in lines
+    assert parse(["--config", write(tmp_path, printed)], {}) == parse(argv, environ) != Config()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """A schema with what `Config` may come to have."""
+
+    names: tuple[str, ...] = ()
+    lengths: tuple[float, ...] = (1.0, 2.5)
+    key: Path | None = None
+
+
+def test_lists_and_optional_values(tmp_path: Path) -> None:
+    known = options(Lists)
+    given: dict[str, str | None] = {"names": "a, b", "lengths": None, "key": None, "config": None}
+    settings = gather(known, given, {"SPEAKERLENS_LENGTHS": "3,4.5"})
+    assert {name: each.value for name, each in settings.items()} == {
+        "names": ("a", "b"), "lengths": (3.0, 4.5), "key": None
+    }  # fmt: skip
+    file = write(tmp_path, document(settings))
+    again = gather(known, {**dict.fromkeys(given), "config": file}, {})
+    assert {name: each.value for name, each in again.items()} == {name: each.value for name, each in settings.items()}
+    for text, message in (
+        ('names = "a"', "names is no text"),
+        ("names = 3", "takes a list, not 3"),
+        ("names = [3]", "takes text, not 3"),
+        ("lengths = [1, true]", "takes a number, not True"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            gather(known, {**dict.fromkeys(given), "config": write(tmp_path, text)}, {})

@@ -196,6 +196,20 @@ def test_neither_torch_nor_training_is_imported() -> None:
     assert process.stdout == "[]\n"
 
 
+def test_reflection_and_the_metrics_port_can_be_closed(toy_bundles: Path) -> None:
+    """What the configuration file closes is closed, and the rest answers."""
+    file = toy_bundles.parent / "closed.toml"
+    file.write_text("reflection = false\nmetrics = false\n", encoding="utf-8")
+    with ServerProcess(toy_bundles, f"--config={file}") as server:
+        assert set(server.ready) == {"ready", "grpc", "provider", "models"}
+        question = reflection_pb2.ServerReflectionRequest(list_services="")
+        answers = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo(iter([question]))
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert server.status() == "SERVING"
+
+
 def _only(bundle: Path, root: Path) -> Path:
     target = root / bundle.parent.name
     target.mkdir(parents=True)
