@@ -98,7 +98,7 @@ class Identifier:
         return max(model.bundle.min_samples, round(self._config.min_seconds * MODEL_RATE))
 
     async def identify(self, query: Query, models: Sequence[Model]) -> Identification:
-        """Answers a query with each of `models`, which `self.models.select` gave.
+        """Answers a query with each of `models`, which `self.models.lease` gave.
 
         Raises:
             RequestError: whatever is wrong with the query, or too much for the server now.

@@ -114,7 +114,11 @@ class Metrics:
 
     def add_model(self, bundle: Bundle) -> None:
         """Announces a loaded model."""
-        self.model_info.labels(bundle.variant, bundle.version, bundle.code_revision, bundle.training_data_digest).set(1)
+        self.model_info.labels(*_facts(bundle)).set(1)
+
+    def remove_model(self, bundle: Bundle) -> None:
+        """Takes the announcement back."""
+        self.model_info.remove(*_facts(bundle))
 
     def queue(self, variant: str, kind: str) -> QueueMetrics:
         """The metrics of one queue; versions of a variant share them."""
@@ -133,6 +137,10 @@ class Metrics:
         """
         server, _ = prometheus.start_http_server(port, host, registry=self.registry)
         return int(server.server_port)
+
+
+def _facts(bundle: Bundle) -> tuple[str, str, str, str]:
+    return bundle.variant, str(bundle.version), bundle.code_revision, bundle.training_data_digest
 
 
 def variant_label(variants: Iterable[str]) -> str:

@@ -1,15 +1,16 @@
-"""The loaded models: opened, warmed up, each with its queues, and found by variant and version."""
+"""The loaded models: each with its queues, found by variant and version, and leased to whoever uses them."""
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from serving.audio import MODEL_RATE
-from serving.batcher import Batcher, Bounds, Device
-from serving.bundles import Bundle, BundleError, Refusal
-from serving.config import Config
-from serving.engine import Engine, ExplainedPrediction, Job, Prediction
-from serving.errors import InvalidArgumentError, NotFoundError, Reason, StartupError, listed, quoted
+from serving.batcher import Batcher
+from serving.bundles import Bundle
+from serving.engine import ExplainedPrediction, Job, Prediction
+from serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class Selector:
     version: int = NEWEST
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """One loaded model and its two queues."""
 
@@ -33,25 +34,68 @@ class Model:
     predict: Batcher[Job, Prediction]
     explain: Batcher[Job, ExplainedPrediction]
 
+    async def close(self) -> None:
+        """Stops the queues; the engine goes with the last that refers to it."""
+        await self.predict.close()
+        await self.explain.close()
+
 
 class Models:
-    """Every model that is served, by variant and version."""
+    """Every model that is served, by variant and version; lives on the event loop.
 
-    def __init__(self, models: Sequence[Model], provider: str) -> None:
+    What is used is leased. A model that is taken out is found by no new request, and unloaded when the last lease of it
+    ends, so that whoever works with it finishes undisturbed.
+    """
+
+    def __init__(self, provider: str, metrics: Metrics) -> None:
         self.provider = provider
-        self._models = {(model.bundle.variant, model.bundle.version): model for model in models}
+        self._metrics = metrics
+        self._models: dict[tuple[str, int], Model] = {}
+        self._leases: Counter[Model] = Counter()
+        self._unloading: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[Model]:
-        return iter(self._models.values())
+        """By variant and version."""
+        return iter([self._models[key] for key in sorted(self._models)])
+
+    def put(self, model: Model) -> None:
+        """Serves a model from now on, in the place of one of the same variant and version."""
+        key = (model.bundle.variant, model.bundle.version)
+        self.take_out(self._models.get(key))
+        self._models[key] = model
+        self._metrics.add_model(model.bundle)
+
+    def take_out(self, model: Model | None) -> None:
+        """Serves a model no longer, and unloads it as soon as nobody uses it."""
+        if model is None:
+            return
+        del self._models[model.bundle.variant, model.bundle.version]
+        self._metrics.remove_model(model.bundle)
+        if model not in self._leases:
+            self._unload(model)
 
     async def close(self) -> None:
         """Stops every queue."""
-        for model in self:
-            await model.predict.close()
-            await model.explain.close()
+        await asyncio.gather(*(model.close() for model in {*self, *self._leases}), *self._unloading)
+
+    @contextmanager
+    def lease(self, selectors: Sequence[Selector]) -> Iterator[tuple[Model, ...]]:
+        """Keeps the models asked for loaded until the block is left, even if they are replaced meanwhile.
+
+        For a stream, the block is the whole stream. Errors as for `select`.
+        """
+        models = self.select(selectors)
+        self._leases.update(models)
+        try:
+            yield models
+        finally:
+            for model in models:
+                self._give_back(model)
 
     def select(self, selectors: Sequence[Selector]) -> tuple[Model, ...]:
         """The models asked for, in that order; no selector asks for every variant's newest, sorted by variant.
+
+        They may be unloaded at any later turn of the event loop: to compute with them, `lease` them.
 
         Raises:
             NotFoundError: a variant or version is not loaded; says what is.
@@ -92,66 +136,16 @@ class Models:
             )
         return self._models[selector.variant, version]
 
+    def _give_back(self, model: Model) -> None:
+        self._leases[model] -= 1
+        if self._leases[model]:
+            return
+        del self._leases[model]
+        if self._models.get((model.bundle.variant, model.bundle.version)) is not model:
+            self._unload(model)
 
-def open_engines(
-    bundles: Sequence[Bundle], config: Config, stopped: Callable[[], bool]
-) -> tuple[list[tuple[Bundle, Engine]], list[Refusal]]:
-    """Opens and warms up what was found; a bundle whose graphs do not work is refused, the others are served.
-
-    Takes seconds; runs anywhere but on the event loop, and gives up after the current bundle once `stopped()`.
-
-    Raises:
-        StartupError: the device that was asked for does not work.
-    """
-    opened: list[tuple[Bundle, Engine]] = []
-    refusals: list[Refusal] = []
-    for bundle in bundles:
-        if stopped():
-            break
-        try:
-            engine = Engine(bundle, config.device, config.threads)
-            engine.warm_up()
-        except BundleError as error:
-            refusals.append(Refusal(bundle.folder, str(error)))
-            continue
-        log.info("loaded %s on %s, %d speakers", bundle.name, engine.provider, len(bundle.speakers))
-        opened.append((bundle, engine))
-    return opened, refusals
-
-
-def build_models(opened: Sequence[tuple[Bundle, Engine]], device: Device, config: Config, metrics: Metrics) -> Models:
-    """Puts queues in front of open engines. Runs on the event loop, where the queues live."""
-    bounds = Bounds(config.queue_size, config.max_batch, int(config.max_batch_seconds * MODEL_RATE))
-    models = []
-    for bundle, engine in opened:
-        predict = metrics.queue(bundle.variant, "predict")
-        explain = metrics.queue(bundle.variant, "explain")
-        models.append(
-            Model(
-                bundle,
-                Batcher(f"{bundle.name} predict", engine.predict, _samples, device, bounds, predict),
-                Batcher(f"{bundle.name} explain", engine.explain, _samples, device, bounds, explain),
-            )
-        )
-        metrics.add_model(bundle)
-    return Models(models, opened[0][1].provider)
-
-
-def check_usable(bundles: Sequence[object], refusals: Sequence[Refusal], config: Config) -> None:
-    """Says what was refused, and stops where nothing is left.
-
-    Raises:
-        StartupError: there is no bundle to serve.
-    """
-    for refusal in refusals:
-        log.error("refused %s: %s", refusal.folder, refusal.reason)
-    if bundles:
-        return
-    if refusals:
-        reasons = "; ".join(f"{refusal.folder}: {refusal.reason}" for refusal in refusals[:3])
-        raise StartupError(f"--bundles {config.bundles}: no usable bundle, {len(refusals)} refused: {reasons}")
-    raise StartupError(f"--bundles {config.bundles}: no bundle there; expected <variant>/<version>/bundle.json")
-
-
-def _samples(job: Job) -> int:
-    return len(job.audio)
+    def _unload(self, model: Model) -> None:
+        log.info("unloaded %s: nothing uses it any more", model.bundle.name)
+        task = asyncio.create_task(model.close())
+        self._unloading.add(task)
+        task.add_done_callback(self._unloading.discard)

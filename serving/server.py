@@ -22,8 +22,9 @@ from serving.engine import runtime_version
 from serving.errors import StartupError
 from serving.health import Health
 from serving.identification import Identifier
+from serving.loading import build_models, check_usable, open_engines
 from serving.metrics import Metrics
-from serving.models import Models, build_models, check_usable, open_engines
+from serving.models import Models
 from serving.rpc import CallInterceptor, Gate
 from serving.service import SERVICE, Service
 

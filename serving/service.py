@@ -37,9 +37,9 @@ class Service(SpeakerIdentificationServicer):
         """Names the speaker of one utterance."""
         core = self._core()
         query = query_of(request, deadline_of(context))
-        models = core.models.select(query.models)
-        current_call.get().variant = variant_label(model.bundle.variant for model in models)
-        result = await core.identify(query, models)
+        with core.models.lease(query.models) as models:
+            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            result = await core.identify(query, models)
         return await asyncio.get_running_loop().run_in_executor(self._codec, response_of, result)
 
     async def IdentifyBatch(  # noqa: N802
