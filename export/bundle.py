@@ -33,8 +33,9 @@ from training.folders import make_folder
 from training.frontend import FRAME_LENGTH, FRAME_SHIFT, HIGH_HZ, LOW_HZ
 from training.manifest import Clip, Corpus, load_corpus, spread
 from training.network import STAGES, STRIDES
+from training.saliency import FUSED_STAGES
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST, WEIGHTS, PARITY, BASELINE = "bundle.json", "weights.safetensors", "parity.json", "baseline.json"
 
 # Nine frames: the shortest audio with two columns at the last stage, without which there is no standard deviation.
@@ -196,6 +197,7 @@ def _facts(run: Run, version: int, calibration: Calibration) -> dict[str, Any]:
             {"name": name, "tap": tap, "rows": -(-mel_bins // stride), "stride": stride}
             for name, tap, stride in zip(STAGES, run.network.encoder.taps, STRIDES, strict=True)
         ],
+        "fused_stages": [STAGES[stage] for stage in FUSED_STAGES],
         "min_samples": MIN_SAMPLES,
         "window_seconds": run.config.data.crop_seconds,
         "opset": OPSET,

@@ -17,7 +17,7 @@ import jsonschema
 from serving.errors import StartupError
 
 MANIFEST = "bundle.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PREDICT, EXPLAIN, PARITY = "predict.onnx", "explain.onnx", "parity.json"
 STAGES = ("s1", "s2", "s3", "s4")
 
@@ -41,7 +41,8 @@ class Bundle:
     """One exported variant, checked.
 
     `frame_length` and `frame_shift` are in samples of 16 kHz. Probabilities are softmax(logits / temperature); below
-    `threshold` the best logit over `score_scale` is nobody known's.
+    `threshold` the best logit over `score_scale` is nobody known's. The fused map is the mean of
+    those of `fused_stages`.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Bundle:
     mel_centres_hz: tuple[float, ...]
     embedding_size: int
     stages: tuple[StageSpec, ...]
+    fused_stages: tuple[str, ...]
     min_samples: int
     score_scale: float
     temperature: float
@@ -131,6 +133,7 @@ def read_bundle(folder: Path) -> Bundle:
         mel_centres_hz=tuple(front_end["mel_centres_hz"]),
         embedding_size=manifest["network"]["embedding"],
         stages=tuple(StageSpec(**stage) for stage in manifest["stages"]),
+        fused_stages=tuple(manifest["fused_stages"]),
         min_samples=manifest["min_samples"],
         score_scale=manifest["network"]["scale"],
         temperature=calibration["temperature"],

@@ -13,7 +13,6 @@ from serving.engine import ExplainedPrediction
 from serving.resize import centres, resize
 
 StageName = Literal["s1", "s2", "s3", "s4", "fused"]
-FUSED_STAGES = ("s2", "s3", "s4")
 
 
 class Resolution(Enum):
@@ -87,8 +86,8 @@ def explain(bundle: Bundle, answer: ExplainedPrediction, options: ExplainOptions
 
 
 def _display(bundle: Bundle, answer: ExplainedPrediction, name: StageName) -> NDArray[np.float32]:
-    """The map of a stage at mel x frames; `fused` is the mean of those of S2, S3 and S4."""
-    chosen = FUSED_STAGES if name == "fused" else (name,)
+    """The map of a stage at mel x frames; `fused` is the mean of those that the bundle names."""
+    chosen = bundle.fused_stages if name == "fused" else (name,)
     shown = [
         resize(normalised(values), bundle.mel_bins, answer.features.shape[1])
         for spec, values in zip(bundle.stages, answer.saliency, strict=True)

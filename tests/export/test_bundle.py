@@ -130,8 +130,8 @@ def test_another_schema_or_rate_is_another_bundle(
 def test_a_bundle_of_an_older_schema_is_refused_in_a_sentence(bundle: Path) -> None:
     manifest = json.loads((bundle / "bundle.json").read_text())
     del manifest["calibration"]
-    (bundle / "bundle.json").write_text(json.dumps({**manifest, "schema_version": 1}))
-    with pytest.raises(ExportError, match=r"has schema version 1, this program reads 2; export it again"):
+    (bundle / "bundle.json").write_text(json.dumps({**manifest, "schema_version": 2}))
+    with pytest.raises(ExportError, match=r"has schema version 2, this program reads 3; export it again"):
         verify_bundle(bundle, nothing)
 
 

@@ -1,5 +1,6 @@
 """Interpolation against torch, and planes against their definition."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,19 @@ def test_bytes_come_back_within_half_a_step(spread: float) -> None:
     back = np.frombuffer(plane.values, np.uint8).reshape(7, 9) * plane.scale + plane.offset
     assert np.isfinite([plane.scale, plane.offset]).all()
     np.testing.assert_allclose(back, values, atol=plane.scale / 2 + 1e-6)
+
+
+@pytest.mark.parametrize("stages", [("s4",), ("s1", "s3"), ("s1", "s2", "s3", "s4")])
+def test_the_bundle_says_what_is_fused(toy_bundles: Path, stages: tuple[str, ...]) -> None:
+    bundle = replace(read_bundle(toy_bundles / "da" / "1"), fused_stages=stages)
+    rng, frames = np.random.default_rng(0), 17
+    maps = tuple(rng.random((stage.rows, -(-frames // stage.stride)), np.float32) for stage in bundle.stages)
+    features = np.zeros((bundle.mel_bins, frames), np.float32)
+    answer = ExplainedPrediction(np.zeros(12, np.float32), np.zeros(6, np.float32), 4, features, maps)
+    [plane] = explain(bundle, answer, ExplainOptions(("fused",))).saliency
+    chosen = [maps[("s1", "s2", "s3", "s4").index(stage)] for stage in stages]
+    expected = np.mean([resize(each / each.max(), *features.shape) for each in chosen], axis=0)
+    np.testing.assert_allclose(np.frombuffer(plane.values, "<f4").reshape(features.shape), expected, atol=1e-5)
 
 
 def test_maps_that_are_zero_everywhere_make_finite_planes(toy_bundles: Path) -> None:

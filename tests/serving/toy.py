@@ -93,7 +93,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 def manifest(variant: str = "v", version: int = 1) -> dict[str, Any]:
     """What bundle.json says, but for the digests."""
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "variant": variant,
         "version": version,
         "created": "2026-01-01T00:00:00Z",
@@ -121,6 +121,7 @@ def manifest(variant: str = "v", version: int = 1) -> dict[str, Any]:
             {"name": f"s{i + 1}", "tap": "stage-output", "rows": MEL // stride, "stride": stride}
             for i, stride in enumerate(STRIDES)
         ],
+        "fused_stages": ["s2", "s3", "s4"],
         "min_samples": MIN_SAMPLES,
         "window_seconds": 3.0,
         "utterances": [{"file": "utterances/00.flac", "speaker": speakers()[0]}],
