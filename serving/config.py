@@ -39,6 +39,23 @@ class Config:
     metrics: bool = field(default=True, metadata=_about("serve /metrics over HTTP on a port of its own"))
     metrics_host: str = field(default="127.0.0.1", metadata=_about("address that /metrics listens on (HTTP)"))
     metrics_port: int = field(default=8000, metadata=_about("port of /metrics; 0 lets the system choose", PORTS))
+    tls_certificate: Path | None = field(
+        default=None, metadata=_about("serve TLS with this certificate (chain), PEM; read again when it changes")
+    )
+    tls_key: Path | None = field(default=None, metadata=_about("key of the certificate, PEM, not encrypted"))
+    tls_client_ca: Path | None = field(
+        default=None, metadata=_about("accept only clients with a certificate of these authorities, PEM")
+    )
+    tokens: Path | None = field(
+        default=None, metadata=_about("accept only calls with a bearer token of this file; read again when it changes")
+    )
+    token_rate: float = field(
+        default=0.0, metadata=_about("calls a second of one token; 0 is no limit", (0.0, 1e6), unit="CALLS")
+    )
+    token_burst: int = field(default=20, metadata=_about("calls of one token at once, above its rate", (1, 1_000_000)))
+    token_seconds_per_day: float = field(
+        default=0.0, metadata=_about("audio of one token a day (UTC), in seconds; 0 is no limit", (0.0, 1e9))
+    )
     reflection: bool = field(default=True, metadata=_about("answer gRPC reflection"))
     device: str = field(
         default="auto", metadata=_about("where models run; auto is CUDA where it works, else the CPU", choices=DEVICES)
@@ -61,6 +78,21 @@ class Config:
     max_batch: int = field(default=8, metadata=_about("utterances computed together", (1, 1024)))
     max_batch_seconds: float = field(
         default=120.0, metadata=_about("audio computed together, padding included, in seconds", (0.1, 1e6))
+    )
+    max_streams: int = field(
+        default=256, metadata=_about("calls at once on one connection; more wait at the client", (1, 1_000_000))
+    )
+    connection_age_seconds: float = field(
+        default=1800.0,
+        metadata=_about(
+            "age at which a connection is replaced, so that load spreads to new servers; 0 is never", (0.0, 1e7)
+        ),
+    )
+    connection_grace_seconds: float = field(
+        default=0.0, metadata=_about("how long calls of a replaced connection may last; 0 is no limit", (0.0, 1e7))
+    )
+    keepalive_seconds: float = field(
+        default=30.0, metadata=_about("how often a quiet connection is pinged; 0 is never", (0.0, 1e6))
     )
     drain_seconds: float = field(
         default=30.0, metadata=_about("how long SIGTERM waits for requests in flight, in seconds", (0.0, 3600.0))
@@ -119,6 +151,11 @@ def check(config: Config) -> None:
     """
     if config.min_seconds > config.max_seconds:
         raise ConfigError(f"--min-seconds {config.min_seconds:g} is above --max-seconds {config.max_seconds:g}")
+    if (config.tls_certificate is None) != (config.tls_key is None):
+        given, missing = ("key", "certificate") if config.tls_certificate is None else ("certificate", "key")
+        raise ConfigError(f"--tls-{given} needs --tls-{missing} as well")
+    if config.tls_client_ca is not None and config.tls_certificate is None:
+        raise ConfigError("--tls-client-ca needs --tls-certificate and --tls-key as well")
     if config.max_seconds > config.max_batch_seconds:
         raise ConfigError(
             f"--max-batch-seconds {config.max_batch_seconds:g} is below --max-seconds {config.max_seconds:g}"

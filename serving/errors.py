@@ -33,6 +33,9 @@ class Reason(StrEnum):
     IN_FLIGHT = "in_flight"
     DEADLINE = "deadline"
     NOT_SERVING = "not_serving"
+    UNAUTHENTICATED = "unauthenticated"
+    RATE_LIMIT = "rate_limit"
+    QUOTA = "quota"
 
 
 class StartupError(Exception):
@@ -72,6 +75,12 @@ class ResourceExhaustedError(RequestError):
     """The server has more work waiting than it accepts; trying again later is right."""
 
     code = "RESOURCE_EXHAUSTED"
+
+
+class UnauthenticatedError(RequestError):
+    """The call brings no token that is valid here; it is not said whether the token was ever one."""
+
+    code = "UNAUTHENTICATED"
 
 
 class DeadlineError(RequestError):

@@ -18,6 +18,7 @@ from serving.errors import InvalidArgumentError, NotFoundError, Reason, Resource
 from serving.explanation import ExplainOptions, Explanation, Resolution, explain
 from serving.metrics import Metrics
 from serving.models import Model, Models, Selector
+from serving.tokens import charge
 
 T = TypeVar("T")
 
@@ -143,6 +144,7 @@ class Identifier:
         for model in models:
             self._metrics.answers.labels(model.bundle.variant, "explain" if query.explain else "predict").inc()
         self._metrics.audio.inc(waveform.seconds)
+        charge(waveform.seconds)
 
 
 def _check_query(query: Query, model: Model) -> int:

@@ -34,7 +34,7 @@ RETRY_HEADER = "retry-after-ms"
 # An id that comes from outside goes into headers and log lines: printable ASCII without spaces, and not a novel.
 FOREIGN_ID = re.compile(r"[!-~]{1,64}")
 
-HANDLERS: dict[tuple[bool, bool], Callable[[Any], Any]] = {
+HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
     (True, False): grpc.stream_unary_rpc_method_handler,

@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from protos.speakerlens.v1 import identification_pb2_grpc
+from serving.admission import Admission
 from serving.batcher import Device
 from serving.bundles import scan
 from serving.config import Config
@@ -27,6 +28,9 @@ from serving.metrics import Metrics
 from serving.models import Models
 from serving.rpc import CallInterceptor, Gate
 from serving.service import SERVICE, Service
+from serving.tls import server_credentials
+from serving.tokens import tokens_of
+from serving.transport import channel_arguments, exposure
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +81,16 @@ class Server:
         self._service = Service(config, self._codec)
         self._models: Models | None = None
         self._ports: dict[str, str] = {}
+        tokens = tokens_of(config)
         self._grpc = grpc.aio.server(
-            interceptors=[CallInterceptor((SERVICE,), self._gate, self.metrics, self._codec)],
+            interceptors=[
+                CallInterceptor((SERVICE,), self._gate, self.metrics, self._codec),
+                *([Admission(tokens)] if tokens else []),
+            ],
             options=[
                 # Two servers on one port would share its calls silently.
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", config.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
+                *channel_arguments(config),
             ],
         )
         identification_pb2_grpc.add_SpeakerIdentificationServicer_to_server(self._service, self._grpc)
@@ -95,14 +102,21 @@ class Server:
         """Binds the ports; health says NOT_SERVING, and calls are refused as UNAVAILABLE, until `open`.
 
         Raises:
-            StartupError: an address is not to be had.
+            StartupError: an address is not to be had, or a certificate makes no sense.
         """
         config = self._config
         await self._health.announce(serving=False)
+        credentials = server_credentials(config)
+        danger = exposure(config)
+        if danger:
+            log.warning("%s", danger)
         probe(config.host, config.port, "--port")
         address = _address(config.host, config.port)
         try:
-            port = self._grpc.add_insecure_port(address)
+            if credentials is None:
+                port = self._grpc.add_insecure_port(address)
+            else:
+                port = self._grpc.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise StartupError(f"--port {config.port}: cannot listen on {address}: {error}") from error
         self._ports["grpc"] = _address(config.host, port)
