@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from training.audio import read_audio
+from training.audio import read_sound
 from training.errors import UserError
 from training.interference import InterferenceSource
 from training.manifest import Clip, Corpus, Split
@@ -175,7 +175,7 @@ def mixtures(
     by_kind = [(kind, list(group)) for kind, group in groupby(conditions, key=lambda condition: condition.kind)]
     for indices in batches(chosen, batch_size):
         clips = tuple(chosen[index] for index in indices)
-        speech = [torch.from_numpy(read_audio(clip.path, clip.start, clip.duration)) for clip in clips]
+        speech = [torch.from_numpy(read_sound(clip.path, clip.start, clip.duration)) for clip in clips]
         lengths = torch.tensor([len(row) for row in speech])
         labels = torch.tensor([label_of[str(clip.speaker)] for clip in clips])
         for kind, group in by_kind:

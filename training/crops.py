@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.audio import SAMPLE_RATE, read_audio
+from training.audio import SAMPLE_RATE, read_audio, without_offset
 from training.errors import UserError
 from training.manifest import Clip
 from training.packing import PACKED, from_pcm, to_pcm
@@ -40,7 +40,7 @@ class CropReader:
 
         `place` in [0, 1) chooses among all the places there are. A clip that is too short is repeated, beginning at
         that place. It is played at `speed` times its speed. Raises UserError if the file cannot be read, or holds no
-        audio there.
+        audio there. A constant offset is taken from it.
         """
         whole, wanted = round(clip.duration * SAMPLE_RATE), samples_at_speed(self._samples, speed)
         if whole < wanted:
@@ -52,7 +52,8 @@ class CropReader:
         if not len(audio):
             at = clip.start + first / SAMPLE_RATE
             raise UserError(f"{clip.path}: has no audio at {at:.2f} s; prepare the corpus again")
-        return change_speed(np.resize(audio, wanted), speed, self._samples), first / SAMPLE_RATE
+        audio = np.resize(without_offset(audio), wanted)
+        return change_speed(audio, speed, self._samples), first / SAMPLE_RATE
 
     def _stretch(self, clip: Clip, first: int, samples: int) -> NDArray[np.float32]:
         """Give `samples` of a clip from sample `first` on."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.audio import SAMPLE_RATE, read_audio
+from training.audio import SAMPLE_RATE, read_audio, read_sound
 from training.errors import UserError
 from training.manifest import Clip, Corpus, Kind, Split
 from training.mixing import DIRECT_SAMPLES, KINDS
@@ -119,7 +119,7 @@ class InterferenceSource:
         if clip.duration > max(_KEPT_SECONDS, seconds):
             whole = int(clip.duration * SAMPLE_RATE)
             first = int(position * (whole - samples + 1))
-            waveform = read_audio(clip.path, clip.start + first / SAMPLE_RATE, seconds)
+            waveform = read_sound(clip.path, clip.start + first / SAMPLE_RATE, seconds)
             return _loop(waveform, samples, 0)
         waveform = self._cache.read(clip)
         if len(waveform) >= samples:
@@ -154,7 +154,8 @@ class _ClipCache:
             if key in self._clips:
                 self._clips.move_to_end(key)
                 return self._clips[key]
-        waveform = read_audio(clip.path, clip.start, clip.duration)  # twice, if two threads want it at once
+        # Twice, if two threads want it at once.
+        waveform = (read_audio if clip.kind == "rir" else read_sound)(clip.path, clip.start, clip.duration)
         if not len(waveform):
             raise UserError(f"{clip.path}: holds no audio at {clip.start:g} s")
         with self._lock:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.training.toy import SPEAKERS
-from training.audio import read_audio
+from training.audio import read_audio, read_sound, write_audio
 from training.conditions import CLEAN, LABELS, SNRS_DB, Condition, batches, generator, grid, mixtures, supplied_grid
 from training.errors import UserError
 from training.manifest import Clip, Corpus, load_corpus
@@ -145,8 +145,20 @@ def test_noise_in_a_room_is_the_room_at_0_db_and_the_noise_of_the_other_conditio
 def test_clean_speech_is_the_file(uneven: Corpus, one_by_one: Made) -> None:
     for index, clip in enumerate(uneven.utterances("train")):
         np.testing.assert_array_equal(
-            one_by_one[index, CLEAN][0].numpy(), read_audio(clip.path, clip.start, clip.duration)
+            one_by_one[index, CLEAN][0].numpy(), read_sound(clip.path, clip.start, clip.duration)
         )
+
+
+def test_a_constant_offset_of_the_recordings_changes_no_mixture(toy_corpus: Path, tmp_path: Path) -> None:
+    """Louder than the speech, it would otherwise count as speech, and the interference would be that much too loud."""
+    shutil.copytree(toy_corpus, tmp_path / "offset")
+    for path in (tmp_path / "offset").glob("*.flac"):
+        if not path.name.startswith("room"):
+            write_audio(path, read_audio(path) + 0.2)
+    conditions = list(supplied_grid(load_corpus(toy_corpus), "train")[0])
+    plain, offset = (make(load_corpus(folder), conditions, 4) for folder in (toy_corpus, tmp_path / "offset"))
+    for key, (audio, *_) in plain.items():
+        torch.testing.assert_close(offset[key][0], audio, atol=1e-3, rtol=0)
 
 
 def test_along_a_curve_only_the_level_changes(one_by_one: Made) -> None:

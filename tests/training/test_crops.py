@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.training.toy import make_corpus, noting
-from training.audio import SAMPLE_RATE, read_audio
+from training.audio import SAMPLE_RATE, read_audio, without_offset
 from training.crops import CropReader
 from training.errors import UserError
 from training.manifest import Clip
@@ -25,7 +25,7 @@ def test_a_crop_may_begin_at_any_sample_that_leaves_it_whole(clip: Clip, megabyt
     for place, first in [(0.0, 0), (0.33, 0), (0.34, 1), (0.67, 2), (0.999999, 2)]:
         audio, start = reader.read(clip, place)
         assert start == first / SAMPLE_RATE
-        np.testing.assert_array_equal(audio, whole[first:][: len(whole) - 2])
+        np.testing.assert_array_equal(audio, without_offset(whole[first:][: len(whole) - 2]))
 
 
 @HELD
@@ -34,7 +34,8 @@ def test_a_short_utterance_is_repeated_from_its_place(clip: Clip, megabytes: int
     audio, start = CropReader([clip], 40_000, megabytes).read(clip, 0.7)
     place = round(start * SAMPLE_RATE)
     assert place == int(0.7 * len(whole))
-    np.testing.assert_array_equal(audio, np.tile(np.concatenate([whole[place:], whole[:place]]), 3)[:40_000])
+    turned = without_offset(np.concatenate([whole[place:], whole[:place]]))
+    np.testing.assert_array_equal(audio, np.tile(turned, 3)[:40_000])
 
 
 @HELD
@@ -43,7 +44,7 @@ def test_a_clip_within_a_file_is_not_left(clip: Clip, megabytes: int) -> None:
     whole = read_audio(clip.path)[4000:12_000]
     reader = CropReader([part], 4800, megabytes)
     for place, first in [(0.0, 0), (0.5, 1600), (0.999999, 3200)]:
-        np.testing.assert_array_equal(reader.read(part, place)[0], whole[first : first + 4800])
+        np.testing.assert_array_equal(reader.read(part, place)[0], without_offset(whole[first : first + 4800]))
 
 
 @HELD

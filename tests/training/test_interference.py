@@ -107,7 +107,7 @@ def test_threads_may_share_a_source(builder: Builder, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(drawn, expected)
 
 
-def test_a_long_clip_is_cropped_anywhere_and_without_change(builder: Builder) -> None:
+def test_a_long_clip_is_cropped_anywhere_and_changed_by_nothing_but_its_offset(builder: Builder) -> None:
     builder.speakers("ab")
     ramp = np.linspace(0.1, 0.9, 32_000)
     builder.add("n", ramp, "noise")
@@ -116,19 +116,21 @@ def test_a_long_clip_is_cropped_anywhere_and_without_change(builder: Builder) ->
     starts = []
     for _ in range(50):
         crop = source.draw("noise", 8000, rng, "a")
-        starts.append(round((crop[0] - 0.1) / 0.8 * 31_999))
-        np.testing.assert_allclose(crop, ramp[starts[-1] :][:8000], atol=1e-3)
+        starts.append(round((crop[0] + 0.4) / 0.8 * 31_999))
+        np.testing.assert_allclose(crop, ramp[starts[-1] :][:8000] - 0.5, atol=1e-3)
     assert min(starts) < 4000
     assert max(starts) > 20_000
 
 
 def test_a_very_long_clip_is_read_by_seeking(builder: Builder) -> None:
     builder.speakers("ab")
-    ramp = np.linspace(0.05, 0.95, 40 * SAMPLE_RATE)
-    builder.add("n", ramp, "noise")
+    seconds = np.arange(40 * SAMPLE_RATE) / SAMPLE_RATE
+    builder.add("n", (seconds / 41) ** 2, "noise")
     crop = builder.source().draw("noise", 16_000, np.random.default_rng(3), "a")
-    first = round((crop[0] - 0.05) / 0.9 * (len(ramp) - 1))
-    np.testing.assert_allclose(crop, ramp[first:][:16_000], atol=1e-3)
+    middle = (crop[-1] - crop[0]) * 41**2 / 2  # the steeper, the later
+    first = round((middle - 0.5) * SAMPLE_RATE)
+    expected = (seconds[first:][:16_000] / 41) ** 2
+    np.testing.assert_allclose(crop, expected - expected.mean(), atol=1e-3)
 
 
 def test_a_short_clip_loops_without_a_click(builder: Builder) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from training.audio import SAMPLE_RATE, read_audio
+from training.audio import SAMPLE_RATE, read_sound
 from training.conditions import batches, generator
 from training.errors import UserError
 from training.frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
@@ -126,7 +126,7 @@ def in_turn(probes: Probes, size: int) -> Iterator[Turns]:
     for indices in batches(probes.clips, size):
         rows, turns = [], []
         for clip in (probes.clips[index] for index in indices):
-            speech = read_audio(clip.path, clip.start, clip.duration)
+            speech = read_sound(clip.path, clip.start, clip.duration)
             turn = min(round(TURN_SECONDS * SAMPLE_RATE), len(speech) // 2)
             other = source.draw(_KIND, turn, generator(probes.corpus, "turns", clip), clip.speaker)
             rows.append(torch.from_numpy(join(speech[:turn], other, speech[-turn:])))

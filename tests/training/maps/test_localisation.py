@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.audio import SAMPLE_RATE, read_audio
+from training.audio import SAMPLE_RATE, read_sound
 from training.checkpoint import Run
 from training.frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
 from training.maps.attributions import ENERGY, GRAD_CAM_PLUS_PLUS, RANDOM, attribute, log_energy
@@ -56,7 +56,7 @@ def test_turns_are_beginning_other_and_end(toy_probes: Probes) -> None:
         ):
             clip = toy_probes.clips[int(at)]
             assert toy_probes.speakers[int(label)] == clip.speaker
-            speech = read_audio(clip.path, clip.start, clip.duration)
+            speech = read_sound(clip.path, clip.start, clip.duration)
             assert int(turn) == SAMPLE_RATE // 2  # half of the second they last
             assert int(length) == 3 * int(turn)
             np.testing.assert_allclose(audio[200:7_800], speech[200:7_800], atol=1e-6)
