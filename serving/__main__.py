@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from serving.errors import StartupError
+from serving.logs import configure
 from serving.settings import parse
 
 
@@ -17,15 +18,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 after a stop by signal, 1 if it could not start, or had to cut calls short when it stopped.
     """
     config = parse(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(
-        stream=sys.stderr, level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    configure(config.log_level, config.log_format)
     try:
         from serving.server import serve  # noqa: PLC0415  (--help must work without an ONNX Runtime)
 
         finished = asyncio.run(serve(config))
     except StartupError as error:
-        sys.stderr.write(f"error: {error}\n")
+        if config.log_format == "json":
+            logging.getLogger("serving").critical("%s", error)
+        else:
+            sys.stderr.write(f"error: {error}\n")
         return 1
     if not finished:
         logging.shutdown()

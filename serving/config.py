@@ -98,6 +98,9 @@ class Config:
         default=30.0, metadata=_about("how long SIGTERM waits for requests in flight, in seconds", (0.0, 3600.0))
     )
     log_level: str = field(default="info", metadata=_about("least severe log line on stderr", choices=LOG_LEVELS))
+    log_format: str = field(
+        default="text", metadata=_about("lines for people, or one JSON object a line", choices=LOG_FORMATS)
+    )
 
 
 @dataclass(frozen=True)

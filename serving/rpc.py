@@ -55,6 +55,11 @@ class Call:
     retry_after_s: float | None = None
 
     @property
+    def facts(self) -> dict[str, str]:
+        """What the log says of it, beside its id."""
+        return {"method": self.method, "variant": self.variant, "code": self.status}
+
+    @property
     def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
         """What the caller is told beside the answer."""
         if self.retry_after_s is None:
@@ -149,7 +154,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._hung_up(call, context)
                 raise asyncio.CancelledError from None
             call.status, call.detail = "INTERNAL", f"internal error; the server's log has it under {call.id}"
-            log.exception("request=%s failed unexpectedly", call.id)
+            log.exception("failed unexpectedly")
         finally:
             self._finish(call)
         context.set_trailing_metadata(call.trailing_metadata)
@@ -192,8 +197,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._metrics.duration.labels(call.method, call.variant).observe(seconds)
         text = f" {call.detail}" if call.detail else ""
         log.info(
-            "request=%s method=%s variant=%s code=%s seconds=%.4f%s",
-            call.id, call.method, call.variant, call.status, seconds, text,
+            "method=%s variant=%s code=%s seconds=%.4f%s",
+            call.method, call.variant, call.status, seconds, text,
+            extra={"fields": call.facts | {"seconds": round(seconds, 4)}},
         )  # fmt: skip
 
 
