@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from serving.errors import DeadlineError, Reason, ResourceExhaustedError
+from serving.priority import Priority
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -68,8 +69,9 @@ class Done(Generic[ResultT]):
 
 
 class _Entry(Generic[JobT, ResultT]):
-    def __init__(self, job: JobT, cost: int, deadline: float | None) -> None:
+    def __init__(self, job: JobT, cost: int, deadline: float | None, priority: Priority) -> None:
         self.job = job
+        self.priority = priority
         self.cost = cost
         self.deadline = math.inf if deadline is None else deadline
         self.arrived = time.monotonic()
@@ -132,19 +134,22 @@ class Batcher(Generic[JobT, ResultT]):
                 Reason.QUEUE_FULL, f"{self._bounds.waiting} requests wait for {self._name} already; try again later"
             )
 
-    async def submit(self, job: JobT, deadline: float | None = None) -> Done[ResultT]:
+    async def submit(
+        self, job: JobT, deadline: float | None = None, priority: Priority = Priority.INTERACTIVE
+    ) -> Done[ResultT]:
         """Waits in the queue and on the device; a caller who is cancelled leaves the queue at once.
 
         Args:
             job: what to compute.
             deadline: on the clock of `time.monotonic`, or None.
+            priority: whether somebody is waiting for the answer.
 
         Raises:
             ResourceExhaustedError: the queue is full; known at once.
             DeadlineError: the deadline passed before the answer was there, or would have.
         """
         self.check_room()
-        entry: _Entry[JobT, ResultT] = _Entry(job, self._cost(job), deadline)
+        entry: _Entry[JobT, ResultT] = _Entry(job, self._cost(job), deadline, priority)
         key = id(entry)
         self._waiting[key] = entry
         self._observer.waiting(1)
