@@ -1,4 +1,4 @@
-"""The bundle repository: finds bundles on disk and believes none of them unchecked.
+"""Bundles on disk, none of them believed unchecked.
 
 A bundle is read only if its `bundle.json` fits the schema, every file has the digest recorded there, its own parity
 verification holds, and it lies where its name says. Whether the graphs fit is the engine's matter, which opens them.
@@ -6,7 +6,9 @@ verification holds, and it lies where its name says. Whether the graphs fit is t
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -14,16 +16,43 @@ from typing import Any
 
 import jsonschema
 
-from serving.errors import StartupError
-
 MANIFEST = "bundle.json"
 SCHEMA_VERSION = 3
 PREDICT, EXPLAIN, PARITY = "predict.onnx", "explain.onnx", "parity.json"
 STAGES = ("s1", "s2", "s3", "s4")
+# As the schema has it.
+VARIANT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+# What the wire contract can name.
+MAX_VERSION = 2**31 - 1
+
+
+class Fault(StrEnum):
+    """What is wrong with a bundle; the values of the label `reason` of the metric."""
+
+    UNREADABLE = "unreadable"
+    DIGEST = "digest"
+    MANIFEST = "manifest"
+    MISPLACED = "misplaced"
+    PARITY = "parity"
+    GRAPH = "graph"
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether a bundle that is being copied looks like this."""
+        return self in (Fault.UNREADABLE, Fault.DIGEST)
 
 
 class BundleError(Exception):
-    """A bundle that is not fit to serve: one sentence that says why."""
+    """A bundle that is not fit to serve.
+
+    Args:
+        message: one sentence that says why.
+        fault: the kind of reason.
+    """
+
+    def __init__(self, message: str, fault: Fault = Fault.GRAPH) -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -38,7 +67,7 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Bundle:
-    """One exported variant, checked.
+    """One exported variant, checked; `digest` is of bundle.json, which has those of all other files.
 
     `frame_length` and `frame_shift` are in samples of 16 kHz. Probabilities are softmax(logits / temperature); below
     `threshold` the best logit over `score_scale` is nobody known's. The fused map is the mean of
@@ -61,6 +90,7 @@ class Bundle:
     threshold: float
     code_revision: str
     training_data_digest: str
+    digest: str
 
     @property
     def name(self) -> str:
@@ -81,47 +111,21 @@ class Bundle:
         return -(-self.frames(samples) // stage.stride)
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """A folder that looked like a bundle, and why it is not served."""
-
-    folder: Path
-    reason: str
-
-
-def scan(root: Path) -> tuple[list[Bundle], list[Refusal]]:
-    """Reads every <variant>/<version> under `root`, sorted; names with a leading dot are skipped.
-
-    Raises:
-        StartupError: there is no such folder.
-    """
-    if not root.is_dir():
-        raise StartupError(f"--bundles {root}: no such folder")
-    bundles: list[Bundle] = []
-    refusals: list[Refusal] = []
-    for folder in sorted(root.glob("*/*/")):
-        if any(part.startswith(".") for part in folder.relative_to(root).parts):
-            continue
-        try:
-            bundles.append(read_bundle(folder))
-        except BundleError as error:
-            refusals.append(Refusal(folder, str(error)))
-    return sorted(bundles, key=lambda bundle: (bundle.variant, bundle.version)), refusals
-
-
 def read_bundle(folder: Path) -> Bundle:
     """Reads and checks the bundle in `folder`, which is called <variant>/<version>.
 
     Raises:
         BundleError: with the reason why it must not be served.
     """
-    manifest = _read_json(folder / MANIFEST)
+    content = _read(folder / MANIFEST)
+    manifest = _parse(MANIFEST, content)
     _check_schema(manifest)
     if (folder.parent.name, folder.name) != (manifest["variant"], str(manifest["version"])):
-        raise BundleError(f"{MANIFEST} is of {manifest['variant']}/{manifest['version']}, the folder is not")
+        where = f"{manifest['variant']}/{manifest['version']}"
+        raise BundleError(f"{MANIFEST} is of {where}, the folder is not", Fault.MISPLACED)
     _check_files(folder, manifest["files"])
-    if _read_json(folder / PARITY).get("holds") is not True:
-        raise BundleError(f"{PARITY}: the export's own verification does not hold")
+    if _parse(PARITY, _read(folder / PARITY)).get("holds") is not True:
+        raise BundleError(f"{PARITY}: the export's own verification does not hold", Fault.PARITY)
     front_end, calibration = manifest["front_end"], manifest["calibration"]
     bundle = Bundle(
         folder=folder,
@@ -140,6 +144,7 @@ def read_bundle(folder: Path) -> Bundle:
         threshold=calibration["threshold"],
         code_revision=manifest["code_revision"],
         training_data_digest=manifest["training_data_digest"],
+        digest=hashlib.sha256(content).hexdigest(),
     )
     _check_sense(bundle, front_end["mel_bins"])
     return bundle
@@ -151,15 +156,22 @@ def _validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(json.loads(text))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError:
-        raise BundleError(f"{path.name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path.name} cannot be read: {error}") from error
+        raise BundleError(f"{path.name} is missing", Fault.UNREADABLE) from None
+    except OSError as error:
+        raise BundleError(f"{path.name} cannot be read: {error.strerror}", Fault.UNREADABLE) from error
+
+
+def _parse(name: str, content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise BundleError(f"{name} cannot be read: {error}", Fault.UNREADABLE) from error
     if not isinstance(value, dict):
-        raise BundleError(f"{path.name} is not a JSON object")
+        raise BundleError(f"{name} is not a JSON object", Fault.MANIFEST)
     return value
 
 
@@ -167,37 +179,41 @@ def _check_schema(manifest: dict[str, Any]) -> None:
     version = manifest.get("schema_version")
     if isinstance(version, int) and version != SCHEMA_VERSION:
         raise BundleError(
-            f"{MANIFEST} has schema version {version}, this server reads {SCHEMA_VERSION}; export it again"
+            f"{MANIFEST} has schema version {version}, this server reads {SCHEMA_VERSION}; export it again",
+            Fault.MANIFEST,
         )
     error = jsonschema.exceptions.best_match(_validator().iter_errors(manifest))
     if error is not None:
         where = error.json_path.removeprefix("$").removeprefix(".") or "top level"
-        raise BundleError(f"{MANIFEST} does not fit the schema at {where}: {error.message[:200]}")
+        raise BundleError(f"{MANIFEST} does not fit the schema at {where}: {error.message[:200]}", Fault.MANIFEST)
 
 
 def _check_files(folder: Path, digests: dict[str, str]) -> None:
     for required in (PREDICT, EXPLAIN, PARITY):
         if required not in digests:
-            raise BundleError(f"{MANIFEST} records no digest of {required}")
+            raise BundleError(f"{MANIFEST} records no digest of {required}", Fault.MANIFEST)
     for name, expected in digests.items():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise BundleError(f"{MANIFEST} names a file outside the bundle: {name}")
+            raise BundleError(f"{MANIFEST} names a file outside the bundle: {name}", Fault.MANIFEST)
         try:
             with path.open("rb") as file:
                 actual = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
-            raise BundleError(f"{name} is missing") from None
+            raise BundleError(f"{name} is missing", Fault.UNREADABLE) from None
         except OSError as error:
-            raise BundleError(f"{name} cannot be read: {error.strerror}") from error
+            raise BundleError(f"{name} cannot be read: {error.strerror}", Fault.UNREADABLE) from error
         if actual != expected:
-            raise BundleError(f"{name} is not the file that was exported: SHA-256 {actual[:12]}…, not {expected[:12]}…")
+            message = f"{name} is not the file that was exported: SHA-256 {actual[:12]}…, not {expected[:12]}…"
+            raise BundleError(message, Fault.DIGEST)
 
 
 def _check_sense(bundle: Bundle, mel_bins: int) -> None:
+    if bundle.version > MAX_VERSION:
+        raise BundleError(f"{MANIFEST} is of version {bundle.version}, above {MAX_VERSION}", Fault.MANIFEST)
     if bundle.mel_bins != mel_bins:
-        raise BundleError(f"{MANIFEST} gives {bundle.mel_bins} mel centres for {mel_bins} mel bins")
+        raise BundleError(f"{MANIFEST} gives {bundle.mel_bins} mel centres for {mel_bins} mel bins", Fault.MANIFEST)
     if tuple(stage.name for stage in bundle.stages) != STAGES:
-        raise BundleError(f"{MANIFEST} must list the stages {', '.join(STAGES)} in this order")
+        raise BundleError(f"{MANIFEST} must list the stages {', '.join(STAGES)} in this order", Fault.MANIFEST)
     if bundle.min_samples < bundle.frame_length:
-        raise BundleError(f"{MANIFEST}: min_samples {bundle.min_samples} is shorter than a frame")
+        raise BundleError(f"{MANIFEST}: min_samples {bundle.min_samples} is shorter than a frame", Fault.MANIFEST)

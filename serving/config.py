@@ -34,6 +34,15 @@ class Config:
     bundles: Path = field(
         default=Path("bundles"), metadata=_about("folder with the model bundles, <variant>/<version>/bundle.json")
     )
+    watch: float = field(
+        default=0.0,
+        metadata=_about(
+            "look for new and removed bundles this often, in seconds; 0 never looks again", (0.0, 86_400.0)
+        ),
+    )
+    keep_versions: int = field(
+        default=2, metadata=_about("newest versions of each variant that are kept loaded", (1, 1000))
+    )
     host: str = field(default="127.0.0.1", metadata=_about("address that gRPC listens on"))
     port: int = field(default=50051, metadata=_about("port of gRPC; 0 lets the system choose", PORTS))
     metrics: bool = field(default=True, metadata=_about("serve /metrics over HTTP on a port of its own"))

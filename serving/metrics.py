@@ -6,12 +6,12 @@ never becomes a label. A call counts once: under its variant, under `_several` w
 A message over gRPC's own limit (`--max-message-bytes`) is refused before it reaches these counters.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import prometheus_client as prometheus
 
-from serving.bundles import Bundle
+from serving.bundles import VARIANT_NAME, Bundle, Fault
 from serving.errors import Reason
 
 NO_VARIANT, SEVERAL_VARIANTS = "_none", "_several"
@@ -44,6 +44,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
+        self._refused: set[tuple[str, Fault]] = set()
         self.requests = prometheus.Counter(
             "speakerlens_requests",
             "Finished calls, by gRPC status.",
@@ -103,6 +104,17 @@ class Metrics:
             ("variant", "version", "code_revision", "training_data_digest"),
             registry=self.registry,
         )
+        self.bundles_refused = prometheus.Gauge(
+            "speakerlens_bundles_refused",
+            "Bundles on disk that are not served, by what is wrong with them.",
+            ("variant", "reason"),
+            registry=self.registry,
+        )
+        self.bundles_scanned = prometheus.Gauge(
+            "speakerlens_bundles_scan_timestamp_seconds",
+            "When the bundles on disk were last looked at, in seconds since 1970.",
+            registry=self.registry,
+        )
         self.engine_info = prometheus.Gauge(
             "speakerlens_engine_info", "1 for the engine in use.", ("provider", "version"), registry=self.registry
         )
@@ -119,6 +131,17 @@ class Metrics:
     def remove_model(self, bundle: Bundle) -> None:
         """Takes the announcement back."""
         self.model_info.remove(*_facts(bundle))
+
+    def report_refused(self, refused: Mapping[tuple[str, Fault], int]) -> None:
+        """Which bundles are refused now, by the variant that their folder names and what is wrong with them."""
+        counts = dict.fromkeys(self._refused, 0)
+        for (variant, fault), count in refused.items():
+            label = variant if VARIANT_NAME.fullmatch(variant) else NO_VARIANT, fault
+            counts[label] = counts.get(label, 0) + count
+        for (variant, fault), count in counts.items():
+            self.bundles_refused.labels(variant, fault).set(count)
+        self._refused = {label for label, count in counts.items() if count}
+        self.bundles_scanned.set_to_current_time()
 
     def queue(self, variant: str, kind: str) -> QueueMetrics:
         """The metrics of one queue; versions of a variant share them."""

@@ -28,9 +28,10 @@ class Selector:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One loaded model and its two queues."""
+    """One loaded model, what it runs on, and its two queues."""
 
     bundle: Bundle
+    provider: str
     predict: Batcher[Job, Prediction]
     explain: Batcher[Job, ExplainedPrediction]
 
@@ -47,8 +48,7 @@ class Models:
     ends, so that whoever works with it finishes undisturbed.
     """
 
-    def __init__(self, provider: str, metrics: Metrics) -> None:
-        self.provider = provider
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._models: dict[tuple[str, int], Model] = {}
         self._leases: Counter[Model] = Counter()
@@ -57,6 +57,11 @@ class Models:
     def __iter__(self) -> Iterator[Model]:
         """By variant and version."""
         return iter([self._models[key] for key in sorted(self._models)])
+
+    @property
+    def provider(self) -> str:
+        """What the models run on; one must be loaded."""
+        return next(iter(self)).provider
 
     def put(self, model: Model) -> None:
         """Serves a model from now on, in the place of one of the same variant and version."""

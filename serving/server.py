@@ -17,15 +17,14 @@ from grpc_reflection.v1alpha import reflection
 from protos.speakerlens.v1 import identification_pb2_grpc
 from serving.admission import Admission
 from serving.batcher import Device
-from serving.bundles import scan
 from serving.config import Config
 from serving.engine import runtime_version
 from serving.errors import StartupError
 from serving.health import Health
 from serving.identification import Identifier
-from serving.loading import build_models, check_usable, open_engines
 from serving.metrics import Metrics
 from serving.models import Models
+from serving.repository import Repository, look
 from serving.rpc import CallInterceptor, Gate
 from serving.service import SERVICE, Service
 from serving.tls import server_credentials
@@ -50,20 +49,17 @@ async def serve(config: Config) -> bool:
         StartupError: no usable bundle, a port that is taken, a device that is not there.
     """
     stop = _stop_signal()
-    bundles, refusals = scan(config.bundles)
-    check_usable(bundles, refusals, config)
+    look(config.bundles)
     server = Server(config)
     await server.listen()
-    loading = asyncio.create_task(asyncio.to_thread(open_engines, bundles, config, stop.is_set))
+    working = asyncio.create_task(server.work())
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
-            opened, refusals = loading.result()
-            check_usable(opened, refusals, config)
-            await server.open(build_models(opened, server.device, config, server.metrics))
-            await stop.wait()
+            working.result()  # it ends by itself only with an error
     finally:
+        working.cancel()
         finished = await server.drain()
     return finished
 
@@ -79,7 +75,8 @@ class Server:
         self._health = Health(SERVICE)
         self._codec = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
         self._service = Service(config, self._codec)
-        self._models: Models | None = None
+        self._models = Models(self.metrics)
+        self._repository = Repository(config, self._models, self.device, self.metrics, self._health)
         self._ports: dict[str, str] = {}
         tokens = tokens_of(config)
         self._grpc = grpc.aio.server(
@@ -105,7 +102,6 @@ class Server:
             StartupError: an address is not to be had, or a certificate makes no sense.
         """
         config = self._config
-        await self._health.announce(serving=False)
         credentials = server_credentials(config)
         danger = exposure(config)
         if danger:
@@ -131,13 +127,25 @@ class Server:
         except OSError as error:
             raise _taken("--metrics-port", host, port, error) from error
 
-    async def open(self, models: Models) -> None:
+    async def work(self) -> None:
+        """Loads the models, lets calls in, and keeps up with the bundles on disk, until it is cancelled.
+
+        Raises:
+            StartupError: nothing can be served.
+        """
+        await self._repository.load()
+        self._open()
+        if self._config.watch:
+            await self._repository.watch()
+        await asyncio.Event().wait()
+
+    def _open(self) -> None:
         """Lets calls in, and prints one JSON line on stdout: the bound addresses, and what is served on what."""
-        self._models = models
+        models = self._models
         self._service.core = Identifier(models, self._config, self.metrics, self._codec)
         self.metrics.engine_info.labels(models.provider, runtime_version()).set(1)
         self._gate.closed = None
-        await self._health.announce(serving=True)
+        self._health.announce()
         names = [model.bundle.name for model in models]
         ready = {"ready": True, **self._ports, "provider": models.provider, "models": names}
         sys.stdout.write(json.dumps(ready) + "\n")
@@ -147,12 +155,11 @@ class Server:
     async def drain(self) -> bool:
         """Refuses new calls, and finishes those in flight for as long as the configuration allows; whether all were."""
         self._gate.closed = "the server is draining"
-        await self._health.drain()
+        self._health.drain()
         log.info("draining: calls in flight have %g s", self._config.drain_seconds)
         finished = await self._gate.emptied(max(self._config.drain_seconds, NEWS_SECONDS))
         await self._grpc.stop(CLOSING_SECONDS if finished else 0)
-        if self._models is not None:
-            await self._models.close()
+        await self._models.close()
         self.device.close()
         self._codec.shutdown(wait=False, cancel_futures=True)
         log.log(

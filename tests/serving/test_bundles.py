@@ -1,7 +1,9 @@
 """What is read and what is refused, with the reason."""
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,9 @@ from typing import Any
 import onnx
 import pytest
 
-from serving.bundles import Bundle, BundleError, read_bundle, scan
+from serving.bundles import Bundle, BundleError, read_bundle
 from serving.engine import Engine
-from serving.errors import StartupError
+from serving.folders import stamp_of, survey
 from tests.serving import toy
 
 
@@ -132,23 +134,38 @@ def test_files_outside_the_bundle_are_not_read(tmp_path: Path) -> None:
             read_bundle(folder)
 
 
-def test_scan_sorts_versions_by_number_and_goes_on_after_a_refusal(tmp_path: Path) -> None:
-    for version in (10, 9):
-        toy.write_bundle(tmp_path, "v", version)
-    toy.write_bundle(tmp_path, "u", 1)
-    shutil.copytree(tmp_path / "u" / "1", tmp_path / "u" / "2")
-    shutil.copytree(tmp_path / "u" / "1", tmp_path / "u" / ".unfinished")
+def test_versions_beyond_the_contract_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="above 2147483647"):
+        read_bundle(toy.write_bundle(tmp_path, "v", 2**31))
+
+
+def test_survey_sorts_versions_by_number(tmp_path: Path) -> None:
+    for name in ("v/10", "v/9", "v/100", "u/1", "u/.unfinished", "u/01", "u/notes", ".hidden/1", "empty"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("not a bundle", encoding="utf-8")
-    bundles, refusals = scan(tmp_path)
-    assert [bundle.name for bundle in bundles] == ["u/1", "v/9", "v/10"]
-    assert [(refusal.folder.name, refusal.reason) for refusal in refusals] == [
-        ("2", "bundle.json is of u/1, the folder is not")
-    ]
+    found = {variant: [each.name for each in versions] for variant, versions in survey(tmp_path).items()}
+    assert found == {"u": ["u/1", "u/01", "u/notes"], "v": ["v/100", "v/10", "v/9"]}
+    with pytest.raises(OSError, match="No such file"):
+        survey(tmp_path / "none")
 
 
-def test_no_folder() -> None:
-    with pytest.raises(StartupError, match="no such folder"):
-        scan(Path("no-such-folder"))
+def test_a_stamp_changes_with_every_change(tmp_path: Path) -> None:
+    """Also where neither size nor modification time tell."""
+    (tmp_path / "deep").mkdir()
+    file = tmp_path / "deep" / "a"
+    file.write_bytes(b"1234")
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    stamps = [stamp_of(tmp_path)]
+    assert stamp_of(tmp_path) == stamps[0]
+    time.sleep(0.02)  # two ticks of the clock that files are stamped with
+    file.write_bytes(b"4321")
+    os.utime(file, ns=times)
+    stamps.append(stamp_of(tmp_path))
+    (tmp_path / "b").touch()
+    stamps.append(stamp_of(tmp_path))
+    file.unlink()
+    stamps.append(stamp_of(tmp_path))
+    assert len(set(stamps)) == 4
 
 
 def test_frames_and_columns(toy_bundles: Path) -> None:

@@ -30,7 +30,7 @@ class World:
         self.root = root
         self.metrics = Metrics()
         self.device = Device("cpu")
-        self.models = Models("CPUExecutionProvider", self.metrics)
+        self.models = Models(self.metrics)
 
     def add(self, variant: str, version: int) -> Model:
         folder = self.root / variant / str(version)
