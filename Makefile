@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[cpu,client,train,demo,dev]'
+	$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[cpu,client,otel,train,demo,dev]'
 	@touch $@
 
 demo: $(INSTALLED)  ## train, evaluate, export, serve and ask, on synthetic speech (FRESH=1: from the start)

@@ -103,6 +103,14 @@ class Config:
     keepalive_seconds: float = field(
         default=30.0, metadata=_about("how often a quiet connection is pinged; 0 is never", (0.0, 1e6))
     )
+    trace_endpoint: str | None = field(
+        default=None,
+        metadata=_about("send traces to this OTLP collector, http://HOST:4317 (needs the extra otel)", unit="URL"),
+    )
+    trace_share: float = field(
+        default=1.0,
+        metadata=_about("share of calls traced, of those without a trace of their own", (0.0, 1.0), unit="N"),
+    )
     drain_seconds: float = field(
         default=30.0, metadata=_about("how long SIGTERM waits for requests in flight, in seconds", (0.0, 3600.0))
     )

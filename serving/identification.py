@@ -19,6 +19,7 @@ from serving.explanation import ExplainOptions, Explanation, Resolution, explain
 from serving.metrics import Metrics
 from serving.models import Model, Models, Selector
 from serving.tokens import charge
+from serving.tracing import tell_phases
 
 T = TypeVar("T")
 
@@ -141,6 +142,7 @@ class Identifier:
     def _count(self, query: Query, models: Sequence[Model], waveform: Waveform, timings: Timings) -> None:
         for phase, seconds in vars(timings).items():
             self._metrics.phase.labels(phase).observe(seconds)
+        tell_phases(vars(timings))
         for model in models:
             self._metrics.answers.labels(model.bundle.variant, "explain" if query.explain else "predict").inc()
         self._metrics.audio.inc(waveform.seconds)

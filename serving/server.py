@@ -29,6 +29,7 @@ from serving.rpc import CallInterceptor, Gate
 from serving.service import SERVICE, Service
 from serving.tls import server_credentials
 from serving.tokens import tokens_of
+from serving.tracing import tracing_of
 from serving.transport import channel_arguments, exposure
 
 log = logging.getLogger(__name__)
@@ -78,10 +79,13 @@ class Server:
         self._models = Models(self.metrics)
         self._repository = Repository(config, self._models, self.device, self.metrics, self._health)
         self._ports: dict[str, str] = {}
+        services = (SERVICE,)
         tokens = tokens_of(config)
+        self._tracing = tracing_of(config, services)
         self._grpc = grpc.aio.server(
             interceptors=[
-                CallInterceptor((SERVICE,), self._gate, self.metrics, self._codec),
+                *([self._tracing.interceptor] if self._tracing else []),
+                CallInterceptor(services, self._gate, self.metrics, self._codec),
                 *([Admission(tokens)] if tokens else []),
             ],
             options=[
@@ -162,6 +166,8 @@ class Server:
         await self._models.close()
         self.device.close()
         self._codec.shutdown(wait=False, cancel_futures=True)
+        if self._tracing is not None:
+            await self._tracing.close()
         log.log(
             logging.INFO if finished else logging.WARNING, "stopped%s", "" if finished else ", calls were cut short"
         )
