@@ -22,7 +22,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from serving.rpc import HANDLERS, current_call
 from serving.tracing import current_listener
 
-FLUSH_MS = 2000
+FLUSH_SECONDS = 2.0
 # Errors of the server; those of the caller leave a server's span in peace.
 FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 
@@ -46,8 +46,11 @@ class Spans:
 
     async def close(self) -> None:
         """Sends what is left; gives up where the collector does not answer."""
-        await asyncio.to_thread(self._provider.force_flush, FLUSH_MS)
+        flushing = asyncio.create_task(asyncio.to_thread(self._provider.force_flush))
+        await asyncio.wait({flushing}, timeout=FLUSH_SECONDS)
+        # It would go on trying for longer than an operator waits for a stop.
         self._exporter.shutdown()
+        await flushing
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):
