@@ -160,7 +160,9 @@ def _open(bundle: Bundle, name: str, device: str, threads: int) -> Any:
     if device != "cpu" and CUDA in ort.get_available_providers():
         providers.insert(0, (CUDA, CUDA_OPTIONS))
     try:
-        session = ort.InferenceSession(bundle.folder / name, options, providers=providers)
+        # From memory, which refuses weights in files of their own: those stay mapped for as long as the graph is open,
+        # and whoever overwrites such a file changes answers, or ends the process.
+        session = ort.InferenceSession((bundle.folder / name).read_bytes(), options, providers=providers)
     except Exception as error:
         raise BundleError(f"{name} cannot be opened: {' '.join(str(error).split())[:300]}") from error
     if device == "cuda" and session.get_providers()[0] != CUDA:

@@ -3,7 +3,7 @@
 Of every variant, the newest versions that hold are loaded, as many as the configuration says. A bundle that does not
 hold is refused with the reason, and the next older one takes its place; where nothing older is left on disk, the model
 that is loaded stays. With `watch`, a folder is read again when it has changed. One that looks as if it were still being
-written is refused only once it has stopped changing.
+written is refused only once it has stopped changing, and a model goes only when two looks found its folder missing.
 """
 
 import asyncio
@@ -55,6 +55,7 @@ class Repository:
         self._health = health
         self._loaded: dict[Path, tuple[Model, Stamp]] = {}
         self._refused: dict[Path, Refusal] = {}
+        self._missing: set[Path] = set()
         self._complaint = ""
 
     async def load(self) -> None:
@@ -83,18 +84,21 @@ class Repository:
                 log.exception("looking for new bundles failed unexpectedly")
 
     async def _refresh(self, on_disk: dict[str, list[Found]], patient: bool) -> None:
-        for variant, folders in on_disk.items():
-            keep = await self._newest(folders, patient)
+        folders = {found.folder for versions in on_disk.values() for found in versions}
+        self._refused = {folder: each for folder, each in self._refused.items() if folder in folders}
+        # A folder that is missing for one look may be on its way to being replaced.
+        missing = self._loaded.keys() - folders
+        spared, self._missing = missing - self._missing, missing
+        for variant, versions in on_disk.items():
+            keep = await self._newest(versions, patient)
             if keep:
-                self._take_out([each for each in self._of(variant) if each not in keep])
+                self._take_out([model for model in self._of(variant) if model not in keep], spared)
         gone = [model for model in self._models if model.bundle.variant not in on_disk]
-        if gone and len(gone) == len(list(self._models)):
+        if gone and not spared and len(gone) == len(list(self._models)):
             self._complain(f"{self._config.bundles} has no bundle any more")
         else:
             self._complaint = ""
-            self._take_out(gone)
-        folders_now = {each.folder for folders in on_disk.values() for each in folders}
-        self._refused = {folder: each for folder, each in self._refused.items() if folder in folders_now}
+            self._take_out(gone, spared)
         self._report(on_disk)
 
     async def _newest(self, folders: Sequence[Found], patient: bool) -> list[Model]:
@@ -145,11 +149,12 @@ class Repository:
         elif before is None:
             log.info("waiting for %s, which may not be whole yet: %s", refusal.found.folder, refusal.reason)
 
-    def _take_out(self, models: Sequence[Model]) -> None:
+    def _take_out(self, models: Sequence[Model], spared: set[Path]) -> None:
         for model in models:
-            log.info("%s is served no longer", model.bundle.name)
-            del self._loaded[model.bundle.folder]
-            self._models.take_out(model)
+            if model.bundle.folder not in spared:
+                log.info("%s is served no longer", model.bundle.name)
+                del self._loaded[model.bundle.folder]
+                self._models.take_out(model)
 
     def _of(self, variant: str) -> list[Model]:
         return [model for model in self._models if model.bundle.variant == variant]

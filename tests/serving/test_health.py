@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -50,7 +51,7 @@ async def states(stub: health_pb2_grpc.HealthStub, *names: str) -> list[str]:
     return answers
 
 
-async def heard(watcher: grpc.aio.UnaryStreamCall) -> str:
+async def heard(watcher: Any) -> str:
     answer = await asyncio.wait_for(watcher.read(), SECONDS)
     return "the end" if answer is grpc.aio.EOF else str(Status.Name(answer.status))
 
