@@ -23,10 +23,12 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` would be the file beside this one
 
 from training.batches import Batch, BatchSource
-from training.conditions import CLEAN, CLEAN_KIND, Condition, mixtures
+from training.conditions import CLEAN, CLEAN_KIND, Condition, mixtures, supplied_grid
 from training.config import Config, load_config
+from training.errors import UserError
 from training.loop import learning_rate_at, make_optimiser, margin_at
 from training.manifest import Corpus, load_corpus
+from training.mixing import KINDS
 from training.network import Activations, SpeakerNetwork
 from training.objectives import distance, find_variant
 
@@ -64,8 +66,8 @@ RECIPES = {
 }
 
 
-def main() -> None:
-    """Run what the command line asks for."""
+def main() -> int:
+    """Run what the command line asks for; returns the exit code: 2 for wrong input, which one line explains."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("training/configs/study.yaml"), help="(%(default)s)")
     parser.add_argument("--corpus", type=Path, required=True, help="folder that `prepare` made")
@@ -73,12 +75,33 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (%(default)s)")
     parser.add_argument("--updates", type=int, default=800, metavar="N", help="(%(default)s)")
     arguments = parser.parse_args()
-    corpus = load_corpus(arguments.corpus)
-    for seed in range(arguments.seeds):
-        config = load_config(arguments.config, [f"updates={arguments.updates}", f"seed={seed}"])
-        for name in arguments.recipes.split(","):
+    try:
+        compare(arguments.recipes.split(","), arguments.config, arguments.corpus, arguments.seeds, arguments.updates)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare(recipes: Sequence[str], config_file: Path, folder: Path, seeds: int, updates: int) -> None:
+    """Train each recipe from each seed, and print what it names; UserError for wrong input, before any training."""
+    if unknown := [name for name in recipes if name not in RECIPES]:
+        raise UserError(f'--recipes: there is no "{unknown[0]}"; the recipes are {", ".join(RECIPES)}')
+    if seeds < 1:
+        raise UserError(f"--seeds must be at least 1, not {seeds}")
+    configs = [load_config(config_file, [f"updates={updates}", f"seed={seed}"]) for seed in range(seeds)]
+    corpus = load_corpus(folder)
+    if not corpus.utterances("dev"):
+        raise UserError(f"{folder}: has no dev utterances to compare the recipes on")
+    left_out = supplied_grid(corpus, "dev")[1]
+    if lacking := [kind for kind in KINDS if kind in left_out]:
+        raise UserError(
+            f"{folder}: its dev split has no {lacking[0]} ({left_out[lacking[0]]}); recipes are compared on it"
+        )
+    for config in configs:
+        for name in recipes:
             accuracy = dev_accuracy(train(RECIPES[name], config, corpus), corpus)
-            print(json.dumps({"recipe": name, "seed": seed, "updates": config.updates, **accuracy}), flush=True)
+            print(json.dumps({"recipe": name, "seed": config.seed, "updates": config.updates, **accuracy}), flush=True)
 
 
 def train(recipe: Recipe, config: Config, corpus: Corpus) -> SpeakerNetwork:
@@ -140,17 +163,16 @@ def _follow(averaged: SpeakerNetwork, network: SpeakerNetwork, decay: float) -> 
 
 def dev_accuracy(network: SpeakerNetwork, corpus: Corpus) -> dict[str, float]:
     """Top-1 accuracy in percent, on clean dev utterances and by kind of interference, and the mean over the kinds."""
-    kinds = ("noise", "music", "babble", "speaker", "reverb")
-    conditions: Sequence[Condition] = [CLEAN, *(Condition(kind, snr_db) for kind in kinds for snr_db in SNRS_DB)]
+    conditions: Sequence[Condition] = [CLEAN, *(Condition(kind, snr_db) for kind in KINDS for snr_db in SNRS_DB)]
     hits: dict[str, list[Tensor]] = defaultdict(list)
     with torch.inference_mode():
         for batch in mixtures(corpus, "dev", corpus.speakers, conditions, 4):
             scores = network(batch.mixture.audio, batch.lengths)[0]
             hits[batch.condition.kind].append(scores.argmax(dim=1) == batch.labels)
     accuracy = {kind: round(100 * torch.cat(rows).double().mean().item(), 1) for kind, rows in hits.items()}
-    mean = sum(value for kind, value in accuracy.items() if kind != CLEAN_KIND) / len(kinds)
+    mean = sum(value for kind, value in accuracy.items() if kind != CLEAN_KIND) / len(KINDS)
     return {**accuracy, "mean": round(mean, 1)}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,9 +1,9 @@
 """What the saliency maps of one run are worth: the grid in them, where they lie, whether the network agrees.
 
-  python benchmarks/maps.py build/demo/runs/act-da --split dev
+  python benchmarks/maps.py build/demo/runs/act-da
 
-Prints means over utterances. `python -m training study` does the same for all variants and seeds, with intervals over
-the seeds. Choose by the figures of the dev split.
+Prints means over utterances, of the dev split: the stages to fuse are chosen by them. `python -m training study` has
+the figures of the test split for all variants and seeds, with intervals over the seeds: a check of what was chosen.
 """
 
 import argparse
@@ -36,8 +36,10 @@ def main() -> int:
     """Print all tables of one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
-    parser.add_argument("--split", choices=["dev", "test"], default="test", help="utterances to measure on")
-    parser.add_argument("--utterances", type=int, default=24, help="how many")
+    parser.add_argument(
+        "--split", choices=["dev", "test"], default="dev", help="utterances to measure on (%(default)s)"
+    )
+    parser.add_argument("--utterances", type=int, default=24, help="how many (%(default)s)")
     arguments = parser.parse_args()
     try:
         run = load_run(arguments.run)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from export import parity
 from export.bundle import MANIFEST, ExportError, Written, export_run
 from export.verify import verify_bundle
-from training.calibration import FALSE_ACCEPTANCE
+from training.calibration import FALSE_ACCEPTANCE, FEWEST_STRANGERS, HELD_OUT
 from training.errors import UserError
 
 _EXPORT_HELP = """\
@@ -122,9 +122,10 @@ def _export_one(
 def _calibrated_with(bundle: Path) -> str:
     """Whose scores the threshold of a bundle rests on, in words: how far it can be trusted depends on it."""
     found = json.loads((bundle / MANIFEST).read_text("utf-8"))["calibration"]
+    few = "" if found["strangers"] == HELD_OUT else f", as dev has no {FEWEST_STRANGERS} held-out speakers"
     return (
         f"threshold for {100 * found['false_acceptance']:g} % false acceptance from {found['stranger_utterances']} "
-        f"utterances of {found['stranger_speakers']} {found['strangers']}"
+        f"utterances of {found['stranger_speakers']} {found['strangers']}{few}"
     )
 
 

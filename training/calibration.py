@@ -6,8 +6,8 @@ score of Vaze et al., "Open-Set Recognition: A Good Closed-Set Classifier Is All
 
 Every utterance is heard clean and once under each kind of interference that its split can supply, at 20, 10 or 0 dB in
 turn. Strangers are the talkers from outside the speaker set (clips of kind "speech" whose speaker is named); where a
-split has none, the best score among the *other* speakers stands for a stranger's, which flatters the network: it has
-learnt to keep those apart.
+split has fewer than three, the best score among the *other* speakers stands for a stranger's, which flatters the
+network: it has learnt to keep those apart. But a threshold on one or two voices is one on how those happen to sound.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +27,13 @@ from training.reliability import ReliabilityBin, expected_calibration_error, fit
 from training.results import Interval, wilson
 
 Strangers = Literal["held-out speakers", "known speakers with their own class left out"]
+HELD_OUT: Strangers = "held-out speakers"
 
 FALSE_ACCEPTANCE = 0.05
 """Share of strangers' utterances that are taken for a known speaker, unless asked otherwise."""
+
+FEWEST_STRANGERS = 3
+"""Held-out speakers in a split, below which its known speakers stand in."""
 
 METHOD = (
     "each dev utterance clean, and under each kind of interference at 20, 10 or 0 dB in turn; temperature: least "
@@ -240,7 +244,7 @@ def _hear(
         heard = _answers(network, corpus, split, strangers, names, advance)
         stranger_scores = heard.logits.amax(dim=1) / scale
         counts = (len(names), len(strangers))
-        return _Trial(known, len(clips), scores, stranger_scores, heard.kinds, "held-out speakers", *counts)
+        return _Trial(known, len(clips), scores, stranger_scores, heard.kinds, HELD_OUT, *counts)
     others = known.logits.scatter(1, known.labels.unsqueeze(1), -torch.inf).amax(dim=1) / scale
     counts = (len({clip.speaker for clip in clips}), len(clips))
     whose: Strangers = "known speakers with their own class left out"
@@ -248,7 +252,7 @@ def _hear(
 
 
 def _clips(corpus: Corpus, split: Split, speakers: Sequence[str]) -> tuple[Sequence[Clip], Sequence[Clip]]:
-    """Known speakers' utterances of a split, and strangers', which are cut to the longest of the former."""
+    """Known speakers' utterances of a split, and strangers', cut to the longest of the former; none of too few."""
     known = spread(corpus.utterances(split), _MOST_UTTERANCES)
     longest = max((clip.duration for clip in known), default=0.0)
     strangers = [
@@ -256,7 +260,8 @@ def _clips(corpus: Corpus, split: Split, speakers: Sequence[str]) -> tuple[Seque
         for clip in corpus.interference("speech", split)
         if clip.speaker is not None and clip.speaker not in speakers and clip.duration >= SHORTEST_UTTERANCE
     ]
-    return known, spread(strangers, _MOST_UTTERANCES)
+    enough = len({clip.speaker for clip in strangers}) >= FEWEST_STRANGERS
+    return known, spread(strangers, _MOST_UTTERANCES) if enough else []
 
 
 def _plan(
@@ -265,10 +270,6 @@ def _plan(
     """Say which clips are heard in which conditions: all clean, and under each kind at one of the ratios in turn."""
     conditions, _ = supplied_grid(corpus, split)
     kinds = list(dict.fromkeys(condition.kind for condition in conditions if condition != CLEAN))
-    talkers = {clip.speaker for clip in corpus.interference("speech", split)}
-    if len(talkers) == 1 and talkers == {clip.speaker for clip in clips}:
-        # A target never talks in the interference: with this only stranger for a target nobody is left to.
-        kinds = [kind for kind in kinds if kind not in ("babble", "speaker")]
     for turn in range(len(_SNRS_DB)):
         group = clips[turn :: len(_SNRS_DB)]
         ratios = (_SNRS_DB[(turn + place) % len(_SNRS_DB)] for place in range(len(kinds)))
@@ -304,8 +305,6 @@ def _operating_points(trial: _Trial, right: Tensor, threshold: float) -> tuple[O
     for condition in ("all", *dict.fromkeys(trial.known.kinds)):
         mine = torch.tensor([condition in ("all", kind) for kind in trial.known.kinds])
         theirs = torch.tensor([condition in ("all", kind) for kind in trial.stranger_kinds])
-        if not theirs.any():
-            continue
         false_acceptance = let_in[theirs].double().mean().item()
         miss = 1.0 - accepted[mine].double().mean().item()
         points.append(

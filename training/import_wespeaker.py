@@ -23,7 +23,13 @@ from training.folders import make_folder
 from training.heads import AAMHead
 from training.manifest import Corpus, load_corpus
 from training.network import SpeakerNetwork
+from training.reliability import is_at_bound
 from training.wespeaker import Settings, Weights, classes_of, network_config, read_settings, read_speakers, read_weights
+
+_AT_BOUND = (
+    "warning: {}: the scale {:.4g} is where the search for it ends, as dev utterances are all named rightly by far, or "
+    "not told apart at all; probabilities are not to be believed until dev has more utterances, and interference"
+)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -65,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.enrol or not source.weights.classifier:
         speakers = _speakers_to_enrol(listed, corpus)
         config, model = _enrol(source, corpus, speakers, choose_device(arguments.device), console)
+        if is_at_bound(1.0 / config.head.scale):
+            console.print(_AT_BOUND.format(corpus.root, config.head.scale), highlight=False, soft_wrap=True)
         origin = f"enrolled from {len(corpus.utterances('train'))} train utterances, scale {config.head.scale:.1f}"
     else:
         speakers = _classes(listed, corpus, source)

@@ -12,6 +12,7 @@ from training.conditions import Condition, MixtureBatch, batches, mixtures
 from training.errors import UserError
 from training.frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
 from training.manifest import Clip, Corpus
+from training.mixing import KINDS
 from training.network import STAGES, SpeakerNetwork
 from training.saliency import FUSED_STAGES, Saliency, deletion_index, dominated_bins, fused, layercam
 from training.workers import Advance, Networks, batch_size, common, for_each
@@ -20,7 +21,6 @@ FUSED = "fused"
 MAPS = (*STAGES, FUSED)
 DELETION_SNRS_DB = (5.0, 0.0)
 EXAMPLE_SNR_DB = 0.0
-EXAMPLE_KINDS = ("noise", "music", "babble", "speaker", "reverb")
 """The saliency figure shows the first of these kinds that the corpus can supply: noise looks least like speech, so
 that one can see which is which."""
 
@@ -122,8 +122,8 @@ class Example:
 
 
 def example(networks: Networks, corpus: Corpus, speakers: Sequence[str], kinds: Sequence[str]) -> Example:
-    """Explain the first test utterance of the manifest at 0 dB, under the first of `EXAMPLE_KINDS` among `kinds`."""
-    kind = next(kind for kind in EXAMPLE_KINDS if kind in kinds)
+    """Explain the first test utterance of the manifest at 0 dB, under the first of `KINDS` among `kinds`."""
+    kind = next(kind for kind in KINDS if kind in kinds)
     return explain(networks, corpus, speakers, corpus.utterances("test")[0], Condition(kind, EXAMPLE_SNR_DB))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _BINS = 15  # as in the paper
+_LOWEST, _HIGHEST = 0.01, 100.0  # temperatures
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,22 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return F.cross_entropy(logits.double() / math.exp(log_temperature), labels).item()
 
     ratio = (math.sqrt(5) - 1) / 2
-    low, high = math.log(0.01), math.log(100.0)
+    low, high = math.log(_LOWEST), math.log(_HIGHEST)
     left, right = high - ratio * (high - low), low + ratio * (high - low)
     for _ in range(40):
-        if loss(left) < loss(right):
+        # Where all is right by far, the likelihood is one to the last digit below some temperature: on to the bound.
+        if loss(left) <= loss(right):
             high, right = right, left
             left = high - ratio * (high - low)
         else:
             low, left = left, right
             right = low + ratio * (high - low)
     return math.exp((low + high) / 2)
+
+
+def is_at_bound(temperature: float) -> bool:
+    """Whether `fit_temperature` stopped at a bound of its search: no utterance was wrong, or nothing was told apart."""
+    return not _LOWEST * 1.001 < temperature < _HIGHEST / 1.001
 
 
 def reliability(confidence: Tensor, right: Tensor) -> tuple[ReliabilityBin, ...]:

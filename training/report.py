@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from training.conditions import LABELS
 from training.figures import example_title, looks
-from training.measure import EXAMPLE_KINDS, EXAMPLE_SNR_DB, FUSED, MAPS, Example
+from training.measure import EXAMPLE_SNR_DB, FUSED, MAPS, Example
+from training.mixing import KINDS
 from training.objectives import VARIANTS
 from training.pages import data_address, render
 from training.results import Deletion, Evaluation, Interval
@@ -71,7 +72,7 @@ def finding(evaluation: Evaluation) -> str:
 
 def caption(shown: Example) -> str:
     """Say what the saliency figure shows, and how its utterance was chosen."""
-    order = ", ".join(LABELS[kind].lower() for kind in EXAMPLE_KINDS)
+    order = ", ".join(LABELS[kind].lower() for kind in KINDS)
     return (
         f"{example_title(shown)}. Chosen by rule: the first test utterance of the manifest, at {EXAMPLE_SNR_DB:g} dB, "
         f"under the first of these that the corpus has: {order}. Above: log-mel of the speech and of the mixture, and, "

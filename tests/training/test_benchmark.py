@@ -1,11 +1,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.training.toy import write_config
+from training.manifest import load_corpus, write_corpus
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training.py"
 
@@ -34,3 +36,59 @@ def test_wrong_input_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipes", "act-da,act"], '--recipes: there is no "act"; the recipes are da-2x, da-pair'),
+        (["--recipes", ""], '--recipes: there is no ""'),
+        (["--seeds", "0"], "--seeds must be at least 1, not 0"),
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--updates", "0"], "updates must be"),
+    ],
+)
+def test_wrong_input_of_the_alignments_is_one_line(words: list[str], said: str, whole: Path) -> None:
+    done = alignment(["--corpus", str(whole), "--config", str(whole / "toy.yaml"), *words])
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_corpus_that_recipes_cannot_be_compared_on_is_named(toy_corpus: Path, tmp_path: Path) -> None:
+    for corpus, said in ((toy_corpus, "its dev split has no music"), (tmp_path, "no manifest.jsonl")):
+        done = alignment(["--corpus", str(corpus)])
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_recipes_are_compared(whole: Path) -> None:
+    words = ["--corpus", str(whole), "--config", str(whole / "toy.yaml"), "--recipes", "da-2x,act-da", "--updates", "2"]
+    done = alignment(words)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["recipe"], line["seed"], line["updates"]) for line in lines] == [("da-2x", 0, 2), ("act-da", 0, 2)]
+    for line in lines:
+        kinds = [line[kind] for kind in ("noise", "music", "babble", "speaker", "reverb")]
+        assert line["mean"] == pytest.approx(sum(kinds) / 5, abs=0.06)
+
+
+def alignment(words: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT.with_name("alignment.py")), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture
+def whole(toy_corpus: Path, tmp_path: Path) -> Path:
+    """The toy corpus with all kinds of interference, and the toy's configuration beside it."""
+    clips = load_corpus(toy_corpus).clips
+    music = [replace(clip, kind="music") for clip in clips if clip.kind == "noise"]
+    talkers = [
+        replace(clip, kind="speech", speaker=f"talker-{number}")
+        for number, clip in enumerate(clip for clip in clips if clip.kind == "utterance")
+    ]
+    write_corpus(tmp_path, [*clips, *music, *talkers])
+    write_config(tmp_path)
+    return tmp_path

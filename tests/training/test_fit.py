@@ -300,6 +300,34 @@ def test_the_dev_split_is_heard_by_what_the_run_gives(
     assert all(torch.equal(value, given[name]) for name, value in heard[1].items())
 
 
+def test_a_compiled_network_is_averaged_under_its_own_names(
+    corpus: Corpus, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as always, but run by torch itself: making kernels takes minutes on few cores."""
+    compiled = []
+    original = torch.nn.Module.compile
+
+    def by_torch(self: torch.nn.Module, **options: Any) -> None:
+        compiled.append(self)
+        original(self, backend="eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", by_torch)
+    averaging = replace(config, updates=2, optimiser=replace(config.optimiser, average_last=1.0))
+    for name, compute in {
+        "plain": ComputeConfig(precision="float32"),
+        "compiled": ComputeConfig(precision="float32", compile=True),
+    }.items():
+        fit(replace(averaging, compute=compute), "da", corpus, tmp_path / name, CPU)
+    assert len(compiled) == 1
+    plain, other = (read_checkpoint(tmp_path / name) for name in ("plain", "compiled"))
+    assert plain["network"].keys() == other["network"].keys()
+    assert plain["average"].keys() == other["average"].keys()
+    assert int(other["average"]["n_averaged"]) == 2
+    given = [load_run(tmp_path / name).network.state_dict() for name in ("plain", "compiled")]
+    for name, value in given[0].items():
+        torch.testing.assert_close(given[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_compiling_is_refused_where_it_cannot_be(
     corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

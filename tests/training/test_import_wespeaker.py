@@ -20,6 +20,7 @@ from training.calibration import calibrate
 from training.checkpoint import Run, load_run
 from training.cli import main
 from training.manifest import Corpus, load_corpus, write_corpus
+from training.reliability import fit_temperature
 
 Audio = NDArray[np.float32]
 STRUCTURES = {"ResNet18": ((2, 2, 2, 2), False), "ResNet34": ((3, 4, 6, 3), False), "ResNet50": ((3, 4, 6, 3), True)}
@@ -99,7 +100,9 @@ def confusing(toy_corpus: Path, tmp_path: Path) -> Corpus:
 
 
 @pytest.mark.parametrize("classes", [0, 7], ids=["no classifier", "one of other speakers"])
-def test_speakers_are_enrolled(classes: int, confusing: Corpus, tmp_path: Path) -> None:
+def test_speakers_are_enrolled(
+    classes: int, confusing: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     foreign = make((1, 1, 1, 1), False, classes)
     heard = [read_audio(clip.path, clip.start, clip.duration) for clip in confusing.utterances("train")]
     with torch.no_grad():  # or random weights would give everybody nearly the same direction
@@ -118,6 +121,27 @@ def test_speakers_are_enrolled(classes: int, confusing: Corpus, tmp_path: Path) 
     torch.testing.assert_close(answers(run, heard[0])[0], scale * cosine, rtol=1e-3, atol=1e-3 * scale)
     assert 0.02 < scale < 99, "found within the bounds of the search"
     assert calibrate(run.network, confusing, SPEAKERS).temperature == pytest.approx(1.0, abs=0.01)
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("temperature", [0.01, 100.0])
+def test_a_scale_at_the_end_of_the_search_is_warned_of(
+    temperature: float,
+    toy_corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `fit_temperature` finds it for scores that are always right, or always wrong."""
+    right = torch.eye(3)[[0, 1, 2, 0]]
+    scores = right if temperature < 1 else -right
+    found = fit_temperature(scores, torch.tensor([0, 1, 2, 0]))
+    assert found == pytest.approx(temperature, rel=1e-3)
+    monkeypatch.setattr("training.calibration.fit_temperature", lambda logits, labels: found)
+    files = write(tmp_path, make((1, 1, 1, 1), False, 0))
+    assert bring_in(tmp_path, toy_corpus, files, None) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert f"{toy_corpus}: the scale {1 / temperature:g} is where the search for it ends" in line
 
 
 def test_the_run_is_evaluated_like_any_other(toy_corpus: Path, tmp_path: Path) -> None:

@@ -333,3 +333,24 @@ def test_shares_are_kept_and_every_split_gets_what_it_needs() -> None:
     assert sorted(index for part in parts.values() for index in part) == list(range(100))
     assert [len(part) for part in share_out([1.0] * 3, shares).values()] == [1, 1, 1]
     assert [len(part) for part in share_out([1.0] * 30, shares, min_seconds=7.0).values()] == [16, 7, 7]
+
+
+@pytest.mark.parametrize("kind", ["speech", "noise"])
+def test_files_that_are_cut_short_are_named(
+    kind: str, tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their headers promise more than there is, as after a copy that broke off; libsndfile reads them as they are."""
+    cut = {"speech": speech / "bo" / "session" / "03.wav", "noise": tmp_path / "noise" / "a.wav"}[kind]
+    cut.parent.mkdir(exist_ok=True)
+    soundfile.write(cut, np.stack([chirp(3, 1.0, 22_050)] * 2, axis=1), 22_050)
+    if kind == "noise":
+        for number in range(3):
+            soundfile.write(cut.parent / f"b{number}.wav", chirp(number, 1.0), SAMPLE_RATE)
+    content = cut.read_bytes()
+    cut.write_bytes(content[: 44 + (len(content) - 44) // 2])
+    noise = ("--noise", cut.parent) if kind == "noise" else ()
+    assert prepare("--speech", speech, *noise, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"{cut}: cut short, holds 0.5 s of 1 s" in error
+    assert "1 of " in error
+    assert not (tmp_path / "out").exists()

@@ -62,7 +62,11 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 _INTERFERENCE: dict[str, tuple[Kind, str]] = {
     "noise": ("noise", "noises"),
     "music": ("music", "music"),
-    "interfering_speech": ("speech", "talkers other than the speakers, for babble and for a second voice"),
+    "interfering_speech": (
+        "speech",
+        "talkers other than the speakers, for babble and for a second voice; never counted as strangers, as "
+        "nobody knows who they are: see --outsiders",
+    ),
     "rir": ("rir", "room impulse responses"),
 }
 
@@ -96,7 +100,8 @@ def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         default=FolderSettings.outsiders,
         metavar="N",
         help="take N speakers, drawn by the seed, out of the speaker set: they are the interfering talkers and the "
-        "strangers, each in one split only; 0 or at least 3 (default: %(default)s)",
+        "strangers, each in one split only; 0 or at least 3, and 9 for the three strangers in dev and in test that "
+        "calibration asks for (default: %(default)s)",
     )
     for name in ("dev", "test"):
         default = getattr(Shares, name)

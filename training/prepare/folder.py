@@ -186,6 +186,11 @@ def _collections(settings: FolderSettings) -> list[Collection]:
 
 def _sources(paths: Sequence[Path], what: str, console: Console) -> dict[Path, Source]:
     sources, refused = read_headers(paths, what, console)
+    refused |= {
+        path: f"{path}: cut short, holds {source.header.seconds:g} s of {source.header.promised:g} s"
+        for path, source in sources.items()
+        if source.header.cut_short
+    }
     if refused:
         raise UserError(f"{len(refused)} of {len(paths)} files cannot be used: {some(refused.values(), '; ')}")
     return sources

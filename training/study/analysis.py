@@ -14,9 +14,9 @@ from training.study.calibrating import Calibrating, compare_calibration
 from training.study.claims import Claim, accuracy_claim, deletion_claim, faithfulness_claim, grid_claim
 from training.study.convergence import Convergence, convergence
 from training.study.deleting import Deleting, compare_deletion
+from training.study.history import starts
 from training.study.measuring import Findings
 from training.study.plan import Plan
-from training.study.runner import read_log
 from training.study.worth import Worth, judge_maps
 
 
@@ -64,8 +64,7 @@ def analyse(plan: Plan, findings: Findings, device: torch.device) -> Study:
 
 
 def _about(plan: Plan, findings: Findings, dev: Convergence, device: torch.device) -> dict[str, object]:
-    starts = {run: [line for line in read_log(run.folder) if line["event"] == "start"] for run in plan.runs}
-    lines = [line for of_run in starts.values() for line in of_run]
+    lines = [line for of_run in starts(plan).values() for line in of_run]
     return {
         **moment(),
         "seed": SEED,
@@ -90,6 +89,8 @@ def _about(plan: Plan, findings: Findings, dev: Convergence, device: torch.devic
             "torch": sorted({line["torch"] for line in lines}),
             "code_revision": sorted({line["code_revision"] for line in lines}),
         },
+        "measured": {"code_revision": sorted({each for of in findings.code_revisions.values() for each in of})},
+        "measures": {name: list(revisions) for name, revisions in findings.code_revisions.items()},
         "machine": machine(device),
         "versions": versions(),
     }

@@ -22,6 +22,7 @@ from training.folders import make_folder
 from training.manifest import load_corpus
 from training.objectives import VARIANTS
 from training.study.analysis import Study, analyse
+from training.study.history import starts
 from training.study.measuring import measure
 from training.study.outputs import write_numbers
 from training.study.plan import make_plan
@@ -78,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         code = train(plan, jobs, device.type, console, lock)
         if code:
             return code
+        starts(plan)  # all that is read of the logs is there, before hours of measuring
         study = analyse(plan, measure(plan, device, console), device)
         files = [write_report(study, device), *write_numbers(study)]
     _tell(study, files, console)
@@ -99,10 +101,14 @@ def _tell(study: Study, files: Sequence[Path], console: Console) -> None:
 def _locked(out: Path) -> Iterator[int]:
     """Hold a study's folder alone; its trainings inherit the lock, so that it lasts as long as any of them.
 
-    Raises UserError if another study holds it.
+    Raises UserError if another study holds it, or it cannot be written to.
     """
     make_folder(out)
-    with (out / _LOCK).open("w") as file:
+    try:
+        lock = (out / _LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"{out / _LOCK}: cannot be written ({error.strerror}); name another --out") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -1,30 +1,41 @@
 """Measure every trained run of a plan: accuracy, what the maps are worth, calibration."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 
-from training.calibration import Calibration, CalibrationReport, calibrate, measure_calibration
+from training.calibration import (
+    FALSE_ACCEPTANCE,
+    FEWEST_STRANGERS,
+    Calibration,
+    CalibrationReport,
+    calibrate,
+    measure_calibration,
+)
 from training.conditions import CLEAN
 from training.maps.attributions import FUSIONS, METHODS
 from training.maps.deletion import DeletionIndices, deletion_indices
-from training.maps.faithfulness import Faithfulness, faithfulness
+from training.maps.faithfulness import Faithfulness, Masking, faithfulness
 from training.maps.localisation import Localisation, localisation
 from training.maps.probes import Counter, Probes, choose_probes
 from training.maps.probes import Progress as Tick
 from training.maps.randomisation import Randomised, randomisation
 from training.maps.spectrum import MapSpectrum, map_spectra
 from training.measure import accuracy_steps, true_ranks
-from training.study.bench import Bench, Work
+from training.network import STAGES
+from training.saliency import FUSED_STAGES
+from training.study.bench import Bench, Measure, Work
 from training.study.plan import Plan, PlannedRun
 from training.study.setting import Setting, survey
 from training.workers import Networks, common, for_each
 
 FEW_PROBES = 30
 """Utterances on which maps are masked and weights randomised: each is heard hundreds of times."""
+
+FAITHFUL_METHODS = tuple(dict.fromkeys((*METHODS, *FUSIONS)))
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Findings:
     """All that was measured, by run, in the order of the plan.
 
     Faithfulness and randomisation are of the first seed's runs only. Localisation is empty where the test split has no
-    other talkers.
+    other talkers. `code_revisions` are of the code that measured, by measure.
     """
 
     setting: Setting
@@ -58,6 +69,7 @@ class Findings:
     randomisation: Mapping[PlannedRun, tuple[Randomised, ...]]
     spectra: Mapping[PlannedRun, tuple[MapSpectrum, ...]]
     calibration: Mapping[PlannedRun, Calibrated]
+    code_revisions: Mapping[str, tuple[str, ...]]
 
 
 def measure(plan: Plan, device: torch.device, console: Console) -> Findings:
@@ -67,20 +79,49 @@ def measure(plan: Plan, device: torch.device, console: Console) -> Findings:
         UserError: the corpus has no test utterances or no interference to test with, or a result is damaged.
     """
     setting = survey(plan)
-    each = Bench(plan, device, console).each
+    bench = Bench(plan, device, console)
     probes = choose_probes(plan.corpus, plan.corpus.speakers)
     few = choose_probes(plan.corpus, plan.corpus.speakers, FEW_PROBES)
     first = plan.seeds[:1]
+    measures = _measures(setting, probes, few)
     talkers = "speaker" in setting.kinds
     return Findings(
         setting,
-        each("accuracy", Ranks, setting.conditions, _accuracy(plan, setting)),
-        each("deletion", tuple[DeletionIndices, ...], setting.probed, _deletion(probes, setting)),
-        each("localisation", tuple[Localisation, ...], [], _of_maps(localisation, probes)) if talkers else {},
-        each("faithfulness", tuple[Faithfulness, ...], setting.masked, _faithfulness(few, setting), first),
-        each("randomisation", tuple[Randomised, ...], [CLEAN], _of_maps(randomisation, few), first),
-        each("spectrum", tuple[MapSpectrum, ...], [CLEAN], _of_maps(map_spectra, probes)),
-        each("calibration", Calibrated, setting.conditions, _calibration(plan)),
+        bench.each(measures.accuracy, _accuracy(plan, setting)),
+        bench.each(measures.deletion, _deletion(probes, setting)),
+        bench.each(measures.localisation, _of_maps(localisation, probes)) if talkers else {},
+        bench.each(measures.faithfulness, _faithfulness(few, setting), first),
+        bench.each(measures.randomisation, _of_maps(randomisation, few), first),
+        bench.each(measures.spectrum, _of_maps(map_spectra, probes)),
+        bench.each(measures.calibration, _calibration(plan)),
+        bench.code_revisions,
+    )
+
+
+class _Measures(NamedTuple):
+    accuracy: Measure[Ranks]
+    deletion: Measure[tuple[DeletionIndices, ...]]
+    localisation: Measure[tuple[Localisation, ...]]
+    faithfulness: Measure[tuple[Faithfulness, ...]]
+    randomisation: Measure[tuple[Randomised, ...]]
+    spectrum: Measure[tuple[MapSpectrum, ...]]
+    calibration: Measure[Calibrated]
+
+
+def _measures(setting: Setting, probes: Probes, few: Probes) -> _Measures:
+    """Say what is measured, in which version: raise the number of a measure whose code finds something else now."""
+    fused = [STAGES[stage] for stage in FUSED_STAGES]
+    many, some = ({"utterances": [clip.path.name for clip in each.clips], "fused": fused} for each in (probes, few))
+    masking = {"masking": asdict(Masking()), "methods": FAITHFUL_METHODS}
+    asked = {"false_acceptance": FALSE_ACCEPTANCE, "fewest_strangers": FEWEST_STRANGERS}
+    return _Measures(
+        Measure("accuracy", 1, Ranks, setting.conditions, {"utterances": setting.utterances}),
+        Measure("deletion", 1, tuple[DeletionIndices, ...], setting.probed, many),
+        Measure("localisation", 1, tuple[Localisation, ...], [], many),
+        Measure("faithfulness", 1, tuple[Faithfulness, ...], setting.masked, {**some, **masking}),
+        Measure("randomisation", 1, tuple[Randomised, ...], [CLEAN], some),
+        Measure("spectrum", 1, tuple[MapSpectrum, ...], [CLEAN], many),
+        Measure("calibration", 1, Calibrated, setting.conditions, asked),
     )
 
 
@@ -98,8 +139,10 @@ def _deletion(probes: Probes, setting: Setting) -> Work:
 
 
 def _faithfulness(probes: Probes, setting: Setting) -> Work:
-    methods = tuple(dict.fromkeys((*METHODS, *FUSIONS)))
-    return lambda networks, tick: _by_network(networks, faithfulness(networks, probes, setting.masked, tick, methods))
+    def work(networks: Networks, tick: Tick) -> Mapping[str, tuple[Faithfulness, ...]]:
+        return _by_network(networks, faithfulness(networks, probes, setting.masked, tick, FAITHFUL_METHODS))
+
+    return work
 
 
 def _of_maps(measured: Callable[[Networks, Probes, Tick], Sequence[Any]], probes: Probes) -> Work:

@@ -1,6 +1,7 @@
 """The numbers of a study as files for others' programs: study.json, and a CSV table of each measure."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.folders import write_whole
 from training.network import STAGES
 from training.results import TOP, without_nan
 from training.study.analysis import Study
@@ -23,13 +25,14 @@ def write_numbers(study: Study) -> list[Path]:
     """Write study.json and the CSV tables into the study's folder; returns the files."""
     out = study.plan.out
     paths = [out / STUDY]
-    paths[0].write_text(json.dumps(without_nan(_whole(study)), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(paths[0], json.dumps(without_nan(_whole(study)), indent=1, ensure_ascii=False) + "\n")
     for name, records in tables(study).items():
         paths.append(out / f"{name}.csv")
-        with paths[-1].open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({key: without_nan(value) for key, value in record.items()} for record in records)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: without_nan(value) for key, value in record.items()} for record in records)
+        write_whole(paths[-1], text.getvalue())
     return paths
 
 

@@ -8,7 +8,7 @@ import torch
 
 from training.conditions import LABELS
 from training.figures import example_title, looks
-from training.folders import make_folder
+from training.folders import make_folder, write_whole
 from training.pages import data_address, render
 from training.study import layout, map_layout
 from training.study.analysis import Study
@@ -77,9 +77,8 @@ def write_report(study: Study, device: torch.device) -> Path:
         pictures={name: data_address(path) for name, path in _draw(study).items()},
     )
     path = study.plan.out / REPORT
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(page, encoding="utf-8")
-    return unfinished.replace(path)
+    write_whole(path, page)
+    return path
 
 
 def _draw(study: Study) -> Mapping[str, Path]:

@@ -1,4 +1,4 @@
-"""What was measured of each run, kept on disk so that it is measured once.
+"""What was measured of each run, kept on disk so that it is measured once, with the revision of the code that did.
 
 The files are Python's JSON: figures without a value stand as NaN, so that a result is read back as it was written.
 """
@@ -6,16 +6,26 @@ The files are Python's JSON: figures without a value stand as NaN, so that a res
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+from training.checkpoint import code_revision
 from training.errors import UserError
-from training.folders import make_folder
+from training.folders import write_whole
 
 Result = TypeVar("Result")
+
+
+_DAMAGED = "damaged; delete it, and it is measured again"
+
+
+class Stored(NamedTuple, Generic[Result]):
+    """A result, and the revision of the code that found it."""
+
+    found: Result
+    code_revision: str
 
 
 def digest_of(file: Path) -> str:
@@ -24,8 +34,8 @@ def digest_of(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def read_result(path: Path, kind: type[Result], identity: Mapping[str, object]) -> Result | None:
-    """Read a result; None if there is none, or it is of something else: another network, corpus or setting.
+def read_result(path: Path, kind: type[Result], identity: Mapping[str, object]) -> Stored[Result] | None:
+    """Read a result; None if there is none, or it is of another network, corpus, version or setting.
 
     Args:
         path: the file.
@@ -33,27 +43,34 @@ def read_result(path: Path, kind: type[Result], identity: Mapping[str, object]) 
         identity: what it must be of.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, was changed by hand, or cannot be read.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["of"] != json.loads(json.dumps(identity)):
             return None
-        found: Result = _revive(kind, stored["found"])
+        whole = stored["digest"] == _digest(stored["found"])
+        result: Stored[Result] = Stored(_revive(kind, stored["found"]), str(stored["code_revision"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged; delete it, and it is measured again") from error
-    return found
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); clear the way, or name another --out") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {_DAMAGED}") from error
+    if not whole:
+        raise UserError(f"{path}: {_DAMAGED}")
+    return result
 
 
 def write_result(path: Path, found: object, identity: Mapping[str, object]) -> None:
-    """Write a result in one step: whatever happens, the file is whole or not there."""
-    make_folder(path.parent)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    stored = {"of": identity, "found": _plain(found)}
-    unfinished.write_text(json.dumps(stored, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    """Write a result in one step: whatever happens, the file is whole or not there. UserError if it cannot be."""
+    plain = json.loads(json.dumps(_plain(found)))
+    stored = {"of": identity, "code_revision": code_revision(), "digest": _digest(plain), "found": plain}
+    write_whole(path, json.dumps(stored, ensure_ascii=False) + "\n")
+
+
+def _digest(plain: object) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(value: object) -> object:

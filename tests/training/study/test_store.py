@@ -1,12 +1,14 @@
 """A result is read back as it was written, and only for what it is of."""
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 
+from training.checkpoint import code_revision
 from training.errors import UserError
 from training.study.store import digest_of, read_result, write_result
 
@@ -32,14 +34,18 @@ RESULT = Outer("s1", (1, "a"), ((1, 2), (3,)), None, (Inner((0.5, 1.0), None), I
 
 def test_dataclasses_come_back_as_they_were(tmp_path: Path) -> None:
     write_result(tmp_path / "deep" / "result.json", (RESULT, RESULT), {"network": "x"})
-    assert read_result(tmp_path / "deep" / "result.json", tuple[Outer, ...], {"network": "x"}) == (RESULT, RESULT)
+    stored = read_result(tmp_path / "deep" / "result.json", tuple[Outer, ...], {"network": "x"})
+    assert stored is not None
+    assert stored.found == (RESULT, RESULT)
+    assert stored.code_revision == code_revision()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["result.json"]
 
 
 def test_what_has_no_value_stays_apart_from_what_is_none(tmp_path: Path) -> None:
     write_result(tmp_path / "result.json", Inner((math.nan,), None), {})
-    found = read_result(tmp_path / "result.json", Inner, {})
-    assert found is not None
+    stored = read_result(tmp_path / "result.json", Inner, {})
+    assert stored is not None
+    found = stored.found
     assert found.snr_db is None
     assert math.isnan(found.values[0])
 
@@ -55,6 +61,40 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(UserError, match=r"result.json: damaged; delete it"):
         read_result(tmp_path / "result.json", Outer, {})
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {**asdict(RESULT), "rows": [[1, 2]]},
+        {**asdict(RESULT), "by_map": []},
+        {**asdict(RESULT), "many": 7},
+        {"name": "s1"},
+        [],
+        None,
+    ],
+)
+def test_a_result_of_another_shape_is_damaged(tmp_path: Path, found: object) -> None:
+    """Also where each of its parts would be read without an error."""
+    path = tmp_path / "result.json"
+    write_result(path, RESULT, {})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "found": found}))
+    with pytest.raises(UserError, match=r"result.json: damaged; delete it"):
+        read_result(path, Outer, {})
+
+
+def test_what_lies_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(UserError, match=r"results/result\.json: cannot be read"):
+        read_result(tmp_path / "results" / "result.json", Outer, {})
+    with pytest.raises(UserError, match="results: cannot be made a folder"):
+        write_result(tmp_path / "results" / "result.json", RESULT, {})
+    (tmp_path / "result.json").mkdir()
+    with pytest.raises(UserError, match=r"result.json: cannot be read"):
+        read_result(tmp_path / "result.json", Outer, {})
+    with pytest.raises(UserError, match=r"result.json: cannot be written"):
+        write_result(tmp_path / "result.json", RESULT, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "results"]
 
 
 def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
