@@ -1,45 +1,25 @@
-"""ONNX Runtime behind two calls: `predict` and `explain`, for a batch of utterances of different lengths.
+"""The graphs of a bundle: what each takes and answers, opened and warmed up together.
 
-Utterances are padded with zeros to the longest; the graph's `lengths` input makes the padding invisible, and what the
-graph says about padding is cut off again.
+Another graph is another `Spec`, another attribute of `Engine`, and another queue in `serving.loading`.
 """
 
-import json
-import os
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundles import EXPLAIN, PREDICT, Bundle, BundleError
-from serving.errors import StartupError
+from serving.buckets import DEFAULT_LIMITS, Limits
+from serving.bundles import EXPLAIN, PREDICT, Bundle, BundleError, read_bundle
+from serving.graph import Graph, Row, Spec
 
-# ONNX Runtime reads it on import, and would report usage otherwise.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-try:
-    import onnxruntime as ort
-except ImportError as error:
-    raise StartupError(
-        f'no ONNX Runtime ({error}): install one with pip install "speakerlens[cpu]", or "speakerlens[gpu]" for CUDA'
-    ) from error
+log = logging.getLogger(__name__)
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-CUDA_OPTIONS = {
-    # An exhaustive search costs seconds for every new length of audio.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    # Doubling the arena at each growth keeps memory that one long request once needed.
-    "arena_extend_strategy": "kSameAsRequested",
-    # Bundles were verified in full float32.
-    "use_tf32": "0",
-}
 PREDICTED = -1
 SALIENCY = ("saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4")
-PREDICT_OUTPUTS = ("logits", "embedding")
-EXPLAIN_OUTPUTS = (*PREDICT_OUTPUTS, "features", *SALIENCY)
-INPUTS = {"audio": ("tensor(float)", 2), "lengths": ("tensor(int64)", 1), "target": ("tensor(int64)", 1)}
-WARM_UP_SECONDS = 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +37,10 @@ class Prediction:
     logits: NDArray[np.float32]
     embedding: NDArray[np.float32]
 
+    def arrays(self) -> tuple[NDArray[np.float32], ...]:
+        """Everything that the graph computed."""
+        return self.logits, self.embedding
+
 
 @dataclass(frozen=True)
 class ExplainedPrediction(Prediction):
@@ -66,136 +50,109 @@ class ExplainedPrediction(Prediction):
     features: NDArray[np.float32]
     saliency: tuple[NDArray[np.float32], ...]
 
+    def arrays(self) -> tuple[NDArray[np.float32], ...]:
+        """Everything that the graph computed."""
+        return *super().arrays(), self.features, *self.saliency
+
+
+def _job(_bundle: Bundle, audio: NDArray[np.float32]) -> Job:
+    return Job(audio)
+
+
+def _nothing(_jobs: Sequence[Job]) -> dict[str, NDArray[Any]]:
+    return {}
+
+
+def _prediction(_bundle: Bundle, _job: Job, row: Row) -> Prediction:
+    return Prediction(row["logits"], row["embedding"])
+
+
+def _score_shapes(bundle: Bundle, _samples: int) -> list[tuple[int, ...]]:
+    return [(len(bundle.speakers),), (bundle.embedding_size,)]
+
+
+def _targets(jobs: Sequence[Job]) -> dict[str, NDArray[Any]]:
+    return {"target": np.array([job.target for job in jobs], np.int64)}
+
+
+def _explained(bundle: Bundle, job: Job, row: Row) -> ExplainedPrediction:
+    samples = len(job.audio)
+    saliency = tuple(
+        row[name][:, : bundle.columns(samples, stage)] for name, stage in zip(SALIENCY, bundle.stages, strict=True)
+    )
+    target = int(row["logits"].argmax()) if job.target == PREDICTED else job.target
+    features = row["features"][:, : bundle.frames(samples)]
+    return ExplainedPrediction(row["logits"], row["embedding"], target, features, saliency)
+
+
+def _explained_shapes(bundle: Bundle, samples: int) -> list[tuple[int, ...]]:
+    maps = [(stage.rows, bundle.columns(samples, stage)) for stage in bundle.stages]
+    return [*_score_shapes(bundle, samples), (bundle.mel_bins, bundle.frames(samples)), *maps]
+
+
+PREDICT_SPEC: Final = Spec(
+    file=PREDICT,
+    outputs=("logits", "embedding"),
+    inputs={},
+    feeds=_nothing,
+    answer=_prediction,
+    example=_job,
+    shapes=_score_shapes,
+)
+EXPLAIN_SPEC: Final = Spec(
+    file=EXPLAIN,
+    outputs=("logits", "embedding", "features", *SALIENCY),
+    inputs={"target": ("tensor(int64)", 1)},
+    feeds=_targets,
+    answer=_explained,
+    example=_job,
+    shapes=_explained_shapes,
+)
+
 
 class Engine:
-    """The two graphs of a bundle, open and checked.
+    """The graphs of a bundle, open and checked.
 
     Args:
         bundle: what to load.
         device: `auto`, `cpu` or `cuda`.
         threads: of each graph on the CPU; 0 is one per core.
+        limits: of batches.
 
     Raises:
         BundleError: a graph cannot be opened, or does not fit its bundle.
         StartupError: CUDA was asked for and does not work here.
     """
 
-    def __init__(self, bundle: Bundle, device: str, threads: int) -> None:
+    def __init__(self, bundle: Bundle, device: str, threads: int, limits: Limits = DEFAULT_LIMITS) -> None:
         self._bundle = bundle
-        self._predict = _open(bundle, PREDICT, device, threads)
-        self._explain = _open(bundle, EXPLAIN, device, threads)
-        _check_graph(self._predict, bundle, PREDICT, ("audio", "lengths"), PREDICT_OUTPUTS)
-        _check_graph(self._explain, bundle, EXPLAIN, ("audio", "lengths", "target"), EXPLAIN_OUTPUTS)
+        self.predict = Graph(PREDICT_SPEC, bundle, device, threads, limits)
+        self.explain = Graph(EXPLAIN_SPEC, bundle, device, threads, limits)
+        self._graphs: tuple[Graph[Any, Any], ...] = (self.predict, self.explain)
 
     @property
     def provider(self) -> str:
         """What the graphs really run on, such as CPUExecutionProvider."""
-        return str(self._explain.get_providers()[0])
-
-    def predict(self, jobs: Sequence[Job]) -> list[Prediction]:
-        """Scores a batch; answer i belongs to job i."""
-        audio, lengths = _pad(jobs)
-        logits, embedding = self._predict.run(PREDICT_OUTPUTS, {"audio": audio, "lengths": lengths})
-        return [Prediction(logits[row], embedding[row]) for row in range(len(jobs))]
-
-    def explain(self, jobs: Sequence[Job]) -> list[ExplainedPrediction]:
-        """Scores and explains a batch; answer i belongs to job i."""
-        audio, lengths = _pad(jobs)
-        targets = np.array([job.target for job in jobs], np.int64)
-        logits, embedding, features, *maps = self._explain.run(
-            EXPLAIN_OUTPUTS, {"audio": audio, "lengths": lengths, "target": targets}
-        )
-        answers = []
-        for row, job in enumerate(jobs):
-            samples = len(job.audio)
-            saliency = tuple(
-                stage_map[row, :, : self._bundle.columns(samples, stage)]
-                for stage_map, stage in zip(maps, self._bundle.stages, strict=True)
-            )
-            valid = features[row, :, : self._bundle.frames(samples)]
-            target = int(logits[row].argmax()) if job.target == PREDICTED else job.target
-            answers.append(ExplainedPrediction(logits[row], embedding[row], target, valid, saliency))
-        return answers
+        return self.explain.provider
 
     def warm_up(self) -> None:
-        """Runs both graphs at two lengths, alone and together, and checks the shapes of what comes out.
+        """Runs every graph at the shapes that traffic will have.
 
         Raises:
-            BundleError: the graphs fail, or answer in other shapes than the bundle says.
+            BundleError: a graph fails, or answers in other shapes than the bundle says.
         """
-        noise = np.random.default_rng(0).normal(0, 0.05, WARM_UP_SECONDS * 16_000).astype(np.float32)
-        short, usual = Job(noise[: self._bundle.min_samples]), Job(noise)
-        try:
-            for jobs in ([short], [usual], [short, usual]):
-                self._check_shapes(jobs, self.predict(jobs), self.explain(jobs))
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise BundleError(f"the graphs fail at warm-up: {' '.join(str(error).split())[:300]}") from error
+        started = time.monotonic()
+        shapes = sum(graph.warm_up() for graph in self._graphs)
+        log.info("warmed up %s: %d shapes in %.1f s", self._bundle.name, shapes, time.monotonic() - started)
 
-    def _check_shapes(
-        self, jobs: Sequence[Job], predicted: Sequence[Prediction], explained: Sequence[ExplainedPrediction]
-    ) -> None:
-        bundle = self._bundle
-        for job, plain, answer in zip(jobs, predicted, explained, strict=True):
-            samples = len(job.audio)
-            actual = [plain.logits, answer.logits, plain.embedding, answer.embedding, answer.features, *answer.saliency]
-            scores, embedding = (len(bundle.speakers),), (bundle.embedding_size,)
-            maps = [(stage.rows, bundle.columns(samples, stage)) for stage in bundle.stages]
-            expected = [scores, scores, embedding, embedding, (bundle.mel_bins, bundle.frames(samples)), *maps]
-            shapes = [value.shape for value in actual]
-            if shapes != expected:
-                raise BundleError(f"the graphs answer {samples} samples with shapes {shapes}, not {expected}")
+    def reopen(self) -> None:
+        """Opens every graph anew and warms it up; takes seconds, in any thread.
 
-
-def runtime_version() -> str:
-    """Version of ONNX Runtime."""
-    return str(ort.__version__)
-
-
-def _open(bundle: Bundle, name: str, device: str, threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    providers: list[Any] = [CPU]
-    if device != "cpu" and CUDA in ort.get_available_providers():
-        providers.insert(0, (CUDA, CUDA_OPTIONS))
-    try:
-        # From memory, which refuses weights in files of their own: those stay mapped for as long as the graph is open,
-        # and whoever overwrites such a file changes answers, or ends the process.
-        session = ort.InferenceSession((bundle.folder / name).read_bytes(), options, providers=providers)
-    except Exception as error:
-        raise BundleError(f"{name} cannot be opened: {' '.join(str(error).split())[:300]}") from error
-    if device == "cuda" and session.get_providers()[0] != CUDA:
-        raise StartupError(f"--device cuda: this ONNX Runtime runs on {session.get_providers()[0]} here")
-    return session
-
-
-def _check_graph(session: Any, bundle: Bundle, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    actual = {node.name: (node.type, len(node.shape)) for node in session.get_inputs()}
-    expected = {key: INPUTS[key] for key in inputs}
-    if actual != expected:
-        raise BundleError(f"{name} takes {actual}, not {expected}")
-    missing = sorted(set(outputs) - {node.name for node in session.get_outputs()})
-    if missing:
-        raise BundleError(f"{name} has no output {', '.join(missing)}")
-    metadata = session.get_modelmeta().custom_metadata_map
-    # A graph of another network answers in the right shapes as well, under the wrong names.
-    for key, value in (("variant", bundle.variant), ("version", bundle.version), ("speakers", list(bundle.speakers))):
-        if _fact(metadata.get(key)) != value:
-            raise BundleError(f"{name} is of another bundle: its metadata disagrees with bundle.json about {key}")
-
-
-def _fact(text: str | None) -> Any:
-    """A fact in a graph's metadata, which is JSON; None if it is missing or anything else."""
-    try:
-        return json.loads(text or "null")
-    except ValueError:
-        return None
-
-
-def _pad(jobs: Sequence[Job]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    lengths = np.array([len(job.audio) for job in jobs], np.int64)
-    audio = np.zeros((len(jobs), int(lengths.max())), np.float32)
-    for row, job in zip(audio, jobs, strict=True):
-        row[: len(job.audio)] = job.audio
-    return audio, lengths
+        Raises:
+            BundleError: the graphs do not work, or the folder holds another bundle by now.
+        """
+        if read_bundle(self._bundle.folder).digest != self._bundle.digest:
+            raise BundleError("the folder holds another bundle by now")
+        for graph in self._graphs:
+            graph.open()
+        self.warm_up()

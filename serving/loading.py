@@ -49,8 +49,22 @@ def build_model(bundle: Bundle, engine: Engine, device: Device, config: Config, 
     return Model(
         bundle,
         engine.provider,
-        Batcher(f"{bundle.name} predict", engine.predict, _samples, device, bounds, predict),
-        Batcher(f"{bundle.name} explain", engine.explain, _samples, device, bounds, explain),
+        Batcher(
+            f"{bundle.name} predict",
+            engine.predict.run,
+            _samples,
+            device,
+            bounds,
+            predict,
+        ),
+        Batcher(
+            f"{bundle.name} explain",
+            engine.explain.run,
+            _samples,
+            device,
+            bounds,
+            explain,
+        ),
     )
 
 

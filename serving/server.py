@@ -18,8 +18,8 @@ from protos.speakerlens.v1 import identification_pb2_grpc
 from serving.admission import Admission
 from serving.batcher import Device
 from serving.config import Config
-from serving.engine import runtime_version
 from serving.errors import StartupError
+from serving.graph import runtime_version
 from serving.health import Health
 from serving.identification import Identifier
 from serving.metrics import Metrics
