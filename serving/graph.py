@@ -152,10 +152,15 @@ class Graph(Generic[JobT, ResultT]):
             if any(words in str(error).lower() for words in MEMORY_WORDS):
                 raise MemoryError(f"{self._spec.file}: {_line(error)}") from error
             raise
-        rows = [
-            {name: output[row] for name, output in zip(names, outputs, strict=True)} for row in range(len(feed.jobs))
-        ]
-        return [self._spec.answer(self._bundle, job, row) for job, row in zip(feed.jobs, rows, strict=True)]
+        answers = []
+        for row, job in enumerate(feed.jobs):
+            values = {name: output[row] for name, output in zip(names, outputs, strict=True)}
+            answers.append(self._spec.answer(self._bundle, job, values))
+        return answers
+
+    def run(self, jobs: Sequence[JobT]) -> list[ResultT]:
+        """Prepares and computes."""
+        return self.compute(self.prepare(jobs))
 
     def probe(self) -> None:
         """Computes something that has worked before; raises what it raises if that does not work any more."""
