@@ -8,6 +8,7 @@
 
 from serving.client.aio import AsyncSpeakerClient
 from serving.client.client import SpeakerClient
+from serving.client.credentials import Tls
 from serving.client.errors import (
     ClientError,
     DeadlineExceededError,
@@ -16,6 +17,7 @@ from serving.client.errors import (
     OverloadedError,
     ServerFailureError,
     ServerUnavailableError,
+    UnauthenticatedError,
 )
 from serving.client.request import Explain
 from serving.client.results import (
@@ -54,4 +56,6 @@ __all__ = [
     "SpeakerScore",
     "StageInfo",
     "Timings",
+    "Tls",
+    "UnauthenticatedError",
 ]

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 from serving.client import channel, response
+from serving.client.credentials import Tls, async_channel
 from serving.client.errors import translated
 from serving.client.request import AudioSource, Explain, identify_request
 from serving.client.results import Catalogue, Identification
@@ -23,10 +23,17 @@ class AsyncSpeakerClient:
     `await asyncio.gather(*(client.identify(path) for path in paths))`.
     """
 
-    def __init__(self, address: str = channel.DEFAULT_ADDRESS, *, timeout: float = channel.DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str = channel.DEFAULT_ADDRESS,
+        *,
+        timeout: float = channel.DEFAULT_TIMEOUT_S,
+        tls: bool | Tls = False,
+        token: str | None = None,
+    ) -> None:
         self.address = address
         self.timeout = timeout
-        self._channel = grpc.aio.insecure_channel(address, options=channel.options(address))
+        self._channel = async_channel(address, tls, token)
         self._stub = SpeakerIdentificationStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 

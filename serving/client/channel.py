@@ -15,7 +15,12 @@ def options(address: str) -> Sequence[tuple[str, int]]:
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
     ]
-    if address.startswith(_LOOPBACK):
+    if is_loopback(address):
         # gRPC obeys `http_proxy` even for this machine's own servers, and no proxy can reach those.
         chosen.append(("grpc.enable_http_proxy", 0))
     return chosen
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a server at `address` is one of this machine."""
+    return address.startswith(_LOOPBACK)

@@ -9,11 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from serving.client import identify, outputs
-from serving.client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S
-from serving.client.client import SpeakerClient
+from serving.client.connection import VARIABLES_HELP, add_options, connect
 from serving.client.errors import ClientError
 from serving.client.failures import EXIT_CODES_HELP, CommandError, Exit, call_error, complain
 from serving.client.request import STAGES
+
+EPILOG = f"{VARIABLES_HELP}\n\n{EXIT_CODES_HELP}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _models(arguments: argparse.Namespace) -> int:
     show = None if arguments.json else outputs.catalogue_table()
-    with SpeakerClient(arguments.server, timeout=arguments.timeout) as client:
+    with connect(arguments) as client:
         catalogue = client.models()
     if show is None:
         outputs.print_json(asdict(catalogue))
@@ -49,7 +50,7 @@ def _models(arguments: argparse.Namespace) -> int:
 
 
 def _health(arguments: argparse.Namespace) -> int:
-    with SpeakerClient(arguments.server, timeout=arguments.timeout) as client:
+    with connect(arguments) as client:
         if client.is_serving():
             sys.stdout.write("serving\n")
             return Exit.OK
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="speakerlens",
         description="Ask a speakerlens server who is speaking, and what its models listened to.",
-        epilog=EXIT_CODES_HELP,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -118,37 +119,11 @@ def _command(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=EXIT_CODES_HELP,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--server", type=_address, default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=DEFAULT_TIMEOUT_S,
-        metavar="SECONDS",
-        help="how long a call may take (default: %(default)g)",
-    )
+    add_options(parser)
     return parser
-
-
-def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, such as {DEFAULT_ADDRESS}")
-    return text
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return seconds
 
 
 def _count(text: str) -> int:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 from serving.client import channel, response
+from serving.client.credentials import Tls, sync_channel
 from serving.client.errors import translated
 from serving.client.request import AudioSource, Explain, identify_request
 from serving.client.results import Catalogue, Identification
@@ -18,18 +18,31 @@ from serving.client.results import Catalogue, Identification
 class SpeakerClient:
     """A connection to one server; safe to share between threads, closed by `close` or the end of a `with` block.
 
-    Every call raises a `ClientError`: `ServerUnavailableError`, `InvalidRequestError`, `NotFoundError`,
-    `OverloadedError`, `DeadlineExceededError` or `ServerFailureError`, with the server's sentence.
+    Every call raises a `ClientError`, with the server's sentence: `ServerUnavailableError`, `InvalidRequestError`,
+    `NotFoundError`, `UnauthenticatedError`, `OverloadedError`, `DeadlineExceededError` or `ServerFailureError`.
 
     Args:
         address: HOST:PORT. Nothing is sent before the first call.
         timeout: seconds that a call may take, unless the call itself says otherwise.
+        tls: True, or a `Tls` that says whom to trust and what to show; False is plain text.
+        token: bearer token, sent with every call; only by TLS, or to this machine.
+
+    Raises:
+        OSError: a file of `tls` cannot be read.
+        ValueError: a file makes no sense, or the token would travel in the clear.
     """
 
-    def __init__(self, address: str = channel.DEFAULT_ADDRESS, *, timeout: float = channel.DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str = channel.DEFAULT_ADDRESS,
+        *,
+        timeout: float = channel.DEFAULT_TIMEOUT_S,
+        tls: bool | Tls = False,
+        token: str | None = None,
+    ) -> None:
         self.address = address
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(address, options=channel.options(address))
+        self._channel = sync_channel(address, tls, token)
         self._stub = SpeakerIdentificationStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 

@@ -25,6 +25,12 @@ class NotFoundError(ClientError):
     status = grpc.StatusCode.NOT_FOUND
 
 
+class UnauthenticatedError(ClientError):
+    """The server answers only calls with a bearer token that it knows."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+
+
 class OverloadedError(ClientError):
     """The server's queue is full; try again later, with fewer calls at a time."""
 
@@ -51,7 +57,14 @@ class ServerFailureError(ClientError):
 
 _BY_STATUS = {
     kind.status: kind
-    for kind in (InvalidRequestError, NotFoundError, OverloadedError, DeadlineExceededError, ServerUnavailableError)
+    for kind in (
+        InvalidRequestError,
+        NotFoundError,
+        UnauthenticatedError,
+        OverloadedError,
+        DeadlineExceededError,
+        ServerUnavailableError,
+    )
 }
 
 
@@ -71,19 +84,34 @@ def _client_error(code: grpc.StatusCode, details: str, address: str) -> ClientEr
         return InvalidRequestError(f"the request is too large for the server at {address}: {details}")
     if code is grpc.StatusCode.UNAVAILABLE:
         return ServerUnavailableError(_unavailable(details, address))
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return UnauthenticatedError(f"the server at {address} wants a token: {details}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         # gRPC's own text, for a deadline that passed on the client's side, says nothing that a person needs.
         reason = "" if details.startswith("Deadline Exceeded") or not details else f": {details}"
         return DeadlineExceededError(f"the server at {address} did not answer in time{reason}")
-    if code is grpc.StatusCode.UNIMPLEMENTED:
-        return ServerFailureError(f"the server at {address} is not a speakerlens server of this version: {details}")
     kind = _BY_STATUS.get(code)
     if kind is None:
-        return ServerFailureError(f"the server at {address} failed ({code.name}): {details}")
+        other = code is grpc.StatusCode.UNIMPLEMENTED
+        fault = "is not a speakerlens server of this version" if other else f"failed ({code.name})"
+        return ServerFailureError(f"the server at {address} {fault}: {details}")
     return kind(details or f"the server at {address} answered {code.name} without a reason")
 
 
+# What gRPC's words for a failed handshake mean, in the order of asking.
+_HANDSHAKES = (
+    ("Hostname Verification Check failed", "its certificate is for another name; tls.server_name says which to expect"),
+    ("certificate has expired", "its certificate has expired"),
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate is not of an authority trusted here; tls.ca says whom to trust"),
+    ("WRONG_VERSION_NUMBER", "it does not speak TLS"),
+    ("Socket closed", "it closed the connection at once; does it want TLS, or a client's certificate that it trusts?"),
+)
+
+
 def _unavailable(details: str, address: str) -> str:
+    for words, meaning in _HANDSHAKES:
+        if words in details:
+            return f"no connection to the server at {address}: {meaning}"
     if "failed to connect" in details.lower():
         reason = details.rpartition("Failed to connect to remote host: ")[2]
         return f"no server answers at {address}: {reason}"

@@ -10,6 +10,7 @@ from serving.client.errors import (
     NotFoundError,
     OverloadedError,
     ServerUnavailableError,
+    UnauthenticatedError,
 )
 
 
@@ -23,6 +24,7 @@ class Exit(IntEnum):
     UNAVAILABLE = 5
     BUSY = 6
     FAILURE = 7
+    UNAUTHENTICATED = 8
     INTERRUPTED = 130
 
 
@@ -33,7 +35,8 @@ EXIT_CODES_HELP = """exit codes:
   4  no such variant, version or target speaker
   5  no server answers, or it is not ready
   6  the server is overloaded, or did not answer in time
-  7  the server failed, or a result could not be written"""
+  7  the server failed, or a result could not be written
+  8  the server wants a token, or another one"""
 
 
 class CommandError(Exception):
@@ -61,6 +64,7 @@ def usage_error(message: str) -> CommandError:
 _CALL_EXITS: dict[type[ClientError], tuple[Exit, bool]] = {
     InvalidRequestError: (Exit.INPUT, False),
     NotFoundError: (Exit.NOT_FOUND, True),
+    UnauthenticatedError: (Exit.UNAUTHENTICATED, True),
     ServerUnavailableError: (Exit.UNAVAILABLE, True),
     OverloadedError: (Exit.BUSY, False),
     DeadlineExceededError: (Exit.BUSY, False),

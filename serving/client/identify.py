@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from serving.client import outputs
 from serving.client.client import SpeakerClient
+from serving.client.connection import connect
 from serving.client.errors import ClientError
 from serving.client.failures import CommandError, Exit, call_error, complain, usage_error
 from serving.client.request import Explain, StageName, identify_request
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.save:
         writers["arrays"] = (arguments.save, outputs.arrays(arguments.save))
     exit_code = Exit.OK
-    with SpeakerClient(arguments.server, timeout=arguments.timeout) as client:
+    with connect(arguments) as client:
         for number, file in enumerate(arguments.files, start=1):
             try:
                 content = _read(file)
