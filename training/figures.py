@@ -43,6 +43,7 @@ STYLE: Any = {  # matplotlib's stubs want a literal for every key
 _MUTED = "#555555"
 DOTS_PER_INCH = 150
 _COLUMNS = 3
+_TITLE_INCHES = 7.2  # what the title of the robustness figure takes, and its legend
 _CLEAN_GAP_DB = 6.0  # how far right of the highest ratio clean speech stands
 _RANGE_DB = 60.0  # of log-mel shown below its loudest bin
 _DOMINATED = "#E8590C"
@@ -89,7 +90,8 @@ def robustness_figure(evaluation: Robustness, path: Path) -> Figure:
     columns = min(2 if len(panels) == 4 else _COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     with rc_context(STYLE):
-        figure = Figure(figsize=(1.2 + 3.5 * columns, 1.5 + 2.9 * rows), layout="constrained")
+        width = max(1.2 + 3.5 * columns, _TITLE_INCHES)
+        figure = Figure(figsize=(width, 1.5 + 2.9 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axis, kind in zip(axes.flat, panels, strict=False):
             _draw_panel(axis, evaluation, kind)

@@ -123,6 +123,17 @@ def test_one_kind_alone_needs_no_mean(evaluation: Evaluation, tmp_path: Path) ->
     assert len(robustness_figure(alone, tmp_path / "alone.png").axes) == 1
 
 
+@pytest.mark.parametrize("kinds", [("noise",), ("noise", "babble"), KINDS])
+def test_title_and_legend_are_not_cut(kinds: tuple[str, ...], evaluation: Evaluation, tmp_path: Path) -> None:
+    about = {"corpus": {"speakers": 1251, "test_utterances": 8251}}
+    large = Evaluation(**{**vars(evaluation), "kinds": kinds, "about": about})
+    figure = robustness_figure(large, tmp_path / "some.png")
+    figure.savefig(tmp_path / "again.png", dpi=figure.dpi)  # the measures are those of the last drawing
+    for part in (figure.texts[0], figure.legends[0]):
+        extent = part.get_window_extent()
+        assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
+
+
 def test_saliency_shows_sounds_mask_and_a_map_for_each_variant(saliency: Figure, shown: Example) -> None:
     panels = [axis for axis in saliency.axes if axis.get_title(loc="left")]
     assert len(panels) == 3 + 2
