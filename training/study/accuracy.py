@@ -1,6 +1,6 @@
 """Who names more speakers: accuracy of the variants over seeds, at matched updates and at matched compute."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -19,9 +19,9 @@ MEAN = "mean"
 
 Matching = Literal["updates", "compute"]
 
-_SAME_WORK = 0.95
-"""Of the most network work of any variant: rows are whole numbers, so that the work of two variants is never equal to
-the last digit."""
+SAME_WORK = 0.95
+"""Two variants do the same work if the less does this much of the more: rows are whole numbers, so that the work of two
+is hardly ever equal to the last digit."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,13 @@ class Row:
 
     Attributes:
         variant: its name.
+        crops: drawn for an update, in batch sizes. work: of the network in it, likewise (`Plan.work`).
         top1: by column: "mean", "clean" and each kind of interference (mean over its ratios).
     """
 
     variant: str
+    crops: float
+    work: float
     top1: dict[str, Estimate]
 
 
@@ -43,38 +46,28 @@ class Comparison:
 
     Attributes:
         variant, reference: names.
+        crops, work: of the variant over that of the reference, as in `Row`.
         top1: by column, as in `Row`; intervals by Student's t over the seeds' differences.
         resampled: of the column "mean", the interval by bootstrap over seeds and utterances.
     """
 
     variant: str
     reference: str
+    crops: float
+    work: float
     top1: dict[str, Estimate]
     resampled: Estimate
 
+    def matches(self, matching: Matching) -> bool:
+        """Whether the two match: "updates": as many crops drawn in as many steps; "compute": the same work."""
+        if matching == "updates":
+            return self.crops == 1
+        return min(self.work, 1 / self.work) >= SAME_WORK
 
-@dataclass(frozen=True)
-class Table:
-    """Variants that match in one thing.
-
-    Attributes:
-        matching: "updates": the same number of crops drawn and of steps; "compute": the same work of the network.
-        rows: by variant; comparisons: of every two of them.
-    """
-
-    matching: Matching
-    rows: tuple[Row, ...]
-    comparisons: tuple[Comparison, ...]
-
-    def compare(self, variant: str, reference: str) -> Comparison | None:
-        """Look a comparison up, either way round; None if one of the two is not in the table."""
-        for found in self.comparisons:
-            if (found.variant, found.reference) == (variant, reference):
-                return found
-            if (found.variant, found.reference) == (reference, variant):
-                turned = {column: -estimate for column, estimate in found.top1.items()}
-                return Comparison(variant, reference, turned, -found.resampled)
-        return None
+    def turned(self) -> "Comparison":
+        """The same the other way round."""
+        top1 = {column: -estimate for column, estimate in self.top1.items()}
+        return Comparison(self.reference, self.variant, 1 / self.crops, 1 / self.work, top1, -self.resampled)
 
 
 @dataclass(frozen=True)
@@ -82,38 +75,56 @@ class Accuracy:
     """Everything the study knows about accuracy.
 
     Attributes:
-        tables: by matching; one that would hold a single variant is left out.
+        rows: of every variant. comparisons: of every two of them, whether they match in something or not.
         cells: top-1 by (variant, kind, ratio in dB), "clean" with None; the kind "mean" averages all others.
         by_seed: mean under interference by variant, a value a seed.
     """
 
-    tables: tuple[Table, ...]
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...]
     cells: dict[tuple[str, str, float | None], Estimate]
     by_seed: dict[str, tuple[float, ...]]
 
-    def table(self, matching: Matching) -> Table | None:
-        """Look a table up."""
-        return next((table for table in self.tables if table.matching == matching), None)
+    def matched(self, matching: Matching) -> tuple[Comparison, ...]:
+        """Comparisons of those that match in one thing."""
+        return tuple(found for found in self.comparisons if found.matches(matching))
+
+    @property
+    def unmatched(self) -> tuple[Comparison, ...]:
+        """Comparisons of those that match in nothing, so that their difference says nothing of their recipes."""
+        return tuple(f for f in self.comparisons if not (f.matches("updates") or f.matches("compute")))
+
+    def compare(self, variant: str, reference: str) -> Comparison | None:
+        """Look a comparison up, either way round; None if one of the two is not there."""
+        for found in self.comparisons:
+            if (found.variant, found.reference) == (variant, reference):
+                return found
+            if (found.variant, found.reference) == (reference, variant):
+                return found.turned()
+        return None
 
 
 def compare_accuracy(plan: Plan, findings: Findings) -> Accuracy:
-    """Put the tables together."""
+    """Average over utterances, conditions and seeds, and compare every two variants."""
     hits = Hits(plan, findings)
-    work = {variant: plan.work(variant) for variant in plan.variants}
-    matched: dict[Matching, list[str]] = {
-        "updates": [variant for variant in plan.variants if VARIANTS[variant].crops == 1],
-        "compute": [variant for variant in plan.variants if work[variant] > _SAME_WORK * max(work.values())],
-    }
+    rows = tuple(
+        Row(
+            variant,
+            VARIANTS[variant].crops,
+            plan.work(variant),
+            {column: over_seeds(hits.by_seed(variant, column)) for column in hits.columns},
+        )
+        for variant in plan.variants
+    )
     return Accuracy(
-        tables=tuple(_table(name, variants, hits) for name, variants in matched.items() if len(variants) > 1),
+        rows=rows,
+        comparisons=tuple(_comparisons(rows, hits)),
         cells={
             (variant, kind, snr_db): over_seeds(hits.of(variant, conditions).mean(axis=1))
             for variant in plan.variants
             for (kind, snr_db), conditions in hits.cells.items()
         },
-        by_seed={
-            variant: tuple(hits.of(variant, hits.columns[MEAN]).mean(axis=1).tolist()) for variant in plan.variants
-        },
+        by_seed={variant: tuple(hits.by_seed(variant, MEAN).tolist()) for variant in plan.variants},
     )
 
 
@@ -143,24 +154,30 @@ class Hits:
         shares: NDArray[np.float64] = self._hits[variant][:, [self._place[c] for c in conditions]].mean(axis=1)
         return shares
 
+    def by_seed(self, variant: str, column: str) -> NDArray[np.float64]:
+        """Mean over utterances of a column of the table, [seeds]."""
+        means: NDArray[np.float64] = self.of(variant, self.columns[column]).mean(axis=1)
+        return means
+
 
 def _hits(findings: Findings, run: PlannedRun) -> NDArray[np.float64]:
     right: NDArray[np.float64] = (np.array(findings.accuracy[run].ranks) == 1).astype(np.float64)
     return right
 
 
-def _table(matching: Matching, variants: Sequence[str], hits: Hits) -> Table:
-    def by_seed(variant: str, column: str) -> NDArray[np.float64]:
-        means: NDArray[np.float64] = hits.of(variant, hits.columns[column]).mean(axis=1)
-        return means
-
-    rows = [Row(v, {column: over_seeds(by_seed(v, column)) for column in hits.columns}) for v in variants]
-    drawn = resample(np.stack([hits.of(variant, hits.columns[MEAN]) for variant in variants], axis=1))
-    comparisons = []
-    for first, second in combinations(range(len(variants)), 2):
-        ours, theirs = variants[second], variants[first]
-        top1 = {column: over_seeds(by_seed(ours, column) - by_seed(theirs, column)) for column in hits.columns}
-        comparisons.append(
-            Comparison(ours, theirs, top1, over_resamples(top1[MEAN].mean, drawn[second] - drawn[first]))
+def _comparisons(rows: Sequence[Row], hits: Hits) -> Iterator[Comparison]:
+    drawn = resample(np.stack([hits.of(row.variant, hits.columns[MEAN]) for row in rows], axis=1))
+    for first, second in combinations(range(len(rows)), 2):
+        ours, theirs = rows[second], rows[first]
+        top1 = {
+            column: over_seeds(hits.by_seed(ours.variant, column) - hits.by_seed(theirs.variant, column))
+            for column in hits.columns
+        }
+        yield Comparison(
+            ours.variant,
+            theirs.variant,
+            ours.crops / theirs.crops,
+            ours.work / theirs.work,
+            top1,
+            over_resamples(top1[MEAN].mean, drawn[second] - drawn[first]),
         )
-    return Table(matching, tuple(rows), tuple(comparisons))

@@ -11,10 +11,12 @@ from training.objectives import VARIANTS
 from training.provenance import machine, moment, tested, versions
 from training.study.accuracy import Accuracy, compare_accuracy
 from training.study.calibrating import Calibrating, compare_calibration
-from training.study.claims import Claim, accuracy_claim, deletion_claim, faithfulness_claim, grid_claim
+from training.study.claims import Claim, accuracy_claim
 from training.study.convergence import Convergence, convergence
 from training.study.deleting import Deleting, compare_deletion
 from training.study.history import starts
+from training.study.locating import Locating, compare_localisation
+from training.study.map_claims import deletion_claim, faithfulness_claim, grid_claim
 from training.study.measuring import Findings
 from training.study.plan import Plan
 from training.study.worth import Worth, judge_maps
@@ -36,6 +38,7 @@ class Study:
     accuracy: Accuracy
     convergence: Convergence
     deleting: Deleting
+    locating: Locating
     worth: Worth
     calibrating: Calibrating
     claims: tuple[Claim, ...]
@@ -44,7 +47,8 @@ class Study:
 def analyse(plan: Plan, findings: Findings, device: torch.device) -> Study:
     """Compare the variants."""
     accuracy, dev = compare_accuracy(plan, findings), convergence(plan)
-    deleting, worth = compare_deletion(plan, findings), judge_maps(plan, findings)
+    deleting, locating = compare_deletion(plan, findings), compare_localisation(plan, findings)
+    worth = judge_maps(plan, findings)
     return Study(
         about=_about(plan, findings, dev, device),
         plan=plan,
@@ -52,11 +56,12 @@ def analyse(plan: Plan, findings: Findings, device: torch.device) -> Study:
         accuracy=accuracy,
         convergence=dev,
         deleting=deleting,
+        locating=locating,
         worth=worth,
         calibrating=compare_calibration(plan, findings),
         claims=(
             accuracy_claim(plan, accuracy, dev),
-            deletion_claim(plan, deleting),
+            deletion_claim(plan, deleting, locating),
             faithfulness_claim(plan, worth),
             grid_claim(worth),
         ),

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from training.conditions import CLEAN_KIND, LABELS
-from training.network import STAGES
 from training.study.accuracy import MEAN
 from training.study.statistics import Estimate
 from training.study.words import interval, number, percent, range_of, signed
@@ -28,11 +27,6 @@ class Grid:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
-def map_name(name: str) -> str:
-    """Name a map as the text does."""
-    return name.upper() if name in STAGES else name
-
-
 def heading(column: str) -> str:
     """Name a column of accuracies."""
     if column == MEAN:
@@ -40,9 +34,9 @@ def heading(column: str) -> str:
     return "without" if column == CLEAN_KIND else LABELS[column].lower()
 
 
-def share(found: Estimate, bold: bool) -> Markup:
+def share(found: Estimate) -> Markup:
     """A share in percent; its interval ends where shares do."""
-    return cell(percent(found.mean), range_of(found.within(0.0, 1.0), 1, 100), bold)
+    return cell(percent(found.mean), range_of(found.within(0.0, 1.0), 1, 100), False)
 
 
 def value(found: Estimate, digits: int = 2) -> Markup:

@@ -1,57 +1,63 @@
 """The report's tables of accuracy, convergence and calibration."""
 
+from collections.abc import Sequence
+
 from markupsafe import Markup
 
 from training.conditions import LABELS, SNRS_DB
-from training.study.accuracy import Table
+from training.study.accuracy import MEAN, SAME_WORK, Accuracy, Comparison
 from training.study.analysis import Study
 from training.study.cells import Cell, Grid, change, heading, share, value
 from training.study.words import interval, number, percent
 
 
 def accuracy_tables(study: Study) -> list[Grid]:
-    """Accuracies and their differences, at matched updates and at matched compute."""
+    """Accuracies of all variants, and differences at matched updates and at matched compute."""
+    found = study.accuracy
     names = {
-        "updates": "Matched updates: the same number of crops drawn.",
-        "compute": "Matched compute: the same work of the network in every update.",
+        "updates": "Matched updates: both drew the same number of crops, in the same number of steps.",
+        "compute": f"Matched compute: the network's work of both is the same within {100 * (1 - SAME_WORK):.0f} %.",
     }
-    grids = []
-    for table in study.accuracy.tables:
-        what = names[table.matching]
-        grids += [_accuracies(table, what), _differences(table, what)]
-    return grids
+    differences = [
+        _differences(found.matched("updates"), names["updates"]),
+        _differences(found.matched("compute"), names["compute"]),
+    ]
+    return [_accuracies(found), *(grid for grid in differences if grid.rows)]
 
 
-def _accuracies(table: Table, what: str) -> Grid:
-    columns = list(table.rows[0].top1)
-    best = {column: max(row.top1[column].mean for row in table.rows) for column in columns}
+def _accuracies(found: Accuracy) -> Grid:
+    columns = list(found.rows[0].top1)
     rows = tuple(
-        (row.variant, tuple(share(row.top1[c], row.top1[c].mean == best[c]) for c in columns)) for row in table.rows
+        (row.variant, (f"{row.crops:.3g}", f"{row.work:.3g}", *(share(row.top1[column]) for column in columns)))
+        for row in found.rows
     )
     caption = (
-        f"{what} Top-1 accuracy in percent, mean over seeds; below it the 95 % interval over seeds; the best is bold."
+        "All variants: crops drawn for an update and work of the network in it, both in batch sizes; top-1 accuracy in "
+        "percent, mean over seeds, with 95 % intervals over seeds. Rows of different work do not compare recipes."
     )
-    return Grid(caption, ("variant", *map(heading, columns)), rows)
+    return Grid(caption, ("variant", "crops", "work", *map(heading, columns)), rows)
 
 
-def _differences(table: Table, what: str) -> Grid:
-    first, *others = table.rows[0].top1
+def _differences(comparisons: Sequence[Comparison], what: str) -> Grid:
+    first, *others = comparisons[0].top1 if comparisons else (MEAN,)
     rows = tuple(
         (
             f"{each.variant} minus {each.reference}",
             (
+                f"{each.work:.3g}",
                 change(each.top1[first], 1, 100),
                 Markup('<span class="range">{}</span>').format(interval(each.resampled, 1, 100)),
                 *(change(each.top1[column], 1, 100) for column in others),
             ),
         )
-        for each in table.comparisons
+        for each in comparisons
     )
     caption = (
-        f"{what} Differences in percentage points, paired by seed, with 95 % intervals over seeds; bold where the "
-        "interval leaves zero out. Second, for the first: the interval over seeds and utterances."
+        f"{what} Work of the first over that of the second; differences in percentage points, paired by seed, with "
+        "95 % intervals over seeds; bold where the interval leaves zero out. “Over both”: of the column before, the "
+        "interval over seeds and utterances."
     )
-    return Grid(caption, ("difference", heading(first), "over both", *map(heading, others)), rows)
+    return Grid(caption, ("difference", "work", heading(first), "over both", *map(heading, others)), rows)
 
 
 def cell_tables(study: Study) -> list[Grid]:
@@ -60,7 +66,7 @@ def cell_tables(study: Study) -> list[Grid]:
     grids = []
     for kind in kinds:
         rows = tuple(
-            (variant, tuple(share(study.accuracy.cells[variant, kind, snr_db], False) for snr_db in SNRS_DB))
+            (variant, tuple(share(study.accuracy.cells[variant, kind, snr_db]) for snr_db in SNRS_DB))
             for variant in study.plan.variants
         )
         headings = ("variant", *(f"{number(snr_db, 0)} dB" for snr_db in SNRS_DB))
@@ -75,7 +81,10 @@ def cell_tables(study: Study) -> list[Grid]:
 def gain_table(study: Study) -> Grid:
     """What the last quarter of the updates gained on the dev split."""
     rows = tuple((variant, (change(gain, 1),)) for variant, gain in study.convergence.gains.items())
-    caption = "Percentage points gained on the dev split over the last quarter of the updates (straight line)."
+    caption = (
+        "Percentage points gained on the dev split over the last quarter of the updates (straight line), with 95 % "
+        "intervals over seeds; bold where the interval leaves zero out."
+    )
     return Grid(caption, ("variant", "gain"), rows)
 
 
@@ -91,7 +100,7 @@ def calibration_tables(study: Study) -> list[Grid]:
                 variant,
                 (
                     value(of["temperature"]),
-                    *(share(of[name], False) for name in ("ece_before", "ece_after")),
+                    *(share(of[name]) for name in ("ece_before", "ece_after")),
                     *(value(of[name]) for name in ("nll_before", "nll_after")),
                 ),
             )
@@ -104,7 +113,7 @@ def calibration_tables(study: Study) -> list[Grid]:
         "refused, known speakers accepted under somebody else's name; 95 % intervals over seeds.",
         ("variant", "threshold", "equal error", "strangers accepted", "known refused", "wrong name"),
         tuple(
-            (variant, (value(of["threshold"], 3), *(share(of[name], False) for name in names)))
+            (variant, (value(of["threshold"], 3), *(share(of[name]) for name in names)))
             for variant, of in found.items()
         ),
     )

@@ -4,6 +4,7 @@ from markupsafe import Markup
 
 from training.maps.deletion import MAPS
 from training.maps.localisation import MAPS as TURN_MAPS
+from training.maps.localisation import OTHER_SPEAKER
 from training.maps.randomisation import INPUT, STEPS
 from training.maps.randomisation import MAPS as SANITY_MAPS
 from training.maps.ranking import Ranked
@@ -11,9 +12,9 @@ from training.measure import FUSED
 from training.network import STAGES
 from training.study.accuracy import MEAN
 from training.study.analysis import Study
-from training.study.cells import Cell, Grid, cell, change, heading, map_name, value
+from training.study.cells import Cell, Grid, cell, change, heading, value
 from training.study.statistics import Estimate
-from training.study.words import number, percent, range_of
+from training.study.words import map_name, number, percent, range_of
 
 
 def deletion_tables(study: Study) -> list[Grid]:
@@ -40,7 +41,7 @@ def deletion_tables(study: Study) -> list[Grid]:
     )
     by_stage = Grid(
         "Deletion index by map, mean over kinds; below it that of the map of the same utterance without interference, "
-        "on the same bins. “s4-raw” is S4 not interpolated; “energy” is no map but the loudness of the mixture.",
+        "on the same bins. “S4-raw” is S4 not interpolated; “energy” is no map but the loudness of the mixture.",
         ("variant", *(map_name(name) for name in MAPS)),
         tuple(
             (
@@ -57,16 +58,30 @@ def deletion_tables(study: Study) -> list[Grid]:
             for variant in variants
         ),
     )
-    changes = Grid(
-        f"Differences of the deletion index of {STAGES[-1].upper()}, paired by seed, with 95 % intervals; bold where "
-        "the interval leaves zero out. Below zero: the first deletes more.",
-        ("difference", *map(heading, kinds)),
-        tuple(
-            (f"{ours} minus {theirs}", tuple(change(found.changes[ours, theirs, kind, STAGES[-1]]) for kind in kinds))
-            for ours, theirs in dict.fromkeys(key[:2] for key in found.changes)
-        ),
+    pairs = dict.fromkeys(key[:2] for key in found.changes)
+    reactions, changes = (
+        Grid(
+            f"{what} Paired by seed, with 95 % intervals; bold where the interval leaves zero out.",
+            ("difference", *map(heading, kinds)),
+            tuple(
+                (f"{ours} minus {theirs}", tuple(change(of[ours, theirs, kind, STAGES[-1]]) for kind in kinds))
+                for ours, theirs in pairs
+            ),
+        )
+        for what, of in (
+            (
+                f"Differences of that reaction of {STAGES[-1].upper()} between variants, by which deletion is judged: "
+                "below zero, the first deletes more.",
+                found.reactions,
+            ),
+            (
+                f"Differences of the deletion index of {STAGES[-1].upper()} itself: below zero, the first lies less on "
+                "the interference, be it that it would not look there anyway.",
+                found.changes,
+            ),
+        )
     )
-    return [*by_kind, reaction, changes, by_stage]
+    return [*by_kind, reaction, *([reactions, changes] if pairs else []), by_stage]
 
 
 def _beside(index: Estimate, top1: float) -> Markup:
@@ -76,17 +91,30 @@ def _beside(index: Estimate, top1: float) -> Markup:
 
 
 def turn_tables(study: Study) -> list[Grid]:
-    """How well each map picks the target's turns; none where nobody else talks."""
-    found, variants = study.worth, study.plan.variants
+    """How well each map picks the target's turns, of frames, between variants, and of bins; none without turns."""
+    found, variants = study.locating, study.plan.variants
     if not found.frames:
         return []
+    beyond = (f"{FUSED} minus {OTHER_SPEAKER}", tuple(change(found.beyond[variant]) for variant in variants))
+    caption = "Area under the ROC curve of {}, mean over utterances, with 95 % intervals over seeds{}."
+    frames, bins = (
+        tuple((map_name(name), tuple(value(areas[variant, name]) for variant in variants)) for name in TURN_MAPS)
+        for areas in (found.frames, found.bins)
+    )
+    between = Grid(
+        "Differences of the area of frames between variants, paired by seed, with 95 % intervals; bold where the "
+        "interval leaves zero out. Above zero: the first picks the target's turns better.",
+        ("difference", *map(map_name, TURN_MAPS)),
+        tuple(
+            (f"{ours} minus {theirs}", tuple(change(found.changes[ours, theirs, name]) for name in TURN_MAPS))
+            for ours, theirs in dict.fromkeys(key[:2] for key in found.changes)
+        ),
+    )
+    bold = "; the last line's differences are bold where the interval leaves zero out"
     return [
-        Grid(
-            f"Area under the ROC curve {what}, mean over utterances, with 95 % intervals over seeds.",
-            ("map", *variants),
-            tuple((map_name(name), tuple(value(areas[variant, name]) for variant in variants)) for name in TURN_MAPS),
-        )
-        for what, areas in (("of frames (the map summed over mel)", found.frames), ("of single bins", found.bins))
+        Grid(caption.format("frames (the map summed over mel)", bold), ("map", *variants), (*frames, beyond)),
+        *([between] if between.rows else []),
+        Grid(caption.format("single bins", ""), ("map", *variants), bins),
     ]
 
 
@@ -100,8 +128,8 @@ def faithful_tables(study: Study) -> list[Grid]:
     def table(what: str, ranked: tuple[Ranked, ...]) -> Grid:
         return Grid(
             f"{what}, the most faithful first: areas under the curves of the true speaker's probability, their "
-            "difference (the higher the more faithful), how far behind the first that is, and the difference in each "
-            "variant alone.",
+            "difference (the higher the more faithful), how far behind the first that is (bold where the interval "
+            "leaves zero out), and the difference in each variant alone. Intervals by bootstrap over utterances.",
             ("map", "deletion", "insertion", "insertion minus deletion", "behind the first", *variants),
             tuple(
                 (map_name(each.method), _ranked(each, [by_variant[v, each.method] for v in variants]))
@@ -115,11 +143,11 @@ def faithful_tables(study: Study) -> list[Grid]:
 def _ranked(found: Ranked, by_variant: list[float]) -> tuple[Cell, ...]:
     low, high = found.interval
     least, most = found.behind_interval
-    behind = cell(number(found.behind), f"{number(least)} to {number(most)}", False) if found.behind else ""
+    behind = cell(number(found.behind), f"{number(least)} to {number(most)}", least > 0) if found.behind else ""
     return (
         number(found.deletion),
         number(found.insertion),
-        cell(number(found.faithfulness), f"{number(low)} to {number(high)}", found.behind == 0),
+        cell(number(found.faithfulness), f"{number(low)} to {number(high)}", False),
         behind,
         *map(number, by_variant),
     )
@@ -132,7 +160,7 @@ def sanity_tables(study: Study) -> list[Grid]:
         Grid(
             f"{variant}: rank correlation with the original map once everything down to the part has new weights; "
             "last, of the original map with the log-mel itself.",
-            ("map", *STEPS, "with the log-mel"),
+            ("map", *map(map_name, STEPS), "with the log-mel"),
             tuple(
                 (map_name(name), tuple(number(found[variant, step, name]) for step in (*STEPS, INPUT)))
                 for name in SANITY_MAPS

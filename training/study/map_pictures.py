@@ -19,11 +19,11 @@ from training.maps.randomisation import MAPS as SANITY_MAPS
 from training.maps.spectrum import TAPS, MapSpectrum
 from training.measure import FUSED
 from training.network import STAGES
-from training.study.cells import map_name
 from training.study.deleting import Deleting
 from training.study.measuring import Findings
 from training.study.pictures import STUDY_STYLE
 from training.study.plan import Plan
+from training.study.words import map_name
 from training.study.worth import Worth
 
 _DECIBELS = 50.0  # of the spectra, below their strongest part
@@ -77,7 +77,7 @@ def faithfulness_figure(findings: Findings, path: Path) -> None:
             axis.set_xlabel("share of the bins")
             axis.xaxis.set_major_formatter(PercentFormatter(1.0))
             axis.grid(axis="y", color="#dddddd", linewidth=0.8)
-        axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
         axes[0].set_ylabel("probability of the true speaker")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
@@ -99,7 +99,7 @@ def sanity_figure(plan: Plan, found: Worth, path: Path) -> None:
             likeness = [[found.sanity[variant, step, name] for step in STEPS] for variant in plan.variants]
             mean = [1.0, *np.mean(likeness, axis=0)]
             axis.plot(range(len(mean)), mean, color=colour, linestyle=line, marker=".", label=map_name(name))
-        axis.set_xticks(range(len(STEPS) + 1), ["as trained", *STEPS])
+        axis.set_xticks(range(len(STEPS) + 1), ["as trained", *map(map_name, STEPS)])
         axis.set_xlabel("new weights from the head down to")
         axis.set_ylabel("rank correlation")
         axis.axhline(0.0, color="#666666", linewidth=0.9)
@@ -126,7 +126,8 @@ def spectra_figure(findings: Findings, path: Path) -> None:
                     power,
                     origin="lower",
                     aspect="auto",
-                    extent=(0, 0.5, -0.5, 0.5),
+                    interpolation="nearest",
+                    extent=_extent(power),
                     vmin=-_DECIBELS,
                     vmax=0,
                     cmap="magma",
@@ -140,6 +141,13 @@ def spectra_figure(findings: Findings, path: Path) -> None:
         if image is not None:
             figure.colorbar(image, ax=list(axes.flat), label="power (dB below the strongest)", aspect=30, pad=0.01)
         figure.savefig(path)
+
+
+def _extent(power: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """Edges of a spectrum's picture in cycles: its bins are centred on their frequencies, laid out as `MapSpectrum`."""
+    rows, columns = power.shape
+    along_mel, along_time = 1 / (2 * rows), 1 / (4 * (columns - 1))
+    return -along_time, 0.5 + along_time, -0.5 - along_mel, 0.5 - along_mel
 
 
 def _power(found: Sequence[MapSpectrum]) -> NDArray[np.float64] | None:

@@ -6,14 +6,17 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from training.folders import write_whole
 from training.network import STAGES
 from training.results import TOP, without_nan
+from training.study.accuracy import SAME_WORK, Matching
 from training.study.analysis import Study
 from training.study.calibrating import FIGURES
+from training.study.locating import Locating
 from training.study.statistics import Estimate
 
 STUDY = "study.json"
@@ -142,22 +145,25 @@ def _whole(study: Study) -> Record:
         "test_utterances": study.findings.setting.utterances,
         "probes": study.findings.setting.probes,
         "claims": [asdict(claim) for claim in study.claims],
-        "tables": [
-            {
-                "matching": table.matching,
-                "rows": [{"variant": row.variant, "top1": _estimates(row.top1)} for row in table.rows],
-                "comparisons": [
-                    {
-                        "variant": each.variant,
-                        "reference": each.reference,
-                        "top1": _estimates(each.top1),
-                        "mean_over_seeds_and_utterances": each.resampled._asdict(),
-                    }
-                    for each in table.comparisons
-                ],
-            }
-            for table in study.accuracy.tables
-        ],
+        "accuracy": {
+            "same_work": SAME_WORK,
+            "rows": [
+                {"variant": row.variant, "crops": row.crops, "work": row.work, "top1": _estimates(row.top1)}
+                for row in study.accuracy.rows
+            ],
+            "comparisons": [
+                {
+                    "variant": each.variant,
+                    "reference": each.reference,
+                    "crops_ratio": each.crops,
+                    "work_ratio": each.work,
+                    "matched": [matching for matching in get_args(Matching) if each.matches(matching)],
+                    "top1": _estimates(each.top1),
+                    "mean_over_seeds_and_utterances": each.resampled._asdict(),
+                }
+                for each in study.accuracy.comparisons
+            ],
+        },
         "mean_by_seed": study.accuracy.by_seed,
         "curves": [
             {"variant": variant, "interference": kind, "snr_db": snr_db, **found._asdict()}
@@ -186,7 +192,9 @@ def _whole(study: Study) -> Record:
             }
             for (ours, theirs, kind, name), found in deleting.changes.items()
         ],
+        **_localisations(study.locating),
         "faithfulness": {
+            "utterances": study.worth.utterances,
             "methods": [asdict(each) for each in study.worth.methods],
             "fusions": [asdict(each) for each in study.worth.fusions],
             "recommended": [STAGES[stage] for stage in study.worth.recommended],
@@ -197,6 +205,20 @@ def _whole(study: Study) -> Record:
             for (ours, theirs), found in study.calibrating.changes.items()
         ],
         "numbers_by_run": tables(study),
+    }
+
+
+def _localisations(found: Locating) -> Record:
+    return {
+        "localisation": [
+            {"variant": variant, "map": name, "frames": of._asdict(), "bins": found.bins[variant, name]._asdict()}
+            for (variant, name), of in found.frames.items()
+        ],
+        "localisation_beyond_another_speaker": _estimates(found.beyond),
+        "localisation_changes": [
+            {"variant": ours, "reference": theirs, "map": name, "frames": of._asdict()}
+            for (ours, theirs, name), of in found.changes.items()
+        ],
     }
 
 

@@ -11,12 +11,14 @@ from training.figures import example_title, looks
 from training.folders import make_folder, write_whole
 from training.pages import data_address, render
 from training.study import layout, map_layout
+from training.study.accuracy import SAME_WORK
 from training.study.analysis import Study
 from training.study.examples import RULE, show_examples
+from training.study.map_claims import FEWEST_UTTERANCES
 from training.study.map_pictures import deletion_figure, faithfulness_figure, sanity_figure, spectra_figure
 from training.study.measuring import FEW_PROBES
 from training.study.pictures import accuracy_figure, detection_figure, dev_figure, reliability_figure
-from training.study.words import listed
+from training.study.words import counted, listed
 
 REPORT = "report.html"
 FIGURES = "figures"
@@ -62,6 +64,9 @@ def write_report(study: Study, device: torch.device) -> Path:
         sanity_tables=map_layout.sanity_tables(study),
         grid_table=map_layout.grid_table(study),
         calibration_tables=layout.calibration_tables(study),
+        counted=counted,
+        fewest=FEWEST_UTTERANCES,
+        tolerance=f"{100 * (1 - SAME_WORK):.0f} %",
         false_acceptance=study.calibrating.false_acceptance,
         strangers=study.calibrating.strangers,
         rule=RULE,

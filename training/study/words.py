@@ -9,7 +9,7 @@ from training.study.statistics import Estimate
 
 ONE_SEED = "one seed only: no telling"
 
-_SAME = "the same in every seed"
+_SAME = "same in every seed"
 _STAGE = re.compile(rf"\b(?:{'|'.join(STAGES)})\b")
 
 

@@ -1,4 +1,4 @@
-"""What the maps are worth: localisation, faithfulness, randomised weights and the grid, over variants and seeds."""
+"""What the maps are worth: faithfulness, randomised weights and the grid, over variants and seeds."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.maps.attributions import FUSIONS, METHODS
-from training.maps.localisation import MAPS as TURN_MAPS
 from training.maps.ranking import Ranked, rank, recommend
 from training.study.measuring import Findings
 from training.study.plan import Plan, PlannedRun
@@ -18,8 +17,7 @@ class Worth:
     """What the maps are worth.
 
     Attributes:
-        frames: area under the ROC curve, target's frames against the interferer's, by (variant, map), over seeds.
-            bins: of all bins. Both are empty where nobody else talks.
+        utterances: how many the next five are of.
         methods: the compared methods, the most faithful first, over the variants of the first seed.
             fusions: of LayerCAM's stages, likewise. by_variant: of all of them, of each variant alone.
         recommended: stages (0 is S1) whose fusion is the most faithful.
@@ -28,8 +26,7 @@ class Worth:
             mean). spread: height of the grid, likewise. used: whether maps are taken there.
     """
 
-    frames: dict[tuple[str, str], Estimate]
-    bins: dict[tuple[str, str], Estimate]
+    utterances: int
     methods: tuple[Ranked, ...]
     fusions: tuple[Ranked, ...]
     by_variant: dict[str, tuple[Ranked, ...]]
@@ -43,22 +40,10 @@ class Worth:
 def judge_maps(plan: Plan, findings: Findings) -> Worth:
     """Put together what was measured of the maps."""
     masked = [row for rows in findings.faithfulness.values() for row in rows]
-    turns = {run: rows[0] for run, rows in findings.localisation.items()}
     spectra = {run: {(row.stage, row.tap): row for row in rows} for run, rows in findings.spectra.items()}
     taps = next(iter(spectra.values()))
     return Worth(
-        frames={
-            (variant, name): _of(variant, {run: _mean(row.frames[name]) for run, row in turns.items()})
-            for variant in plan.variants
-            for name in TURN_MAPS
-            if turns
-        },
-        bins={
-            (variant, name): _of(variant, {run: _mean(row.bins[name]) for run, row in turns.items()})
-            for variant in plan.variants
-            for name in TURN_MAPS
-            if turns
-        },
+        utterances=len(masked[0].deletion.areas),
         methods=rank([row for row in masked if row.method in METHODS]),
         fusions=rank([row for row in masked if row.method in FUSIONS]),
         by_variant={run.variant: rank(rows) for run, rows in findings.faithfulness.items()},
@@ -72,11 +57,6 @@ def judge_maps(plan: Plan, findings: Findings) -> Worth:
         spread={tap: _over_variants(plan, {run: rows[tap].spread for run, rows in spectra.items()}) for tap in taps},
         used={tap: row.used for tap, row in taps.items()},
     )
-
-
-def _of(variant: str, figures: Mapping[PlannedRun, float]) -> Estimate:
-    """A variant's figure over seeds, from those of all runs."""
-    return over_seeds(np.array([figure for run, figure in figures.items() if run.variant == variant]))
 
 
 def _over_variants(plan: Plan, figures: Mapping[PlannedRun, float]) -> Estimate:

@@ -151,12 +151,14 @@ def test_tables_follow_from_what_every_run_named(out: Path, found: Any) -> None:
         ]
         for variant in VARIANTS
     }
-    table = next(table for table in found["tables"] if table["matching"] == "updates")
+    table = found["accuracy"]
     for row in table["rows"]:
         assert row["top1"]["mean"]["mean"] == pytest.approx(np.mean(means[row["variant"]]))
         assert found["mean_by_seed"][row["variant"]] == pytest.approx(means[row["variant"]])
     compared = {(each["variant"], each["reference"]): each["top1"]["mean"] for each in table["comparisons"]}
     assert set(compared) == {("da", "clean"), ("act-pair", "clean"), ("act-pair", "da")}
+    assert [each["matched"] for each in table["comparisons"]] == [["updates", "compute"], ["updates"], ["updates"]]
+    assert {row["variant"]: row["work"] for row in table["rows"]} == {"clean": 1, "da": 1, "act-pair": 2}
     change = np.subtract(means["da"], means["clean"])
     half = 12.7062 * change.std(ddof=1) / np.sqrt(2)  # Student's t with one degree of freedom
     assert compared["da", "clean"]["low"] == pytest.approx(change.mean() - half, rel=1e-4, abs=1e-6)
@@ -212,7 +214,7 @@ def test_claims_and_tables_are_in_the_page(html: str, found: Any) -> None:
         assert claim["title"] in text
         for part in claim["findings"]:
             assert all(" ".join(line.split()) in text for line in (part["text"], *part["points"]))
-    for row in found["tables"][0]["rows"]:
+    for row in found["accuracy"]["rows"]:
         assert f"{100 * row['top1']['mean']['mean']:.1f}" in text
 
 

@@ -27,8 +27,8 @@ def test_differences_have_a_sign() -> None:
 
 def test_a_range_without_width_is_said_to_be_the_same_in_every_seed() -> None:
     same, alone = Estimate(1.0, 1.0, 1.0), Estimate(1.0, NAN, NAN)
-    assert range_of(same) == interval(same) == "the same in every seed"
-    assert difference(same) == "+1.00 (the same in every seed)"
+    assert range_of(same) == interval(same) == "same in every seed"
+    assert difference(same) == "+1.00 (same in every seed)"
     assert range_of(alone) == ""
     assert interval(alone) == "–"
 
@@ -40,7 +40,7 @@ def test_a_range_without_width_is_said_to_be_the_same_in_every_seed() -> None:
         (Estimate(-0.2, -0.3, -0.1), "less"),
         (Estimate(0.2, -0.1, 0.5), "not told apart"),
         (Estimate(0.2, NAN, NAN), "one seed only: no telling"),
-        (Estimate(0.2, 0.2, 0.2), "the same in every seed: no telling"),
+        (Estimate(0.2, 0.2, 0.2), "same in every seed: no telling"),
         (Estimate(NAN, NAN, NAN), "not measured"),
     ],
 )
