@@ -110,15 +110,15 @@ def sanity_figure(plan: Plan, found: Worth, path: Path) -> None:
 def spectra_figure(findings: Findings, path: Path) -> None:
     """Draw the mean power spectrum of the raw maps at both taps of each stage, over all variants and seeds."""
     with rc_context(STUDY_STYLE):
-        figure = Figure(figsize=(10.0, 5.0), layout="constrained")
-        axes = figure.subplots(len(TAPS), len(STAGES), squeeze=False)
+        found = [of for rows in findings.spectra.values() for of in rows]
+        taps = [tap for tap in TAPS if any(of.tap == tap for of in found)]
+        figure = Figure(figsize=(10.0, 0.4 + 2.4 * len(taps)), layout="constrained")
+        axes = figure.subplots(len(taps), len(STAGES), squeeze=False)
         image = None
-        for row, tap in enumerate(TAPS):
+        for row, tap in enumerate(taps):
             for column, stage in enumerate(STAGES):
                 axis = axes[row, column]
-                power = _power(
-                    [of for rows in findings.spectra.values() for of in rows if (of.stage, of.tap) == (stage, tap)]
-                )
+                power = _power([of for of in found if (of.stage, of.tap) == (stage, tap)])
                 if power is None:
                     axis.axis("off")
                     continue
@@ -127,13 +127,12 @@ def spectra_figure(findings: Findings, path: Path) -> None:
                     origin="lower",
                     aspect="auto",
                     interpolation="nearest",
-                    extent=_extent(power),
+                    extent=spectrum_edges(power),
                     vmin=-_DECIBELS,
                     vmax=0,
                     cmap="magma",
                 )
                 axis.set_title(f"{stage.upper()}, {tap.replace('-', ' ')}", fontsize=9)
-                axis.tick_params(labelleft=column == 0, labelbottom=row == len(TAPS) - 1)
         for axis in axes[:, 0]:
             axis.set_ylabel("cycles a row (mel)")
         for axis in axes[-1]:
@@ -143,7 +142,7 @@ def spectra_figure(findings: Findings, path: Path) -> None:
         figure.savefig(path)
 
 
-def _extent(power: NDArray[np.float64]) -> tuple[float, float, float, float]:
+def spectrum_edges(power: NDArray[np.float64]) -> tuple[float, float, float, float]:
     """Edges of a spectrum's picture in cycles: its bins are centred on their frequencies, laid out as `MapSpectrum`."""
     rows, columns = power.shape
     along_mel, along_time = 1 / (2 * rows), 1 / (4 * (columns - 1))
