@@ -50,6 +50,7 @@ def findings_of(
         randomisation={},
         spectra={},
         calibration={},
+        code_revisions={},
     )
 
 
