@@ -36,6 +36,7 @@ class Reason(StrEnum):
     UNAUTHENTICATED = "unauthenticated"
     RATE_LIMIT = "rate_limit"
     QUOTA = "quota"
+    UNSUPPORTED = "unsupported"
 
 
 class StartupError(Exception):
@@ -87,6 +88,12 @@ class DeadlineError(RequestError):
     """The caller's deadline passed, or would have passed before the answer was there."""
 
     code = "DEADLINE_EXCEEDED"
+
+
+class UnimplementedError(RequestError):
+    """A method of a protocol that this server speaks in part; the message says what there is instead."""
+
+    code = "UNIMPLEMENTED"
 
 
 class UnavailableError(RequestError):

@@ -78,14 +78,14 @@ def explain(bundle: Bundle, answer: ExplainedPrediction, options: ExplainOptions
             )
             frequencies, times = native_axes(bundle, spec, values.shape[1], frames)
         else:
-            values = _display(bundle, answer, name)
+            values = displayed(bundle, answer, name)
             frequencies, times = feature_axes(bundle, frames)
         planes.append(encode(name, values, options.encoding, frequencies, times))
     log_mel = encode(None, answer.features, options.encoding, *feature_axes(bundle, frames))
     return Explanation(bundle.speakers[answer.target], tuple(planes), log_mel)
 
 
-def _display(bundle: Bundle, answer: ExplainedPrediction, name: StageName) -> NDArray[np.float32]:
+def displayed(bundle: Bundle, answer: ExplainedPrediction, name: StageName) -> NDArray[np.float32]:
     """The map of a stage at mel x frames; `fused` is the mean of those that the bundle names."""
     chosen = bundle.fused_stages if name == "fused" else (name,)
     shown = [

@@ -60,6 +60,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._draining = True
         self._tell()
 
+    def serving(self, name: str = OVERALL) -> bool:
+        """Whether the state of a name is SERVING."""
+        return bool(self._state(name) == SERVING)
+
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The state now; NOT_FOUND for a name that there is not."""
         state = self._state(request.service)

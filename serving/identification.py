@@ -196,7 +196,7 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 def _answer(query: Query, model: Model, prediction: Prediction) -> Answer:
     bundle = model.bundle
-    _check_finite(bundle.name, prediction)
+    check_finite(bundle.name, prediction)
     probabilities = softmax(prediction.logits / bundle.temperature)
     best = np.argsort(-prediction.logits, kind="stable")[: query.top_k or DEFAULT_TOP_K]
     explanation = None
@@ -222,7 +222,8 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return shifted
 
 
-def _check_finite(name: str, prediction: Prediction) -> None:
+def check_finite(name: str, prediction: Prediction) -> None:
+    """Raises FloatingPointError where an answer holds NaN or infinity."""
     values = [prediction.logits, prediction.embedding]
     if isinstance(prediction, ExplainedPrediction):
         values += [prediction.features, *prediction.saliency]

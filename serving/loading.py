@@ -11,6 +11,7 @@ from serving.engine import Engine, Job
 from serving.folders import Found, stamp_of
 from serving.metrics import Metrics
 from serving.models import Model
+from serving.statistics import Counting, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,9 @@ def open_engine(found: Found, config: Config, known: str | None) -> tuple[Bundle
 def build_model(bundle: Bundle, engine: Engine, device: Device, config: Config, metrics: Metrics) -> Model:
     """Puts queues in front of an open engine. Runs on the event loop, where the queues live."""
     bounds = Bounds(config.queue_size, config.max_batch, int(config.max_batch_seconds * MODEL_RATE))
-    predict = metrics.queue(bundle.variant, "predict")
-    explain = metrics.queue(bundle.variant, "explain")
+    statistics = Statistics()
+    predict = Counting(statistics, metrics.queue(bundle.variant, "predict"))
+    explain = Counting(statistics, metrics.queue(bundle.variant, "explain"))
     return Model(
         bundle,
         engine.provider,
@@ -65,6 +67,7 @@ def build_model(bundle: Bundle, engine: Engine, device: Device, config: Config, 
             bounds,
             explain,
         ),
+        statistics,
     )
 
 

@@ -12,6 +12,7 @@ from serving.bundles import Bundle
 from serving.engine import ExplainedPrediction, Job, Prediction
 from serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
 from serving.metrics import Metrics
+from serving.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +29,13 @@ class Selector:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One loaded model, what it runs on, and its two queues."""
+    """One loaded model, what it runs on, its two queues, and what it has done."""
 
     bundle: Bundle
     provider: str
     predict: Batcher[Job, Prediction]
     explain: Batcher[Job, ExplainedPrediction]
+    statistics: Statistics
 
     async def close(self) -> None:
         """Stops the queues; the engine goes with the last that refers to it."""

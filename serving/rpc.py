@@ -113,10 +113,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         gate: every call that is answered goes through it.
         metrics: counts every call once.
         codec: threads that serialise large answers.
+        always: paths of the methods that are answered even while the gate is closed.
     """
 
-    def __init__(self, services: Collection[str], gate: Gate, metrics: Metrics, codec: Executor) -> None:
+    def __init__(
+        self, services: Collection[str], gate: Gate, metrics: Metrics, codec: Executor, always: Collection[str] = ()
+    ) -> None:
         self._services = frozenset(services)
+        self._always = frozenset(always)
         self._gate = gate
         self._metrics = metrics
         self._codec = codec
@@ -129,18 +133,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or service not in self._services:
             return handler
 
+        gate = None if handler_call_details.method in self._always else self._gate
+
         async def surrounded(incoming: Any, context: Any) -> bytes | None:
-            return await self._surround(method, handler, incoming, context)
+            return await self._surround(method, handler, gate, incoming, context)
 
         return HANDLERS[handler.request_streaming, handler.response_streaming](surrounded)
 
-    async def _surround(self, method: str, handler: Any, incoming: Any, context: Any) -> bytes | None:
+    async def _surround(
+        self, method: str, handler: Any, gate: Gate | None, incoming: Any, context: Any
+    ) -> bytes | None:
         call = Call(method, _request_id(context))
         current_call.set(call)
         self._metrics.in_flight.inc()
         response = None
         try:
-            self._gate.enter(context)
+            if gate is not None:
+                gate.enter(context)
             response = await self._respond(handler, incoming, context)
         except RequestError as error:
             call.status, call.detail = error.code, str(error)[:DETAIL_CHARACTERS]

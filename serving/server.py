@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from protos.inference import inference_pb2_grpc
 from protos.speakerlens.v1 import identification_pb2_grpc
 from serving.admission import Admission
 from serving.batcher import Device
@@ -22,6 +23,10 @@ from serving.errors import StartupError
 from serving.graph import runtime_version
 from serving.health import Health
 from serving.identification import Identifier
+from serving.inference.inferring import Inference
+from serving.inference.refused import Refused
+from serving.inference.servicer import ALWAYS, InferenceService
+from serving.inference.servicer import SERVICE as INFERENCE
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.repository import Repository, look
@@ -73,19 +78,20 @@ class Server:
         self.metrics = Metrics()
         self.device = Device(config.device)
         self._gate = Gate()
-        self._health = Health(SERVICE)
+        services = (SERVICE, INFERENCE)
+        self._health = Health(*services)
         self._codec = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
         self._service = Service(config, self._codec)
         self._models = Models(self.metrics)
         self._repository = Repository(config, self._models, self.device, self.metrics, self._health)
+        self._inference = InferenceService(self._models, self._health, config)
         self._ports: dict[str, str] = {}
-        services = (SERVICE,)
         tokens = tokens_of(config)
         self._tracing = tracing_of(config, services)
         self._grpc = grpc.aio.server(
             interceptors=[
                 *([self._tracing.interceptor] if self._tracing else []),
-                CallInterceptor(services, self._gate, self.metrics, self._codec),
+                CallInterceptor(services, self._gate, self.metrics, self._codec, ALWAYS),
                 *([Admission(tokens)] if tokens else []),
             ],
             options=[
@@ -95,9 +101,11 @@ class Server:
             ],
         )
         identification_pb2_grpc.add_SpeakerIdentificationServicer_to_server(self._service, self._grpc)
+        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, self._grpc)
+        self._grpc.add_generic_rpc_handlers((Refused(INFERENCE),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if config.reflection:
-            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+            reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
     async def listen(self) -> None:
         """Binds the ports; health says NOT_SERVING, and calls are refused as UNAVAILABLE, until `open`.
@@ -147,6 +155,7 @@ class Server:
         """Lets calls in, and prints one JSON line on stdout: the bound addresses, and what is served on what."""
         models = self._models
         self._service.core = Identifier(models, self._config, self.metrics, self._codec)
+        self._inference.core = Inference(self._service.core, self._config, self.metrics, self._codec)
         self.metrics.engine_info.labels(models.provider, runtime_version()).set(1)
         self._gate.closed = None
         self._health.announce()

@@ -57,16 +57,17 @@ def test_serving_runs_without_the_training_side() -> None:
 
 
 def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
-    source = ROOT / "protos" / "speakerlens" / "v1"
-    target = tmp_path / "protos" / "speakerlens" / "v1"
-    target.mkdir(parents=True)
-    (target / "identification.proto").write_bytes((source / "identification.proto").read_bytes())
+    contracts = [file.relative_to(ROOT) for file in (ROOT / "protos").rglob("*.proto")]
+    assert len(contracts) == 2
+    for contract in contracts:
+        (tmp_path / contract).parent.mkdir(parents=True)
+        (tmp_path / contract).write_bytes((ROOT / contract).read_bytes())
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run([ROOT / "protos" / "generate.sh"], check=True, cwd=tmp_path, env=environment, capture_output=True)
-    made = {file.name for file in target.iterdir()} - {"identification.proto"}
-    assert len(made) == 4
+    made = {file.relative_to(tmp_path) for file in tmp_path.rglob("*") if file.is_file()} - set(contracts)
+    assert len(made) == 4 * len(contracts)
     for name in made:
-        assert (target / name).read_text() == (source / name).read_text(), f"{name} is stale: run `make protos`"
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text(), f"{name} is stale: run `make protos`"
 
 
 def test_the_base_install_has_no_torch_and_no_runtime() -> None:

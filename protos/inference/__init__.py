@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, as far as this server speaks it."""

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: the same models and queues for clients of Triton and KServe."""

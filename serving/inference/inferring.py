@@ -1,0 +1,144 @@
+"""Answers what a ModelInfer call asks: every row is a job of its own, in the queues that `Identify` uses."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.inference import inference_pb2 as pb
+from serving.audio import MODEL_RATE, RawAudio, check_minimum, decode
+from serving.config import Config
+from serving.engine import Job, Prediction
+from serving.errors import InvalidArgumentError
+from serving.identification import Identifier, check_finite
+from serving.inference.reading import Ask, Limits, read
+from serving.inference.schema import AUDIO
+from serving.inference.writing import written
+from serving.metrics import Metrics
+from serving.models import Model
+from serving.tokens import charge
+from serving.tracing import tell_phases
+
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """What a model says of one row, and how many seconds its batch took."""
+
+    prediction: Prediction
+    inference_s: float
+
+
+class Inference:
+    """The core of the protocol's one call that computes.
+
+    Args:
+        identifier: the core of the typed calls, whose limits hold here too.
+        config: limits.
+        metrics: hears of phases, answers and audio.
+        codec: threads that read and write tensors, so that the event loop never does.
+    """
+
+    def __init__(self, identifier: Identifier, config: Config, metrics: Metrics, codec: Executor) -> None:
+        self.models = identifier.models
+        self._identifier = identifier
+        self._config = config
+        self._metrics = metrics
+        self._codec = codec
+        self._limits = Limits(config.max_batch, round(config.max_seconds * MODEL_RATE))
+
+    async def infer(self, request: pb.ModelInferRequest, model: Model, deadline: float | None) -> pb.ModelInferResponse:
+        """Answers a request to a leased model, and counts it in the model's statistics.
+
+        Args:
+            request: as it came.
+            model: the one it names.
+            deadline: of the call, on the clock of `time.monotonic`, or None.
+
+        Raises:
+            RequestError: whatever is wrong with the request, or too much for the server now.
+        """
+        started = time.monotonic()
+        try:
+            response, phases = await self._infer(request, model, deadline)
+        except BaseException:  # also where the caller has gone
+            model.statistics.failed.add(time.monotonic() - started)
+            raise
+        model.statistics.answered(time.monotonic() - started, phases)
+        return response
+
+    async def _infer(
+        self, request: pb.ModelInferRequest, model: Model, deadline: float | None
+    ) -> tuple[pb.ModelInferResponse, Mapping[str, float]]:
+        started = time.monotonic()
+        ask, jobs = await self._off_loop(lambda: self._heard(request, model, deadline))
+        heard = time.monotonic()
+        rows = await _computed(ask, model, jobs)
+        computed = time.monotonic()
+        response = await self._off_loop(lambda: _answer(request, ask, model, rows))
+        # Rows wait for one another; of several batches, the longest counts, and the others are waiting.
+        inference = min(max(row.inference_s for row in rows), computed - heard)
+        phases = {
+            "decode": heard - started,
+            "queue": computed - heard - inference,
+            "inference": inference,
+            "encode": time.monotonic() - computed,
+        }
+        self._count(model, ask, phases)
+        return response, phases
+
+    def _heard(self, request: pb.ModelInferRequest, model: Model, deadline: float | None) -> tuple[Ask, list[Job]]:
+        ask = read(request, model.bundle, self._limits, deadline)
+        rows = enumerate(zip(ask.audio, ask.lengths, ask.targets, strict=True))
+        return ask, [
+            Job(self._checked(row, samples[:length], model), int(target)) for row, (samples, length, target) in rows
+        ]
+
+    def _checked(self, row: int, samples: NDArray[np.float32], model: Model) -> NDArray[np.float32]:
+        """The samples of a row, checked as the typed calls check theirs."""
+        try:
+            waveform = decode(RawAudio(samples.tobytes(), "float32", MODEL_RATE, 1), self._config.max_seconds)
+            check_minimum(waveform, self._identifier.min_samples(model))
+        except InvalidArgumentError as error:
+            _, _, why = str(error).partition(": ")
+            raise InvalidArgumentError(error.reason, f"inputs.{AUDIO}, row {row}: {why}") from error
+        return waveform.samples
+
+    async def _off_loop(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._codec, function)
+
+    def _count(self, model: Model, ask: Ask, phases: Mapping[str, float]) -> None:
+        seconds = float(ask.lengths.sum()) / MODEL_RATE
+        for phase, spent in phases.items():
+            self._metrics.phase.labels(phase).observe(spent)
+        self._metrics.answers.labels(model.bundle.variant, "explain" if ask.explains else "predict").inc(len(ask.audio))
+        self._metrics.audio.inc(seconds)
+        charge(seconds)
+        tell_phases(phases)
+
+
+async def _computed(ask: Ask, model: Model, jobs: Sequence[Job]) -> list[Row]:
+    """Every row's answer; at the first error the other rows leave their queue."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_row(ask, model, job)) for job in jobs]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _row(ask: Ask, model: Model, job: Job) -> Row:
+    queue = model.explain if ask.explains else model.predict
+    done = await queue.submit(job, ask.deadline, ask.priority)
+    check_finite(model.bundle.name, done.result)
+    return Row(done.result, done.inference_s)
+
+
+def _answer(request: pb.ModelInferRequest, ask: Ask, model: Model, rows: Sequence[Row]) -> pb.ModelInferResponse:
+    response = written(model.bundle, [row.prediction for row in rows], ask.audio.shape[1], ask.outputs)
+    response.id = request.id
+    return response
