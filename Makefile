@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint types protos image clean
+.PHONY: help install demo serve test test-slow fuzz lint types protos image clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(INSTALLED)  ## create the virtual environment and install everything in it
 
@@ -31,8 +31,12 @@ serve: $(INSTALLED)  ## serve the demo's bundles until Ctrl-C
 	@test -d $(DEMO)/bundles || { echo 'No bundles yet: run `make demo` first.' >&2; exit 1; }
 	@exec $(BIN)/python -m serving --bundles $(DEMO)/bundles
 
-test: $(INSTALLED)  ## run all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## run the tests but for the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+	@echo 'Not run: what is marked slow; `make test-slow` runs it.'
+
+test-slow: $(INSTALLED)  ## run the slow tests; they fetch the tools they need and say which are not to be had
+	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)  ## check style, and the Dockerfile
 	$(BIN)/ruff check .
