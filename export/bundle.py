@@ -34,6 +34,8 @@ from training.frontend import FRAME_LENGTH, FRAME_SHIFT, HIGH_HZ, LOW_HZ
 from training.manifest import Clip, Corpus, load_corpus, spread
 from training.network import STAGES, STRIDES
 from training.saliency import FUSED_STAGES
+from training.verification import METHOD as VERIFICATION_METHOD
+from training.verification import Verification, calibrate_verification
 
 SCHEMA_VERSION = 3
 MANIFEST, WEIGHTS, PARITY, BASELINE = "bundle.json", "weights.safetensors", "parity.json", "baseline.json"
@@ -135,7 +137,7 @@ def _fill(folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance
     """Write everything but the weights, which are there, into a bundle's folder."""
     evaluated = spread(corpus.utterances("test"), baseline.UTTERANCES)
     clips = choose_utterances(corpus, parity.UTTERANCES)
-    total = 4 + parity.steps() + baseline.steps(corpus, evaluated)
+    total = 5 + parity.steps() + baseline.steps(corpus, evaluated)
     done = itertools.count(1)
 
     def advance() -> None:
@@ -143,8 +145,10 @@ def _fill(folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance
 
     calibration = calibrate(run.network, corpus, run.speakers, false_acceptance)
     advance()
+    verification = calibrate_verification(run.network, corpus, run.speakers, false_acceptance)
+    advance()
     exported = ExportedNetwork(run.network)
-    facts = _facts(run, version, calibration)
+    facts = _facts(run, version, calibration, verification)
     try:
         write_graphs(exported, folder, {name: json.dumps(value) for name, value in facts.items()})
     except GraphError as error:
@@ -165,7 +169,7 @@ def _fill(folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance
     advance()
 
 
-def _facts(run: Run, version: int, calibration: Calibration) -> dict[str, Any]:
+def _facts(run: Run, version: int, calibration: Calibration, verification: Verification) -> dict[str, Any]:
     """Everything in `bundle.json` except what is known only when the files are there."""
     network, mel_bins = run.config.network, run.config.network.mel_bins
     return {
@@ -202,6 +206,11 @@ def _facts(run: Run, version: int, calibration: Calibration) -> dict[str, Any]:
         "window_seconds": run.config.data.crop_seconds,
         "opset": OPSET,
         "calibration": {**asdict(calibration), "method": METHOD},
+        "verification": {
+            **asdict(verification),
+            "thresholds": [asdict(threshold) for threshold in verification.thresholds],
+            "method": VERIFICATION_METHOD,
+        },
         "training_data_digest": run.corpus_digest,
         "code_revision": f"training {run.code_revision}, export {code_revision()}",
         "versions": {name: metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")},

@@ -1,7 +1,7 @@
 """The network as it is exported: no batch normalisation, and the gradients of LayerCAM as plain forward operators.
 
 Exporters cannot follow autograd: exporting a call of it fails, or freezes the maps into constants. But the path from a
-speaker's score back to a stage is short and known (head, linear layer, statistics pooling, residual blocks), so the
+score back to a stage is short and known (head or cosine, linear layer, statistics pooling, residual blocks), so the
 gradient is written out here, as convolutions and products like any others. It is verified against eager autograd
 (`export/parity.py`), with which it shares no code. The same modules serve ONNX (through `torch.onnx`) and TorchScript
 (through `torch.jit.script`).
@@ -44,8 +44,41 @@ class Explanation(NamedTuple):
     saliency_s4: Tensor
 
 
+class Verification(NamedTuple):
+    """Outputs of `verify`.
+
+    embedding, features, saliency_s1 … saliency_s4: as in `Explanation`, the maps those of the score;
+    score: cosine of the embedding and the reference [batch].
+    """
+
+    embedding: Tensor
+    score: Tensor
+    features: Tensor
+    saliency_s1: Tensor
+    saliency_s2: Tensor
+    saliency_s3: Tensor
+    saliency_s4: Tensor
+
+
+class Passed(NamedTuple):
+    """What the way back needs of the way there: input, hidden activations and output of each block, and the pooling's.
+
+    features: log-mel [batch, mel, frames]; columns: valid ones of the last output [batch];
+    mean, deviation: over the valid columns, [batch, channels, rows, 1]; embedding: [batch, size].
+    """
+
+    features: Tensor
+    inputs: list[Tensor]
+    hiddens: list[list[Tensor]]
+    outputs: list[Tensor]
+    columns: Tensor
+    mean: Tensor
+    deviation: Tensor
+    embedding: Tensor
+
+
 class ExportedNetwork(nn.Module):
-    """The whole network with folded weights; `predict` and `explain` are its two graphs."""
+    """The whole network with folded weights; `predict`, `explain` and `verify` are its three graphs."""
 
     cosine: Final[bool]
     class_weight: Tensor
@@ -90,10 +123,25 @@ class ExportedNetwork(nn.Module):
 
     def explain(self, audio: Tensor, lengths: Tensor, target: Tensor) -> Explanation:
         """Prediction and LayerCAM maps; `target` [batch] is the class to explain, -1 for the predicted one."""
+        passed = self._pass(audio, lengths)
+        logits = self._logits(passed.embedding)
+        target = torch.where(target < 0, logits.argmax(dim=1), target)
+        maps = self._maps(passed, self._target_gradient(passed.embedding, target))
+        return Explanation(logits, passed.embedding, passed.features, target, maps[3], maps[2], maps[1], maps[0])
+
+    def verify(self, audio: Tensor, lengths: Tensor, reference: Tensor) -> Verification:
+        """Cosine to a reference [batch, size] of any length, and the LayerCAM maps of that score."""
+        passed = self._pass(audio, lengths)
+        direction = F.normalize(reference)
+        score = (F.normalize(passed.embedding) * direction).sum(dim=1)
+        maps = self._maps(passed, cosine_gradient(passed.embedding, direction))
+        return Verification(passed.embedding, score, passed.features, maps[3], maps[2], maps[1], maps[0])
+
+    def _pass(self, audio: Tensor, lengths: Tensor) -> Passed:
+        """The way to the embedding, block by block, with everything the way back needs."""
         features, frames = self.front_end(audio, lengths)
         mask = time_mask(frames, features.shape[2])[:, None, None, :]
         x = F.relu(self.stem(features.unsqueeze(1))) * mask
-        # Everything the way back needs, block by block.
         inputs: list[Tensor] = []
         hiddens: list[list[Tensor]] = []
         outputs: list[Tensor] = []
@@ -106,22 +154,23 @@ class ExportedNetwork(nn.Module):
             hiddens.append(hidden)
             outputs.append(x)
         mean, deviation, embedding = self._embed(x, frames, mask)
-        logits = self._logits(embedding)
-        target = torch.where(target < 0, logits.argmax(dim=1), target)
+        return Passed(features, inputs, hiddens, outputs, frames, mean, deviation, embedding)
 
-        gradient = self._pooling_gradient(self._embedding_gradient(embedding, target), x, mean, deviation, frames)
+    def _maps(self, passed: Passed, by_embedding: Tensor) -> list[Tensor]:
+        """Maps of S4, S3, S2 and S1 of the score whose gradient by the embedding is given, [batch, size]."""
+        gradient = self._pooling_gradient(by_embedding, passed)
         maps: list[Tensor] = []
-        position = len(outputs)
+        position = len(passed.outputs)
         for block in self.blocks_from_the_end:
             position -= 1
             if block.maps_output:
-                maps.append(layercam(gradient, outputs[position]))
+                maps.append(layercam(gradient, passed.outputs[position]))
             if len(maps) < 4:  # below the first stage's tap no gradient is wanted
-                x, hidden, output = inputs[position], hiddens[position], outputs[position]
+                x, hidden, output = passed.inputs[position], passed.hiddens[position], passed.outputs[position]
                 gradient = block.gradient(gradient, hidden, output, x.shape[2], x.shape[3])  # type: ignore[operator]
             if block.maps_input:
-                maps.append(layercam(gradient, inputs[position]))
-        return Explanation(logits, embedding, features, target, maps[3], maps[2], maps[1], maps[0])
+                maps.append(layercam(gradient, passed.inputs[position]))
+        return maps
 
     def _embed(self, x: Tensor, columns: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and standard deviation over the valid columns, [batch, channels, rows, 1], and the embedding."""
@@ -135,24 +184,26 @@ class ExportedNetwork(nn.Module):
         direction = F.normalize(embedding) if self.cosine else embedding
         return F.linear(direction, self.class_weight, self.class_bias)
 
-    def _embedding_gradient(self, embedding: Tensor, target: Tensor) -> Tensor:
+    def _target_gradient(self, embedding: Tensor, target: Tensor) -> Tensor:
         """Gradient of each row's target score by the embedding, [batch, size]."""
         weight = self.class_weight[target]
-        if not self.cosine:
-            return weight
-        # The score is w · e / |e|: what changes it is the part of w across e.
-        norm = embedding.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
-        direction = embedding / norm
-        return (weight - (weight * direction).sum(dim=1, keepdim=True) * direction) / norm
+        return cosine_gradient(embedding, weight) if self.cosine else weight
 
-    def _pooling_gradient(
-        self, upstream: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, columns: Tensor
-    ) -> Tensor:
+    def _pooling_gradient(self, upstream: Tensor, passed: Passed) -> Tensor:
         """Gradient by the last stage's output, from that by the embedding, [batch, channels, rows, columns]."""
+        x, mean, deviation = passed.outputs[-1], passed.mean, passed.deviation
         by_mean, by_deviation = torch.matmul(upstream, self.embed.weight).chunk(2, dim=1)
         by_mean, by_deviation = by_mean.reshape(mean.shape), by_deviation.reshape(mean.shape)
-        count = columns.to(x.dtype)[:, None, None, None]
+        count = passed.columns.to(x.dtype)[:, None, None, None]
         return by_mean / count + by_deviation / deviation * (x - mean) / (count - 1).clamp_min(1)
+
+
+def cosine_gradient(embedding: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of weight · embedding / |embedding| by the embedding, each row by itself: [batch, size]."""
+    # What changes that score is the part of the weight across the embedding.
+    norm = embedding.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+    direction = embedding / norm
+    return (weight - (weight * direction).sum(dim=1, keepdim=True) * direction) / norm
 
 
 def layercam(gradient: Tensor, activation: Tensor) -> Tensor:

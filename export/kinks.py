@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from export.blocks import fold
 from training.frontend import frame_count
 from training.network import BasicBlock, Bottleneck, SpeakerNetwork
-from training.saliency import layercam_of_features
+from training.saliency import cosine_layercam_of_features, layercam_of_features
 
 _SEEDS = 12
 _JITTER = 2.0**-21  # of a weight's size: four units in its last place
@@ -38,21 +38,27 @@ class Kinks:
         self._network = network
         self._variant = functools.cache(self._make_variant)
 
-    def maps(self, features: NDArray[Any], samples: int, target: int) -> Iterator[tuple[NDArray[Any], ...]]:
+    def maps(
+        self, features: NDArray[Any], samples: int, target: int, reference: Tensor | None = None
+    ) -> Iterator[tuple[NDArray[Any], ...]]:
         """Maps of all stages, likeliest first.
 
         Args:
             features: log-mel of the graph under test, [mel, frames] and padding.
             samples: length of the utterance.
             target: class to explain, or -1.
+            reference: what the embedding is compared with, [size], where it is the cosine that the maps explain.
         """
         frames = frame_count(torch.tensor([samples]))
         log_mel = torch.from_numpy(features[None, :, : int(frames)].copy())
         for seed in range(_SEEDS):
             for folded in (True, False):
                 network = self._variant(seed, folded)
-                result = layercam_of_features(network, log_mel, frames, masked=False, target=torch.tensor([target]))
-                yield tuple(stage_map[0].numpy() for stage_map in result.maps)
+                if reference is None:
+                    maps = layercam_of_features(network, log_mel, frames, False, torch.tensor([target])).maps
+                else:
+                    maps = cosine_layercam_of_features(network, log_mel, frames, False, reference[None]).maps
+                yield tuple(stage_map[0].numpy() for stage_map in maps)
 
     def _make_variant(self, seed: int, folded: bool) -> SpeakerNetwork:
         network = copy.deepcopy(self._network)

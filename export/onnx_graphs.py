@@ -1,9 +1,9 @@
-"""Writing `predict.onnx` and `explain.onnx`: standard operators, dynamic batch and length, facts in the metadata."""
+"""Writing a bundle's graphs in ONNX: standard operators, dynamic batch and length, facts in the metadata."""
 
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -11,10 +11,10 @@ import onnx.utils
 import torch
 from torch import Tensor, nn
 
-from export.graph import Explanation, ExportedNetwork, Prediction
+from export.graph import Explanation, ExportedNetwork, Prediction, Verification
 
 OPSET = 18
-PREDICT, EXPLAIN = "predict.onnx", "explain.onnx"
+PREDICT, EXPLAIN, VERIFY = "predict.onnx", "explain.onnx", "verify.onnx"
 
 # Standard operators for which ONNX Runtime's CUDA provider has kernels in the types used here, after its own table
 # (docs/OperatorKernels.md): an operator without one would drag the tensors back to the CPU in the middle of the graph.
@@ -33,21 +33,24 @@ class GraphError(Exception):
     """The exporter wrote a graph that is not fit for a bundle: the message says what is wrong with it."""
 
 
-class _Explain(nn.Module):
-    def __init__(self, network: ExportedNetwork) -> None:
+class _Traced(nn.Module):
+    """One of the network's methods as a module, which is what the exporter takes."""
+
+    def __init__(self, network: ExportedNetwork, method: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.network = network
+        self._method = method
 
-    def forward(self, audio: Tensor, lengths: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.network.explain(audio, lengths, target))
+    def forward(self, audio: Tensor, lengths: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._method(audio, lengths, other))
 
 
 def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str]) -> None:
-    """Write both graphs into a folder.
+    """Write the graphs into a folder.
 
     Args:
         network: what to export.
-        folder: where `predict.onnx` and `explain.onnx` go.
+        folder: where `predict.onnx`, `explain.onnx` and `verify.onnx` go.
         facts: written into the graphs' metadata, so that a graph parted from its bundle still explains itself.
 
     Raises:
@@ -57,10 +60,13 @@ def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str
     audio = 0.1 * torch.randn(_BATCH, _SAMPLES, generator=generator)
     lengths = torch.tensor([_SAMPLES - 5003 * row for row in range(_BATCH)])
     target = torch.full((_BATCH,), -1)
-    explain = _trace(network, {"audio": audio, "lengths": lengths, "target": target})
-    # What predicts is the beginning of what explains, so tracing once is enough.
+    reference = torch.randn(_BATCH, network.embed.out_features, generator=generator)
+    example = {"audio": audio, "lengths": lengths}
+    explain = _trace(_Traced(network, network.explain), {**example, "target": target}, Explanation._fields)
+    verify = _trace(_Traced(network, network.verify), {**example, "reference": reference}, Verification._fields)
+    # What predicts is the beginning of what explains, so it need not be traced.
     predict = onnx.utils.Extractor(explain).extract_model(["audio", "lengths"], list(Prediction._fields))
-    for model, name in ((predict, PREDICT), (explain, EXPLAIN)):
+    for model, name in ((predict, PREDICT), (explain, EXPLAIN), (verify, VERIFY)):
         onnx.helper.set_model_props(model, dict(facts))
         check_graph(model, name)
         onnx.save(model, str(folder / name))
@@ -84,17 +90,17 @@ def check_graph(model: onnx.ModelProto, name: str) -> None:
         )
 
 
-def _trace(network: ExportedNetwork, inputs: Mapping[str, Tensor]) -> onnx.ModelProto:
-    """The graph of `explain`, with dynamic batch and length."""
+def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
+    """The graph of a module, with dynamic batch and length."""
     shapes = tuple({0: "batch", 1: "samples"} if name == "audio" else {0: "batch"} for name in inputs)
     with _quiet():
         program = torch.onnx.export(
-            _Explain(network).eval(),
+            module.eval(),
             tuple(inputs.values()),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(inputs),
-            output_names=list(Explanation._fields),
+            output_names=list(outputs),
             dynamic_shapes=shapes,
             verbose=False,
         )

@@ -16,24 +16,28 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from export.graph import Explanation, Prediction
+from export.graph import Explanation, Prediction, Verification
 from export.kinks import Kinks
-from export.onnx_graphs import EXPLAIN, PREDICT
+from export.onnx_graphs import EXPLAIN, PREDICT, VERIFY
 from export.torchscript import FILE as SCRIPT
 from export.torchscript import read_torchscript
 from training.audio import SAMPLE_RATE
 from training.network import SpeakerNetwork
-from training.saliency import layercam
+from training.saliency import cosine_layercam, layercam
 
 UTTERANCES = 20
 BATCH_SIZES = (1, 3, 8)
 SECONDS = (1.0, 1.6, 2.3, 3.0)  # nominal lengths; each utterance's own differs a little, so that batches hold padding
+SCRIPT_VERIFY = f"{SCRIPT} verify"
+RUNTIMES = (PREDICT, EXPLAIN, SCRIPT, VERIFY, SCRIPT_VERIFY)
 MAPS = ("saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4")
 
-# Relative L2 error of each output: at most for every utterance, and in the median over utterances.
+# Relative L2 error of each output (of `score`, a cosine, the absolute one): at most for every utterance, and in the
+# median over utterances.
 TOLERANCES: Mapping[str, tuple[float, float]] = {
     "logits": (1e-4, 1e-5),
     "embedding": (1e-4, 1e-5),
+    "score": (1e-4, 1e-5),
     "features": (1e-3, 1e-4),
     **dict.fromkeys(MAPS, (1e-3, 1e-5)),
 }
@@ -41,14 +45,18 @@ TOLERANCES: Mapping[str, tuple[float, float]] = {
 Outputs = dict[str, NDArray[Any]]
 """Outputs of one utterance by name, without padding."""
 Runtime = Callable[[Tensor, Tensor, Tensor], Mapping[str, NDArray[Any]]]
-"""Outputs of a batch, from audio [batch, samples], lengths [batch] and target [batch]."""
+"""Outputs of a batch, from audio [batch, samples], lengths [batch], and target [batch] or reference [batch, size]."""
 
 
 class Case(NamedTuple):
-    """One utterance as it is asked about: samples at 16 kHz, [samples], and the class to explain or -1."""
+    """One utterance as it is asked about: samples at 16 kHz, [samples], and whose score is explained.
+
+    That is of the class `target` (-1: the predicted one), or the cosine to `reference` [size] where there is one.
+    """
 
     audio: Tensor
     target: int
+    reference: Tensor | None = None
 
 
 def verify(
@@ -61,7 +69,7 @@ def verify(
 
     Args:
         network: the reference, in evaluation mode.
-        folder: holds `predict.onnx`, `explain.onnx` and `model.ts`.
+        folder: holds `predict.onnx`, `explain.onnx`, `verify.onnx` and `model.ts`.
         utterances: at least one, 16 kHz.
         advance: called after each of `steps()` steps.
 
@@ -70,18 +78,21 @@ def verify(
         batch size and length, with the worst and the median relative L2 error: of maps against the nearest of the
         eager maps that differ by rounding alone (`export/kinks.py`), and `raw` against the plain one.
     """
-    runtimes = load_runtimes(folder)
+    runtimes, verifiers = load_runtimes(folder), load_verifiers(folder)
     kinks = Kinks(network)
     figures: list[dict[str, Any]] = []
     for seconds in SECONDS:
         cases = make_cases(utterances, seconds, network.classes)
         references = [eager(network, case) for case in cases]
+        pairs = make_pairs(cases, references)
+        pair_references = [eager(network, pair) for pair in pairs]
         advance()
         for batch_size in BATCH_SIZES:
-            for name, runtime in runtimes.items():
-                answers = answer_in_batches(runtime, cases, batch_size)
+            for name, runtime in (*runtimes.items(), *verifiers.items()):
+                asked, right = (pairs, pair_references) if name in verifiers else (cases, references)
+                answers = answer_in_batches(runtime, asked, batch_size)
                 where = {"runtime": name, "batch": batch_size, "seconds": seconds}
-                figures += _compare(cases, references, answers, kinks, where)
+                figures += _compare(asked, right, answers, kinks, where)
                 advance()
     return {
         "holds": all(figure["holds"] for figure in figures),
@@ -93,7 +104,7 @@ def verify(
 
 def steps() -> int:
     """How often `verify` calls `advance`."""
-    return len(SECONDS) * (1 + len(BATCH_SIZES) * len((PREDICT, EXPLAIN, SCRIPT)))
+    return len(SECONDS) * (1 + len(BATCH_SIZES) * len(RUNTIMES))
 
 
 def make_cases(utterances: Sequence[NDArray[np.float32]], seconds: float, classes: int) -> list[Case]:
@@ -106,33 +117,69 @@ def make_cases(utterances: Sequence[NDArray[np.float32]], seconds: float, classe
     return cases
 
 
+def make_pairs(cases: Sequence[Case], references: Sequence[Outputs]) -> list[Case]:
+    """The same utterances, each compared with the next one's embedding, which `references` hold."""
+    others = [*references[1:], references[0]]
+    return [
+        Case(case.audio, case.target, torch.from_numpy(other["embedding"]))
+        for case, other in zip(cases, others, strict=True)
+    ]
+
+
 def eager(network: SpeakerNetwork, case: Case) -> Outputs:
     """Outputs of one utterance alone, by autograd."""
-    result = layercam(network, case.audio[None], target=torch.tensor([case.target]))
-    named = {"logits": result.logits, "embedding": result.embedding, "features": result.features}
-    named |= dict(zip(MAPS, result.maps, strict=True))
+    if case.reference is None:
+        explained = layercam(network, case.audio[None], target=torch.tensor([case.target]))
+        named = {"logits": explained.logits, "embedding": explained.embedding, "features": explained.features}
+        maps = explained.maps
+    else:
+        compared = cosine_layercam(network, case.audio[None], case.reference[None])
+        named = {"score": compared.score, "embedding": compared.embedding, "features": compared.features}
+        maps = compared.maps
+    named |= dict(zip(MAPS, maps, strict=True))
     return {name: tensor[0].numpy() for name, tensor in named.items()}
 
 
 def load_runtimes(folder: Path) -> dict[str, Runtime]:
-    """Everything that answers in a bundle, by the name of its file."""
-    predict, explain = _session(folder / PREDICT), _session(folder / EXPLAIN)
+    """Everything in a bundle that answers with classes, by the name of its file; asked with a target."""
     script = read_torchscript(folder)
+    return {
+        PREDICT: _graph(folder / PREDICT, Prediction._fields, None),
+        EXPLAIN: _graph(folder / EXPLAIN, Explanation._fields, "target"),
+        SCRIPT: _scripted(script, Explanation._fields),
+    }
 
-    def run_predict(audio: Tensor, lengths: Tensor, target: Tensor) -> Mapping[str, NDArray[Any]]:
-        outputs = predict.run(list(Prediction._fields), {"audio": audio.numpy(), "lengths": lengths.numpy()})
-        return dict(zip(Prediction._fields, outputs, strict=True))
 
-    def run_explain(audio: Tensor, lengths: Tensor, target: Tensor) -> Mapping[str, NDArray[Any]]:
-        feeds = {"audio": audio.numpy(), "lengths": lengths.numpy(), "target": target.numpy()}
-        return dict(zip(Explanation._fields, explain.run(list(Explanation._fields), feeds), strict=True))
+def load_verifiers(folder: Path) -> dict[str, Runtime]:
+    """Everything in a bundle that compares, by its name in `parity.json`; asked with a reference."""
+    return {
+        VERIFY: _graph(folder / VERIFY, Verification._fields, "reference"),
+        SCRIPT_VERIFY: _scripted(read_torchscript(folder).verify, Verification._fields),
+    }
 
-    def run_script(audio: Tensor, lengths: Tensor, target: Tensor) -> Mapping[str, NDArray[Any]]:
+
+def _graph(path: Path, outputs: Sequence[str], asked: str | None) -> Runtime:
+    """An ONNX graph; `asked` is its input beside audio and lengths."""
+    session = _session(path)
+
+    def run(audio: Tensor, lengths: Tensor, about: Tensor) -> Mapping[str, NDArray[Any]]:
+        feeds = {"audio": audio.numpy(), "lengths": lengths.numpy()}
+        if asked:
+            feeds[asked] = about.numpy()
+        return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
+
+    return run
+
+
+def _scripted(function: Callable[..., Sequence[Tensor]], outputs: Sequence[str]) -> Runtime:
+    """A method of the TorchScript module."""
+
+    def run(audio: Tensor, lengths: Tensor, about: Tensor) -> Mapping[str, NDArray[Any]]:
         with torch.inference_mode():
-            outputs = script(audio, lengths, target)
-        return {name: tensor.numpy() for name, tensor in zip(Explanation._fields, outputs, strict=True)}
+            answers = function(audio, lengths, about)
+        return {name: tensor.numpy() for name, tensor in zip(outputs, answers, strict=True)}
 
-    return {PREDICT: run_predict, EXPLAIN: run_explain, SCRIPT: run_script}
+    return run
 
 
 def answer_in_batches(runtime: Runtime, cases: Sequence[Case], batch_size: int) -> list[Outputs]:
@@ -142,7 +189,9 @@ def answer_in_batches(runtime: Runtime, cases: Sequence[Case], batch_size: int) 
         batch = cases[start : start + batch_size]
         lengths = torch.tensor([len(case.audio) for case in batch])
         audio = pad_sequence([case.audio for case in batch], batch_first=True)
-        outputs = runtime(audio, lengths, torch.tensor([case.target for case in batch]))
+        references = [case.reference for case in batch if case.reference is not None]
+        about = torch.stack(references) if references else torch.tensor([case.target for case in batch])
+        outputs = runtime(audio, lengths, about)
         answers += [{name: values[row] for name, values in outputs.items()} for row in range(len(batch))]
     return answers
 
@@ -159,6 +208,11 @@ def relative_error(answer: NDArray[Any], reference: NDArray[Any]) -> float:
     return error / norm if norm > 0 else error
 
 
+def _error(name: str, answer: NDArray[Any], reference: NDArray[Any]) -> float:
+    """The error that the tolerances of an output are for."""
+    return float(abs(answer - reference)) if name == "score" else relative_error(answer, reference)
+
+
 def _compare(
     cases: Sequence[Case],
     references: Sequence[Outputs],
@@ -167,7 +221,7 @@ def _compare(
     where: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     names = [name for name in TOLERANCES if name in answers[0]]
-    raw = [{n: relative_error(a[n], r[n]) for n in names} for a, r in zip(answers, references, strict=True)]
+    raw = [{n: _error(n, a[n], r[n]) for n in names} for a, r in zip(answers, references, strict=True)]
     nearest = [nearest_errors(*row, kinks) for row in zip(cases, answers, raw, strict=True)]
     figures = []
     for name in names:
@@ -200,9 +254,9 @@ def nearest_errors(case: Case, answer: Outputs, raw: Mapping[str, float], kinks:
     nearest = dict(raw)
     maps = [name for name in MAPS if name in answer]
     # Rounding does not change scores or features: where they differ, no kink is to blame.
-    if not maps or any(not raw[name] <= TOLERANCES[name][0] for name in ("logits", "features")):
+    if not maps or any(not raw[name] <= TOLERANCES[name][0] for name in ("logits", "score", "features") if name in raw):
         return nearest
-    candidates = kinks.maps(answer["features"], len(case.audio), case.target)
+    candidates = kinks.maps(answer["features"], len(case.audio), case.target, case.reference)
     while any(nearest[name] > TOLERANCES[name][1] for name in maps):
         candidate = next(candidates, None)
         if candidate is None:
@@ -227,7 +281,7 @@ def table(verified: Mapping[str, Any]) -> Table:
     """The worst figures of each output by runtime, for the terminal."""
     shown = Table("output", "runtime", "worst", "median", "allowed", title="relative L2 error against eager autograd")
     for output in TOLERANCES:
-        for runtime in (PREDICT, EXPLAIN, SCRIPT):
+        for runtime in RUNTIMES:
             figures = [f for f in verified["figures"] if f["output"] == output and f["runtime"] == runtime]
             if figures:
                 worst, median = max(f["worst"] for f in figures), max(f["median"] for f in figures)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export.graph import Explanation, ExportedNetwork, Prediction
+from export.graph import Explanation, ExportedNetwork, Prediction, Verification
 
 FILE = "model.ts"
 
@@ -23,9 +23,13 @@ class _Scripted(nn.Module):
     def predict(self, audio: Tensor, lengths: Tensor) -> Prediction:
         return self.network.predict(audio, lengths)
 
+    @torch.jit.export
+    def verify(self, audio: Tensor, lengths: Tensor, reference: Tensor) -> Verification:
+        return self.network.verify(audio, lengths, reference)
+
 
 def write_torchscript(network: ExportedNetwork, folder: Path) -> None:
-    """Write `model.ts`: calling it explains, its method `predict` predicts; arguments as in `ExportedNetwork`."""
+    """Write `model.ts`: calling it explains; it has the methods `predict` and `verify` of `ExportedNetwork` as well."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.save(torch.jit.script(_Scripted(network).eval()), str(folder / FILE))

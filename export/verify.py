@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from export import parity
 from export.bundle import MANIFEST, PARITY, SCHEMA_VERSION, WEIGHTS, ExportError, file_digests, schema
-from export.onnx_graphs import EXPLAIN, PREDICT, GraphError, check_graph
+from export.onnx_graphs import EXPLAIN, PREDICT, VERIFY, GraphError, check_graph
 from training.audio import read_audio
 from training.config import HeadConfig, NetworkConfig
 from training.errors import UserError
@@ -42,7 +42,7 @@ def verify_bundle(folder: Path, advance: Callable[[], None]) -> dict[str, Any]:
                 "is missing" if name not in digests else "is not listed" if name not in manifest["files"] else "changed"
             )
             raise ExportError(f"{folder}: {name} {state}: its digest is not the one in {MANIFEST}")
-    for name in (PREDICT, EXPLAIN):
+    for name in (PREDICT, EXPLAIN, VERIFY):
         try:
             check_graph(onnx.load(str(folder / name)), name)
         except (GraphError, DecodeError) as error:

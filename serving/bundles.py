@@ -18,7 +18,7 @@ import jsonschema
 
 MANIFEST = "bundle.json"
 SCHEMA_VERSION = 3
-PREDICT, EXPLAIN, PARITY = "predict.onnx", "explain.onnx", "parity.json"
+PREDICT, EXPLAIN, VERIFY, PARITY = "predict.onnx", "explain.onnx", "verify.onnx", "parity.json"
 STAGES = ("s1", "s2", "s3", "s4")
 # As the schema has it.
 VARIANT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -70,8 +70,9 @@ class Bundle:
     """One exported variant, checked; `digest` is of bundle.json, which has those of all other files.
 
     `frame_length` and `frame_shift` are in samples of 16 kHz. Probabilities are softmax(logits / temperature); below
-    `threshold` the best logit over `score_scale` is nobody known's. The fused map is the mean of
-    those of `fused_stages`.
+    `threshold` the best logit over `score_scale` is nobody known's. The fused map is the mean of those of
+    `fused_stages`. `verification_thresholds` are pairs, rising: of how many utterances a reference is made, 1 first,
+    and the cosine from which on a voice is that of the reference.
     """
 
     folder: Path
@@ -88,6 +89,7 @@ class Bundle:
     score_scale: float
     temperature: float
     threshold: float
+    verification_thresholds: tuple[tuple[int, float], ...]
     code_revision: str
     training_data_digest: str
     digest: str
@@ -127,6 +129,7 @@ def read_bundle(folder: Path) -> Bundle:
     if _parse(PARITY, _read(folder / PARITY)).get("holds") is not True:
         raise BundleError(f"{PARITY}: the export's own verification does not hold", Fault.PARITY)
     front_end, calibration = manifest["front_end"], manifest["calibration"]
+    verification = manifest["verification"]["thresholds"]
     bundle = Bundle(
         folder=folder,
         variant=manifest["variant"],
@@ -142,6 +145,7 @@ def read_bundle(folder: Path) -> Bundle:
         score_scale=manifest["network"]["scale"],
         temperature=calibration["temperature"],
         threshold=calibration["threshold"],
+        verification_thresholds=tuple((each["utterances"], each["threshold"]) for each in verification),
         code_revision=manifest["code_revision"],
         training_data_digest=manifest["training_data_digest"],
         digest=hashlib.sha256(content).hexdigest(),
@@ -189,7 +193,7 @@ def _check_schema(manifest: dict[str, Any]) -> None:
 
 
 def _check_files(folder: Path, digests: dict[str, str]) -> None:
-    for required in (PREDICT, EXPLAIN, PARITY):
+    for required in (PREDICT, EXPLAIN, VERIFY, PARITY):
         if required not in digests:
             raise BundleError(f"{MANIFEST} records no digest of {required}", Fault.MANIFEST)
     for name, expected in digests.items():
@@ -217,3 +221,6 @@ def _check_sense(bundle: Bundle, mel_bins: int) -> None:
         raise BundleError(f"{MANIFEST} must list the stages {', '.join(STAGES)} in this order", Fault.MANIFEST)
     if bundle.min_samples < bundle.frame_length:
         raise BundleError(f"{MANIFEST}: min_samples {bundle.min_samples} is shorter than a frame", Fault.MANIFEST)
+    sizes = [size for size, _ in bundle.verification_thresholds]
+    if sizes[0] != 1 or sizes != sorted(set(sizes)):
+        raise BundleError(f"{MANIFEST}: verification.thresholds must begin with 1 utterance, and rise", Fault.MANIFEST)

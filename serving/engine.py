@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.buckets import DEFAULT_LIMITS, Limits
-from serving.bundles import EXPLAIN, PREDICT, Bundle, BundleError, read_bundle
+from serving.bundles import EXPLAIN, PREDICT, VERIFY, Bundle, BundleError, read_bundle
 from serving.graph import Graph, Row, Spec
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,14 @@ class Job:
 
     audio: NDArray[np.float32]
     target: int = PREDICTED
+
+
+@dataclass(frozen=True)
+class ComparedJob:
+    """One utterance, and what its embedding is compared with: float32 [size], of any length."""
+
+    audio: NDArray[np.float32]
+    reference: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,20 @@ class ExplainedPrediction(Prediction):
         return *super().arrays(), self.features, *self.saliency
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The cosine to a reference, and the maps of that score; the rest as of `ExplainedPrediction`."""
+
+    embedding: NDArray[np.float32]
+    score: float
+    features: NDArray[np.float32]
+    saliency: tuple[NDArray[np.float32], ...]
+
+    def arrays(self) -> tuple[NDArray[np.float32], ...]:
+        """Everything that the graph computed, but for the score."""
+        return self.embedding, self.features, *self.saliency
+
+
 def _job(_bundle: Bundle, audio: NDArray[np.float32]) -> Job:
     return Job(audio)
 
@@ -76,18 +98,41 @@ def _targets(jobs: Sequence[Job]) -> dict[str, NDArray[Any]]:
 
 
 def _explained(bundle: Bundle, job: Job, row: Row) -> ExplainedPrediction:
-    samples = len(job.audio)
+    target = int(row["logits"].argmax()) if job.target == PREDICTED else job.target
+    return ExplainedPrediction(row["logits"], row["embedding"], target, *_maps(bundle, len(job.audio), row))
+
+
+def _maps(bundle: Bundle, samples: int, row: Row) -> tuple[NDArray[np.float32], tuple[NDArray[np.float32], ...]]:
+    """Features and maps without what the graph says of the padding."""
     saliency = tuple(
         row[name][:, : bundle.columns(samples, stage)] for name, stage in zip(SALIENCY, bundle.stages, strict=True)
     )
-    target = int(row["logits"].argmax()) if job.target == PREDICTED else job.target
-    features = row["features"][:, : bundle.frames(samples)]
-    return ExplainedPrediction(row["logits"], row["embedding"], target, features, saliency)
+    return row["features"][:, : bundle.frames(samples)], saliency
 
 
 def _explained_shapes(bundle: Bundle, samples: int) -> list[tuple[int, ...]]:
+    return [*_score_shapes(bundle, samples), *_map_shapes(bundle, samples)]
+
+
+def _map_shapes(bundle: Bundle, samples: int) -> list[tuple[int, ...]]:
     maps = [(stage.rows, bundle.columns(samples, stage)) for stage in bundle.stages]
-    return [*_score_shapes(bundle, samples), (bundle.mel_bins, bundle.frames(samples)), *maps]
+    return [(bundle.mel_bins, bundle.frames(samples)), *maps]
+
+
+def _compared_job(bundle: Bundle, audio: NDArray[np.float32]) -> ComparedJob:
+    return ComparedJob(audio, np.ones(bundle.embedding_size, np.float32))
+
+
+def _references(jobs: Sequence[ComparedJob]) -> dict[str, NDArray[Any]]:
+    return {"reference": np.stack([job.reference for job in jobs])}
+
+
+def _comparison(bundle: Bundle, job: ComparedJob, row: Row) -> Comparison:
+    return Comparison(row["embedding"], float(row["score"]), *_maps(bundle, len(job.audio), row))
+
+
+def _compared_shapes(bundle: Bundle, samples: int) -> list[tuple[int, ...]]:
+    return [(bundle.embedding_size,), *_map_shapes(bundle, samples)]
 
 
 PREDICT_SPEC: Final = Spec(
@@ -107,6 +152,15 @@ EXPLAIN_SPEC: Final = Spec(
     answer=_explained,
     example=_job,
     shapes=_explained_shapes,
+)
+VERIFY_SPEC: Final = Spec(
+    file=VERIFY,
+    outputs=("embedding", "score", "features", *SALIENCY),
+    inputs={"reference": ("tensor(float)", 2)},
+    feeds=_references,
+    answer=_comparison,
+    example=_compared_job,
+    shapes=_compared_shapes,
 )
 
 
@@ -128,7 +182,8 @@ class Engine:
         self._bundle = bundle
         self.predict = Graph(PREDICT_SPEC, bundle, device, threads, limits)
         self.explain = Graph(EXPLAIN_SPEC, bundle, device, threads, limits)
-        self._graphs: tuple[Graph[Any, Any], ...] = (self.predict, self.explain)
+        self.verify = Graph(VERIFY_SPEC, bundle, device, threads, limits)
+        self._graphs: tuple[Graph[Any, Any], ...] = (self.predict, self.explain, self.verify)
 
     @property
     def provider(self) -> str:

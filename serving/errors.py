@@ -33,6 +33,9 @@ class Reason(StrEnum):
     IN_FLIGHT = "in_flight"
     DEADLINE = "deadline"
     NOT_SERVING = "not_serving"
+    NO_STORE = "no_store"
+    STORE = "store"
+    OTHER_BUNDLE = "other_bundle"
     UNAUTHENTICATED = "unauthenticated"
     RATE_LIMIT = "rate_limit"
     QUOTA = "quota"
@@ -70,6 +73,12 @@ class NotFoundError(RequestError):
     """The request names a variant, version or speaker that is not there; the message says what there is."""
 
     code = "NOT_FOUND"
+
+
+class FailedPreconditionError(RequestError):
+    """The server is not set up for this; the message says what would have to be done first."""
+
+    code = "FAILED_PRECONDITION"
 
 
 class ResourceExhaustedError(RequestError):

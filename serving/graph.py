@@ -177,7 +177,9 @@ class Graph(Generic[JobT, ResultT]):
         try:
             for rows, samples in shapes:
                 self._try(rows, samples)
-        except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+        except BundleError:
+            raise
+        except Exception as error:  # ONNX Runtime's own have no base of theirs
             raise BundleError(f"{self._spec.file} fails at warm-up: {_line(error)}") from error
         return len(shapes)
 

@@ -7,8 +7,9 @@ from serving.audio import MODEL_RATE
 from serving.batcher import Batcher, Bounds, Device
 from serving.bundles import Bundle, BundleError, Fault, read_bundle
 from serving.config import Config
-from serving.engine import Engine, Job
+from serving.engine import Engine
 from serving.folders import Found, stamp_of
+from serving.graph import Utterance
 from serving.metrics import Metrics
 from serving.models import Model
 from serving.statistics import Counting, Statistics
@@ -48,6 +49,7 @@ def build_model(bundle: Bundle, engine: Engine, device: Device, config: Config, 
     statistics = Statistics()
     predict = Counting(statistics, metrics.queue(bundle.variant, "predict"))
     explain = Counting(statistics, metrics.queue(bundle.variant, "explain"))
+    verify = Counting(statistics, metrics.queue(bundle.variant, "verify"))
     return Model(
         bundle,
         engine.provider,
@@ -67,9 +69,17 @@ def build_model(bundle: Bundle, engine: Engine, device: Device, config: Config, 
             bounds,
             explain,
         ),
+        Batcher(
+            f"{bundle.name} verify",
+            engine.verify.run,
+            _samples,
+            device,
+            bounds,
+            verify,
+        ),
         statistics,
     )
 
 
-def _samples(job: Job) -> int:
+def _samples(job: Utterance) -> int:
     return len(job.audio)

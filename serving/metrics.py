@@ -16,7 +16,7 @@ from serving.errors import Reason
 
 NO_VARIANT, SEVERAL_VARIANTS = "_none", "_several"
 PHASES = ("decode", "queue", "inference", "encode")
-KINDS = ("predict", "explain")
+KINDS = ("predict", "explain", "verify")
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from serving.batcher import Batcher
 from serving.bundles import Bundle
-from serving.engine import ExplainedPrediction, Job, Prediction
+from serving.engine import ComparedJob, Comparison, ExplainedPrediction, Job, Prediction
 from serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
 from serving.metrics import Metrics
 from serving.statistics import Statistics
@@ -29,18 +29,20 @@ class Selector:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One loaded model, what it runs on, its two queues, and what it has done."""
+    """One loaded model, what it runs on, its three queues, and what it has done."""
 
     bundle: Bundle
     provider: str
     predict: Batcher[Job, Prediction]
     explain: Batcher[Job, ExplainedPrediction]
+    verify: Batcher[ComparedJob, Comparison]
     statistics: Statistics
 
     async def close(self) -> None:
         """Stops the queues; the engine goes with the last that refers to it."""
         await self.predict.close()
         await self.explain.close()
+        await self.verify.close()
 
 
 class Models:

@@ -121,11 +121,17 @@ class CalibrationReport:
     points: tuple[OperatingPoint, ...]
 
 
-class _Heard(NamedTuple):
-    """Answers to the mixtures of some clips: logits [n, classes], speakers [n], kind of interference of each."""
+class Heard(NamedTuple):
+    """Answers to the mixtures of some clips.
+
+    logits: [n, classes]; embeddings: [n, size]; labels: the speakers, [n]; clips: whose mixture each is;
+    kinds: the interference in each.
+    """
 
     logits: Tensor
+    embeddings: Tensor
     labels: Tensor
+    clips: tuple[Clip, ...]
     kinds: tuple[str, ...]
 
 
@@ -135,7 +141,7 @@ class _Trial(NamedTuple):
     scores: of the known speakers' mixtures, [n]; stranger_scores: [m], stranger_kinds: the interference in each.
     """
 
-    known: _Heard
+    known: Heard
     utterances: int
     scores: Tensor
     stranger_scores: Tensor
@@ -221,7 +227,7 @@ def measure_calibration(
 
 def calibration_steps(corpus: Corpus, split: Split, speakers: Sequence[str]) -> int:
     """Count the calls of `advance` that going through a split takes."""
-    known, strangers = _clips(corpus, split, speakers)
+    known, strangers = talking(corpus, split, speakers)
     return sum(
         len(batches(group, _BATCH)) * len(conditions)
         for clips in (known, strangers)
@@ -233,15 +239,15 @@ def _hear(
     network: SpeakerNetwork, corpus: Corpus, split: Split, speakers: Sequence[str], advance: Callable[[], None]
 ) -> _Trial:
     """Let the network hear the known speakers and the strangers of a split."""
-    clips, strangers = _clips(corpus, split, speakers)
+    clips, strangers = talking(corpus, split, speakers)
     if not clips:
         raise UserError(f"{corpus.root}: its {split} split is empty; calibration needs at least one utterance there")
     scale = network.head.scale
-    known = _answers(network, corpus, split, clips, speakers, advance)
+    known = hear(network, corpus, split, clips, speakers, advance)
     scores = known.logits.amax(dim=1) / scale
     if strangers:
         names = sorted({str(clip.speaker) for clip in strangers})
-        heard = _answers(network, corpus, split, strangers, names, advance)
+        heard = hear(network, corpus, split, strangers, names, advance)
         stranger_scores = heard.logits.amax(dim=1) / scale
         counts = (len(names), len(strangers))
         return _Trial(known, len(clips), scores, stranger_scores, heard.kinds, HELD_OUT, *counts)
@@ -251,7 +257,7 @@ def _hear(
     return _Trial(known, len(clips), scores, others, known.kinds, whose, *counts)
 
 
-def _clips(corpus: Corpus, split: Split, speakers: Sequence[str]) -> tuple[Sequence[Clip], Sequence[Clip]]:
+def talking(corpus: Corpus, split: Split, speakers: Sequence[str]) -> tuple[Sequence[Clip], Sequence[Clip]]:
     """Known speakers' utterances of a split, and strangers', cut to the longest of the former; none of too few."""
     known = spread(corpus.utterances(split), _MOST_UTTERANCES)
     longest = max((clip.duration for clip in known), default=0.0)
@@ -276,26 +282,34 @@ def _plan(
         yield group, (CLEAN, *(Condition(kind, ratio) for kind, ratio in zip(kinds, ratios, strict=True)))
 
 
-def _answers(
+def hear(
     network: SpeakerNetwork,
     corpus: Corpus,
     split: Split,
     clips: Sequence[Clip],
     names: Sequence[str],
     advance: Callable[[], None],
-) -> _Heard:
-    """Let the network hear clips, whose speakers are among `names`."""
+) -> Heard:
+    """Let a network hear clips of a split, whose speakers are among `names`, as calibration does (see the module).
+
+    `advance` is called after each batch.
+    """
     device = next(network.parameters()).device
-    logits, labels, kinds = [], [], []
+    logits, embeddings, labels = [], [], []
+    heard: list[Clip] = []
+    kinds: list[str] = []
     with torch.inference_mode():
         for group, conditions in _plan(corpus, split, clips):
             for made in mixtures(corpus, split, names, conditions, _BATCH, group):
                 batch = made.to(device)
-                logits.append(network(batch.mixture.audio, batch.lengths)[0].cpu())
+                answers = network(batch.mixture.audio, batch.lengths)
+                logits.append(answers[0].cpu())
+                embeddings.append(answers[1].cpu())
                 labels.append(made.labels)
+                heard += made.clips
                 kinds += [made.condition.kind] * len(made.labels)
                 advance()
-    return _Heard(torch.cat(logits), torch.cat(labels), tuple(kinds))
+    return Heard(torch.cat(logits), torch.cat(embeddings), torch.cat(labels), tuple(heard), tuple(kinds))
 
 
 def _operating_points(trial: _Trial, right: Tensor, threshold: float) -> tuple[OperatingPoint, ...]:

@@ -62,6 +62,47 @@ def layercam_of_features(
     return scored.saliency(maps)
 
 
+class CosineSaliency(NamedTuple):
+    """Maps of the cosine between each row's embedding and a reference.
+
+    score: the cosine, [batch]; embedding, features and maps: as in `Saliency`.
+    """
+
+    score: Tensor
+    embedding: Tensor
+    features: Tensor
+    maps: tuple[Tensor, ...]
+
+
+def cosine_layercam(
+    network: SpeakerNetwork, audio: Tensor, reference: Tensor, lengths: Tensor | None = None
+) -> CosineSaliency:
+    """LayerCAM maps of a verification score: as `layercam`, with the cosine in place of a class's score.
+
+    Args:
+        network: in evaluation mode.
+        audio: 16 kHz, [batch, samples].
+        reference: what each row's embedding is compared with, of any length, [batch, size].
+        lengths: valid samples, [batch]; None means all.
+    """
+    with torch.no_grad():
+        features, frames = network.front_end(audio, lengths)
+    return cosine_layercam_of_features(network, features, frames, lengths is not None, reference)
+
+
+def cosine_layercam_of_features(
+    network: SpeakerNetwork, features: Tensor, frames: Tensor, masked: bool, reference: Tensor
+) -> CosineSaliency:
+    """The same from log-mel features [batch, mel, frames]; `masked` as in `ResNet.forward`."""
+    with torch.enable_grad():
+        activations = network.encoder(features.detach().clone().requires_grad_(), frames, masked)
+        score = F.cosine_similarity(activations.embedding, reference)
+        taps = tapped(network, activations)
+        gradients = torch.autograd.grad(score.sum(), taps)
+    maps = tuple(layercam_map(gradient, tap).detach() for gradient, tap in zip(gradients, taps, strict=True))
+    return CosineSaliency(score.detach(), activations.embedding.detach(), features, maps)
+
+
 class Scored(NamedTuple):
     """A batch on its way to maps.
 

@@ -14,9 +14,12 @@ Weights = dict[str, torch.Tensor]
 
 
 def layercam(
-    weights: Weights, features: NDArray[np.float64], target: int | None
+    weights: Weights, features: NDArray[np.float64], target: int | None, reference: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-    """Logits, and the maps: at the input of each stage's last block; of the last stage and of one block, the output."""
+    """Logits, and the maps: at the input of each stage's last block; of the last stage and of one block, the output.
+
+    With a reference, the cosine to it takes the place of the logits.
+    """
     weights = {name: tensor.double() for name, tensor in weights.items()}
     x = torch.from_numpy(features)[None, None].requires_grad_()
     x = torch.relu(_norm(weights, "encoder.bn1", _conv(weights, "encoder.conv1", x, 1)))
@@ -37,6 +40,8 @@ def layercam(
     cosine = (embedding / embedding.norm()) @ (classes / classes.norm(dim=1, keepdim=True)).T
     logits = 32.0 * cosine[0]
     score = logits.max() if target is None else logits[target]
+    if reference is not None:
+        score = logits = (embedding[0] / embedding.norm()) @ torch.from_numpy(reference / np.linalg.norm(reference))
     gradients = torch.autograd.grad(score, activations)
     maps = [
         torch.clamp((torch.clamp(g, min=0) * a).sum(1), min=0)[0].detach().numpy()

@@ -25,7 +25,8 @@ from training.errors import UserError
 from training.manifest import Corpus, load_corpus
 
 FILES = {
-    "bundle.json", "predict.onnx", "explain.onnx", "model.ts", "weights.safetensors", "parity.json", "baseline.json",
+    "bundle.json", "predict.onnx", "explain.onnx", "verify.onnx", "model.ts", "weights.safetensors", "parity.json",
+    "baseline.json",
 }  # fmt: skip
 
 
@@ -59,9 +60,13 @@ def test_a_bundle_is_complete_and_says_what_it_is(bundles: Path, runs: dict[str,
     assert calibration["strangers"] == "held-out speakers"
     assert calibration["stranger_speakers"] <= calibration["stranger_utterances"]
     assert calibration["utterances"] == len(load_corpus(trained.corpus).utterances("dev"))
+    verification = manifest["verification"]
+    assert (verification["strangers"], verification["false_acceptance"]) == ("known speakers", 0.05)
+    assert verification["thresholds"][0]["utterances"] == 1
+    assert all(-1 < each["threshold"] < 1 and each["different_pairs"] > 100 for each in verification["thresholds"])
 
 
-@pytest.mark.parametrize("graph", ["predict.onnx", "explain.onnx"])
+@pytest.mark.parametrize("graph", ["predict.onnx", "explain.onnx", "verify.onnx"])
 def test_graphs_explain_themselves(bundles: Path, graph: str) -> None:
     model = onnx.load(str(bundles / "clean" / "1" / graph))
     check_graph(model, graph)
@@ -71,7 +76,8 @@ def test_graphs_explain_themselves(bundles: Path, graph: str) -> None:
     assert facts == {key: manifest[key] for key in facts}
     assert {"variant", "speakers", "sample_rate", "stages", "calibration"} <= facts.keys()
     names = {o.name: [d.dim_param or d.dim_value for d in o.type.tensor_type.shape.dim] for o in model.graph.output}
-    assert names["logits"] == ["batch", 8]
+    assert names["embedding"] == ["batch", manifest["network"]["embedding"]]
+    assert names.get("logits", ["batch", 8]) == ["batch", 8]
 
 
 def test_parity_covers_what_it_promises_and_holds(bundles: Path) -> None:
@@ -84,8 +90,11 @@ def test_parity_covers_what_it_promises_and_holds(bundles: Path) -> None:
     outputs = {"logits", "embedding", "features", *(f"saliency_s{s}" for s in (1, 2, 3, 4))}
     assert {f["output"] for f in figures if f["runtime"] == "explain.onnx"} == outputs
     assert {f["output"] for f in figures if f["runtime"] == "model.ts"} == outputs
+    compared = {"score", *outputs} - {"logits"}
+    assert {f["output"] for f in figures if f["runtime"] == "verify.onnx"} == compared
+    assert {f["output"] for f in figures if f["runtime"] == "model.ts verify"} == compared
     for figure in figures:
-        assert figure["worst"] <= (1e-4 if figure["output"] in ("logits", "embedding") else 1e-3)
+        assert figure["worst"] <= (1e-4 if figure["output"] in ("logits", "embedding", "score") else 1e-3)
 
 
 def test_baseline_counts_every_utterance(bundles: Path) -> None:
@@ -273,7 +282,9 @@ def test_a_file_in_the_way_is_named(runs: dict[str, Path], tmp_path: Path) -> No
         export_run(runs["clean"], tmp_path / "bundles", lambda done, total: None)
 
 
-@pytest.mark.parametrize("name", ["explain.onnx", "predict.onnx", "model.ts", "weights.safetensors", "parity.json"])
+@pytest.mark.parametrize(
+    "name", ["explain.onnx", "predict.onnx", "verify.onnx", "model.ts", "weights.safetensors", "parity.json"]
+)
 def test_rubbish_with_the_right_digest_is_refused_in_a_sentence(
     bundle: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,9 +74,14 @@ def too_many_speakers(folder: Path) -> None:
     """The graphs claim to know them as well."""
     names = [f"s{index}" for index in range(13)]
     facts = {"variant": '"v"', "version": "1", "speakers": json.dumps(names)}
-    for name in ("predict.onnx", "explain.onnx"):
+    for name in ("predict.onnx", "explain.onnx", "verify.onnx"):
         graph(name, lambda model: onnx.helper.set_model_props(model, facts))(folder)
     altered(speakers=names)(folder)
+
+
+def thresholds(*sizes: int) -> dict[str, Any]:
+    entry = toy.manifest()["verification"]["thresholds"][0]
+    return {**toy.manifest()["verification"], "thresholds": [{**entry, "utterances": size} for size in sizes]}
 
 
 FRONT_END, NETWORK, STAGES = (toy.manifest()[key] for key in ("front_end", "network", "stages"))
@@ -90,6 +95,9 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("nothing to fuse", altered(fused_stages=[]), "at fused_stages"),
     ("an unknown stage to fuse", altered(fused_stages=["s5"]), "at fused_stages[0]"),
     ("no threshold", altered(calibration={}), "at calibration"),
+    ("no verification", altered(verification={}), "at verification"),
+    ("no threshold for two utterances", altered(verification=thresholds(2, 3)), "begin with 1 utterance"),
+    ("thresholds in disorder", altered(verification=thresholds(1, 3, 2)), "and rise"),
     ("an unknown key", altered(extra=1), "'extra' was unexpected"),
     ("no speakers", without("speakers"), "'speakers' is a required property"),
     ("one speaker", altered(speakers=["eve"]), "at speakers"),
@@ -107,6 +115,12 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("weights in a file", resealed(weights_in_a_file), "predict.onnx cannot be opened"),
     ("graphs swapped", resealed(lambda f: shutil.copy(f / "predict.onnx", f / "explain.onnx")), "explain.onnx takes"),
     ("an output is missing", graph("explain.onnx", rename_output), "explain.onnx has no output saliency_s3"),
+    (
+        "graphs swapped again",
+        resealed(lambda f: shutil.copy(f / "explain.onnx", f / "verify.onnx")),
+        "verify.onnx takes",
+    ),
+    ("another's graph to verify", graph("verify.onnx", another_variant), "verify.onnx is of another bundle"),
     ("another's graph", graph("predict.onnx", another_variant), "disagrees with bundle.json about variant"),
     ("a graph without facts", graph("explain.onnx", no_facts), "disagrees with bundle.json about variant"),
     ("speakers in another order", altered(speakers=toy.speakers()[::-1]), "disagrees with bundle.json about speakers"),

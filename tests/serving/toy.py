@@ -25,6 +25,8 @@ NAN_PEAK = 4.0
 SLOW_SIZE = 256
 TEMPERATURE, THRESHOLD, SCALE = 0.02, 0.005, 2.0  # unknown below a logit of 0.01
 
+VERIFICATION_THRESHOLDS = {1: 0.8, 3: 0.9}  # by utterances in the reference
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -60,6 +62,19 @@ def expected(weight: Weights, audio: NDArray[np.float32], target: int | None = N
     return {"logits": logits, "embedding": features.mean(axis=1) @ weight.embedding, "features": features, **maps}
 
 
+def compared(weight: Weights, audio: NDArray[np.float32], reference: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """What the toy network says of an utterance and a reference: score, and the maps of that score."""
+    plain = expected(weight, audio)
+    embedding, features = plain["embedding"], plain["features"]
+    length = np.linalg.norm(embedding)
+    unit, direction = embedding / length, reference / np.linalg.norm(reference)
+    score = unit @ direction
+    gradient = weight.embedding @ ((direction - score * unit) / length) / features.shape[1]
+    full = np.maximum(features * gradient[:, None], 0)
+    maps = {f"saliency_s{i + 1}": full[::stride, ::stride] for i, stride in enumerate(STRIDES)}
+    return {"score": score, "embedding": embedding, "features": features, **maps}
+
+
 def write_bundle(
     root: Path, variant: str, version: int, seed: int = 0, slow_seconds: int = SLOW_SECONDS, **changes: Any
 ) -> Path:
@@ -67,8 +82,8 @@ def write_bundle(
     folder = root / variant / str(version)
     folder.mkdir(parents=True)
     facts = {"variant": json.dumps(variant), "version": str(version), "speakers": json.dumps(speakers())}
-    onnx.save(_graph(weights(seed), False, facts, slow_seconds), folder / "predict.onnx")
-    onnx.save(_graph(weights(seed), True, facts, slow_seconds), folder / "explain.onnx")
+    for kind in ("predict", "explain", "verify"):
+        onnx.save(_graph(weights(seed), kind, facts, slow_seconds), folder / f"{kind}.onnx")
     parity = {"holds": True, "tolerances": {}, "figures": []}
     (folder / "parity.json").write_text(json.dumps(parity), encoding="utf-8")
     seal(folder, {**manifest(variant, version), **changes})
@@ -136,18 +151,29 @@ def manifest(variant: str = "v", version: int = 1) -> dict[str, Any]:
             "utterances": 1,
             "method": "by hand",
         },
+        "verification": {
+            "thresholds": [
+                {"utterances": n, "threshold": threshold, "same_pairs": 1, "different_pairs": 1, "miss": None}
+                for n, threshold in VERIFICATION_THRESHOLDS.items()
+            ],
+            "false_acceptance": 0.05,
+            "strangers": "held-out speakers",
+            "persons": 2,
+            "method": "by hand",
+        },
         "training_data_digest": "0" * 64,
         "code_revision": "toy",
         "versions": {},
     }
 
 
-def _graph(weight: Weights, explains: bool, facts: dict[str, str], slow_seconds: int) -> onnx.ModelProto:
+def _graph(weight: Weights, kind: str, facts: dict[str, str], slow_seconds: int) -> onnx.ModelProto:
     constants: dict[str, NDArray[Any]] = {
         "kernel": weight.kernel,
-        "score": weight.score,
+        "to_scores": weight.score,
         "score_t": np.ascontiguousarray(weight.score.T),
         "to_embedding": weight.embedding,
+        "from_embedding": np.ascontiguousarray(weight.embedding.T),
         "one_axis": np.array([1], np.int64),
         "two_axis": np.array([2], np.int64),
         "frame": np.array(FRAME, np.int64),
@@ -197,22 +223,42 @@ def _graph(weight: Weights, explains: bool, facts: dict[str, str], slow_seconds:
         node("Loop", ["trips", "true", "matrix"], ["busy"], body=_busy()),
         node("ReduceMax", ["busy"], ["busy_max"], keepdims=0),
         node("Mul", ["busy_max", "nought"], ["nothing"]),
-        node("MatMul", ["mean", "score"], ["scores"]),
+        node("MatMul", ["mean", "to_scores"], ["scores"]),
         node("Add", ["scores", "nothing"], ["logits"]),
     ]
-    outputs = {"logits": 2, "embedding": 2}
+    outputs = {"logits": 2, "embedding": 2} if kind != "verify" else {"embedding": 2, "score": 1}
     inputs = [
         helper.make_tensor_value_info("audio", TensorProto.FLOAT, ["batch", "samples"]),
         helper.make_tensor_value_info("lengths", TensorProto.INT64, ["batch"]),
     ]
-    if explains:
+    if kind == "explain":
         inputs.append(helper.make_tensor_value_info("target", TensorProto.INT64, ["batch"]))
-        outputs |= {"features": 3} | {f"saliency_s{i}": 3 for i in range(1, 5)}
         nodes += [
             node("ArgMax", ["logits"], ["predicted"], axis=1, keepdims=0),
             node("Less", ["target", "zero"], ["unnamed"]),
             node("Where", ["unnamed", "predicted", "target"], ["explained"]),
             node("Gather", ["score_t", "explained"], ["row"]),
+        ]
+    if kind == "verify":
+        inputs.append(helper.make_tensor_value_info("reference", TensorProto.FLOAT, ["batch", EMBEDDING]))
+        nodes += [
+            node("ReduceL2", ["reference", "one_axis"], ["reference_length"]),
+            node("Div", ["reference", "reference_length"], ["direction"]),
+            node("ReduceL2", ["embedding", "one_axis"], ["length"]),
+            node("Div", ["embedding", "length"], ["unit"]),
+            node("Mul", ["unit", "direction"], ["products"]),
+            node("ReduceSum", ["products", "one_axis"], ["cosine"]),
+            node("Squeeze", ["cosine", "one_axis"], ["plain_score"]),
+            node("Add", ["plain_score", "nothing"], ["score"]),
+            node("Mul", ["cosine", "unit"], ["along"]),
+            node("Sub", ["direction", "along"], ["across"]),
+            node("Div", ["across", "length"], ["by_embedding"]),
+            node("MatMul", ["by_embedding", "from_embedding"], ["by_mean"]),
+            node("Div", ["by_mean", "frames_f"], ["row"]),
+        ]
+    if kind != "predict":
+        outputs |= {"features": 3} | {f"saliency_s{i}": 3 for i in range(1, 5)}
+        nodes += [
             node("Unsqueeze", ["row", "two_axis"], ["row_3"]),
             node("Mul", ["features", "row_3"], ["product"]),
             node("Relu", ["product"], ["saliency_s1"]),

@@ -1,0 +1,50 @@
+"""Many pieces of work of one call, a few at a time, so that a large call leaves the queues to others."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+class Bulk:
+    """Bounds on what is in work: of one call, and of all calls together.
+
+    Calls take turns, so that a small one does not wait for the end of a large one.
+
+    Args:
+        of_call: at most so many at once of one call.
+        of_all: and of all.
+    """
+
+    def __init__(self, of_call: int, of_all: int) -> None:
+        self._of_call = of_call
+        self._places = asyncio.Semaphore(of_all)
+
+    async def run(
+        self, items: Sequence[ItemT], work: Callable[[ItemT], Awaitable[ResultT]]
+    ) -> list[ResultT | Exception]:
+        """What `work` gives for each item, in their order; its errors take the place of results.
+
+        Whoever is cancelled cancels what is in work, and the rest is not begun.
+        """
+        results: dict[int, ResultT | Exception] = {}
+        remaining = iter(enumerate(items))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._of_call, len(items))):
+                group.create_task(self._drain(remaining, work, results))
+        return [results[index] for index in range(len(items))]
+
+    async def _drain(
+        self,
+        remaining: Iterator[tuple[int, ItemT]],
+        work: Callable[[ItemT], Awaitable[ResultT]],
+        results: dict[int, ResultT | Exception],
+    ) -> None:
+        for index, item in remaining:
+            async with self._places:
+                try:
+                    results[index] = await work(item)
+                except Exception as error:
+                    results[index] = error
