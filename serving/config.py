@@ -85,8 +85,15 @@ class Config:
         default=64, metadata=_about("requests that wait per model and kind of answer; more are refused", (1, 1_000_000))
     )
     max_batch: int = field(default=8, metadata=_about("utterances computed together", (1, 1024)))
-    max_batch_seconds: float = field(
-        default=120.0, metadata=_about("audio computed together, padding included, in seconds", (0.1, 1e6))
+    max_batch_seconds: float | None = field(
+        default=None,
+        metadata=_about(
+            "audio computed together, padding included, in seconds; by default 10 on a CPU and 120 with CUDA",
+            (0.1, 1e6),
+        ),
+    )
+    batch_wait_seconds: float = field(
+        default=0.0, metadata=_about("how long a request waits for others on an idle device, in seconds", (0.0, 1.0))
     )
     max_streams: int = field(
         default=256, metadata=_about("calls at once on one connection; more wait at the client", (1, 1_000_000))
@@ -176,10 +183,6 @@ def check(config: Config) -> None:
         raise ConfigError(f"--tls-{given} needs --tls-{missing} as well")
     if config.tls_client_ca is not None and config.tls_certificate is None:
         raise ConfigError("--tls-client-ca needs --tls-certificate and --tls-key as well")
-    if config.max_seconds > config.max_batch_seconds:
-        raise ConfigError(
-            f"--max-batch-seconds {config.max_batch_seconds:g} is below --max-seconds {config.max_seconds:g}"
-        )
 
 
 def _option(each: Any, hint: Any) -> Option:

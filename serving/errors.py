@@ -31,6 +31,7 @@ class Reason(StrEnum):
     UNKNOWN_SPEAKER = "unknown_speaker"
     QUEUE_FULL = "queue_full"
     IN_FLIGHT = "in_flight"
+    MEMORY = "memory"
     DEADLINE = "deadline"
     NOT_SERVING = "not_serving"
     NO_STORE = "no_store"

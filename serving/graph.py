@@ -128,6 +128,10 @@ class Graph(Generic[JobT, ResultT]):
         _check(session, self._bundle, self._spec)
         self._session = session
 
+    def cost(self, job: JobT) -> int:
+        """Samples that are computed for a job, padding included."""
+        return self.buckets.length(len(job.audio))
+
     def prepare(self, jobs: Sequence[JobT]) -> Feed[JobT]:
         """Makes a batch; in any thread."""
         lengths = [len(job.audio) for job in jobs]
@@ -157,10 +161,6 @@ class Graph(Generic[JobT, ResultT]):
             values = {name: output[row] for name, output in zip(names, outputs, strict=True)}
             answers.append(self._spec.answer(self._bundle, job, values))
         return answers
-
-    def run(self, jobs: Sequence[JobT]) -> list[ResultT]:
-        """Prepares and computes."""
-        return self.compute(self.prepare(jobs))
 
     def probe(self) -> None:
         """Computes something that has worked before; raises what it raises if that does not work any more."""

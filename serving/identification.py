@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.audio import MODEL_RATE, EncodedAudio, RawAudio, Waveform, check_minimum, decode
-from serving.batcher import Done
 from serving.config import Config
 from serving.engine import PREDICTED, ExplainedPrediction, Job, Prediction
 from serving.errors import InvalidArgumentError, NotFoundError, Reason, ResourceExhaustedError, listed, quoted
 from serving.explanation import ExplainOptions, Explanation, Resolution, explain
+from serving.lane import Done
 from serving.metrics import Metrics
 from serving.models import Model, Models, Selector
 from serving.tokens import charge

@@ -2,16 +2,20 @@
 
 import logging
 import time
+from functools import partial
 
-from serving.audio import MODEL_RATE
-from serving.batcher import Batcher, Bounds, Device
+from serving.batcher import Batcher
+from serving.buckets import DEFAULT_LONGEST_SECONDS, Limits
 from serving.bundles import Bundle, BundleError, Fault, read_bundle
 from serving.config import Config
+from serving.device import Device
 from serving.engine import Engine
 from serving.folders import Found, stamp_of
-from serving.graph import Utterance
+from serving.graph import Graph, JobT, ResultT
+from serving.lane import Bounds, Observer
 from serving.metrics import Metrics
 from serving.models import Model
+from serving.repair import Repair
 from serving.statistics import Counting, Statistics
 
 log = logging.getLogger(__name__)
@@ -31,7 +35,7 @@ def open_engine(found: Found, config: Config, known: str | None) -> tuple[Bundle
     opened = None
     if bundle.digest != known:
         log.info("loading %s", bundle.name)
-        engine = Engine(bundle, config.device, config.threads)
+        engine = Engine(bundle, config.device, config.threads, limits_of(config))
         engine.warm_up()
         opened = bundle, engine
     # What was checked and what was opened are the same only if nobody wrote in between.
@@ -45,7 +49,7 @@ def open_engine(found: Found, config: Config, known: str | None) -> tuple[Bundle
 
 def build_model(bundle: Bundle, engine: Engine, device: Device, config: Config, metrics: Metrics) -> Model:
     """Puts queues in front of an open engine. Runs on the event loop, where the queues live."""
-    bounds = Bounds(config.queue_size, config.max_batch, int(config.max_batch_seconds * MODEL_RATE))
+    repair = Repair(bundle.name, engine.reopen, partial(metrics.count_rebuild, bundle.variant))
     statistics = Statistics()
     predict = Counting(statistics, metrics.queue(bundle.variant, "predict"))
     explain = Counting(statistics, metrics.queue(bundle.variant, "explain"))
@@ -53,33 +57,28 @@ def build_model(bundle: Bundle, engine: Engine, device: Device, config: Config, 
     return Model(
         bundle,
         engine.provider,
-        Batcher(
-            f"{bundle.name} predict",
-            engine.predict.run,
-            _samples,
-            device,
-            bounds,
-            predict,
-        ),
-        Batcher(
-            f"{bundle.name} explain",
-            engine.explain.run,
-            _samples,
-            device,
-            bounds,
-            explain,
-        ),
-        Batcher(
-            f"{bundle.name} verify",
-            engine.verify.run,
-            _samples,
-            device,
-            bounds,
-            verify,
-        ),
+        repair,
+        _queue(f"{bundle.name} predict", engine.predict, device, config, predict, repair),
+        _queue(f"{bundle.name} explain", engine.explain, device, config, explain, repair),
+        _queue(f"{bundle.name} verify", engine.verify, device, config, verify, repair),
         statistics,
     )
 
 
-def _samples(job: Utterance) -> int:
-    return len(job.audio)
+def _queue(
+    name: str, graph: Graph[JobT, ResultT], device: Device, config: Config, observer: Observer, repair: Repair
+) -> Batcher[JobT, ResultT]:
+    bounds = Bounds(
+        waiting=config.queue_size,
+        batch=config.max_batch,
+        batch_cost=graph.buckets.batch_samples,
+        padding=graph.buckets.padding,
+        rows=graph.buckets.rows,
+        wait_s=config.batch_wait_seconds,
+    )
+    return Batcher(name, graph, device, bounds, observer, repair)
+
+
+def limits_of(config: Config) -> Limits:
+    """What an operator sets of batches."""
+    return Limits(config.max_batch, config.max_batch_seconds, min(config.max_seconds, DEFAULT_LONGEST_SECONDS))

@@ -118,6 +118,12 @@ class Metrics:
         self.engine_info = prometheus.Gauge(
             "speakerlens_engine_info", "1 for the engine in use.", ("provider", "version"), registry=self.registry
         )
+        self.engine_rebuilds = prometheus.Counter(
+            "speakerlens_engine_rebuilds",
+            "Attempts to open the engine of a variant anew after it broke.",
+            ("variant", "outcome"),
+            registry=self.registry,
+        )
         prometheus.ProcessCollector(registry=self.registry)
         for reason in Reason:
             self.rejections.labels(reason)
@@ -142,6 +148,10 @@ class Metrics:
             self.bundles_refused.labels(variant, fault).set(count)
         self._refused = {label for label, count in counts.items() if count}
         self.bundles_scanned.set_to_current_time()
+
+    def count_rebuild(self, variant: str, worked: bool) -> None:
+        """Counts an attempt to open an engine anew."""
+        self.engine_rebuilds.labels(variant, "ok" if worked else "failed").inc()
 
     def queue(self, variant: str, kind: str) -> QueueMetrics:
         """The metrics of one queue; versions of a variant share them."""

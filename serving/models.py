@@ -12,6 +12,7 @@ from serving.bundles import Bundle
 from serving.engine import ComparedJob, Comparison, ExplainedPrediction, Job, Prediction
 from serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
 from serving.metrics import Metrics
+from serving.repair import Repair
 from serving.statistics import Statistics
 
 log = logging.getLogger(__name__)
@@ -29,10 +30,11 @@ class Selector:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One loaded model, what it runs on, its three queues, and what it has done."""
+    """One loaded model, what it runs on, whether that works, its queues, and what it has done."""
 
     bundle: Bundle
     provider: str
+    repair: Repair
     predict: Batcher[Job, Prediction]
     explain: Batcher[Job, ExplainedPrediction]
     verify: Batcher[ComparedJob, Comparison]
@@ -40,6 +42,7 @@ class Model:
 
     async def close(self) -> None:
         """Stops the queues; the engine goes with the last that refers to it."""
+        await self.repair.close()
         await self.predict.close()
         await self.explain.close()
         await self.verify.close()

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.batcher import Device
 from serving.bundles import BundleError, Fault
 from serving.config import Config
+from serving.device import Device
 from serving.errors import StartupError
 from serving.folders import Found, Stamp, survey
 from serving.health import Health

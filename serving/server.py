@@ -17,8 +17,8 @@ from grpc_reflection.v1alpha import reflection
 from protos.inference import inference_pb2_grpc
 from protos.speakerlens.v1 import identification_pb2_grpc
 from serving.admission import Admission
-from serving.batcher import Device
 from serving.config import Config
+from serving.device import Device
 from serving.errors import StartupError
 from serving.graph import runtime_version
 from serving.health import Health

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from serving.batcher import Observer
+from serving.lane import Observer
 
 
 @dataclass

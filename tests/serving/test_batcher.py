@@ -11,13 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.batcher import Batcher, Bounds, Device
+from serving.batcher import Batcher
+from serving.device import Device
 from serving.errors import DeadlineError, ResourceExhaustedError
+from serving.lane import Bounds
+from serving.repair import Repair
 
 
 @dataclass
 class Recorder:
-    """An observer, and the function of the device: the answer to n is -n; some numbers fail."""
+    """An observer, and the work of the device: the answer to n is -n, and costs n + 1; some numbers fail."""
 
     poison: frozenset[int] = frozenset()
     gate: threading.Event = field(default_factory=threading.Event)
@@ -36,12 +39,25 @@ class Recorder:
     def ran(self, size: int, seconds: float) -> None:
         self.ran_sizes.append(size)
 
-    def negate(self, numbers: Sequence[int]) -> list[int]:
+    def cost(self, job: int) -> int:
+        return job + 1
+
+    def prepare(self, jobs: Sequence[int]) -> list[int]:
+        return list(jobs)
+
+    def compute(self, feed: list[int]) -> Sequence[int]:
         assert self.gate.wait(10)
-        self.batches.append(list(numbers))
-        if self.poison.intersection(numbers):
-            raise ArithmeticError(f"poison in {numbers}")
-        return [-number for number in numbers]
+        self.batches.append(feed)
+        if self.poison.intersection(feed):
+            raise ArithmeticError(f"poison in {feed}")
+        return [-number for number in feed]
+
+    def probe(self) -> None:
+        pass
+
+
+def working() -> Repair:
+    return Repair("test", lambda: pytest.fail("it is not broken"), lambda _: None)
 
 
 def run(
@@ -51,7 +67,7 @@ def run(
 ) -> None:
     async def main() -> None:
         device = Device("test")
-        batcher = Batcher("test", recorder.negate, lambda number: abs(number) + 1, device, bounds, recorder)
+        batcher = Batcher[int, int]("test", recorder, device, bounds, recorder, working())
         try:
             await asyncio.wait_for(scenario(batcher, recorder), 20)
         finally:
@@ -169,14 +185,14 @@ def test_a_deadline_that_the_computing_would_miss_is_refused_uncomputed() -> Non
     """A job costs one more than its number, and takes 1 ms for each; so do all of its batch, which is padded to it."""
 
     async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
-        computed: list[list[int]] = []
+        class Paced(Recorder):
+            def compute(self, feed: list[int]) -> Sequence[int]:
+                time.sleep(0.001 * len(feed) * (max(feed) + 1))
+                return super().compute(feed)
 
-        def compute(jobs: Sequence[int]) -> list[int]:
-            computed.append(list(jobs))
-            time.sleep(0.001 * len(jobs) * (max(jobs) + 1))
-            return [-job for job in jobs]
-
-        paced = Batcher("paced", compute, lambda n: n + 1, Device("paced"), Bounds(9, 4, 10**9), recorder)
+        work = Paced()
+        computed = work.batches
+        paced = Batcher[int, int]("paced", work, Device("paced"), Bounds(9, 4, 10**9), recorder, working())
         with pytest.raises(DeadlineError):  # how long it takes is not known yet
             await paced.submit(199, time.monotonic() + 0.05)
         assert (await paced.submit(99)).result == -99
@@ -217,21 +233,29 @@ def test_one_slow_batch_does_not_shut_the_queue() -> None:
 
 def test_a_deadline_that_passed_while_a_batch_failed_is_not_tried_alone() -> None:
     async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
-        recorder.gate.clear()
-        first = asyncio.create_task(batcher.submit(0))
+        class Expiring(Recorder):
+            def compute(self, feed: list[int]) -> Sequence[int]:
+                if feed == [1, 2]:
+                    entries[1].deadline = time.monotonic()  # passes before the event loop has told the caller
+                return super().compute(feed)
+
+        work = Expiring(frozenset({1}))
+        work.gate.clear()
+        expiring = Batcher[int, int]("expiring", work, batcher._device, Bounds(9, 9, 10**9), work, working())
+        first = asyncio.create_task(expiring.submit(0))
         await asyncio.sleep(0.02)
-        tasks = [asyncio.create_task(batcher.submit(1)), asyncio.create_task(batcher.submit(2))]
+        tasks = [asyncio.create_task(expiring.submit(1)), asyncio.create_task(expiring.submit(2))]
         await asyncio.sleep(0.02)
-        entry = list(batcher._waiting.values())[1]
-        recorder.gate.set()
+        entries = list(expiring._lanes[0]._waiting.values())
+        work.gate.set()
         await first
-        entry.deadline = time.monotonic()  # passes before the event loop has told the caller
         one, two = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(one, ArithmeticError)
         assert isinstance(two, DeadlineError)
-        assert recorder.batches == [[0], [1, 2], [1]]
+        assert work.batches == [[0], [1, 2], [1]]
+        await expiring.close()
 
-    run(scenario, Recorder(frozenset({1})))
+    run(scenario, Recorder())
 
 
 def test_one_bad_job_does_not_poison_its_batch() -> None:
@@ -256,7 +280,7 @@ def test_queues_of_a_device_take_turns() -> None:
     async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
         device = batcher._device
         bounds = Bounds(waiting=100, batch=1, batch_cost=10**9)
-        other = Batcher("other", recorder.negate, lambda number: 1, device, bounds, recorder)
+        other = Batcher[int, int]("other", recorder, device, bounds, recorder, working())
         recorder.gate.clear()
         flood = [asyncio.create_task(batcher.submit(number)) for number in range(40)]
         await asyncio.sleep(0.02)
@@ -272,10 +296,11 @@ def test_queues_of_a_device_take_turns() -> None:
 
 def test_a_function_that_loses_an_answer_is_an_error_for_everyone() -> None:
     async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
-        def lose(jobs: Sequence[int]) -> list[int]:
-            return []
+        class Lossy(Recorder):
+            def compute(self, feed: list[int]) -> Sequence[int]:
+                return []
 
-        lossy = Batcher("lossy", lose, abs, Device("lossy"), Bounds(9, 9, 9), recorder)
+        lossy = Batcher[int, int]("lossy", Lossy(), Device("lossy"), Bounds(9, 9, 9), recorder, working())
         with pytest.raises(RuntimeError, match="0 answers for 1 jobs"):
             await lossy.submit(1)
         await lossy.close()

@@ -76,7 +76,6 @@ def test_the_image_is_asked_for_its_health_where_it_listens(value: str | None, p
         (["--device=tpu"], {}, "--device is one of auto, cpu, cuda, not 'tpu'"),
         (["--host="], {}, "--host is empty"),
         (["--min-seconds=5", "--max-seconds=4"], {}, "--min-seconds 5 is above --max-seconds 4"),
-        (["--max-batch-seconds=30"], {}, "--max-batch-seconds 30 is below --max-seconds 60"),
     ],
 )
 def test_refusals(argv: list[str], environ: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

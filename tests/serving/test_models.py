@@ -9,9 +9,9 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from serving.batcher import Device
 from serving.bundles import read_bundle
 from serving.config import Config
+from serving.device import Device
 from serving.engine import Engine, Job
 from serving.errors import NotFoundError
 from serving.loading import build_model

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from serving.batcher import Device
 from serving.config import Config
+from serving.device import Device
 from serving.errors import StartupError
 from serving.folders import survey
 from serving.health import Health

@@ -1,0 +1,27 @@
+"""How long computing takes, learned from the batches before."""
+
+# What an older batch still counts, for each newer one.
+BATCH_MEMORY = 0.7
+# A refusal measures nothing, so each lowers the estimate: one slow batch must not shut an idle queue for ever.
+REFUSAL_RELIEF = 0.9
+
+
+class Pace:
+    """Seconds for each unit of cost, as a mean of the batches so far in which older ones count less."""
+
+    def __init__(self) -> None:
+        # Sums rather than a mean of rates, because a short batch is mostly overhead.
+        self._seconds, self._cost = 0.0, 0.0
+
+    def ran(self, cost: int, seconds: float) -> None:
+        """A batch of this cost took so long."""
+        self._seconds = BATCH_MEMORY * self._seconds + seconds
+        self._cost = BATCH_MEMORY * self._cost + cost
+
+    def seconds(self, cost: int) -> float:
+        """How long so much is likely to take; 0 where nothing is known yet."""
+        return cost * self._seconds / self._cost if self._cost else 0.0
+
+    def relieve(self) -> None:
+        """Somebody was refused by this estimate while nothing was computed that could correct it."""
+        self._seconds *= REFUSAL_RELIEF

@@ -1,0 +1,75 @@
+"""An engine that is broken is opened anew until it works; its queues wait for that.
+
+After some errors (CUDA's sticky ones, a corrupted arena) everything fails that is computed on an open graph, though the
+next graph opened would work.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
+
+
+class Repair:
+    """Whether an engine works, and its repair; must be used on the event loop.
+
+    Args:
+        name: for messages, such as `clean/1`.
+        reopen: opens the engine anew and makes sure that it works, or raises; takes seconds, runs in a thread.
+        counted: hears of every attempt whether it worked.
+    """
+
+    def __init__(self, name: str, reopen: Callable[[], object], counted: Callable[[bool], object]) -> None:
+        self._name = name
+        self._reopen = reopen
+        self._counted = counted
+        self._listeners: list[Callable[[bool], object]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing can be computed now."""
+        return self._task is not None
+
+    def listen(self, listener: Callable[[bool], object]) -> None:
+        """From now on tells `listener` at every change whether the engine works."""
+        self._listeners.append(listener)
+
+    def begin(self) -> None:
+        """The engine is broken: repairs it, unless that is being done."""
+        if self._task is None:
+            log.error("the engine of %s is broken, and opened anew", self._name)
+            self._task = asyncio.create_task(self._mend())
+            self._tell(False)
+
+    async def close(self) -> None:
+        """Gives up."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _mend(self) -> None:
+        pause = FIRST_PAUSE_SECONDS
+        while not await self._try():
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        self._task = None
+        log.warning("the engine of %s works again", self._name)
+        self._tell(True)
+
+    async def _try(self) -> bool:
+        try:
+            await asyncio.to_thread(self._reopen)
+        except Exception as error:  # whatever it is, it is tried again
+            log.error("the engine of %s cannot be opened: %s", self._name, error)  # noqa: TRY400 - the cause says all
+            self._counted(False)
+            return False
+        self._counted(True)
+        return True
+
+    def _tell(self, works: bool) -> None:
+        for listener in self._listeners:
+            listener(works)
