@@ -21,6 +21,7 @@ from serving.config import Config
 from serving.device import Device
 from serving.errors import StartupError
 from serving.graph import runtime_version
+from serving.hangup import hang_up
 from serving.health import Health
 from serving.identification import Identifier
 from serving.inference.inferring import Inference
@@ -85,6 +86,7 @@ class Server:
         self._models = Models(self.metrics)
         self._repository = Repository(config, self._models, self.device, self.metrics, self._health)
         self._inference = InferenceService(self._models, self._health, config)
+        self._port = 0
         self._ports: dict[str, str] = {}
         tokens = tokens_of(config)
         self._tracing = tracing_of(config, services)
@@ -127,6 +129,7 @@ class Server:
                 port = self._grpc.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise StartupError(f"--port {config.port}: cannot listen on {address}: {error}") from error
+        self._port = port
         self._ports["grpc"] = _address(config.host, port)
         if config.metrics:
             self._ports["metrics"] = f"http://{_address(config.metrics_host, self._open_metrics())}/metrics"
@@ -171,7 +174,10 @@ class Server:
         self._health.drain()
         log.info("draining: calls in flight have %g s", self._config.drain_seconds)
         finished = await self._gate.emptied(max(self._config.drain_seconds, NEWS_SECONDS))
-        await self._grpc.stop(CLOSING_SECONDS if finished else 0)
+        if finished:
+            await hang_up(self._port, CLOSING_SECONDS)
+        # Callers who are quick to connect again have done so; now the port is closed as well.
+        await asyncio.gather(self._grpc.stop(CLOSING_SECONDS if finished else 0), hang_up(self._port, CLOSING_SECONDS))
         await self._models.close()
         self.device.close()
         self._codec.shutdown(wait=False, cancel_futures=True)
