@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-slow fuzz lint types protos image clean
+.PHONY: help install demo serve soak test test-slow fuzz lint types protos image clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -30,6 +30,9 @@ endif
 serve: $(INSTALLED)  ## serve the demo's bundles until Ctrl-C
 	@test -d $(DEMO)/bundles || { echo 'No bundles yet: run `make demo` first.' >&2; exit 1; }
 	@exec $(BIN)/python -m serving --bundles $(DEMO)/bundles
+
+soak: $(INSTALLED)  ## 20 minutes of mixed traffic against a real server: its answers and its memory (MINUTES=5: shorter)
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),20)
 
 test: $(INSTALLED)  ## run the tests but for the slow ones
 	$(BIN)/python -m pytest -m "not slow"
