@@ -56,6 +56,7 @@ class Repository:
         self._loaded: dict[Path, tuple[Model, Stamp]] = {}
         self._refused: dict[Path, Refusal] = {}
         self._missing: set[Path] = set()
+        self._variants: set[str] = set()
         self._complaint = ""
 
     async def load(self) -> None:
@@ -136,6 +137,7 @@ class Repository:
         self._refused.pop(found.folder, None)
         if opened is not None:
             model = build_model(*opened, self._device, self._config, self._metrics)
+            model.repair.listen(self._report_models)
             self._models.put(model)
         assert model is not None, "a bundle that is known already has its model"
         self._loaded[found.folder] = model, found.stamp
@@ -168,15 +170,23 @@ class Repository:
     def _report(self, on_disk: dict[str, list[Found]]) -> None:
         final = [each for each in self._refused.values() if each.final]
         self._metrics.report_refused(Counter((each.found.variant, each.fault) for each in final))
-        newest = dict.fromkeys(on_disk, 0)
-        for model in self._models:  # by version
-            newest[model.bundle.variant] = model.bundle.version
+        self._variants = set(on_disk)
+        self._report_models()
+        if self._complaint:
+            return
+        newest = dict.fromkeys(on_disk, 0) | {
+            name: model.bundle.version for name, model in self._newest_models().items()
+        }
         stale = {each.found.variant for each in final if each.found.version >= newest[each.found.variant]}
-        self._health.report_models({variant: version > 0 for variant, version in newest.items()})
-        if not self._complaint:
-            self._health.report_bundles(
-                {variant: version > 0 and variant not in stale for variant, version in newest.items()}
-            )
+        self._health.report_bundles({name: version > 0 and name not in stale for name, version in newest.items()})
+
+    def _report_models(self, _works: bool = True) -> None:
+        """Tells which variants work; called at every change of that."""
+        working = {name: not model.repair.broken for name, model in self._newest_models().items()}
+        self._health.report_models(dict.fromkeys(self._variants, False) | working)
+
+    def _newest_models(self) -> dict[str, Model]:
+        return {model.bundle.variant: model for model in self._models}  # which come by version
 
 
 def look(root: Path) -> dict[str, list[Found]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,33 @@ def test_a_change_under_the_hands_is_seen(tmp_path: Path, monkeypatch: pytest.Mo
         assert world.names() == ["v/1"]
         assert world.refused() == {}
         assert await world.look() == ["v/1", "v/2"]
+
+    play(tmp_path, scenario)
+
+
+def test_a_broken_engine_is_told_of_its_variant_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the moment it breaks to the moment it works again; an older version's engine tells nothing."""
+    for variant, version in (("u", 1), ("v", 1), ("v", 2)):
+        toy.write_bundle(tmp_path, variant, version)
+    names = ("", "speakerlens.model/u", "speakerlens.model/v", "speakerlens.bundle/v")
+    mended = threading.Event()
+    monkeypatch.setattr("serving.engine.Engine.reopen", lambda _engine: mended.wait(30))
+
+    async def scenario(world: World) -> None:
+        await world.load()
+        [u, old, new] = world.models
+        old.repair.begin()
+        assert [world.health.serving(name) for name in names] == [True, True, True, True]
+        new.repair.begin()
+        assert [world.health.serving(name) for name in names] == [True, True, False, True]
+        await world.look()
+        assert [world.health.serving(name) for name in names] == [True, True, False, True]
+        u.repair.begin()
+        assert [world.health.serving(name) for name in names] == [False, False, False, True]
+        mended.set()
+        async with asyncio.timeout(30):
+            while not all(world.health.serving(name) for name in names):
+                await asyncio.sleep(0.01)
 
     play(tmp_path, scenario)
 
