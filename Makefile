@@ -38,6 +38,9 @@ test: $(INSTALLED)  ## run the tests but for the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 	@echo 'Not run: what is marked slow; `make test-slow` runs it.'
 
+fuzz: $(INSTALLED)  ## try EXAMPLES (5000) new bad inputs of each kind, and print what came of them
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest tests/serving/fuzz
+
 test-slow: $(INSTALLED)  ## run the slow tests; they fetch the tools they need and say which are not to be had
 	$(BIN)/python -m pytest -m slow
 

@@ -68,6 +68,17 @@ class Waveform:
     channels: int
 
 
+class _File(io.BytesIO):
+    """A file in memory for libsndfile, which seeks before its beginning where a damaged header says so."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Stays where it is rather than raise: libsndfile's callback would print a stack trace, and go on."""
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
 class _Stream(sf.SoundFile):  # type: ignore[misc]
     """A file read once from front to back: `soundfile` seeks after every read of what it could seek in.
 
@@ -101,7 +112,7 @@ def _decode_file(data: bytes, max_seconds: float) -> tuple[NDArray[np.float32], 
     if not data:
         raise InvalidArgumentError(Reason.EMPTY, f"{field}: empty; send a whole audio file")
     try:
-        file = _Stream(io.BytesIO(data))
+        file = _Stream(_File(data))
     except sf.LibsndfileError as error:
         raise InvalidArgumentError(
             Reason.NOT_AUDIO, f"{field}: not a file that libsndfile reads (WAV, FLAC, OGG, MP3 …): {error.error_string}"
@@ -129,7 +140,8 @@ def _read_blocks(file: sf.SoundFile, max_seconds: float) -> NDArray[np.float32]:
             break
         frames += len(block)
         _check_length("audio.encoded", frames, file.samplerate, max_seconds)
-        blocks.append(block.mean(axis=1))
+        with np.errstate(all="ignore"):  # what overflows here is refused as not finite
+            blocks.append(block.mean(axis=1))
     return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
 
 

@@ -4,7 +4,7 @@ The toy network is linear: features are a strided convolution, scores are their 
 ReLU(features x the target's weights), thinned out for the coarser stages. Two things are there for the tests alone:
 
 * audio longer than SLOW_SECONDS keeps the device busy for a time that grows with what is longer;
-* audio with a peak above NAN_PEAK gets NaN for an embedding.
+* audio with a peak above `nan_peak` gets NaN for an embedding.
 """
 
 import hashlib
@@ -76,14 +76,20 @@ def compared(weight: Weights, audio: NDArray[np.float32], reference: NDArray[Any
 
 
 def write_bundle(
-    root: Path, variant: str, version: int, seed: int = 0, slow_seconds: int = SLOW_SECONDS, **changes: Any
+    root: Path,
+    variant: str,
+    version: int,
+    seed: int = 0,
+    slow_seconds: int = SLOW_SECONDS,
+    nan_peak: float = NAN_PEAK,
+    **changes: Any,
 ) -> Path:
     """Writes root/variant/version; `changes` replace entries of bundle.json. Returns the folder."""
     folder = root / variant / str(version)
     folder.mkdir(parents=True)
     facts = {"variant": json.dumps(variant), "version": str(version), "speakers": json.dumps(speakers())}
     for kind in ("predict", "explain", "verify"):
-        onnx.save(_graph(weights(seed), kind, facts, slow_seconds), folder / f"{kind}.onnx")
+        onnx.save(_graph(weights(seed), kind, facts, slow_seconds, nan_peak), folder / f"{kind}.onnx")
     parity = {"holds": True, "tolerances": {}, "figures": []}
     (folder / "parity.json").write_text(json.dumps(parity), encoding="utf-8")
     seal(folder, {**manifest(variant, version), **changes})
@@ -167,7 +173,7 @@ def manifest(variant: str = "v", version: int = 1) -> dict[str, Any]:
     }
 
 
-def _graph(weight: Weights, kind: str, facts: dict[str, str], slow_seconds: int) -> onnx.ModelProto:
+def _graph(weight: Weights, kind: str, facts: dict[str, str], slow_seconds: int, nan_peak: float) -> onnx.ModelProto:
     constants: dict[str, NDArray[Any]] = {
         "kernel": weight.kernel,
         "to_scores": weight.score,
@@ -180,7 +186,7 @@ def _graph(weight: Weights, kind: str, facts: dict[str, str], slow_seconds: int)
         "shift": np.array(SHIFT, np.int64),
         "zero": np.array(0, np.int64),
         "one": np.array(1, np.int64),
-        "limit": np.array(NAN_PEAK, np.float32),
+        "limit": np.array(nan_peak, np.float32),
         "nought": np.array(0, np.float32),
         "slow": np.array(slow_seconds * 16000, np.int64),
         "per_trip": np.array(16, np.int64),

@@ -1,0 +1,68 @@
+"""The methods of both services, each with good requests that wild ones are made from."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from google.protobuf.message import Message
+from tritonclient.grpc import service_pb2 as triton
+
+from protos.speakerlens.v1 import identification_pb2 as pb
+from tests.serving.fuzz.files import whole
+from tests.serving.harness import raw, voice
+from tests.serving.inference.requests import SERVICE as INFERENCE
+from tests.serving.inference.requests import message, padded
+
+TYPED = f"/{pb.DESCRIPTOR.services_by_name['SpeakerIdentification'].full_name}/"
+AUDIO = raw(voice(0.6))
+
+
+class Method(NamedTuple):
+    """A method's path, good requests to it, and whether they come as a stream."""
+
+    path: str
+    requests: tuple[Any, ...]
+    streamed: bool = False
+
+
+def _typed_contents(request: triton.ModelInferRequest) -> triton.ModelInferRequest:
+    """The same with its audio in `fp32_contents`."""
+    audio, lengths = request.raw_input_contents
+    request.inputs[0].contents.fp32_contents.extend(np.frombuffer(audio, "<f4").tolist())
+    request.inputs[1].contents.int64_contents.extend(np.frombuffer(lengths, "<i8").tolist())
+    del request.raw_input_contents[:]
+    return request
+
+
+def _methods() -> list[Method]:
+    explain = pb.ExplainOptions(stages=[pb.STAGE_FUSED, pb.STAGE_S2], encoding=pb.ENCODING_UINT8)
+    models = [pb.ModelSelector(variant="da"), pb.ModelSelector(variant="clean", version=1)]
+    rows = [voice(0.7, seed=1), voice(0.52, seed=2)]
+    named: dict[str, Message] = {
+        name: getattr(triton, f"{name}Request")(name="da", version="1")
+        for name in ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+    }
+    return [
+        Method(
+            f"{TYPED}Identify",
+            (
+                pb.IdentifyRequest(audio=AUDIO, models=models, top_k=3, explain=explain, with_embedding=True),
+                *(pb.IdentifyRequest(audio=pb.Audio(encoded=data)) for data in whole()[:1]),
+            ),
+        ),
+        Method(f"{TYPED}GetModel", (pb.GetModelRequest(model=models[1]),)),
+        Method(f"{TYPED}ListModels", (pb.ListModelsRequest(),)),
+        Method(
+            f"{INFERENCE}ModelInfer",
+            (
+                message(padded(rows), "probabilities", "saliency"),
+                message({**padded(rows), "target": np.array([[1], [-1]])}, "saliency_s3", model="clean", version="1"),
+                _typed_contents(message(padded(rows))),
+            ),
+        ),
+        *(Method(f"{INFERENCE}{name}", (request,)) for name, request in named.items()),
+        Method(f"{INFERENCE}ServerMetadata", (triton.ServerMetadataRequest(),)),
+        Method(f"{INFERENCE}RepositoryIndex", (triton.RepositoryIndexRequest(ready=True),)),
+    ]
+
+
+METHODS = _methods()

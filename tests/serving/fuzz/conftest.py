@@ -1,0 +1,13 @@
+"""Prints what came of the examples."""
+
+from typing import Any
+
+from tests.serving.fuzz.running import outcomes
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if outcomes:
+        terminalreporter.section("fuzzing: examples and what came of them")
+    for test, counts in outcomes.items():
+        parts = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        terminalreporter.write_line(f"{test}: {counts.total()} ({parts})")
