@@ -1,10 +1,8 @@
 """The batcher without network or model: whatever arrives, leaves, fails or expires, answers reach their own callers."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -15,49 +13,7 @@ from serving.batcher import Batcher
 from serving.device import Device
 from serving.errors import DeadlineError, ResourceExhaustedError
 from serving.lane import Bounds
-from serving.repair import Repair
-
-
-@dataclass
-class Recorder:
-    """An observer, and the work of the device: the answer to n is -n, and costs n + 1; some numbers fail."""
-
-    poison: frozenset[int] = frozenset()
-    gate: threading.Event = field(default_factory=threading.Event)
-    depth: int = 0
-    deepest: int = 0
-    batches: list[list[int]] = field(default_factory=list)
-    ran_sizes: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.gate.set()
-
-    def waiting(self, change: int) -> None:
-        self.depth += change
-        self.deepest = max(self.deepest, self.depth)
-
-    def ran(self, size: int, seconds: float) -> None:
-        self.ran_sizes.append(size)
-
-    def cost(self, job: int) -> int:
-        return job + 1
-
-    def prepare(self, jobs: Sequence[int]) -> list[int]:
-        return list(jobs)
-
-    def compute(self, feed: list[int]) -> Sequence[int]:
-        assert self.gate.wait(10)
-        self.batches.append(feed)
-        if self.poison.intersection(feed):
-            raise ArithmeticError(f"poison in {feed}")
-        return [-number for number in feed]
-
-    def probe(self) -> None:
-        pass
-
-
-def working() -> Repair:
-    return Repair("test", lambda: pytest.fail("it is not broken"), lambda _: None)
+from tests.serving.fakes import Recorder, working
 
 
 def run(
