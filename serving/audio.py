@@ -10,6 +10,7 @@ Decisions:
 """
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,20 +53,103 @@ class RawAudio:
 
 
 @dataclass(frozen=True)
-class Waveform:
-    """Decoded audio.
+class Longest:
+    """The most seconds of audio accepted, and of what, such as ` of an explained request`."""
 
-    Attributes:
-        samples: float32 [samples], mono at 16 kHz, full scale 1.0.
-        seconds: duration as received.
-        sample_rate: Hz, as received.
-        channels: as received.
-    """
+    seconds: float
+    what: str = ""
 
-    samples: NDArray[np.float32]
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """Duration in seconds, rate in Hz and number of channels, as received."""
+
     seconds: float
     sample_rate: int
     channels: int
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Decoded audio: float32 [samples], mono at 16 kHz, full scale 1.0; and what it was received as."""
+
+    samples: NDArray[np.float32]
+    info: AudioInfo
+
+
+class Intake:
+    """Frames of one recording in, block by block; checked, averaged over channels and resampled to 16 kHz out.
+
+    What comes out does not depend on how the frames were cut into blocks, and no block is kept.
+
+    Args:
+        field: what messages name.
+        sample_rate: Hz, of what is fed.
+        channels: of what is fed.
+        longest: the longest recording accepted.
+    """
+
+    def __init__(self, field: str, sample_rate: int, channels: int, longest: Longest) -> None:
+        self._field = field
+        self._rate = sample_rate
+        self._channels = channels
+        self._longest = longest
+        self._frames = 0
+        self._low, self._high = np.inf, -np.inf
+        self._resampler = (
+            None if sample_rate == MODEL_RATE else soxr.ResampleStream(sample_rate, MODEL_RATE, 1, dtype="float32")
+        )
+
+    @property
+    def info(self) -> AudioInfo:
+        """What has come in so far."""
+        return AudioInfo(self._frames / self._rate, self._rate, self._channels)
+
+    def feed(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The samples at 16 kHz that frames [frames, channels] give rise to; some come with later frames.
+
+        Raises:
+            InvalidArgumentError: NaN or infinite samples, samples out of scale, or more seconds than accepted.
+        """
+        self._frames += len(frames)
+        _check_length(self._field, self._frames, self._rate, self._longest)
+        if not len(frames):
+            return np.empty(0, np.float32)
+        with np.errstate(all="ignore"):  # what overflows here is refused as not finite
+            mono: NDArray[np.float32] = frames.mean(axis=1, dtype=np.float32)
+        self._check(mono)
+        return mono if self._resampler is None else self._resampler.resample_chunk(mono)
+
+    def finish(self) -> NDArray[np.float32]:
+        """The samples that were still to come.
+
+        Raises:
+            InvalidArgumentError: nothing came in, or nothing but silence.
+        """
+        if not self._frames:
+            raise InvalidArgumentError(Reason.EMPTY, f"{self._field}: holds no samples")
+        if self._high - self._low < SILENT_RANGE:
+            averaged = f" after averaging the {self._channels} channels" if self._channels > 1 else ""
+            raise InvalidArgumentError(
+                Reason.SILENT, f"{self._field}: silent{averaged}: no sound above one step of 16-bit audio"
+            )
+        nothing = np.empty(0, np.float32)
+        return nothing if self._resampler is None else self._resampler.resample_chunk(nothing, last=True)
+
+    def _check(self, mono: NDArray[np.float32]) -> None:
+        low, high = float(mono.min()), float(mono.max())
+        if not np.isfinite(low) or not np.isfinite(high):
+            raise InvalidArgumentError(
+                Reason.NOT_FINITE, f"{self._field}: holds NaN or infinite samples; every one must be finite"
+            )
+        self._low, self._high = min(self._low, low), max(self._high, high)
+        peak = max(-low, high)
+        if peak > MAX_PEAK:
+            raise InvalidArgumentError(
+                Reason.OUT_OF_SCALE,
+                f"{self._field}: peak {peak:.4g}; full scale is 1.0, and at most {MAX_PEAK:g} is accepted "
+                "(divide 16-bit values by 32768)",
+            )
 
 
 class _File(io.BytesIO):
@@ -89,25 +173,57 @@ class _Stream(sf.SoundFile):  # type: ignore[misc]
         return False
 
 
-def decode(audio: EncodedAudio | RawAudio, max_seconds: float) -> Waveform:
-    """Decodes, checks, averages the channels and resamples to 16 kHz.
+class Recording:
+    """A recording that is decoded a block at a time; iterate over it once for its samples at 16 kHz.
+
+    Args:
+        audio: the whole of it, as received.
+        longest: the longest accepted.
 
     Raises:
-        InvalidArgumentError: not audio, empty, damaged, NaN or infinite, out of scale, silent, too long, or with a rate
-            or a number of channels that is not accepted. How short is too short is the models' matter.
+        InvalidArgumentError: not audio, empty, too long by what it says itself, or of a rate or a number of channels
+            that is not accepted. Iterating finds what is wrong inside: damage, NaN, silence, too long in fact.
     """
-    if isinstance(audio, EncodedAudio):
-        mono, rate, channels = _decode_file(audio.data, max_seconds)
-        field = "audio.encoded"
-    else:
-        mono, rate, channels = _decode_raw(audio, max_seconds)
-        field = "audio.raw.samples"
-    _check_samples(field, mono, channels)
-    samples = mono if rate == MODEL_RATE else soxr.resample(mono, rate, MODEL_RATE)
-    return Waveform(np.ascontiguousarray(samples, np.float32), len(mono) / rate, rate, channels)
+
+    def __init__(self, audio: EncodedAudio | RawAudio, longest: Longest) -> None:
+        if isinstance(audio, EncodedAudio):
+            file = _open(audio.data, longest)
+            self._blocks = _file_blocks(file)
+            self._intake = Intake("audio.encoded", file.samplerate, file.channels, longest)
+        else:
+            frames = _raw_frames(audio, longest)
+            self._blocks = _raw_blocks(frames)
+            self._intake = Intake("audio.raw.samples", audio.sample_rate, audio.channels, longest)
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        for block in self._blocks:
+            yield self._intake.feed(block)
+        yield self._intake.finish()
+
+    @property
+    def info(self) -> AudioInfo:
+        """What has been decoded so far."""
+        return self._intake.info
 
 
-def _decode_file(data: bytes, max_seconds: float) -> tuple[NDArray[np.float32], int, int]:
+def decode(audio: EncodedAudio | RawAudio, longest: Longest) -> Waveform:
+    """Decodes, checks, averages the channels and resamples to 16 kHz, all at once.
+
+    Raises:
+        InvalidArgumentError: as `Recording` and iterating over it. How short is too short is the models' matter.
+    """
+    recording = Recording(audio, longest)
+    return Waveform(np.concatenate(list(recording)), recording.info)
+
+
+def floats(frames: NDArray[Any]) -> NDArray[np.float32]:
+    """Samples of one of `SAMPLE_TYPES` as float32, full scale 1.0."""
+    if frames.dtype == SAMPLE_TYPES["int16"]:
+        return frames.astype(np.float32) / np.float32(32768)
+    return frames.astype(np.float32, copy=False)
+
+
+def _open(data: bytes, longest: Longest) -> sf.SoundFile:
     field = "audio.encoded"
     if not data:
         raise InvalidArgumentError(Reason.EMPTY, f"{field}: empty; send a whole audio file")
@@ -117,37 +233,35 @@ def _decode_file(data: bytes, max_seconds: float) -> tuple[NDArray[np.float32], 
         raise InvalidArgumentError(
             Reason.NOT_AUDIO, f"{field}: not a file that libsndfile reads (WAV, FLAC, OGG, MP3 …): {error.error_string}"
         ) from error
-    with file:
-        _check_form(field, field, file.samplerate, file.channels)
-        if file.frames < UNKNOWN_FRAMES:
-            _check_length(field, file.frames, file.samplerate, max_seconds)
-        return _read_blocks(file, max_seconds), file.samplerate, file.channels
+    check_form(field, field, file.samplerate, file.channels)
+    if file.frames < UNKNOWN_FRAMES:
+        _check_length(field, file.frames, file.samplerate, longest)
+    return file
 
 
-def _read_blocks(file: sf.SoundFile, max_seconds: float) -> NDArray[np.float32]:
-    """Channel mean, float32 [frames]; never holds more than a block of what the file unpacks to beyond the limit."""
-    blocks: list[NDArray[np.float32]] = []
+def _file_blocks(file: sf.SoundFile) -> Iterator[NDArray[np.float32]]:
+    """Frames [frames, channels]; never holds more than a block of what the file unpacks to."""
     frames = 0
-    while True:
-        try:
-            block = file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
-        except sf.LibsndfileError as error:
-            raise InvalidArgumentError(
-                Reason.NOT_AUDIO,
-                f"audio.encoded: damaged {file.format} after {frames / file.samplerate:.2f} s: {error.error_string}",
-            ) from error
-        if not len(block):
-            break
-        frames += len(block)
-        _check_length("audio.encoded", frames, file.samplerate, max_seconds)
-        with np.errstate(all="ignore"):  # what overflows here is refused as not finite
-            blocks.append(block.mean(axis=1))
-    return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+    with file:
+        while True:
+            try:
+                block = file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
+            except sf.LibsndfileError as error:
+                raise InvalidArgumentError(
+                    Reason.NOT_AUDIO,
+                    f"audio.encoded: damaged {file.format} after {frames / file.samplerate:.2f} s: "
+                    f"{error.error_string}",
+                ) from error
+            if not len(block):
+                return
+            frames += len(block)
+            yield block
 
 
-def _decode_raw(audio: RawAudio, max_seconds: float) -> tuple[NDArray[np.float32], int, int]:
+def _raw_frames(audio: RawAudio, longest: Longest) -> NDArray[Any]:
+    """The frames [frames, channels] of samples that are there already, of their own type."""
     field, kind = "audio.raw.samples", SAMPLE_TYPES[audio.sample_type]
-    _check_form("audio.raw.sample_rate", "audio.raw.channels", audio.sample_rate, audio.channels)
+    check_form("audio.raw.sample_rate", "audio.raw.channels", audio.sample_rate, audio.channels)
     frame_bytes = kind.itemsize * audio.channels
     if not audio.data:
         raise InvalidArgumentError(Reason.EMPTY, f"{field}: empty; send interleaved {audio.sample_type} samples")
@@ -157,15 +271,21 @@ def _decode_raw(audio: RawAudio, max_seconds: float) -> tuple[NDArray[np.float32
             f"{field}: {len(audio.data)} bytes are not whole frames of {frame_bytes} bytes "
             f"({audio.channels} channel(s) of {audio.sample_type})",
         )
-    _check_length(field, len(audio.data) // frame_bytes, audio.sample_rate, max_seconds)
-    frames = np.frombuffer(audio.data, kind).reshape(-1, audio.channels)
-    if audio.sample_type == "int16":
-        return frames.mean(axis=1, dtype=np.float32) / np.float32(32768), audio.sample_rate, audio.channels
-    with np.errstate(all="ignore"):  # what overflows here is refused as not finite
-        return frames.mean(axis=1, dtype=np.float32), audio.sample_rate, audio.channels
+    _check_length(field, len(audio.data) // frame_bytes, audio.sample_rate, longest)
+    return np.frombuffer(audio.data, kind).reshape(-1, audio.channels)
 
 
-def _check_form(rate_field: str, channels_field: str, rate: int, channels: int) -> None:
+def _raw_blocks(frames: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
+    for start in range(0, len(frames), BLOCK_FRAMES):
+        yield floats(frames[start : start + BLOCK_FRAMES])
+
+
+def check_form(rate_field: str, channels_field: str, rate: int, channels: int) -> None:
+    """Refuses a rate in Hz or a number of channels that is not accepted.
+
+    Raises:
+        InvalidArgumentError: naming the field and the limits.
+    """
     if not MIN_RATE <= rate <= MAX_RATE:
         raise InvalidArgumentError(
             Reason.SAMPLE_RATE, f"{rate_field}: sample rate {rate} Hz; accepted are {MIN_RATE} to {MAX_RATE} Hz"
@@ -176,42 +296,23 @@ def _check_form(rate_field: str, channels_field: str, rate: int, channels: int) 
         )
 
 
-def _check_length(field: str, frames: int, rate: int, max_seconds: float) -> None:
-    if frames > max_seconds * rate:
+def _check_length(field: str, frames: int, rate: int, longest: Longest) -> None:
+    if frames > longest.seconds * rate:
         raise InvalidArgumentError(
             Reason.TOO_LONG,
-            f"{field}: longer than {max_seconds:g} s, the most accepted ({frames / rate:.1f} s or more)",
+            f"{field}: longer than {longest.seconds:g} s, the most accepted{longest.what} "
+            f"({frames / rate:.1f} s or more)",
         )
 
 
-def _check_samples(field: str, mono: NDArray[np.float32], channels: int) -> None:
-    if not len(mono):
-        raise InvalidArgumentError(Reason.EMPTY, f"{field}: holds no samples")
-    low, high = float(mono.min()), float(mono.max())
-    if not np.isfinite(low) or not np.isfinite(high):
-        raise InvalidArgumentError(
-            Reason.NOT_FINITE, f"{field}: holds NaN or infinite samples; every one must be finite"
-        )
-    peak = max(-low, high)
-    if peak > MAX_PEAK:
-        raise InvalidArgumentError(
-            Reason.OUT_OF_SCALE,
-            f"{field}: peak {peak:.4g}; full scale is 1.0, and at most {MAX_PEAK:g} is accepted "
-            "(divide 16-bit values by 32768)",
-        )
-    if high - low < SILENT_RANGE:
-        averaged = f" after averaging the {channels} channels" if channels > 1 else ""
-        raise InvalidArgumentError(Reason.SILENT, f"{field}: silent{averaged}: no sound above one step of 16-bit audio")
-
-
-def check_minimum(waveform: Waveform, min_samples: int) -> None:
-    """Refuses audio shorter than `min_samples` at 16 kHz.
+def check_minimum(info: AudioInfo, samples: int, min_samples: int) -> None:
+    """Refuses audio of fewer `samples` at 16 kHz than `min_samples`.
 
     Raises:
         InvalidArgumentError: naming how long the audio is and how long it must be.
     """
-    if len(waveform.samples) < min_samples:
+    if samples < min_samples:
         raise InvalidArgumentError(
             Reason.TOO_SHORT,
-            f"audio: {waveform.seconds:.3f} s long; the shortest accepted is {min_samples / MODEL_RATE:.3f} s",
+            f"audio: {info.seconds:.3f} s long; the shortest accepted is {min_samples / MODEL_RATE:.3f} s",
         )

@@ -77,7 +77,13 @@ class Config:
     min_seconds: float = field(
         default=0.5, metadata=_about("shortest audio, in seconds (or more, where a model needs it)", (0.0, 3600.0))
     )
-    max_seconds: float = field(default=60.0, metadata=_about("longest audio, in seconds", (0.1, 3600.0)))
+    max_seconds: float = field(default=10_800.0, metadata=_about("longest audio, in seconds", (0.1, 86_400.0)))
+    max_explained_seconds: float = field(
+        default=120.0, metadata=_about("longest audio where maps are asked for, in seconds", (0.1, 86_400.0))
+    )
+    window_seconds: float = field(
+        default=3.0, metadata=_about("longer audio is answered from overlapping windows of this length", (1.0, 60.0))
+    )
     max_in_flight: int = field(
         default=128, metadata=_about("requests in work at once; more are refused", (1, 1_000_000))
     )
@@ -183,6 +189,11 @@ def check(config: Config) -> None:
         raise ConfigError(f"--tls-{given} needs --tls-{missing} as well")
     if config.tls_client_ca is not None and config.tls_certificate is None:
         raise ConfigError("--tls-client-ca needs --tls-certificate and --tls-key as well")
+    # The last window of a recording may be a little shorter than the others.
+    if config.min_seconds > config.window_seconds / 2:
+        raise ConfigError(
+            f"--min-seconds {config.min_seconds:g} is above half of --window-seconds {config.window_seconds:g}"
+        )
 
 
 def _option(each: Any, hint: Any) -> Option:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.answers import embedding_of
 from serving.audio import EncodedAudio, RawAudio
 from serving.errors import (
     FailedPreconditionError,
@@ -21,8 +22,9 @@ from serving.errors import (
     Reason,
     quoted,
 )
-from serving.identification import Identifier, Query
+from serving.identification import Identifier
 from serving.models import Model
+from serving.query import Query
 from serving.speakers import Enrolment, SpeakerStore
 
 T = TypeVar("T")
@@ -165,7 +167,7 @@ class Enroller:
                 with named(f"utterances[{index}]"):
                     query = Query(audio=audio, with_embedding=True, deadline=deadline)
                     answers = (await self._identifier.identify(query, models)).answers
-            return [direction(answer.embedding) for answer in answers if answer.embedding is not None]
+            return [direction(embedding_of(answer)) for answer in answers]
 
         tasks = [asyncio.create_task(embedded(index, audio)) for index, audio in enumerate(utterances)]
         try:

@@ -67,8 +67,12 @@ class Explanation:
     log_mel: Plane
 
 
-def explain(bundle: Bundle, answer: ExplainedPrediction, options: ExplainOptions) -> Explanation:
-    """Encodes the maps that were asked for, in the order asked, and the log-mel that the network saw."""
+def explain(bundle: Bundle, answer: ExplainedPrediction, options: ExplainOptions, start: int = 0) -> Explanation:
+    """Encodes the maps that were asked for, in the order asked, and the log-mel that the network saw.
+
+    What was explained begins `start` samples into the audio, and the times of columns count from the audio's beginning.
+    """
+    offset = np.float32(start / MODEL_RATE)
     frames = answer.features.shape[1]
     planes = []
     for name in options.stages:
@@ -80,8 +84,9 @@ def explain(bundle: Bundle, answer: ExplainedPrediction, options: ExplainOptions
         else:
             values = displayed(bundle, answer, name)
             frequencies, times = feature_axes(bundle, frames)
-        planes.append(encode(name, values, options.encoding, frequencies, times))
-    log_mel = encode(None, answer.features, options.encoding, *feature_axes(bundle, frames))
+        planes.append(encode(name, values, options.encoding, frequencies, times + offset))
+    frequencies, times = feature_axes(bundle, frames)
+    log_mel = encode(None, answer.features, options.encoding, frequencies, times + offset)
     return Explanation(bundle.speakers[answer.target], tuple(planes), log_mel)
 
 

@@ -5,7 +5,7 @@ import time
 from functools import partial
 
 from serving.batcher import Batcher
-from serving.buckets import DEFAULT_LONGEST_SECONDS, Limits
+from serving.buckets import Limits
 from serving.bundles import Bundle, BundleError, Fault, read_bundle
 from serving.config import Config
 from serving.device import Device
@@ -81,4 +81,4 @@ def _queue(
 
 def limits_of(config: Config) -> Limits:
     """What an operator sets of batches."""
-    return Limits(config.max_batch, config.max_batch_seconds, min(config.max_seconds, DEFAULT_LONGEST_SECONDS))
+    return Limits(config.max_batch, config.max_batch_seconds, min(config.max_seconds, config.window_seconds))

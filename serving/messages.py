@@ -1,13 +1,17 @@
 """Messages of `speakerlens.v1` and what the core understands, one into the other; knows nothing of calls."""
 
+import time
 from typing import Final
 
 from protos.speakerlens.v1 import identification_pb2 as pb
+from serving.answers import Answer, Failed, Identification
 from serving.audio import MODEL_RATE, EncodedAudio, RawAudio
 from serving.errors import InvalidArgumentError, Reason
 from serving.explanation import Encoding, ExplainOptions, Explanation, Plane, Resolution, StageName
-from serving.identification import Answer, Identification, Query
 from serving.models import Model, Selector
+from serving.priority import Priority
+from serving.query import Query
+from serving.timing import Timings
 
 STAGES: Final[dict[pb.Stage.ValueType, StageName]] = {
     pb.STAGE_S1: "s1",
@@ -31,6 +35,13 @@ STAGE_NUMBERS: Final[dict[str, pb.Stage.ValueType]] = {name: number for number, 
 ENCODING_NUMBERS: Final = {Encoding.FLOAT32: pb.ENCODING_FLOAT32, Encoding.UINT8: pb.ENCODING_UINT8}
 
 
+PRIORITIES: Final = {
+    pb.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
+    pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    pb.PRIORITY_BULK: Priority.BULK,
+}
+
+
 def query_of(request: pb.IdentifyRequest, deadline: float | None) -> Query:
     """The request as the core understands it.
 
@@ -43,8 +54,15 @@ def query_of(request: pb.IdentifyRequest, deadline: float | None) -> Query:
         top_k=request.top_k,
         explain=_explain(request.explain) if request.HasField("explain") else None,
         with_embedding=request.with_embedding,
+        priority=_priority(request.priority),
         deadline=deadline,
     )
+
+
+def _priority(priority: pb.Priority.ValueType) -> Priority:
+    if priority not in PRIORITIES:
+        raise InvalidArgumentError(Reason.ARGUMENT, f"priority: {priority}; give PRIORITY_INTERACTIVE or PRIORITY_BULK")
+    return PRIORITIES[priority]
 
 
 def _audio(audio: pb.Audio) -> EncodedAudio | RawAudio:
@@ -85,18 +103,28 @@ def _explain(options: pb.ExplainOptions) -> ExplainOptions:
 
 
 def response_of(result: Identification) -> pb.IdentifyResponse:
-    """The core's answer as a message."""
-    audio, timings = result.audio, result.timings
-    return pb.IdentifyResponse(
+    """The core's answer as a message; the time that takes belongs to the encoding."""
+    started = time.monotonic()
+    audio = result.audio
+    response = pb.IdentifyResponse(
         answers=[_answer(answer) for answer in result.answers],
         audio=pb.AudioInfo(seconds=audio.seconds, sample_rate=audio.sample_rate, channels=audio.channels),
-        timings=pb.Timings(
-            decode_s=timings.decode, queue_s=timings.queue, inference_s=timings.inference, encode_s=timings.encode
-        ),
+        timings=_timings(result.timings),
+    )
+    response.timings.encode_s += time.monotonic() - started
+    return response
+
+
+def _timings(timings: Timings) -> pb.Timings:
+    return pb.Timings(
+        decode_s=timings.decode, queue_s=timings.queue, inference_s=timings.inference, encode_s=timings.encode
     )
 
 
-def _answer(answer: Answer) -> pb.ModelAnswer:
+def _answer(answer: Answer | Failed) -> pb.ModelAnswer:
+    if isinstance(answer, Failed):
+        failure = pb.Failure(code=answer.code, message=answer.message)
+        return pb.ModelAnswer(variant=answer.variant, version=answer.version, failure=failure)
     return pb.ModelAnswer(
         variant=answer.variant,
         version=answer.version,
@@ -107,6 +135,16 @@ def _answer(answer: Answer) -> pb.ModelAnswer:
         known=answer.known,
         explanation=None if answer.explanation is None else _explanation(answer.explanation),
         embedding=() if answer.embedding is None else answer.embedding.tolist(),
+        timeline=[
+            pb.Segment(
+                start_s=each.start_s,
+                end_s=each.end_s,
+                speaker=each.speaker,
+                probability=each.probability,
+                known=each.known,
+            )
+            for each in answer.timeline
+        ],
     )
 
 

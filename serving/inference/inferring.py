@@ -10,18 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.inference import inference_pb2 as pb
-from serving.audio import MODEL_RATE, RawAudio, check_minimum, decode
+from serving.audio import MODEL_RATE, Longest, RawAudio, check_minimum, decode
 from serving.config import Config
 from serving.engine import Job, Prediction
 from serving.errors import InvalidArgumentError
-from serving.identification import Identifier, check_finite
+from serving.explanation import ExplainOptions
+from serving.hearing import Hearing, Said
+from serving.identification import Identifier
 from serving.inference.reading import Ask, Limits, read
 from serving.inference.schema import AUDIO
 from serving.inference.writing import written
 from serving.metrics import Metrics
 from serving.models import Model
+from serving.query import Question
 from serving.tokens import charge
 from serving.tracing import tell_phases
+from serving.windows import cut
 
 T = TypeVar("T")
 
@@ -46,10 +50,11 @@ class Inference:
     def __init__(self, identifier: Identifier, config: Config, metrics: Metrics, codec: Executor) -> None:
         self.models = identifier.models
         self._identifier = identifier
-        self._config = config
         self._metrics = metrics
         self._codec = codec
-        self._limits = Limits(config.max_batch, round(config.max_seconds * MODEL_RATE))
+        # Maps may be asked for of every row, and a row is there as a whole anyway.
+        self._longest = Longest(min(config.max_seconds, config.max_explained_seconds))
+        self._limits = Limits(config.max_batch, round(self._longest.seconds * MODEL_RATE))
 
     async def infer(self, request: pb.ModelInferRequest, model: Model, deadline: float | None) -> pb.ModelInferResponse:
         """Answers a request to a leased model, and counts it in the model's statistics.
@@ -77,7 +82,7 @@ class Inference:
         started = time.monotonic()
         ask, jobs = await self._off_loop(lambda: self._heard(request, model, deadline))
         heard = time.monotonic()
-        rows = await _computed(ask, model, jobs)
+        rows = await self._computed(ask, model, jobs)
         computed = time.monotonic()
         response = await self._off_loop(lambda: _answer(request, ask, model, rows))
         # Rows wait for one another; of several batches, the longest counts, and the others are waiting.
@@ -101,14 +106,34 @@ class Inference:
     def _checked(self, row: int, samples: NDArray[np.float32], model: Model) -> NDArray[np.float32]:
         """The samples of a row, checked as the typed calls check theirs."""
         try:
-            waveform = decode(RawAudio(samples.tobytes(), "float32", MODEL_RATE, 1), self._config.max_seconds)
-            check_minimum(waveform, self._identifier.min_samples(model))
+            waveform = decode(RawAudio(samples.tobytes(), "float32", MODEL_RATE, 1), self._longest)
+            check_minimum(waveform.info, len(waveform.samples), self._identifier.min_samples(model))
         except InvalidArgumentError as error:
             _, _, why = str(error).partition(": ")
             raise InvalidArgumentError(error.reason, f"inputs.{AUDIO}, row {row}: {why}") from error
         return waveform.samples
 
-    async def _off_loop(self, function: Callable[[], T]) -> T:
+    async def _computed(self, ask: Ask, model: Model, jobs: Sequence[Job]) -> list[Row]:
+        """Every row's answer; at the first error the other rows leave their queue."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._row(ask, model, job)) for job in jobs]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _row(self, ask: Ask, model: Model, job: Job) -> Row:
+        question = Question(
+            explain=ExplainOptions() if ask.explains else None, priority=ask.priority, deadline=ask.deadline
+        )
+        hearing = Hearing([(model, job.target)], question, self._off_loop)
+        async for _ in hearing.windows(cut(job.audio, self._identifier.shape([model]))):
+            pass
+        [said] = await hearing.whole()
+        assert isinstance(said, Said), "a model that fails alone fails the request"
+        return Row(said.prediction, hearing.watch.timings().inference)
+
+    async def _off_loop(self, function: Callable[[], T], /) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._codec, function)
 
     def _count(self, model: Model, ask: Ask, phases: Mapping[str, float]) -> None:
@@ -119,23 +144,6 @@ class Inference:
         self._metrics.audio.inc(seconds)
         charge(seconds)
         tell_phases(phases)
-
-
-async def _computed(ask: Ask, model: Model, jobs: Sequence[Job]) -> list[Row]:
-    """Every row's answer; at the first error the other rows leave their queue."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_row(ask, model, job)) for job in jobs]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
-async def _row(ask: Ask, model: Model, job: Job) -> Row:
-    queue = model.explain if ask.explains else model.predict
-    done = await queue.submit(job, ask.deadline, ask.priority)
-    check_finite(model.bundle.name, done.result)
-    return Row(done.result, done.inference_s)
 
 
 def _answer(request: pb.ModelInferRequest, ask: Ask, model: Model, rows: Sequence[Row]) -> pb.ModelInferResponse:

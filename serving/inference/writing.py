@@ -10,8 +10,8 @@ from protos.inference import inference_pb2 as pb
 from serving.bundles import Bundle
 from serving.engine import SALIENCY, ExplainedPrediction, Prediction
 from serving.explanation import displayed
-from serving.identification import softmax
 from serving.inference.schema import DTYPES, EMBEDDING, FUSED, PROBABILITIES, outputs
+from serving.voting import softmax
 
 
 def written(

@@ -24,13 +24,25 @@ from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationS
 
 START_SECONDS = 60
 CALL_SECONDS = 60
+# Ports that are free, and windows long enough for the toy bundles to be slow in one.
+OWN_FLAGS = ("--port=0", "--metrics-port=0", "--window-seconds=10")
 
 
 class ServerProcess:
     """`python -m serving` on ports of its own choice; a context manager that insists on a clean end."""
 
     def __init__(self, bundles: Path, *flags: str, wait: bool = True) -> None:
-        command = [sys.executable, "-m", "serving", "--bundles", str(bundles), "--port=0", "--metrics-port=0", *flags]
+        command = [
+            sys.executable,
+            "-m",
+            "serving",
+            "--bundles",
+            str(bundles),
+            "--port=0",
+            "--metrics-port=0",
+            "--window-seconds=10",
+            *flags,
+        ]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SPEAKERLENS_")}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -127,6 +139,20 @@ def voice(seconds: float, rate: int = 16_000, seed: int = 0) -> NDArray[np.float
     time_s = np.arange(round(seconds * rate)) / rate
     tones = sum(np.sin(2 * np.pi * frequency * time_s) for frequency in rng.uniform(100, 1500, 5))
     samples: NDArray[np.float32] = (0.08 * tones + 0.02 * rng.normal(size=len(time_s))).astype(np.float32)
+    return samples
+
+
+def talk(seconds: float, rate: int = 16_000, seed: int = 0) -> NDArray[np.float32]:
+    """What counts as speech: four syllables a second, of harmonics of a wandering pitch, float32 [samples]."""
+    rng = np.random.default_rng(seed)
+    time_s = np.arange(round(seconds * rate)) / rate
+    pitch = rng.uniform(90, 220) * (1 + 0.1 * np.sin(2 * np.pi * 0.7 * time_s))
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    harmonics = sum(rng.uniform(0.2, 1) / order * np.sin(order * phase) for order in range(1, 8))
+    syllables = np.clip(np.sin(2 * np.pi * 4 * time_s), 0, 1)
+    samples: NDArray[np.float32] = (0.1 * harmonics * syllables + 1e-3 * rng.normal(size=len(time_s))).astype(
+        np.float32
+    )
     return samples
 
 

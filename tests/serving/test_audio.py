@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from serving.audio import EncodedAudio, RawAudio, check_minimum, decode
+from serving.audio import AudioInfo, EncodedAudio, Longest, RawAudio, check_minimum, decode
 from serving.errors import InvalidArgumentError, Reason
 from tests.serving.harness import voice
+
+MINUTE = Longest(60)
 
 
 def file(samples: np.ndarray, rate: int, kind: str = "WAV", subtype: str | None = None) -> EncodedAudio:
@@ -33,7 +35,7 @@ def file(samples: np.ndarray, rate: int, kind: str = "WAV", subtype: str | None 
 )
 def test_full_scale_is_one_in_every_format(kind: str, subtype: str, tolerance: float) -> None:
     samples = voice(1.0) * 0.9 / np.abs(voice(1.0)).max()
-    decoded = decode(file(samples, 16_000, kind, subtype), 60).samples
+    decoded = decode(file(samples, 16_000, kind, subtype), MINUTE).samples
     np.testing.assert_allclose(decoded, samples, atol=tolerance + 1e-9)
 
 
@@ -41,8 +43,8 @@ def test_full_scale_is_one_in_every_format(kind: str, subtype: str, tolerance: f
 def test_resampling_keeps_time_pitch_and_level(rate: int) -> None:
     time_s = np.arange(rate) / rate
     tone = 0.5 * np.sin(2 * np.pi * 440 * time_s)
-    waveform = decode(file(tone, rate, subtype="FLOAT"), 60)
-    assert (waveform.seconds, waveform.sample_rate, waveform.channels) == (1.0, rate, 1)
+    waveform = decode(file(tone, rate, subtype="FLOAT"), MINUTE)
+    assert waveform.info == AudioInfo(1.0, rate, 1)
     assert abs(len(waveform.samples) - 16_000) <= 1
     inner = slice(1600, -1600)
     expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(len(waveform.samples)) / 16_000)
@@ -52,9 +54,9 @@ def test_resampling_keeps_time_pitch_and_level(rate: int) -> None:
 def test_channels_are_averaged_and_blocks_joined() -> None:
     """Longer than a block, so that a lost or doubled frame at a seam would show."""
     channels = np.stack([voice(12.0, seed=seed) for seed in range(3)], axis=1)
-    decoded = decode(file(channels, 16_000, subtype="FLOAT"), 60)
+    decoded = decode(file(channels, 16_000, subtype="FLOAT"), MINUTE)
     np.testing.assert_allclose(decoded.samples, channels.mean(axis=1), atol=1e-7)
-    raw = decode(RawAudio(channels.astype("<f4").tobytes(), "float32", 16_000, 3), 60)
+    raw = decode(RawAudio(channels.astype("<f4").tobytes(), "float32", 16_000, 3), MINUTE)
     np.testing.assert_array_equal(raw.samples, decoded.samples)
 
 
@@ -64,7 +66,7 @@ def test_channels_that_cancel_are_told_from_silence() -> None:
         flat = RawAudio(samples.astype("<f4").tobytes(), "float32", 16_000, channels)
         for audio in (file(samples, 16_000, subtype="FLOAT"), flat):
             with pytest.raises(InvalidArgumentError, match=words):
-                decode(audio, 60)
+                decode(audio, MINUTE)
 
 
 def test_a_bomb_is_refused_without_unpacking_it() -> None:
@@ -76,7 +78,7 @@ def test_a_bomb_is_refused_without_unpacking_it() -> None:
         tracemalloc.start()
         try:
             with pytest.raises(InvalidArgumentError) as caught:
-                decode(EncodedAudio(data), 5)
+                decode(EncodedAudio(data), Longest(5))
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -86,12 +88,12 @@ def test_a_bomb_is_refused_without_unpacking_it() -> None:
 
 def test_int16_samples_have_full_scale_32768() -> None:
     values = np.array([[-32768, -32768], [16384, 0], [0, 0], [32767, 32767]] * 4000, "<i2")
-    decoded = decode(RawAudio(values.tobytes(), "int16", 16_000, 2), 60).samples
+    decoded = decode(RawAudio(values.tobytes(), "int16", 16_000, 2), MINUTE).samples
     np.testing.assert_allclose(decoded[:4], [-1, 0.25, 0, 32767 / 32768])
 
 
 def test_the_minimum_is_counted_at_the_models_rate() -> None:
-    waveform = decode(file(voice(1.0, 8_000), 8_000), 60)
-    check_minimum(waveform, 16_000)
+    waveform = decode(file(voice(1.0, 8_000), 8_000), MINUTE)
+    check_minimum(waveform.info, len(waveform.samples), 16_000)
     with pytest.raises(InvalidArgumentError, match=r"1\.000 s long; the shortest accepted is 1\.250 s"):
-        check_minimum(waveform, 20_000)
+        check_minimum(waveform.info, len(waveform.samples), 20_000)

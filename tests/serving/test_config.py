@@ -72,10 +72,11 @@ def test_the_image_is_asked_for_its_health_where_it_listens(value: str | None, p
         (["--port=65536"], {}, "--port is from 0 to 65535, not 65536"),
         (["--port=http"], {}, "--port takes a whole number, not 'http'"),
         ([], {"SPEAKERLENS_MAX_BATCH": "0"}, "--max-batch is from 1 to 1024, not 0 (from SPEAKERLENS_MAX_BATCH)"),
-        (["--max-seconds=nan"], {}, "--max-seconds is from 0.1 to 3600, not nan"),
+        (["--max-seconds=nan"], {}, "--max-seconds is from 0.1 to 86400, not nan"),
         (["--device=tpu"], {}, "--device is one of auto, cpu, cuda, not 'tpu'"),
         (["--host="], {}, "--host is empty"),
         (["--min-seconds=5", "--max-seconds=4"], {}, "--min-seconds 5 is above --max-seconds 4"),
+        (["--min-seconds=2"], {}, "--min-seconds 2 is above half of --window-seconds 3"),
     ],
 )
 def test_refusals(argv: list[str], environ: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +151,7 @@ def test_truth_values(argv: list[str], word: str, wanted: bool) -> None:
         ("reflection = 0\n", "--reflection is true or false, not 0 ({file}, line 1)"),
         ("host = 7\n", "--host takes text, not 7 ({file}, line 1)"),
         ('device = "tpu"\n', "--device is one of auto, cpu, cuda, not 'tpu' ({file}, line 1)"),
-        ("max_seconds = nan\n", "--max-seconds is from 0.1 to 3600, not nan ({file}, line 1)"),
+        ("max_seconds = nan\n", "--max-seconds is from 0.1 to 86400, not nan ({file}, line 1)"),
         ("port = 1\nport = 2\n", "{file}: not TOML: Cannot overwrite a value (at line 2, column 9)"),
         ("port: 1\n", "{file}: not TOML: Expected '=' after a key in a key/value pair (at line 1, column 5)"),
     ],
