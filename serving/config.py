@@ -84,6 +84,10 @@ class Config:
     window_seconds: float = field(
         default=3.0, metadata=_about("longer audio is answered from overlapping windows of this length", (1.0, 60.0))
     )
+    stream_idle_seconds: float = field(
+        default=30.0,
+        metadata=_about("how long a stream may send nothing, in seconds", (0.1, 86_400.0)),
+    )
     max_in_flight: int = field(
         default=128, metadata=_about("requests in work at once; more are refused", (1, 1_000_000))
     )

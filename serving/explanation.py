@@ -1,4 +1,4 @@
-"""Saliency maps as they are sent: normalised, resized, fused, with axes, as float32 or as bytes."""
+"""Saliency maps as they are sent: normalised, resized, fused, with axes, as numbers or as pictures."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from serving.audio import MODEL_RATE
 from serving.bundles import Bundle, StageSpec
 from serving.engine import ExplainedPrediction
+from serving.picture import png
 from serving.resize import centres, resize
 
 StageName = Literal["s1", "s2", "s3", "s4", "fused"]
@@ -23,10 +24,12 @@ class Resolution(Enum):
 
 
 class Encoding(Enum):
-    """How the values of a plane are written: little-endian float32, or one byte with a scale and an offset."""
+    """How the values of a plane are written: little-endian floats, single bytes, or a picture."""
 
     FLOAT32 = "float32"
+    FLOAT16 = "float16"
     UINT8 = "uint8"
+    PNG = "png"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Plane:
     """A matrix over frequency (rows, low to high) and time, encoded; `stage` is None for the log-mel.
 
     Attributes:
-        values: row-major; for UINT8, value = byte * scale + offset.
+        values: row-major, or the picture. For UINT8 and the levels of a picture, value = byte * scale + offset; for
+            FLOAT16, value = half * scale.
         frequencies_hz: centre of each row, [rows].
         times_s: centre of each column in seconds from the start of the audio, [columns].
     """
@@ -133,12 +137,21 @@ def encode(
     frequencies_hz: NDArray[np.float32],
     times_s: NDArray[np.float32],
 ) -> Plane:
-    """Writes a matrix as bytes; UINT8 spreads its own range over the 256 values, so the error is at most scale / 2."""
+    """Writes a matrix as bytes.
+
+    UINT8 and PNG spread its own range over 256 levels, so the error is at most scale / 2. FLOAT16 is relative to the
+    largest magnitude: raw maps are small numbers, of which half precision would keep nothing.
+    """
+    offset = 0.0
     if encoding is Encoding.FLOAT32:
-        data = np.ascontiguousarray(values, "<f4").tobytes()
-        return Plane(stage, encoding, data, 0.0, 0.0, frequencies_hz, times_s)
-    offset = float(values.min())
-    scale = (float(values.max()) - offset) / 255
-    steps = np.rint((values - offset) / scale) if scale > 0 else np.zeros(values.shape)
-    data = steps.astype(np.uint8).tobytes()
+        data, scale = np.ascontiguousarray(values, "<f4").tobytes(), 0.0
+    elif encoding is Encoding.FLOAT16:
+        scale = float(np.abs(values).max()) or 1.0
+        data = (values / np.float32(scale)).astype("<f2").tobytes()
+    else:
+        offset = float(values.min())
+        scale = (float(values.max()) - offset) / 255
+        steps = np.rint((values - offset) / scale) if scale > 0 else np.zeros(values.shape)
+        levels = steps.astype(np.uint8)
+        data = levels.tobytes() if encoding is Encoding.UINT8 else png(levels, coloured=stage is not None)
     return Plane(stage, encoding, data, scale, offset, frequencies_hz, times_s)

@@ -23,7 +23,7 @@ from serving.query import Question
 from serving.speech import holds_speech
 from serving.stitching import Piece, stitched
 from serving.timeline import Stretch
-from serving.timing import Stopwatch, Timings
+from serving.timing import Stopwatch
 from serving.voting import Ballot
 from serving.windows import Window
 
@@ -61,7 +61,7 @@ class HeardWindow:
     window: Window
     speech: bool
     said: tuple[Said | Exception, ...]
-    timings: Timings
+    watch: Stopwatch
 
 
 @dataclass
@@ -135,7 +135,7 @@ class Hearing:
         speech = window.whole or bool(await self._off_loop(lambda: self._speech(window, watch)))
         # The features of a window without a vote are shown all the same.
         said = await self._computed(window, watch) if speech or self._explained else ()
-        return HeardWindow(window, speech, said, watch.timings())
+        return HeardWindow(window, speech, said, watch)
 
     def _speech(self, window: Window, watch: Stopwatch) -> bool:
         with self.watch.decoding(), watch.decoding():
@@ -169,7 +169,8 @@ class Hearing:
                 done = await queue.submit(Job(window.samples, target), self._question.deadline, priority)
                 break
             except ResourceExhaustedError as error:
-                if _is_first(window):  # nothing has been done for this request yet: the caller decides
+                # Before anything has been done for a request, its caller decides whether to wait.
+                if _is_first(window) or error.reason is not Reason.QUEUE_FULL:
                     raise
                 await asyncio.sleep(error.retry_after_s or NO_ROOM_SECONDS)
         for each in (self.watch, watch):
@@ -192,7 +193,7 @@ class Hearing:
         self._windows = 0
         for ear in self._ears:
             ear.ballot, ear.pieces = Ballot(ear.model.bundle), []
-        self._take(HeardWindow(self._last, True, tuple(said), self.watch.timings()))
+        self._take(HeardWindow(self._last, True, tuple(said), self.watch))
 
     async def _said(self, ear: _Ear) -> Said | Exception:
         if ear.failed is not None:

@@ -1,16 +1,18 @@
 """Messages of `speakerlens.v1` and what the core understands, one into the other; knows nothing of calls."""
 
 import time
+from collections.abc import AsyncIterator
 from typing import Final
 
 from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.answers import Answer, Failed, Identification
+from serving.answers import Answer, Failed, Identification, WindowAnswer
 from serving.audio import MODEL_RATE, EncodedAudio, RawAudio
 from serving.errors import InvalidArgumentError, Reason
 from serving.explanation import Encoding, ExplainOptions, Explanation, Plane, Resolution, StageName
 from serving.models import Model, Selector
 from serving.priority import Priority
-from serving.query import Query
+from serving.query import Query, Question
+from serving.streaming import Form
 from serving.timing import Timings
 
 STAGES: Final[dict[pb.Stage.ValueType, StageName]] = {
@@ -25,14 +27,18 @@ RESOLUTIONS: Final[dict[int, Resolution]] = {
     pb.RESOLUTION_FEATURES: Resolution.FEATURES,
     pb.RESOLUTION_NATIVE: Resolution.NATIVE,
 }
-ENCODINGS: Final[dict[int, Encoding]] = {
+ENCODINGS: Final[dict[pb.Encoding.ValueType, Encoding]] = {
     pb.ENCODING_UNSPECIFIED: Encoding.FLOAT32,
     pb.ENCODING_FLOAT32: Encoding.FLOAT32,
+    pb.ENCODING_FLOAT16: Encoding.FLOAT16,
     pb.ENCODING_UINT8: Encoding.UINT8,
+    pb.ENCODING_PNG: Encoding.PNG,
 }
 SAMPLE_TYPES: Final[dict[int, str]] = {pb.SAMPLE_FORMAT_FLOAT32: "float32", pb.SAMPLE_FORMAT_INT16: "int16"}
 STAGE_NUMBERS: Final[dict[str, pb.Stage.ValueType]] = {name: number for number, name in STAGES.items()}
-ENCODING_NUMBERS: Final = {Encoding.FLOAT32: pb.ENCODING_FLOAT32, Encoding.UINT8: pb.ENCODING_UINT8}
+ENCODING_NUMBERS: Final = {
+    encoding: number for number, encoding in ENCODINGS.items() if number != pb.ENCODING_UNSPECIFIED
+}
 
 
 PRIORITIES: Final = {
@@ -59,6 +65,63 @@ def query_of(request: pb.IdentifyRequest, deadline: float | None) -> Query:
     )
 
 
+def start_of(start: pb.StreamStart, deadline: float | None) -> tuple[Question, Form]:
+    """A stream's first message as the core understands it.
+
+    Raises:
+        InvalidArgumentError: a field has a value that means nothing.
+    """
+    question = Question(
+        models=tuple(Selector(model.variant, model.version) for model in start.models),
+        top_k=start.top_k,
+        explain=_explain(start.explain) if start.HasField("explain") else None,
+        with_embedding=start.with_embedding,
+        priority=_priority(start.priority),
+        deadline=deadline,
+    )
+    return question, Form(_sample_type("start.format", start.format), start.sample_rate, start.channels or 1)
+
+
+async def stream_of(
+    messages: AsyncIterator[pb.IdentifyStreamRequest],
+) -> tuple[pb.StreamStart, AsyncIterator[bytes]]:
+    """The beginning of a stream, and its chunks.
+
+    Raises:
+        InvalidArgumentError: the stream does not begin with its start; or, from the chunks, a message is none.
+    """
+    first = await anext(messages, None)
+    if first is None or first.WhichOneof("part") != "start":
+        raise InvalidArgumentError(Reason.ARGUMENT, "start: missing; the first message of a stream must be its start")
+    return first.start, _chunks(messages)
+
+
+async def _chunks(messages: AsyncIterator[pb.IdentifyStreamRequest]) -> AsyncIterator[bytes]:
+    async for message in messages:
+        part = message.WhichOneof("part")
+        if part == "start":
+            raise InvalidArgumentError(Reason.ARGUMENT, "start: sent twice; only the first message may be a start")
+        if part is None:
+            raise InvalidArgumentError(Reason.ARGUMENT, "samples: missing; every message after the first holds some")
+        yield message.samples
+
+
+def stream_response_of(answer: WindowAnswer | Identification) -> pb.IdentifyStreamResponse:
+    """A window's answer, or that of the whole, as a message."""
+    if isinstance(answer, Identification):
+        return pb.IdentifyStreamResponse(whole=response_of(answer))
+    started = time.monotonic()
+    window = pb.WindowAnswer(
+        start_s=answer.start_s,
+        end_s=answer.end_s,
+        speech=answer.speech,
+        answers=[_answer(each) for each in answer.answers],
+        timings=_timings(answer.timings),
+    )
+    window.timings.encode_s += time.monotonic() - started
+    return pb.IdentifyStreamResponse(window=window)
+
+
 def _priority(priority: pb.Priority.ValueType) -> Priority:
     if priority not in PRIORITIES:
         raise InvalidArgumentError(Reason.ARGUMENT, f"priority: {priority}; give PRIORITY_INTERACTIVE or PRIORITY_BULK")
@@ -72,11 +135,15 @@ def _audio(audio: pb.Audio) -> EncodedAudio | RawAudio:
     if source == "encoded":
         return EncodedAudio(audio.encoded)
     raw = audio.raw
-    if raw.format not in SAMPLE_TYPES:
+    return RawAudio(raw.samples, _sample_type("audio.raw.format", raw.format), raw.sample_rate, raw.channels or 1)
+
+
+def _sample_type(field: str, number: int) -> str:
+    if number not in SAMPLE_TYPES:
         raise InvalidArgumentError(
-            Reason.ARGUMENT, f"audio.raw.format: {raw.format}; give SAMPLE_FORMAT_FLOAT32 or SAMPLE_FORMAT_INT16"
+            Reason.ARGUMENT, f"{field}: {number}; give SAMPLE_FORMAT_FLOAT32 or SAMPLE_FORMAT_INT16"
         )
-    return RawAudio(raw.samples, SAMPLE_TYPES[raw.format], raw.sample_rate, 1 if raw.channels == 0 else raw.channels)
+    return SAMPLE_TYPES[number]
 
 
 def _explain(options: pb.ExplainOptions) -> ExplainOptions:
@@ -92,7 +159,7 @@ def _explain(options: pb.ExplainOptions) -> ExplainOptions:
         )
     if options.encoding not in ENCODINGS:
         raise InvalidArgumentError(
-            Reason.ARGUMENT, f"explain.encoding: {options.encoding}; give ENCODING_FLOAT32 or ENCODING_UINT8"
+            Reason.ARGUMENT, f"explain.encoding: {options.encoding}; give ENCODING_FLOAT32, FLOAT16, UINT8 or PNG"
         )
     return ExplainOptions(
         stages=tuple(STAGES[stage] for stage in options.stages) or ("fused",),

@@ -173,6 +173,8 @@ class Server:
         self._gate.closed = "the server is draining"
         self._health.drain()
         log.info("draining: calls in flight have %g s", self._config.drain_seconds)
+        # Live audio does not end by itself; whoever has less than this left to send may send it.
+        asyncio.get_running_loop().call_later(self._config.drain_seconds / 2, self._service.end_streams)
         finished = await self._gate.emptied(max(self._config.drain_seconds, NEWS_SECONDS))
         if finished:
             await hang_up(self._port, CLOSING_SECONDS)

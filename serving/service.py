@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 
 from protos.speakerlens.v1 import identification_pb2 as pb
@@ -11,10 +13,11 @@ from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationS
 from serving.audio import MODEL_RATE
 from serving.config import Config
 from serving.identification import Identifier
-from serving.messages import model_of, query_of, response_of
+from serving.messages import model_of, query_of, response_of, start_of, stream_of, stream_response_of
 from serving.metrics import variant_label
 from serving.models import Selector
 from serving.rpc import current_call
+from serving.streaming import LiveWindows, Patience, listen, patient
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].full_name
 
@@ -32,6 +35,7 @@ class Service(SpeakerIdentificationServicer):
         self.core: Identifier | None = None
         self._config = config
         self._codec = codec
+        self._streams_end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyResponse:  # noqa: N802
         """Names the speaker of one utterance."""
@@ -48,11 +52,25 @@ class Service(SpeakerIdentificationServicer):
         """Names the speakers of many utterances."""
         raise NotImplementedError
 
-    def IdentifyStream(  # noqa: N802
+    async def IdentifyStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.IdentifyStreamRequest], context: Any
     ) -> AsyncIterator[pb.IdentifyStreamResponse]:
         """Names the speakers of live audio."""
-        raise NotImplementedError
+        core, patience = self._core(), Patience(self._config.stream_idle_seconds, self._streams_end)
+        start, chunks = await stream_of(patient(request_iterator, patience))
+        question, form = start_of(start, deadline_of(context))
+        with core.models.lease(question.models) as models:
+            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            least = max(core.min_samples(model) for model in models)
+            live = LiveWindows(form, core.longest(question), core.shape(models), least)
+            async with aclosing(listen(core, question, live, models, chunks)) as answers:
+                async for answer in answers:
+                    yield await core.off_loop(partial(stream_response_of, answer))
+
+    def end_streams(self) -> None:
+        """Ends the streams whose clients go on sending."""
+        if not self._streams_end.done():
+            self._streams_end.set_result(None)
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
         """Embeds one utterance."""

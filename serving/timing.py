@@ -5,12 +5,18 @@ passed: to computing first, then to decoding and encoding, and to waiting for th
 in which something was waiting. Time spent waiting for a client that streams is nobody's.
 """
 
+import math
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 Interval = tuple[float, float]
+
+# Intervals of a phase that are kept as they are, and how old one must be to be counted once and for all.
+NOTED = 512
+RECENT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -23,14 +29,15 @@ class Timings:
     encode: float
 
 
-@dataclass
 class Stopwatch:
-    """Notes intervals on the clock of `time.monotonic`."""
+    """Notes intervals on the clock of `time.monotonic`, from any thread, in memory that does not grow with them."""
 
-    _decode: list[Interval] = field(default_factory=list)
-    _encode: list[Interval] = field(default_factory=list)
-    _asked: list[Interval] = field(default_factory=list)
-    _inference: list[Interval] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # In the order in which time is given away: inference, decode, encode, and what was waited for.
+        self._noted: list[list[Interval]] = [[], [], [], []]
+        self._settled = [0.0, 0.0, 0.0, 0.0]
+        self._horizon = -math.inf
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
@@ -39,7 +46,7 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._decode = union([*self._decode, (started, time.monotonic())])
+            self._note(1, started, time.monotonic())
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
@@ -48,21 +55,49 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._encode = union([*self._encode, (started, time.monotonic())])
+            self._note(2, started, time.monotonic())
 
     def computed(self, queue_s: float, inference_s: float) -> None:
         """Notes that an answer of the device came just now, after this long in its queue and on it."""
         now = time.monotonic()
-        self._asked = union([*self._asked, (now - queue_s - inference_s, now)])
-        self._inference = union([*self._inference, (now - inference_s, now)])
+        self._note(3, now - queue_s - inference_s, now)
+        self._note(0, now - inference_s, now)
 
     def timings(self) -> Timings:
         """How long each phase was, up to now."""
-        inference = _length(self._inference)
-        decoded = _length(union([*self._inference, *self._decode]))
-        encoded = _length(union([*self._inference, *self._decode, *self._encode]))
-        everything = _length(union([*self._inference, *self._decode, *self._encode, *self._asked]))
-        return Timings(decoded - inference, everything - encoded, inference, encoded - decoded)
+        with self._lock:
+            inference, decode, encode, queue = (
+                old + new for old, new in zip(self._settled, _shares(self._noted), strict=True)
+            )
+        return Timings(decode, queue, inference, encode)
+
+    def _note(self, phase: int, start: float, stop: float) -> None:
+        with self._lock:
+            self._noted[phase].append((max(start, self._horizon), stop))
+            if len(self._noted[phase]) > NOTED:
+                self._settle(stop - RECENT_SECONDS)
+
+    def _settle(self, horizon: float) -> None:
+        """Counts what is long past, and forgets it; what is heard of that time later is not counted again."""
+        old = [[(start, min(stop, horizon)) for start, stop in each if start < horizon] for each in self._noted]
+        self._settled = [before + more for before, more in zip(self._settled, _shares(old), strict=True)]
+        self._noted = [
+            union([(max(start, horizon), stop) for start, stop in each if stop > horizon]) for each in self._noted
+        ]
+        self._horizon = max(self._horizon, horizon)
+
+
+def _shares(phases: Sequence[list[Interval]]) -> list[float]:
+    """What each phase has of the time, once those before it have theirs."""
+    together: list[Interval] = []
+    shares: list[float] = []
+    counted = 0.0
+    for intervals in phases:
+        together = union([*together, *intervals])
+        length = sum(stop - start for start, stop in together)
+        shares.append(length - counted)
+        counted = length
+    return shares
 
 
 def union(intervals: list[Interval]) -> list[Interval]:
@@ -74,7 +109,3 @@ def union(intervals: list[Interval]) -> list[Interval]:
         else:
             joined.append((start, stop))
     return joined
-
-
-def _length(intervals: list[Interval]) -> float:
-    return sum(stop - start for start, stop in intervals)

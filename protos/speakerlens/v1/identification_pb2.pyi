@@ -121,9 +121,11 @@ class _EncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Encoding.Val
     ENCODING_UINT8: _Encoding.ValueType  # 2
     """One byte a value; value = byte * scale + offset."""
     ENCODING_FLOAT16: _Encoding.ValueType  # 3
-    """Little-endian IEEE half precision."""
+    """Little-endian IEEE half precision, relative to the largest value; value = half * scale."""
     ENCODING_PNG: _Encoding.ValueType  # 4
-    """A PNG picture to look at: high frequencies on top, a colour map for saliency, grey levels for the log-mel."""
+    """A PNG picture to look at, of 8 bits a pixel: high frequencies on top, a palette for saliency, grey levels for the
+    log-mel; value = level * scale + offset.
+    """
 
 class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper): ...
 
@@ -134,9 +136,11 @@ ENCODING_FLOAT32: Encoding.ValueType  # 1
 ENCODING_UINT8: Encoding.ValueType  # 2
 """One byte a value; value = byte * scale + offset."""
 ENCODING_FLOAT16: Encoding.ValueType  # 3
-"""Little-endian IEEE half precision."""
+"""Little-endian IEEE half precision, relative to the largest value; value = half * scale."""
 ENCODING_PNG: Encoding.ValueType  # 4
-"""A PNG picture to look at: high frequencies on top, a colour map for saliency, grey levels for the log-mel."""
+"""A PNG picture to look at, of 8 bits a pixel: high frequencies on top, a palette for saliency, grey levels for the
+log-mel; value = level * scale + offset.
+"""
 Global___Encoding: _TypeAlias = Encoding  # noqa: Y015
 
 @_typing.final
@@ -519,7 +523,7 @@ class Plane(_message.Message):
     values: _builtins.bytes
     """Row-major values, or the PNG."""
     scale: _builtins.float
-    """For ENCODING_UINT8: value = byte * scale + offset."""
+    """As the encoding says; 0 for ENCODING_FLOAT32."""
     offset: _builtins.float
     @_builtins.property
     def frequencies_hz(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -576,6 +580,10 @@ Global___AudioInfo: _TypeAlias = AudioInfo  # noqa: Y015
 
 @_typing.final
 class Timings(_message.Message):
+    """Seconds, together nearly all of the time from the request's arrival. What happens at once counts once; waiting for a
+    client that streams does not count.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DECODE_S_FIELD_NUMBER: _builtins.int
@@ -679,7 +687,9 @@ class IdentifyStreamRequest(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     samples: _builtins.bytes
-    """Interleaved samples, in chunks of any size; a sample may lie across two chunks."""
+    """Interleaved samples, in chunks of any size; a sample may lie across two chunks. They may come faster than they
+    are spoken, but not stop: after --stream-idle-seconds without any, the stream ends with DEADLINE_EXCEEDED.
+    """
     @_builtins.property
     def start(self) -> Global___StreamStart:
         """The first message, and only that."""
@@ -790,7 +800,7 @@ class WindowAnswer(_message.Message):
     """False: nobody speaks in this window; there are no answers, and it has no vote in the whole."""
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelAnswer]:
-        """One per model."""
+        """One per model, of this window alone; maps explain its own best speaker unless a target is named."""
 
     @_builtins.property
     def timings(self) -> Global___Timings: ...
