@@ -46,7 +46,8 @@ class Repair:
             self._tell(False)
 
     async def close(self) -> None:
-        """Gives up."""
+        """Gives up, and lets the listeners go, which refer to this and to an engine whose memory is wanted back."""
+        self._listeners.clear()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
