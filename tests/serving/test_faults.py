@@ -32,6 +32,29 @@ request = pb.IdentifyRequest(audio=raw(voice(float(sys.argv[2]))), models=[pb.Mo
 SpeakerIdentificationStub(grpc.insecure_channel(sys.argv[1])).Identify(request)
 """
 
+SPEAKER = """
+import itertools
+import sys
+import time
+import grpc
+from protos.speakerlens.v1 import identification_pb2 as pb
+from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
+from tests.serving.harness import talk
+
+def live():
+    models = [pb.ModelSelector(variant="clean")]
+    yield pb.IdentifyStreamRequest(
+        start=pb.StreamStart(format=pb.SAMPLE_FORMAT_FLOAT32, sample_rate=16_000, models=models)
+    )
+    sound = talk(10.0).tobytes()
+    for _ in itertools.count():
+        yield pb.IdentifyStreamRequest(samples=sound[:64_000])
+        time.sleep(0.05)
+
+for answer in SpeakerIdentificationStub(grpc.insecure_channel(sys.argv[1])).IdentifyStream(live()):
+    print("answered", flush=True)
+"""
+
 # A wall clock that is off by as many seconds as a file says; all other clocks are left alone.
 CLOCK = """
 #define _GNU_SOURCE
@@ -100,6 +123,29 @@ def test_a_caller_is_killed(toy_bundles: Path) -> None:
         for variant in ("clean", "da"):
             assert page[f'speakerlens_requests_total{{code="CANCELLED",method="Identify",variant="{variant}"}}'] == 1
         assert page['speakerlens_batch_size_sum{kind="predict",variant="clean"}'] == 1, "computed for the dead"
+
+
+def test_a_caller_is_killed_in_the_middle_of_a_stream(toy_bundles: Path) -> None:
+    """The stream is over, counted once, and lets the server stop without waiting for it."""
+    with ServerProcess(toy_bundles, "--window-seconds=1") as server:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SPEAKER, server.ready["grpc"]], cwd=ROOT, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"answered\n"
+        assert server.metrics()[IN_FLIGHT] == 1
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL, "it had ended by itself: the test shows nothing"
+        process.stdout.close()
+        wait_until(lambda: server.metrics()[IN_FLIGHT] == 0, "the stream of the dead is still in work")
+        assert (
+            server.metrics()['speakerlens_requests_total{code="CANCELLED",method="IdentifyStream",variant="clean"}']
+            == 1
+        )
+        assert server.identify(request("clean")).answers
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 15, "it waited for the dead"
 
 
 def test_a_server_is_killed_and_started_again(tmp_path: Path) -> None:

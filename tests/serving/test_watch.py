@@ -12,7 +12,7 @@ import pytest
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving import toy
-from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
+from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, talk, voice
 
 WATCH = "--watch=0.1"
 
@@ -115,6 +115,32 @@ def test_new_versions_drop_nothing(tmp_path: Path) -> None:
         assert [name for name in page if name.startswith("speakerlens_model_info")] == [
             f'speakerlens_model_info{{code_revision="toy",training_data_digest="{"0" * 64}",variant="v",version="10"}}'
         ]
+
+
+def test_a_stream_keeps_its_model(tmp_path: Path) -> None:
+    """Its version is replaced while it talks: every answer is the old version's, which then goes."""
+    toy.write_bundle(tmp_path, "v", 1, seed=1)
+    go_on = threading.Event()
+
+    def live() -> Iterator[pb.IdentifyStreamRequest]:
+        form = pb.StreamStart(format=pb.SAMPLE_FORMAT_FLOAT32, sample_rate=16_000, top_k=1)
+        yield pb.IdentifyStreamRequest(start=form)
+        yield pb.IdentifyStreamRequest(samples=talk(3.0).tobytes())
+        go_on.wait(CALL_SECONDS)
+        yield pb.IdentifyStreamRequest(samples=talk(3.0, seed=1).tobytes())
+
+    with ServerProcess(tmp_path, WATCH, "--keep-versions=1", "--window-seconds=1") as server:
+        stream = server.stub.IdentifyStream(live(), timeout=CALL_SECONDS)
+        answers = [next(stream)]
+        publish(tmp_path, 2, seed=2)
+        wait_for_version(server, 2)
+        assert "unloaded v/1" not in server.log
+        go_on.set()
+        answers += stream
+        given = [each for answer in answers for each in (*answer.window.answers, *answer.whole.answers)]
+        assert len(given) > 2
+        assert {each.version for each in given} == {1}
+        server.wait_for_log("unloaded v/1")
 
 
 @pytest.mark.parametrize("damage", ["overwritten", "emptied", "replaced"])
