@@ -3,7 +3,7 @@
 isort:skip_file
 The Open Inference Protocol (version 2), with Triton's extensions for configuration, statistics and the repository's
 index, as far as this server speaks them. Numbers and types are those of the protocol, so that its clients work
-unmodified; messages leave out what nothing here reads or writes. What is refused is in docs/api.md.
+unmodified; messages leave out what nothing here reads or writes. docs/inference.md has more.
 
 A model is a variant; its version is written as a decimal number, and empty means the newest.
 """
