@@ -158,7 +158,7 @@ class Server:
         """Lets calls in, and prints one JSON line on stdout: the bound addresses, and what is served on what."""
         models = self._models
         self._service.core = Identifier(models, self._config, self.metrics, self._codec)
-        self._inference.core = Inference(self._service.core, self._config, self.metrics, self._codec)
+        self._inference.core = Inference(self._service.core, self._config, self.metrics)
         self.metrics.engine_info.labels(models.provider, runtime_version()).set(1)
         self._gate.closed = None
         self._health.announce()

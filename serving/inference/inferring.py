@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +11,10 @@ from numpy.typing import NDArray
 from protos.inference import inference_pb2 as pb
 from serving.audio import MODEL_RATE, Longest, RawAudio, check_minimum, decode
 from serving.config import Config
-from serving.engine import Job, Prediction
+from serving.engine import PREDICTED, Job, Prediction
 from serving.errors import InvalidArgumentError
 from serving.explanation import ExplainOptions
-from serving.hearing import Hearing, Said
+from serving.hearing import Said
 from serving.identification import Identifier
 from serving.inference.reading import Ask, Limits, read
 from serving.inference.schema import AUDIO
@@ -26,8 +25,6 @@ from serving.query import Question
 from serving.tokens import charge
 from serving.tracing import tell_phases
 from serving.windows import cut
-
-T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -44,14 +41,12 @@ class Inference:
         identifier: the core of the typed calls, whose limits hold here too.
         config: limits.
         metrics: hears of phases, answers and audio.
-        codec: threads that read and write tensors, so that the event loop never does.
     """
 
-    def __init__(self, identifier: Identifier, config: Config, metrics: Metrics, codec: Executor) -> None:
+    def __init__(self, identifier: Identifier, config: Config, metrics: Metrics) -> None:
         self.models = identifier.models
         self._identifier = identifier
         self._metrics = metrics
-        self._codec = codec
         # Maps may be asked for of every row, and a row is there as a whole anyway.
         self._longest = Longest(min(config.max_seconds, config.max_explained_seconds))
         self._limits = Limits(config.max_batch, round(self._longest.seconds * MODEL_RATE))
@@ -80,11 +75,11 @@ class Inference:
         self, request: pb.ModelInferRequest, model: Model, deadline: float | None
     ) -> tuple[pb.ModelInferResponse, Mapping[str, float]]:
         started = time.monotonic()
-        ask, jobs = await self._off_loop(lambda: self._heard(request, model, deadline))
+        ask, jobs = await self._identifier.off_loop(lambda: self._heard(request, model, deadline))
         heard = time.monotonic()
         rows = await self._computed(ask, model, jobs)
         computed = time.monotonic()
-        response = await self._off_loop(lambda: _answer(request, ask, model, rows))
+        response = await self._identifier.off_loop(lambda: _answer(request, ask, model, rows))
         # Rows wait for one another; of several batches, the longest counts, and the others are waiting.
         inference = min(max(row.inference_s for row in rows), computed - heard)
         phases = {
@@ -123,18 +118,15 @@ class Inference:
         return [task.result() for task in tasks]
 
     async def _row(self, ask: Ask, model: Model, job: Job) -> Row:
-        question = Question(
-            explain=ExplainOptions() if ask.explains else None, priority=ask.priority, deadline=ask.deadline
-        )
-        hearing = Hearing([(model, job.target)], question, self._off_loop)
-        async for _ in hearing.windows(cut(job.audio, self._identifier.shape([model]))):
-            pass
-        [said] = await hearing.whole()
+        speaker = None if job.target == PREDICTED else model.bundle.speakers[job.target]
+        explain = ExplainOptions(target_speaker=speaker) if ask.explains else None
+        question = Question(explain=explain, priority=ask.priority, deadline=ask.deadline)
+        with self._identifier.hearing(question, [model]) as hearing:
+            async for _ in hearing.windows(cut(job.audio, self._identifier.shape([model]))):
+                pass
+            [said] = await hearing.whole()
         assert isinstance(said, Said), "a model that fails alone fails the request"
         return Row(said.prediction, hearing.watch.timings().inference)
-
-    async def _off_loop(self, function: Callable[[], T], /) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._codec, function)
 
     def _count(self, model: Model, ask: Ask, phases: Mapping[str, float]) -> None:
         seconds = float(ask.lengths.sum()) / MODEL_RATE

@@ -98,6 +98,16 @@ def test_maps_are_as_wide_as_the_audio_sent(client: triton.InferenceServerClient
     assert not padded_to_it["saliency"][..., -1].any()
 
 
+def test_rows_longer_than_a_window_are_answered_as_by_identify(
+    client: triton.InferenceServerClient, toy_server: ServerProcess
+) -> None:
+    """From overlapping windows, with stitched maps; beside a row that is one window."""
+    rows = [voice(7.31, seed=1), voice(0.9, seed=2), voice(4.0, seed=3)]
+    answer = ask(client, padded(rows), *OUTPUTS)
+    for row, audio in enumerate(rows):
+        assert_row(answer, row, identified(toy_server, audio, "da"))
+
+
 def test_outputs_come_in_the_order_asked_and_no_others(toy_server: ServerProcess) -> None:
     arrays: Arrays = {"audio": voice(1.0)[None]}
     usual = infer(toy_server, message(arrays))
