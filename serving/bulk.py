@@ -4,8 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
+from serving.errors import Reason, ResourceExhaustedError
+
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+
+# How long work that nobody waits for waits for room before it asks again, where the server does not say.
+NO_ROOM_SECONDS = 0.1
+FULL = (Reason.QUEUE_FULL, Reason.IN_FLIGHT)
 
 
 class Bulk:
@@ -48,3 +54,14 @@ class Bulk:
                     results[index] = await work(item)
                 except Exception as error:
                     results[index] = error
+
+
+async def patiently(work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """What `work` gives; where the server has no room for it, it waits and tries again."""
+    while True:
+        try:
+            return await work()
+        except ResourceExhaustedError as error:
+            if error.reason not in FULL:
+                raise
+            await asyncio.sleep(error.retry_after_s or NO_ROOM_SECONDS)

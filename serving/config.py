@@ -43,6 +43,9 @@ class Config:
     keep_versions: int = field(
         default=2, metadata=_about("newest versions of each variant that are kept loaded", (1, 1000))
     )
+    speakers: Path | None = field(
+        default=None, metadata=_about("file that enrolled speakers are kept in (SQLite); none by default", unit="FILE")
+    )
     host: str = field(default="127.0.0.1", metadata=_about("address that gRPC listens on"))
     port: int = field(default=50051, metadata=_about("port of gRPC; 0 lets the system choose", PORTS))
     metrics: bool = field(default=True, metadata=_about("serve /metrics over HTTP on a port of its own"))
@@ -88,6 +91,7 @@ class Config:
         default=30.0,
         metadata=_about("how long a stream may send nothing, in seconds", (0.1, 86_400.0)),
     )
+    max_requests: int = field(default=256, metadata=_about("utterances in one IdentifyBatch", (1, 100_000)))
     max_in_flight: int = field(
         default=128, metadata=_about("requests in work at once; more are refused", (1, 1_000_000))
     )

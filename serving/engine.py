@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,18 @@ class ComparedJob:
 
     audio: NDArray[np.float32]
     reference: NDArray[np.float32]
+
+
+class Mapped(Protocol):
+    """What has maps: features [mel, frames], and the raw map of each stage [rows, columns]."""
+
+    @property
+    def features(self) -> NDArray[np.float32]:
+        """The log-mel that the network saw."""
+
+    @property
+    def saliency(self) -> tuple[NDArray[np.float32], ...]:
+        """The maps, S1 first."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import datetime
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,8 +13,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.answers import embedding_of
+from serving.answers import Answer
 from serving.audio import EncodedAudio, RawAudio
+from serving.bulk import Bulk
 from serving.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -160,29 +161,35 @@ class Enroller:
         self, utterances: Sequence[EncodedAudio | RawAudio], models: Sequence[Model], deadline: float | None
     ) -> list[NDArray[np.float32]]:
         """For each model, the mean of the length-normalised embeddings of the utterances, [size]."""
-        places = asyncio.Semaphore(UTTERANCES_AT_ONCE)
 
-        async def embedded(index: int, audio: EncodedAudio | RawAudio) -> list[NDArray[np.float64]]:
-            async with places:
-                with named(f"utterances[{index}]"):
-                    query = Query(audio=audio, with_embedding=True, deadline=deadline)
-                    answers = (await self._identifier.identify(query, models)).answers
-            return [direction(embedding_of(answer)) for answer in answers]
+        async def embedded(item: tuple[int, EncodedAudio | RawAudio, Model]) -> NDArray[np.float64]:
+            index, audio, model = item
+            with named(f"utterances[{index}]"):
+                query = Query(audio=audio, with_embedding=True, deadline=deadline)
+                [answer] = (await self._identifier.identify(query, [model])).answers
+            assert isinstance(answer, Answer), "a single model fails by raising"
+            assert answer.embedding is not None, "it was asked for"
+            return direction(answer.embedding)
 
-        tasks = [asyncio.create_task(embedded(index, audio)) for index, audio in enumerate(utterances)]
-        try:
-            directions = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-        return [np.mean(each, axis=0).astype(np.float32) for each in zip(*directions, strict=True)]
+        items = [(index, audio, model) for model in models for index, audio in enumerate(utterances)]
+        results = await Bulk(UTTERANCES_AT_ONCE, UTTERANCES_AT_ONCE).run(items, embedded)
+        directions = []
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+            directions.append(result)
+        count = len(utterances)
+        return [
+            np.mean(directions[start : start + count], axis=0).astype(np.float32)
+            for start in range(0, len(directions), count)
+        ]
 
     def _enrolled(self, name: str, enrolments: Sequence[Enrolment]) -> Enrolled:
         loaded = {model.bundle.digest for model in self._identifier.models}
         return Enrolled(name, tuple((each, each.bundle in loaded) for each in enrolments))
 
 
-def checked_name(speaker: str) -> str:
+def checked_name(speaker: str, field: str = "speaker") -> str:
     """The canonical form (NFC) of a speaker's name, by which the same name is found however it was typed.
 
     Raises:
@@ -192,21 +199,21 @@ def checked_name(speaker: str) -> str:
     if not 1 <= len(name) <= MAX_NAME_CHARACTERS or name != name.strip():
         raise InvalidArgumentError(
             Reason.ARGUMENT,
-            f"speaker: {quoted(speaker)}; a name has 1 to {MAX_NAME_CHARACTERS} characters, and no space around it",
+            f"{field}: {quoted(speaker)}; a name has 1 to {MAX_NAME_CHARACTERS} characters, and no space around it",
         )
     for character in name:
         # Control characters, invisible formatting, surrogates, private and unassigned ones, line separators.
         if character not in JOINERS and (unicodedata.category(character)[0] == "C" or character in "\u2028\u2029"):
             raise InvalidArgumentError(
-                Reason.ARGUMENT, f"speaker: {quoted(speaker)} holds U+{ord(character):04X}, which is no part of a name"
+                Reason.ARGUMENT, f"{field}: {quoted(speaker)} holds U+{ord(character):04X}, which is no part of a name"
             )
     return name
 
 
-def unknown(name: str) -> NotFoundError:
+def unknown(name: str, field: str = "speaker") -> NotFoundError:
     """Nobody of that name is enrolled; whose are is not told here, as ListSpeakers does."""
     return NotFoundError(
-        Reason.UNKNOWN_SPEAKER, f"speaker: nobody is enrolled as {quoted(name)}; ListSpeakers says who is"
+        Reason.UNKNOWN_SPEAKER, f"{field}: nobody is enrolled as {quoted(name)}; ListSpeakers says who is"
     )
 
 
@@ -217,13 +224,18 @@ def direction(embedding: NDArray[np.float32]) -> NDArray[np.float64]:
     return unit
 
 
-@contextmanager
-def named(field: str) -> Iterator[None]:
+def named(field: str) -> AbstractContextManager[None]:
     """Lets errors about `audio` speak of the field that the audio came in."""
+    return spoken_of("audio", field)
+
+
+@contextmanager
+def spoken_of(name: str, field: str) -> Iterator[None]:
+    """Lets errors whose message begins with `name` begin with `field`."""
     try:
         yield
-    except InvalidArgumentError as error:
+    except (InvalidArgumentError, NotFoundError) as error:
         message = str(error)
-        if not message.startswith("audio"):
+        if not message.startswith(name):
             raise
-        raise InvalidArgumentError(error.reason, field + message.removeprefix("audio")) from error
+        raise type(error)(error.reason, field + message.removeprefix(name)) from error

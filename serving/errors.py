@@ -39,6 +39,7 @@ class Reason(StrEnum):
     NO_STORE = "no_store"
     STORE = "store"
     OTHER_BUNDLE = "other_bundle"
+    ANSWER_SIZE = "answer_size"
     UNAUTHENTICATED = "unauthenticated"
     RATE_LIMIT = "rate_limit"
     QUOTA = "quota"

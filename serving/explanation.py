@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from serving.audio import MODEL_RATE
 from serving.bundles import Bundle, StageSpec
-from serving.engine import ExplainedPrediction
+from serving.engine import ExplainedPrediction, Mapped
 from serving.picture import png
 from serving.resize import centres, resize
 
@@ -72,9 +72,15 @@ class Explanation:
 
 
 def explain(bundle: Bundle, answer: ExplainedPrediction, options: ExplainOptions, start: int = 0) -> Explanation:
+    """The maps of the explained speaker's score; arguments as of `encoded`."""
+    return encoded(bundle, answer, options, bundle.speakers[answer.target], start)
+
+
+def encoded(bundle: Bundle, answer: Mapped, options: ExplainOptions, speaker: str, start: int = 0) -> Explanation:
     """Encodes the maps that were asked for, in the order asked, and the log-mel that the network saw.
 
-    What was explained begins `start` samples into the audio, and the times of columns count from the audio's beginning.
+    What was explained, the score of `speaker`, begins `start` samples into the audio, and the times of columns count
+    from the audio's beginning.
     """
     offset = np.float32(start / MODEL_RATE)
     frames = answer.features.shape[1]
@@ -91,10 +97,10 @@ def explain(bundle: Bundle, answer: ExplainedPrediction, options: ExplainOptions
         planes.append(encode(name, values, options.encoding, frequencies, times + offset))
     frequencies, times = feature_axes(bundle, frames)
     log_mel = encode(None, answer.features, options.encoding, frequencies, times + offset)
-    return Explanation(bundle.speakers[answer.target], tuple(planes), log_mel)
+    return Explanation(speaker, tuple(planes), log_mel)
 
 
-def displayed(bundle: Bundle, answer: ExplainedPrediction, name: StageName) -> NDArray[np.float32]:
+def displayed(bundle: Bundle, answer: Mapped, name: StageName) -> NDArray[np.float32]:
     """The map of a stage at mel x frames; `fused` is the mean of those that the bundle names."""
     chosen = bundle.fused_stages if name == "fused" else (name,)
     shown = [

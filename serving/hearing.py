@@ -71,7 +71,7 @@ class _Ear:
     model: Model
     target: int
     ballot: Ballot
-    pieces: list[tuple[Window, Piece]] = field(default_factory=list)
+    pieces: list[tuple[Window, Piece[ExplainedPrediction]]] = field(default_factory=list)
     failed: Exception | None = None
 
 

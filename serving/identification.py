@@ -62,7 +62,7 @@ class Identifier:
         with self.hearing(query, models) as hearing:
             least = max(self.min_samples(model) for model in models)
             reader = WindowReader(query.audio, self.longest(query), self.shape(models), least)
-            async for _ in hearing.windows(self._read(reader, hearing.watch)):
+            async for _ in hearing.windows(self.read(reader, hearing.watch)):
                 pass
             return await self.whole(query, models, hearing, reader.info)
 
@@ -103,7 +103,8 @@ class Identifier:
         """Runs a function in a thread of the codec."""
         return await asyncio.get_running_loop().run_in_executor(self._codec, function)
 
-    async def _read(self, reader: WindowReader, watch: Stopwatch) -> AsyncIterator[Window]:
+    async def read(self, reader: WindowReader, watch: Stopwatch) -> AsyncIterator[Window]:
+        """The windows of a recording, decoded as they are asked for."""
         while True:
             with watch.decoding():
                 window = await self.off_loop(reader.next)

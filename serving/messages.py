@@ -6,12 +6,13 @@ from typing import Final
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.answers import Answer, Failed, Identification, WindowAnswer
-from serving.audio import MODEL_RATE, EncodedAudio, RawAudio
+from serving.audio import MODEL_RATE, AudioInfo, EncodedAudio, RawAudio
 from serving.errors import InvalidArgumentError, Reason
 from serving.explanation import Encoding, ExplainOptions, Explanation, Plane, Resolution, StageName
 from serving.models import Model, Selector
 from serving.priority import Priority
 from serving.query import Query, Question
+from serving.rpc import told
 from serving.streaming import Form
 from serving.timing import Timings
 
@@ -42,25 +43,26 @@ ENCODING_NUMBERS: Final = {
 
 
 PRIORITIES: Final = {
-    pb.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
     pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
     pb.PRIORITY_BULK: Priority.BULK,
 }
 
 
-def query_of(request: pb.IdentifyRequest, deadline: float | None) -> Query:
-    """The request as the core understands it.
+def query_of(
+    request: pb.IdentifyRequest, deadline: float | None, unspecified: Priority = Priority.INTERACTIVE
+) -> Query:
+    """The request as the core understands it; `unspecified` is the priority where it says none.
 
     Raises:
         InvalidArgumentError: a field has a value that means nothing.
     """
     return Query(
-        audio=_audio(request.audio),
+        audio=audio_of(request.audio),
         models=tuple(Selector(model.variant, model.version) for model in request.models),
         top_k=request.top_k,
-        explain=_explain(request.explain) if request.HasField("explain") else None,
+        explain=explain_of(request.explain) if request.HasField("explain") else None,
         with_embedding=request.with_embedding,
-        priority=_priority(request.priority),
+        priority=priority_of(request.priority, unspecified),
         deadline=deadline,
     )
 
@@ -74,9 +76,9 @@ def start_of(start: pb.StreamStart, deadline: float | None) -> tuple[Question, F
     question = Question(
         models=tuple(Selector(model.variant, model.version) for model in start.models),
         top_k=start.top_k,
-        explain=_explain(start.explain) if start.HasField("explain") else None,
+        explain=explain_of(start.explain) if start.HasField("explain") else None,
         with_embedding=start.with_embedding,
-        priority=_priority(start.priority),
+        priority=priority_of(start.priority),
         deadline=deadline,
     )
     return question, Form(_sample_type("start.format", start.format), start.sample_rate, start.channels or 1)
@@ -116,19 +118,23 @@ def stream_response_of(answer: WindowAnswer | Identification) -> pb.IdentifyStre
         end_s=answer.end_s,
         speech=answer.speech,
         answers=[_answer(each) for each in answer.answers],
-        timings=_timings(answer.timings),
+        timings=timings_of(answer.timings),
     )
     window.timings.encode_s += time.monotonic() - started
     return pb.IdentifyStreamResponse(window=window)
 
 
-def _priority(priority: pb.Priority.ValueType) -> Priority:
+def priority_of(priority: pb.Priority.ValueType, unspecified: Priority = Priority.INTERACTIVE) -> Priority:
+    """The queue's word for a priority."""
+    if priority == pb.PRIORITY_UNSPECIFIED:
+        return unspecified
     if priority not in PRIORITIES:
         raise InvalidArgumentError(Reason.ARGUMENT, f"priority: {priority}; give PRIORITY_INTERACTIVE or PRIORITY_BULK")
     return PRIORITIES[priority]
 
 
-def _audio(audio: pb.Audio) -> EncodedAudio | RawAudio:
+def audio_of(audio: pb.Audio) -> EncodedAudio | RawAudio:
+    """The audio, not looked at yet."""
     source = audio.WhichOneof("source")
     if source is None:
         raise InvalidArgumentError(Reason.EMPTY, "audio: no source; send audio.encoded (a file) or audio.raw (samples)")
@@ -146,7 +152,8 @@ def _sample_type(field: str, number: int) -> str:
     return SAMPLE_TYPES[number]
 
 
-def _explain(options: pb.ExplainOptions) -> ExplainOptions:
+def explain_of(options: pb.ExplainOptions) -> ExplainOptions:
+    """What is asked of the maps."""
     for index, stage in enumerate(options.stages):
         if stage not in STAGES:
             raise InvalidArgumentError(
@@ -172,17 +179,30 @@ def _explain(options: pb.ExplainOptions) -> ExplainOptions:
 def response_of(result: Identification) -> pb.IdentifyResponse:
     """The core's answer as a message; the time that takes belongs to the encoding."""
     started = time.monotonic()
-    audio = result.audio
     response = pb.IdentifyResponse(
         answers=[_answer(answer) for answer in result.answers],
-        audio=pb.AudioInfo(seconds=audio.seconds, sample_rate=audio.sample_rate, channels=audio.channels),
-        timings=_timings(result.timings),
+        audio=info_of(result.audio),
+        timings=timings_of(result.timings),
     )
     response.timings.encode_s += time.monotonic() - started
     return response
 
 
-def _timings(timings: Timings) -> pb.Timings:
+def result_of(result: pb.IdentifyResponse | Exception) -> pb.IdentifyBatchResult:
+    """One of a batch: its answer, or what the caller is told of the error."""
+    if isinstance(result, Exception):
+        code, message = told(result)
+        return pb.IdentifyBatchResult(failure=pb.Failure(code=code, message=message))
+    return pb.IdentifyBatchResult(response=result)
+
+
+def info_of(audio: AudioInfo) -> pb.AudioInfo:
+    """The audio's form as a message."""
+    return pb.AudioInfo(seconds=audio.seconds, sample_rate=audio.sample_rate, channels=audio.channels)
+
+
+def timings_of(timings: Timings) -> pb.Timings:
+    """The phases as a message."""
     return pb.Timings(
         decode_s=timings.decode, queue_s=timings.queue, inference_s=timings.inference, encode_s=timings.encode
     )
@@ -200,7 +220,7 @@ def _answer(answer: Answer | Failed) -> pb.ModelAnswer:
             for score in answer.speakers
         ],
         known=answer.known,
-        explanation=None if answer.explanation is None else _explanation(answer.explanation),
+        explanation=None if answer.explanation is None else explanation_of(answer.explanation),
         embedding=() if answer.embedding is None else answer.embedding.tolist(),
         timeline=[
             pb.Segment(
@@ -215,7 +235,8 @@ def _answer(answer: Answer | Failed) -> pb.ModelAnswer:
     )
 
 
-def _explanation(explanation: Explanation) -> pb.Explanation:
+def explanation_of(explanation: Explanation) -> pb.Explanation:
+    """The maps as a message."""
     return pb.Explanation(
         target_speaker=explanation.target_speaker,
         saliency=[_plane(plane) for plane in explanation.saliency],

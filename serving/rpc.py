@@ -152,18 +152,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 gate.enter(context)
             response = await self._respond(handler, incoming, context)
         except RequestError as error:
-            call.status, call.detail = error.code, str(error)[:DETAIL_CHARACTERS]
+            call.status, call.detail = told(error)
             call.retry_after_s = error.retry_after_s
             self._metrics.rejections.labels(error.reason).inc()
         except asyncio.CancelledError:
             self._hung_up(call, context)
             raise
-        except Exception:
+        except Exception as error:
             if context.cancelled():  # what fails then is the writing to a caller who has gone
                 self._hung_up(call, context)
                 raise asyncio.CancelledError from None
-            call.status, call.detail = "INTERNAL", f"internal error; the server's log has it under {call.id}"
-            log.exception("failed unexpectedly")
+            call.status, call.detail = told(error)
         finally:
             self._finish(call)
         context.set_trailing_metadata(call.trailing_metadata)
@@ -210,6 +209,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call.method, call.variant, call.status, seconds, text,
             extra={"fields": call.facts | {"seconds": round(seconds, 4)}},
         )  # fmt: skip
+
+
+def told(error: Exception) -> tuple[str, str]:
+    """Status and sentence that a caller is told of an error; one not foreseen goes to the log, under the call's id."""
+    if isinstance(error, RequestError):
+        return error.code, str(error)[:DETAIL_CHARACTERS]
+    log.error("failed unexpectedly", exc_info=error)
+    return "INTERNAL", f"internal error; the server's log has it under {current_call.get().id}"
 
 
 def _request_id(context: Any) -> str:

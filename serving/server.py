@@ -19,6 +19,7 @@ from protos.speakerlens.v1 import identification_pb2_grpc
 from serving.admission import Admission
 from serving.config import Config
 from serving.device import Device
+from serving.enrolment import Speakers
 from serving.errors import StartupError
 from serving.graph import runtime_version
 from serving.hangup import hang_up
@@ -82,7 +83,8 @@ class Server:
         services = (SERVICE, INFERENCE)
         self._health = Health(*services)
         self._codec = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
-        self._service = Service(config, self._codec)
+        self._speakers = Speakers(config.speakers)
+        self._service = Service(config, self._codec, self._speakers)
         self._models = Models(self.metrics)
         self._repository = Repository(config, self._models, self.device, self.metrics, self._health)
         self._inference = InferenceService(self._models, self._health, config)
@@ -183,6 +185,7 @@ class Server:
         await self._models.close()
         self.device.close()
         self._codec.shutdown(wait=False, cancel_futures=True)
+        self._speakers.close()
         if self._tracing is not None:
             await self._tracing.close()
         log.log(

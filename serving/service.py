@@ -2,24 +2,46 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import Message
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationServicer
 from serving.audio import MODEL_RATE
+from serving.bulk import Bulk, patiently
 from serving.config import Config
+from serving.enrolment import Enroller, Speakers, spoken_of
+from serving.errors import InvalidArgumentError, Reason, ResourceExhaustedError
 from serving.identification import Identifier
-from serving.messages import model_of, query_of, response_of, start_of, stream_of, stream_response_of
+from serving.messages import model_of, query_of, response_of, result_of, start_of, stream_of, stream_response_of
 from serving.metrics import variant_label
-from serving.models import Selector
+from serving.models import Model, Selector
+from serving.priority import Priority
+from serving.query import Query
 from serving.rpc import current_call
 from serving.streaming import LiveWindows, Patience, listen, patient
+from serving.verification import Verifier
+from serving.voice_messages import (
+    claim_of,
+    embed_query_of,
+    embed_response_of,
+    one_selector,
+    speaker_of,
+    utterances_of,
+    verify_response_of,
+)
+
+T = TypeVar("T")
+MessageT = TypeVar("MessageT", bound=Message)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].full_name
+# Of one batch: what protobuf can hold is 2 GiB.
+MAX_ANSWER_BYTES: Final = 2**30
 
 
 class Service(SpeakerIdentificationServicer):
@@ -29,28 +51,54 @@ class Service(SpeakerIdentificationServicer):
         core: answers queries; None until models are loaded, and not asked before.
         config: the limits that ListModels tells.
         codec: threads for building large answers.
+        speakers: those enrolled.
     """
 
-    def __init__(self, config: Config, codec: ThreadPoolExecutor) -> None:
+    def __init__(self, config: Config, codec: ThreadPoolExecutor, speakers: Speakers) -> None:
         self.core: Identifier | None = None
         self._config = config
         self._codec = codec
         self._streams_end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._speakers = speakers
+        # All batch calls together fill at most half of a queue, and the device twice over.
+        self._bulk = Bulk(config.max_batch, max(1, min(2 * config.max_batch, config.queue_size // 2)))
 
     async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyResponse:  # noqa: N802
         """Names the speaker of one utterance."""
-        core = self._core()
-        query = query_of(request, deadline_of(context))
-        with core.models.lease(query.models) as models:
-            current_call.get().variant = variant_label(model.bundle.variant for model in models)
-            result = await core.identify(query, models)
-        return await asyncio.get_running_loop().run_in_executor(self._codec, response_of, result)
+        return await self._identify(self._core(), query_of(request, deadline_of(context)))
 
     async def IdentifyBatch(  # noqa: N802
         self, request: pb.IdentifyBatchRequest, context: Any
     ) -> pb.IdentifyBatchResponse:
         """Names the speakers of many utterances."""
-        raise NotImplementedError
+        core, most = self._core(), self._config.max_requests
+        if not 1 <= len(request.requests) <= most:
+            raise InvalidArgumentError(
+                Reason.ARGUMENT, f"requests: {len(request.requests)}; send 1 to {most}, and more in further calls"
+            )
+        deadline, size = deadline_of(context), 0
+
+        async def answered(each: pb.IdentifyRequest) -> pb.IdentifyResponse:
+            nonlocal size
+            query = query_of(each, deadline, Priority.BULK)
+            response = await patiently(lambda: self._identify(core, query))
+            size += response.ByteSize()
+            if size > MAX_ANSWER_BYTES:
+                raise ResourceExhaustedError(
+                    Reason.ANSWER_SIZE, f"the answer would be above {MAX_ANSWER_BYTES} bytes; ask for fewer in one call"
+                )
+            return response
+
+        results = await self._bulk.run(request.requests, answered)
+        responses = [result for result in results if isinstance(result, pb.IdentifyResponse)]
+        current_call.get().variant = variant_label(each.variant for one in responses for each in one.answers)
+        return pb.IdentifyBatchResponse(results=[result_of(result) for result in results])
+
+    async def _identify(self, core: Identifier, query: Query) -> pb.IdentifyResponse:
+        with core.models.lease(query.models) as models:
+            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            result = await core.identify(query, models)
+        return await self._built(response_of, result)
 
     async def IdentifyStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.IdentifyStreamRequest], context: Any
@@ -74,32 +122,47 @@ class Service(SpeakerIdentificationServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
         """Embeds one utterance."""
-        raise NotImplementedError
+        core = self._core()
+        query = embed_query_of(request, deadline_of(context))
+        with core.models.lease(query.models) as models:
+            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            return embed_response_of(await core.identify(query, models))
 
     async def Verify(self, request: pb.VerifyRequest, context: Any) -> pb.VerifyResponse:  # noqa: N802
         """Compares two voices."""
-        raise NotImplementedError
+        core = self._core()
+        claim = claim_of(request, deadline_of(context))
+        with self._one(request) as model:
+            verdict = await Verifier(core, self._speakers).verify(claim, model)
+        return await self._built(verify_response_of, verdict)
 
     async def Enroll(self, request: pb.EnrollRequest, context: Any) -> pb.EnrollResponse:  # noqa: N802
         """Stores a speaker."""
-        raise NotImplementedError
+        core = self._core()
+        utterances = utterances_of(request)
+        selectors = [Selector(model.variant, model.version) for model in request.models]
+        with core.models.lease(selectors) as models:
+            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            enroller = Enroller(core, self._speakers)
+            enrolled = await enroller.enroll(request.speaker, utterances, models, deadline_of(context))
+        return pb.EnrollResponse(speaker=speaker_of(enrolled))
 
     async def ListSpeakers(self, request: pb.ListSpeakersRequest, context: Any) -> pb.ListSpeakersResponse:  # noqa: N802
         """Lists the stored speakers."""
-        raise NotImplementedError
+        enrolled = await Enroller(self._core(), self._speakers).all()
+        return pb.ListSpeakersResponse(speakers=[speaker_of(each) for each in enrolled])
 
     async def RemoveSpeaker(  # noqa: N802
         self, request: pb.RemoveSpeakerRequest, context: Any
     ) -> pb.RemoveSpeakerResponse:
         """Forgets a speaker."""
-        raise NotImplementedError
+        await Enroller(self._core(), self._speakers).remove(request.speaker)
+        return pb.RemoveSpeakerResponse()
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         """Describes one loaded model."""
-        core = self._core()
-        [model] = core.models.select([Selector(request.model.variant, request.model.version)])
-        current_call.get().variant = model.bundle.variant
-        return pb.GetModelResponse(model=model_of(model))
+        with self._one(request) as model:
+            return pb.GetModelResponse(model=model_of(model))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
         """Describes what is loaded."""
@@ -114,6 +177,21 @@ class Service(SpeakerIdentificationServicer):
                 max_seconds=self._config.max_seconds,
             ),
         )
+
+    @contextmanager
+    def _one(self, request: pb.VerifyRequest | pb.GetModelRequest) -> Iterator[Model]:
+        """Leases the one model that a request means; errors speak of its field `model`."""
+        models = self._core().models
+        selector = one_selector(models, request.model if request.HasField("model") else None)
+        with spoken_of("models[0]", "model"):
+            models.select([selector])
+        with models.lease([selector]) as (model,):
+            current_call.get().variant = model.bundle.variant
+            yield model
+
+    async def _built(self, build: Callable[[T], MessageT], result: T) -> MessageT:
+        """A message that may be large, built away from the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._codec, build, result)
 
     def _core(self) -> Identifier:
         assert self.core is not None, "the gate opens after the models are loaded"

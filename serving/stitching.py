@@ -6,25 +6,27 @@ covers, its map stands as it is.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundles import Bundle
-from serving.engine import ExplainedPrediction
+from serving.engine import Mapped
+
+MappedT_co = TypeVar("MappedT_co", bound=Mapped, covariant=True)
 
 
-class Piece(NamedTuple):
+class Piece(NamedTuple, Generic[MappedT_co]):
     """What was computed for the window beginning `start` samples into the audio; it may have had no vote."""
 
     start: int
-    prediction: ExplainedPrediction
+    prediction: MappedT_co
     votes: bool
 
 
 def stitched(
-    bundle: Bundle, pieces: Sequence[Piece], samples: int
+    bundle: Bundle, pieces: Sequence[Piece[Mapped]], samples: int
 ) -> tuple[NDArray[np.float32], tuple[NDArray[np.float32], ...]]:
     """Features [mel, frames] and raw maps [rows, columns] by stage, of the whole of `samples` at 16 kHz.
 

@@ -105,7 +105,7 @@ def test_who_spoke_when_by_hand() -> None:
     assert stretches([Heard(0, 16_000, None), Heard(8_000, 24_000, None)]) == ()
 
 
-def pieces_of(bundle: Bundle, samples: int, votes: list[bool] | None = None) -> list[Piece]:
+def pieces_of(bundle: Bundle, samples: int, votes: list[bool] | None = None) -> list[Piece[ExplainedPrediction]]:
     """What windows would say whose features and maps depend only on where in the audio a column is."""
     cutter = Cutter(windowing(1.0, [bundle]))
     windows = cutter.feed(np.zeros(samples, np.float32)) + cutter.finish()
