@@ -27,12 +27,16 @@ from serving.client.results import (
     Explanation,
     Identification,
     Limits,
+    ModelFailure,
     ModelInfo,
     Plane,
+    Segment,
     SpeakerScore,
     StageInfo,
     Timings,
+    WindowResult,
 )
+from serving.client.stream import StreamOptions
 
 __all__ = [
     "Answer",
@@ -46,16 +50,20 @@ __all__ = [
     "Identification",
     "InvalidRequestError",
     "Limits",
+    "ModelFailure",
     "ModelInfo",
     "NotFoundError",
     "OverloadedError",
     "Plane",
+    "Segment",
     "ServerFailureError",
     "ServerUnavailableError",
     "SpeakerClient",
     "SpeakerScore",
     "StageInfo",
+    "StreamOptions",
     "Timings",
     "Tls",
     "UnauthenticatedError",
+    "WindowResult",
 ]

@@ -1,7 +1,7 @@
 """The client for asyncio code: `SpeakerClient` with `await`."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -11,9 +11,10 @@ from protos.speakerlens.v1 import identification_pb2 as pb
 from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 from serving.client import channel, response
 from serving.client.credentials import Tls, async_channel
-from serving.client.errors import translated
+from serving.client.errors import ClientError, translated
 from serving.client.request import AudioSource, Explain, identify_request
-from serving.client.results import Catalogue, Identification
+from serving.client.results import Catalogue, Identification, WindowResult
+from serving.client.stream import Chunk, Outgoing, StreamOptions, answer_of
 
 
 class AsyncSpeakerClient:
@@ -61,6 +62,23 @@ class AsyncSpeakerClient:
         )
         with translated(self.address):
             return response.identification(await self._stub.Identify(request, timeout=self._deadline(timeout)))
+
+    async def identify_stream(
+        self, chunks: AsyncIterable[Chunk], options: StreamOptions, *, timeout: float | None = None
+    ) -> AsyncIterator[WindowResult | Identification]:
+        """Name the speakers of live audio, of chunks that are awaited; see `SpeakerClient.identify_stream`."""
+        outgoing = Outgoing(options)
+        call = self._stub.IdentifyStream(outgoing.messages_async(chunks), timeout=timeout)
+        try:
+            with translated(self.address):
+                async for message in call:
+                    yield answer_of(message)
+        except (ClientError, asyncio.CancelledError):
+            if outgoing.error is not None:
+                raise outgoing.error from None
+            raise
+        finally:
+            call.cancel()
 
     async def models(self, *, timeout: float | None = None) -> Catalogue:
         """List the loaded models; see `SpeakerClient.models`."""

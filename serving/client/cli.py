@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from serving.client import identify, outputs
+from serving.client import identify, listen, outputs
 from serving.client.connection import VARIABLES_HELP, add_options, connect
 from serving.client.errors import ClientError
 from serving.client.failures import EXIT_CODES_HELP, CommandError, Exit, call_error, complain
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_identify(commands)
+    listen.add(_command(commands, "listen", "name the speakers of live audio, window by window as it comes"))
     models = _command(commands, "models", "list the loaded models, their speakers and the server's limits")
     models.add_argument("--json", action="store_true", help="print one JSON object, with every speaker's name")
     models.set_defaults(run=_models)

@@ -1,6 +1,6 @@
 """The client for ordinary, blocking code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -10,9 +10,10 @@ from protos.speakerlens.v1 import identification_pb2 as pb
 from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 from serving.client import channel, response
 from serving.client.credentials import Tls, sync_channel
-from serving.client.errors import translated
+from serving.client.errors import ClientError, translated
 from serving.client.request import AudioSource, Explain, identify_request
-from serving.client.results import Catalogue, Identification
+from serving.client.results import Catalogue, Identification, WindowResult
+from serving.client.stream import Chunk, Outgoing, StreamOptions, answer_of
 
 
 class SpeakerClient:
@@ -79,6 +80,37 @@ class SpeakerClient:
         )
         with translated(self.address):
             return response.identification(self._stub.Identify(request, timeout=self._deadline(timeout)))
+
+    def identify_stream(
+        self, chunks: Iterable[Chunk], options: StreamOptions, *, timeout: float | None = None
+    ) -> Iterator[WindowResult | Identification]:
+        """Name the speakers of live audio: an answer for each window as it is filled, and at last that for the whole.
+
+        Args:
+            chunks: samples as they come, of any size: bytes of 16-bit little-endian PCM, or arrays of floats in [-1, 1]
+                or int16, [samples] or [samples, channels]. They are taken as the server has room for them.
+            options: the audio's rate and channels, and what to ask.
+            timeout: seconds for the whole stream; None is no limit.
+
+        Yields:
+            A `WindowResult` for each window, and an `Identification`, which is what `identify` gives for the whole.
+
+        Raises:
+            ClientError: the call failed (see the class).
+            ValueError: an argument makes no request. What `chunks` raises comes out as it is.
+        """
+        outgoing = Outgoing(options)
+        call = self._stub.IdentifyStream(outgoing.messages(chunks), timeout=timeout)
+        try:
+            with translated(self.address):
+                for message in call:
+                    yield answer_of(message)
+        except ClientError:
+            if outgoing.error is not None:
+                raise outgoing.error from None
+            raise
+        finally:
+            call.cancel()
 
     def models(self, *, timeout: float | None = None) -> Catalogue:
         """List the loaded models, the engine's provider and the server's limits; raise a `ClientError`."""

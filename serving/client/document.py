@@ -6,9 +6,12 @@ The object's shape is part of the program's interface; keys are added, not chang
      "audio": {"seconds", "sample_rate", "channels"},
      "answers": [{"variant", "version", "known",
                   "speakers": [{"speaker", "probability", "logit"}, …],           best first
+                  "timeline": [{"start_s", "end_s", "speaker",                    of more than one window
+                                "probability", "known"}, …],
                   "explanation": {"target_speaker",                               with --explain
                                   "log_mel": PLANE or null,
                                   "maps": {"fused": PLANE, …}}}, …],
+     "failures": [{"variant", "version", "code", "message"}, …],                  models that failed, if any
      "timings": {"decode_s", "queue_s", "inference_s", "encode_s"},
      "plot": path, "arrays": path}                                                with --plot, --save
 
@@ -19,13 +22,14 @@ A file that failed has {"file", "error": {"code", "message"}} instead, with the 
 UNREADABLE for a file that could not be read and UNWRITABLE for a result that could not be written.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serving.client.results import Answer, Explanation, Identification, Plane
+from serving.client.results import Answer, Explanation, Identification, ModelFailure, Plane, WindowResult
 
 
 def identification_document(file: str, result: Identification) -> dict[str, Any]:
@@ -34,8 +38,23 @@ def identification_document(file: str, result: Identification) -> dict[str, Any]
         "file": file,
         "audio": asdict(result.audio),
         "answers": [_answer(answer) for answer in result.answers],
+        **_failures(result.failures),
         "timings": {phase: _number(seconds) for phase, seconds in asdict(result.timings).items()},
     }
+
+
+def window_document(window: WindowResult) -> dict[str, Any]:
+    """Return what `listen --json` prints for one window: {"window": {"start_s", "end_s", "speech"}, "answers", …}."""
+    return {
+        "window": {"start_s": _number(window.start_s), "end_s": _number(window.end_s), "speech": window.speech},
+        "answers": [_answer(answer) for answer in window.answers],
+        **_failures(window.failures),
+        "timings": {phase: _number(seconds) for phase, seconds in asdict(window.timings).items()},
+    }
+
+
+def _failures(failures: Sequence[ModelFailure]) -> dict[str, Any]:
+    return {"failures": [asdict(failure) for failure in failures]} if failures else {}
 
 
 def save_arrays(path: Path, result: Identification) -> None:
@@ -79,6 +98,8 @@ def _answer(answer: Answer) -> dict[str, Any]:
             for score in answer.speakers
         ],
     }
+    if answer.timeline:
+        document["timeline"] = [{**asdict(each), "probability": _number(each.probability)} for each in answer.timeline]
     if answer.explanation:
         log_mel = answer.explanation.log_mel
         document["explanation"] = {

@@ -25,7 +25,12 @@ STAGES: dict[str, pb.Stage.ValueType] = {
     "fused": pb.STAGE_FUSED,
 }
 _RESOLUTIONS = {"features": pb.RESOLUTION_FEATURES, "native": pb.RESOLUTION_NATIVE}
-_ENCODINGS = {"float32": pb.ENCODING_FLOAT32, "uint8": pb.ENCODING_UINT8}
+_ENCODINGS = {
+    "float32": pb.ENCODING_FLOAT32,
+    "float16": pb.ENCODING_FLOAT16,
+    "uint8": pb.ENCODING_UINT8,
+    "png": pb.ENCODING_PNG,
+}
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,13 @@ class Explain:
     """Which saliency maps to ask for.
 
     `resolution="features"` gives maps on the log-mel's own grid, each divided by its maximum; `"native"` the raw
-    values as the stage computes them (`fused` has none). `encoding="uint8"` is a quarter of the bytes at 1/255 of
-    the range; the client decodes it, so that results are float32 either way.
+    values as the stage computes them (`fused` has none). `encoding="float16"` is half the bytes, `"uint8"` a quarter at
+    1/255 of the range, and `"png"` a picture of that; the client decodes them, so that results are float32 in any case.
     """
 
     stages: Sequence[StageName] = ("fused",)
     resolution: Literal["features", "native"] = "features"
-    encoding: Literal["float32", "uint8"] = "float32"
+    encoding: Literal["float32", "float16", "uint8", "png"] = "float32"
     target: str | None = None
     """Explain this speaker's score; None: the best speaker's."""
 

@@ -1,9 +1,12 @@
 """Reads the messages that a server answers with; knows nothing of channels."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from protos.speakerlens.v1 import identification_pb2 as pb
+from serving.client import picture
 from serving.client.errors import ServerFailureError
 from serving.client.request import STAGES
 from serving.client.results import (
@@ -13,11 +16,14 @@ from serving.client.results import (
     Explanation,
     Identification,
     Limits,
+    ModelFailure,
     ModelInfo,
     Plane,
+    Segment,
     SpeakerScore,
     StageInfo,
     Timings,
+    WindowResult,
 )
 
 _STAGE_NAMES = {number: name for name, number in STAGES.items()}
@@ -29,11 +35,27 @@ def identification(response: pb.IdentifyResponse) -> Identification:
     Raises:
         ServerFailureError: the message contradicts itself or the contract.
     """
-    timings = response.timings
     return Identification(
-        answers=tuple(_answer(answer) for answer in response.answers),
+        answers=_answers(response.answers),
         audio=AudioInfo(response.audio.seconds, response.audio.sample_rate, response.audio.channels),
-        timings=Timings(timings.decode_s, timings.queue_s, timings.inference_s, timings.encode_s),
+        timings=_timings(response.timings),
+        failures=_failures(response.answers),
+    )
+
+
+def window(answer: pb.WindowAnswer) -> WindowResult:
+    """Read the answer to one window of a stream.
+
+    Raises:
+        ServerFailureError: the message contradicts itself or the contract.
+    """
+    return WindowResult(
+        start_s=answer.start_s,
+        end_s=answer.end_s,
+        speech=answer.speech,
+        answers=_answers(answer.answers),
+        failures=_failures(answer.answers),
+        timings=_timings(answer.timings),
     )
 
 
@@ -47,6 +69,22 @@ def catalogue(response: pb.ListModelsResponse) -> Catalogue:
     )
 
 
+def _timings(timings: pb.Timings) -> Timings:
+    return Timings(timings.decode_s, timings.queue_s, timings.inference_s, timings.encode_s)
+
+
+def _answers(answers: Iterable[pb.ModelAnswer]) -> tuple[Answer, ...]:
+    return tuple(_answer(answer) for answer in answers if not answer.HasField("failure"))
+
+
+def _failures(answers: Iterable[pb.ModelAnswer]) -> tuple[ModelFailure, ...]:
+    return tuple(
+        ModelFailure(answer.variant, answer.version, answer.failure.code, answer.failure.message)
+        for answer in answers
+        if answer.HasField("failure")
+    )
+
+
 def _answer(answer: pb.ModelAnswer) -> Answer:
     if not answer.speakers:
         raise ServerFailureError(f"the server's answer of {answer.variant}@{answer.version} names no speaker")
@@ -57,6 +95,9 @@ def _answer(answer: pb.ModelAnswer) -> Answer:
         known=answer.known,
         explanation=_explanation(answer.explanation) if answer.HasField("explanation") else None,
         embedding=np.array(answer.embedding, dtype=np.float32) if answer.embedding else None,
+        timeline=tuple(
+            Segment(each.start_s, each.end_s, each.speaker, each.probability, each.known) for each in answer.timeline
+        ),
     )
 
 
@@ -80,16 +121,26 @@ def _plane(plane: pb.Plane, name: str) -> Plane:
         values=values.reshape(plane.rows, plane.columns),
         frequencies_hz=np.array(plane.frequencies_hz, dtype=np.float32),
         times_s=np.array(plane.times_s, dtype=np.float32),
+        picture=plane.values if plane.encoding == pb.ENCODING_PNG else None,
     )
 
 
 def _values(plane: pb.Plane) -> NDArray[np.float32]:
+    """Read the numbers, however they are written."""
+    scale, offset = np.float32(plane.scale), np.float32(plane.offset)
     if plane.encoding == pb.ENCODING_UINT8:
-        steps = np.frombuffer(plane.values, dtype=np.uint8).astype(np.float32)
-        return steps * np.float32(plane.scale) + np.float32(plane.offset)
-    if len(plane.values) % 4:
-        raise ServerFailureError(f"the server sent {len(plane.values)} bytes as float32 values of 4 bytes")
-    return np.frombuffer(plane.values, dtype="<f4").astype(np.float32)
+        return np.frombuffer(plane.values, dtype=np.uint8).astype(np.float32) * scale + offset
+    if plane.encoding == pb.ENCODING_PNG:
+        try:
+            levels = picture.levels(plane.values, plane.rows, plane.columns)
+        except ValueError as error:
+            raise ServerFailureError(f"the server sent {error}") from error
+        return levels.astype(np.float32) * scale + offset
+    kind, size = ("float16", 2) if plane.encoding == pb.ENCODING_FLOAT16 else ("float32", 4)
+    if len(plane.values) % size:
+        raise ServerFailureError(f"the server sent {len(plane.values)} bytes as {kind} values of {size} bytes")
+    values = np.frombuffer(plane.values, dtype=f"<f{size}").astype(np.float32)
+    return values * scale if size == 2 else values
 
 
 def _model(model: pb.Model) -> ModelInfo:

@@ -17,6 +17,8 @@ class Plane:
     """[rows] centre of each row, in Hz"""
     times_s: NDArray[np.float32]
     """[columns] centre of each column, in seconds from the start of the audio"""
+    picture: bytes | None = None
+    """The PNG that the server made, where it was asked for; its levels are the values."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,34 @@ class Explanation:
     """The features that the network saw; None where the server sent none."""
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of audio in which the windows of a long recording agree."""
+
+    start_s: float
+    end_s: float
+    speaker: str
+    probability: float
+    """Mean over its windows."""
+    known: bool
+
+
+@dataclass(frozen=True)
+class ModelFailure:
+    """How one model failed while another answered."""
+
+    variant: str
+    version: int
+    code: str
+    """Name of a gRPC status."""
+    message: str
+
+    @property
+    def name(self) -> str:
+        """Variant and version as the client writes them: `act-da@3`."""
+        return f"{self.variant}@{self.version}"
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """One model's answer."""
@@ -54,6 +84,8 @@ class Answer:
     explanation: Explanation | None
     embedding: NDArray[np.float32] | None
     """[embedding size], unnormalised; None unless asked for."""
+    timeline: tuple[Segment, ...] = ()
+    """Who spoke when; empty for audio of a single window."""
 
     @property
     def name(self) -> str:
@@ -87,18 +119,36 @@ class Timings:
 
 
 @dataclass(frozen=True, eq=False)
+class WindowResult:
+    """The answers for a window of live audio, in seconds from its beginning."""
+
+    start_s: float
+    end_s: float
+    speech: bool
+    """False: nobody speaks, there are no answers, and the window has no vote in the whole."""
+    answers: tuple[Answer, ...]
+    failures: tuple[ModelFailure, ...]
+    timings: Timings
+
+
+@dataclass(frozen=True, eq=False)
 class Identification:
     """The answers to one utterance, one per model, in the order asked for."""
 
     answers: tuple[Answer, ...]
     audio: AudioInfo
     timings: Timings
+    failures: tuple[ModelFailure, ...] = ()
+    """Models that failed while others answered."""
 
     def __getitem__(self, variant: str) -> Answer:
         """Return the answer of `act-da` (the first one, if several versions were asked) or of `act-da@3`."""
         for answer in self.answers:
             if variant in (answer.variant, answer.name):
                 return answer
+        for failure in self.failures:
+            if variant in (failure.variant, failure.name):
+                raise KeyError(f"{failure.name} failed ({failure.code}): {failure.message}")
         raise KeyError(f"no answer of {variant!r}; there is: {', '.join(answer.name for answer in self.answers)}")
 
 

@@ -31,11 +31,26 @@ def print_identification(name: str, result: Identification, out: TextIO) -> None
                 cells.append(_peak(answer) if first else "")
             style = ("bold" if answer.known else "bold yellow") if first else "dim"
             table.add_row(*_texts(cells), style=style, end_section=rank == len(answer.speakers) - 1)
-    _print(table, out)
+    if result.answers:
+        _print(table, out)
+    for failure in result.failures:
+        _print(Text(f"{failure.name} failed ({failure.code}): {failure.message}"), out)
     for answer in result.answers:
+        if answer.timeline:
+            _print_timeline(answer, out)
         if not answer.known:
             line = f"{answer.name}: no known speaker reaches the model's threshold; the best is {answer.best.speaker}"
             _print(Text(line), out)
+
+
+def _print_timeline(answer: Answer, out: TextIO) -> None:
+    table = Table(title=Text(f"{answer.name}: who spoke when"), title_justify="left")
+    for heading, justify in (("from", "right"), ("to", "right"), ("speaker", "left"), ("probability", "right")):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for each in answer.timeline:
+        cells = [f"{each.start_s:.1f} s", f"{each.end_s:.1f} s", each.speaker, f"{each.probability:.0%}"]
+        table.add_row(*_texts(cells), style="" if each.known else "yellow")
+    _print(table, out)
 
 
 def print_catalogue(address: str, catalogue: Catalogue, out: TextIO) -> None:

@@ -1,0 +1,198 @@
+"""Long and live audio through the clients and the command, against a real server."""
+
+import asyncio
+import io
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from PIL import Image
+
+from serving.client import (
+    AsyncSpeakerClient,
+    Explain,
+    Identification,
+    InvalidRequestError,
+    SpeakerClient,
+    StreamOptions,
+    WindowResult,
+)
+from serving.client.picture import levels
+from serving.picture import png
+from tests.serving import toy
+from tests.serving.harness import ServerProcess, talk
+
+OPTIONS = StreamOptions(rate=16_000, variants="da", with_embedding=True)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    root = tmp_path_factory.mktemp("bundles")
+    toy.write_bundle(root, "da", 1)
+    with ServerProcess(root, "--window-seconds=1") as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[SpeakerClient]:
+    with SpeakerClient(server.ready["grpc"]) as client:
+        yield client
+
+
+def chunks(samples: np.ndarray, size: int = 3001) -> Iterator[np.ndarray]:
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
+
+
+def check(whole: Identification, answers: list[WindowResult | Identification]) -> None:
+    *windows, last = answers
+    assert isinstance(last, Identification)
+    assert all(isinstance(each, WindowResult) for each in windows)
+    assert last.audio == whole.audio
+    one, other = last["da"], whole["da"]
+    assert [score.speaker for score in one.speakers] == [score.speaker for score in other.speakers]
+    assert [(s.start_s, s.end_s, s.speaker) for s in one.timeline] == [
+        (s.start_s, s.end_s, s.speaker) for s in other.timeline
+    ]
+    assert one.embedding is not None
+    assert other.embedding is not None
+    np.testing.assert_allclose(one.embedding, other.embedding, rtol=1e-4, atol=1e-6)
+    assert len(windows) >= len(one.timeline) >= 1
+
+
+def test_a_stream_gives_what_the_whole_gives(client: SpeakerClient) -> None:
+    audio = talk(4.2, seed=1)
+    whole = client.identify(audio, rate=16_000, variants="da", with_embedding=True)
+    check(whole, list(client.identify_stream(chunks(audio), OPTIONS)))
+    integers = (audio * 32767).astype("<i2")
+    whole = client.identify(integers, rate=16_000, variants="da", with_embedding=True)
+    data = integers.tobytes()
+    check(whole, list(client.identify_stream((data[i : i + 777] for i in range(0, len(data), 777)), OPTIONS)))
+
+
+def test_the_async_client_streams_too(server: ServerProcess) -> None:
+    async def run() -> None:
+        audio = talk(3.1, seed=2)
+
+        async def source() -> AsyncIterator[np.ndarray]:
+            for each in chunks(audio):
+                await asyncio.sleep(0)
+                yield each
+
+        async def broken() -> AsyncIterator[np.ndarray]:
+            yield audio[:100]
+            raise OSError("the microphone is gone")
+
+        async with AsyncSpeakerClient(server.ready["grpc"]) as client:
+            whole = await client.identify(audio, rate=16_000, variants="da", with_embedding=True)
+            check(whole, [each async for each in client.identify_stream(source(), OPTIONS)])
+            with pytest.raises(OSError, match="the microphone is gone"):
+                [each async for each in client.identify_stream(broken(), OPTIONS)]
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_what_is_wrong_comes_out_as_it_is(client: SpeakerClient) -> None:
+    def broken() -> Iterator[np.ndarray]:
+        yield talk(0.1)
+        raise OSError("the microphone is gone")
+
+    with pytest.raises(OSError, match="the microphone is gone"):
+        list(client.identify_stream(broken(), OPTIONS))
+    with pytest.raises(ValueError, match="all must be floats, or all 16-bit"):
+        list(client.identify_stream([talk(0.1), bytes(100)], OPTIONS))
+    with pytest.raises(InvalidRequestError, match="samples: silent"):
+        list(client.identify_stream([bytes(64_000)], OPTIONS))
+
+
+@pytest.mark.parametrize("encoding", ["float16", "uint8", "png"])
+@pytest.mark.parametrize("resolution", ["features", "native"])
+def test_every_encoding_is_read_back(client: SpeakerClient, encoding: str, resolution: str) -> None:
+    def ask(encoding: str) -> Identification:
+        explain = Explain(stages=("s1", "s3"), resolution=resolution, encoding=encoding)  # type: ignore[arg-type]
+        return client.identify(talk(2.3), rate=16_000, explain=explain)
+
+    exact, coarse = ask("float32")["da"].explanation, ask(encoding)["da"].explanation
+    assert exact is not None
+    assert exact.log_mel is not None
+    assert coarse is not None
+    assert coarse.log_mel is not None
+    pairs = [*zip(exact.maps.values(), coarse.maps.values(), strict=True), (exact.log_mel, coarse.log_mel)]
+    for one, other in pairs:
+        step = float(np.ptp(one.values) / 255 * 0.51 if encoding != "float16" else np.abs(one.values).max() / 2000)
+        np.testing.assert_allclose(other.values, one.values, atol=step + 1e-7)
+        np.testing.assert_array_equal(other.times_s, one.times_s)
+        np.testing.assert_array_equal(other.frequencies_hz, one.frequencies_hz)
+        assert (other.picture is not None) == (encoding == "png")
+    if encoding == "png":
+        assert coarse.maps["s1"].picture is not None
+        assert coarse.log_mel.picture is not None
+        shown = Image.open(io.BytesIO(coarse.maps["s1"].picture))
+        assert (shown.mode, shown.size) == ("P", exact.maps["s1"].values.shape[::-1])
+        assert Image.open(io.BytesIO(coarse.log_mel.picture)).mode == "L"
+
+
+def test_a_picture_has_high_frequencies_on_top() -> None:
+    values = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    grey = np.asarray(Image.open(io.BytesIO(png(values, coloured=False))))
+    np.testing.assert_array_equal(grey, values[::-1])
+    colours = np.asarray(Image.open(io.BytesIO(png(values, coloured=True))).convert("RGB")).astype(int)
+    brightness = colours @ [299, 587, 114]
+    assert (np.diff(brightness[::-1].ravel()) > 0).all(), "more is brighter"
+    for coloured in (False, True):
+        np.testing.assert_array_equal(levels(png(values, coloured), 3, 4), values)
+        with pytest.raises(ValueError, match="a picture of 3 x 4 pixels"):
+            levels(png(values, coloured), 4, 4)
+    with pytest.raises(ValueError, match="not a picture"):
+        levels(b"\x89PNG\r\n\x1a\n", 3, 4)
+
+
+def command(server: ServerProcess, *arguments: str, data: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+    words = [sys.executable, "-m", "serving.client.cli", *arguments, "--server", server.ready["grpc"]]
+    return subprocess.run(words, input=data, capture_output=True, timeout=60, check=False)
+
+
+def test_listening_to_raw_samples_and_to_a_file(server: ServerProcess, tmp_path: Path) -> None:
+    audio = talk(3.3, seed=1)
+    data = (audio * 32767).astype("<i2").tobytes()
+    done = command(server, "listen", "-", "--json", data=data)
+    assert done.returncode == 0, done.stderr
+    *windows, whole = map(json.loads, done.stdout.splitlines())
+    assert [each["window"]["start_s"] for each in windows][:2] == [0.0, 0.48]
+    assert all(each["answers"][0]["variant"] == "da" for each in windows)
+    assert whole["file"] == "-"
+    assert whole["answers"][0]["timeline"][-1]["end_s"] == pytest.approx(3.3)
+    path = tmp_path / "talk.flac"
+    sf.write(path, audio, 16_000)
+    text = command(server, "listen", str(path)).stdout.decode()
+    assert "    0.00 to     1.00 s  da@1: speaker-" in text
+    assert "who spoke when" in text
+
+
+def test_listening_to_what_is_no_audio(server: ServerProcess, tmp_path: Path) -> None:
+    path = tmp_path / "talk.flac"
+    path.write_bytes(b"nothing")
+    for arguments, data, code in (
+        ([str(path)], b"", 3),
+        ([str(tmp_path / "none.wav")], b"", 3),
+        (["-"], bytes(64_000), 3),
+        (["-", "--variants=none-such"], bytes(64_000), 4),
+        (["-", "--variants=a@b"], bytes(64_000), 2),
+    ):
+        done = command(server, "listen", *arguments, data=data)
+        assert done.returncode == code, done.stderr
+        assert done.stderr.decode().startswith("speakerlens: ")
+        assert done.stderr.count(b"\n") == 1
+
+
+def test_a_table_of_a_long_recording(server: ServerProcess, tmp_path: Path) -> None:
+    path = tmp_path / "talk.flac"
+    sf.write(path, talk(5.0), 16_000)
+    done = command(server, "identify", str(path))
+    assert done.returncode == 0
+    assert "da@1: who spoke when" in done.stdout.decode()
