@@ -19,6 +19,9 @@ from protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
+# Long audio is one batch, not a row of short ones.
+WHOLE = "--window-seconds=60"
+
 
 def slow_request(seconds: float = 3) -> pb.IdentifyRequest:
     models = [pb.ModelSelector(variant="da")]
@@ -55,7 +58,7 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest(toy_bundles: Pa
 
 
 def test_a_second_sigterm_ends_at_once(toy_bundles: Path) -> None:
-    server = ServerProcess(toy_bundles)
+    server = ServerProcess(toy_bundles, WHOLE)
     slow = server.stub.Identify.future(slow_request(30))
     server.wait_for_metric("speakerlens_requests_in_flight", 1)
     server.process.send_signal(signal.SIGTERM)
@@ -68,7 +71,7 @@ def test_a_second_sigterm_ends_at_once(toy_bundles: Path) -> None:
 
 
 def test_draining_ends_when_its_time_is_over(toy_bundles: Path) -> None:
-    server = ServerProcess(toy_bundles, "--drain-seconds=0.3")
+    server = ServerProcess(toy_bundles, WHOLE, "--drain-seconds=0.3")
     slow = server.stub.Identify.future(slow_request(30))
     server.wait_for_metric("speakerlens_requests_in_flight", 1)
     started = time.monotonic()
