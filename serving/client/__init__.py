@@ -14,6 +14,7 @@ from serving.client.errors import (
     DeadlineExceededError,
     InvalidRequestError,
     NotFoundError,
+    NotPossibleError,
     OverloadedError,
     ServerFailureError,
     ServerUnavailableError,
@@ -37,6 +38,7 @@ from serving.client.results import (
     WindowResult,
 )
 from serving.client.stream import StreamOptions
+from serving.client.voices import Comparison, EnrolledModel, EnrolledSpeaker
 
 __all__ = [
     "Answer",
@@ -44,7 +46,10 @@ __all__ = [
     "AudioInfo",
     "Catalogue",
     "ClientError",
+    "Comparison",
     "DeadlineExceededError",
+    "EnrolledModel",
+    "EnrolledSpeaker",
     "Explain",
     "Explanation",
     "Identification",
@@ -53,6 +58,7 @@ __all__ = [
     "ModelFailure",
     "ModelInfo",
     "NotFoundError",
+    "NotPossibleError",
     "OverloadedError",
     "Plane",
     "Segment",

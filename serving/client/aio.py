@@ -5,11 +5,13 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from numpy.typing import NDArray
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
-from serving.client import channel, response
+from serving.client import channel, response, voices
 from serving.client.credentials import Tls, async_channel
 from serving.client.errors import ClientError, translated
 from serving.client.request import AudioSource, Explain, identify_request
@@ -79,6 +81,65 @@ class AsyncSpeakerClient:
             raise
         finally:
             call.cancel()
+
+    async def embed(
+        self,
+        audio: AudioSource,
+        *,
+        rate: int | None = None,
+        variants: str | Sequence[str] = "all",
+        timeout: float | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the embedding of one utterance by model, such as `act-da@3`; arguments and errors as of `identify`."""
+        request = await asyncio.to_thread(voices.embed_request, audio, rate, variants)
+        with translated(self.address):
+            return voices.embeddings(await self._stub.Embed(request, timeout=self._deadline(timeout)))
+
+    async def verify(
+        self,
+        audio: AudioSource,
+        other: AudioSource | None = None,
+        *,
+        speaker: str | None = None,
+        rate: int | None = None,
+        variant: str | None = None,
+        explain: bool | Explain = False,
+        timeout: float | None = None,
+    ) -> voices.Comparison:
+        """Tell whether one voice is heard in two utterances, or an enrolled speaker's in one.
+
+        Args as of `identify`; `variant` may be left out where the server has one only. Errors as well, and
+        `NotPossibleError` where the server keeps no speakers or knows this one from another model.
+        """
+        request = await asyncio.to_thread(voices.verify_request, audio, other, speaker, rate, variant, explain)
+        with translated(self.address):
+            return voices.comparison(await self._stub.Verify(request, timeout=self._deadline(timeout)))
+
+    async def enroll(
+        self,
+        speaker: str,
+        utterances: Sequence[AudioSource],
+        *,
+        rate: int | None = None,
+        variants: str | Sequence[str] = "all",
+        timeout: float | None = None,
+    ) -> voices.EnrolledSpeaker:
+        """Store a speaker for `verify`, in the place of one of that name; errors as of `verify`."""
+        request = await asyncio.to_thread(voices.enroll_request, speaker, utterances, rate, variants)
+        with translated(self.address):
+            answer = await self._stub.Enroll(request, timeout=self._deadline(timeout))
+        return voices.enrolled(answer.speaker)
+
+    async def speakers(self, *, timeout: float | None = None) -> tuple[voices.EnrolledSpeaker, ...]:
+        """List the enrolled speakers; errors as of `verify`."""
+        with translated(self.address):
+            answer = await self._stub.ListSpeakers(pb.ListSpeakersRequest(), timeout=self._deadline(timeout))
+        return tuple(voices.enrolled(each) for each in answer.speakers)
+
+    async def forget(self, speaker: str, *, timeout: float | None = None) -> None:
+        """Remove an enrolled speaker; `NotFoundError` where nobody of that name is."""
+        with translated(self.address):
+            await self._stub.RemoveSpeaker(pb.RemoveSpeakerRequest(speaker=speaker), timeout=self._deadline(timeout))
 
     async def models(self, *, timeout: float | None = None) -> Catalogue:
         """List the loaded models; see `SpeakerClient.models`."""

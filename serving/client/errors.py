@@ -31,6 +31,12 @@ class UnauthenticatedError(ClientError):
     status = grpc.StatusCode.UNAUTHENTICATED
 
 
+class NotPossibleError(ClientError):
+    """The server is not set up for the call, or knows the speaker from another model; the text says what to do."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
 class OverloadedError(ClientError):
     """The server's queue is full; try again later, with fewer calls at a time."""
 
@@ -60,6 +66,7 @@ _BY_STATUS = {
     for kind in (
         InvalidRequestError,
         NotFoundError,
+        NotPossibleError,
         UnauthenticatedError,
         OverloadedError,
         DeadlineExceededError,

@@ -65,10 +65,10 @@ def identify_request(
         ValueError: a rate is missing or not wanted, samples have a wrong type or shape, or a name or number is wrong.
     """
     return pb.IdentifyRequest(
-        audio=_audio(audio, rate),
-        models=_selectors(variants),
+        audio=audio_message(audio, rate),
+        models=selectors(variants),
         top_k=_top_k(top_k),
-        explain=_explain(Explain() if explain is True else explain) if explain else None,
+        explain=explain_message(explain),
         with_embedding=with_embedding,
     )
 
@@ -79,7 +79,8 @@ def _top_k(top_k: int | None) -> int:
     return top_k or 0  # the contract's word for the server's choice
 
 
-def _audio(audio: AudioSource, rate: int | None) -> pb.Audio:
+def audio_message(audio: AudioSource, rate: int | None) -> pb.Audio:
+    """Build the audio of a request; errors as for `identify_request`."""
     if isinstance(audio, np.ndarray):
         if rate is None:
             raise ValueError("samples need their rate in Hz: identify(samples, rate=16000)")
@@ -102,7 +103,8 @@ def _raw(samples: NDArray[Any], rate: int) -> pb.RawAudio:
     return pb.RawAudio(samples=content.tobytes(), format=sample_format, sample_rate=rate, channels=channels)
 
 
-def _selectors(variants: str | Sequence[str]) -> list[pb.ModelSelector]:
+def selectors(variants: str | Sequence[str]) -> list[pb.ModelSelector]:
+    """Build the models of a request; errors as for `identify_request`."""
     names = variants.split(",") if isinstance(variants, str) else list(variants)
     if names == ["all"]:
         return []  # the contract's word for every loaded variant
@@ -118,6 +120,13 @@ def _selector(name: str) -> pb.ModelSelector:
     if at and not (version.isascii() and version.isdigit() and 0 < int(version) < 2**31):
         raise ValueError(f"variants: {name!r} needs a whole number of 1 or more after @")
     return pb.ModelSelector(variant=variant, version=int(version) if at else 0)
+
+
+def explain_message(explain: bool | Explain) -> pb.ExplainOptions | None:
+    """Build what is asked of the maps; None where none are."""
+    if not explain:
+        return None
+    return _explain(Explain() if explain is True else explain)
 
 
 def _explain(explain: Explain) -> pb.ExplainOptions:

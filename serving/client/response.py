@@ -93,7 +93,7 @@ def _answer(answer: pb.ModelAnswer) -> Answer:
         version=answer.version,
         speakers=tuple(SpeakerScore(score.speaker, score.probability, score.logit) for score in answer.speakers),
         known=answer.known,
-        explanation=_explanation(answer.explanation) if answer.HasField("explanation") else None,
+        explanation=explanation(answer.explanation) if answer.HasField("explanation") else None,
         embedding=np.array(answer.embedding, dtype=np.float32) if answer.embedding else None,
         timeline=tuple(
             Segment(each.start_s, each.end_s, each.speaker, each.probability, each.known) for each in answer.timeline
@@ -101,7 +101,8 @@ def _answer(answer: pb.ModelAnswer) -> Answer:
     )
 
 
-def _explanation(explanation: pb.Explanation) -> Explanation:
+def explanation(explanation: pb.Explanation) -> Explanation:
+    """Read maps; a `ServerFailureError` where they contradict themselves."""
     return Explanation(
         target_speaker=explanation.target_speaker,
         maps={_stage(plane.stage): _plane(plane, _stage(plane.stage)) for plane in explanation.saliency},

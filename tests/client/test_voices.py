@@ -1,0 +1,76 @@
+"""Embeddings, comparisons and enrolment by the Python clients, against a real server."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.client import AsyncSpeakerClient, Explain, NotFoundError, NotPossibleError, SpeakerClient
+from tests.serving import toy
+from tests.serving.harness import ServerProcess, voice
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("voices")
+    for seed, variant in enumerate(("clean", "da")):
+        toy.write_bundle(folder / "bundles", variant, 1, seed)
+    with ServerProcess(folder / "bundles", f"--speakers={folder / 'speakers.db'}") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerProcess) -> Iterator[SpeakerClient]:
+    with SpeakerClient(server.ready["grpc"]) as client:
+        yield client
+
+
+def test_embeddings_and_the_cosine_of_two(client: SpeakerClient) -> None:
+    first, second = voice(1.0), voice(1.2, seed=1)
+    one, other = (client.embed(audio, rate=RATE)["da@1"] for audio in (first, second))
+    np.testing.assert_allclose(one, toy.expected(toy.weights(1), first)["embedding"], rtol=1e-4, atol=1e-6)
+    asked = Explain(stages=("s1",), resolution="native")
+    result = client.verify(first, second, rate=RATE, variant="da", explain=asked)
+    assert result.score == pytest.approx(one @ other / np.linalg.norm(one) / np.linalg.norm(other), abs=1e-5)
+    assert (result.threshold, result.same) == (0.8, result.score >= 0.8)
+    assert result.explanation is not None
+    assert result.other_explanation is not None
+    wanted = toy.compared(toy.weights(1), second, one)["saliency_s1"]
+    np.testing.assert_allclose(result.other_explanation.maps["s1"].values, wanted, atol=1e-4 * wanted.max())
+
+
+def test_speakers_are_enrolled_listed_verified_and_forgotten(client: SpeakerClient) -> None:
+    utterances = [voice(1.0), voice(0.8, seed=1)]
+    enrolled = client.enroll("anna", utterances, rate=RATE, variants="da")
+    assert [(m.variant, m.utterances, m.usable) for m in enrolled.models] == [("da", 2, True)]
+    assert client.speakers() == (enrolled,)
+    assert client.verify(utterances[0], speaker="anna", rate=RATE, variant="da@1").explanation is None
+    with pytest.raises(NotPossibleError, match="enrol the speaker again"):
+        client.verify(utterances[0], speaker="anna", rate=RATE, variant="clean")
+    client.forget("anna")
+    assert client.speakers() == ()
+    with pytest.raises(NotFoundError, match="nobody is enrolled as 'anna'"):
+        client.forget("anna")
+
+
+def test_what_is_compared_with_is_one_thing(client: SpeakerClient) -> None:
+    for other, speaker in ((None, None), (voice(1.0), "anna")):
+        with pytest.raises(ValueError, match="compare with"):
+            client.verify(voice(1.0), other, speaker=speaker, rate=RATE)
+
+
+def test_asyncio_gives_the_same(server: ServerProcess, client: SpeakerClient, tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with AsyncSpeakerClient(server.ready["grpc"]) as asked:
+            audio = voice(1.0)
+            assert (await asked.embed(audio, rate=RATE)).keys() == {"clean@1", "da@1"}
+            await asked.enroll("bob", [audio], rate=RATE)
+            assert [each.speaker for each in await asked.speakers()] == ["bob"]
+            assert (await asked.verify(audio, speaker="bob", rate=RATE, variant="da")).same
+            await asked.forget("bob")
+
+    asyncio.run(ask())
