@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
+from tests.serving.harness import talk
 
 RATE = 16_000
 PATIENCE_SECONDS = 120.0
@@ -37,10 +38,7 @@ class Caller:
         self._address = address
         self.variants = variants
         self.dice = random.Random(seed)  # noqa: S311
-        noise = np.random.default_rng(seed)
-        time_s = np.arange(60 * RATE) / RATE
-        tones = sum(np.sin(2 * np.pi * hertz * time_s) for hertz in noise.uniform(100, 1500, 5))
-        self._minute = (0.08 * tones + 0.02 * noise.normal(size=len(time_s))).astype("<f4")
+        self._minute = talk(60.0, RATE, seed).astype("<f4")
         self.connect()
 
     def connect(self) -> None:
