@@ -17,7 +17,7 @@ AUDIO = raw(voice(0.6))
 
 
 class Method(NamedTuple):
-    """A method's path, good requests to it, and whether they come as a stream."""
+    """A method's path and good requests to it; where it is streamed, they are one stream in this order."""
 
     path: str
     requests: tuple[Any, ...]
@@ -49,6 +49,38 @@ def _methods() -> list[Method]:
                 *(pb.IdentifyRequest(audio=pb.Audio(encoded=data)) for data in whole()[:1]),
             ),
         ),
+        Method(
+            f"{TYPED}IdentifyBatch",
+            (
+                pb.IdentifyBatchRequest(
+                    requests=[pb.IdentifyRequest(audio=AUDIO, models=models[:1], explain=explain)] * 3
+                ),
+            ),
+        ),
+        Method(f"{TYPED}Embed", (pb.EmbedRequest(audio=AUDIO, models=models),)),
+        # In this order: the others need the speaker that the first one stores.
+        Method(f"{TYPED}Enroll", (pb.EnrollRequest(speaker="ada", utterances=[AUDIO] * 2, models=models),)),
+        Method(
+            f"{TYPED}Verify",
+            (
+                pb.VerifyRequest(audio=AUDIO, other=raw(voice(0.8, seed=3)), model=models[0], explain=explain),
+                pb.VerifyRequest(audio=AUDIO, enrolled_speaker="ada", model=models[0]),
+            ),
+        ),
+        Method(f"{TYPED}ListSpeakers", (pb.ListSpeakersRequest(),)),
+        Method(f"{TYPED}RemoveSpeaker", (pb.RemoveSpeakerRequest(speaker="ada"),)),
+        Method(
+            f"{TYPED}IdentifyStream",
+            (
+                pb.IdentifyStreamRequest(
+                    start=pb.StreamStart(
+                        format=pb.SAMPLE_FORMAT_FLOAT32, sample_rate=16_000, models=models, explain=explain
+                    )
+                ),
+                *(pb.IdentifyStreamRequest(samples=voice(0.4, seed=seed).tobytes()) for seed in range(5)),
+            ),
+            streamed=True,
+        ),
         Method(f"{TYPED}GetModel", (pb.GetModelRequest(model=models[1]),)),
         Method(f"{TYPED}ListModels", (pb.ListModelsRequest(),)),
         Method(
@@ -60,6 +92,8 @@ def _methods() -> list[Method]:
             ),
         ),
         *(Method(f"{INFERENCE}{name}", (request,)) for name, request in named.items()),
+        Method(f"{INFERENCE}ServerLive", (triton.ServerLiveRequest(),)),
+        Method(f"{INFERENCE}ServerReady", (triton.ServerReadyRequest(),)),
         Method(f"{INFERENCE}ServerMetadata", (triton.ServerMetadataRequest(),)),
         Method(f"{INFERENCE}RepositoryIndex", (triton.RepositoryIndexRequest(ready=True),)),
     ]

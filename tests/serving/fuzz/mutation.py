@@ -1,7 +1,7 @@
 """Damaged bytes and wild messages, drawn by hypothesis so that what fails is made small."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -51,7 +51,7 @@ class Seeds(Generic[SeedT]):
     def __repr__(self) -> str:
         return f"<{len(self._seeds)} seeds>"
 
-    def draw(self, draw: st.DrawFn) -> SeedT:
+    def draw(self, draw: Callable[[st.SearchStrategy[int]], int]) -> SeedT:
         """One of them."""
         return self._seeds[draw(st.integers(0, len(self._seeds) - 1))]
 

@@ -1,5 +1,6 @@
 """Any bytes and any values to any method: soon an answer or a refusal, from a server that stays whole."""
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -9,17 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.speakerlens.v1 import identification_pb2 as pb
+from tests.conftest import ROOT
 from tests.serving import toy
 from tests.serving.fuzz.calls import METHODS, TYPED, Method
 from tests.serving.fuzz.files import whole
 from tests.serving.fuzz.mutation import Seeds, damaged, wild
 from tests.serving.fuzz.running import assert_flat, fuzz, note, resident_kb
 from tests.serving.harness import ServerProcess, raw, voice
+from tests.serving.inference.requests import SERVICE as INFERENCE
 
 SECONDS = 20
 ALLOWED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
 IDENTIFY = f"{TYPED}Identify"
 SINGLE = [method for method in METHODS if not method.streamed]
+STREAMED = [method for method in METHODS if method.streamed]
 
 
 class Fuzzed:
@@ -56,17 +60,27 @@ class Fuzzed:
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
     """Its networks are good for every sound; the end of the process is insisted on by the harness."""
     root = tmp_path_factory.mktemp("fuzzed")
+    store = tmp_path_factory.mktemp("speakers") / "speakers.sqlite"
     for variant, version in (("da", 1), ("clean", 1), ("clean", 2)):
         toy.write_bundle(root, variant, version, nan_peak=1e9)
-    with ServerProcess(root, "--max-seconds=3", "--log-level=warning") as server:
+    with ServerProcess(root, "--max-seconds=3", "--log-level=warning", f"--speakers={store}") as server:
         yield Fuzzed(server)
+
+
+def test_every_method_is_tried() -> None:
+    typed = {f"{TYPED}{method.name}" for method in pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].methods}
+    contract = (ROOT / "protos" / "inference" / "inference.proto").read_text("utf-8")
+    others = {f"{INFERENCE}{name}" for name in re.findall(r"^  rpc (\w+)\(", contract, re.MULTILINE)}
+    assert len(others) == 9
+    assert {method.path for method in METHODS} == typed | others
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.path)
 def test_good_requests_are_answered(fuzzed: Fuzzed, method: Method) -> None:
     """Otherwise the wild ones would show nothing."""
-    for request in method.requests:
-        assert fuzzed.call("calls, good", method.path, request.SerializeToString(), streamed=method.streamed) == "OK"
+    messages = [request.SerializeToString() for request in method.requests]
+    for call in [messages] if method.streamed else [[message] for message in messages]:
+        assert fuzzed.call("calls, good", method.path, *call, streamed=method.streamed) == "OK"
 
 
 @fuzz
@@ -102,6 +116,25 @@ def test_damaged_messages(fuzzed: Fuzzed, data: st.DataObject) -> None:
 @given(method=st.sampled_from(SINGLE), message=st.binary(max_size=200))
 def test_noise(fuzzed: Fuzzed, method: Method, message: bytes) -> None:
     fuzzed.call("calls, noise", method.path, message)
+
+
+@fuzz
+@given(data=st.data())
+def test_wild_streams(fuzzed: Fuzzed, data: st.DataObject) -> None:
+    """Good messages in any order and number, some of them wild and some damaged."""
+    method = data.draw(st.sampled_from(STREAMED))
+    start, all_of_it = Seeds(method.requests[:1]), Seeds(method.requests[1:])
+    messages = [data.draw(st.one_of(st.just(method.requests[0]), wild(start))).SerializeToString()]
+    for _ in range(data.draw(st.integers(1, 8))):
+        kind = data.draw(st.sampled_from([*["good"] * 12, "wild", "damaged"]))
+        request = all_of_it.draw(data.draw)
+        if kind == "good":
+            messages.append(request.SerializeToString())
+        elif kind == "wild":
+            messages.append(data.draw(wild(Seeds([request]))).SerializeToString())
+        else:
+            messages.append(data.draw(damaged(Seeds([request.SerializeToString()]))))
+    fuzzed.call("calls, wild streams", method.path, *messages, streamed=True)
 
 
 def test_the_server_is_whole(fuzzed: Fuzzed) -> None:
