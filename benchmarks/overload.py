@@ -4,11 +4,12 @@
 
 Starts the real server on the folder of bundles, and clients in a process of their own. First their number is fixed and
 each asks again when it is answered: what is answered in a second is the capacity. Then requests come at three times
-that rate, at random moments, whether earlier ones are answered or not, each with a deadline; then capacity again.
+that rate, at random moments, whether earlier ones are answered or not, each with a deadline. Then capacity again, and
+so on, so that whatever else the machine does falls on both.
 
 Printed, and written to OUT/overload.json:
 
-* goodput: answers within their deadline, a second, over the capacity (the mean of before and after);
+* goodput: answers within their deadline, a second, over the mean capacity;
 * kept: of the requests that were accepted, that is not refused before their deadline, the share answered within it;
 * by status, how many there were and how long they took; refusals should take next to nothing;
 * late: how long after its moment the client sent a request, at the 99th percentile. If that is not small, the client
@@ -20,12 +21,13 @@ import asyncio
 import json
 import math
 import multiprocessing
+import shlex
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Coroutine
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +174,10 @@ def summary(calls: list[Call], load: Load, capacities: list[float]) -> dict[str,
 
 def table(figures: dict[str, Any]) -> str:
     """The figures for people."""
-    before, after = figures["capacity_per_s"]
     goodput, share = figures["goodput_per_s"], 100 * figures["goodput_over_capacity"]
+    capacities = ", ".join(f"{each:.1f}" for each in figures["capacity_per_s"])
     lines = [
-        f"capacity  {before:8.1f} answers/s before, {after:.1f} after",
+        f"capacity  {capacities} answers/s",
         f"offered   {figures['offered_per_s']:8.1f} requests/s, deadline {figures['load']['deadline']:g} s",
         f"goodput   {goodput:8.1f} answers/s: {share:.1f} % of capacity",
         f"kept      {100 * figures['kept']:8.2f} % of {figures['accepted']} accepted requests met their deadline",
@@ -188,13 +190,17 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def measure(args: argparse.Namespace, address: str) -> dict[str, Any]:
-    """Capacity, overload, capacity again."""
-    load = Load(address, args.variant, args.explain, (args.shortest, args.longest), args.seconds, None, deadline=60.0)
-    capacity(Load(**{**asdict(load), "seconds": SETTLE_SECONDS}))  # the server learns how long computing takes
-    before = capacity(load)
-    over = Load(**{**asdict(load), "rate": args.times * before, "deadline": args.deadline})
-    calls = offer(over)
-    return summary(calls, over, [before, capacity(load)])
+    """Capacity and overload by turns."""
+    lengths = args.shortest, args.longest
+    load = Load(address, args.variant, args.explain, lengths, args.seconds, None, deadline=60.0)
+    capacity(replace(load, seconds=SETTLE_SECONDS))  # the server learns how long computing takes
+    capacities, calls = [capacity(load)], []
+    for seed in range(args.rounds):
+        rate = args.times * sum(capacities) / len(capacities)
+        calls += offer(replace(load, rate=rate, deadline=args.deadline, seed=seed))
+        capacities.append(capacity(load))
+    over = replace(load, rate=rate, deadline=args.deadline, seconds=args.rounds * args.seconds)
+    return summary(calls, over, capacities)
 
 
 def main() -> int:
@@ -207,13 +213,14 @@ def main() -> int:
     parser.add_argument("--longest", type=float, default=8.0, metavar="S", help="most seconds of audio (8)")
     parser.add_argument("--times", type=float, default=3.0, metavar="X", help="offered load, in capacities (3)")
     parser.add_argument("--deadline", type=float, default=1.0, metavar="S", help="of each request (1)")
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each of the three phases (10)")
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each phase (10)")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="how often it is overloaded (2)")
+    parser.add_argument("--server", default="", metavar="FLAGS", help="further flags of the server, in one argument")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for overload.json")
     args = parser.parse_args()
-    command = [sys.executable, "-m", "serving", "--bundles", str(args.bundles)]
-    server = subprocess.Popen(
-        [*command, "--port=0", "--metrics-port=0", "--log-level=warning"], stdout=subprocess.PIPE, text=True
-    )
+    flags = ["--bundles", str(args.bundles), "--port=0", "--metrics-port=0", "--log-level=warning"]
+    command = [sys.executable, "-m", "serving", *flags, *shlex.split(args.server)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         line = server.stdout.readline()

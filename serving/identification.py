@@ -79,7 +79,8 @@ class Identifier:
                 Reason.IN_FLIGHT, f"{self._config.max_in_flight} requests are in work already; try again later"
             )
         for model in models:
-            (model.explain if question.explain else model.predict).check_room()
+            queue = model.explain if question.explain else model.predict
+            queue.check_room(question.deadline, question.priority)
         self._in_flight += 1
         try:
             yield Hearing(list(zip(models, targets, strict=True)), question, self.off_loop)

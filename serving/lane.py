@@ -99,8 +99,8 @@ class Lane(Generic[JobT, ResultT]):
 
     @property
     def seconds(self) -> float:
-        """How long all of it is likely to take."""
-        return self._pace.seconds(self.cost)
+        """How long all of it takes, cautiously estimated: who is let in behind it counts on that."""
+        return self._pace.cautious_seconds(self.cost)
 
     @property
     def oldest(self) -> float:

@@ -4,6 +4,8 @@
 BATCH_MEMORY = 0.7
 # A refusal measures nothing, so each lowers the estimate: one slow batch must not shut an idle queue for ever.
 REFUSAL_RELIEF = 0.9
+# A promise counts on batches as slow as this many mean deviations above the mean, as retransmission timers do.
+CAUTION = 2.0
 
 
 class Pace:
@@ -12,15 +14,23 @@ class Pace:
     def __init__(self) -> None:
         # Sums rather than a mean of rates, because a short batch is mostly overhead.
         self._seconds, self._cost = 0.0, 0.0
+        self._deviation = 0.0
 
     def ran(self, cost: int, seconds: float) -> None:
         """A batch of this cost took so long."""
+        if self._cost:
+            deviation = abs(seconds - self.seconds(cost)) / cost
+            self._deviation = BATCH_MEMORY * self._deviation + (1 - BATCH_MEMORY) * deviation
         self._seconds = BATCH_MEMORY * self._seconds + seconds
         self._cost = BATCH_MEMORY * self._cost + cost
 
     def seconds(self, cost: int) -> float:
         """How long so much is likely to take; 0 where nothing is known yet."""
         return cost * self._seconds / self._cost if self._cost else 0.0
+
+    def cautious_seconds(self, cost: int) -> float:
+        """How long so much takes if it goes badly, by what was seen."""
+        return self.seconds(cost) + CAUTION * self._deviation * cost
 
     def relieve(self) -> None:
         """Somebody was refused by this estimate while nothing was computed that could correct it."""

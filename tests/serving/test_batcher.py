@@ -13,6 +13,7 @@ from serving.batcher import Batcher
 from serving.device import Device
 from serving.errors import DeadlineError, ResourceExhaustedError
 from serving.lane import Bounds
+from serving.priority import Priority
 from tests.serving.fakes import Recorder, working
 
 
@@ -34,7 +35,19 @@ def run(
     asyncio.run(main())
 
 
-CALLER = st.tuples(st.integers(0, 2), st.sampled_from(["patient", "patient", "cancels", "expires"]))
+class Doubler(Recorder):
+    """The other queue's work: the answer to n is 2n."""
+
+    def compute(self, feed: list[int]) -> Sequence[int]:
+        return [-2 * number for number in super().compute(feed)]
+
+
+CALLER = st.tuples(
+    st.integers(0, 2),
+    st.sampled_from(["patient", "patient", "cancels", "expires", "hurries"]),
+    st.integers(0, 1),
+    st.sampled_from(Priority),
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -43,43 +56,61 @@ CALLER = st.tuples(st.integers(0, 2), st.sampled_from(["patient", "patient", "ca
     poison=st.frozensets(st.integers(0, 24), max_size=4),
     largest=st.integers(1, 6),
     budget=st.integers(1, 80),
+    padding=st.sampled_from([0.0, 0.3, 1.0]),
 )
 def test_everyone_gets_their_own_answer(
-    callers: list[tuple[int, str]], poison: frozenset[int], largest: int, budget: int
+    callers: list[tuple[int, str, int, Priority]], poison: frozenset[int], largest: int, budget: int, padding: float
 ) -> None:
-    recorder = Recorder(poison)
+    """Two queues of one device; numbers come and go, are poison, or have deadlines that passed or may pass."""
+    works = Recorder(poison), Doubler(poison)
+    bounds = Bounds(waiting=100, batch=largest, batch_cost=budget, padding=padding)
+    answered: list[int] = []
 
-    async def call(batcher: "Batcher[int, int]", number: int, pause: int, kind: str) -> Any:
+    async def call(queue: "Batcher[int, int]", number: int, caller: tuple[int, str, int, Priority]) -> Any:
+        pause, kind, _, priority = caller
         for _ in range(pause):
             await asyncio.sleep(0.0003)
-        deadline = time.monotonic() - 1 if kind == "expires" else None
-        task = asyncio.create_task(batcher.submit(number, deadline))
+        left = {"expires": -1.0, "hurries": 0.002}.get(kind)
+        deadline = None if left is None else time.monotonic() + left
+        task = asyncio.create_task(queue.submit(number, deadline, priority))
+        task.add_done_callback(lambda _: answered.append(number))
         if kind == "cancels":
             await asyncio.sleep(0)
             task.cancel()
         return await asyncio.gather(task, return_exceptions=True)
 
     async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
-        outcomes = await asyncio.gather(*(call(batcher, n, pause, kind) for n, (pause, kind) in enumerate(callers)))
-        for number, ((_, kind), [outcome]) in enumerate(zip(callers, outcomes, strict=True)):
+        other = Batcher[int, int]("other", works[1], batcher._device, bounds, works[1], working())
+        queues = batcher, other
+        outcomes = await asyncio.gather(*(call(queues[each[2]], n, each) for n, each in enumerate(callers)))
+        for number, ((_, kind, queue, _), [outcome]) in enumerate(zip(callers, outcomes, strict=True)):
             if kind == "cancels":
                 assert isinstance(outcome, asyncio.CancelledError)
             elif kind == "expires":
                 assert isinstance(outcome, DeadlineError)
+            elif kind == "hurries" and isinstance(outcome, DeadlineError):
+                continue
             elif number in poison:
                 assert isinstance(outcome, ArithmeticError)
             else:
-                assert outcome.result == -number
+                assert outcome.result == (2 * number if queue else -number)
                 assert outcome.queue_s >= 0
                 assert outcome.inference_s >= 0
-        computed = {number for batch in recorder.batches for number in batch}
-        assert not computed & {n for n, (_, kind) in enumerate(callers) if kind == "expires"}
-        for batch in recorder.batches:
-            assert len(batch) <= largest
-            assert len(batch) == 1 or len(batch) * (max(batch) + 1) <= budget
-        assert recorder.depth == 0
+        assert sorted(answered) == list(range(len(callers)))
+        for index, work in enumerate(works):
+            computed = [number for batch in work.batches for number in batch]
+            assert all(callers[number][2] == index and callers[number][1] != "expires" for number in computed)
+            assert all(computed.count(number) == 1 or poison for number in computed)
+            for batch in work.batches:
+                cost = len(batch) * (max(batch) + 1)
+                assert len({callers[number][3] for number in batch}) == 1
+                assert len(batch) <= largest
+                assert len(batch) == 1 or cost <= budget
+                assert len(batch) == 1 or cost - sum(number + 1 for number in batch) <= padding * cost
+            assert work.depth == 0
+        await other.close()
 
-    run(scenario, recorder, Bounds(waiting=100, batch=largest, batch_cost=budget))
+    run(scenario, works[0], bounds)
 
 
 def test_what_waits_while_the_device_is_busy_is_computed_together() -> None:

@@ -80,7 +80,7 @@ def write_bundle(
     variant: str,
     version: int,
     seed: int = 0,
-    slow_seconds: int = SLOW_SECONDS,
+    slow_seconds: float = SLOW_SECONDS,
     nan_peak: float = NAN_PEAK,
     **changes: Any,
 ) -> Path:
@@ -173,7 +173,7 @@ def manifest(variant: str = "v", version: int = 1) -> dict[str, Any]:
     }
 
 
-def _graph(weight: Weights, kind: str, facts: dict[str, str], slow_seconds: int, nan_peak: float) -> onnx.ModelProto:
+def _graph(weight: Weights, kind: str, facts: dict[str, str], slow_seconds: float, nan_peak: float) -> onnx.ModelProto:
     constants: dict[str, NDArray[Any]] = {
         "kernel": weight.kernel,
         "to_scores": weight.score,
