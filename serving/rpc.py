@@ -34,6 +34,8 @@ RETRY_HEADER = "retry-after-ms"
 # An id that comes from outside goes into headers and log lines: printable ASCII without spaces, and not a novel.
 FOREIGN_ID = re.compile(r"[!-~]{1,64}")
 
+MALFORMED = "the message is not of the method's request type"
+
 HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
@@ -231,7 +233,7 @@ def _parse(deserializer: Callable[[bytes], Any], message: bytes) -> Any:
     try:
         return deserializer(message)
     except DecodeError as error:
-        raise InvalidArgumentError(Reason.MALFORMED, "the message is not of the method's request type") from error
+        raise InvalidArgumentError(Reason.MALFORMED, MALFORMED) from error
 
 
 async def _parsed(deserializer: Callable[[bytes], Any], messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:

@@ -21,6 +21,7 @@ from serving.config import Config
 from serving.device import Device
 from serving.enrolment import Speakers
 from serving.errors import StartupError
+from serving.foreign import ForeignInterceptor
 from serving.graph import runtime_version
 from serving.hangup import hang_up
 from serving.health import Health
@@ -97,6 +98,7 @@ class Server:
                 *([self._tracing.interceptor] if self._tracing else []),
                 CallInterceptor(services, self._gate, self.metrics, self._codec, ALWAYS),
                 *([Admission(tokens)] if tokens else []),
+                ForeignInterceptor(services),
             ],
             options=[
                 # Two servers on one port would share its calls silently.

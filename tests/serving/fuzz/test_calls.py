@@ -119,6 +119,21 @@ def test_noise(fuzzed: Fuzzed, method: Method, message: bytes) -> None:
 
 
 @fuzz
+@given(message=st.one_of(st.binary(max_size=40), damaged(Seeds([b"\x0a\x08the-name", b"\x3a\x00"]))))
+def test_noise_to_what_is_not_ours(fuzzed: Fuzzed, message: bytes) -> None:
+    """Health, which asks for no token, and reflection."""
+    fuzzed.call("calls, noise to health", "/grpc.health.v1.Health/Check", message)
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    fuzzed.call("calls, noise to reflection", path, message, streamed=True)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_malformed_message_to_health(fuzzed: Fuzzed, streamed: bool) -> None:
+    path = f"/grpc.health.v1.Health/{'Watch' if streamed else 'Check'}"
+    assert fuzzed.call("calls, noise to health", path, b"\xff", streamed=streamed) == "INVALID_ARGUMENT"
+
+
+@fuzz
 @given(data=st.data())
 def test_wild_streams(fuzzed: Fuzzed, data: st.DataObject) -> None:
     """Good messages in any order and number, some of them wild and some damaged."""
