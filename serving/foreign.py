@@ -1,4 +1,4 @@
-"""Methods that `serving.rpc` does not surround, health and reflection: a malformed message is INVALID_ARGUMENT there too.
+"""Health and reflection, which `serving.rpc` does not surround: a malformed message is INVALID_ARGUMENT there too.
 
 gRPC itself would answer it with UNKNOWN and log a stack trace, for everybody who reaches the port.
 """
