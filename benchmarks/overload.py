@@ -79,7 +79,11 @@ class Client:
 
     def _request(self) -> pb.IdentifyRequest:
         load, rng = self._load, self._rng
-        samples = rng.normal(0, 2000, round(rng.uniform(*load.lengths) * MODEL_RATE)).astype("<i2")
+        # Something that passes for speech: a pitch with overtones, that comes and goes.
+        time_s = np.arange(round(rng.uniform(*load.lengths) * MODEL_RATE)) / MODEL_RATE
+        pitch = 2 * np.pi * rng.uniform(100, 250) * time_s
+        voiced = sum(np.sin(order * pitch) / order for order in range(1, 9)) * (np.sin(9 * time_s) > -0.5)
+        samples = (4000 * voiced + rng.normal(0, 40, len(time_s))).astype("<i2")
         raw = pb.RawAudio(samples=samples.tobytes(), format=pb.SAMPLE_FORMAT_INT16, sample_rate=MODEL_RATE, channels=1)
         options = pb.ExplainOptions(encoding=pb.ENCODING_UINT8) if load.explain else None
         return pb.IdentifyRequest(
