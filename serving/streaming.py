@@ -161,6 +161,8 @@ async def patient(messages: AsyncIterator[T], patience: Patience) -> AsyncIterat
     """
     while True:
         following = asyncio.ensure_future(anext(messages))
+        # It may fail as the stream is cancelled, with nobody left to hear it; asyncio would log that as an error.
+        following.add_done_callback(lambda task: task.cancelled() or task.exception())
         awaited: set[asyncio.Future[Any]] = {following, patience.ending}
         try:
             done, _ = await asyncio.wait(awaited, timeout=patience.idle_s, return_when=asyncio.FIRST_COMPLETED)

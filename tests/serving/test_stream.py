@@ -1,9 +1,11 @@
 """Live audio over the wire: however it is chunked, the answers are those of `Identify`."""
 
+import asyncio
+import gc
 import queue
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from protos.speakerlens.v1 import identification_pb2 as pb
+from serving.streaming import Patience, patient
 from tests.serving import toy
 from tests.serving.conftest import SEEDS
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, talk, voice
@@ -279,3 +282,34 @@ def test_draining_ends_live_streams_and_lets_short_ones_finish(toy_bundles: Path
     live.put(None)
     assert server.wait() == 0
     server.channel.close()
+
+
+def test_a_stream_that_is_cancelled_as_its_client_ends_it_leaves_no_error_behind() -> None:
+    heard: list[dict[str, Any]] = []
+
+    async def run(turns: int) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: heard.append(context))
+        ended = asyncio.Event()
+
+        async def messages() -> AsyncIterator[int]:
+            await ended.wait()
+            for nothing in ():
+                yield nothing
+
+        async def read() -> None:
+            async for _ in patient(messages(), Patience(CALL_SECONDS, loop.create_future())):
+                pass
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0.01)
+        ended.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        gc.collect()
+
+    for turns in range(6):  # one of them lies between the client's end and the reader's hearing of it
+        asyncio.run(run(turns))
+    assert not heard
