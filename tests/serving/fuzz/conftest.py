@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.serving.fuzz.running import outcomes
+from tests.serving.fuzz.running import memory_kb, outcomes
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -10,4 +10,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("fuzzing: examples and what came of them")
     for test, counts in outcomes.items():
         parts = ", ".join(f"{name} {count}" for name, count in counts.most_common())
-        terminalreporter.write_line(f"{test}: {counts.total()} ({parts})")
+        series = memory_kb[test]
+        memory = f"{series[0] / 1024:.0f} to {series[-1] / 1024:.0f} MB"
+        terminalreporter.write_line(f"{test}: {counts.total()} ({parts}); {memory}")

@@ -12,11 +12,12 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 
 USUAL_EXAMPLES = 120
-# Above what a process holds after the first third of its examples, when its caches and arenas are filled.
+# What a process may hold more in the second half of a test's examples than in the first, which fills caches and arenas.
 GROWTH_KB = 32 * 1024
 
-# What came of the examples, by test; printed when all is over.
+# What came of the examples, and the resident memory after each, by test; printed when all is over.
 outcomes: dict[str, Counter[str]] = {}
+memory_kb: dict[str, list[int]] = {}
 
 
 def fuzz(test: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,9 +33,10 @@ def fuzz(test: Callable[..., Any]) -> Callable[..., Any]:
     )(test)
 
 
-def note(test: str, outcome: str) -> None:
-    """Counts an example."""
+def note(test: str, outcome: str, resident: int) -> None:
+    """Counts an example, and the memory of the process after it, in kB."""
     outcomes.setdefault(test, Counter())[outcome] += 1
+    memory_kb.setdefault(test, []).append(resident)
 
 
 def resident_kb(process: int | str) -> int:
@@ -45,9 +47,16 @@ def resident_kb(process: int | str) -> int:
     raise ProcessLookupError(process)
 
 
-def assert_flat(memory_kb: list[int]) -> None:
-    """Memory noted example by example does not grow once a third of them are over."""
-    third = len(memory_kb) // 3
-    assert third, "nothing was tried"
-    growth = max(memory_kb[third:]) - max(memory_kb[: third + 1])
-    assert growth < GROWTH_KB, f"{growth / 1024:.0f} MB more after {len(memory_kb)} examples than after {third}"
+def growth_kb(test: str) -> int:
+    """How much more memory was held in the second half of a test's examples than in the first."""
+    series = memory_kb[test]
+    half = len(series) // 2
+    return max(series[half:]) - max(series[: half + 1])
+
+
+def assert_flat(prefix: str) -> None:
+    """No test with this prefix made its process grow."""
+    tests = [test for test in memory_kb if test.startswith(prefix)]
+    assert tests, "nothing was tried"
+    for test in tests:
+        assert growth_kb(test) < GROWTH_KB, f"{test}: {growth_kb(test) / 1024:.0f} MB more in the second half"

@@ -25,7 +25,6 @@ class Worker:
 
     def __init__(self, log: Path) -> None:
         command = [sys.executable, "-m", "tests.serving.fuzz.worker"]
-        self.memory_kb: list[int] = []
         self.log = log
         with log.open("w", encoding="utf-8") as stderr:
             self._process = subprocess.Popen(
@@ -44,8 +43,7 @@ class Worker:
         line = self._process.stdout.readline()
         assert line, f"the process ended with status {self._process.wait()}"
         outcome, memory_kb = json.loads(line)
-        note(test, outcome.splitlines()[-1])
-        self.memory_kb.append(memory_kb)
+        note(test, outcome.splitlines()[-1], memory_kb)
         return str(outcome)
 
     def close(self) -> None:
@@ -88,6 +86,6 @@ def test_noise(worker: Worker, magic: bytes, noise: bytes, times: int) -> None:
 
 def test_the_process_is_whole(worker: Worker) -> None:
     """Runs after the others. Decoders in C may complain on stderr; Python may not."""
-    assert_flat(worker.memory_kb)
+    assert_flat("decode")
     log = worker.log.read_text(encoding="utf-8", errors="replace")
     assert not [line for line in log.splitlines() if "Error" in line or "Warning: " in line.partition("site-pack")[2]]
