@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` wo
 from training.checkpoint import load_run
 from training.conditions import CLEAN, Condition
 from training.errors import UserError
-from training.manifest import load_corpus
+from training.manifest import Split, load_corpus
 from training.maps.attributions import FUSIONS, METHODS
 from training.maps.faithfulness import BINS, CELLS, Masking, faithfulness
 from training.maps.localisation import localisation
@@ -42,16 +42,23 @@ def main() -> int:
     parser.add_argument("--utterances", type=int, default=24, help="how many (%(default)s)")
     arguments = parser.parse_args()
     try:
-        run = load_run(arguments.run)
-        probes = choose_probes(load_corpus(run.corpus), run.speakers, arguments.utterances, arguments.split)
-        networks = {run.variant: run.network}
-        for table in (print_grid, print_localisation, print_faithfulness, print_randomisation):
-            table(networks, probes)
-            print()
+        judge(arguments.run, arguments.split, arguments.utterances)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def judge(folder: Path, split: Split, utterances: int) -> None:
+    """Print all tables of the run in a folder; UserError for wrong input."""
+    if utterances < 1:
+        raise UserError(f"--utterances must be at least 1, not {utterances}")
+    run = load_run(folder)
+    probes = choose_probes(load_corpus(run.corpus), run.speakers, utterances, split)
+    networks = {run.variant: run.network}
+    for table in (print_grid, print_localisation, print_faithfulness, print_randomisation):
+        table(networks, probes)
+        print()
 
 
 def print_grid(networks: Networks, probes: Probes) -> None:

@@ -32,6 +32,7 @@ from training.config import Config, load_config
 from training.crops import CropReader
 from training.errors import UserError
 from training.fit import choose_device
+from training.folders import write_whole
 from training.interference import InterferenceSource
 from training.loop import Trainer
 from training.manifest import Corpus, load_corpus
@@ -198,7 +199,7 @@ def run(arguments: argparse.Namespace) -> int:
         speeds.append(asdict(speed))
     if arguments.json:
         record = {"machine": machine, "revision": code_revision(), "config": str(arguments.config), "speeds": speeds}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_whole(arguments.json, json.dumps(record, indent=2) + "\n")
     return 0
 
 

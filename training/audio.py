@@ -62,18 +62,16 @@ def read_audio(
 
 
 def read_sound(path: Path, start: float = 0.0, duration: float | None = None) -> NDArray[np.float32]:
-    """Read a stretch of speech or interference, as `read_audio` does, without its constant offset.
-
-    Impulse responses are for `read_audio`: their mean is what the room does to the lowest frequencies.
-    """
+    """Read an utterance, or a stretch of one, as `read_audio` does, without its constant offset."""
     return without_offset(read_audio(path, start, duration))
 
 
 def without_offset(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Take the mean from samples [N].
+    """Take the mean from samples [N] of speech or interference.
 
     Some recorders add a constant that nobody hears and that the front end takes from every frame. Left in, it would
-    count as energy of the speech wherever a signal-to-noise ratio is set.
+    count as energy of the speech wherever a signal-to-noise ratio is set. Impulse responses keep theirs: it is what the
+    room does to the lowest frequencies.
     """
     return samples - samples.mean(dtype=np.float64).astype(np.float32) if len(samples) else samples
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.audio import SAMPLE_RATE, read_audio, read_sound
+from training.audio import SAMPLE_RATE, read_audio, without_offset
 from training.errors import UserError
 from training.manifest import Clip, Corpus, Kind, Split
 from training.mixing import DIRECT_SAMPLES, KINDS
@@ -68,8 +68,9 @@ class InterferenceSource:
             speaker: the target, who never talks in the interference.
 
         Returns:
-            [samples], at any level: noise and music are one clip from a random offset, looped with a short cross-fade
-            if it is too short; "speaker" is one other talker; "babble" the sum of several, all equally loud.
+            [samples], at any level and without a constant offset: noise and music are one clip from a random place on,
+            looped with a short cross-fade if it is too short; "speaker" is one other talker; "babble" the sum of
+            several, all equally loud.
             For "reverb" the impulse response [8000], beginning at most 2.5 ms before its direct sound.
 
         Raises:
@@ -104,11 +105,15 @@ class InterferenceSource:
         return self._stretch(self._talkers[talker], samples, rng)
 
     def _stretch(self, clips: Sequence[Clip], samples: int, rng: np.random.Generator) -> _Waveform:
-        """Draw a stretch of a random clip that is not silent."""
+        """Draw a stretch of a random clip that is not silent, without its constant offset.
+
+        The offset is the stretch's own: that of the whole clip would make a constant, which nobody hears and which
+        counts as sound, of digital silence beside a part with an offset.
+        """
         for _ in range(_DRAWS):
             clip = clips[int(rng.integers(len(clips)))]
             position = float(rng.random())
-            waveform = self._crop(clip, samples, position)
+            waveform = without_offset(self._crop(clip, samples, position))
             if np.abs(waveform).max() > _SILENT:
                 return waveform
         raise UserError(f"{clips[0].path}: {_DRAWS} stretches drawn from files like this one were all silent")
@@ -119,7 +124,7 @@ class InterferenceSource:
         if clip.duration > max(_KEPT_SECONDS, seconds):
             whole = int(clip.duration * SAMPLE_RATE)
             first = int(position * (whole - samples + 1))
-            waveform = read_sound(clip.path, clip.start + first / SAMPLE_RATE, seconds)
+            waveform = read_audio(clip.path, clip.start + first / SAMPLE_RATE, seconds)
             return _loop(waveform, samples, 0)
         waveform = self._cache.read(clip)
         if len(waveform) >= samples:
@@ -155,7 +160,7 @@ class _ClipCache:
                 self._clips.move_to_end(key)
                 return self._clips[key]
         # Twice, if two threads want it at once.
-        waveform = (read_audio if clip.kind == "rir" else read_sound)(clip.path, clip.start, clip.duration)
+        waveform = read_audio(clip.path, clip.start, clip.duration)
         if not len(waveform):
             raise UserError(f"{clip.path}: holds no audio at {clip.start:g} s")
         with self._lock:

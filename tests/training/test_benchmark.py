@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training.py"
 
 
 def test_the_benchmark_of_training(toy_corpus: Path, tmp_path: Path) -> None:
-    config, record = write_config(tmp_path), tmp_path / "speeds.json"
+    config, record = write_config(tmp_path), tmp_path / "figures" / "speeds.json"  # a folder that is not there
     words = [config, "--corpus", toy_corpus, "--variants", "clean,act-da", "--updates", "2", "--repeats", "1"]
     command = [sys.executable, SCRIPT, *words, "--device", "cpu", "--json", record]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
@@ -73,6 +73,29 @@ def test_recipes_are_compared(whole: Path) -> None:
     for line in lines:
         kinds = [line[kind] for kind in ("noise", "music", "babble", "speaker", "reverb")]
         assert line["mean"] == pytest.approx(sum(kinds) / 5, abs=0.06)
+
+
+def test_the_maps_of_a_run_are_judged(toy_runs: dict[str, Path]) -> None:
+    done = maps([str(toy_runs["act-da"]), "--utterances", "2"])
+    assert done.returncode == 0, done.stderr
+    tables = done.stdout.split("\n\n")
+    assert [table.split(":")[0] for table in tables[:3]] == [
+        "grid",
+        "target, interferer, target in turn",
+        "area under the probability, clean and noise 5 dB, masking 1 x 1 bins",
+    ]
+    assert "weights drawn anew" in tables[3]
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_maps_of_no_utterance_are_refused(count: str, toy_runs: dict[str, Path]) -> None:
+    done = maps([str(toy_runs["act-da"]), "--utterances", count])
+    assert (done.returncode, done.stderr) == (2, f"error: --utterances must be at least 1, not {count}\n")
+
+
+def maps(words: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT.with_name("maps.py")), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 def alignment(words: list[str]) -> subprocess.CompletedProcess[str]:

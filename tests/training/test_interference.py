@@ -109,15 +109,16 @@ def test_threads_may_share_a_source(builder: Builder, monkeypatch: pytest.Monkey
 
 def test_a_long_clip_is_cropped_anywhere_and_changed_by_nothing_but_its_offset(builder: Builder) -> None:
     builder.speakers("ab")
-    ramp = np.linspace(0.1, 0.9, 32_000)
-    builder.add("n", ramp, "noise")
+    places = np.arange(32_000) / 32_000
+    builder.add("n", places**2, "noise")
     source = builder.source()
     rng = np.random.default_rng(0)
     starts = []
     for _ in range(50):
         crop = source.draw("noise", 8000, rng, "a")
-        starts.append(round((crop[0] + 0.4) / 0.8 * 31_999))
-        np.testing.assert_allclose(crop, ramp[starts[-1] :][:8000] - 0.5, atol=1e-3)
+        starts.append(round((2 * (crop[-1] - crop[0]) - 0.125) * 32_000))  # the steeper, the later
+        expected = places[max(0, starts[-1]) :][:8000] ** 2
+        np.testing.assert_allclose(crop, expected - expected.mean(), atol=1e-3)
     assert min(starts) < 4000
     assert max(starts) > 20_000
 
@@ -154,6 +155,21 @@ def test_silence_is_drawn_again(builder: Builder) -> None:
     source = builder.source()
     rng = np.random.default_rng(0)
     assert all(np.abs(source.draw("noise", 4000, rng, "a")).max() > 1e-4 for _ in range(30))
+
+
+def test_silence_is_drawn_again_whatever_the_offset_of_the_clip_or_of_the_rest_of_it(builder: Builder) -> None:
+    """A constant would be scaled to the ratio that is asked for, and be no interference at all."""
+    builder.speakers("ab")
+    padded = np.zeros(80_000)
+    padded[:40_000] = 0.05 + tone(500, 2.5)
+    for name, offset in (("padded", 0.0), ("recorder", -0.08)):
+        builder.add(name, padded + offset, "noise")
+    source = builder.source()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        drawn = source.draw("noise", 4000, rng, "a")
+        assert drawn.std() > 1e-4
+        assert abs(drawn.mean()) < 1e-6
 
 
 def test_nothing_but_silence_is_an_error(builder: Builder) -> None:

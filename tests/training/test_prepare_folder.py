@@ -86,6 +86,20 @@ def test_joined_utterances_are_long_enough_and_no_clip_is_in_two(tmp_path: Path,
         assert {clip.speaker for clip in corpus.utterances(split)} == {"ana", "bo"}
 
 
+def test_clips_of_other_offsets_are_joined_without_a_step(tmp_path: Path) -> None:
+    """What the reader takes from a whole utterance would leave a part of each, which counts as speech."""
+    for name in ("ana", "bo"):
+        (tmp_path / "speech" / name).mkdir(parents=True)
+        for number in range(9):
+            wave = chirp(number, 1.0) + (-0.1 if number % 2 else 0.1)
+            soundfile.write(tmp_path / "speech" / name / f"{number}.flac", wave, SAMPLE_RATE)
+    assert prepare("--speech", tmp_path / "speech", "--min-seconds", 2, "--out", tmp_path / "out") == 0
+    for clip in load_corpus(tmp_path / "out").clips:
+        seconds = read_audio(clip.path).reshape(-1, SAMPLE_RATE)
+        assert len(seconds) >= 2
+        np.testing.assert_allclose(seconds.mean(axis=1), 0.0, atol=1e-4)
+
+
 def test_the_seed_decides_the_splits(tmp_path: Path, speech: Path) -> None:
     texts = []
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from training.audio import SAMPLE_RATE, AudioHeader, audio_header, read_audio, write_audio
+from training.audio import SAMPLE_RATE, AudioHeader, audio_header, read_audio, without_offset, write_audio
 from training.errors import UserError
 from training.manifest import SHORTEST_UTTERANCE, Clip, Kind, Split
 
@@ -220,7 +220,10 @@ def _clip_in_place(piece: Piece) -> Clip:
 def _write_clip(piece: Piece, folder: Path) -> Clip:
     # The channels of an impulse response are microphones at different places: their mean is no room's response.
     channel = 0 if piece.kind == "rir" else None
-    samples = np.concatenate([read_audio(source.path, channel=channel) for source in piece.sources])
+    parts = [read_audio(source.path, channel=channel) for source in piece.sources]
+    if len(parts) > 1:  # each recording has an offset of its own, and from one to the next there would be a step
+        parts = [without_offset(part) for part in parts]
+    samples = np.concatenate(parts)
     if not len(samples):
         raise UserError(f"{piece.sources[0].path}: holds no audio")
     if piece.speaker is not None:

@@ -115,13 +115,13 @@ def _measures(setting: Setting, probes: Probes, few: Probes) -> _Measures:
     masking = {"masking": asdict(Masking()), "methods": FAITHFUL_METHODS}
     asked = {"false_acceptance": FALSE_ACCEPTANCE, "fewest_strangers": FEWEST_STRANGERS}
     return _Measures(
-        Measure("accuracy", 1, Ranks, setting.conditions, {"utterances": setting.utterances}),
-        Measure("deletion", 1, tuple[DeletionIndices, ...], setting.probed, many),
-        Measure("localisation", 1, tuple[Localisation, ...], [], many),
-        Measure("faithfulness", 1, tuple[Faithfulness, ...], setting.masked, {**some, **masking}),
+        Measure("accuracy", 2, Ranks, setting.conditions, {"utterances": setting.utterances}),
+        Measure("deletion", 2, tuple[DeletionIndices, ...], setting.probed, many),
+        Measure("localisation", 2, tuple[Localisation, ...], [], many),
+        Measure("faithfulness", 2, tuple[Faithfulness, ...], setting.masked, {**some, **masking}),
         Measure("randomisation", 1, tuple[Randomised, ...], [CLEAN], some),
         Measure("spectrum", 1, tuple[MapSpectrum, ...], [CLEAN], many),
-        Measure("calibration", 1, Calibrated, setting.conditions, asked),
+        Measure("calibration", 2, Calibrated, setting.conditions, asked),
     )
 
 

@@ -118,9 +118,27 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(plan: Plan, tmp
     words += ["--corpus", plan.corpus.root, "--out", tmp_path, "--device", "cpu"]
     threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2))}
     subprocess.run(command([*map(str, words)]), check=True, cwd=ROOT, timeout=300, env={**os.environ, **threads})
+    other = read_log(tmp_path)
+    facts = ("step", "threads", "torch", "code_revision")
+    made = [{fact: line[fact] for fact in facts} for line in (*log, *other) if line["event"] == "start"]
+    # Where they part first says more of the reason than the weights at the end do.
+    assert figures_apart(log, other) == [], made
     ours, theirs = (read_checkpoint(folder)["network"] for folder in (run.folder, tmp_path))
     assert ours.keys() == theirs.keys()
-    assert [name for name, weights in ours.items() if not torch.equal(weights, theirs[name])] == []
+    assert [name for name, weights in ours.items() if not torch.equal(weights, theirs[name])] == [], made
+
+
+def figures_apart(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    """Name the updates whose figures differ, and the figures."""
+    timing = ("time", "utterances_per_second")
+    updates = [{line["step"]: line for line in log if line["event"] == "update"} for log in (one, other)]
+    assert updates[0].keys() == updates[1].keys() > set()
+    return [
+        (step, name)
+        for step, line in updates[0].items()
+        for name, figure in line.items()
+        if name not in timing and figure != updates[1][step][name]
+    ]
 
 
 def test_every_run_is_there_and_finished(plan: Plan) -> None:
