@@ -1,6 +1,7 @@
 """Ways to align a corrupted copy's activations with its original's, compared on the dev split at equal compute.
 
   python benchmarks/alignment.py --corpus DIR --recipes da-2x,act-da --seeds 2 --updates 800
+  python benchmarks/alignment.py --corpus DIR --recipes configured --set objective.align=[s4]
 
 Every recipe puts about two batch sizes through the network, forward and back, in an update. Prints, for each recipe and
 seed, the share of dev utterances named at the last update: clean, by kind of interference, and the mean of the kinds.
@@ -30,7 +31,7 @@ from training.loop import learning_rate_at, make_optimiser, margin_at
 from training.manifest import Corpus, load_corpus
 from training.mixing import KINDS
 from training.network import Activations, SpeakerNetwork
-from training.objectives import distance, find_variant
+from training.objectives import compute_loss, distance, find_variant
 
 SNRS_DB = (10.0, 5.0, 0.0, -5.0)
 DECAY = 0.99  # of the averaged teacher's weights
@@ -42,12 +43,13 @@ class Recipe:
 
     variant: of `training.objectives.VARIANTS`, for the layout of the batch.
     teacher: who hears the originals: the network as it is ("live"), with the running statistics of its normalisation
-        ("eval"), or an exponential average of its weights ("averaged"); "pair": they are rows of the batch themselves.
+        ("eval"), or an exponential average of its weights ("averaged"); "pair": they are rows of the batch themselves;
+        "configured": the objective that training itself has, with what the configuration says is aligned, and how.
     weight: of the embeddings' squared distance; posterior_weight: of the divergence of the scores' softmax.
     """
 
     variant: str
-    teacher: Literal["pair", "live", "eval", "averaged"] = "live"
+    teacher: Literal["pair", "live", "eval", "averaged", "configured"] = "live"
     weight: float = 0.0
     posterior_weight: float = 0.0
 
@@ -63,6 +65,7 @@ RECIPES = {
     "act-da-averaged": Recipe("act-da", "averaged", 1.0),
     "act-da-posterior": Recipe("act-da", "live", 0.0, 1.0),
     "act-da-averaged-posterior": Recipe("act-da", "averaged", 0.0, 1.0),
+    "configured": Recipe("act-da", "configured"),
 }
 
 
@@ -74,22 +77,34 @@ def main() -> int:
     parser.add_argument("--recipes", default=",".join(RECIPES), help="with commas (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (%(default)s)")
     parser.add_argument("--updates", type=int, default=800, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="over the configuration's"
+    )
     arguments = parser.parse_args()
     try:
-        compare(arguments.recipes.split(","), arguments.config, arguments.corpus, arguments.seeds, arguments.updates)
+        compare(
+            arguments.recipes.split(","),
+            arguments.config,
+            arguments.corpus,
+            arguments.seeds,
+            arguments.updates,
+            arguments.settings,
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def compare(recipes: Sequence[str], config_file: Path, folder: Path, seeds: int, updates: int) -> None:
+def compare(
+    recipes: Sequence[str], config_file: Path, folder: Path, seeds: int, updates: int, settings: Sequence[str]
+) -> None:
     """Train each recipe from each seed, and print what it names; UserError for wrong input, before any training."""
     if unknown := [name for name in recipes if name not in RECIPES]:
         raise UserError(f'--recipes: there is no "{unknown[0]}"; the recipes are {", ".join(RECIPES)}')
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {seeds}")
-    configs = [load_config(config_file, [f"updates={updates}", f"seed={seed}"]) for seed in range(seeds)]
+    configs = [load_config(config_file, [*settings, f"updates={updates}", f"seed={seed}"]) for seed in range(seeds)]
     corpus = load_corpus(folder)
     if not corpus.utterances("dev"):
         raise UserError(f"{folder}: has no dev utterances to compare the recipes on")
@@ -101,7 +116,8 @@ def compare(recipes: Sequence[str], config_file: Path, folder: Path, seeds: int,
     for config in configs:
         for name in recipes:
             accuracy = dev_accuracy(train(RECIPES[name], config, corpus), corpus)
-            print(json.dumps({"recipe": name, "seed": config.seed, "updates": config.updates, **accuracy}), flush=True)
+            run = {"recipe": name, "seed": config.seed, "updates": config.updates, "settings": settings}
+            print(json.dumps({**run, **accuracy}), flush=True)
 
 
 def train(recipe: Recipe, config: Config, corpus: Corpus) -> SpeakerNetwork:
@@ -117,7 +133,13 @@ def train(recipe: Recipe, config: Config, corpus: Corpus) -> SpeakerNetwork:
             group["lr"] = learning_rate_at(config.optimiser, step, config.updates)
         optimiser.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = _loss(recipe, network, averaged, batch, margin_at(config.head, step, config.updates))
+            margin = margin_at(config.head, step, config.updates)
+            if recipe.teacher == "configured":
+                variant = find_variant(recipe.variant)
+                inputs = batch.audio, batch.labels, batch.originals
+                loss = compute_loss(network, *inputs, variant, config.objective, margin).total
+            else:
+                loss = _loss(recipe, network, averaged, batch, margin)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), config.optimiser.clip_norm)
         optimiser.step()

@@ -75,6 +75,17 @@ def test_recipes_are_compared(whole: Path) -> None:
         assert line["mean"] == pytest.approx(sum(kinds) / 5, abs=0.06)
 
 
+def test_what_is_aligned_can_be_set(whole: Path) -> None:
+    words = ["--corpus", str(whole), "--config", str(whole / "toy.yaml"), "--recipes", "configured,act-da"]
+    (plain, other) = map(json.loads, alignment([*words, "--updates", "2"]).stdout.splitlines())
+    assert {key: value for key, value in plain.items() if key != "recipe"} == {
+        key: value for key, value in other.items() if key != "recipe"
+    }
+    done = alignment([*words, "--updates", "2", "--set", "objective.align=[s9]"])
+    assert done.returncode == 2
+    assert "objective.align=[s9]" in done.stderr
+
+
 def test_the_maps_of_a_run_are_judged(toy_runs: dict[str, Path]) -> None:
     done = maps([str(toy_runs["act-da"]), "--utterances", "2"])
     assert done.returncode == 0, done.stderr
