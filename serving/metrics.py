@@ -68,7 +68,7 @@ class Metrics:
         self.in_flight = prometheus.Gauge("speakerlens_requests_in_flight", "Calls in work.", registry=self.registry)
         self.rejections = prometheus.Counter(
             "speakerlens_rejections",
-            "Calls answered with an error of the caller's or of load.",
+            "Calls, and requests in a batch, answered with an error of the caller's or of load.",
             ("reason",),
             registry=self.registry,
         )

@@ -85,7 +85,7 @@ class Server:
         self._health = Health(*services)
         self._codec = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
         self._speakers = Speakers(config.speakers)
-        self._service = Service(config, self._codec, self._speakers)
+        self._service = Service(config, self.metrics, self._codec, self._speakers)
         self._models = Models(self.metrics)
         self._repository = Repository(config, self._models, self.device, self.metrics, self._health)
         self._inference = InferenceService(self._models, self._health, config)

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -16,10 +16,10 @@ from serving.audio import MODEL_RATE
 from serving.bulk import Bulk, patiently
 from serving.config import Config
 from serving.enrolment import Enroller, Speakers, spoken_of
-from serving.errors import InvalidArgumentError, Reason, ResourceExhaustedError
+from serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
 from serving.identification import Identifier
 from serving.messages import model_of, query_of, response_of, result_of, start_of, stream_of, stream_response_of
-from serving.metrics import variant_label
+from serving.metrics import Metrics, variant_label
 from serving.models import Model, Selector
 from serving.priority import Priority
 from serving.query import Query
@@ -50,13 +50,15 @@ class Service(SpeakerIdentificationServicer):
     Args:
         core: answers queries; None until models are loaded, and not asked before.
         config: the limits that ListModels tells.
+        metrics: counts what is refused in batches.
         codec: threads for building large answers.
         speakers: those enrolled.
     """
 
-    def __init__(self, config: Config, codec: ThreadPoolExecutor, speakers: Speakers) -> None:
+    def __init__(self, config: Config, metrics: Metrics, codec: ThreadPoolExecutor, speakers: Speakers) -> None:
         self.core: Identifier | None = None
         self._config = config
+        self._metrics = metrics
         self._codec = codec
         self._streams_end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._speakers = speakers
@@ -65,12 +67,15 @@ class Service(SpeakerIdentificationServicer):
 
     async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyResponse:  # noqa: N802
         """Names the speaker of one utterance."""
-        return await self._identify(self._core(), query_of(request, deadline_of(context)))
+        core, query = self._core(), query_of(request, deadline_of(context))
+        with core.models.lease(query.models) as models:
+            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            return await self._identified(core, query, models)
 
     async def IdentifyBatch(  # noqa: N802
         self, request: pb.IdentifyBatchRequest, context: Any
     ) -> pb.IdentifyBatchResponse:
-        """Names the speakers of many utterances."""
+        """Names the speakers of many utterances, all with the models that are loaded when the call begins."""
         core, most = self._core(), self._config.max_requests
         if not 1 <= len(request.requests) <= most:
             raise InvalidArgumentError(
@@ -78,27 +83,32 @@ class Service(SpeakerIdentificationServicer):
             )
         deadline, size = deadline_of(context), 0
 
-        async def answered(each: pb.IdentifyRequest) -> pb.IdentifyResponse:
+        async def answered(item: tuple[pb.IdentifyRequest, tuple[Model, ...] | RequestError]) -> pb.IdentifyResponse:
             nonlocal size
+            each, models = item
+            if isinstance(models, RequestError):
+                raise models
             query = query_of(each, deadline, Priority.BULK)
-            response = await patiently(lambda: self._identify(core, query))
-            size += response.ByteSize()
-            if size > MAX_ANSWER_BYTES:
+            response = await patiently(lambda: self._identified(core, query, models))
+            if size + response.ByteSize() > MAX_ANSWER_BYTES:
                 raise ResourceExhaustedError(
                     Reason.ANSWER_SIZE, f"the answer would be above {MAX_ANSWER_BYTES} bytes; ask for fewer in one call"
                 )
+            size += response.ByteSize()
             return response
 
-        results = await self._bulk.run(request.requests, answered)
-        responses = [result for result in results if isinstance(result, pb.IdentifyResponse)]
-        current_call.get().variant = variant_label(each.variant for one in responses for each in one.answers)
+        with ExitStack() as leases:
+            leased = [_leased(core, each, leases) for each in request.requests]
+            found = [model for models in leased if not isinstance(models, RequestError) for model in models]
+            current_call.get().variant = variant_label(model.bundle.variant for model in found)
+            results = await self._bulk.run(list(zip(request.requests, leased, strict=True)), answered)
+        for result in results:
+            if isinstance(result, RequestError):
+                self._metrics.rejections.labels(result.reason).inc()
         return pb.IdentifyBatchResponse(results=[result_of(result) for result in results])
 
-    async def _identify(self, core: Identifier, query: Query) -> pb.IdentifyResponse:
-        with core.models.lease(query.models) as models:
-            current_call.get().variant = variant_label(model.bundle.variant for model in models)
-            result = await core.identify(query, models)
-        return await self._built(response_of, result)
+    async def _identified(self, core: Identifier, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
+        return await self._built(response_of, await core.identify(query, models))
 
     async def IdentifyStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.IdentifyStreamRequest], context: Any
@@ -196,6 +206,15 @@ class Service(SpeakerIdentificationServicer):
     def _core(self) -> Identifier:
         assert self.core is not None, "the gate opens after the models are loaded"
         return self.core
+
+
+def _leased(core: Identifier, request: pb.IdentifyRequest, leases: ExitStack) -> tuple[Model, ...] | RequestError:
+    """The models that one of a batch asks for, leased until `leases` end, or why there are none."""
+    selectors = [Selector(model.variant, model.version) for model in request.models]
+    try:
+        return leases.enter_context(core.models.lease(selectors))
+    except RequestError as error:
+        return error
 
 
 def deadline_of(context: Any) -> float | None:
