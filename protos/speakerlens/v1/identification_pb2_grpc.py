@@ -137,7 +137,8 @@ class SpeakerIdentificationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Enroll(self, request, context):
-        """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces one of that name.
+        """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces the speaker of that
+        name in all models: in those that are not asked, nothing is left of it.
 
         FAILED_PRECONDITION the server keeps no speakers
         """

@@ -56,7 +56,8 @@ class SpeakerIdentificationStub:
     Verify: _grpc.UnaryUnaryMultiCallable[_identification_pb2.VerifyRequest, _identification_pb2.VerifyResponse]
     """Whether one speaker is heard in two utterances, or an enrolled speaker in one; explains that score if asked."""
     Enroll: _grpc.UnaryUnaryMultiCallable[_identification_pb2.EnrollRequest, _identification_pb2.EnrollResponse]
-    """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces one of that name.
+    """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces the speaker of that
+    name in all models: in those that are not asked, nothing is left of it.
 
     FAILED_PRECONDITION the server keeps no speakers
     """
@@ -97,7 +98,8 @@ class SpeakerIdentificationAsyncStub(SpeakerIdentificationStub):
     Verify: _aio.UnaryUnaryMultiCallable[_identification_pb2.VerifyRequest, _identification_pb2.VerifyResponse]  # type: ignore[assignment]
     """Whether one speaker is heard in two utterances, or an enrolled speaker in one; explains that score if asked."""
     Enroll: _aio.UnaryUnaryMultiCallable[_identification_pb2.EnrollRequest, _identification_pb2.EnrollResponse]  # type: ignore[assignment]
-    """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces one of that name.
+    """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces the speaker of that
+    name in all models: in those that are not asked, nothing is left of it.
 
     FAILED_PRECONDITION the server keeps no speakers
     """
@@ -171,7 +173,8 @@ class SpeakerIdentificationServicer(metaclass=_abc_1.ABCMeta):
         request: _identification_pb2.EnrollRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identification_pb2.EnrollResponse, _abc.Awaitable[_identification_pb2.EnrollResponse]]:
-        """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces one of that name.
+        """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces the speaker of that
+        name in all models: in those that are not asked, nothing is left of it.
 
         FAILED_PRECONDITION the server keeps no speakers
         """
