@@ -14,7 +14,7 @@ from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationS
 from serving.client import channel, response, voices
 from serving.client.credentials import Tls, async_channel
 from serving.client.errors import ClientError, translated
-from serving.client.request import AudioSource, Explain, identify_request
+from serving.client.request import AudioSource, Explain, batch_request, identify_request
 from serving.client.results import Catalogue, Identification, WindowResult
 from serving.client.stream import Chunk, Outgoing, StreamOptions, answer_of
 
@@ -64,6 +64,31 @@ class AsyncSpeakerClient:
         )
         with translated(self.address):
             return response.identification(await self._stub.Identify(request, timeout=self._deadline(timeout)))
+
+    async def identify_batch(
+        self,
+        audios: Sequence[AudioSource],
+        *,
+        rate: int | None = None,
+        variants: str | Sequence[str] = "all",
+        top_k: int | None = None,
+        explain: bool | Explain = False,
+        with_embedding: bool = False,
+        timeout: float | None = None,
+    ) -> tuple[Identification | ClientError, ...]:
+        """Name the speakers of many utterances in one call; see `SpeakerClient.identify_batch`."""
+        request = await asyncio.to_thread(
+            batch_request,
+            audios,
+            rate,
+            variants=variants,
+            top_k=top_k,
+            explain=explain,
+            with_embedding=with_embedding,
+        )
+        with translated(self.address):
+            answer = await self._stub.IdentifyBatch(request, timeout=self._deadline(timeout))
+        return response.batch(answer, len(audios), self.address)
 
     async def identify_stream(
         self, chunks: AsyncIterable[Chunk], options: StreamOptions, *, timeout: float | None = None

@@ -13,7 +13,7 @@ from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationS
 from serving.client import channel, response, voices
 from serving.client.credentials import Tls, sync_channel
 from serving.client.errors import ClientError, translated
-from serving.client.request import AudioSource, Explain, identify_request
+from serving.client.request import AudioSource, Explain, batch_request, identify_request
 from serving.client.results import Catalogue, Identification, WindowResult
 from serving.client.stream import Chunk, Outgoing, StreamOptions, answer_of
 
@@ -82,6 +82,43 @@ class SpeakerClient:
         )
         with translated(self.address):
             return response.identification(self._stub.Identify(request, timeout=self._deadline(timeout)))
+
+    def identify_batch(
+        self,
+        audios: Sequence[AudioSource],
+        *,
+        rate: int | None = None,
+        variants: str | Sequence[str] = "all",
+        top_k: int | None = None,
+        explain: bool | Explain = False,
+        with_embedding: bool = False,
+        timeout: float | None = None,
+    ) -> tuple[Identification | ClientError, ...]:
+        """Name the speakers of many utterances in one call, which waits behind calls for one.
+
+        Args:
+            audios: utterances, each as in `identify`.
+            rate: Hz, of all; for samples only, where it is required.
+            variants: as in `identify`, and the same for all, as what follows.
+            top_k: speakers per answer.
+            explain: which maps.
+            with_embedding: return the embeddings as well.
+            timeout: seconds for the whole call.
+
+        Returns:
+            For each utterance, in their order, its identification, or the error that `identify` would have raised.
+
+        Raises:
+            ClientError: the call as a whole failed.
+            OSError: a file cannot be read; nothing was sent.
+            ValueError: an argument makes no request.
+        """
+        request = batch_request(
+            audios, rate, variants=variants, top_k=top_k, explain=explain, with_embedding=with_embedding
+        )
+        with translated(self.address):
+            answer = self._stub.IdentifyBatch(request, timeout=self._deadline(timeout))
+        return response.batch(answer, len(audios), self.address)
 
     def identify_stream(
         self, chunks: Iterable[Chunk], options: StreamOptions, *, timeout: float | None = None

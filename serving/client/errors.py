@@ -85,6 +85,12 @@ def translated(address: str) -> Iterator[None]:
         raise _client_error(call.code(), call.details() or "", address) from error
 
 
+def of_failure(code: str, message: str, address: str) -> ClientError:
+    """Return the error of one part of an answer, from the name of a gRPC status and the server's sentence."""
+    statuses = grpc.StatusCode.__members__
+    return _client_error(statuses.get(code, grpc.StatusCode.UNKNOWN), message, address)
+
+
 def _client_error(code: grpc.StatusCode, details: str, address: str) -> ClientError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         # gRPC's own refusal of a message's size: unlike a full queue, waiting will not mend it.

@@ -1,6 +1,6 @@
 """Builds the messages that the clients send; knows nothing of channels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -71,6 +71,11 @@ def identify_request(
         explain=explain_message(explain),
         with_embedding=with_embedding,
     )
+
+
+def batch_request(audios: Iterable[AudioSource], rate: int | None, **question: Any) -> pb.IdentifyBatchRequest:
+    """Build the request for many utterances, of which the same is asked; errors as for `identify_request`."""
+    return pb.IdentifyBatchRequest(requests=[identify_request(audio, rate, **question) for audio in audios])
 
 
 def _top_k(top_k: int | None) -> int:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.client import picture
-from serving.client.errors import ServerFailureError
+from serving.client.errors import ClientError, ServerFailureError, of_failure
 from serving.client.request import STAGES
 from serving.client.results import (
     Answer,
@@ -41,6 +41,26 @@ def identification(response: pb.IdentifyResponse) -> Identification:
         timings=_timings(response.timings),
         failures=_failures(response.answers),
     )
+
+
+def batch(response: pb.IdentifyBatchResponse, asked: int, address: str) -> tuple[Identification | ClientError, ...]:
+    """Read the answers to so many utterances; errors that belong to one stand in its place.
+
+    Raises:
+        ServerFailureError: the message contradicts itself or the contract.
+    """
+    if len(response.results) != asked:
+        raise ServerFailureError(f"the server at {address} sent {len(response.results)} results for {asked} utterances")
+    return tuple(_result(each, address) for each in response.results)
+
+
+def _result(result: pb.IdentifyBatchResult, address: str) -> Identification | ClientError:
+    kind = result.WhichOneof("result")
+    if kind == "response":
+        return identification(result.response)
+    if kind == "failure":
+        return of_failure(result.failure.code, result.failure.message, address)
+    raise ServerFailureError(f"the server at {address} sent a result of a kind that this client does not know")
 
 
 def window(answer: pb.WindowAnswer) -> WindowResult:

@@ -19,6 +19,10 @@ SPEAKERS = ("anna", "[bold]$x^$", "carl")
 VARIANTS = ("clean", "da", "act-da")
 SECONDS = 2.0
 ROWS, COLUMNS = 80, 198
+AUDIO = pb.AudioInfo(seconds=SECONDS, sample_rate=16000, channels=1)
+TIMINGS = pb.Timings(decode_s=0.001, queue_s=0.002, inference_s=0.003, encode_s=0.004)
+EMBEDDING = (0.5, -0.25)
+THRESHOLD = 0.6
 
 
 def mel_centres(rows: int) -> NDArray[np.float64]:
@@ -59,37 +63,47 @@ def plane(values: NDArray[np.float32], stage: pb.Stage.ValueType, encoding: pb.E
     return message
 
 
+def _model(variant: str) -> pb.Model:
+    stages = [pb.StageInfo(stage=pb.STAGE_S2, tap="layer2", rows=40, stride=2), pb.StageInfo(stage=pb.STAGE_FUSED)]
+    return pb.Model(variant=variant, version=3, speakers=SPEAKERS, sample_rate=16000, mel_bins=80, stages=stages)
+
+
 class StandIn(SpeakerIdentificationServicer):
-    """Remembers the last request; `refuse` makes it fail every call, or only one whose content is `refuse_content`."""
+    """Remembers the last utterance asked about; `refuse` makes it fail every call, or only what `refuse_content` is in.
+
+    Two utterances are of one voice where their bytes are the same.
+    """
 
     def __init__(self) -> None:
         self.last: pb.IdentifyRequest | None = None
+        self.batches: list[int] = []
+        self.enrolled: dict[str, tuple[pb.EnrollRequest, pb.EnrolledSpeaker]] = {}
         self.refuse: tuple[grpc.StatusCode, str] | None = None
         self.refuse_content: bytes | None = None
         self.reply: pb.IdentifyResponse | None = None
 
     def Identify(self, request: pb.IdentifyRequest, context: grpc.ServicerContext) -> pb.IdentifyResponse:  # noqa: N802, the contract's name
-        self.last = request
-        if self.refuse and self.refuse_content in (None, request.audio.encoded):
+        self._refused(context, request.audio)
+        return self._identified(request)
+
+    def _refused(self, context: grpc.ServicerContext, *audios: pb.Audio) -> None:
+        contents = [None, *(audio.encoded for audio in audios)]
+        if self.refuse and self.refuse_content in contents:
             context.abort(*self.refuse)
+
+    def _identified(self, request: pb.IdentifyRequest) -> pb.IdentifyResponse:
+        self.last = request
         if self.reply:
             return self.reply
         asked = [selector.variant for selector in request.models] or list(VARIANTS)
         return pb.IdentifyResponse(
-            answers=[self._answer(variant, request) for variant in asked],
-            audio=pb.AudioInfo(seconds=SECONDS, sample_rate=16000, channels=1),
-            timings=pb.Timings(decode_s=0.001, queue_s=0.002, inference_s=0.003, encode_s=0.004),
+            answers=[self._answer(variant, request) for variant in asked], audio=AUDIO, timings=TIMINGS
         )
 
     def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:  # noqa: N802
-        if self.refuse:
-            context.abort(*self.refuse)
-        stages = [pb.StageInfo(stage=pb.STAGE_S2, tap="layer2", rows=40, stride=2), pb.StageInfo(stage=pb.STAGE_FUSED)]
+        self._refused(context)
         return pb.ListModelsResponse(
-            models=[
-                pb.Model(variant=variant, version=3, speakers=SPEAKERS, sample_rate=16000, mel_bins=80, stages=stages)
-                for variant in VARIANTS
-            ],
+            models=[_model(variant) for variant in VARIANTS],
             provider="CPUExecutionProvider",
             limits=pb.Limits(max_bytes=32 * 2**20, min_seconds=0.5, max_seconds=60),
         )
@@ -97,32 +111,88 @@ class StandIn(SpeakerIdentificationServicer):
     def IdentifyBatch(  # noqa: N802
         self, request: pb.IdentifyBatchRequest, context: grpc.ServicerContext
     ) -> pb.IdentifyBatchResponse:
-        raise NotImplementedError
+        self._refused(context)
+        self.batches.append(len(request.requests))
+        return pb.IdentifyBatchResponse(results=[self._result(each) for each in request.requests])
+
+    def _result(self, request: pb.IdentifyRequest) -> pb.IdentifyBatchResult:
+        if self.refuse and self.refuse_content == request.audio.encoded:
+            code, message = self.refuse
+            return pb.IdentifyBatchResult(failure=pb.Failure(code=code.name, message=message))
+        return pb.IdentifyBatchResult(response=self._identified(request))
 
     def IdentifyStream(  # noqa: N802
         self, request_iterator: Iterator[pb.IdentifyStreamRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.IdentifyStreamResponse]:
-        raise NotImplementedError
+        """Hears everything in one window."""
+        self._refused(context)
+        start = next(request_iterator).start
+        for _ in request_iterator:
+            pass
+        whole = self._identified(pb.IdentifyRequest(models=start.models, top_k=start.top_k, explain=start.explain))
+        yield pb.IdentifyStreamResponse(
+            window=pb.WindowAnswer(end_s=SECONDS, speech=True, answers=whole.answers, timings=TIMINGS)
+        )
+        yield pb.IdentifyStreamResponse(whole=whole)
 
     def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:  # noqa: N802
-        raise NotImplementedError
+        self._refused(context, request.audio)
+        asked = [selector.variant for selector in request.models] or list(VARIANTS)
+        embeddings = [pb.Embedding(variant=variant, version=3, values=EMBEDDING) for variant in asked]
+        return pb.EmbedResponse(embeddings=embeddings, audio=AUDIO, timings=TIMINGS)
 
     def Verify(self, request: pb.VerifyRequest, context: grpc.ServicerContext) -> pb.VerifyResponse:  # noqa: N802
-        raise NotImplementedError
+        self._refused(context, request.audio, request.other)
+        known = [request.other]
+        if request.WhichOneof("against") == "enrolled_speaker":
+            known = list(self._found(request.enrolled_speaker, context)[0].utterances)
+        variant = request.model.variant or VARIANTS[0]
+        score = 0.9 if request.audio in known else 0.1
+        answer = pb.VerifyResponse(
+            variant=variant, version=3, score=score, threshold=THRESHOLD, same=score >= THRESHOLD,
+            audio=AUDIO, timings=TIMINGS,
+        )  # fmt: skip
+        if request.HasField("explain"):
+            self._explain(answer.explanation, variant, request.explain, request.enrolled_speaker)
+        if request.HasField("other"):
+            answer.other.CopyFrom(AUDIO)
+            if request.HasField("explain"):
+                self._explain(answer.other_explanation, variant, request.explain, "")
+        return answer
 
     def Enroll(self, request: pb.EnrollRequest, context: grpc.ServicerContext) -> pb.EnrollResponse:  # noqa: N802
-        raise NotImplementedError
+        self._refused(context, *request.utterances)
+        count, asked = len(request.utterances), [selector.variant for selector in request.models] or list(VARIANTS)
+        models = [
+            pb.EnrolledModel(variant=each, version=3, utterances=count, enrolled="2026-01-01T00:00:00Z", usable=True)
+            for each in asked
+        ]
+        speaker = pb.EnrolledSpeaker(speaker=request.speaker, models=models)
+        self.enrolled[request.speaker] = (request, speaker)
+        return pb.EnrollResponse(speaker=speaker)
 
     def ListSpeakers(self, request: pb.ListSpeakersRequest, context: grpc.ServicerContext) -> pb.ListSpeakersResponse:  # noqa: N802
-        raise NotImplementedError
+        self._refused(context)
+        return pb.ListSpeakersResponse(speakers=[speaker for _, speaker in self.enrolled.values()])
 
     def RemoveSpeaker(  # noqa: N802
         self, request: pb.RemoveSpeakerRequest, context: grpc.ServicerContext
     ) -> pb.RemoveSpeakerResponse:
-        raise NotImplementedError
+        self._refused(context)
+        self._found(request.speaker, context)
+        del self.enrolled[request.speaker]
+        return pb.RemoveSpeakerResponse()
+
+    def _found(self, speaker: str, context: grpc.ServicerContext) -> tuple[pb.EnrollRequest, pb.EnrolledSpeaker]:
+        if speaker not in self.enrolled:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"nobody is enrolled as {speaker!r}")
+        return self.enrolled[speaker]
 
     def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:  # noqa: N802
-        raise NotImplementedError
+        self._refused(context)
+        if request.model.variant not in VARIANTS:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"variant {request.model.variant!r} is not loaded")
+        return pb.GetModelResponse(model=_model(request.model.variant))
 
     @staticmethod
     def _answer(variant: str, request: pb.IdentifyRequest) -> pb.ModelAnswer:
@@ -135,15 +205,19 @@ class StandIn(SpeakerIdentificationServicer):
                 pb.SpeakerScore(speaker=speaker, probability=probability, logit=30 * probability)
                 for speaker, probability in zip(SPEAKERS, probabilities, strict=True)
             ][: request.top_k or 5],
-            embedding=[0.5, -0.25] if request.with_embedding else [],
+            embedding=EMBEDDING if request.with_embedding else [],
         )
         if request.HasField("explain"):
-            encoding = request.explain.encoding
-            answer.explanation.target_speaker = request.explain.target_speaker or SPEAKERS[0]
-            for stage in request.explain.stages or [pb.STAGE_FUSED]:
-                answer.explanation.saliency.append(plane(saliency(variant), stage, encoding))
-            answer.explanation.log_mel.CopyFrom(plane(log_mel(), pb.STAGE_UNSPECIFIED, encoding))
+            target = request.explain.target_speaker or SPEAKERS[0]
+            StandIn._explain(answer.explanation, variant, request.explain, target)
         return answer
+
+    @staticmethod
+    def _explain(explanation: pb.Explanation, variant: str, asked: pb.ExplainOptions, target: str) -> None:
+        explanation.target_speaker = target
+        for stage in asked.stages or [pb.STAGE_FUSED]:
+            explanation.saliency.append(plane(saliency(variant), stage, asked.encoding))
+        explanation.log_mel.CopyFrom(plane(log_mel(), pb.STAGE_UNSPECIFIED, asked.encoding))
 
 
 @contextmanager

@@ -4,13 +4,23 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
+import grpc
 import numpy as np
 import pytest
 
 from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.client import AsyncSpeakerClient, Explain, Plane, SpeakerClient
+from serving.client import (
+    AsyncSpeakerClient,
+    ClientError,
+    Explain,
+    Identification,
+    InvalidRequestError,
+    Plane,
+    ServerFailureError,
+    SpeakerClient,
+)
 
 from .stand_in import SPEAKERS, VARIANTS, StandIn, log_mel, mel_centres, saliency, serving
 
@@ -153,9 +163,48 @@ def test_asyncio_gives_the_same_answers_side_by_side(address: str, flac: bytes, 
 
 def _awaited(annotation: object) -> object:
     """What asyncio has in the place of a type: of what is iterated over, that which is awaited."""
-    kinds = {Iterable: AsyncIterable, Iterator: AsyncIterator}
-    kind = kinds.get(get_origin(annotation))  # type: ignore[call-overload]
+    kinds: dict[object, Any] = {Iterable: AsyncIterable, Iterator: AsyncIterator}
+    kind = kinds.get(get_origin(annotation))
     return annotation if kind is None else kind[get_args(annotation)]
+
+
+def test_a_batch_has_a_result_or_an_error_for_each(
+    client: SpeakerClient, address: str, stand_in: StandIn, flac: bytes, flac_file: Path
+) -> None:
+    stand_in.refuse, stand_in.refuse_content = (grpc.StatusCode.INVALID_ARGUMENT, "audio: not audio"), b"x"
+
+    async def ask() -> tuple[Identification | ClientError, ...]:
+        async with AsyncSpeakerClient(address, timeout=10) as asked:
+            return await asked.identify_batch([flac_file, b"x", flac], variants="da", top_k=2)
+
+    for results in (client.identify_batch([flac_file, b"x", flac], variants="da", top_k=2), asyncio.run(ask())):
+        first, refused, last = results
+        for each in (first, last):
+            assert isinstance(each, Identification)
+            assert [score.speaker for score in each["da"].speakers] == list(SPEAKERS[:2])
+        assert type(refused) is InvalidRequestError
+        assert str(refused) == "audio: not audio"
+    assert stand_in.batches == [3, 3]
+    with pytest.raises(FileNotFoundError):
+        client.identify_batch([flac, "none.wav"])
+    with pytest.raises(ValueError, match="need their rate"):
+        client.identify_batch([flac, np.zeros(9)])
+    assert stand_in.batches == [3, 3]
+
+
+def test_an_answer_to_a_batch_that_contradicts_the_contract(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    failure = pb.IdentifyBatchResult(failure=pb.Failure(code="OF_A_LATER_TIME", message="what"))
+    answer = pb.IdentifyBatchResponse(results=[failure])
+    monkeypatch.setattr(stand_in, "IdentifyBatch", lambda request, context: answer)
+    with serving(stand_in) as address, SpeakerClient(address) as client:
+        [result] = client.identify_batch([b"x"])
+        assert type(result) is ServerFailureError
+        assert str(result).endswith("failed (UNKNOWN): what")
+        with pytest.raises(ServerFailureError, match="sent 1 results for 2 utterances"):
+            client.identify_batch([b"x", b"y"])
+        answer.results[0].Clear()
+        with pytest.raises(ServerFailureError, match="of a kind that this client does not know"):
+            client.identify_batch([b"x"])
 
 
 def test_both_clients_offer_the_same() -> None:

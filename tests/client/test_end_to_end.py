@@ -12,7 +12,14 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
-from serving.client import AsyncSpeakerClient, Explain, InvalidRequestError, NotFoundError, SpeakerClient
+from serving.client import (
+    AsyncSpeakerClient,
+    Explain,
+    Identification,
+    InvalidRequestError,
+    NotFoundError,
+    SpeakerClient,
+)
 from tests.serving import toy
 from tests.serving.harness import ServerProcess
 
@@ -174,6 +181,21 @@ def test_python_callers_get_the_typed_errors(address: str, recording: Path) -> N
         with pytest.raises(InvalidRequestError, match=r"0\.5"):
             client.identify(soundfile.read(recording, frames=160)[0], rate=16000)
         assert client.identify(recording).answers
+
+
+def test_a_batch_answers_as_single_calls_do_and_each_for_itself(address: str, recording: Path) -> None:
+    with SpeakerClient(address) as client:
+        alone = client.identify(recording, variants="da,clean")
+        results = client.identify_batch([recording, b"no audio", recording], variants="da,clean")
+        with pytest.raises(InvalidRequestError, match="requests: 0; send 1 to 256"):
+            client.identify_batch([])
+    assert isinstance(results[1], InvalidRequestError)
+    for each in (results[0], results[2]):
+        assert isinstance(each, Identification)
+        assert [answer.name for answer in each.answers] == ["da@1", "clean@1"]
+        for one, other in zip(each.answers, alone.answers, strict=True):
+            assert one.best.speaker == other.best.speaker
+            assert one.best.probability == pytest.approx(other.best.probability, rel=1e-4)
 
 
 def test_a_server_that_has_gone(recording: Path, tmp_path: Path) -> None:
