@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,8 +32,10 @@ OWN_FLAGS = ("--port=0", "--metrics-port=0", "--window-seconds=10")
 class ServerProcess:
     """`python -m serving` on ports of its own choice; a context manager that insists on a clean end."""
 
-    def __init__(self, bundles: Path, *flags: str, wait: bool = True) -> None:
+    def __init__(self, bundles: Path, *flags: str, wait: bool = True, within: Sequence[str] = ()) -> None:
+        """`within`: a command that ends by executing the one it is given."""
         command = [
+            *within,
             sys.executable,
             "-m",
             "serving",
