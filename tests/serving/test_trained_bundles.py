@@ -1,7 +1,9 @@
 """Bundles as the export writes them: the served answers are those of the graphs, alone, batched and drawn."""
 
 import json
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from export.kinks import Kinks
-from export.parity import Case, nearest_errors
+from export.parity import Case, eager, nearest_errors
 from protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, voice
 from training.checkpoint import load_run
+from training.network import SpeakerNetwork
 
 STAGES = (pb.STAGE_S1, pb.STAGE_S2, pb.STAGE_S3, pb.STAGE_S4)
+THRESHOLD_OF_THREE = 0.75
 MAPS = ("saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4")
 
 
@@ -53,9 +57,31 @@ def reference(folder: Path, utterances: list[NDArray[np.float32]]) -> list[dict[
 
 
 @pytest.fixture(scope="module")
-def kinks(runs: dict[str, Path], manifest: dict[str, Any]) -> Kinks:
+def network(runs: dict[str, Path], manifest: dict[str, Any]) -> SpeakerNetwork:
+    """What was exported."""
+    return load_run(runs[manifest["variant"]]).network
+
+
+@pytest.fixture(scope="module")
+def kinks(network: SpeakerNetwork) -> Kinks:
     """Right maps that differ by rounding alone: a batch's shape decides how a ReLU at its kink falls."""
-    return Kinks(load_run(runs[manifest["variant"]]).network)
+    return Kinks(network)
+
+
+@pytest.fixture(scope="module")
+def keeping(
+    folder: Path, manifest: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """A server that keeps speakers; dev has one utterance of each here, hence a threshold for more by hand."""
+    root = tmp_path_factory.mktemp("keeping")
+    copy = shutil.copytree(folder, root / "bundles" / folder.parent.name / folder.name)
+    verification = manifest["verification"]
+    [alone] = verification["thresholds"]
+    thresholds = [alone, {**alone, "utterances": 3, "threshold": THRESHOLD_OF_THREE}]
+    changed = {**manifest, "verification": {**verification, "thresholds": thresholds}}
+    (copy / "bundle.json").write_text(json.dumps(changed), encoding="utf-8")
+    with ServerProcess(root / "bundles", f"--speakers={root / 'speakers.db'}") as process:
+        yield process
 
 
 def request(manifest: dict[str, Any], audio: NDArray[np.float32], **options: object) -> pb.IdentifyRequest:
@@ -127,6 +153,110 @@ def test_the_fused_map(
         [message] = server.identify(request(manifest, audio)).answers[0].explanation.saliency
         shape = expected["features"].shape
         mean = np.mean([displayed(expected[f"saliency_{stage}"], *shape) for stage in manifest["fused_stages"]], axis=0)
+        assert distance(plane(message), mean) < 1e-3
+
+
+def claim(manifest: dict[str, Any], audio: NDArray[np.float32], **fields: object) -> pb.VerifyRequest:
+    return pb.VerifyRequest(audio=raw(audio), model=pb.ModelSelector(variant=manifest["variant"]), **fields)  # type: ignore[arg-type]
+
+
+def direction(server: ServerProcess, manifest: dict[str, Any], audio: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What Embed says, at length one."""
+    models = [pb.ModelSelector(variant=manifest["variant"])]
+    [each] = server.stub.Embed(pb.EmbedRequest(audio=raw(audio), models=models), timeout=CALL_SECONDS).embeddings
+    values = np.array(each.values)
+    return np.asarray(values / np.linalg.norm(values))
+
+
+def check_maps(
+    message: pb.Explanation,
+    audio: NDArray[np.float32],
+    against: NDArray[np.float64],
+    network: SpeakerNetwork,
+    kinks: Kinks,
+) -> None:
+    """The maps are those that autograd gives for the cosine."""
+    case = Case(torch.from_numpy(audio), -1, torch.from_numpy(against.astype(np.float32)))
+    expected = eager(network, case)
+    maps = dict(zip(MAPS, map(plane, message.saliency), strict=True))
+    served = {"features": plane(message.log_mel), **maps}
+    raw_errors = {name: distance(values, expected[name]) for name, values in served.items()}
+    assert raw_errors["features"] < 1e-4
+    errors = nearest_errors(case, served, raw_errors, kinks)
+    assert max(errors[name] for name in MAPS) < 1e-3, errors
+
+
+def test_two_voices_are_compared_as_embed_and_autograd_say(
+    server: ServerProcess,
+    manifest: dict[str, Any],
+    utterances: list[NDArray[np.float32]],
+    network: SpeakerNetwork,
+    kinks: Kinks,
+) -> None:
+    threshold = manifest["verification"]["thresholds"][0]
+    assert threshold["utterances"] == 1
+    options = pb.ExplainOptions(stages=STAGES, resolution=pb.RESOLUTION_NATIVE)
+    directions = [direction(server, manifest, audio) for audio in utterances]
+    decisions = set()
+    for one, other in ((0, 1), (1, 2), (3, 4), (3, 3)):  # two of each speaker
+        asked = claim(manifest, utterances[one], other=raw(utterances[other]), explain=options)
+        answer = server.stub.Verify(asked, timeout=CALL_SECONDS)
+        assert answer.score == pytest.approx(directions[one] @ directions[other], abs=1e-5)
+        assert answer.threshold == threshold["threshold"]
+        assert answer.same == (answer.score >= threshold["threshold"])
+        decisions.add(answer.same)
+        if one != other:  # one at its maximum has nothing to explain
+            check_maps(answer.explanation, utterances[one], directions[other], network, kinks)
+            check_maps(answer.other_explanation, utterances[other], directions[one], network, kinks)
+    assert decisions == {True, False}
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_an_enrolled_speaker_is_compared_with_the_mean_and_its_own_threshold(
+    keeping: ServerProcess,
+    manifest: dict[str, Any],
+    utterances: list[NDArray[np.float32]],
+    network: SpeakerNetwork,
+    kinks: Kinks,
+    count: int,
+) -> None:
+    model, enrolled, audio = pb.ModelSelector(variant=manifest["variant"]), utterances[:count], utterances[5]
+    keeping.stub.Enroll(
+        pb.EnrollRequest(speaker="anna", utterances=[raw(each) for each in enrolled], models=[model]),
+        timeout=CALL_SECONDS,
+    )
+    mean = np.mean([direction(keeping, manifest, each) for each in enrolled], axis=0)
+    threshold = THRESHOLD_OF_THREE if count >= 3 else manifest["verification"]["thresholds"][0]["threshold"]
+    options = pb.ExplainOptions(stages=STAGES, resolution=pb.RESOLUTION_NATIVE)
+    for each in (audio, enrolled[0]):
+        answer = keeping.stub.Verify(
+            claim(manifest, each, enrolled_speaker="anna", explain=options), timeout=CALL_SECONDS
+        )
+        cosine = direction(keeping, manifest, each) @ mean / np.linalg.norm(mean)
+        assert answer.score == pytest.approx(cosine, abs=1e-5)
+        assert answer.threshold == threshold
+        assert answer.same == (answer.score >= threshold)
+        if count > 1 or each is audio:
+            check_maps(answer.explanation, each, mean, network, kinks)
+
+
+def test_the_fused_map_of_a_comparison(
+    server: ServerProcess, manifest: dict[str, Any], folder: Path, utterances: list[NDArray[np.float32]]
+) -> None:
+    session = ort.InferenceSession(folder / "verify.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    audio, other = utterances[:2]
+    answer = server.stub.Verify(
+        claim(manifest, audio, other=raw(other), explain=pb.ExplainOptions()), timeout=CALL_SECONDS
+    )
+    sides = ((answer.explanation, audio, other), (answer.other_explanation, other, audio))
+    for explanation, heard, against in sides:
+        reference = direction(server, manifest, against).astype(np.float32)
+        inputs = {"audio": heard[None], "lengths": np.array([len(heard)]), "reference": reference[None]}
+        expected = {name: value[0] for name, value in zip(names, session.run(names, inputs), strict=True)}
+        shape = expected["features"].shape
+        mean = np.mean([displayed(expected[f"saliency_{stage}"], *shape) for stage in manifest["fused_stages"]], axis=0)
+        [message] = explanation.saliency
         assert distance(plane(message), mean) < 1e-3
 
 
