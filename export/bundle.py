@@ -137,7 +137,7 @@ def _fill(folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance
     """Write everything but the weights, which are there, into a bundle's folder."""
     evaluated = spread(corpus.utterances("test"), baseline.UTTERANCES)
     clips = choose_utterances(corpus, parity.UTTERANCES)
-    total = 5 + parity.steps() + baseline.steps(corpus, evaluated)
+    total = 6 + parity.steps() + baseline.steps(corpus, evaluated)
     done = itertools.count(1)
 
     def advance() -> None:
@@ -150,10 +150,9 @@ def _fill(folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance
     exported = ExportedNetwork(run.network)
     facts = _facts(run, version, calibration, verification)
     try:
-        write_graphs(exported, folder, {name: json.dumps(value) for name, value in facts.items()})
+        write_graphs(exported, folder, {name: json.dumps(value) for name, value in facts.items()}, advance)
     except GraphError as error:
         raise ExportError(f"{run.variant}: {error}") from error
-    advance()
     write_torchscript(exported, folder)
     advance()
     utterances, listed = _write_utterances(folder, clips)

@@ -45,13 +45,14 @@ class _Traced(nn.Module):
         return tuple(self._method(audio, lengths, other))
 
 
-def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str]) -> None:
+def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str], advance: Callable[[], None]) -> None:
     """Write the graphs into a folder.
 
     Args:
         network: what to export.
         folder: where `predict.onnx`, `explain.onnx` and `verify.onnx` go.
         facts: written into the graphs' metadata, so that a graph parted from its bundle still explains itself.
+        advance: called after each of the two graphs that are traced.
 
     Raises:
         GraphError: a graph has operators outside the standard or without a CUDA kernel.
@@ -63,7 +64,9 @@ def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str
     reference = torch.randn(_BATCH, network.embed.out_features, generator=generator)
     example = {"audio": audio, "lengths": lengths}
     explain = _trace(_Traced(network, network.explain), {**example, "target": target}, Explanation._fields)
+    advance()
     verify = _trace(_Traced(network, network.verify), {**example, "reference": reference}, Verification._fields)
+    advance()
     # What predicts is the beginning of what explains, so it need not be traced.
     predict = onnx.utils.Extractor(explain).extract_model(["audio", "lengths"], list(Prediction._fields))
     for model, name in ((predict, PREDICT), (explain, EXPLAIN), (verify, VERIFY)):
