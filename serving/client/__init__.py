@@ -38,7 +38,7 @@ from serving.client.results import (
     WindowResult,
 )
 from serving.client.stream import StreamOptions
-from serving.client.voices import Comparison, EnrolledModel, EnrolledSpeaker
+from serving.client.voices import Comparison, Embeddings, EnrolledModel, EnrolledSpeaker
 
 __all__ = [
     "Answer",
@@ -48,6 +48,7 @@ __all__ = [
     "ClientError",
     "Comparison",
     "DeadlineExceededError",
+    "Embeddings",
     "EnrolledModel",
     "EnrolledSpeaker",
     "Explain",

@@ -4,9 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from numpy.typing import NDArray
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
@@ -158,8 +156,8 @@ class SpeakerClient:
         rate: int | None = None,
         variants: str | Sequence[str] = "all",
         timeout: float | None = None,
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return the embedding of one utterance by model, such as `act-da@3`; arguments and errors as of `identify`."""
+    ) -> voices.Embeddings:
+        """Return the embeddings of one utterance; arguments and errors as of `identify`."""
         request = voices.embed_request(audio, rate, variants)
         with translated(self.address):
             return voices.embeddings(self._stub.Embed(request, timeout=self._deadline(timeout)))

@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=DEFAULT_TIMEOUT_S,
         metavar="SECONDS",
-        help="how long a call may take (default: %(default)g)",
+        help="how long a call may take, for each file in it (default: %(default)g)",
     )
     parser.add_argument(
         "--tls", action=argparse.BooleanOptionalAction, default=None, help="use TLS; the options below imply it"

@@ -18,8 +18,20 @@ The object's shape is part of the program's interface; keys are added, not chang
     PLANE = {"rows", "columns", "seconds": [first, last], "hertz": [first, last],  the axes' outermost centres
              "mean", "peak": {"value", "seconds", "hertz"}}
 
+`embed` has "embeddings" in the place of "answers": [{"variant", "version", "values": [number, …]}, …]. `verify` prints
+one object:
+
+    {"file", "other" or "enrolled": str, "variant", "version", "score", "threshold", "same": bool,
+     "audio", "other_audio",                                                      as "audio" above
+     "explanation", "other_explanation",                                          as "explanation" above
+     "timings", "plot", "arrays", "other_plot", "other_arrays"}
+
+`enroll` prints SPEAKER = {"speaker", "models": [{"variant", "version", "utterances", "enrolled", "usable"}, …]},
+`speakers` {"speakers": [SPEAKER, …]}, `forget` {"forgotten": str}, and `health` {"serving": bool}.
+
 A file that failed has {"file", "error": {"code", "message"}} instead, with the gRPC status as the code, or
-UNREADABLE for a file that could not be read and UNWRITABLE for a result that could not be written.
+UNREADABLE for a file that could not be read and UNWRITABLE for a result that could not be written; a command that
+failed as a whole prints the same without "file".
 """
 
 from collections.abc import Sequence
@@ -29,7 +41,9 @@ from typing import Any
 
 import numpy as np
 
-from serving.client.results import Answer, Explanation, Identification, ModelFailure, Plane, WindowResult
+from serving.client.results import Answer, Explanation, Identification, ModelFailure, Plane, Timings, WindowResult
+from serving.client.shown import Shown
+from serving.client.voices import Comparison, Embeddings
 
 
 def identification_document(file: str, result: Identification) -> dict[str, Any]:
@@ -39,7 +53,38 @@ def identification_document(file: str, result: Identification) -> dict[str, Any]
         "audio": asdict(result.audio),
         "answers": [_answer(answer) for answer in result.answers],
         **_failures(result.failures),
-        "timings": {phase: _number(seconds) for phase, seconds in asdict(result.timings).items()},
+        "timings": _timings(result.timings),
+    }
+
+
+def embeddings_document(file: str, result: Embeddings) -> dict[str, Any]:
+    """Return what `embed --json` prints for one file."""
+    models = (name.rpartition("@") for name in result.by_model)
+    return {
+        "file": file,
+        "audio": asdict(result.audio),
+        "embeddings": [
+            {"variant": variant, "version": int(version), "values": [_number(value) for value in values]}
+            for (variant, _, version), values in zip(models, result.by_model.values(), strict=True)
+        ],
+        **_failures(result.failures),
+        "timings": _timings(result.timings),
+    }
+
+
+def comparison_document(result: Comparison) -> dict[str, Any]:
+    """Return what `verify --json` prints, but for what was compared."""
+    explanations = {"explanation": result.explanation, "other_explanation": result.other_explanation}
+    return {
+        "variant": result.variant,
+        "version": result.version,
+        "score": _number(result.score),
+        "threshold": _number(result.threshold),
+        "same": result.same,
+        "audio": asdict(result.audio),
+        **({"other_audio": asdict(result.other)} if result.other else {}),
+        **{name: _explanation(each) for name, each in explanations.items() if each},
+        "timings": _timings(result.timings),
     }
 
 
@@ -49,24 +94,28 @@ def window_document(window: WindowResult) -> dict[str, Any]:
         "window": {"start_s": _number(window.start_s), "end_s": _number(window.end_s), "speech": window.speech},
         "answers": [_answer(answer) for answer in window.answers],
         **_failures(window.failures),
-        "timings": {phase: _number(seconds) for phase, seconds in asdict(window.timings).items()},
+        "timings": _timings(window.timings),
     }
+
+
+def _timings(timings: Timings) -> dict[str, float]:
+    return {phase: _number(seconds) for phase, seconds in asdict(timings).items()}
 
 
 def _failures(failures: Sequence[ModelFailure]) -> dict[str, Any]:
     return {"failures": [asdict(failure) for failure in failures]} if failures else {}
 
 
-def save_arrays(path: Path, result: Identification) -> None:
+def save_arrays(path: Path, shown: Sequence[Shown]) -> None:
     """Write every map, the log-mel and their axes as a compressed .npz.
 
     Names are `VARIANT@VERSION/STAGE` (or `…/log_mel`) for the values [rows, columns], and the same followed by
     `/frequencies_hz` [rows] and `/times_s` [columns]. Raises OSError where the file cannot be written.
     """
     arrays: dict[str, Any] = {}
-    for answer in result.answers:
-        for name, plane in planes(answer.explanation).items():
-            key = f"{answer.name}/{name}"
+    for model in shown:
+        for name, plane in planes(model.explanation).items():
+            key = f"{model.name}/{name}"
             arrays[key] = plane.values
             arrays[f"{key}/frequencies_hz"] = plane.frequencies_hz
             arrays[f"{key}/times_s"] = plane.times_s
@@ -74,10 +123,8 @@ def save_arrays(path: Path, result: Identification) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def planes(explanation: Explanation | None) -> dict[str, Plane]:
+def planes(explanation: Explanation) -> dict[str, Plane]:
     """Return the maps of an explanation by stage, and the log-mel as `log_mel`."""
-    if explanation is None:
-        return {}
     log_mel = {"log_mel": explanation.log_mel} if explanation.log_mel else {}
     return {**explanation.maps, **log_mel}
 
@@ -101,13 +148,16 @@ def _answer(answer: Answer) -> dict[str, Any]:
     if answer.timeline:
         document["timeline"] = [{**asdict(each), "probability": _number(each.probability)} for each in answer.timeline]
     if answer.explanation:
-        log_mel = answer.explanation.log_mel
-        document["explanation"] = {
-            "target_speaker": answer.explanation.target_speaker,
-            "log_mel": _plane(log_mel) if log_mel else None,
-            "maps": {stage: _plane(plane) for stage, plane in answer.explanation.maps.items()},
-        }
+        document["explanation"] = _explanation(answer.explanation)
     return document
+
+
+def _explanation(explanation: Explanation) -> dict[str, Any]:
+    return {
+        "target_speaker": explanation.target_speaker,
+        "log_mel": _plane(explanation.log_mel) if explanation.log_mel else None,
+        "maps": {stage: _plane(plane) for stage, plane in explanation.maps.items()},
+    }
 
 
 def _plane(plane: Plane) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import sys
 from enum import IntEnum
+from typing import Any
 
 from serving.client.errors import (
     ClientError,
     DeadlineExceededError,
     InvalidRequestError,
     NotFoundError,
+    NotPossibleError,
     OverloadedError,
     ServerUnavailableError,
     UnauthenticatedError,
@@ -25,6 +27,7 @@ class Exit(IntEnum):
     BUSY = 6
     FAILURE = 7
     UNAUTHENTICATED = 8
+    NOT_POSSIBLE = 9
     INTERRUPTED = 130
 
 
@@ -32,11 +35,12 @@ EXIT_CODES_HELP = """exit codes:
   0  every file was answered
   2  wrong usage, or a missing optional package
   3  a file could not be read, or the server refused it
-  4  no such variant, version or target speaker
+  4  no such variant, version or speaker
   5  no server answers, or it is not ready
   6  the server is overloaded, or did not answer in time
   7  the server failed, or a result could not be written
-  8  the server wants a token, or another one"""
+  8  the server wants a token, or another one
+  9  the server keeps no speakers, or has this one from another model"""
 
 
 class CommandError(Exception):
@@ -55,6 +59,14 @@ class CommandError(Exception):
         self.code = code
         self.stops = stops
 
+    def of_one(self) -> "CommandError":
+        """The same as one file's own, which does not stop the others."""
+        return CommandError(self.exit_code, self.code, str(self))
+
+    def document(self) -> dict[str, Any]:
+        """What `--json` prints of it."""
+        return {"error": {"code": self.code, "message": str(self)}}
+
 
 def usage_error(message: str) -> CommandError:
     """Return the error of a command that cannot start."""
@@ -64,6 +76,7 @@ def usage_error(message: str) -> CommandError:
 _CALL_EXITS: dict[type[ClientError], tuple[Exit, bool]] = {
     InvalidRequestError: (Exit.INPUT, False),
     NotFoundError: (Exit.NOT_FOUND, True),
+    NotPossibleError: (Exit.NOT_POSSIBLE, True),
     UnauthenticatedError: (Exit.UNAUTHENTICATED, True),
     ServerUnavailableError: (Exit.UNAVAILABLE, True),
     OverloadedError: (Exit.BUSY, False),

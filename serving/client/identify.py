@@ -1,65 +1,85 @@
-"""The command `speakerlens identify`: one call per file."""
+"""The command `speakerlens identify`: one call for one file, and few for many."""
 
 import argparse
-import errno
-import os
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from serving.client import outputs
+from serving.client import explaining, inputs, outputs, shown
 from serving.client.client import SpeakerClient
 from serving.client.connection import connect
 from serving.client.errors import ClientError
-from serving.client.failures import CommandError, Exit, call_error, complain, usage_error
-from serving.client.request import Explain, StageName, identify_request
+from serving.client.failures import CommandError, Exit, call_error, usage_error
+from serving.client.request import identify_request
 from serving.client.results import Identification
+
+# Few enough that answers begin to come soon; the server computes about as many together.
+FILES_AT_ONCE = 8
+# Of a message, beside the audio: far above what any question takes.
+OVERHEAD_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A file, and what came of it."""
+
+    file: str
+    content: bytes
+    result: Identification | CommandError
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own options."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help=inputs.FILE_HELP)
+    parser.add_argument(
+        "--variants",
+        default="all",
+        metavar="NAMES",
+        help="models to ask, with commas: act-da is the newest version of it, act-da@3 its third (default: all)",
+    )
+    parser.add_argument("--top-k", type=_count, metavar="K", help="speakers per variant (default: the server's, 5)")
+    explaining.add_options(parser)
+    parser.add_argument("--target", metavar="SPEAKER", help="explain this speaker's score, not the best speaker's")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per file, a line each, instead of tables"
+    )
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask about every file in turn; one that fails does not stop the others, unless they would fail likewise.
+    """Ask about every file; one that fails does not stop the others, unless they would fail likewise.
 
     Raises:
         CommandError: the command cannot start.
     """
     question = _question(arguments)
     show = outputs.json_lines if arguments.json else outputs.tables()
-    writers: dict[str, tuple[Path, outputs.Write]] = {}
-    if arguments.plot:
-        writers["plot"] = (arguments.plot, outputs.plots(arguments.plot))
-    if arguments.save:
-        writers["arrays"] = (arguments.save, outputs.arrays(arguments.save))
+    writers = explaining.Writers(arguments, len(arguments.files))
     exit_code = Exit.OK
     with connect(arguments) as client:
-        for number, file in enumerate(arguments.files, start=1):
+        for number, asked in enumerate(_answers(client, arguments.files, question), start=1):
             try:
-                content = _read(file)
-                result = _ask(client, content, question)
-                written = {}
-                for kind, (path, write) in writers.items():
-                    written[kind] = outputs.numbered(path, number, len(arguments.files))
-                    _write(write, written[kind], file, content, result)
+                if isinstance(asked.result, CommandError):
+                    raise asked.result
+                pictured = shown.of_identification(asked.result)
+                written = writers.write(number, asked.file, asked.content, pictured)
             except CommandError as error:
                 exit_code = exit_code or error.exit_code
-                _report(file, error, as_json=arguments.json)
+                inputs.report(asked.file, error, as_json=arguments.json)
                 if error.stops:
                     break
             else:
-                show(file, result, written)
+                show(asked.file, asked.result, written)
     return exit_code
 
 
 def _question(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `SpeakerClient.identify`, checked before any file is read."""
-    if arguments.files.count(outputs.STDIN) > 1:
-        raise usage_error("- (standard input) can be read only once")
-    explained = arguments.explain or arguments.stages or arguments.target or arguments.plot or arguments.save
-    stages = cast(Sequence[StageName], (arguments.stages or "fused").split(","))
+    inputs.check(arguments.files)
     question = {
         "variants": arguments.variants,
         "top_k": arguments.top_k,
-        "explain": Explain(stages=stages, target=arguments.target) if explained else False,
+        "explain": explaining.asked(arguments, arguments.target),
     }
     try:
         identify_request(b"", None, with_embedding=False, **question)
@@ -68,35 +88,65 @@ def _question(arguments: argparse.Namespace) -> dict[str, Any]:
     return question
 
 
-def _read(file: str) -> bytes:
+def _answers(client: SpeakerClient, files: Sequence[str], question: dict[str, Any]) -> Iterator[_Asked]:
+    """Yield what comes of every file, in their order."""
     try:
-        return _read_standard_input() if file == outputs.STDIN else Path(file).read_bytes()
-    except OSError as error:
-        raise CommandError(Exit.INPUT, "UNREADABLE", error.strerror or str(error)) from error
-
-
-def _read_standard_input() -> bytes:
-    if sys.stdin is None:  # closed, as by `<&-`
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    return sys.stdin.buffer.read()
-
-
-def _ask(client: SpeakerClient, content: bytes, question: dict[str, Any]) -> Identification:
-    try:
-        return client.identify(content, **question)
+        # A single file is not worth a question about limits: the server itself says when it is too large.
+        most_bytes = client.models().limits.max_bytes if len(files) > 1 else 0
     except ClientError as error:
-        raise call_error(error) from error
+        yield from (_Asked(file, b"", call_error(error)) for file in files)
+        return
+    for batch in _batches(files, most_bytes):
+        results = iter(_results(client, [each for _, each in batch if isinstance(each, bytes)], question))
+        for file, content in batch:
+            if isinstance(content, CommandError):
+                yield _Asked(file, b"", content)
+            else:
+                yield _Asked(file, content, next(results))
 
 
-def _write(write: outputs.Write, target: Path, file: str, content: bytes, result: Identification) -> None:
+def _batches(files: Sequence[str], most_bytes: int) -> Iterator[list[tuple[str, bytes | CommandError]]]:
+    """Yield files with their contents, or why they have none, as many at a time as go into one call."""
+    batch: list[tuple[str, bytes | CommandError]] = []
+    size = 0
+    for file in files:
+        content: bytes | CommandError
+        try:
+            content = inputs.read(file)
+        except CommandError as error:
+            content = error
+        added = len(content) + OVERHEAD_BYTES if isinstance(content, bytes) else 0
+        if batch and (len(batch) == FILES_AT_ONCE or size + added > most_bytes):
+            yield batch
+            batch, size = [], 0
+        batch.append((file, content))
+        size += added
+    yield batch
+
+
+def _results(
+    client: SpeakerClient, contents: Sequence[bytes], question: dict[str, Any]
+) -> Sequence[Identification | CommandError]:
+    """Return what comes of each content."""
+    results: Sequence[Identification | ClientError]
     try:
-        write(target, file, content, result)
-    except OSError as error:
-        raise CommandError(Exit.FAILURE, "UNWRITABLE", f"cannot write {target}: {error.strerror or error}") from error
+        if len(contents) == 1:
+            results = [client.identify(contents[0], **question)]
+        elif contents:
+            # In one call they may take as long as they might one by one.
+            results = client.identify_batch(contents, timeout=client.timeout * len(contents), **question)
+        else:
+            results = []
+    except ClientError as error:
+        results = [error] * len(contents)
+    errors = [call_error(each) for each in results if isinstance(each, ClientError)]
+    if len(errors) == len(contents) and len({str(error) for error in errors}) == 1 and errors[0].stops:
+        return errors
+    # What only some have met does not stop the others, whatever it is.
+    return [call_error(each).of_one() if isinstance(each, ClientError) else each for each in results]
 
 
-def _report(file: str, error: CommandError, *, as_json: bool) -> None:
-    # What stops everything, such as a server that is not there, is not this file's fault.
-    complain(str(error) if error.stops else f"{outputs.title(file)}: {error}")
-    if as_json:
-        outputs.print_json({"file": file, "error": {"code": error.code, "message": str(error)}})
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)

@@ -1,16 +1,18 @@
-"""Where the answers of `speakerlens identify` go: tables or JSON lines on stdout, plots and arrays into files."""
+"""Where the answers of `speakerlens` go: tables or JSON lines on stdout, plots and arrays into files."""
 
 import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from serving.client import document
 from serving.client.failures import CommandError, Exit, usage_error
 from serving.client.results import Catalogue, Identification
+from serving.client.shown import Shown
+from serving.client.voices import EnrolledSpeaker
 
 STDIN = "-"
 PLOT_FORMATS = (".png", ".svg", ".pdf")
@@ -20,8 +22,8 @@ _NO_TABLES = "tables need rich (--json needs nothing)"
 Show = Callable[[str, Identification, dict[str, Path]], None]
 """Shows a file's answer and, by kind, the files that were written for it."""
 
-Write = Callable[[Path, str, bytes, Identification], None]
-"""Writes to the path what belongs to a file of this name and content."""
+Write = Callable[[Path, str, bytes, Sequence[Shown]], None]
+"""Writes to the path what is shown of a file of this name and content."""
 
 
 def tables() -> Show:
@@ -40,6 +42,12 @@ def catalogue_table() -> Callable[[str, Catalogue], None]:
     """Return what prints the models of a server, or raise a `CommandError` that says what to install."""
     table = _client_extra("table", _NO_TABLES)
     return lambda address, catalogue: table.print_catalogue(address, catalogue, sys.stdout)
+
+
+def speakers_table() -> Callable[[Sequence[EnrolledSpeaker]], None]:
+    """Return what prints enrolled speakers, or raise a `CommandError` that says what to install."""
+    table = _client_extra("table", _NO_TABLES)
+    return lambda speakers: table.print_speakers(speakers, sys.stdout)
 
 
 def json_lines(file: str, result: Identification, written: dict[str, Path]) -> None:
@@ -64,12 +72,12 @@ def plots(path: Path) -> Write:
     _check_folder("--plot", path)
     plot = _client_extra("plot", "plots need matplotlib")
 
-    def write(target: Path, file: str, content: bytes, result: Identification) -> None:
+    def write(target: Path, file: str, content: bytes, shown: Sequence[Shown]) -> None:
         try:
             waveform = plot.read_waveform(content)
         except plot.SoundFileError as error:
             raise CommandError(Exit.INPUT, "UNREADABLE", f"the waveform cannot be drawn: {error}") from error
-        plot.save_plot(target, Path(title(file)).name, result, waveform)
+        plot.save_plot(target, Path(title(file)).name, shown, waveform)
 
     return write
 
@@ -79,7 +87,7 @@ def arrays(path: Path) -> Write:
     if path.suffix.lower() != ".npz":
         raise usage_error(f"--save {path}: the name must end in .npz")
     _check_folder("--save", path)
-    return lambda target, _file, _content, result: document.save_arrays(target, result)
+    return lambda target, _file, _content, shown: document.save_arrays(target, shown)
 
 
 def title(file: str) -> str:

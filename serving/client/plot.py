@@ -1,6 +1,7 @@
 """Draws what each variant listened to: waveform, log-mel, and a panel per saliency map (needs matplotlib)."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from serving.client.results import Answer, Identification, Plane
+from serving.client.results import Plane
+from serving.client.shown import Shown
 
 SoundFileError = soundfile.SoundFileError
 
@@ -52,36 +54,31 @@ def read_waveform(content: bytes) -> Waveform:
         return Waveform(np.concatenate(blocks), int(file.samplerate))
 
 
-def save_plot(path: Path, name: str, result: Identification, waveform: Waveform) -> None:
+def save_plot(path: Path, name: str, shown: Sequence[Shown], waveform: Waveform) -> None:
     """Draw one utterance to a file as its suffix says (.png, .svg, .pdf); raises OSError where it cannot be written."""
-    draw(name, result, waveform).savefig(path)
+    draw(name, shown, waveform).savefig(path)
 
 
-def draw(name: str, result: Identification, waveform: Waveform) -> Figure:
-    """Draw one utterance's panels, top to bottom: waveform, log-mel, then every map of every answer.
+def draw(name: str, shown: Sequence[Shown], waveform: Waveform) -> Figure:
+    """Draw one utterance's panels, top to bottom: waveform, log-mel, then every map of every model.
 
     All panels share the time axis in seconds; those over frequency share an axis labelled in kHz and spaced in mel,
     on which the rows of the front end are equally high. Maps are shown relative to their own maximum.
 
     Raises:
-        ValueError: no answer has a map.
+        ValueError: there is no map.
     """
-    panels = [
-        (answer, stage, plane)
-        for answer in result.answers
-        if answer.explanation
-        for stage, plane in answer.explanation.maps.items()
-    ]
+    panels = [(model, stage, plane) for model in shown for stage, plane in model.explanation.maps.items()]
     if not panels:
-        raise ValueError("there is nothing to draw: the answers hold no saliency map; ask for explain")
-    log_mel = next((a.explanation.log_mel for a in result.answers if a.explanation and a.explanation.log_mel), None)
+        raise ValueError("there is nothing to draw: the answer holds no saliency map; ask for explain")
+    log_mel = next((model.explanation.log_mel for model in shown if model.explanation.log_mel), None)
     rows = ["waveform", *(["log-mel"] if log_mel else []), *["map"] * len(panels)]
     heights = [_HEIGHTS_IN[row] for row in rows]
     figure = Figure(figsize=(_WIDTH_IN, sum(heights) + 0.32 * len(rows) + 0.7), dpi=_DPI, layout="constrained")
     # The colour bars have a column of their own: taken from their panels, they would break the shared time axis.
     grid = figure.subplots(len(rows), 2, width_ratios=[1, 0.018], height_ratios=heights, squeeze=False)
     axes, bars = list(grid[:, 0]), list(grid[:, 1])
-    _share(axes, result.audio.seconds)
+    _share(axes, len(waveform.samples) / waveform.rate)
     figure.suptitle(name, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
     _waveform(axes[0], waveform)
     bars[0].axis("off")
@@ -90,11 +87,11 @@ def draw(name: str, result: Identification, waveform: Waveform) -> Figure:
         image = _image(axes[1], log_mel, (float(low), float(high)), "magma")
         _title(axes[1], "log-mel", "what the network saw, less its mean over time")
         _bar(figure, image, bars[1], "log power")
-    for axis, bar, (answer, stage, plane) in zip(axes[-len(panels) :], bars[-len(panels) :], panels, strict=True):
+    for axis, bar, (model, stage, plane) in zip(axes[-len(panels) :], bars[-len(panels) :], panels, strict=True):
         largest = float(plane.values.max())
         relative = Plane(plane.values / largest, plane.frequencies_hz, plane.times_s) if largest > 0 else plane
         image = _image(axis, relative, (0.0, 1.0), "inferno")
-        _title(axis, f"{answer.name}: {_verdict(answer)}", f"{stage} saliency{_explained(answer)}")
+        _title(axis, f"{model.name}: {model.verdict}", f"{stage} saliency{model.subject}")
         _bar(figure, image, bar, "of maximum")
     _share_frequency(axes[1:])
     axes[-1].set_xlabel("time (s)")
@@ -155,20 +152,6 @@ def _edges(centres: NDArray[Any]) -> tuple[float, float]:
 def _mel(hertz: NDArray[Any] | float) -> NDArray[Any]:
     """Kaldi's mel scale, on which the front end's rows are equally spaced."""
     return np.asarray(1127.0 * np.log1p(np.asarray(hertz) / 700.0))
-
-
-def _verdict(answer: Answer) -> str:
-    verdict = f"{answer.best.speaker}  {answer.best.probability:.1%}"
-    return verdict if answer.known else f"{verdict} (unknown: below the model's threshold)"
-
-
-def _explained(answer: Answer) -> str:
-    """Say whose score the map explains where it is not the best speaker's."""
-    target = answer.explanation.target_speaker if answer.explanation else answer.best.speaker
-    if target == answer.best.speaker:
-        return ""
-    found = next((score for score in answer.speakers if score.speaker == target), None)
-    return f" for {target}" + (f" ({found.probability:.1%})" if found else "")
 
 
 def _title(axis: Axes, left: str, right: str) -> None:

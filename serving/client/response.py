@@ -37,9 +37,9 @@ def identification(response: pb.IdentifyResponse) -> Identification:
     """
     return Identification(
         answers=_answers(response.answers),
-        audio=AudioInfo(response.audio.seconds, response.audio.sample_rate, response.audio.channels),
-        timings=_timings(response.timings),
-        failures=_failures(response.answers),
+        audio=audio_info(response.audio),
+        timings=timings(response.timings),
+        failures=failures(response.answers),
     )
 
 
@@ -74,8 +74,8 @@ def window(answer: pb.WindowAnswer) -> WindowResult:
         end_s=answer.end_s,
         speech=answer.speech,
         answers=_answers(answer.answers),
-        failures=_failures(answer.answers),
-        timings=_timings(answer.timings),
+        failures=failures(answer.answers),
+        timings=timings(answer.timings),
     )
 
 
@@ -89,7 +89,13 @@ def catalogue(response: pb.ListModelsResponse) -> Catalogue:
     )
 
 
-def _timings(timings: pb.Timings) -> Timings:
+def audio_info(audio: pb.AudioInfo) -> AudioInfo:
+    """Read what the server received."""
+    return AudioInfo(audio.seconds, audio.sample_rate, audio.channels)
+
+
+def timings(timings: pb.Timings) -> Timings:
+    """Read where the server spent its time."""
     return Timings(timings.decode_s, timings.queue_s, timings.inference_s, timings.encode_s)
 
 
@@ -97,7 +103,8 @@ def _answers(answers: Iterable[pb.ModelAnswer]) -> tuple[Answer, ...]:
     return tuple(_answer(answer) for answer in answers if not answer.HasField("failure"))
 
 
-def _failures(answers: Iterable[pb.ModelAnswer]) -> tuple[ModelFailure, ...]:
+def failures(answers: Iterable[pb.ModelAnswer] | Iterable[pb.Embedding]) -> tuple[ModelFailure, ...]:
+    """Read the failures among the answers of models."""
     return tuple(
         ModelFailure(answer.variant, answer.version, answer.failure.code, answer.failure.message)
         for answer in answers

@@ -1,6 +1,6 @@
 """Answers for people: tables on the terminal (needs rich, of the extra `client`)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from rich.console import Console, RenderableType
@@ -9,6 +9,7 @@ from rich.text import Text
 
 from serving.client.document import peak
 from serving.client.results import Answer, Catalogue, Identification
+from serving.client.voices import EnrolledSpeaker
 
 
 def print_identification(name: str, result: Identification, out: TextIO) -> None:
@@ -67,6 +68,20 @@ def print_catalogue(address: str, catalogue: Catalogue, out: TextIO) -> None:
     limits = catalogue.limits
     line = f"{limits.min_seconds:g} to {limits.max_seconds:g} s and at most {limits.max_bytes / 2**20:g} MiB a request"
     _print(Text(f"{catalogue.provider}; {line}"), out)
+
+
+def print_speakers(speakers: Sequence[EnrolledSpeaker], out: TextIO) -> None:
+    """Print the enrolled speakers, a row for each model that has one."""
+    table = Table()
+    for heading in ("speaker", "model", "utterances", "enrolled", ""):
+        table.add_column(heading, justify="right" if heading == "utterances" else "left")
+    for speaker in speakers:
+        for rank, model in enumerate(speaker.models):
+            cells = [speaker.speaker if rank == 0 else "", f"{model.variant}@{model.version}", str(model.utterances)]
+            state = "" if model.usable else "not usable: its bundle is not loaded"
+            end = rank == len(speaker.models) - 1
+            table.add_row(*_texts([*cells, model.enrolled, state]), end_section=end)
+    _print(table if speakers else Text("nobody is enrolled"), out)
 
 
 def _peak(answer: Answer) -> str:

@@ -1,6 +1,6 @@
 """Embeddings, comparisons and enrolled speakers: their requests, and what a server answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +9,32 @@ from numpy.typing import NDArray
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.client import response
 from serving.client.request import AudioSource, Explain, audio_message, explain_message, selectors
-from serving.client.results import Explanation
+from serving.client.results import AudioInfo, Explanation, ModelFailure, Timings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """The embeddings of one utterance."""
+
+    by_model: Mapping[str, NDArray[np.float32]]
+    """[size], unnormalised, by model such as `act-da@3`, in the order asked for."""
+    audio: AudioInfo
+    timings: Timings
+    failures: tuple[ModelFailure, ...] = ()
+    """Models that failed while others answered."""
+
+    def __getitem__(self, variant: str) -> NDArray[np.float32]:
+        """Return the embedding of `act-da` (the first one, if several versions were asked) or of `act-da@3`."""
+        for name, values in self.by_model.items():
+            if variant in (name, name.rpartition("@")[0]):
+                return values
+        for failure in self.failures:
+            if variant in (failure.variant, failure.name):
+                raise KeyError(f"{failure.name} failed ({failure.code}): {failure.message}")
+        raise KeyError(f"no embedding of {variant!r}; there is: {', '.join(self.by_model)}")
+
+
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """Whether two voices are one."""
 
@@ -28,6 +50,15 @@ class Comparison:
     """Where the model listened in the audio for this score; None unless asked for."""
     other_explanation: Explanation | None
     """The same in the other utterance, where there is one."""
+    audio: AudioInfo
+    other: AudioInfo | None
+    """None where the voice was compared with an enrolled speaker's."""
+    timings: Timings
+
+    @property
+    def name(self) -> str:
+        """Variant and version of the model: `act-da@3`."""
+        return f"{self.variant}@{self.version}"
 
 
 @dataclass(frozen=True)
@@ -56,13 +87,18 @@ def embed_request(audio: AudioSource, rate: int | None, variants: str | Sequence
     return pb.EmbedRequest(audio=audio_message(audio, rate), models=selectors(variants))
 
 
-def embeddings(answer: pb.EmbedResponse) -> dict[str, NDArray[np.float32]]:
-    """Read embeddings [size], unnormalised, by `act-da@3`; models that failed are left out."""
-    return {
-        f"{each.variant}@{each.version}": np.array(each.values, dtype=np.float32)
-        for each in answer.embeddings
-        if not each.HasField("failure")
-    }
+def embeddings(answer: pb.EmbedResponse) -> Embeddings:
+    """Read embeddings."""
+    return Embeddings(
+        by_model={
+            f"{each.variant}@{each.version}": np.array(each.values, dtype=np.float32)
+            for each in answer.embeddings
+            if not each.HasField("failure")
+        },
+        audio=response.audio_info(answer.audio),
+        timings=response.timings(answer.timings),
+        failures=response.failures(answer.embeddings),
+    )
 
 
 def verify_request(
@@ -89,12 +125,21 @@ def verify_request(
 
 def comparison(answer: pb.VerifyResponse) -> Comparison:
     """Read a comparison."""
-    explanations = [
+    first, second = (
         response.explanation(getattr(answer, name)) if answer.HasField(name) else None
         for name in ("explanation", "other_explanation")
-    ]
+    )
     return Comparison(
-        answer.variant, answer.version, answer.score, answer.threshold, answer.same, explanations[0], explanations[1]
+        variant=answer.variant,
+        version=answer.version,
+        score=answer.score,
+        threshold=answer.threshold,
+        same=answer.same,
+        explanation=first,
+        other_explanation=second,
+        audio=response.audio_info(answer.audio),
+        other=response.audio_info(answer.other) if answer.HasField("other") else None,
+        timings=response.timings(answer.timings),
     )
 
 

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
+from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.client.cli import main
 
 from .stand_in import VARIANTS, StandIn, log_mel, mel_centres, saliency, serving
@@ -287,13 +288,48 @@ def test_a_result_that_cannot_be_written(command: Command, address: str, flac_fi
     assert f"cannot write {tmp_path / 'maps.npz'}: Is a directory" in one_line(done, 7)
 
 
-def test_help_names_every_option_and_exit_code(command: Command) -> None:
-    text = command("identify", "--help").stdout
-    options = "--variants --top-k --explain --stages --target --plot --save --json --server --timeout"
-    for option in options.split():
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("identify", "--variants --top-k --explain --stages --target --plot --save"),
+        ("listen", "--rate --channels --format --variants"),
+        ("embed", "--variants"),
+        ("verify", "--enrolled --variant --explain --stages --plot --save"),
+        ("enroll", "--variants"),
+        ("speakers", ""),
+        ("forget", ""),
+        ("models", ""),
+        ("health", ""),
+    ],
+)
+def test_help_names_every_option_and_exit_code(command: Command, name: str, options: str) -> None:
+    assert f"\n    {name} " in command("--help").stdout
+    text = command(name, "--help").stdout
+    for option in [*options.split(), "--json", "--server", "--timeout", "--token-file"]:
         assert f"\n  {option} " in text or f"\n  {option}\n" in text
-    for code in range(2, 8):
+    for code in range(2, 10):
         assert f"\n  {code}  " in text
+
+
+def test_many_files_take_few_calls(command: Command, address: str, stand_in: StandIn, flac_file: Path) -> None:
+    files = [flac_file] * 11 + [flac_file.with_name("missing.wav")] + [flac_file] * 7
+    done = command("identify", *files, "--server", address, "--variants", "da", "--json")
+    assert done.returncode == 3
+    documents = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [document["file"] for document in documents] == list(map(str, files))
+    assert [index for index, document in enumerate(documents) if "error" in document] == [11]
+    assert stand_in.batches == [8, 7, 3]
+
+
+def test_what_a_batch_meets_as_one_is_said_once(command: Command, flac_file: Path) -> None:
+    stand_in = StandIn()
+    refusal = pb.Failure(code="NOT_FOUND", message="there is no such variant")
+    result = pb.IdentifyBatchResult(failure=refusal)
+    stand_in.IdentifyBatch = lambda request, context: pb.IdentifyBatchResponse(results=[result] * len(request.requests))  # type: ignore[method-assign]
+    with serving(stand_in) as address:
+        done = command("identify", *[flac_file] * 9, "--server", address, "--json")
+    assert one_line(done, 4) == "speakerlens: there is no such variant\n"
+    assert done.stdout.count("\n") == 1
 
 
 def test_a_reader_that_has_had_enough_is_no_error(address: str, flac_file: Path) -> None:

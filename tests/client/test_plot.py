@@ -9,6 +9,7 @@ from matplotlib.image import imread
 
 from serving.client import Explain, Identification, SpeakerClient
 from serving.client.plot import Waveform, draw, read_waveform, save_plot
+from serving.client.shown import of_identification
 
 from .stand_in import COLUMNS, SECONDS, VARIANTS, log_mel, mel_centres, saliency
 
@@ -24,7 +25,7 @@ def _panels(figure: mpl.figure.Figure) -> list[mpl.axes.Axes]:
 
 
 def test_one_panel_each_for_waveform_log_mel_and_every_variant(result: Identification, flac: bytes) -> None:
-    panels = _panels(draw("click.flac", result, read_waveform(flac)))
+    panels = _panels(draw("click.flac", of_identification(result), read_waveform(flac)))
     assert [panel.get_title(loc="left") for panel in panels] == [
         "waveform",
         "log-mel",
@@ -39,7 +40,7 @@ def test_one_panel_each_for_waveform_log_mel_and_every_variant(result: Identific
 
 
 def test_panels_share_seconds_and_kilohertz(result: Identification, flac: bytes) -> None:
-    figure = draw("click.flac", result, read_waveform(flac))
+    figure = draw("click.flac", of_identification(result), read_waveform(flac))
     figure.draw_without_rendering()
     panels = _panels(figure)
     assert {panel.get_xlim() for panel in panels} == {(0.0, SECONDS)}
@@ -61,7 +62,7 @@ def test_panels_share_seconds_and_kilohertz(result: Identification, flac: bytes)
 
 def test_the_click_stands_out_where_it_is(result: Identification, flac: bytes) -> None:
     """A single sample in 32,000 survives the drawing of 1,500 columns."""
-    path = _panels(draw("click.flac", result, read_waveform(flac)))[0].collections[0].get_paths()[0]
+    path = _panels(draw("click.flac", of_identification(result), read_waveform(flac)))[0].collections[0].get_paths()[0]
     highest = path.vertices[np.argmax(path.vertices[:, 1])]  # type: ignore[index]
     assert highest == pytest.approx([1.5, 0.9], abs=2e-3)
 
@@ -75,30 +76,30 @@ def test_a_file_that_does_not_say_how_long_it_is(flac: bytes, endless_flac: byte
 def test_stages_with_their_own_target_say_so(client: SpeakerClient, flac: bytes) -> None:
     asked = Explain(stages=("s1", "fused"), target="[bold]$x^$")
     result = client.identify(flac, variants="da", top_k=1, explain=asked)
-    panels = _panels(draw("$name.flac", result, read_waveform(flac)))
+    panels = _panels(draw("$name.flac", of_identification(result), read_waveform(flac)))
     rights = [panel.get_title(loc="right") for panel in panels[2:]]
     assert rights == ["s1 saliency for [bold]$x^$", "fused saliency for [bold]$x^$"]
 
 
 def test_nothing_to_draw_is_refused(client: SpeakerClient, flac: bytes) -> None:
     with pytest.raises(ValueError, match="ask for explain"):
-        draw("click.flac", client.identify(flac), read_waveform(flac))
+        draw("click.flac", of_identification(client.identify(flac)), read_waveform(flac))
 
 
 def test_a_silent_map_and_a_silent_waveform_draw(result: Identification) -> None:
     for answer in result.answers:
         assert answer.explanation is not None
         answer.explanation.maps["fused"].values[:] = 0
-    panels = _panels(draw("silence", result, Waveform(np.zeros(32000, np.float32), 16000)))
+    panels = _panels(draw("silence", of_identification(result), Waveform(np.zeros(32000, np.float32), 16000)))
     assert all(np.all(panel.images[0].get_array() == 0) for panel in panels[2:])
 
 
 def test_the_picture(result: Identification, flac: bytes, tmp_path: Path) -> None:
     """Each map's blob is bright in its own panel's place in the PNG, and the place around it is dark."""
     path = tmp_path / "out.png"
-    save_plot(path, "click.flac", result, read_waveform(flac))
+    save_plot(path, "click.flac", of_identification(result), read_waveform(flac))
     picture = imread(path)[..., :3].mean(axis=2)
-    figure = draw("click.flac", result, read_waveform(flac))
+    figure = draw("click.flac", of_identification(result), read_waveform(flac))
     figure.draw_without_rendering()
     height, width = picture.shape
     for panel, variant in zip(_panels(figure)[2:], VARIANTS, strict=True):

@@ -67,7 +67,7 @@ def test_asyncio_gives_the_same(server: ServerProcess, client: SpeakerClient, tm
     async def ask() -> None:
         async with AsyncSpeakerClient(server.ready["grpc"]) as asked:
             audio = voice(1.0)
-            assert (await asked.embed(audio, rate=RATE)).keys() == {"clean@1", "da@1"}
+            assert (await asked.embed(audio, rate=RATE)).by_model.keys() == {"clean@1", "da@1"}
             await asked.enroll("bob", [audio], rate=RATE)
             assert [each.speaker for each in await asked.speakers()] == ["bob"]
             assert (await asked.verify(audio, speaker="bob", rate=RATE, variant="da")).same

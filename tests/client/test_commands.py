@@ -1,0 +1,208 @@
+"""The commands for voices, and `identify` for many files, against a real server."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from serving.client.cli import main
+from tests.serving import toy
+from tests.serving.harness import ServerProcess, voice
+
+RATE = 16_000
+# A second of 16-bit audio is 32 kB.
+MESSAGE_BYTES = 100_000
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("commands")
+    for seed, variant in enumerate(("clean", "da")):
+        toy.write_bundle(folder / "bundles", variant, 1, seed)
+    flags = (f"--speakers={folder / 'speakers.db'}", f"--max-message-bytes={MESSAGE_BYTES}")
+    with ServerProcess(folder / "bundles", *flags) as process:
+        yield process
+
+
+@pytest.fixture
+def command(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command and returns exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = main([*map(str, arguments), "--server", server.ready["grpc"]])
+        except SystemExit as end:
+            code = int(str(end.code))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("audio")
+    paths = [folder / f"{index}.wav" for index in range(5)]
+    for seed, path in enumerate(paths):
+        sf.write(path, voice(1.0, seed=seed), RATE, subtype="PCM_16")
+    return paths
+
+
+def documents(done: tuple[int, str, str], code: int = 0) -> list[Any]:
+    assert done[0] == code, done[2]
+    return [json.loads(line) for line in done[1].splitlines()]
+
+
+def embedding(file: Path, seed: int) -> Any:
+    return toy.expected(toy.weights(seed), sf.read(file, dtype="float32")[0])["embedding"]
+
+
+def test_embed(command: Command, files: list[Path], tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("hello")
+    first, refused, second = documents(command("embed", files[0], text, files[1], "--json"), 3)
+    assert refused["file"] == str(text)
+    assert refused["error"]["code"] == "INVALID_ARGUMENT"
+    for document, file in ((first, files[0]), (second, files[1])):
+        assert (document["file"], document["audio"]["seconds"]) == (str(file), 1.0)
+        found = {each["variant"]: each["values"] for each in document["embeddings"]}
+        for seed, variant in enumerate(("clean", "da")):
+            np.testing.assert_allclose(found[variant], embedding(file, seed), rtol=1e-3, atol=1e-5)
+        assert document["timings"]["inference_s"] > 0
+    code, out, _ = command("embed", files[0], "--variants", "da@1")
+    assert code == 0
+    assert f"{files[0]}  (1.00 s)\nda@1: 6 numbers of length " in out
+    code, out, err = command("embed", files[0], files[1], "--variants", "none-such")
+    assert (code, out, err.count("\n")) == (4, "", 1)
+    assert "none-such" in err
+    assert command("embed", files[0], "--variants", "da@x")[0] == 2
+
+
+def test_verify_two_files_and_show_why(command: Command, files: list[Path], tmp_path: Path) -> None:
+    one, other = (embedding(file, 1) for file in files[:2])
+    score = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    asked = ("verify", *files[:2], "--variant", "da", "--stages", "s1,fused")
+    [document] = documents(
+        command(*asked, "--json", "--plot", tmp_path / "why.svg", "--save", tmp_path / "why.npz"),
+    )
+    assert (document["file"], document["other"]) == (str(files[0]), str(files[1]))
+    assert document["score"] == pytest.approx(score, abs=1e-4)
+    assert (document["threshold"], document["same"]) == (0.8, score >= 0.8)
+    assert document["audio"] == document["other_audio"] == {"seconds": 1.0, "sample_rate": RATE, "channels": 1}
+    assert list(document["other_explanation"]["maps"]) == ["s1", "fused"]
+    for number, kind in ((1, ""), (2, "other_")):
+        assert document[f"{kind}plot"] == str(tmp_path / f"why-{number}.svg")
+        assert "<svg" in Path(document[f"{kind}plot"]).read_text()
+        with np.load(document[f"{kind}arrays"], allow_pickle=False) as arrays:
+            assert {"da@1/s1", "da@1/fused", "da@1/log_mel/times_s"} <= set(arrays)
+            explanation = document[f"{kind}explanation"]
+            assert arrays["da@1/s1"].mean() == pytest.approx(explanation["maps"]["s1"]["mean"], rel=1e-4)
+    code, out, _ = command("verify", files[0], files[0], "--variant", "da")
+    assert (code, out) == (0, f"{files[0]} and {files[0]}: the same voice (da@1: score 1.000, threshold 0.800)\n")
+
+
+def test_enroll_speakers_verify_and_forget(command: Command, files: list[Path], tmp_path: Path) -> None:
+    assert command("speakers")[1] == "nobody is enrolled\n"
+    code, out, _ = command("enroll", "anna", files[0], files[1], "--variants", "da")
+    assert (code, out) == (0, "enrolled anna of 2 utterances in da@1\n")
+    [bob] = documents(command("enroll", "bob", files[2], "--json"))
+    assert [(each["variant"], each["utterances"]) for each in bob["models"]] == [("clean", 1), ("da", 1)]
+    [listed] = documents(command("speakers", "--json"))
+    assert [each["speaker"] for each in listed["speakers"]] == ["anna", "bob"]
+    assert listed["speakers"][1] == bob
+    code, out, _ = command("speakers")
+    assert code == 0
+    assert [line.split("│")[1].strip() for line in out.splitlines() if "@1" in line] == ["anna", "bob", ""]
+
+    picture = tmp_path / "bob.png"
+    asked = ("verify", files[2], "--enrolled", "bob", "--variant", "clean")
+    [document] = documents(command(*asked, "--plot", picture, "--json"))
+    assert (document["enrolled"], document["same"], document["plot"]) == ("bob", True, str(picture))
+    assert picture.stat().st_size > 10_000
+    assert document["explanation"]["target_speaker"] == "bob"
+    assert not any(key.startswith("other") for key in document)
+    assert command(*asked)[1].startswith(f"{files[2]} and bob: the same voice (clean@1: ")
+
+    code, out, err = command("verify", files[0], "--enrolled", "anna", "--variant", "clean", "--json")
+    assert (code, json.loads(out)["error"]["code"], err.count("\n")) == (9, "FAILED_PRECONDITION", 1)
+    assert command("forget", "anna")[:2] == (0, "forgot anna\n")
+    assert documents(command("forget", "bob", "--json")) == [{"forgotten": "bob"}]
+    for gone in (("forget", "anna"), ("verify", files[0], "--enrolled", "anna", "--variant", "da")):
+        code, _, err = command(*gone)
+        assert (code, err.count("\n")) == (4, 1)
+        assert "'anna'" in err
+
+
+def test_what_is_enrolled_is_all_or_nothing(command: Command, files: list[Path], tmp_path: Path) -> None:
+    missing = tmp_path / "missing.wav"
+    code, _, err = command("enroll", "carl", files[0], missing)
+    assert (code, err) == (3, f"speakerlens: {missing}: No such file or directory\n")
+    text = tmp_path / "text.wav"
+    text.write_text("hello")
+    assert command("enroll", "carl", files[0], text)[0] == 3
+    assert command("speakers")[1] == "nobody is enrolled\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["verify", "a.wav"], "compare with one thing"),
+        (["verify", "a.wav", "b.wav", "--enrolled", "anna"], "compare with one thing"),
+        (["verify", "-", "-"], "can be read only once"),
+        (["verify", "a.wav", "b.wav", "--variant", "da@x"], "after @"),
+        (["verify", "a.wav", "b.wav", "--plot", "x.bmp"], "the name must end in"),
+        (["enroll", "anna", "-", "-"], "can be read only once"),
+        (["enroll", "anna", "a.wav", "--variants", ","], "is not a variant"),
+        (["forget", os.fsdecode(b"caf\xe9")], "is not UTF-8"),
+    ],
+)
+def test_wrong_usage(command: Command, arguments: list[str], sentence: str) -> None:
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert sentence in err
+
+
+def test_a_server_that_keeps_no_speakers(capsys: pytest.CaptureFixture[str], files: list[Path], tmp_path: Path) -> None:
+    toy.write_bundle(tmp_path, "da", 1)
+    with ServerProcess(tmp_path) as other:
+        for arguments in (("enroll", "anna", str(files[0])), ("speakers",), ("forget", "anna")):
+            assert main([*arguments, "--server", other.ready["grpc"], "--json"]) == 9
+            out, err = capsys.readouterr()
+            assert json.loads(out)["error"]["code"] == "FAILED_PRECONDITION"
+            assert "--speakers" in err
+
+
+def test_many_files_in_calls_that_the_server_has_room_for(
+    server: ServerProcess, command: Command, files: list[Path], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("hello")
+    large = tmp_path / "large.wav"
+    sf.write(large, voice(4.0), RATE, subtype="PCM_16")
+    asked = [*files, text, large, files[0]]
+    found = documents(command("identify", *asked, "--variants", "da", "--json"), 3)
+    assert [document["file"] for document in found] == list(map(str, asked))
+    assert [document.get("error", {}).get("code") for document in found] == [
+        None, None, None, None, None, "INVALID_ARGUMENT", "INVALID_ARGUMENT", None,
+    ]  # fmt: skip
+    assert "too large" in found[6]["error"]["message"]
+    for document, file in zip(found, asked, strict=True):
+        if "error" not in document:
+            logits = toy.expected(toy.weights(1), sf.read(file, dtype="float32")[0])["logits"]
+            assert document["answers"][0]["speakers"][0]["speaker"] == toy.speakers()[int(logits.argmax())]
+    # Of 32 kB each, two go into one call beside what a question may take; the large one goes alone, as the last does.
+    metrics = server.metrics()
+    calls = {name: value for name, value in metrics.items() if 'method="IdentifyBatch"' in name and "_count" in name}
+    assert sum(calls.values()) == 3, calls
+    code, _, err = command("identify", *files, "--variants", "none-such")
+    assert (code, err.count("\n")) == (4, 1)
+
+
+def test_health_in_json(command: Command) -> None:
+    assert documents(command("health", "--json")) == [{"serving": True}]
