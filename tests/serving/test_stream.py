@@ -292,10 +292,12 @@ def test_a_stream_that_is_cancelled_as_its_client_ends_it_leaves_no_error_behind
         loop.set_exception_handler(lambda _, context: heard.append(context))
         ended = asyncio.Event()
 
+        nothing: list[int] = []
+
         async def messages() -> AsyncIterator[int]:
             await ended.wait()
-            for nothing in ():
-                yield nothing
+            for message in nothing:
+                yield message
 
         async def read() -> None:
             async for _ in patient(messages(), Patience(CALL_SECONDS, loop.create_future())):
