@@ -17,7 +17,7 @@ EPILOG = f"{VARIABLES_HELP}\n\n{EXIT_CODES_HELP}"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         code = int(arguments.run(arguments))
         sys.stdout.flush()
@@ -65,7 +65,8 @@ def _health(arguments: argparse.Namespace) -> int:
     return Exit.UNAVAILABLE
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; what it parses has the command's function as `run`."""
     parser = argparse.ArgumentParser(
         prog="speakerlens",
         description="Ask a speakerlens server who is speaking, and what its models listened to.",

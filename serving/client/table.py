@@ -73,12 +73,12 @@ def print_catalogue(address: str, catalogue: Catalogue, out: TextIO) -> None:
 def print_speakers(speakers: Sequence[EnrolledSpeaker], out: TextIO) -> None:
     """Print the enrolled speakers, a row for each model that has one."""
     table = Table()
-    for heading in ("speaker", "model", "utterances", "enrolled", ""):
+    for heading in ("speaker", "model", "utterances", "enrolled", "usable"):
         table.add_column(heading, justify="right" if heading == "utterances" else "left")
     for speaker in speakers:
         for rank, model in enumerate(speaker.models):
             cells = [speaker.speaker if rank == 0 else "", f"{model.variant}@{model.version}", str(model.utterances)]
-            state = "" if model.usable else "not usable: its bundle is not loaded"
+            state = "yes" if model.usable else "no: its bundle is not loaded"
             end = rank == len(speaker.models) - 1
             table.add_row(*_texts([*cells, model.enrolled, state]), end_section=end)
     _print(table if speakers else Text("nobody is enrolled"), out)

@@ -2,12 +2,14 @@
 
 import ast
 import re
+import shlex
 
 import pytest
 from google.protobuf import json_format, message_factory
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving import client
+from serving.client import cli
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -23,6 +25,17 @@ def test_what_is_sent_is_a_request_of_that_call(body: str, method: str) -> None:
 
 def test_the_page_sends_something() -> None:
     assert {"Identify", "GetModel"} <= {method for _, method in SENT.findall(PAGE)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_call_is_shown(method: str) -> None:
+    assert re.search(rf"^## .*\b{method}\b", PAGE, re.MULTILINE)
+    assert re.search(rf"\$S/{method}\b", PAGE)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\$ speakerlens (.*)$", PAGE, re.MULTILINE))
+def test_commands_are_understood(line: str) -> None:
+    cli.parser().parse_args(shlex.split(line))  # ends the process where they are not
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
