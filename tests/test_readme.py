@@ -93,12 +93,13 @@ def reader(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_shell_calls(reader: Path, server: ServerProcess) -> None:
-    models, identify, piped = block("sh", "speakerlens models").strip().splitlines()
+    models, identify, piped, verify = block("sh", "speakerlens models").strip().splitlines()
     address = f" --server {server.ready['grpc']}"
     assert "act-da" in call(here(models) + address, reader).stdout
     assert "act-da" in call(here(identify) + address, reader).stdout
     assert (reader / "build" / "answer.png").read_bytes().startswith(b"\x89PNG")
     assert call(here(piped.replace(" <", f"{address} <")), reader).stdout.startswith("{")
+    assert "(act-da@1: score " in call(here(verify) + address, reader).stdout
 
 
 def test_python_call(reader: Path, server: ServerProcess) -> None:
