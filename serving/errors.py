@@ -4,8 +4,9 @@ Every error that a request can cause is a `RequestError`: it carries the name of
 is also the bounded label of the rejection counter. The one place that turns them into statuses is `serving.rpc`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from enum import StrEnum
+from itertools import islice
 from typing import ClassVar
 
 QUOTED_CHARACTERS = 64
@@ -120,8 +121,7 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= QUOTED_CHARACTERS else text[:QUOTED_CHARACTERS] + "…")
 
 
-def listed(names: Iterable[object]) -> str:
-    """What there is, in a bounded list: `a, b, c and 17 more`."""
-    texts = [str(name) for name in names]
-    shown = ", ".join(text[:QUOTED_CHARACTERS] for text in texts[:LISTED_NAMES])
-    return shown if len(texts) <= LISTED_NAMES else f"{shown} and {len(texts) - LISTED_NAMES} more"
+def listed(names: Collection[object]) -> str:
+    """What there is, in a bounded list: `a, b, c and 17 more`; there may be millions, if a client sent them."""
+    shown = ", ".join(str(name)[:QUOTED_CHARACTERS] for name in islice(names, LISTED_NAMES))
+    return shown if len(names) <= LISTED_NAMES else f"{shown} and {len(names) - LISTED_NAMES} more"

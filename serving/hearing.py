@@ -86,9 +86,12 @@ class Hearing:
         models: each with the label it explains, or PREDICTED.
         question: what is wanted. Where that is maps, all windows are kept until the end.
         off_loop: runs a function in a thread.
+        watch: notes where the time goes.
     """
 
-    def __init__(self, models: Sequence[tuple[Model, int]], question: Question, off_loop: OffLoop) -> None:
+    def __init__(
+        self, models: Sequence[tuple[Model, int]], question: Question, off_loop: OffLoop, watch: Stopwatch
+    ) -> None:
         self._ears = [_Ear(model, target, Ballot(model.bundle)) for model, target in models]
         self._explained = question.explain is not None
         self._question = question
@@ -96,7 +99,7 @@ class Hearing:
         self._urgent: Callable[[Window], bool] = _is_first
         self._windows = 0
         self._last: Window | None = None
-        self.watch = Stopwatch()
+        self.watch = watch
 
     async def windows(
         self, windows: AsyncIterator[Window], urgent: Callable[[Window], bool] = _is_first
@@ -170,7 +173,8 @@ class Hearing:
                 break
             except ResourceExhaustedError as error:
                 # Before anything has been done for a request, its caller decides whether to wait.
-                if _is_first(window) or error.reason is not Reason.QUEUE_FULL:
+                begun = self._windows > 0 or not _is_first(window)
+                if not begun or error.reason is not Reason.QUEUE_FULL:
                     raise
                 await asyncio.sleep(error.retry_after_s or NO_ROOM_SECONDS)
         for each in (self.watch, watch):

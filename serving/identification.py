@@ -9,7 +9,7 @@ from typing import TypeVar
 from serving.answers import Answer, Identification, answer_of
 from serving.audio import MODEL_RATE, AudioInfo, Longest
 from serving.config import Config
-from serving.errors import Reason, ResourceExhaustedError
+from serving.errors import Reason, RequestError, ResourceExhaustedError
 from serving.hearing import Hearing
 from serving.metrics import Metrics
 from serving.models import Model, Models
@@ -20,6 +20,9 @@ from serving.tracing import tell_phases
 from serving.windows import Window, Windowing, WindowReader, windowing
 
 T = TypeVar("T")
+
+# When to ask again where all places are taken; they come free as often as requests are answered.
+NO_PLACE_SECONDS = 0.1
 
 
 class Identifier:
@@ -67,8 +70,10 @@ class Identifier:
             return await self.whole(query, models, hearing, reader.info)
 
     @contextmanager
-    def hearing(self, question: Question, models: Sequence[Model]) -> Iterator[Hearing]:
-        """A place among the requests in work, once the question makes sense and its models have room.
+    def hearing(self, question: Question, models: Sequence[Model], whole: Stopwatch | None = None) -> Iterator[Hearing]:
+        """A place among the requests in work, once the question makes sense and one of its models has room.
+
+        Time is noted by `whole` as well, where what is heard is part of something.
 
         Raises:
             RequestError: the question is wrong, or too much for the server now.
@@ -76,14 +81,14 @@ class Identifier:
         targets = [target_of(question, model) for model in models]
         if self._in_flight >= self._config.max_in_flight:
             raise ResourceExhaustedError(
-                Reason.IN_FLIGHT, f"{self._config.max_in_flight} requests are in work already; try again later"
+                Reason.IN_FLIGHT,
+                f"{self._config.max_in_flight} requests are in work already; try again later",
+                NO_PLACE_SECONDS,
             )
-        for model in models:
-            queue = model.explain if question.explain else model.predict
-            queue.check_room(question.deadline, question.priority)
+        _check_room(question, models)
         self._in_flight += 1
         try:
-            yield Hearing(list(zip(models, targets, strict=True)), question, self.off_loop)
+            yield Hearing(list(zip(models, targets, strict=True)), question, self.off_loop, Stopwatch(whole))
         finally:
             self._in_flight -= 1
 
@@ -122,3 +127,20 @@ class Identifier:
                 self._metrics.answers.labels(answer.variant, "explain" if question.explain else "predict").inc()
         self._metrics.audio.inc(result.audio.seconds)
         charge(result.audio.seconds)
+
+
+def _check_room(question: Question, models: Sequence[Model]) -> None:
+    """Refuses early where no model has room; where only some have none, those fail by name when they are asked.
+
+    Raises:
+        RequestError: that of the first model.
+    """
+    refusals: list[RequestError] = []
+    for model in models:
+        queue = model.explain if question.explain else model.predict
+        try:
+            queue.check_room(question.deadline, question.priority)
+        except RequestError as error:
+            refusals.append(error)
+    if len(refusals) == len(models):
+        raise refusals[0]

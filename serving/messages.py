@@ -1,7 +1,7 @@
 """Messages of `speakerlens.v1` and what the core understands, one into the other; knows nothing of calls."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from protos.speakerlens.v1 import identification_pb2 as pb
@@ -40,7 +40,8 @@ STAGE_NUMBERS: Final[dict[str, pb.Stage.ValueType]] = {name: number for number, 
 ENCODING_NUMBERS: Final = {
     encoding: number for number, encoding in ENCODINGS.items() if number != pb.ENCODING_UNSPECIFIED
 }
-
+# A message of a few MB could hold millions, and the event loop would be busy with nothing else for a minute.
+MAX_MODELS: Final = 64
 
 PRIORITIES: Final = {
     pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
@@ -58,7 +59,7 @@ def query_of(
     """
     return Query(
         audio=audio_of(request.audio),
-        models=tuple(Selector(model.variant, model.version) for model in request.models),
+        models=selectors_of(request.models),
         top_k=request.top_k,
         explain=explain_of(request.explain) if request.HasField("explain") else None,
         with_embedding=request.with_embedding,
@@ -74,7 +75,7 @@ def start_of(start: pb.StreamStart, deadline: float | None) -> tuple[Question, F
         InvalidArgumentError: a field has a value that means nothing.
     """
     question = Question(
-        models=tuple(Selector(model.variant, model.version) for model in start.models),
+        models=selectors_of(start.models),
         top_k=start.top_k,
         explain=explain_of(start.explain) if start.HasField("explain") else None,
         with_embedding=start.with_embedding,
@@ -124,6 +125,15 @@ def stream_response_of(answer: WindowAnswer | Identification) -> pb.IdentifyStre
     return pb.IdentifyStreamResponse(window=window)
 
 
+def selectors_of(models: Sequence[pb.ModelSelector]) -> tuple[Selector, ...]:
+    """The models asked for; errors as for `query_of`."""
+    if len(models) > MAX_MODELS:
+        raise InvalidArgumentError(
+            Reason.ARGUMENT, f"models: {len(models)} are asked for; ask for at most {MAX_MODELS}, each once"
+        )
+    return tuple(Selector(model.variant, model.version) for model in models)
+
+
 def priority_of(priority: pb.Priority.ValueType, unspecified: Priority = Priority.INTERACTIVE) -> Priority:
     """The queue's word for a priority."""
     if priority == pb.PRIORITY_UNSPECIFIED:
@@ -154,6 +164,10 @@ def _sample_type(field: str, number: int) -> str:
 
 def explain_of(options: pb.ExplainOptions) -> ExplainOptions:
     """What is asked of the maps."""
+    if len(options.stages) > len(STAGES):
+        raise InvalidArgumentError(
+            Reason.ARGUMENT, f"explain.stages: {len(options.stages)} are asked for; there are {len(STAGES)}"
+        )
     for index, stage in enumerate(options.stages):
         if stage not in STAGES:
             raise InvalidArgumentError(
@@ -188,12 +202,22 @@ def response_of(result: Identification) -> pb.IdentifyResponse:
     return response
 
 
-def result_of(result: pb.IdentifyResponse | Exception) -> pb.IdentifyBatchResult:
-    """One of a batch: its answer, or what the caller is told of the error."""
-    if isinstance(result, Exception):
-        code, message = told(result)
-        return pb.IdentifyBatchResult(failure=pb.Failure(code=code, message=message))
-    return pb.IdentifyBatchResult(response=result)
+def failure_of(error: Exception) -> pb.Failure:
+    """What the caller of a batch is told of an error; on the event loop, where the call is known."""
+    code, message = told(error)
+    return pb.Failure(code=code, message=message)
+
+
+def batch_response_of(results: Sequence[pb.IdentifyResponse | pb.Failure]) -> pb.IdentifyBatchResponse:
+    """The answers of a batch as one message, which copies them."""
+    response = pb.IdentifyBatchResponse()
+    for result in results:
+        one = response.results.add()
+        if isinstance(result, pb.Failure):
+            one.failure.CopyFrom(result)
+        else:
+            one.response.CopyFrom(result)
+    return response
 
 
 def info_of(audio: AudioInfo) -> pb.AudioInfo:

@@ -18,9 +18,19 @@ from serving.config import Config
 from serving.enrolment import Enroller, Speakers, spoken_of
 from serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
 from serving.identification import Identifier
-from serving.messages import model_of, query_of, response_of, result_of, start_of, stream_of, stream_response_of
+from serving.messages import (
+    batch_response_of,
+    failure_of,
+    model_of,
+    query_of,
+    response_of,
+    selectors_of,
+    start_of,
+    stream_of,
+    stream_response_of,
+)
 from serving.metrics import Metrics, variant_label
-from serving.models import Model, Selector
+from serving.models import Model
 from serving.priority import Priority
 from serving.query import Query
 from serving.rpc import current_call
@@ -32,9 +42,11 @@ from serving.voice_messages import (
     embed_response_of,
     one_selector,
     speaker_of,
+    speakers_response_of,
     utterances_of,
     verify_response_of,
 )
+from serving.wire import size_of
 
 T = TypeVar("T")
 MessageT = TypeVar("MessageT", bound=Message)
@@ -90,11 +102,12 @@ class Service(SpeakerIdentificationServicer):
                 raise models
             query = query_of(each, deadline, Priority.BULK)
             response = await patiently(lambda: self._identified(core, query, models))
-            if size + response.ByteSize() > MAX_ANSWER_BYTES:
+            added = await core.off_loop(partial(size_of, response))
+            if size + added > MAX_ANSWER_BYTES:
                 raise ResourceExhaustedError(
                     Reason.ANSWER_SIZE, f"the answer would be above {MAX_ANSWER_BYTES} bytes; ask for fewer in one call"
                 )
-            size += response.ByteSize()
+            size += added
             return response
 
         with ExitStack() as leases:
@@ -105,7 +118,8 @@ class Service(SpeakerIdentificationServicer):
         for result in results:
             if isinstance(result, RequestError):
                 self._metrics.rejections.labels(result.reason).inc()
-        return pb.IdentifyBatchResponse(results=[result_of(result) for result in results])
+        told = [failure_of(result) if isinstance(result, Exception) else result for result in results]
+        return await self._built(batch_response_of, told)
 
     async def _identified(self, core: Identifier, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
         return await self._built(response_of, await core.identify(query, models))
@@ -150,8 +164,7 @@ class Service(SpeakerIdentificationServicer):
         """Stores a speaker."""
         core = self._core()
         utterances = utterances_of(request)
-        selectors = [Selector(model.variant, model.version) for model in request.models]
-        with core.models.lease(selectors) as models:
+        with core.models.lease(selectors_of(request.models)) as models:
             current_call.get().variant = variant_label(model.bundle.variant for model in models)
             enroller = Enroller(core, self._speakers)
             enrolled = await enroller.enroll(request.speaker, utterances, models, deadline_of(context))
@@ -160,7 +173,7 @@ class Service(SpeakerIdentificationServicer):
     async def ListSpeakers(self, request: pb.ListSpeakersRequest, context: Any) -> pb.ListSpeakersResponse:  # noqa: N802
         """Lists the stored speakers."""
         enrolled = await Enroller(self._core(), self._speakers).all()
-        return pb.ListSpeakersResponse(speakers=[speaker_of(each) for each in enrolled])
+        return await self._built(speakers_response_of, enrolled)
 
     async def RemoveSpeaker(  # noqa: N802
         self, request: pb.RemoveSpeakerRequest, context: Any
@@ -210,9 +223,8 @@ class Service(SpeakerIdentificationServicer):
 
 def _leased(core: Identifier, request: pb.IdentifyRequest, leases: ExitStack) -> tuple[Model, ...] | RequestError:
     """The models that one of a batch asks for, leased until `leases` end, or why there are none."""
-    selectors = [Selector(model.variant, model.version) for model in request.models]
     try:
-        return leases.enter_context(core.models.lease(selectors))
+        return leases.enter_context(core.models.lease(selectors_of(request.models)))
     except RequestError as error:
         return error
 

@@ -30,9 +30,14 @@ class Timings:
 
 
 class Stopwatch:
-    """Notes intervals on the clock of `time.monotonic`, from any thread, in memory that does not grow with them."""
+    """Notes intervals on the clock of `time.monotonic`, from any thread, in memory that does not grow with them.
 
-    def __init__(self) -> None:
+    Args:
+        whole: another, of work that this is a part of, which notes the same.
+    """
+
+    def __init__(self, whole: "Stopwatch | None" = None) -> None:
+        self._whole = whole
         self._lock = threading.Lock()
         # In the order in which time is given away: inference, decode, encode, and what was waited for.
         self._noted: list[list[Interval]] = [[], [], [], []]
@@ -72,6 +77,8 @@ class Stopwatch:
         return Timings(decode, queue, inference, encode)
 
     def _note(self, phase: int, start: float, stop: float) -> None:
+        if self._whole is not None:
+            self._whole._note(phase, start, stop)
         with self._lock:
             self._noted[phase].append((max(start, self._horizon), stop))
             if len(self._noted[phase]) > NOTED:

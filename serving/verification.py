@@ -70,7 +70,6 @@ class _Heard:
 
     direction: NDArray[np.float64]
     info: AudioInfo
-    timings: Timings
     windows: list[tuple[Window, bool]] = field(default_factory=list)
 
 
@@ -104,12 +103,12 @@ class Verifier:
         watch = Stopwatch()
         if isinstance(claim.against, str):
             enrolment = await self._enrolled(claim.against, model.bundle)
-            heard = await self._hear(claim, claim.audio, "audio", model)
+            heard = await self._hear(claim, claim.audio, "audio", model, watch)
             reference, other = direction(enrolment.embedding), None
             threshold = _threshold(model.bundle, enrolment.utterances)
         else:
             sides = ((claim.audio, "audio"), (claim.against, "other"))
-            tasks = [asyncio.create_task(self._hear(claim, audio, name, model)) for audio, name in sides]
+            tasks = [asyncio.create_task(self._hear(claim, audio, name, model, watch)) for audio, name in sides]
             try:
                 heard, other = await asyncio.gather(*tasks)
             finally:
@@ -132,7 +131,7 @@ class Verifier:
             other_explanation,
             heard.info,
             None if other is None else other.info,
-            _total([heard.timings, watch.timings(), *([] if other is None else [other.timings])]),
+            watch.timings(),
         )
 
     async def _enrolled(self, speaker: str, bundle: Bundle) -> Enrolment:
@@ -151,11 +150,11 @@ class Verifier:
             "is loaded, and embeddings of two cannot be compared; enrol the speaker again",
         )
 
-    async def _hear(self, claim: Claim, audio: Audio, name: str, model: Model) -> _Heard:
+    async def _hear(self, claim: Claim, audio: Audio, name: str, model: Model, watch: Stopwatch) -> _Heard:
         core, windows = self._identifier, []
         question = Question(with_embedding=True, priority=claim.priority, deadline=claim.deadline)
         longest = core.longest(Question(explain=claim.explain))
-        with named(name), core.hearing(question, [model]) as hearing:
+        with named(name), core.hearing(question, [model], watch) as hearing:
             reader = WindowReader(audio, longest, core.shape([model]), core.min_samples(model))
             async for each in hearing.windows(core.read(reader, hearing.watch)):
                 if claim.explain is not None:
@@ -166,7 +165,7 @@ class Verifier:
         assert answer.embedding is not None, "it was asked for"
         if not any(votes for _, votes in windows):
             windows = [(window, True) for window, _ in windows]  # a single window votes in any case
-        return _Heard(direction(answer.embedding), reader.info, result.timings, windows)
+        return _Heard(direction(answer.embedding), reader.info, windows)
 
     async def _explain(
         self,
@@ -196,11 +195,6 @@ class Verifier:
             return await self._identifier.off_loop(
                 lambda: encoded(model.bundle, _joined(model.bundle, heard, comparisons, across), options, speaker)
             )
-
-
-def _total(timings: Sequence[Timings]) -> Timings:
-    """Phases of work that was done for one call, partly at the same time."""
-    return Timings(**{phase: sum(getattr(each, phase) for each in timings) for phase in vars(timings[0])})
 
 
 def _check(claim: Claim, model: Model) -> None:

@@ -1,11 +1,13 @@
 """Messages of the calls about voices (Embed, Verify, Enroll) and what the core understands, one into the other."""
 
+from collections.abc import Iterable
+
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.answers import Failed, Identification
 from serving.audio import EncodedAudio, RawAudio
-from serving.enrolment import Enrolled, named
+from serving.enrolment import MAX_UTTERANCES, Enrolled, named
 from serving.errors import InvalidArgumentError, Reason
-from serving.messages import audio_of, explain_of, explanation_of, info_of, priority_of, timings_of
+from serving.messages import audio_of, explain_of, explanation_of, info_of, priority_of, selectors_of, timings_of
 from serving.models import Model, Models, Selector
 from serving.query import Query
 from serving.verification import Claim, Verdict
@@ -19,7 +21,7 @@ def embed_query_of(request: pb.EmbedRequest, deadline: float | None) -> Query:
     """
     return Query(
         audio=audio_of(request.audio),
-        models=tuple(Selector(model.variant, model.version) for model in request.models),
+        models=selectors_of(request.models),
         with_embedding=True,
         priority=priority_of(request.priority),
         deadline=deadline,
@@ -77,6 +79,10 @@ def verify_response_of(verdict: Verdict) -> pb.VerifyResponse:
 
 def utterances_of(request: pb.EnrollRequest) -> list[EncodedAudio | RawAudio]:
     """The audio to enrol with; errors as for `embed_query_of`."""
+    if not 1 <= len(request.utterances) <= MAX_UTTERANCES:
+        raise InvalidArgumentError(
+            Reason.ARGUMENT, f"utterances: {len(request.utterances)}; send 1 to {MAX_UTTERANCES} of the speaker"
+        )
     utterances = []
     for index, audio in enumerate(request.utterances):
         with named(f"utterances[{index}]"):
@@ -99,6 +105,11 @@ def speaker_of(enrolled: Enrolled) -> pb.EnrolledSpeaker:
             for entry, usable in enrolled.entries
         ],
     )
+
+
+def speakers_response_of(enrolled: Iterable[Enrolled]) -> pb.ListSpeakersResponse:
+    """All speakers, who may be many."""
+    return pb.ListSpeakersResponse(speakers=[speaker_of(each) for each in enrolled])
 
 
 def one_selector(models: Models, selector: pb.ModelSelector | None) -> Selector:

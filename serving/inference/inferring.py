@@ -12,6 +12,7 @@ from protos.inference import inference_pb2 as pb
 from serving.audio import MODEL_RATE, Longest, RawAudio, check_minimum, decode
 from serving.config import Config
 from serving.engine import PREDICTED, Job, Prediction
+from serving.enrolment import spoken_of
 from serving.errors import InvalidArgumentError
 from serving.explanation import ExplainOptions
 from serving.hearing import Said
@@ -112,16 +113,17 @@ class Inference:
         """Every row's answer; at the first error the other rows leave their queue."""
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._row(ask, model, job)) for job in jobs]
+                tasks = [group.create_task(self._row(ask, model, row, job)) for row, job in enumerate(jobs)]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _row(self, ask: Ask, model: Model, job: Job) -> Row:
+    async def _row(self, ask: Ask, model: Model, row: int, job: Job) -> Row:
         speaker = None if job.target == PREDICTED else model.bundle.speakers[job.target]
         explain = ExplainOptions(target_speaker=speaker) if ask.explains else None
         question = Question(explain=explain, priority=ask.priority, deadline=ask.deadline)
-        with self._identifier.hearing(question, [model]) as hearing:
+        where = f"inputs.{AUDIO}, row {row}"
+        with spoken_of("audio", where), self._identifier.hearing(question, [model]) as hearing:
             async for _ in hearing.windows(cut(job.audio, self._identifier.shape([model]))):
                 pass
             [said] = await hearing.whole()

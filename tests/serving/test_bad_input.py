@@ -180,6 +180,12 @@ CASES = [
     Case("negative version", lambda: models(("clean", -1)), INVALID, ("models[0].version",)),
     Case("empty variant", lambda: models(("", 0)), INVALID, ("models[0].variant",)),
     Case("a model twice", lambda: models(("da", 0), ("clean", 0), ("clean", 2)), INVALID, ("models[2]", "twice")),
+    Case(
+        "a million models",
+        lambda: good().SerializeToString() + b"\x12\x00" * 1_000_000,
+        INVALID,
+        ("models: 1000000 are", "at most 64"),
+    ),
     # Options.
     Case("negative top-k", lambda: good(top_k=-1), INVALID, ("top_k: -1", "1 to 12")),
     Case("top-k above the speakers", lambda: good(top_k=13), INVALID, ("top_k: 13", "1 to 12")),
@@ -188,6 +194,7 @@ CASES = [
     Case("stage unspecified", lambda: explained(stages=[0]), INVALID, ("explain.stages[0]",)),
     Case("stage 42", lambda: explained(stages=[1, 42]), INVALID, ("explain.stages[1]: 42",)),
     Case("a stage twice", lambda: explained(stages=[1, 2, 1]), INVALID, ("explain.stages", "twice")),
+    Case("a million stages", lambda: explained(stages=[5] * 1_000_000), INVALID, ("explain.stages: 1000000",)),
     Case("native fused", lambda: explained(resolution=2), INVALID, ("explain.stages", "native")),
     Case("resolution 9", lambda: explained(resolution=9), INVALID, ("explain.resolution: 9",)),
     Case("encoding 9", lambda: explained(encoding=9), INVALID, ("explain.encoding: 9",)),

@@ -1,10 +1,12 @@
 """Messages serialised in steps are the messages they were."""
 
+import pytest
+from google.protobuf.struct_pb2 import Struct, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.wire import LARGE_BYTES, is_large, serialised
+from serving.wire import LARGE_BYTES, is_large, serialised, size_of
 
 SIZES = st.sampled_from([0, 1, 127, 128, LARGE_BYTES - 1, LARGE_BYTES, 2 * LARGE_BYTES, 2**21])
 
@@ -46,6 +48,22 @@ def answers(draw: st.DrawFn) -> pb.IdentifyResponse:
 def test_what_is_read_back_is_what_was_written(answer: pb.IdentifyResponse, wrapped: bool) -> None:
     message = pb.IdentifyStreamResponse(whole=answer) if wrapped else answer
     assert type(message).FromString(serialised(message)) == message
+
+
+@settings(max_examples=80, deadline=None)
+@given(answers(), st.integers(0, 2**20))
+def test_sizes_are_nearly_right_and_not_looked_at_for_longer_than_it_takes(
+    answer: pb.IdentifyResponse, enough: int
+) -> None:
+    size = answer.ByteSize()
+    assert size_of(answer) == pytest.approx(size, rel=0.01, abs=300)
+    assert min(size_of(answer), enough) == min(size_of(answer, enough), enough)
+
+
+def test_names_and_maps_have_a_size_too() -> None:
+    names = pb.ListModelsResponse(models=[pb.Model(speakers=["somebody"] * 10_000)])
+    assert is_large(names)
+    assert not is_large(Struct(fields={"name": Value(string_value="value")}))
 
 
 def test_an_empty_part_is_still_there() -> None:

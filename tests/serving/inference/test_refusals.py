@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 
 from tests.serving import toy
-from tests.serving.harness import CALL_SECONDS, ServerProcess, voice
+from tests.serving.harness import CALL_SECONDS, ServerProcess, talk, voice
 from tests.serving.inference.requests import SERVICE, Arrays, infer, inputs, message, padded
 
 INVALID, NOT_FOUND, LATE = "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED"
@@ -257,3 +257,11 @@ def test_a_method_that_nobody_knows(toy_server: ServerProcess) -> None:
         toy_server.channel.unary_unary(f"{SERVICE}ModelDream", bytes, bytes)(b"", timeout=CALL_SECONDS)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert "ModelDream" not in toy_server.metrics_text()
+
+
+def test_the_row_in_which_nobody_speaks_is_named(toy_server: ServerProcess) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 12).astype(np.float32)
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(toy_server, message(padded([talk(12.0), noise])))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "inputs.audio, row 1: nobody speaks in it, in no window of it"
