@@ -41,6 +41,8 @@ TOLERANCES: Mapping[str, tuple[float, float]] = {
     "features": (1e-3, 1e-4),
     **dict.fromkeys(MAPS, (1e-3, 1e-5)),
 }
+# Of the maps of a cosine: its gradient vanishes as the two embeddings come to agree, and rounding does not with it.
+VERIFY_MAPS = (1e-3, 1e-4)
 
 Outputs = dict[str, NDArray[Any]]
 """Outputs of one utterance by name, without padding."""
@@ -97,7 +99,10 @@ def verify(
     return {
         "holds": all(figure["holds"] for figure in figures),
         "utterances": len(utterances),
-        "tolerances": {name: {"worst": worst, "median": median} for name, (worst, median) in TOLERANCES.items()},
+        "tolerances": {
+            name: {"worst": worst, "median": median}
+            for name, (worst, median) in {**TOLERANCES, f"maps of {VERIFY}": VERIFY_MAPS}.items()
+        },
         "figures": figures,
     }
 
@@ -225,7 +230,7 @@ def _compare(
     nearest = [nearest_errors(*row, kinks) for row in zip(cases, answers, raw, strict=True)]
     figures = []
     for name in names:
-        allowed, allowed_median = TOLERANCES[name]
+        allowed, allowed_median = _tolerance(name, where["runtime"])
         errors, raw_errors = [row[name] for row in nearest], [row[name] for row in raw]
         worst, median = max(errors), float(np.median(errors))
         figures.append(
@@ -273,7 +278,8 @@ def failures(verified: Mapping[str, Any]) -> str:
     return (
         f"{len(failed)} of {len(verified['figures'])} comparisons with the eager network do not hold; the worst is "
         f"{first['output']} of {first['runtime']}, batch {first['batch']}, {first['seconds']} s: relative error "
-        f"{first['worst']:.1e} at most and {first['median']:.1e} in the median; allowed are {_limits(first['output'])}"
+        f"{first['worst']:.1e} at most and {first['median']:.1e} in the median; "
+        f"allowed are {_limits(first['output'], first['runtime'])}"
     )
 
 
@@ -285,7 +291,7 @@ def table(verified: Mapping[str, Any]) -> Table:
             figures = [f for f in verified["figures"] if f["output"] == output and f["runtime"] == runtime]
             if figures:
                 worst, median = max(f["worst"] for f in figures), max(f["median"] for f in figures)
-                shown.add_row(output, runtime, f"{worst:.1e}", f"{median:.1e}", _limits(output))
+                shown.add_row(output, runtime, f"{worst:.1e}", f"{median:.1e}", _limits(output, runtime))
     return shown
 
 
@@ -296,6 +302,10 @@ def _session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _limits(output: str) -> str:
-    worst, median = TOLERANCES[output]
+def _tolerance(output: str, runtime: str) -> tuple[float, float]:
+    return VERIFY_MAPS if output in MAPS and runtime in (VERIFY, SCRIPT_VERIFY) else TOLERANCES[output]
+
+
+def _limits(output: str, runtime: str) -> str:
+    worst, median = _tolerance(output, runtime)
     return f"{worst:.0e} and {median:.0e}"

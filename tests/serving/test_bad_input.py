@@ -210,6 +210,12 @@ def test_there_are_enough_kinds() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def logged_before(toy_server: ServerProcess) -> int:
+    """How much other tests have made the shared server log."""
+    return len(toy_server.log)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 def test_answer_and_still_alive(toy_server: ServerProcess, case: Case) -> None:
     request = case.request()
@@ -238,7 +244,8 @@ def test_answer_and_still_alive(toy_server: ServerProcess, case: Case) -> None:
     assert after.answers[0].speakers[0].logit == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_log_has_neither_traces_nor_broken_lines(toy_server: ServerProcess) -> None:
+def test_the_log_has_neither_traces_nor_broken_lines(toy_server: ServerProcess, logged_before: int) -> None:
     """Runs after the table: refusals are not incidents, and a client's line break does not start a line of the log."""
-    assert "Traceback" not in toy_server.log
-    assert all(line[:2] == "20" for line in toy_server.log.splitlines() if "Warning: Xing" not in line)
+    logged = toy_server.log[logged_before:]
+    assert "Traceback" not in logged
+    assert all(line[:2] == "20" for line in logged.splitlines() if "Warning: Xing" not in line)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from export.kinks import Kinks
 from export.parity import Case, eager, nearest_errors
 from protos.speakerlens.v1 import identification_pb2 as pb
-from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, voice
+from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk, voice
 from training.checkpoint import load_run
 from training.network import SpeakerNetwork
 
@@ -110,10 +110,10 @@ def test_together_as_alone(
     reference: list[dict[str, NDArray[np.float32]]],
     kinks: Kinks,
 ) -> None:
-    """Sent at once behind a long one, so that they are batched and padded; the answers must not know."""
+    """Sent at once behind one that fills a window, so that they are batched and padded; the answers must not know."""
     name = f'speakerlens_batch_size_{{}}{{{{kind="explain",variant="{manifest["variant"]}"}}}}'
     before = server.metrics()
-    long = server.stub.Identify.future(request(manifest, voice(30.0)), timeout=CALL_SECONDS)
+    long = server.stub.Identify.future(request(manifest, talk(9.5)), timeout=CALL_SECONDS)
     server.wait_for_metric("speakerlens_requests_in_flight", 1)
     native = {"stages": STAGES, "resolution": pb.RESOLUTION_NATIVE}
     calls = [
@@ -280,7 +280,7 @@ def test_health_answers_while_the_longest_audio_is_explained(server: ServerProce
     85 ms there.
     """
     message = pb.IdentifyRequest(
-        audio=raw(voice(60.0, 48_000), 48_000), explain=pb.ExplainOptions(stages=[*STAGES, pb.STAGE_FUSED])
+        audio=raw(talk(60.0, 48_000), 48_000), explain=pb.ExplainOptions(stages=[*STAGES, pb.STAGE_FUSED])
     )
     calls = [server.stub.Identify.future(message, timeout=CALL_SECONDS) for _ in range(2)]
     waits: list[float] = []
