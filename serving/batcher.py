@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from serving.device import Device, Work
 from serving.errors import Reason, RequestError, ResourceExhaustedError
-from serving.lane import Bounds, Done, Entry, Lane, Observer, missed, unmeetable
+from serving.lane import Bounds, Done, Entry, Lane, Observer, missed, unmeetable, unusable
 from serving.pace import Pace
 from serving.priority import Priority
 from serving.repair import Repair
@@ -59,12 +59,18 @@ class Batcher(Generic[JobT, ResultT]):
     def check_room(self, deadline: float | None = None, priority: Priority = Priority.INTERACTIVE) -> None:
         """Refuses early, before any work is spent on a request that could not wait here.
 
+        Each priority has room of its own, so that neither shuts the other out.
+
         Raises:
+            UnavailableError: the engine is broken, and could not be opened anew so far.
             ResourceExhaustedError: the queue is full.
             DeadlineError: what waits already takes longer than the caller has.
         """
-        delay = self._device.delay(self._lanes[priority], priority, 0.0)
-        if sum(map(len, self._lanes)) >= self._bounds.waiting:
+        if self._repair.hopeless:
+            raise unusable(self._name)
+        lane = self._lanes[priority]
+        delay = self._device.delay(lane, priority, 0.0)
+        if len(lane) >= self._bounds.waiting:
             raise ResourceExhaustedError(
                 Reason.QUEUE_FULL,
                 f"{self._bounds.waiting} requests wait for {self._name} already; try again later",
@@ -85,9 +91,10 @@ class Batcher(Generic[JobT, ResultT]):
 
         Raises:
             ResourceExhaustedError: the queue is full, which is known at once; or the job alone needs too much memory.
+            UnavailableError: the engine is broken, and attempts to open it anew were in vain.
             DeadlineError: the deadline passed before the answer was there, or would have.
         """
-        self.check_room()
+        self.check_room(None, priority)
         lane, entry = self._lanes[priority], Entry[JobT, ResultT](job, self.work.cost(job), deadline)
         self._check_deadline(entry, priority)
         lane.add(entry)
@@ -173,4 +180,7 @@ class Batcher(Generic[JobT, ResultT]):
             raise unmeetable(self._name, delay, needed)
 
     def _on_repair(self, _works: bool) -> None:
+        if self._repair.hopeless:
+            for lane in self._lanes:
+                lane.refuse(lambda: unusable(self._name))
         self._device.notify()

@@ -96,7 +96,8 @@ class Config:
         default=128, metadata=_about("requests in work at once; more are refused", (1, 1_000_000))
     )
     queue_size: int = field(
-        default=64, metadata=_about("requests that wait per model and kind of answer; more are refused", (1, 1_000_000))
+        default=64,
+        metadata=_about("requests that wait per model, kind of answer and priority; more are refused", (1, 1_000_000)),
     )
     max_batch: int = field(default=8, metadata=_about("utterances computed together", (1, 1024)))
     max_batch_seconds: float | None = field(

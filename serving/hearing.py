@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from serving.audio import MODEL_RATE
 from serving.engine import PREDICTED, ExplainedPrediction, Job, Prediction
 from serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
 from serving.models import Model
@@ -24,6 +25,7 @@ from serving.speech import holds_speech
 from serving.stitching import Piece, stitched
 from serving.timeline import Stretch
 from serving.timing import Stopwatch
+from serving.tokens import charge
 from serving.voting import Ballot
 from serving.windows import Window
 
@@ -184,6 +186,8 @@ class Hearing:
 
     def _take(self, heard: HeardWindow) -> None:
         self._windows += 1
+        # As it is answered, not at the end: whoever hangs up before that has had it all the same.
+        charge((heard.window.stop - (self._last.stop if self._last else 0)) / MODEL_RATE)
         self._last = heard.window
         for ear, said in zip(self._ears, heard.said or [None] * len(self._ears), strict=True):
             prediction = said.prediction if isinstance(said, Said) else None

@@ -15,7 +15,6 @@ from serving.metrics import Metrics
 from serving.models import Model, Models
 from serving.query import Query, Question, target_of
 from serving.timing import Stopwatch
-from serving.tokens import charge
 from serving.tracing import tell_phases
 from serving.windows import Window, Windowing, WindowReader, windowing
 
@@ -126,7 +125,6 @@ class Identifier:
             if isinstance(answer, Answer):
                 self._metrics.answers.labels(answer.variant, "explain" if question.explain else "predict").inc()
         self._metrics.audio.inc(result.audio.seconds)
-        charge(result.audio.seconds)
 
 
 def _check_room(question: Question, models: Sequence[Model]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from serving.errors import DeadlineError, Reason
+from serving.errors import DeadlineError, Reason, UnavailableError
 from serving.pace import Pace
 
 JobT = TypeVar("JobT")
@@ -48,7 +48,7 @@ class Bounds:
     A batch costs its rows times its dearest job, as all are padded to the longest; a single job may cost anything.
 
     Attributes:
-        waiting: the most jobs that wait.
+        waiting: the most jobs of one priority that wait.
         batch: the most jobs of a batch.
         batch_cost: the most that several jobs together may cost.
         padding: the most of a batch's cost that may be padding, as a share.
@@ -127,6 +127,12 @@ class Lane(Generic[JobT, ResultT]):
         for entry in self._waiting.values():
             entry.future.cancel()
 
+    def refuse(self, error: Callable[[], Exception]) -> None:
+        """Answers all callers with an error."""
+        for entry in self._waiting.values():
+            if not entry.future.done():
+                entry.future.set_exception(error())
+
     def ready_at(self) -> float:
         """When a batch may be formed: now, once there is enough for one, or nobody should wait for more; or never."""
         if not self._waiting:
@@ -190,3 +196,10 @@ def unmeetable(name: str, waiting: float, needed: float) -> DeadlineError:
     """A deadline that would pass."""
     before = f"about {waiting:.3g} s of work waits before it, and " if waiting else ""
     return DeadlineError(Reason.DEADLINE, f"the deadline cannot be met: {before}{name} takes about {needed:.3g} s")
+
+
+def unusable(name: str) -> UnavailableError:
+    """An engine that is broken for longer than callers should wait."""
+    return UnavailableError(
+        Reason.NOT_SERVING, f"the engine of {name} is broken and cannot be opened; try again, or ask another replica"
+    )

@@ -1,4 +1,4 @@
-"""An engine that is broken is opened anew until it works; its queues wait for that.
+"""An engine that is broken is opened anew until it works; its queues wait for the first attempts.
 
 After some errors (CUDA's sticky ones, a corrupted arena) everything fails that is computed on an open graph, though the
 next graph opened would work.
@@ -11,6 +11,8 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
+# After so many in vain nobody is kept waiting any longer: it may take for ever, as where the bundle's files are gone.
+PATIENT_ATTEMPTS = 3
 
 
 class Repair:
@@ -28,14 +30,20 @@ class Repair:
         self._counted = counted
         self._listeners: list[Callable[[bool], object]] = []
         self._task: asyncio.Task[None] | None = None
+        self._failures = 0
 
     @property
     def broken(self) -> bool:
         """Whether nothing can be computed now."""
         return self._task is not None
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether it is broken, and several attempts to open it anew were in vain."""
+        return self._failures >= PATIENT_ATTEMPTS
+
     def listen(self, listener: Callable[[bool], object]) -> None:
-        """From now on tells `listener` at every change whether the engine works."""
+        """From now on tells `listener` whether the engine works: at every change, and when it becomes hopeless."""
         self._listeners.append(listener)
 
     def begin(self) -> None:
@@ -55,9 +63,12 @@ class Repair:
     async def _mend(self) -> None:
         pause = FIRST_PAUSE_SECONDS
         while not await self._try():
+            self._failures += 1
+            if self._failures == PATIENT_ATTEMPTS:
+                self._tell(False)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-        self._task = None
+        self._task, self._failures = None, 0
         log.warning("the engine of %s works again", self._name)
         self._tell(True)
 

@@ -23,7 +23,6 @@ from serving.inference.writing import written
 from serving.metrics import Metrics
 from serving.models import Model
 from serving.query import Question
-from serving.tokens import charge
 from serving.tracing import tell_phases
 from serving.windows import cut
 
@@ -136,7 +135,6 @@ class Inference:
             self._metrics.phase.labels(phase).observe(spent)
         self._metrics.answers.labels(model.bundle.variant, "explain" if ask.explains else "predict").inc(len(ask.audio))
         self._metrics.audio.inc(seconds)
-        charge(seconds)
         tell_phases(phases)
 
 

@@ -14,7 +14,7 @@ from serving.device import Device
 from serving.errors import DeadlineError, ResourceExhaustedError
 from serving.lane import Bounds
 from serving.priority import Priority
-from tests.serving.fakes import Recorder, working
+from tests.serving.fakes import Recorder, until, working
 
 
 def run(
@@ -147,6 +147,30 @@ def test_a_full_queue_refuses_at_once_and_recovers() -> None:
         assert (await running).result == 0
         assert recorder.batches == [[0], [2, 4]]
         assert recorder.deepest == 2
+
+    run(scenario, Recorder(), Bounds(waiting=2, batch=4, batch_cost=10**9))
+
+
+def test_bulk_work_leaves_room_for_who_waits_and_finds_some_beside_them() -> None:
+    async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
+        recorder.gate.clear()
+        running = asyncio.create_task(batcher.submit(0))
+        await until(lambda: recorder.deepest == 1 and not recorder.depth)
+        bulk = [asyncio.create_task(batcher.submit(number, None, Priority.BULK)) for number in (1, 2)]
+        await until(lambda: recorder.depth == 2)
+        with pytest.raises(ResourceExhaustedError, match="2 requests wait"):
+            await batcher.submit(3, None, Priority.BULK)
+        urgent = [asyncio.create_task(batcher.submit(number)) for number in (4, 5)]
+        await until(lambda: recorder.depth == 4)
+        with pytest.raises(ResourceExhaustedError, match="2 requests wait"):
+            await batcher.submit(6)
+        bulk.pop().cancel()
+        await until(lambda: recorder.depth == 3)
+        bulk.append(asyncio.create_task(batcher.submit(7, None, Priority.BULK)))
+        await until(lambda: recorder.depth == 4)
+        recorder.gate.set()
+        await asyncio.gather(running, *bulk, *urgent)
+        assert recorder.batches == [[0], [4, 5], [1, 7]]
 
     run(scenario, Recorder(), Bounds(waiting=2, batch=4, batch_cost=10**9))
 

@@ -44,6 +44,8 @@ class Steps:
 
     async def step(self) -> None:
         """Lets a batch finish, and waits until the next has begun, if there is one."""
+        # What the thread has computed is known to the loop only once that has had its turn.
+        await asyncio.sleep(0)
         await until(lambda: self.running or not self.work.depth)
         if not self.running:
             return

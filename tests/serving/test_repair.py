@@ -11,8 +11,9 @@ import pytest
 from serving import repair as repairing
 from serving.batcher import Batcher
 from serving.device import Device
-from serving.errors import DeadlineError, Reason, ResourceExhaustedError
+from serving.errors import DeadlineError, Reason, ResourceExhaustedError, UnavailableError
 from serving.lane import Bounds
+from serving.priority import Priority
 from serving.repair import Repair
 from tests.serving.fakes import PATIENCE_SECONDS, Recorder, until
 
@@ -153,6 +154,33 @@ def test_jobs_wait_for_the_repair_within_their_deadlines(monkeypatch: pytest.Mon
         assert work.attempts == [False, False, True]
         assert work.told == [False, True]
         assert 2 not in {number for batch in work.batches for number in batch}
+
+    run(work, scenario)
+
+
+def test_nobody_waits_for_ever_for_an_engine_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repairing, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(repairing, "LONGEST_PAUSE_SECONDS", 0.01)
+    work = Breakable(refusals=10**9)
+    work.broken = True
+
+    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+        waiting = [batcher.submit(1), batcher.submit(2, None, Priority.BULK)]
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(outcome, UnavailableError) for outcome in outcomes)
+        assert outcomes[0] is not outcomes[1]
+        assert len(work.attempts) >= repairing.PATIENT_ATTEMPTS
+        assert repair.broken
+        with pytest.raises(UnavailableError, match="the engine of test is broken"):
+            batcher.check_room()
+        with pytest.raises(UnavailableError):
+            await batcher.submit(3)
+        assert work.depth == 0
+        work.refusals = 0
+        await until(lambda: not repair.broken)
+        assert (await batcher.submit(4)).result == -4
+        assert set(work.told[:-1]) == {False}
+        assert work.told[-1]
 
     run(work, scenario)
 

@@ -1,6 +1,7 @@
 """Bearer tokens, their limits, and what is open without one."""
 
 import hashlib
+import queue
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.errors import ResourceExhaustedError, StartupError, UnauthenticatedError
 from serving.tokens import Account, Allowance, Tokens
-from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
+from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, talk, voice
 from tests.serving.test_lifecycle import failing
 
 ALICE, BOB, CAROL = "alice-" + "a" * 20, "bob-" + "b" * 20, "carol-" + "c" * 20
@@ -146,6 +147,24 @@ def test_rate_and_quota_are_one_tokens_own(toy_bundles: Path, tmp_path: Path) ->
         write(tmp_path, f"bob:{BOB} seconds-per-day=3.5")
         ask(BOB)
         assert refusal(lambda: ask(BOB)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_who_hangs_up_pays_for_what_was_answered(toy_bundles: Path, tmp_path: Path) -> None:
+    file = write(tmp_path, f"bob:{BOB} seconds-per-day=1.4")
+    more: queue.SimpleQueue[pb.IdentifyStreamRequest | None] = queue.SimpleQueue()
+    with ServerProcess(toy_bundles, f"--tokens={file}", "--window-seconds=1") as server:
+        answers = server.stub.IdentifyStream(iter(more.get, None), metadata=bearer(BOB), timeout=CALL_SECONDS)
+        model = pb.ModelSelector(variant="da")
+        form = pb.StreamStart(models=[model], format=pb.SAMPLE_FORMAT_FLOAT32, sample_rate=16_000, channels=1)
+        more.put(pb.IdentifyStreamRequest(start=form))
+        more.put(pb.IdentifyStreamRequest(samples=talk(1.5).tobytes()))
+        assert [next(answers).window.end_s for _ in range(2)][-1] > 1.4
+        answers.cancel()
+        more.put(None)
+        request = pb.IdentifyRequest(audio=raw(voice(1.0)), models=[model])
+        error = refusal(lambda: server.stub.Identify(request, metadata=bearer(BOB), timeout=CALL_SECONDS))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "bob has used its 1.4 s of audio" in (error.details() or "")
 
 
 def test_a_new_day_brings_a_new_quota_whatever_the_clock_did() -> None:
