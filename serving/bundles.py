@@ -172,7 +172,7 @@ def _read(path: Path) -> bytes:
 def _parse(name: str, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{name} cannot be read: {error}", Fault.UNREADABLE) from error
     if not isinstance(value, dict):
         raise BundleError(f"{name} is not a JSON object", Fault.MANIFEST)

@@ -122,17 +122,21 @@ class Repository:
             return model
         if before is not None and before.final and before.found.stamp == found.stamp:
             return model
+        unchanged = before is not None and before.found.stamp == found.stamp
         try:
             known = None if model is None else model.bundle.digest
             opened = await asyncio.to_thread(open_engine, found, self._config, known)
         except BundleError as error:
-            unchanged = before is not None and before.found.stamp == found.stamp
             self._refuse(Refusal(found, error.fault, str(error), unchanged or not (patient and error.fault.may_pass)))
             return model
         except StartupError as error:
             if not patient:
                 raise
             self._refuse(Refusal(found, Fault.GRAPH, str(error), final=True))
+            return model
+        except Exception as error:  # whatever it is, the other bundles are looked at
+            log.exception("reading %s failed unexpectedly", found.folder)
+            self._refuse(Refusal(found, Fault.UNREADABLE, f"{type(error).__name__}: {error}", unchanged or not patient))
             return model
         self._refused.pop(found.folder, None)
         if opened is not None:

@@ -99,6 +99,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("no threshold for two utterances", altered(verification=thresholds(2, 3)), "begin with 1 utterance"),
     ("thresholds in disorder", altered(verification=thresholds(1, 3, 2)), "and rise"),
     ("an unknown key", altered(extra=1), "'extra' was unexpected"),
+    ("too deep", lambda f: (f / "bundle.json").write_text("[" * 100_000), "bundle.json cannot be read"),
     ("no speakers", without("speakers"), "'speakers' is a required property"),
     ("one speaker", altered(speakers=["eve"]), "at speakers"),
     ("speakers twice", altered(speakers=["eve", "eve"]), "at speakers"),

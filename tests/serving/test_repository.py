@@ -12,8 +12,9 @@ import pytest
 from serving.config import Config
 from serving.device import Device
 from serving.errors import StartupError
-from serving.folders import survey
+from serving.folders import Found, survey
 from serving.health import Health
+from serving.loading import open_engine
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.repository import Repository
@@ -159,6 +160,29 @@ def test_what_cannot_pass_is_refused_at_once(tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "v" / "1", tmp_path / "NO VARIANT" / "1")
         assert await world.look() == ["v/1"]
         assert world.refused() == {("v", "manifest"): 1, ("_none", "misplaced"): 1}
+
+    play(tmp_path, scenario)
+
+
+def test_what_nobody_foresaw_of_one_bundle_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variant in ("u", "v"):
+        toy.write_bundle(tmp_path, variant, 1)
+
+    def unlucky(found: Found, *rest: Any) -> Any:
+        if found.name == "u/2":
+            raise MemoryError("no more")
+        return open_engine(found, *rest)
+
+    monkeypatch.setattr("serving.repository.open_engine", unlucky)
+
+    async def scenario(world: World) -> None:
+        assert await world.load() == ["u/1", "v/1"]
+        for variant in ("u", "v"):
+            toy.write_bundle(tmp_path, variant, 2)
+        assert await world.look() == ["u/1", "v/1", "v/2"]
+        await world.look()
+        assert world.refused() == {("u", "unreadable"): 1}
+        assert (world.bundle_health("u"), world.bundle_health("v")) == (False, True)
 
     play(tmp_path, scenario)
 
