@@ -205,15 +205,18 @@ def test_health_answers_while_the_device_is_busy(toy_server: ServerProcess) -> N
 def test_a_deadline_that_passes_in_the_queue(toy_server: ServerProcess) -> None:
     """The caller hears of it in time, nothing is computed for it, and those who wait longer are answered."""
     before = toy_server.metrics()
-    slow = toy_server.stub.Identify.future(ask("clean", audio=raw(voice(toy.SLOW_SECONDS + 3))))
-    toy_server.wait_for_metric("speakerlens_requests_in_flight", 1)
-    time.sleep(0.1)  # the device has begun
+    first, slow = (
+        toy_server.stub.Identify.future(ask("clean", audio=raw(voice(toy.SLOW_SECONDS + 3)))) for _ in range(2)
+    )
+    # One waits, so the device has begun with the other.
+    toy_server.wait_for_metric('speakerlens_queue_depth{kind="predict",variant="clean"}', 1)
     hurried = [toy_server.stub.Identify.future(ask("da", audio=raw(voice(1.0))), timeout=0.3) for _ in range(3)]
     patient = toy_server.stub.Identify.future(ask("da", audio=raw(voice(1.0))), timeout=CALL_SECONDS)
     for call in hurried:
         assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert not slow.done(), "the device was not busy: the test shows nothing"
     assert patient.result().answers
+    assert first.result(CALL_SECONDS).answers
     assert slow.result(CALL_SECONDS).answers
     after = toy_server.metrics()
     computed = 'speakerlens_batch_size_sum{kind="predict",variant="da"}'
