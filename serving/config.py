@@ -93,7 +93,10 @@ class Config:
     )
     max_requests: int = field(default=256, metadata=_about("utterances in one IdentifyBatch", (1, 100_000)))
     max_in_flight: int = field(
-        default=128, metadata=_about("requests in work at once; more are refused", (1, 1_000_000))
+        default=128,
+        metadata=_about(
+            "requests in work at once, at most half of them live streams; more are refused", (1, 1_000_000)
+        ),
     )
     queue_size: int = field(
         default=64,

@@ -40,6 +40,7 @@ class Identifier:
         self._metrics = metrics
         self._codec = codec
         self._in_flight = 0
+        self._live = 0
 
     def min_samples(self, model: Model) -> int:
         """Shortest audio that a model answers here, in samples of 16 kHz."""
@@ -69,10 +70,13 @@ class Identifier:
             return await self.whole(query, models, hearing, reader.info)
 
     @contextmanager
-    def hearing(self, question: Question, models: Sequence[Model], whole: Stopwatch | None = None) -> Iterator[Hearing]:
+    def hearing(
+        self, question: Question, models: Sequence[Model], whole: Stopwatch | None = None, live: bool = False
+    ) -> Iterator[Hearing]:
         """A place among the requests in work, once the question makes sense and one of its models has room.
 
-        Time is noted by `whole` as well, where what is heard is part of something.
+        Time is noted by `whole` as well, where what is heard is part of something. What is `live` lasts for as long as
+        its client likes, and so gets half of the places.
 
         Raises:
             RequestError: the question is wrong, or too much for the server now.
@@ -84,12 +88,19 @@ class Identifier:
                 f"{self._config.max_in_flight} requests are in work already; try again later",
                 NO_PLACE_SECONDS,
             )
+        most = max(1, self._config.max_in_flight // 2)
+        if live and self._live >= most:
+            raise ResourceExhaustedError(
+                Reason.IN_FLIGHT, f"{most} live streams are in work already; try again later", NO_PLACE_SECONDS
+            )
         _check_room(question, models)
         self._in_flight += 1
+        self._live += live
         try:
             yield Hearing(list(zip(models, targets, strict=True)), question, self.off_loop, Stopwatch(whole))
         finally:
             self._in_flight -= 1
+            self._live -= live
 
     async def whole(
         self, question: Question, models: Sequence[Model], hearing: Hearing, info: AudioInfo

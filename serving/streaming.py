@@ -130,7 +130,7 @@ async def listen(
         """Whether the audio comes no faster than it is spoken; a file that is poured in is bulk work."""
         return window.stop <= (time.monotonic() - started) * MODEL_RATE + ahead
 
-    with core.hearing(question, models) as hearing:
+    with core.hearing(question, models, live=True) as hearing:
         windows = live.windows(chunks, core.off_loop, hearing.watch)
         async with aclosing(hearing.windows(windows, keeps_pace)) as heard:
             async for each in heard:

@@ -20,7 +20,7 @@ from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.streaming import Patience, patient
 from tests.serving import toy
 from tests.serving.conftest import SEEDS
-from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, talk, voice
+from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk, voice
 
 WINDOW, HOP = 16_000, 7_680
 FLOAT, INT = pb.SAMPLE_FORMAT_FLOAT32, pb.SAMPLE_FORMAT_INT16
@@ -229,6 +229,28 @@ def test_a_stream_that_is_cut_leaves_nothing_behind(server: ServerProcess, endin
     waiting.put(None)
     server.wait_for_metric(counter, before + 1)
     assert server.metrics()["speakerlens_requests_in_flight"] == 0
+
+
+def test_streams_that_last_leave_places_to_others(toy_bundles: Path) -> None:
+    said: list[queue.SimpleQueue[pb.IdentifyStreamRequest | None]] = [queue.SimpleQueue() for _ in range(2)]
+    with ServerProcess(toy_bundles, "--window-seconds=1", "--max-in-flight=4") as server:
+        streams = [server.stub.IdentifyStream(iter(each.get, None), timeout=CALL_SECONDS) for each in said]
+        for waiting, answers in zip(said, streams, strict=True):
+            waiting.put(start())
+            waiting.put(chunk(talk(1.0).tobytes()))
+            assert next(answers).window.speech
+        with pytest.raises(grpc.RpcError) as caught:
+            stream(server, start(), chunk(talk(1.0).tobytes()))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "2 live streams are in work already" in (caught.value.details() or "")
+        assert int({each.key: each.value for each in caught.value.trailing_metadata()}["retry-after-ms"]) == 100
+        request = pb.IdentifyRequest(audio=raw(voice(1.0)), models=[pb.ModelSelector(variant="da")])
+        assert server.identify(request).answers
+        for waiting, answers in zip(said, streams, strict=True):
+            answers.cancel()
+            waiting.put(None)
+        server.wait_for_metric(f'speakerlens_requests_total{{code="CANCELLED",{METHOD},variant="da"}}', 2)
+        assert stream(server, start(), chunk(talk(1.0).tobytes()))[-1].HasField("whole")
 
 
 def test_a_client_that_does_not_read_is_not_asked_for_more(toy_bundles: Path) -> None:
