@@ -11,8 +11,8 @@ import time
 from types import TracebackType
 from typing import Any
 
-from serving.rpc import current_call
-from serving.tokens import current_account
+from serving.transport.rpc import current_call
+from serving.transport.tokens import current_account
 
 TEXT = "%(asctime)s %(levelname)s %(name)s %(request)s%(message)s"
 

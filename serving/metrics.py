@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import prometheus_client as prometheus
 
-from serving.bundles import VARIANT_NAME, Bundle, Fault
 from serving.errors import Reason
+from serving.models.bundles import VARIANT_NAME, Bundle, Fault
 
 NO_VARIANT, SEVERAL_VARIANTS = "_none", "_several"
 PHASES = ("decode", "queue", "inference", "encode")

@@ -16,29 +16,29 @@ from grpc_reflection.v1alpha import reflection
 
 from protos.inference import inference_pb2_grpc
 from protos.speakerlens.v1 import identification_pb2_grpc
-from serving.admission import Admission
+from serving.compute.device import Device
+from serving.compute.graph import runtime_version
 from serving.config import Config
-from serving.device import Device
-from serving.enrolment import Speakers
 from serving.errors import StartupError
-from serving.foreign import ForeignInterceptor
-from serving.graph import runtime_version
-from serving.hangup import hang_up
 from serving.health import Health
-from serving.identification import Identifier
+from serving.hearing.identification import Identifier
 from serving.inference.inferring import Inference
 from serving.inference.refused import Refused
 from serving.inference.servicer import ALWAYS, InferenceService
 from serving.inference.servicer import SERVICE as INFERENCE
 from serving.metrics import Metrics
-from serving.models import Models
-from serving.repository import Repository, look
-from serving.rpc import CallInterceptor, Gate
-from serving.service import SERVICE, Service
-from serving.tls import server_credentials
-from serving.tokens import tokens_of
-from serving.tracing import tracing_of
-from serving.transport import channel_arguments, exposure
+from serving.models.loaded import Models
+from serving.models.repository import Repository, look
+from serving.transport.admission import Admission
+from serving.transport.channels import channel_arguments, exposure
+from serving.transport.foreign import ForeignInterceptor
+from serving.transport.hangup import hang_up
+from serving.transport.rpc import CallInterceptor, Gate
+from serving.transport.tls import server_credentials
+from serving.transport.tokens import tokens_of
+from serving.transport.tracing import tracing_of
+from serving.typed.service import SERVICE, Service
+from serving.voices.enrolment import Speakers
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from protos.inference import inference_pb2 as pb
+from serving.compute.statistics import Span
 from serving.config import Config
 from serving.inference.reading import DEFAULT_LEVEL, PRIORITY_LEVELS
 from serving.inference.schema import ANY, INPUTS, Datatype, Tensor, outputs
-from serving.models import Model
-from serving.statistics import Span
+from serving.models.loaded import Model
 
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
 READY = "READY"

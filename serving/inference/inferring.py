@@ -9,22 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.inference import inference_pb2 as pb
-from serving.audio import MODEL_RATE, Longest, RawAudio, check_minimum, decode
+from serving.audio.recording import MODEL_RATE, Longest, RawAudio, check_minimum, decode
+from serving.audio.windows import cut
+from serving.compute.engine import PREDICTED, Job, Prediction
 from serving.config import Config
-from serving.engine import PREDICTED, Job, Prediction
-from serving.enrolment import spoken_of
 from serving.errors import InvalidArgumentError
-from serving.explanation import ExplainOptions
-from serving.hearing import Said
-from serving.identification import Identifier
+from serving.hearing.hearing import Said
+from serving.hearing.identification import Identifier
+from serving.hearing.query import Question
 from serving.inference.reading import Ask, Limits, read
 from serving.inference.schema import AUDIO
 from serving.inference.writing import written
 from serving.metrics import Metrics
-from serving.models import Model
-from serving.query import Question
-from serving.tracing import tell_phases
-from serving.windows import cut
+from serving.models.loaded import Model
+from serving.saliency.explanation import ExplainOptions
+from serving.transport.tracing import tell_phases
+from serving.voices.enrolment import spoken_of
 
 
 class Row(NamedTuple):

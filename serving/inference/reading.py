@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.inference import inference_pb2 as pb
-from serving.audio import MODEL_RATE
-from serving.bundles import Bundle
-from serving.engine import PREDICTED
+from serving.audio.recording import MODEL_RATE
+from serving.compute.engine import PREDICTED
+from serving.compute.priority import Priority
 from serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
 from serving.inference.schema import ANY, AUDIO, DTYPES, INPUTS, LENGTHS, TARGET, USUAL, Tensor, is_map, outputs
-from serving.priority import Priority
+from serving.models.bundles import Bundle
 
 # Where the values of a datatype are when they are not raw.
 CONTENTS = {"FP32": "fp32_contents", "INT64": "int64_contents"}

@@ -6,8 +6,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
-from serving.bundles import Bundle
-from serving.engine import SALIENCY
+from serving.compute.engine import SALIENCY
+from serving.models.bundles import Bundle
 
 Datatype = Literal["FP32", "INT64"]
 

@@ -10,9 +10,9 @@ from serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, 
 from serving.health import MODEL, Health
 from serving.inference.describing import config_of, index_of, metadata_of, statistics_of
 from serving.inference.inferring import Inference
-from serving.models import Model, Models, Selector
-from serving.rpc import current_call
-from serving.service import deadline_of
+from serving.models.loaded import Model, Models, Selector
+from serving.transport.rpc import current_call
+from serving.typed.service import deadline_of
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 # Asked while the server starts and drains, to learn just that.
@@ -22,7 +22,7 @@ EXTENSIONS: Final = ("model_configuration", "statistics", "schedule_policy")
 
 
 class InferenceService(GRPCInferenceServiceServicer):
-    """The servicer; errors are `serving.rpc`'s matter.
+    """The servicer; errors are `serving.transport.rpc`'s matter.
 
     Args:
         core: answers requests; None until models are loaded, and not asked before.

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.inference import inference_pb2 as pb
-from serving.bundles import Bundle
-from serving.engine import SALIENCY, ExplainedPrediction, Prediction
-from serving.explanation import displayed
+from serving.compute.engine import SALIENCY, ExplainedPrediction, Prediction
+from serving.hearing.voting import softmax
 from serving.inference.schema import DTYPES, EMBEDDING, FUSED, PROBABILITIES, outputs
-from serving.voting import softmax
+from serving.models.bundles import Bundle
+from serving.saliency.explanation import displayed
 
 
 def written(

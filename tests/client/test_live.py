@@ -23,7 +23,7 @@ from serving.client import (
     WindowResult,
 )
 from serving.client.picture import levels
-from serving.picture import png
+from serving.saliency.picture import png
 from tests.serving import toy
 from tests.serving.harness import ServerProcess, talk
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from serving.repair import Repair
+from serving.compute.repair import Repair
 
 PATIENCE_SECONDS = 20
 

@@ -19,7 +19,7 @@ from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.logs import JsonFormatter
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 from tests.serving.test_lifecycle import failing
-from tests.serving.test_tokens import ALICE, bearer, write
+from tests.serving.transport.test_tokens import ALICE, bearer, write
 
 ID = "order-4711"
 
@@ -60,7 +60,9 @@ def test_every_line_is_json_and_names_its_request(toy_bundles: Path, tmp_path: P
 
 def test_a_text_line_names_its_request(toy_server: ServerProcess) -> None:
     toy_server.stub.ListModels(pb.ListModelsRequest(), metadata=(("x-request-id", "text-1"),), timeout=CALL_SECONDS)
-    toy_server.wait_for_log("INFO serving.rpc request=text-1 method=ListModels variant=_none code=OK seconds=0")
+    toy_server.wait_for_log(
+        "INFO serving.transport.rpc request=text-1 method=ListModels variant=_none code=OK seconds=0"
+    )
 
 
 @pytest.mark.parametrize("kind", ["json", "text"])

@@ -9,7 +9,7 @@ import pytest
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.metrics import Metrics, variant_label
-from serving.rpc import CallInterceptor, Gate
+from serving.transport.rpc import CallInterceptor, Gate
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
 

@@ -11,7 +11,7 @@ import traceback
 
 import numpy as np
 
-from serving.audio import EncodedAudio, Longest, decode
+from serving.audio.recording import EncodedAudio, Longest, decode
 from serving.errors import RequestError
 from tests.serving.fuzz.running import resident_kb
 

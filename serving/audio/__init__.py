@@ -1,0 +1,1 @@
+"""Audio as it comes: decoded within limits, cut into windows, searched for speech."""

@@ -1,0 +1,1 @@
+"""What computes: graphs on ONNX Runtime, the queues before them, and the device whose turns they take."""

@@ -1,0 +1,296 @@
+"""One request's audio before its models, window by window: what each window says, and what all of them say together.
+
+Windows are computed several at a time, but never many: a long recording is to leave the device to others. Their answers
+are taken in order, so that the whole does not depend on which was ready first. A model that fails is asked no further,
+and its error stands for its answer.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from serving.audio.recording import MODEL_RATE
+from serving.audio.speech import holds_speech
+from serving.audio.windows import Window
+from serving.compute.engine import PREDICTED, ExplainedPrediction, Job, Prediction
+from serving.compute.priority import Priority
+from serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
+from serving.hearing.query import Question
+from serving.hearing.stitching import Piece, stitched
+from serving.hearing.timeline import Stretch
+from serving.hearing.timing import Stopwatch
+from serving.hearing.voting import Ballot
+from serving.models.loaded import Model
+from serving.transport.tokens import charge
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+# Of one request, in the queues or on the device at once.
+WINDOWS_AT_ONCE = 4
+# How long a window of a recording that is being answered waits for room in a full queue before it asks again.
+NO_ROOM_SECONDS = 0.1
+
+
+class OffLoop(Protocol):
+    """Runs a function in a thread."""
+
+    def __call__(self, function: Callable[[], T], /) -> Awaitable[T]:
+        """Its result."""
+        ...
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one model says of a stretch of audio; the timeline is empty for a single window."""
+
+    prediction: Prediction
+    timeline: tuple[Stretch, ...] = ()
+
+
+@dataclass(frozen=True)
+class HeardWindow:
+    """A window, whether somebody speaks in it, and if so what each model says of it, or how it failed."""
+
+    window: Window
+    speech: bool
+    said: tuple[Said | Exception, ...]
+    watch: Stopwatch
+
+
+@dataclass
+class _Ear:
+    """One model's part: what it has heard so far."""
+
+    model: Model
+    target: int
+    ballot: Ballot
+    pieces: list[tuple[Window, Piece[ExplainedPrediction]]] = field(default_factory=list)
+    failed: Exception | None = None
+
+
+def _is_first(window: Window) -> bool:
+    return window.start == 0
+
+
+class Hearing:
+    """What the models of one request hear.
+
+    Args:
+        models: each with the label it explains, or PREDICTED.
+        question: what is wanted. Where that is maps, all windows are kept until the end.
+        off_loop: runs a function in a thread.
+        watch: notes where the time goes.
+    """
+
+    def __init__(
+        self, models: Sequence[tuple[Model, int]], question: Question, off_loop: OffLoop, watch: Stopwatch
+    ) -> None:
+        self._ears = [_Ear(model, target, Ballot(model.bundle)) for model, target in models]
+        self._explained = question.explain is not None
+        self._question = question
+        self._off_loop = off_loop
+        self._urgent: Callable[[Window], bool] = _is_first
+        self._windows = 0
+        self._last: Window | None = None
+        self.watch = watch
+
+    async def windows(
+        self, windows: AsyncIterator[Window], urgent: Callable[[Window], bool] = _is_first
+    ) -> AsyncGenerator[HeardWindow, None]:
+        """What each window says, in order, as soon as it and those before it are answered.
+
+        Args:
+            windows: the next is asked for when there is room for it.
+            urgent: whether a window has the question's priority; all others are bulk.
+
+        Raises:
+            RequestError: from `windows`, or where every model has failed; then that of the first.
+        """
+        self._urgent = urgent
+        async with aclosing(ordered(windows, self._hear, WINDOWS_AT_ONCE)) as heard:
+            async for each in heard:
+                self._take(each)
+                yield each
+
+    async def whole(self) -> list[Said | Exception]:
+        """What each model says of everything it has heard.
+
+        Raises:
+            InvalidArgumentError: nobody speaks in any of the windows.
+            RequestError: every model has failed.
+        """
+        silent = not any(ear.ballot.votes for ear in self._ears if ear.failed is None)
+        if silent and self._windows == 1 and self._last is not None:
+            self._revote(await self._computed(self._last, Stopwatch()))
+        elif silent:
+            raise InvalidArgumentError(Reason.NO_SPEECH, "audio: nobody speaks in it, in no window of it")
+        return [await self._said(ear) for ear in self._ears]
+
+    async def _hear(self, window: Window) -> HeardWindow:
+        watch = Stopwatch()
+        speech = window.whole or bool(await self._off_loop(lambda: self._speech(window, watch)))
+        # The features of a window without a vote are shown all the same.
+        said = await self._computed(window, watch) if speech or self._explained else ()
+        return HeardWindow(window, speech, said, watch)
+
+    def _speech(self, window: Window, watch: Stopwatch) -> bool:
+        with self.watch.decoding(), watch.decoding():
+            return holds_speech(window.samples)
+
+    async def _computed(self, window: Window, watch: Stopwatch) -> tuple[Said | Exception, ...]:
+        return tuple(await asyncio.gather(*(self._ask(ear, window, watch) for ear in self._ears)))
+
+    async def _ask(self, ear: _Ear, window: Window, watch: Stopwatch) -> Said | Exception:
+        if ear.failed is not None:
+            return ear.failed
+        try:
+            return Said(await self._compute(ear, window, ear.target, watch))
+        except Exception as error:
+            return self._fail(ear, error)
+
+    def _fail(self, ear: _Ear, error: Exception) -> Exception:
+        """Notes that a model failed, and why; where it was the last, the request fails as the first did."""
+        ear.failed = error
+        if not isinstance(error, RequestError) and len(self._ears) > 1:
+            log.error("%s failed", ear.model.bundle.name, exc_info=error)
+        if all(each.failed for each in self._ears):
+            raise self._ears[0].failed or error
+        return error
+
+    async def _compute(self, ear: _Ear, window: Window, target: int, watch: Stopwatch) -> Prediction:
+        queue = ear.model.explain if self._explained else ear.model.predict
+        priority = self._question.priority if self._urgent(window) else Priority.BULK
+        while True:
+            try:
+                done = await queue.submit(Job(window.samples, target), self._question.deadline, priority)
+                break
+            except ResourceExhaustedError as error:
+                # Before anything has been done for a request, its caller decides whether to wait.
+                begun = self._windows > 0 or not _is_first(window)
+                if not begun or error.reason is not Reason.QUEUE_FULL:
+                    raise
+                await asyncio.sleep(error.retry_after_s or NO_ROOM_SECONDS)
+        for each in (self.watch, watch):
+            each.computed(done.queue_s, done.inference_s)
+        check_finite(ear.model.bundle.name, done.result)
+        return done.result
+
+    def _take(self, heard: HeardWindow) -> None:
+        self._windows += 1
+        # As it is answered, not at the end: whoever hangs up before that has had it all the same.
+        charge((heard.window.stop - (self._last.stop if self._last else 0)) / MODEL_RATE)
+        self._last = heard.window
+        for ear, said in zip(self._ears, heard.said or [None] * len(self._ears), strict=True):
+            prediction = said.prediction if isinstance(said, Said) else None
+            ear.ballot.add(heard.window, prediction if heard.speech else None)
+            if isinstance(prediction, ExplainedPrediction):
+                ear.pieces.append((heard.window, Piece(heard.window.start, prediction, heard.speech)))
+
+    def _revote(self, said: Sequence[Said | Exception]) -> None:
+        """A single window is answered whether somebody speaks in it or not."""
+        assert self._last is not None
+        self._windows = 0
+        for ear in self._ears:
+            ear.ballot, ear.pieces = Ballot(ear.model.bundle), []
+        self._take(HeardWindow(self._last, True, tuple(said), self.watch))
+
+    async def _said(self, ear: _Ear) -> Said | Exception:
+        if ear.failed is not None:
+            return ear.failed
+        prediction = ear.ballot.result()
+        if self._explained and self._windows > 1:
+            try:
+                prediction = await self._explained_whole(ear, prediction)
+            except Exception as error:
+                return self._fail(ear, error)
+        return Said(prediction, ear.ballot.timeline())
+
+    async def _explained_whole(self, ear: _Ear, prediction: Prediction) -> ExplainedPrediction:
+        """The maps of the whole's best speaker: windows that explained another are asked again."""
+        target = int(prediction.logits.argmax()) if ear.target == PREDICTED else ear.target
+
+        async def again(index: int) -> None:
+            window, piece = ear.pieces[index]
+            answer = await self._compute(ear, window, target, self.watch)
+            assert isinstance(answer, ExplainedPrediction)
+            ear.pieces[index] = (window, piece._replace(prediction=answer))
+
+        others = [
+            index for index, (_, piece) in enumerate(ear.pieces) if piece.votes and piece.prediction.target != target
+        ]
+        for first in range(0, len(others), WINDOWS_AT_ONCE):
+            await asyncio.gather(*(again(index) for index in others[first : first + WINDOWS_AT_ONCE]))
+        assert self._last is not None
+        pieces, samples = [piece for _, piece in ear.pieces], self._last.stop
+
+        def stitch() -> ExplainedPrediction:
+            with self.watch.encoding():
+                features, maps = stitched(ear.model.bundle, pieces, samples)
+            return ExplainedPrediction(prediction.logits, prediction.embedding, target, features, maps)
+
+        answer = await self._off_loop(stitch)
+        assert isinstance(answer, ExplainedPrediction)
+        return answer
+
+
+def check_finite(name: str, prediction: Prediction) -> None:
+    """Whether a model's answer can be used.
+
+    Raises:
+        FloatingPointError: it holds NaN or infinity.
+    """
+    if not all(np.isfinite(value).all() for value in prediction.arrays()):
+        raise FloatingPointError(f"{name} answered with NaN or infinity")
+
+
+async def ordered(
+    items: AsyncIterator[T], function: Callable[[T], Awaitable[U]], at_once: int
+) -> AsyncGenerator[U, None]:
+    """Results of `function` in the order of `items`, of which at most `at_once` are in work or wait to be taken.
+
+    The next item is asked for as soon as there is room, and never before: whoever does not take results stops the
+    source. When the generator is closed, or anything fails, what is in work is cancelled.
+    """
+    room, ready = asyncio.Semaphore(at_once), asyncio.Event()
+    tasks: deque[asyncio.Task[U]] = deque()
+
+    async def start(item: T) -> U:
+        return await function(item)
+
+    async def fill() -> None:
+        try:
+            await room.acquire()
+            async for item in items:
+                tasks.append(asyncio.create_task(start(item)))
+                ready.set()
+                await room.acquire()
+        finally:
+            ready.set()
+
+    filling = asyncio.create_task(fill())
+    try:
+        while True:
+            await ready.wait()
+            if not tasks:
+                if filling.done():
+                    await filling
+                    return
+                ready.clear()
+                continue
+            result = await tasks[0]
+            tasks.popleft()
+            yield result
+            room.release()
+    finally:
+        for task in (filling, *tasks):
+            task.cancel()
+        await asyncio.gather(filling, *tasks, return_exceptions=True)

@@ -1,0 +1,194 @@
+"""Live audio: chunks in, an answer for each window as it is filled, and in the end the answer for the whole.
+
+The windows are those that `Identify` would cut of the same audio, however it is chunked, so the answers are the same.
+Nothing is read ahead: a client is asked for its next chunk when there is room for another window, and a client that
+does not read its answers is not asked at all, until it does.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from serving.audio.recording import (
+    MODEL_RATE,
+    SAMPLE_TYPES,
+    AudioInfo,
+    Intake,
+    Longest,
+    check_form,
+    check_minimum,
+    floats,
+)
+from serving.audio.windows import Cutter, Window, Windowing
+from serving.errors import DeadlineError, InvalidArgumentError, Reason, UnavailableError
+from serving.hearing.answers import Identification, WindowAnswer, answer_of
+from serving.hearing.hearing import HeardWindow, OffLoop
+from serving.hearing.identification import Identifier
+from serving.hearing.query import Question
+from serving.hearing.timing import Stopwatch
+from serving.models.loaded import Model
+
+T = TypeVar("T")
+
+# A large chunk is taken in pieces, so that it does not become a crowd of windows at once.
+PIECE_BYTES = 64 * 1024
+# What takes less than handing it to a thread is done on the loop.
+INLINE_BYTES = 8 * 1024
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the samples of a stream are; `sample_type` is a key of `SAMPLE_TYPES`, `sample_rate` in Hz."""
+
+    sample_type: str
+    sample_rate: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When a stream ends that its client does not end: after silence of `idle_s`, or once `ending` is done."""
+
+    idle_s: float
+    ending: "asyncio.Future[None]"
+
+
+class LiveWindows:
+    """Cuts a stream of chunks into windows.
+
+    Args:
+        form: of the samples.
+        longest: the longest stream accepted.
+        shape: how to cut it.
+        min_samples: fewer in the whole stream are refused.
+
+    Raises:
+        InvalidArgumentError: the form is not accepted.
+    """
+
+    def __init__(self, form: Form, longest: Longest, shape: Windowing, min_samples: int) -> None:
+        check_form("start.sample_rate", "start.channels", form.sample_rate, form.channels)
+        self._kind, self._channels = SAMPLE_TYPES[form.sample_type], form.channels
+        self._intake = Intake("samples", form.sample_rate, form.channels, longest)
+        self._cutter = Cutter(shape)
+        self._min_samples = min_samples
+        self._rest = b""
+
+    @property
+    def info(self) -> AudioInfo:
+        """What has come so far."""
+        return self._intake.info
+
+    async def windows(self, chunks: AsyncIterator[bytes], off_loop: OffLoop, watch: Stopwatch) -> AsyncIterator[Window]:
+        """The windows of these chunks, each as soon as it is filled.
+
+        Raises:
+            InvalidArgumentError: what came is not sound, too much, too little, or ends within a frame.
+        """
+        async for chunk in chunks:
+            for start in range(0, len(chunk), PIECE_BYTES):
+                piece = chunk[start : start + PIECE_BYTES]
+                with watch.decoding():
+                    if len(piece) <= INLINE_BYTES:
+                        filled = self._feed(piece)
+                    else:
+                        filled = await off_loop(lambda piece=piece: self._feed(piece))  # type: ignore[misc]
+                for window in filled:
+                    yield window
+        with watch.decoding():
+            last = self._finish()
+        for window in last:
+            yield window
+
+    def _feed(self, piece: bytes) -> list[Window]:
+        data = self._rest + piece
+        whole = len(data) - len(data) % (self._kind.itemsize * self._channels)
+        self._rest = data[whole:]
+        frames = np.frombuffer(data[:whole], self._kind).reshape(-1, self._channels)
+        return self._cutter.feed(self._intake.feed(floats(frames)))
+
+    def _finish(self) -> list[Window]:
+        if self._rest:
+            raise InvalidArgumentError(
+                Reason.NOT_AUDIO,
+                f"samples: the stream ends within a frame: {len(self._rest)} of "
+                f"{self._kind.itemsize * self._channels} bytes",
+            )
+        windows = self._cutter.feed(self._intake.finish())
+        check_minimum(self.info, self._cutter.total, self._min_samples)
+        return windows + self._cutter.finish()
+
+
+async def listen(
+    core: Identifier, question: Question, live: LiveWindows, models: Sequence[Model], chunks: AsyncIterator[bytes]
+) -> AsyncGenerator[WindowAnswer | Identification, None]:
+    """Answers each window of a stream to leased models, and at last the whole.
+
+    Raises:
+        RequestError: whatever is wrong with the question or the audio, or too much for the server now.
+    """
+    started = time.monotonic()
+    ahead = 2 * core.shape(models).length
+
+    def keeps_pace(window: Window) -> bool:
+        """Whether the audio comes no faster than it is spoken; a file that is poured in is bulk work."""
+        return window.stop <= (time.monotonic() - started) * MODEL_RATE + ahead
+
+    with core.hearing(question, models, live=True) as hearing:
+        windows = live.windows(chunks, core.off_loop, hearing.watch)
+        async with aclosing(hearing.windows(windows, keeps_pace)) as heard:
+            async for each in heard:
+                with hearing.watch.encoding():
+                    answer = await _answered(core, question, models, each)
+                yield answer
+        yield await core.whole(question, models, hearing, live.info)
+
+
+async def _answered(core: Identifier, question: Question, models: Sequence[Model], heard: HeardWindow) -> WindowAnswer:
+    window, watch = heard.window, heard.watch
+    said = heard.said if heard.speech else ()
+    with watch.encoding():
+        answers = await core.off_loop(
+            lambda: tuple(
+                answer_of(question, model, each, window.start) for model, each in zip(models, said, strict=bool(said))
+            )
+        )
+    return WindowAnswer(window.start / MODEL_RATE, window.stop / MODEL_RATE, heard.speech, answers, watch.timings())
+
+
+async def patient(messages: AsyncIterator[T], patience: Patience) -> AsyncIterator[T]:
+    """A client's messages, for as long as they keep coming.
+
+    Raises:
+        DeadlineError: the client was silent for too long.
+        UnavailableError: the server ends its streams.
+    """
+    while True:
+        following = asyncio.ensure_future(anext(messages))
+        # It may fail as the stream is cancelled, with nobody left to hear it; asyncio would log that as an error.
+        following.add_done_callback(lambda task: task.cancelled() or task.exception())
+        awaited: set[asyncio.Future[Any]] = {following, patience.ending}
+        try:
+            done, _ = await asyncio.wait(awaited, timeout=patience.idle_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not following.done():
+                following.cancel()
+        if following in done:
+            try:
+                yield following.result()
+            except StopAsyncIteration:
+                return
+        elif done:
+            raise UnavailableError(
+                Reason.NOT_SERVING, "the server is draining; begin the stream again, or at another replica"
+            )
+        else:
+            raise DeadlineError(
+                Reason.IDLE,
+                f"samples: none for {patience.idle_s:g} s; end the stream, or send silence as it is heard",
+            )

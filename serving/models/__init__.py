@@ -1,0 +1,1 @@
+"""Bundles on disk and the models made of them: read, checked, loaded, watched, leased."""

@@ -1,0 +1,1 @@
+"""Saliency maps as they are sent: normalised, resized, fused, encoded, drawn."""

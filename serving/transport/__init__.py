@@ -1,0 +1,1 @@
+"""What surrounds every call: statuses, ids, TLS, tokens, limits of connections, traces."""

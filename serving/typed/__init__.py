@@ -1,0 +1,1 @@
+"""`speakerlens.v1.SpeakerIdentification`: its messages translated, its calls answered."""

@@ -1,0 +1,1 @@
+"""Voices compared with one another, and those that are enrolled."""

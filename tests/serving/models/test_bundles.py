@@ -1,0 +1,196 @@
+"""What is read and what is refused, with the reason."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from serving.compute.engine import Engine
+from serving.models.bundles import Bundle, BundleError, read_bundle
+from serving.models.folders import stamp_of, survey
+from tests.serving import toy
+
+
+def altered(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: toy.seal(folder, {**toy.manifest_of(folder), **changes})
+
+
+def without(key: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        manifest = toy.manifest_of(folder)
+        del manifest[key]
+        (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    return change
+
+
+def resealed(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """A change of the files whose digests are recorded anew: an honest bundle with other faults."""
+
+    def changed(folder: Path) -> None:
+        change(folder)
+        manifest = toy.manifest_of(folder)
+        del manifest["files"]
+        toy.seal(folder, manifest)
+
+    return changed
+
+
+def graph(name: str, change: Callable[[onnx.ModelProto], object]) -> Callable[[Path], None]:
+    def changed(folder: Path) -> None:
+        model = onnx.load(folder / name)
+        change(model)
+        onnx.save(model, folder / name)
+
+    return resealed(changed)
+
+
+def rename_output(model: onnx.ModelProto) -> None:
+    model.graph.node.append(onnx.helper.make_node("Identity", ["saliency_s3"], ["saliency"]))
+    model.graph.output[5].name = "saliency"
+
+
+def another_variant(model: onnx.ModelProto) -> None:
+    onnx.helper.set_model_props(model, {"variant": '"w"', "version": "1", "speakers": json.dumps(toy.speakers())})
+
+
+def no_facts(model: onnx.ModelProto) -> None:
+    del model.metadata_props[:]
+
+
+def weights_in_a_file(folder: Path) -> None:
+    """As large graphs have them; ONNX Runtime would map the file for as long as the graph is open."""
+    model = onnx.load(folder / "predict.onnx")
+    onnx.save(model, folder / "predict.onnx", save_as_external_data=True, location="weights.bin", size_threshold=9)
+
+
+def too_many_speakers(folder: Path) -> None:
+    """The graphs claim to know them as well."""
+    names = [f"s{index}" for index in range(13)]
+    facts = {"variant": '"v"', "version": "1", "speakers": json.dumps(names)}
+    for name in ("predict.onnx", "explain.onnx", "verify.onnx"):
+        graph(name, lambda model: onnx.helper.set_model_props(model, facts))(folder)
+    altered(speakers=names)(folder)
+
+
+def thresholds(*sizes: int) -> dict[str, Any]:
+    entry = toy.manifest()["verification"]["thresholds"][0]
+    return {**toy.manifest()["verification"], "thresholds": [{**entry, "utterances": size} for size in sizes]}
+
+
+FRONT_END, NETWORK, STAGES = (toy.manifest()[key] for key in ("front_end", "network", "stages"))
+
+BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no manifest", lambda f: (f / "bundle.json").unlink(), "bundle.json is missing"),
+    ("half a manifest", lambda f: (f / "bundle.json").write_text("{"), "bundle.json cannot be read"),
+    ("a list", lambda f: (f / "bundle.json").write_text("[]"), "not a JSON object"),
+    ("an older schema", altered(schema_version=2), "has schema version 2, this server reads 3; export it again"),
+    ("no schema", altered(schema_version="3"), "at schema_version: 3 was expected"),
+    ("nothing to fuse", altered(fused_stages=[]), "at fused_stages"),
+    ("an unknown stage to fuse", altered(fused_stages=["s5"]), "at fused_stages[0]"),
+    ("no threshold", altered(calibration={}), "at calibration"),
+    ("no verification", altered(verification={}), "at verification"),
+    ("no threshold for two utterances", altered(verification=thresholds(2, 3)), "begin with 1 utterance"),
+    ("thresholds in disorder", altered(verification=thresholds(1, 3, 2)), "and rise"),
+    ("an unknown key", altered(extra=1), "'extra' was unexpected"),
+    ("too deep", lambda f: (f / "bundle.json").write_text("[" * 100_000), "bundle.json cannot be read"),
+    ("no speakers", without("speakers"), "'speakers' is a required property"),
+    ("one speaker", altered(speakers=["eve"]), "at speakers"),
+    ("speakers twice", altered(speakers=["eve", "eve"]), "at speakers"),
+    ("another place", altered(version=3), "is of v/3, the folder is not"),
+    ("too few centres", altered(front_end=FRONT_END | {"mel_bins": 17}), "16 mel centres for 17"),
+    ("stages out of order", altered(stages=STAGES[::-1]), "s1, s2, s3, s4 in this order"),
+    ("tiny minimum", altered(min_samples=399), "shorter than a frame"),
+    ("a file changed", lambda f: (f / "explain.onnx").write_bytes(b"x"), "explain.onnx is not the file"),
+    ("a file missing", lambda f: (f / "predict.onnx").unlink(), "predict.onnx is missing"),
+    ("no digest", altered(files={"predict.onnx": "0" * 64}), "no digest of explain.onnx"),
+    ("parity fails", resealed(lambda f: (f / "parity.json").write_text('{"holds": false}')), "does not hold"),
+    ("parity is a word", resealed(lambda f: (f / "parity.json").write_text('{"holds": "yes"}')), "does not hold"),
+    ("not a graph", resealed(lambda f: (f / "predict.onnx").write_bytes(b"x" * 99)), "predict.onnx cannot be opened"),
+    ("weights in a file", resealed(weights_in_a_file), "predict.onnx cannot be opened"),
+    ("graphs swapped", resealed(lambda f: shutil.copy(f / "predict.onnx", f / "explain.onnx")), "explain.onnx takes"),
+    ("an output is missing", graph("explain.onnx", rename_output), "explain.onnx has no output saliency_s3"),
+    (
+        "graphs swapped again",
+        resealed(lambda f: shutil.copy(f / "explain.onnx", f / "verify.onnx")),
+        "verify.onnx takes",
+    ),
+    ("another's graph to verify", graph("verify.onnx", another_variant), "verify.onnx is of another bundle"),
+    ("another's graph", graph("predict.onnx", another_variant), "disagrees with bundle.json about variant"),
+    ("a graph without facts", graph("explain.onnx", no_facts), "disagrees with bundle.json about variant"),
+    ("speakers in another order", altered(speakers=toy.speakers()[::-1]), "disagrees with bundle.json about speakers"),
+    ("too many speakers", too_many_speakers, "shapes"),
+    ("another embedding", altered(network=NETWORK | {"embedding": 7}), "shapes"),
+    ("too many rows", altered(stages=[stage | {"rows": 16} for stage in STAGES]), "shapes"),
+]
+
+
+def opened(folder: Path) -> Bundle:
+    bundle = read_bundle(folder)
+    Engine(bundle, "cpu", 1).warm_up()
+    return bundle
+
+
+@pytest.mark.parametrize(("change", "reason"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_refused_with_the_reason(tmp_path: Path, change: Callable[[Path], object], reason: str) -> None:
+    folder = toy.write_bundle(tmp_path, "v", 1)
+    opened(folder)  # whole before the change
+    change(folder)
+    with pytest.raises(BundleError) as caught:
+        opened(folder)
+    assert reason in str(caught.value)
+
+
+def test_files_outside_the_bundle_are_not_read(tmp_path: Path) -> None:
+    folder = toy.write_bundle(tmp_path, "v", 1)
+    files = toy.manifest_of(folder)["files"]
+    for name in ("../secret", "/etc/passwd"):
+        toy.seal(folder, {**toy.manifest_of(folder), "files": {**files, name: "0" * 64}})
+        with pytest.raises(BundleError, match="outside the bundle"):
+            read_bundle(folder)
+
+
+def test_versions_beyond_the_contract_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="above 2147483647"):
+        read_bundle(toy.write_bundle(tmp_path, "v", 2**31))
+
+
+def test_survey_sorts_versions_by_number(tmp_path: Path) -> None:
+    for name in ("v/10", "v/9", "v/100", "u/1", "u/.unfinished", "u/01", "u/notes", ".hidden/1", "empty"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("not a bundle", encoding="utf-8")
+    found = {variant: [each.name for each in versions] for variant, versions in survey(tmp_path).items()}
+    assert found == {"u": ["u/1", "u/01", "u/notes"], "v": ["v/100", "v/10", "v/9"]}
+    with pytest.raises(OSError, match="No such file"):
+        survey(tmp_path / "none")
+
+
+def test_a_stamp_changes_with_every_change(tmp_path: Path) -> None:
+    """Also where neither size nor modification time tell."""
+    (tmp_path / "deep").mkdir()
+    file = tmp_path / "deep" / "a"
+    file.write_bytes(b"1234")
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    stamps = [stamp_of(tmp_path)]
+    assert stamp_of(tmp_path) == stamps[0]
+    time.sleep(0.02)  # two ticks of the clock that files are stamped with
+    file.write_bytes(b"4321")
+    os.utime(file, ns=times)
+    stamps.append(stamp_of(tmp_path))
+    (tmp_path / "b").touch()
+    stamps.append(stamp_of(tmp_path))
+    file.unlink()
+    stamps.append(stamp_of(tmp_path))
+    assert len(set(stamps)) == 4
+
+
+def test_frames_and_columns(toy_bundles: Path) -> None:
+    bundle = read_bundle(toy_bundles / "clean" / "1")
+    assert [bundle.frames(n) for n in (400, 559, 560, 16_000)] == [1, 1, 2, 98]
+    assert [bundle.columns(16_000, stage) for stage in bundle.stages] == [98, 49, 25, 13]

@@ -1,0 +1,309 @@
+"""What is loaded, kept and refused as the bundles on disk change: without a network, with real engines."""
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.compute.device import Device
+from serving.config import Config
+from serving.errors import StartupError
+from serving.health import Health
+from serving.metrics import Metrics
+from serving.models.folders import Found, survey
+from serving.models.loaded import Models
+from serving.models.loading import open_engine
+from serving.models.repository import Repository
+from tests.serving import toy
+
+
+class World:
+    """A repository whose looks are taken by hand."""
+
+    def __init__(self, root: Path, keep_versions: int) -> None:
+        self.root = root
+        self.metrics, self.health = Metrics(), Health()
+        self.device, self.models = Device("cpu"), Models(self.metrics)
+        config = Config(bundles=root, threads=1, keep_versions=keep_versions)
+        self.repository = Repository(config, self.models, self.device, self.metrics, self.health)
+        self.health.announce()
+
+    async def load(self) -> list[str]:
+        await self.repository.load()
+        return self.names()
+
+    async def look(self) -> list[str]:
+        await self.repository._refresh(survey(self.root), patient=True)
+        return self.names()
+
+    def names(self) -> list[str]:
+        return [model.bundle.name for model in self.models]
+
+    def bundle_health(self, variant: str) -> bool | None:
+        return self.health._bundles.get(variant)
+
+    def refused(self) -> dict[tuple[str, str], float]:
+        samples = [sample for metric in self.metrics.bundles_refused.collect() for sample in metric.samples]
+        return {(each.labels["variant"], each.labels["reason"]): each.value for each in samples if each.value}
+
+
+def play(root: Path, scenario: Callable[[World], Coroutine[Any, Any, None]], keep_versions: int = 2) -> None:
+    async def run() -> None:
+        world = World(root, keep_versions)
+        try:
+            await scenario(world)
+        finally:
+            await world.models.close()
+            world.device.close()
+
+    asyncio.run(run())
+
+
+def spoil(folder: Path) -> None:
+    """Overwrites a graph where it lies, as a careless copy does."""
+    (folder / "predict.onnx").write_bytes(b"garbage")
+
+
+@pytest.mark.parametrize(("keep", "loaded"), [(1, ["u/1", "v/10"]), (2, ["u/1", "v/9", "v/10"])])
+def test_the_newest_by_number_are_kept(tmp_path: Path, keep: int, loaded: list[str]) -> None:
+    for version in (10, 9, 2):
+        toy.write_bundle(tmp_path, "v", version)
+    toy.write_bundle(tmp_path, "u", 1)
+
+    async def scenario(world: World) -> None:
+        assert await world.load() == loaded
+        toy.write_bundle(tmp_path, "v", 11)
+        assert (await world.look())[-1] == "v/11"
+        assert len(world.names()) == len(loaded)
+
+    play(tmp_path, scenario, keep)
+
+
+def test_an_older_one_stands_in_for_one_that_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for version in (1, 2, 3):
+        toy.write_bundle(tmp_path, "v", version)
+    spoil(tmp_path / "v" / "3")
+
+    async def scenario(world: World) -> None:
+        assert await world.load() == ["v/1", "v/2"]
+        assert world.refused() == {("v", "digest"): 1}
+        assert world.bundle_health("v") is False
+        for _ in range(3):
+            await world.look()
+        assert caplog.text.count("v/3: predict.onnx is not the file") == 1, "it is said once"
+        shutil.rmtree(tmp_path / "v" / "3")
+        assert await world.look() == ["v/1", "v/2"]
+        assert world.refused() == {}
+        assert world.bundle_health("v") is True
+
+    play(tmp_path, scenario)
+
+
+def test_a_slow_copy_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """File by file, the manifest first: nothing is refused while something changes, and the whole is taken."""
+    toy.write_bundle(tmp_path, "v", 1)
+    whole = toy.write_bundle(tmp_path / "elsewhere", "v", 2)
+    target = tmp_path / "bundles" / "v" / "2"
+
+    async def scenario(world: World) -> None:
+        assert await world.load() == ["v/1"]
+        target.mkdir()
+        for file in [whole / "bundle.json", *sorted(whole.glob("*.onnx")), whole / "parity.json"]:
+            assert await world.look() == ["v/1"]
+            (target / file.name).write_bytes(file.read_bytes()[:20])
+            assert await world.look() == ["v/1"]
+            shutil.copyfile(file, target / file.name)
+            assert world.refused() == {}
+            assert world.bundle_health("v") is True
+        assert await world.look() == ["v/1", "v/2"]
+        assert "refused" not in caplog.text
+
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "v").rename(tmp_path / "bundles" / "v")
+    play(tmp_path / "bundles", scenario)
+
+
+def test_what_stops_changing_is_refused_and_taken_when_it_is_mended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    toy.write_bundle(tmp_path, "v", 1)
+
+    async def scenario(world: World) -> None:
+        await world.load()
+        folder = toy.write_bundle(tmp_path, "v", 2)
+        graph = (folder / "predict.onnx").read_bytes()
+        spoil(folder)
+        assert await world.look() == ["v/1"]
+        assert world.refused() == {}
+        assert await world.look() == ["v/1"]
+        assert world.refused() == {("v", "digest"): 1}
+        assert world.bundle_health("v") is False
+        assert "refused" in caplog.text
+        (folder / "predict.onnx").write_bytes(graph)
+        assert await world.look() == ["v/1", "v/2"]
+        assert world.refused() == {}
+        assert world.bundle_health("v") is True
+
+    play(tmp_path, scenario)
+
+
+def test_what_cannot_pass_is_refused_at_once(tmp_path: Path) -> None:
+    toy.write_bundle(tmp_path, "v", 1)
+
+    async def scenario(world: World) -> None:
+        await world.load()
+        toy.write_bundle(tmp_path, "v", 2, schema_version=1)
+        shutil.copytree(tmp_path / "v" / "1", tmp_path / "NO VARIANT" / "1")
+        assert await world.look() == ["v/1"]
+        assert world.refused() == {("v", "manifest"): 1, ("_none", "misplaced"): 1}
+
+    play(tmp_path, scenario)
+
+
+def test_what_nobody_foresaw_of_one_bundle_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variant in ("u", "v"):
+        toy.write_bundle(tmp_path, variant, 1)
+
+    def unlucky(found: Found, *rest: Any) -> Any:
+        if found.name == "u/2":
+            raise MemoryError("no more")
+        return open_engine(found, *rest)
+
+    monkeypatch.setattr("serving.models.repository.open_engine", unlucky)
+
+    async def scenario(world: World) -> None:
+        assert await world.load() == ["u/1", "v/1"]
+        for variant in ("u", "v"):
+            toy.write_bundle(tmp_path, variant, 2)
+        assert await world.look() == ["u/1", "v/1", "v/2"]
+        await world.look()
+        assert world.refused() == {("u", "unreadable"): 1}
+        assert (world.bundle_health("u"), world.bundle_health("v")) == (False, True)
+
+    play(tmp_path, scenario)
+
+
+def test_a_model_outlives_its_folder_being_spoilt(tmp_path: Path) -> None:
+    for version in (1, 2):
+        toy.write_bundle(tmp_path, "v", version)
+
+    async def scenario(world: World) -> None:
+        await world.load()
+        before = world.models.select([])
+        spoil(tmp_path / "v" / "2")
+        for _ in range(3):
+            assert await world.look() == ["v/1", "v/2"]
+        assert world.models.select([]) == before
+        assert world.refused() == {("v", "digest"): 1}
+        assert world.bundle_health("v") is False
+        shutil.rmtree(tmp_path / "v" / "1")
+        shutil.rmtree(tmp_path / "v" / "2")
+        toy.write_bundle(tmp_path, "v", 2, seed=1)
+        assert await world.look() == ["v/1", "v/2"]
+        assert await world.look() == ["v/2"]
+        assert world.models.select([]) != before, "another bundle of the same version takes its place"
+        assert (world.refused(), world.bundle_health("v")) == ({}, True)
+
+    play(tmp_path, scenario)
+
+
+def test_touching_a_bundle_loads_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = toy.write_bundle(tmp_path, "v", 1)
+    caplog.set_level("INFO")
+
+    async def scenario(world: World) -> None:
+        await world.load()
+        before = world.models.select([])
+        (folder / "bundle.json").touch()
+        await world.look()
+        assert world.models.select([]) == before
+        assert caplog.text.count("loading v/1") == 1
+
+    play(tmp_path, scenario)
+
+
+def test_removal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A version goes with its folder, a variant with its last; but never the last model of all."""
+    for variant, version in (("u", 1), ("v", 1), ("v", 2)):
+        toy.write_bundle(tmp_path, variant, version)
+
+    async def scenario(world: World) -> None:
+        assert await world.load() == ["u/1", "v/1", "v/2"]
+        shutil.rmtree(tmp_path / "v" / "2")
+        assert await world.look() == ["u/1", "v/1", "v/2"], "it may be about to be replaced"
+        assert await world.look() == ["u/1", "v/1"]
+        spoil(tmp_path / "v" / "1")
+        (tmp_path / "v" / "1").rename(tmp_path / "v" / "3")
+        for _ in range(3):
+            assert await world.look() == ["u/1", "v/1"], "nothing on disk can take its place"
+        assert (world.bundle_health("u"), world.bundle_health("v")) == (True, False)
+        shutil.rmtree(tmp_path / "v")
+        assert await world.look() == ["u/1"]
+        assert world.bundle_health("v") is None
+        shutil.rmtree(tmp_path / "u")
+        for _ in range(4):
+            assert await world.look() == ["u/1"]
+        assert caplog.text.count("has no bundle any more; serving goes on with what is loaded") == 1
+        assert world.bundle_health("u") is False
+        toy.write_bundle(tmp_path, "w", 1)
+        assert await world.look() == ["w/1"]
+        assert (world.bundle_health("u"), world.bundle_health("w")) == (None, True)
+
+    play(tmp_path, scenario)
+
+
+def test_a_change_under_the_hands_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was checked and what was opened must be the same file."""
+    toy.write_bundle(tmp_path, "v", 1)
+
+    async def scenario(world: World) -> None:
+        await world.load()
+        folder = toy.write_bundle(tmp_path, "v", 2)
+        on_disk = survey(tmp_path)
+        shutil.copyfile(tmp_path / "v" / "1" / "explain.onnx", folder / "more.onnx")
+        await world.repository._refresh(on_disk, patient=True)
+        assert world.names() == ["v/1"]
+        assert world.refused() == {}
+        assert await world.look() == ["v/1", "v/2"]
+
+    play(tmp_path, scenario)
+
+
+def test_a_broken_engine_is_told_of_its_variant_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the moment it breaks to the moment it works again; an older version's engine tells nothing."""
+    for variant, version in (("u", 1), ("v", 1), ("v", 2)):
+        toy.write_bundle(tmp_path, variant, version)
+    names = ("", "speakerlens.model/u", "speakerlens.model/v", "speakerlens.bundle/v")
+    mended = threading.Event()
+    monkeypatch.setattr("serving.compute.engine.Engine.reopen", lambda _engine: mended.wait(30))
+
+    async def scenario(world: World) -> None:
+        await world.load()
+        [u, old, new] = world.models
+        old.repair.begin()
+        assert [world.health.serving(name) for name in names] == [True, True, True, True]
+        new.repair.begin()
+        assert [world.health.serving(name) for name in names] == [True, True, False, True]
+        await world.look()
+        assert [world.health.serving(name) for name in names] == [True, True, False, True]
+        u.repair.begin()
+        assert [world.health.serving(name) for name in names] == [False, False, False, True]
+        mended.set()
+        async with asyncio.timeout(30):
+            while not all(world.health.serving(name) for name in names):
+                await asyncio.sleep(0.01)
+
+    play(tmp_path, scenario)
+
+
+def test_nothing_to_load(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        with pytest.raises(StartupError, match=r"no usable bundle, 1 refused: .*predict.onnx is not the file"):
+            await world.load()
+
+    spoil(toy.write_bundle(tmp_path, "v", 1))
+    play(tmp_path, scenario)
