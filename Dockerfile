@@ -12,6 +12,7 @@ FROM ${BASE_IMAGE} AS project
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
+COPY measures measures
 COPY serving serving
 RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
     if [ -s /run/secrets/ca.pem ]; then export PIP_CERT=/run/secrets/ca.pem; fi \

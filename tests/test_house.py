@@ -11,11 +11,12 @@ import pytest
 
 from tests.conftest import ROOT
 
-PACKAGES = ("training", "export", "serving", "protos")
+PACKAGES = ("training", "export", "serving", "measures", "protos")
 ALLOWED = {
     "training": {"training"},
-    "export": {"export", "training", "protos"},
-    "serving": {"serving", "protos"},
+    "export": {"export", "training", "measures", "protos"},
+    "serving": {"serving", "measures", "protos"},
+    "measures": {"measures"},
     "protos": {"protos"},
 }
 TORCH_SIDE = {"torch", "onnx", "onnxscript", "safetensors", "tensorboard", "yaml"}
@@ -41,7 +42,7 @@ def test_imports_run_one_way(package: str) -> None:
         assert not foreign, f"{file.relative_to(ROOT)} imports {foreign}"
 
 
-@pytest.mark.parametrize("package", ["serving", "protos"])
+@pytest.mark.parametrize("package", ["serving", "measures", "protos"])
 def test_the_serving_side_knows_no_torch(package: str) -> None:
     for file in (ROOT / package).rglob("*.py"):
         assert not imports(file) & TORCH_SIDE, file
