@@ -128,6 +128,36 @@ class Config:
     keepalive_seconds: float = field(
         default=30.0, metadata=_about("how often a quiet connection is pinged; 0 is never", (0.0, 1e6))
     )
+    metric_exemplars: bool = field(
+        default=False,
+        metadata=_about("keep ids of requests beside the histograms of /metrics, for OpenMetrics scrapes"),
+    )
+    probe_seconds: float = field(
+        default=300.0,
+        metadata=_about(
+            "how often each variant answers its bundle's own probes, in seconds; 0 is never", (0.0, 86_400.0)
+        ),
+    )
+    saliency_share: float = field(
+        default=0.0,
+        metadata=_about(
+            "share of requests without maps whose maps are measured all the same, on an idle device",
+            (0.0, 1.0),
+            unit="N",
+        ),
+    )
+    shadow_share: float = field(
+        default=0.0,
+        metadata=_about(
+            "share of requests that the other variants answer as well, on an idle device, to compare them",
+            (0.0, 1.0),
+            unit="N",
+        ),
+    )
+    drift_samples: int = field(
+        default=1000,
+        metadata=_about("last answers of each variant that are compared with its bundle's baseline", (10, 1_000_000)),
+    )
     trace_endpoint: str | None = field(
         default=None,
         metadata=_about("send traces to this OTLP collector, http://HOST:4317 (needs the extra otel)", unit="URL"),

@@ -78,7 +78,7 @@ class Server:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self.metrics = Metrics()
+        self.metrics = Metrics(config.metric_exemplars)
         self.device = Device(config.device)
         self._gate = Gate()
         services = (SERVICE, INFERENCE)
@@ -142,7 +142,7 @@ class Server:
     def _open_metrics(self) -> int:
         host, port = self._config.metrics_host, self._config.metrics_port
         try:
-            return self.metrics.listen(host, port)
+            return self.metrics.page.listen(host, port)
         except OSError as error:
             raise _taken("--metrics-port", host, port, error) from error
 

@@ -51,9 +51,10 @@ def build_model(bundle: Bundle, engine: Engine, device: Device, config: Config, 
     """Puts queues in front of an open engine. Runs on the event loop, where the queues live."""
     repair = Repair(bundle.name, engine.reopen, partial(metrics.count_rebuild, bundle.variant))
     statistics = Statistics()
-    predict = Counting(statistics, metrics.queue(bundle.variant, "predict"))
-    explain = Counting(statistics, metrics.queue(bundle.variant, "explain"))
-    verify = Counting(statistics, metrics.queue(bundle.variant, "verify"))
+    queue_of = partial(metrics.queue, bundle.variant, capacity=config.queue_size)
+    predict = Counting(statistics, queue_of("predict"))
+    explain = Counting(statistics, queue_of("explain"))
+    verify = Counting(statistics, queue_of("verify"))
     return Model(
         bundle,
         engine.provider,

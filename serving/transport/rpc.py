@@ -204,7 +204,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         seconds = time.monotonic() - call.started
         self._metrics.in_flight.dec()
         self._metrics.requests.labels(call.method, call.variant, call.status).inc()
-        self._metrics.duration.labels(call.method, call.variant).observe(seconds)
+        self._metrics.page.observe(self._metrics.duration.labels(call.method, call.variant), seconds, call.id)
         text = f" {call.detail}" if call.detail else ""
         log.info(
             "method=%s variant=%s code=%s seconds=%.4f%s",

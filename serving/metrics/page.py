@@ -1,0 +1,53 @@
+"""The page that metrics stand on: makes them under one prefix, and serves them over HTTP."""
+
+import math
+from collections.abc import Sequence
+
+import prometheus_client as prometheus
+
+PREFIX = "speakerlens_"
+# With an id of at most 64 characters well within the 128 that OpenMetrics allows to all labels of an exemplar.
+EXEMPLAR_LABEL = "request_id"
+
+# When a series began is known to Prometheus anyway, and would double the number of gauges on the page.
+prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Page:
+    """Makes metrics on a registry of its own.
+
+    Args:
+        exemplars: whether histograms keep the id of the last request of each bucket.
+    """
+
+    def __init__(self, exemplars: bool = False) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        self._exemplars = exemplars
+
+    def counter(self, name: str, about: str, *labels: str) -> prometheus.Counter:
+        """What only rises; its samples end in `_total`."""
+        return prometheus.Counter(PREFIX + name, about, labels, registry=self.registry)
+
+    def gauge(self, name: str, about: str, *labels: str) -> prometheus.Gauge:
+        """What rises and falls."""
+        return prometheus.Gauge(PREFIX + name, about, labels, registry=self.registry)
+
+    def histogram(self, name: str, about: str, buckets: Sequence[float], *labels: str) -> prometheus.Histogram:
+        """How values are distributed. Where a bucket's bound is negative, OpenMetrics allows no sum."""
+        return prometheus.Histogram(PREFIX + name, about, labels, buckets=buckets, registry=self.registry)
+
+    def observe(self, histogram: prometheus.Histogram, value: float, request_id: str | None = None) -> None:
+        """Counts a value, and keeps the request's id where exemplars are wanted; what could not be told is left out."""
+        if math.isnan(value):
+            return
+        exemplar = {EXEMPLAR_LABEL: request_id} if self._exemplars and request_id else None
+        histogram.observe(value, exemplar)
+
+    def listen(self, host: str, port: int) -> int:
+        """Serves the page over HTTP from threads of its own, and returns the port.
+
+        Raises:
+            OSError: the address is not to be had.
+        """
+        server, _ = prometheus.start_http_server(port, host, registry=self.registry)
+        return int(server.server_port)

@@ -1,0 +1,158 @@
+"""Metrics of what the service does: calls, answers, queues, models.
+
+A call counts once: under its variant, under `_several` where it asks more than one, or under `_none` where it asks none
+or is refused before its variants are known (no variant's name begins with an underscore).
+A message over gRPC's own limit (`--max-message-bytes`) is refused before it reaches these counters.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import prometheus_client as prometheus
+
+from serving.errors import Reason
+from serving.metrics.page import Page
+from serving.metrics.robustness import Robustness
+from serving.models.bundles import VARIANT_NAME, Bundle, Fault
+
+NO_VARIANT, SEVERAL_VARIANTS = "_none", "_several"
+PHASES = ("decode", "queue", "inference", "encode")
+# How a variant fails that was asked; others are as possible, and count from their first on.
+FAILURES = ("INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
+LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class QueueMetrics:
+    """The metrics of one variant's queue for one kind of answer; what a batcher reports to."""
+
+    depth: prometheus.Gauge
+    size: prometheus.Histogram
+    seconds: prometheus.Histogram
+
+    def waiting(self, change: int) -> None:
+        """The queue grew or shrank by `change`."""
+        self.depth.inc(change)
+
+    def ran(self, size: int, seconds: float) -> None:
+        """A batch of `size` took `seconds` on the device."""
+        self.size.observe(size)
+        self.seconds.observe(seconds)
+
+
+class Metrics:
+    """All metrics of a server.
+
+    Args:
+        exemplars: whether histograms keep ids of requests.
+    """
+
+    def __init__(self, exemplars: bool = False) -> None:
+        self.page = page = Page(exemplars)
+        self.registry = page.registry
+        self._refused: set[tuple[str, Fault]] = set()
+        self.requests = page.counter("requests", "Finished calls, by gRPC status.", "method", "variant", "code")
+        self.duration = page.histogram(
+            "request_duration_seconds",
+            "Time from the arrival of a call to its answer, whatever its status.",
+            LATENCIES,
+            "method",
+            "variant",
+        )
+        self.phase = page.histogram(
+            "phase_duration_seconds", "Time that an answered identification spent in each phase.", LATENCIES, "phase"
+        )
+        self.in_flight = page.gauge("requests_in_flight", "Calls in work.")
+        self.rejections = page.counter(
+            "rejections", "Calls, and requests in a batch, answered with an error of the caller's or of load.", "reason"
+        )
+        self.answers = page.counter(
+            "answers", "Utterances answered, once for each variant that answered.", "variant", "kind"
+        )
+        self.model_failures = page.counter(
+            "model_failures",
+            "Answers that a variant failed to give, alone or while others gave theirs, by gRPC status.",
+            "variant",
+            "code",
+        )
+        self.audio = page.counter("audio_seconds", "Duration of the audio of answered identifications.")
+        self.batch_size = page.histogram("batch_size", "Utterances computed together.", BATCH_SIZES, "variant", "kind")
+        self.batch_duration = page.histogram(
+            "batch_duration_seconds", "Time of a batch on the device.", LATENCIES, "variant", "kind"
+        )
+        self.queue_depth = page.gauge("queue_depth", "Utterances waiting for the device.", "variant", "kind")
+        self.queue_capacity = page.gauge(
+            "queue_capacity",
+            "Utterances of one priority that may wait; more are refused.",
+            "variant",
+            "kind",
+        )
+        self.model_info = page.gauge(
+            "model_info", "1 for each loaded model.", "variant", "version", "code_revision", "training_data_digest"
+        )
+        self.bundles_refused = page.gauge(
+            "bundles_refused", "Bundles on disk that are not served, by what is wrong with them.", "variant", "reason"
+        )
+        self.bundles_scanned = page.gauge(
+            "bundles_scan_timestamp_seconds",
+            "When the bundles on disk were last looked at, in seconds since 1970.",
+        )
+        self.engine_info = page.gauge("engine_info", "1 for the engine in use.", "provider", "version")
+        self.engine_rebuilds = page.counter(
+            "engine_rebuilds", "Attempts to open the engine of a variant anew after it broke.", "variant", "outcome"
+        )
+        self.robustness = Robustness(page)
+        prometheus.ProcessCollector(registry=self.registry)
+        for reason in Reason:
+            self.rejections.labels(reason)
+        for phase in PHASES:
+            self.phase.labels(phase)
+
+    def add_model(self, bundle: Bundle) -> None:
+        """Announces a loaded model."""
+        self.robustness.add_variant(bundle.variant)
+        for code in FAILURES:
+            self.model_failures.labels(bundle.variant, code)
+        self.model_info.labels(*_facts(bundle)).set(1)
+
+    def remove_model(self, bundle: Bundle) -> None:
+        """Takes the announcement back."""
+        self.model_info.remove(*_facts(bundle))
+
+    def report_refused(self, refused: Mapping[tuple[str, Fault], int]) -> None:
+        """Which bundles are refused now, by the variant that their folder names and what is wrong with them."""
+        counts = dict.fromkeys(self._refused, 0)
+        for (variant, fault), count in refused.items():
+            label = variant if VARIANT_NAME.fullmatch(variant) else NO_VARIANT, fault
+            counts[label] = counts.get(label, 0) + count
+        for (variant, fault), count in counts.items():
+            self.bundles_refused.labels(variant, fault).set(count)
+        self._refused = {label for label, count in counts.items() if count}
+        self.bundles_scanned.set_to_current_time()
+
+    def count_rebuild(self, variant: str, worked: bool) -> None:
+        """Counts an attempt to open an engine anew."""
+        self.engine_rebuilds.labels(variant, "ok" if worked else "failed").inc()
+
+    def queue(self, variant: str, kind: str, capacity: int) -> QueueMetrics:
+        """The metrics of one queue, where `capacity` may wait; versions of a variant share them."""
+        self.answers.labels(variant, kind)
+        self.queue_capacity.labels(variant, kind).set(capacity)
+        return QueueMetrics(
+            self.queue_depth.labels(variant, kind),
+            self.batch_size.labels(variant, kind),
+            self.batch_duration.labels(variant, kind),
+        )
+
+
+def _facts(bundle: Bundle) -> tuple[str, str, str, str]:
+    return bundle.variant, str(bundle.version), bundle.code_revision, bundle.training_data_digest
+
+
+def variant_label(variants: Iterable[str]) -> str:
+    """The label of a call that asks these loaded variants."""
+    names = set(variants)
+    if not names:
+        return NO_VARIANT
+    return names.pop() if len(names) == 1 else SEVERAL_VARIANTS
