@@ -11,6 +11,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from serving.standard_error import capture
 from serving.transport.rpc import current_call
 from serving.transport.tokens import current_account
 
@@ -20,15 +21,16 @@ TEXT = "%(asctime)s %(levelname)s %(name)s %(request)s%(message)s"
 def configure(level: str, kind: str) -> None:
     """Sends the process's log to stderr: `level` as in `Config.log_level`, `kind` as in `Config.log_format`.
 
-    What nobody catches, in any thread, becomes a line of the log, too.
+    What nobody catches, in any thread, becomes a line of the log, too; as JSON, also what C libraries write to stderr.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(capture() if kind == "json" else sys.stderr)
     handler.addFilter(_note_request)
     handler.setFormatter(JsonFormatter() if kind == "json" else logging.Formatter(TEXT))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
+    sys.unraisablehook = _unraisable
 
 
 class JsonFormatter(logging.Formatter):
@@ -75,3 +77,9 @@ def _uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
         logging.getLogger("serving").critical(
             "the thread %s ended because of an error", name, exc_info=arguments.exc_value
         )
+
+
+def _unraisable(arguments: "sys.UnraisableHookArgs") -> None:
+    # Its name only, as what such an object prints of itself may be anything.
+    where = getattr(arguments.object, "__qualname__", type(arguments.object).__name__)
+    logging.getLogger("serving").error("an error was ignored in %s", where, exc_info=arguments.exc_value)

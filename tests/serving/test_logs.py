@@ -17,6 +17,7 @@ import soundfile as sf
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.logs import JsonFormatter
+from tests.serving.fuzz.files import whole
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 from tests.serving.test_lifecycle import failing
 from tests.serving.transport.test_tokens import ALICE, bearer, write
@@ -107,16 +108,74 @@ def test_what_nobody_catches_is_a_line_too() -> None:
         "def fail(): raise ValueError('in a\\nthread')\n"
         "thread = threading.Thread(target=fail, name='worker'); thread.start(); thread.join()\n"
         "warnings.warn('mind this')\n"
+        "class Unable:\n"
+        "    def __del__(self): raise KeyError('in passing')\n"
+        "Unable()\n"
         "raise RuntimeError('at the end')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     said = [json.loads(line) for line in done.stderr.splitlines()]
-    assert [line["level"] for line in said] == ["critical", "warning", "critical"]
+    assert [line["level"] for line in said] == ["critical", "warning", "error", "critical"]
     assert said[0]["message"] == "the thread worker ended because of an error"
     assert said[0]["exception"].endswith("ValueError: in a\nthread")
     assert "mind this" in said[1]["message"]
-    assert said[2]["exception"].endswith("RuntimeError: at the end")
+    assert said[2]["message"] == "an error was ignored in Unable.__del__"
+    assert said[2]["exception"].endswith("KeyError: 'in passing'")
+    assert said[3]["exception"].endswith("RuntimeError: at the end")
+
+
+def test_what_a_decoder_says_on_stderr_is_json_too(toy_bundles: Path) -> None:
+    damaged = bytearray(whole()[-1])
+    damaged[1900:1940] = bytes(40)
+    with ServerProcess(toy_bundles, "--log-format=json") as server:
+        request = pb.IdentifyRequest(audio=pb.Audio(encoded=bytes(damaged)))
+        server.stub.Identify(request, timeout=CALL_SECONDS)
+        server.wait_for_log("Illegal Audio-MPEG-Header")
+    said = lines(server)
+    assert {line["level"] for line in said if line["logger"] == "stderr"} == {"warning"}
+    assert any(line["message"].startswith("Note: Illegal Audio-MPEG-Header") for line in said)
+
+
+def test_what_is_written_to_the_descriptor_is_logged_to_the_end() -> None:
+    program = (
+        "import os, sys, serving.logs as logs\n"
+        "logs.configure('info', 'json')\n"
+        "os.write(2, b'one\\n\\n  \\ntwo \\xff\\x00')\n"
+        "os.write(2, b' and more\\n' + b'x' * 50_000)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    said = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert said[:2] == ["one", "two \\xff\0 and more"]
+    assert {len(line) for line in said[2:]} <= set(range(1, 4097))
+    assert set("".join(said[2:])) == {"x"}
+
+
+def test_a_log_that_cannot_be_written_does_not_feed_itself() -> None:
+    """Nor does anybody wait for a reader who waits for the interpreter's lock."""
+    program = (
+        "import ctypes, logging, os, sys, serving.logs as logs\n"
+        "logs.configure('info', 'json')\n"
+        "os.dup2(os.open('/dev/full', os.O_WRONLY), logging.getLogger().handlers[0].stream.fileno())\n"
+        "log = logging.getLogger('x'); log.error('lost'); os.write(2, b'lost as well\\n')\n"
+        "write = ctypes.PyDLL(None).write\n"
+        "for _ in range(100): write(2, b'y' * 10_000, 10_000)\n"
+        "print(sys.stderr is logging.getLogger().handlers[0].stream)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "True\n"
+
+
+def test_a_crash_leaves_its_trace() -> None:
+    program = (
+        "import ctypes, serving.logs as logs\n"
+        "logs.configure('info', 'json')\n"
+        "def crash(): ctypes.string_at(0)\n"
+        "crash()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode < 0
+    assert "in crash" in done.stderr
 
 
 def test_a_server_that_cannot_start_says_so_in_json(tmp_path: Path) -> None:
