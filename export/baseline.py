@@ -1,47 +1,80 @@
 """`baseline.json`: how the exported model's answers are distributed on the evaluation set.
 
-A running service compares its traffic with this: what it is used to, clean and under each kind of interference.
+A running service compares its traffic with this: what it is used to, clean and under each kind of interference. Both
+take the numbers from `measures`.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from export.onnx_graphs import EXPLAIN
 from export.parity import MAPS, load_runtimes
-from training.conditions import Condition, MixtureBatch, batches, mixtures, supplied_grid
-from training.frontend import LogMel, frame_count
-from training.manifest import Clip, Corpus
-from training.saliency import Saliency, deletion_index, dominated_bins, fused
+from measures.distribution import Bins, quantile_bins
+from measures.prediction import scores
+from measures.saliency import concentration, deletion_index, estimated_interference
+from measures.sound import hear
+from training.conditions import CLEAN, CLEAN_KIND, Condition, MixtureBatch, batches, mixtures, supplied_grid
+from training.frontend import frame_count
+from training.manifest import Clip, Corpus, spread
+from training.saliency import Saliency, fused
 
 UTTERANCES = 40
+"""Heard under each interference."""
+
+CLEAN_UTTERANCES = 240
+"""Heard clean. Drift is measured from these, and with ten bins the index of two samples of one distribution is in the
+mean 9 (1/240 + 1/m), which leaves room below 0.1, where something has changed."""
+
+LONGEST_SECONDS = 6.0
 _SNRS_DB = (10.0, 0.0)
 _BATCH = 8
-_BINS = 20
+
+Measures = dict[str, list[float]]
+"""Values by the name of the measure, in the order of the utterances."""
 
 
-def conditions_of(corpus: Corpus) -> tuple[Condition, ...]:
-    """Clean speech and each kind of interference at 10 and 0 dB, as far as the corpus supplies them."""
+class Evaluation(NamedTuple):
+    """What the model is asked about: utterances clean, and fewer of them under each interference."""
+
+    clean: tuple[Clip, ...]
+    corrupted: tuple[Clip, ...]
+    conditions: tuple[Condition, ...]
+
+    @property
+    def steps(self) -> int:
+        """How often `measure` calls `advance`."""
+        return len(batches(self.clean, _BATCH)) + len(batches(self.corrupted, _BATCH)) * len(self.conditions)
+
+
+def evaluation(corpus: Corpus) -> Evaluation:
+    """Choose from the test split, spread over the speakers; clean, where that has too few, from dev as well.
+
+    The conditions are each kind of interference at 10 and 0 dB, as far as the corpus supplies them. Utterances are
+    heard up to their sixth second.
+    """
     supplied, _ = supplied_grid(corpus, "test")
-    return tuple(c for c in supplied if c.snr_db is None or c.snr_db in _SNRS_DB)
-
-
-def steps(corpus: Corpus, utterances: Sequence[Clip]) -> int:
-    """How often `measure` calls `advance`."""
-    return len(batches(utterances, _BATCH)) * len(conditions_of(corpus))
+    test = corpus.utterances("test")
+    clean = spread(test, CLEAN_UTTERANCES)
+    clean += spread(corpus.utterances("dev"), CLEAN_UTTERANCES - len(clean))
+    return Evaluation(
+        tuple(_cut(clip) for clip in clean),
+        tuple(_cut(clip) for clip in spread(test, UTTERANCES)),
+        tuple(condition for condition in supplied if condition.snr_db in _SNRS_DB),
+    )
 
 
 def measure(
     folder: Path,
     corpus: Corpus,
-    utterances: Sequence[Clip],
+    asked: Evaluation,
     speakers: Sequence[str],
     temperature: float,
     advance: Callable[[], None] = lambda: None,
@@ -50,57 +83,69 @@ def measure(
 
     Args:
         folder: the bundle, or what it will be.
-        corpus: its test split is the evaluation set.
-        utterances: those to use.
+        corpus: its test split has the interference.
+        asked: of `evaluation`.
         speakers: the labels.
         temperature: of the calibration.
-        advance: called after each of `steps()` batches.
+        advance: called after each of `asked.steps` batches.
 
     Returns:
-        What `baseline.json` holds: the conditions with their top-1 accuracy, and for each kind of interference the
-        histograms of top-1 probability, margin (first over second), entropy (nats), best logit, and deletion index of
-        the fused map of the predicted speaker.
+        What `baseline.json` holds but for `probes`: the conditions with their top-1 accuracy, and for each kind of
+        interference the distributions of the measures of the sound, of the prediction, and of the fused map of the
+        predicted speaker.
     """
-    explain, front_end = load_runtimes(folder)[EXPLAIN], None
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    explain = load_runtimes(folder)[EXPLAIN]
+    values: dict[str, Measures] = defaultdict(lambda: defaultdict(list))
     hits: dict[Condition, list[bool]] = defaultdict(list)
-    for batch in mixtures(corpus, "test", speakers, conditions_of(corpus), _BATCH, utterances):
+    for batch in _heard(corpus, asked, speakers):
         target = torch.full_like(batch.labels, -1)
         outputs = {n: torch.from_numpy(v) for n, v in explain(batch.mixture.audio, batch.lengths, target).items()}
-        front_end = front_end or LogMel(outputs["features"].shape[1])
-        for name, column in _measures(batch, outputs, front_end, temperature).items():
-            values[batch.condition.kind][name] += column.tolist()
+        for name, column in _measures(batch, outputs, temperature).items():
+            values[batch.condition.kind][name] += column
         hits[batch.condition] += (outputs["logits"].argmax(dim=1) == batch.labels).tolist()
         advance()
+    bins = {name: quantile_bins(column) for name, column in values[CLEAN_KIND].items()}
     return {
-        "utterances": len(utterances),
+        "utterances": len(asked.corrupted),
         "conditions": [
             {"interference": c.kind, "snr_db": c.snr_db, "utterances": len(hit), "top1": sum(hit) / len(hit)}
             for c, hit in hits.items()
         ],
         "distributions": {
-            kind: {name: _histogram(name, column, len(speakers)) for name, column in columns.items()}
+            kind: {name: _distribution(bins[name], column) for name, column in columns.items()}
             for kind, columns in values.items()
         },
     }
 
 
-def _measures(
-    batch: MixtureBatch, outputs: dict[str, Tensor], front_end: LogMel, temperature: float
-) -> dict[str, Tensor]:
-    probabilities = (outputs["logits"] / temperature).softmax(dim=1)
-    first, second = probabilities.topk(2, dim=1).values.unbind(dim=1)
-    measures = {
-        "top1_probability": first,
-        "margin": first - second,
-        "entropy": -(probabilities * probabilities.clamp_min(1e-30).log()).sum(dim=1),
-        "best_logit": outputs["logits"].amax(dim=1),
-    }
-    if batch.condition.snr_db is not None:
-        dominated = dominated_bins(front_end, batch.mixture.speech, batch.mixture.interference)
-        saliency = as_saliency(outputs, batch.lengths)
-        measures["deletion_index"] = deletion_index(fused(saliency), dominated, saliency.frames)
-    return measures
+def _cut(clip: Clip) -> Clip:
+    return replace(clip, duration=min(clip.duration, LONGEST_SECONDS))
+
+
+def _heard(corpus: Corpus, asked: Evaluation, speakers: Sequence[str]) -> Iterator[MixtureBatch]:
+    return chain(
+        mixtures(corpus, "test", speakers, (CLEAN,), _BATCH, asked.clean),
+        mixtures(corpus, "test", speakers, asked.conditions, _BATCH, asked.corrupted),
+    )
+
+
+def _measures(batch: MixtureBatch, outputs: dict[str, Tensor], temperature: float) -> Measures:
+    saliency = as_saliency(outputs, batch.lengths)
+    maps = fused(saliency)
+    columns: Measures = defaultdict(list)
+    for row, (samples, frames) in enumerate(zip(batch.lengths.tolist(), saliency.frames.tolist(), strict=True)):
+        logits, shown = outputs["logits"][row].numpy(), maps[row, :, :frames].numpy()
+        interference = estimated_interference(saliency.features[row, :, :frames].numpy())
+        found = {
+            **asdict(hear(batch.mixture.audio[row, :samples].numpy())),
+            **scores(logits, temperature)._asdict(),
+            "best_logit": float(logits.max()),
+            "deletion_index": deletion_index(shown, interference),
+            "concentration": concentration(shown),
+        }
+        for name, value in found.items():
+            columns[name].append(value)
+    return columns
 
 
 def as_saliency(outputs: dict[str, Tensor], lengths: Tensor) -> Saliency:
@@ -120,17 +165,13 @@ def as_saliency(outputs: dict[str, Tensor], lengths: Tensor) -> Saliency:
     )
 
 
-def _histogram(name: str, column: Sequence[float], classes: int) -> dict[str, Any]:
-    """Counts in equal bins; the first and the last take what lies beyond them. Undefined values are left out."""
-    values: NDArray[np.float64] = np.asarray(column)
-    values = values[np.isfinite(values)]
-    low, high = {"entropy": (0.0, math.log(classes)), "best_logit": (-32.0, 32.0), "deletion_index": (0.0, 2.0)}.get(
-        name, (0.0, 1.0)
-    )
-    counts, edges = np.histogram(values.clip(low, high), bins=_BINS, range=(low, high))
+def _distribution(bins: Bins, column: Sequence[float]) -> dict[str, Any]:
+    """Counts and mean of a measure under one kind of interference; undefined values are left out."""
+    counts = bins.counts(column)
+    known = [value for value in column if not math.isnan(value)]
     return {
-        "edges": edges.round(6).tolist(),
+        "edges": list(bins.edges),
         "counts": counts.tolist(),
-        "samples": len(values),
-        "mean": float(values.mean()) if len(values) else None,
+        "samples": len(known),
+        "mean": math.fsum(known) / len(known) if known else None,
     }

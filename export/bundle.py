@@ -37,7 +37,7 @@ from training.saliency import FUSED_STAGES
 from training.verification import METHOD as VERIFICATION_METHOD
 from training.verification import Verification, calibrate_verification
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST, WEIGHTS, PARITY, BASELINE = "bundle.json", "weights.safetensors", "parity.json", "baseline.json"
 
 # Nine frames: the shortest audio with two columns at the last stage, without which there is no standard deviation.
@@ -111,9 +111,9 @@ def file_digests(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): _digest(p) for p in files}
 
 
-def schema() -> dict[str, Any]:
-    """The schema of `bundle.json`."""
-    content: dict[str, Any] = json.loads((resources.files("protos") / "bundle.schema.json").read_text("utf-8"))
+def schema(name: str) -> dict[str, Any]:
+    """The schema of a bundle's `<name>.json`: "bundle" or "baseline"."""
+    content: dict[str, Any] = json.loads((resources.files("protos") / f"{name}.schema.json").read_text("utf-8"))
     return content
 
 
@@ -135,9 +135,9 @@ def _is_same(bundle: Path, staging: Path, false_acceptance: float) -> bool:
 
 def _fill(folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance: float, report: Report) -> None:
     """Write everything but the weights, which are there, into a bundle's folder."""
-    evaluated = spread(corpus.utterances("test"), baseline.UTTERANCES)
+    evaluated = baseline.evaluation(corpus)
     clips = choose_utterances(corpus, parity.UTTERANCES)
-    total = 6 + parity.steps() + baseline.steps(corpus, evaluated)
+    total = 6 + parity.steps() + evaluated.steps
     done = itertools.count(1)
 
     def advance() -> None:
@@ -161,9 +161,11 @@ def _fill(folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance
         raise ExportError(f"{run.variant}: {parity.failures(verified)}; nothing was written")
     write_json(folder / PARITY, verified)
     measured = baseline.measure(folder, corpus, evaluated, run.speakers, calibration.temperature, advance)
+    measured["probes"] = []
+    jsonschema.validate(measured, schema("baseline"))
     write_json(folder / BASELINE, measured)
-    manifest = {**facts, "utterances": listed, "files": file_digests(folder)}
-    jsonschema.validate(manifest, schema())
+    manifest = {**facts, "utterances": listed, "probes": None, "files": file_digests(folder)}
+    jsonschema.validate(manifest, schema("bundle"))
     write_json(folder / MANIFEST, manifest)
     advance()
 

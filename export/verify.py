@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from export import parity
-from export.bundle import MANIFEST, PARITY, SCHEMA_VERSION, WEIGHTS, ExportError, file_digests, schema
+from export.bundle import BASELINE, MANIFEST, PARITY, SCHEMA_VERSION, WEIGHTS, ExportError, file_digests, schema
 from export.onnx_graphs import EXPLAIN, PREDICT, VERIFY, GraphError, check_graph
 from training.audio import read_audio
 from training.config import HeadConfig, NetworkConfig
@@ -47,6 +47,7 @@ def verify_bundle(folder: Path, advance: Callable[[], None]) -> dict[str, Any]:
             check_graph(onnx.load(str(folder / name)), name)
         except (GraphError, DecodeError) as error:
             raise ExportError(f"{folder}: {name} is not fit for a bundle: {error}") from error
+    _check_schema(folder / BASELINE, _read_json(folder / BASELINE), "baseline")
     if not _recorded_parity_holds(folder):
         raise ExportError(f"{folder}: {PARITY} does not say that the verification at export held")
     utterances = [read_audio(folder / entry["file"]) for entry in manifest["utterances"]]
@@ -64,19 +65,28 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder}: no {MANIFEST} there; name the folder of one version, such as bundles/act-da/1")
+    manifest: dict[str, Any] = _read_json(path)
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise ExportError(f"{path}: has schema version {version}, this program reads {SCHEMA_VERSION}; export it again")
+    _check_schema(path, manifest, "bundle")
+    return manifest
+
+
+def _read_json(path: Path) -> Any:
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-        if isinstance(version, int) and version != SCHEMA_VERSION:
-            raise ExportError(
-                f"{path}: has schema version {version}, this program reads {SCHEMA_VERSION}; export it again"
-            )
-        jsonschema.validate(manifest, schema())
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ExportError(f"{path}: is missing") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ExportError(f"{path}: not JSON: {error}") from error
+
+
+def _check_schema(path: Path, content: Any, name: str) -> None:
+    try:
+        jsonschema.validate(content, schema(name))
     except jsonschema.ValidationError as error:
         raise ExportError(f"{path}: {error.json_path}: {error.message}") from error
-    return manifest
 
 
 def _recorded_parity_holds(folder: Path) -> bool:

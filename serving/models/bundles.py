@@ -1,13 +1,15 @@
 """Bundles on disk, none of them believed unchecked.
 
-A bundle is read only if its `bundle.json` fits the schema, every file has the digest recorded there, its own parity
-verification holds, and it lies where its name says. Whether the graphs fit is the engine's matter, which opens them.
+A bundle is read only if its `bundle.json` and `baseline.json` fit their schemas, every file has the digest recorded
+there, its own parity verification holds, and it lies where its name says. Whether the graphs fit is the engine's
+matter, which opens them.
 """
 
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib import resources
@@ -16,8 +18,10 @@ from typing import Any
 
 import jsonschema
 
+from serving.models.baselines import BASELINE, Baseline, BaselineError, baseline_of
+
 MANIFEST = "bundle.json"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 PREDICT, EXPLAIN, VERIFY, PARITY = "predict.onnx", "explain.onnx", "verify.onnx", "parity.json"
 STAGES = ("s1", "s2", "s3", "s4")
 # As the schema has it.
@@ -34,6 +38,7 @@ class Fault(StrEnum):
     MANIFEST = "manifest"
     MISPLACED = "misplaced"
     PARITY = "parity"
+    BASELINE = "baseline"
     GRAPH = "graph"
 
     @property
@@ -72,7 +77,8 @@ class Bundle:
     `frame_length` and `frame_shift` are in samples of 16 kHz. Probabilities are softmax(logits / temperature); below
     `threshold` the best logit over `score_scale` is nobody known's. The fused map is the mean of those of
     `fused_stages`. `verification_thresholds` are pairs, rising: of how many utterances a reference is made, 1 first,
-    and the cosine from which on a voice is that of the reference.
+    and the cosine from which on a voice is that of the reference. `probes` is the entry of bundle.json, None where the
+    bundle has none.
     """
 
     folder: Path
@@ -93,6 +99,9 @@ class Bundle:
     code_revision: str
     training_data_digest: str
     digest: str
+    # The digest covers both.
+    baseline: Baseline = field(compare=False, repr=False)
+    probes: Mapping[str, Any] | None = field(compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -149,9 +158,18 @@ def read_bundle(folder: Path) -> Bundle:
         code_revision=manifest["code_revision"],
         training_data_digest=manifest["training_data_digest"],
         digest=hashlib.sha256(content).hexdigest(),
+        baseline=_read_baseline(folder / BASELINE),
+        probes=manifest["probes"],
     )
     _check_sense(bundle, front_end["mel_bins"])
     return bundle
+
+
+def _read_baseline(path: Path) -> Baseline:
+    try:
+        return baseline_of(_parse(BASELINE, _read(path)))
+    except BaselineError as error:
+        raise BundleError(f"{BASELINE} {error}", Fault.BASELINE) from error
 
 
 @cache
@@ -193,7 +211,7 @@ def _check_schema(manifest: dict[str, Any]) -> None:
 
 
 def _check_files(folder: Path, digests: dict[str, str]) -> None:
-    for required in (PREDICT, EXPLAIN, VERIFY, PARITY):
+    for required in (PREDICT, EXPLAIN, VERIFY, PARITY, BASELINE):
         if required not in digests:
             raise BundleError(f"{MANIFEST} records no digest of {required}", Fault.MANIFEST)
     for name, expected in digests.items():

@@ -19,6 +19,7 @@ from export.cli import main
 from export.kinks import Kinks
 from export.onnx_graphs import GraphError, check_graph
 from export.verify import verify_bundle
+from serving.models.bundles import read_bundle
 from tests.conftest import ROOT, VARIANTS, run
 from training.checkpoint import Run, load_run
 from training.errors import UserError
@@ -46,7 +47,7 @@ def test_a_bundle_is_complete_and_says_what_it_is(bundles: Path, runs: dict[str,
     assert {p.name for p in folder.iterdir() if p.is_file()} == FILES
     assert all(p.stat().st_mode & 0o004 for p in folder.rglob("*")), "not readable for a server that is another user"
     manifest = json.loads((folder / "bundle.json").read_text())
-    jsonschema.validate(manifest, schema())
+    jsonschema.validate(manifest, schema("bundle"))
     trained = load_run(runs[variant])
     assert manifest["variant"] == variant
     assert tuple(manifest["speakers"]) == trained.speakers
@@ -99,17 +100,34 @@ def test_parity_covers_what_it_promises_and_holds(bundles: Path) -> None:
         assert figure["worst"] <= (1e-4 if figure["output"] in ("logits", "embedding", "score") else 1e-3)
 
 
-def test_baseline_counts_every_utterance(bundles: Path) -> None:
+def test_baseline_counts_every_utterance(bundles: Path, corpus: Path) -> None:
     baseline = json.loads((bundles / "act-da" / "1" / "baseline.json").read_text())
+    jsonschema.validate(baseline, schema("baseline"))
     by_kind: dict[str, int] = {}
     for condition in baseline["conditions"]:
         by_kind[condition["interference"]] = by_kind.get(condition["interference"], 0) + condition["utterances"]
     assert set(by_kind) == {"clean", "noise", "music", "babble", "speaker", "reverb", "reverb+noise"}
-    for kind, histograms in baseline["distributions"].items():
-        for histogram in histograms.values():
-            assert sum(histogram["counts"]) == histogram["samples"] == by_kind[kind]
-            assert len(histogram["edges"]) == len(histogram["counts"]) + 1
-    assert "deletion_index" in baseline["distributions"]["noise"]
+    known = load_corpus(corpus)
+    assert by_kind["clean"] == len(known.utterances("test")) + len(known.utterances("dev"))
+    assert set(baseline["distributions"]) == set(by_kind)
+    clean = baseline["distributions"]["clean"]
+    assert set(clean) == {
+        "seconds", "snr_db", "speech_share", "clipped_share", "level_dbfs", "bandwidth_hz", "top1_probability",
+        "margin", "entropy", "best_logit", "deletion_index", "concentration",
+    }  # fmt: skip
+    for kind, measures in baseline["distributions"].items():
+        for name, found in measures.items():
+            assert sum(found["counts"]) == found["samples"] <= by_kind[kind]
+            assert len(found["counts"]) == len(found["edges"]) + 1
+            assert found["edges"] == clean[name]["edges"] == sorted(found["edges"])
+            if name != "snr_db":
+                assert found["samples"] == by_kind[kind], name
+
+
+def test_serving_reads_the_baseline(bundles: Path) -> None:
+    bundle = read_bundle(bundles / "act-da" / "1")
+    assert bundle.probes is None
+    assert bundle.baseline.clean["margin"].samples > 0
 
 
 def test_verify_repeats_the_figures(bundles: Path) -> None:
@@ -142,7 +160,7 @@ def test_a_bundle_of_an_older_schema_is_refused_in_a_sentence(bundle: Path) -> N
     manifest = json.loads((bundle / "bundle.json").read_text())
     del manifest["calibration"]
     (bundle / "bundle.json").write_text(json.dumps({**manifest, "schema_version": 2}))
-    with pytest.raises(ExportError, match=r"has schema version 2, this program reads 3; export it again"):
+    with pytest.raises(ExportError, match=r"has schema version 2, this program reads 4; export it again"):
         verify_bundle(bundle, nothing)
 
 

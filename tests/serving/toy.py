@@ -92,6 +92,7 @@ def write_bundle(
         onnx.save(_graph(weights(seed), kind, facts, slow_seconds, nan_peak), folder / f"{kind}.onnx")
     parity = {"holds": True, "tolerances": {}, "figures": []}
     (folder / "parity.json").write_text(json.dumps(parity), encoding="utf-8")
+    (folder / "baseline.json").write_text(json.dumps(baseline()), encoding="utf-8")
     seal(folder, {**manifest(variant, version), **changes})
     return folder
 
@@ -114,7 +115,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 def manifest(variant: str = "v", version: int = 1) -> dict[str, Any]:
     """What bundle.json says, but for the digests."""
     return {
-        "schema_version": 3,
+        "schema_version": 4,
         "variant": variant,
         "version": version,
         "created": "2026-01-01T00:00:00Z",
@@ -167,9 +168,39 @@ def manifest(variant: str = "v", version: int = 1) -> dict[str, Any]:
             "persons": 2,
             "method": "by hand",
         },
+        "probes": None,
         "training_data_digest": "0" * 64,
         "code_revision": "toy",
         "versions": {},
+    }
+
+
+def baseline() -> dict[str, Any]:
+    """What baseline.json says: of every measure 50 values in each of two bins, split where the toy network's lie."""
+    edges = {
+        "snr_db": 20.0,
+        "speech_share": 0.5,
+        "clipped_share": 0.001,
+        "level_dbfs": -20.0,
+        "bandwidth_hz": 4000.0,
+        "seconds": 1.5,
+        "top1_probability": 0.5,
+        "margin": 0.3,
+        "entropy": 1.0,
+        "best_logit": 0.1,
+        "deletion_index": 0.5,
+        "concentration": 0.5,
+    }
+    return {
+        "utterances": 100,
+        "conditions": [{"interference": "clean", "snr_db": None, "utterances": 100, "top1": 1.0}],
+        "distributions": {
+            "clean": {
+                name: {"edges": [edge], "counts": [50, 50], "samples": 100, "mean": edge}
+                for name, edge in edges.items()
+            }
+        },
+        "probes": [],
     }
 
 

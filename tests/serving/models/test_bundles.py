@@ -1,6 +1,7 @@
 """What is read and what is refused, with the reason."""
 
 import json
+import math
 import os
 import shutil
 import time
@@ -11,8 +12,10 @@ from typing import Any
 import onnx
 import pytest
 
+from measures.distribution import Bins
 from serving.compute.engine import Engine
-from serving.models.bundles import Bundle, BundleError, read_bundle
+from serving.models.baselines import Distribution, ExpectedProbe
+from serving.models.bundles import Bundle, BundleError, Fault, read_bundle
 from serving.models.folders import stamp_of, survey
 from tests.serving import toy
 
@@ -84,14 +87,25 @@ def thresholds(*sizes: int) -> dict[str, Any]:
     return {**toy.manifest()["verification"], "thresholds": [{**entry, "utterances": size} for size in sizes]}
 
 
+def baseline(**changes: Any) -> Callable[[Path], None]:
+    """Another baseline of the clean level, or another baseline altogether, with a digest of its own."""
+
+    def change(folder: Path) -> None:
+        content = toy.baseline()
+        content["distributions"]["clean"]["level_dbfs"] |= changes
+        (folder / "baseline.json").write_text(json.dumps(content), encoding="utf-8")
+
+    return resealed(change)
+
+
 FRONT_END, NETWORK, STAGES = (toy.manifest()[key] for key in ("front_end", "network", "stages"))
 
 BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("no manifest", lambda f: (f / "bundle.json").unlink(), "bundle.json is missing"),
     ("half a manifest", lambda f: (f / "bundle.json").write_text("{"), "bundle.json cannot be read"),
     ("a list", lambda f: (f / "bundle.json").write_text("[]"), "not a JSON object"),
-    ("an older schema", altered(schema_version=2), "has schema version 2, this server reads 3; export it again"),
-    ("no schema", altered(schema_version="3"), "at schema_version: 3 was expected"),
+    ("an older schema", altered(schema_version=2), "has schema version 2, this server reads 4; export it again"),
+    ("no schema", altered(schema_version="4"), "at schema_version: 4 was expected"),
     ("nothing to fuse", altered(fused_stages=[]), "at fused_stages"),
     ("an unknown stage to fuse", altered(fused_stages=["s5"]), "at fused_stages[0]"),
     ("no threshold", altered(calibration={}), "at calibration"),
@@ -112,6 +126,14 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("no digest", altered(files={"predict.onnx": "0" * 64}), "no digest of explain.onnx"),
     ("parity fails", resealed(lambda f: (f / "parity.json").write_text('{"holds": false}')), "does not hold"),
     ("parity is a word", resealed(lambda f: (f / "parity.json").write_text('{"holds": "yes"}')), "does not hold"),
+    ("no baseline", resealed(lambda f: (f / "baseline.json").unlink()), "no digest of baseline.json"),
+    ("an empty baseline", resealed(lambda f: (f / "baseline.json").write_text("{}")), "baseline.json does not fit"),
+    ("a baseline in words", baseline(mean="loud"), "at distributions.clean.level_dbfs.mean"),
+    ("too few edges", baseline(edges=[]), "2 counts for 0 edges at distributions.clean.level_dbfs"),
+    ("edges that fall", baseline(edges=[2.0, 1.0], counts=[40, 30, 30]), "do not rise"),
+    ("edges of no size", baseline(edges=[math.nan, 1.0], counts=[40, 30, 30]), "do not rise"),
+    ("samples nobody counted", baseline(samples=99), "counts 100 of 99 samples"),
+    ("probes without utterances", altered(probes={"utterances": []}), "at probes"),
     ("not a graph", resealed(lambda f: (f / "predict.onnx").write_bytes(b"x" * 99)), "predict.onnx cannot be opened"),
     ("weights in a file", resealed(weights_in_a_file), "predict.onnx cannot be opened"),
     ("graphs swapped", resealed(lambda f: shutil.copy(f / "predict.onnx", f / "explain.onnx")), "explain.onnx takes"),
@@ -145,6 +167,34 @@ def test_refused_with_the_reason(tmp_path: Path, change: Callable[[Path], object
     with pytest.raises(BundleError) as caught:
         opened(folder)
     assert reason in str(caught.value)
+
+
+def test_a_broken_baseline_is_a_fault_of_its_own(tmp_path: Path) -> None:
+    folder = toy.write_bundle(tmp_path, "v", 1)
+    baseline(samples=99)(folder)
+    with pytest.raises(BundleError) as caught:
+        read_bundle(folder)
+    assert caught.value.fault == Fault.BASELINE
+    assert not caught.value.fault.may_pass
+
+
+def test_baseline_and_probes_are_read(tmp_path: Path) -> None:
+    folder = toy.write_bundle(tmp_path, "v", 1)
+    expected = {"interference": "noise", "snr_db": 0.0, "utterances": 8, "accuracy": 0.5, "deletion_index": None}
+    (folder / "baseline.json").write_text(json.dumps(toy.baseline() | {"probes": [expected]}), encoding="utf-8")
+    probes = {
+        "utterances": [{"file": "utterances/00.flac", "speaker": toy.speakers()[0]}],
+        "resampled_rate": 48000,
+        "interference": ["noise"],
+        "snrs_db": [10, 0],
+        "folder": "probes",
+    }
+    resealed(altered(probes=probes))(folder)
+    bundle = read_bundle(folder)
+    assert bundle.probes == probes
+    assert bundle.baseline.probes == (ExpectedProbe("noise", 0.0, 8, 0.5, None),)
+    assert bundle.baseline.clean["level_dbfs"] == Distribution(Bins((-20.0,)), (50, 50), 100, -20.0)
+    assert read_bundle(toy.write_bundle(tmp_path, "v", 2)).probes is None
 
 
 def test_files_outside_the_bundle_are_not_read(tmp_path: Path) -> None:

@@ -112,7 +112,11 @@ def test_a_slow_copy_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixt
     async def scenario(world: World) -> None:
         assert await world.load() == ["v/1"]
         target.mkdir()
-        for file in [whole / "bundle.json", *sorted(whole.glob("*.onnx")), whole / "parity.json"]:
+        for file in [
+            whole / "bundle.json",
+            *sorted(whole.glob("*.onnx")),
+            *(whole / name for name in ("parity.json", "baseline.json")),
+        ]:
             assert await world.look() == ["v/1"]
             (target / file.name).write_bytes(file.read_bytes()[:20])
             assert await world.look() == ["v/1"]
