@@ -89,7 +89,9 @@ class Config:
     )
     stream_idle_seconds: float = field(
         default=30.0,
-        metadata=_about("how long a stream may send nothing, in seconds", (0.1, 86_400.0)),
+        metadata=_about(
+            "how long a stream may keep the server waiting, in seconds; each second of audio buys ten", (0.1, 86_400.0)
+        ),
     )
     max_requests: int = field(default=256, metadata=_about("utterances in one IdentifyBatch", (1, 100_000)))
     max_in_flight: int = field(

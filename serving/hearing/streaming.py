@@ -5,12 +5,10 @@ Nothing is read ahead: a client is asked for its next chunk when there is room f
 does not read its answers is not asked at all, until it does.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,15 +23,13 @@ from serving.audio.recording import (
     floats,
 )
 from serving.audio.windows import Cutter, Window, Windowing
-from serving.errors import DeadlineError, InvalidArgumentError, Reason, UnavailableError
+from serving.errors import InvalidArgumentError, Reason
 from serving.hearing.answers import Identification, WindowAnswer, answer_of
 from serving.hearing.hearing import HeardWindow, OffLoop
 from serving.hearing.identification import Identifier
 from serving.hearing.query import Question
 from serving.hearing.timing import Stopwatch
 from serving.models.loaded import Model
-
-T = TypeVar("T")
 
 # A large chunk is taken in pieces, so that it does not become a crowd of windows at once.
 PIECE_BYTES = 64 * 1024
@@ -49,13 +45,10 @@ class Form:
     sample_rate: int
     channels: int
 
-
-@dataclass(frozen=True)
-class Patience:
-    """When a stream ends that its client does not end: after silence of `idle_s`, or once `ending` is done."""
-
-    idle_s: float
-    ending: "asyncio.Future[None]"
+    @property
+    def bytes_per_second(self) -> int:
+        """Of sound."""
+        return SAMPLE_TYPES[self.sample_type].itemsize * self.channels * self.sample_rate
 
 
 class LiveWindows:
@@ -159,36 +152,3 @@ async def _answered(core: Identifier, question: Question, models: Sequence[Model
             )
         )
     return WindowAnswer(window.start / MODEL_RATE, window.stop / MODEL_RATE, heard.speech, answers, watch.timings())
-
-
-async def patient(messages: AsyncIterator[T], patience: Patience) -> AsyncIterator[T]:
-    """A client's messages, for as long as they keep coming.
-
-    Raises:
-        DeadlineError: the client was silent for too long.
-        UnavailableError: the server ends its streams.
-    """
-    while True:
-        following = asyncio.ensure_future(anext(messages))
-        # It may fail as the stream is cancelled, with nobody left to hear it; asyncio would log that as an error.
-        following.add_done_callback(lambda task: task.cancelled() or task.exception())
-        awaited: set[asyncio.Future[Any]] = {following, patience.ending}
-        try:
-            done, _ = await asyncio.wait(awaited, timeout=patience.idle_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not following.done():
-                following.cancel()
-        if following in done:
-            try:
-                yield following.result()
-            except StopAsyncIteration:
-                return
-        elif done:
-            raise UnavailableError(
-                Reason.NOT_SERVING, "the server is draining; begin the stream again, or at another replica"
-            )
-        else:
-            raise DeadlineError(
-                Reason.IDLE,
-                f"samples: none for {patience.idle_s:g} s; end the stream, or send silence as it is heard",
-            )

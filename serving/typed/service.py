@@ -18,8 +18,9 @@ from serving.compute.priority import Priority
 from serving.config import Config
 from serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
 from serving.hearing.identification import Identifier
+from serving.hearing.patience import Patience
 from serving.hearing.query import Query
-from serving.hearing.streaming import LiveWindows, Patience, listen, patient
+from serving.hearing.streaming import LiveWindows, listen
 from serving.metrics import Metrics, variant_label
 from serving.models.loaded import Model
 from serving.transport.rpc import current_call
@@ -129,15 +130,18 @@ class Service(SpeakerIdentificationServicer):
     ) -> AsyncIterator[pb.IdentifyStreamResponse]:
         """Names the speakers of live audio."""
         core, patience = self._core(), Patience(self._config.stream_idle_seconds, self._streams_end)
-        start, chunks = await stream_of(patient(request_iterator, patience))
+        start, chunks = await stream_of(patience.messages(request_iterator))
         question, form = start_of(start, deadline_of(context))
         with core.models.lease(question.models) as models:
             current_call.get().variant = variant_label(model.bundle.variant for model in models)
             least = max(core.min_samples(model) for model in models)
             live = LiveWindows(form, core.longest(question), core.shape(models), least)
-            async with aclosing(listen(core, question, live, models, chunks)) as answers:
+            paid = patience.paid(chunks, form.bytes_per_second)
+            async with aclosing(listen(core, question, live, models, paid)) as answers:
                 async for answer in answers:
-                    yield await core.off_loop(partial(stream_response_of, answer))
+                    response = await core.off_loop(partial(stream_response_of, answer))
+                    with patience.waiting():
+                        yield response
 
     def end_streams(self) -> None:
         """Ends the streams whose clients go on sending."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.hearing.streaming import Patience, patient
+from serving.hearing.patience import Patience
 from tests.serving import toy
 from tests.serving.conftest import SEEDS
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk, voice
@@ -206,8 +206,45 @@ def test_a_silent_client_is_not_waited_for_for_ever(server: ServerProcess) -> No
     with pytest.raises(grpc.RpcError) as caught:
         next(answers)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert (caught.value.details() or "").startswith("samples: none for 2 s")
+    assert (caught.value.details() or "").startswith("samples: less than a tenth of real time for 2 s")
     waiting.put(None)
+
+
+@pytest.mark.parametrize("drip", [b"", b"\0"], ids=["empty", "a byte"])
+def test_a_stream_that_trickles_ends_like_a_silent_one(server: ServerProcess, drip: bytes) -> None:
+    """Messages are no progress: only audio is."""
+
+    def trickle() -> Iterator[pb.IdentifyStreamRequest]:
+        yield start()
+        yield chunk(talk(1.0).tobytes())
+        while time.monotonic() - begun < CALL_SECONDS:
+            time.sleep(0.05)
+            yield chunk(drip)
+
+    begun = time.monotonic()
+    answers = server.stub.IdentifyStream(trickle(), timeout=CALL_SECONDS)
+    assert next(answers).window.speech
+    with pytest.raises(grpc.RpcError) as caught:
+        next(answers)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (caught.value.details() or "").startswith("samples: less than a tenth of real time for 2 s")
+    assert time.monotonic() - begun < 6
+    assert server.metrics()["speakerlens_requests_in_flight"] == 0
+
+
+def test_live_audio_with_hiccups_goes_on(server: ServerProcess) -> None:
+    """Twice nothing comes for longer than half of what is allowed, and what was spoken meanwhile comes at once."""
+    audio = talk(4.0)
+
+    def hiccups() -> Iterator[pb.IdentifyStreamRequest]:
+        yield start()
+        for pause, begin, end in ((0.2, 0.0, 0.5), (1.4, 0.5, 1.9), (1.4, 1.9, 3.5), (0.5, 3.5, 4.0)):
+            time.sleep(pause)
+            yield chunk(audio[round(begin * 16_000) : round(end * 16_000)].tobytes())
+
+    *windows, last = server.stub.IdentifyStream(hiccups(), timeout=CALL_SECONDS)
+    assert last.whole.audio.seconds == 4.0
+    assert len(windows) > 4
 
 
 @pytest.mark.parametrize("ending", ["cancel", "deadline"])
@@ -322,7 +359,7 @@ def test_a_stream_that_is_cancelled_as_its_client_ends_it_leaves_no_error_behind
                 yield message
 
         async def read() -> None:
-            async for _ in patient(messages(), Patience(CALL_SECONDS, loop.create_future())):
+            async for _ in Patience(CALL_SECONDS, loop.create_future()).messages(messages()):
                 pass
 
         reading = asyncio.create_task(read())
