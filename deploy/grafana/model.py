@@ -1,0 +1,189 @@
+"""What a dashboard is made of, and where its panels stand: the little of Grafana's format that ours need.
+
+`deploy.grafana.rendering` turns it into Grafana's JSON, `deploy.grafana.drawing` draws it from a live Prometheus.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+COLUMNS = 24
+ROW_HEIGHT = 1
+
+
+class Kind(StrEnum):
+    """How a panel shows its results; the values are Grafana's names."""
+
+    LINES = "timeseries"
+    NUMBER = "stat"
+    HEATMAP = "heatmap"
+    TABLE = "table"
+
+
+class Unit(StrEnum):
+    """Units of what panels show; the values are Grafana's."""
+
+    COUNT = "short"
+    SHARE = "percentunit"
+    SECONDS = "s"
+    PER_SECOND = "cps"
+    CALLS_PER_SECOND = "reqps"
+    BYTES = "bytes"
+    DECIBELS = "dB"
+    FULL_SCALE = "suffix: dBFS"
+    HERTZ = "hertz"
+    NATS = "suffix: nats"
+    CORES = "suffix: cores"
+    TIMES_REAL_TIME = "suffix: x"
+    RATIO = "none"
+
+
+class Colour(StrEnum):
+    """Colours of thresholds, by Grafana's names."""
+
+    GOOD = "green"
+    WATCH = "orange"
+    BAD = "red"
+
+
+@dataclass(frozen=True)
+class Query:
+    """A PromQL expression with Grafana's variables in it, and the name of its series: `{{label}}` is a label's value.
+
+    A reference is what the others are compared with, for instance the accuracy that was expected: it is drawn dashed.
+    """
+
+    expression: str
+    legend: str
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From this value on, the colour."""
+
+    value: float
+    colour: Colour
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A table with a row for each value of one label, and a column for each value of another."""
+
+    rows: str
+    columns: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel.
+
+    Args:
+        title: of the panel, unique in its dashboard.
+        question: that it answers, with its question mark.
+        action: what to do about a bad answer.
+        unit: of every value.
+        queries: with their legends; those of a heatmap give buckets, by `le`.
+        kind: how it is shown.
+        width: in columns, of COLUMNS.
+        height: in Grafana's units of 30 pixels.
+        thresholds: ascending; below the first the value is `floor`.
+        floor: the colour below the first threshold.
+        limits: of the axis; None leaves an end to the data.
+        stacked: areas on top of one another, for parts of a whole.
+        matrix: for tables with a value in each cell.
+        columns: labels that a table without matrix shows, in this order.
+    """
+
+    title: str
+    question: str
+    action: str
+    unit: Unit
+    queries: tuple[Query, ...]
+    kind: Kind = Kind.LINES
+    width: int = 8
+    height: int = 8
+    thresholds: tuple[Threshold, ...] = ()
+    floor: Colour = Colour.GOOD
+    limits: tuple[float | None, float | None] = (None, None)
+    stacked: bool = False
+    matrix: Matrix | None = None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """What Grafana shows when the pointer is on the panel's (i)."""
+        return f"{self.question}\n\n{self.action}"
+
+
+@dataclass(frozen=True)
+class Number(Panel):
+    """A panel for the row At a glance: the last value of each series, large."""
+
+    kind: Kind = Kind.NUMBER
+    width: int = 3
+    height: int = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """Panels under a headline, from left to right, in as many lines as they need."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A choice at the top of the dashboard: the values of a label; several may be chosen, and All matches `.*`."""
+
+    name: str
+    label: str
+    series: str
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """A dashboard; `uid` is in its address and in links to it."""
+
+    uid: str
+    title: str
+    description: str
+    rows: tuple[Row, ...]
+    variables: tuple[Variable, ...] = field(default=())
+
+    @property
+    def panels(self) -> list[Panel]:
+        """All panels, in order."""
+        return [panel for row in self.rows for panel in row.panels]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something stands on the grid."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def layout(dashboard: Dashboard) -> Iterator[tuple[Row | Panel, Place]]:
+    """Every headline and panel with its place, in order.
+
+    Raises:
+        ValueError: a panel is wider than the grid.
+    """
+    y = 0
+    for row in dashboard.rows:
+        yield row, Place(0, y, COLUMNS, ROW_HEIGHT)
+        y += ROW_HEIGHT
+        x = height = 0
+        for panel in row.panels:
+            if panel.width > COLUMNS:
+                raise ValueError(f"{panel.title}: wider than {COLUMNS} columns")
+            if x + panel.width > COLUMNS:
+                x, y, height = 0, y + height, 0
+            yield panel, Place(x, y, panel.width, panel.height)
+            x, height = x + panel.width, max(height, panel.height)
+        y += height

@@ -1,0 +1,50 @@
+"""Where the variants part."""
+
+from deploy.grafana.expressions import select, total
+from deploy.grafana.model import Panel, Query, Row, Unit
+
+DIFFERENT = 'agreement="different"'
+
+
+def _pairs(*matchers: str, by: str) -> str:
+    """Comparisons a second of pairs that have a chosen variant on either side."""
+    sides = ('first=~"$variant"', 'second=~"$variant"')
+    rates = (f"rate({select('shadow_comparisons_total', side, *matchers)}[$__rate_interval])" for side in sides)
+    return total(" or ".join(rates), by)
+
+
+def disagreement(by: str) -> str:
+    """The share of comparisons with different answers; 0 where none was different yet."""
+    everything = _pairs(by=by)
+    return f"({_pairs(DIFFERENT, by=by)} or 0 * {everything}) / {everything}"
+
+
+AGREEMENT = Row(
+    "Do the variants agree?",
+    (
+        Panel(
+            "Disagreement by pair",
+            "Which two variants answer differently, and how often?",
+            "`clean` against the others: interference is arriving. The augmented two: one of them is not right.",
+            Unit.SHARE,
+            (Query(disagreement("first, second"), "{{first}} and {{second}}"),),
+            limits=(0, 1),
+        ),
+        Panel(
+            "Disagreement by SNR",
+            "At which SNR do variants answer differently?",
+            "High only in the low bands: it is the noise. High above 20 dB: a model is wrong, or strangers call.",
+            Unit.SHARE,
+            (Query(disagreement("snr_band"), "{{snr_band}}"),),
+            limits=(0, 1),
+        ),
+        Panel(
+            "Comparisons",
+            "On how many comparisons does that rest, and at which SNR?",
+            "Few: raise --shadow-share; none while there are calls: the device has no time for them.",
+            Unit.PER_SECOND,
+            (Query(_pairs(by="snr_band"), "{{snr_band}}"),),
+            stacked=True,
+        ),
+    ),
+)

@@ -1,0 +1,18 @@
+"""The dashboard *Service*: whether it is up, fast, and within what it can do."""
+
+from deploy.grafana.expressions import VARIABLES
+from deploy.grafana.model import Dashboard
+from deploy.grafana.service.device import DEVICE
+from deploy.grafana.service.glance import GLANCE
+from deploy.grafana.service.latency import LATENCY
+from deploy.grafana.service.models import MODELS
+from deploy.grafana.service.process import PROCESS_ROW
+from deploy.grafana.service.traffic import TRAFFIC
+
+SERVICE = Dashboard(
+    uid="speakerlens-service",
+    title="speakerlens: Service",
+    description="Is it up, is it fast, and is there room?",
+    rows=(GLANCE, TRAFFIC, LATENCY, DEVICE, MODELS, PROCESS_ROW),
+    variables=VARIABLES,
+)

@@ -1,0 +1,76 @@
+"""The first look: numbers that are green when all is well."""
+
+from deploy.grafana.expressions import VARIANT, or_zero, per_second, quantile, select, total
+from deploy.grafana.model import Colour, Number, Query, Row, Threshold, Unit
+from deploy.grafana.service.latency import AT_ONCE
+from deploy.grafana.service.process import PROCESS
+from deploy.grafana.service.traffic import CALLS, SHARE_OF_ERRORS
+
+GLANCE = Row(
+    "At a glance",
+    (
+        Number(
+            "Servers up",
+            "How many servers does Prometheus reach?",
+            "Fewer than you run: look whether the missing one is running, and whether its metrics port can be reached.",
+            Unit.COUNT,
+            (Query(f"sum(up{{{PROCESS}}})", "Servers up"),),
+            floor=Colour.BAD,
+            thresholds=(Threshold(1, Colour.GOOD),),
+        ),
+        Number(
+            "Alerts firing",
+            "Is anything wrong that a rule knows of?",
+            "Above 0: open Prometheus' page of alerts; each alert says what to do. They are red lines in all panels.",
+            Unit.COUNT,
+            (Query(or_zero('count(ALERTS{alertstate="firing"})'), "Alerts firing"),),
+            thresholds=(Threshold(1, Colour.BAD),),
+        ),
+        Number(
+            "Calls",
+            "How much is asked?",
+            "0 where there should be traffic: look at the clients and at what balances them.",
+            Unit.CALLS_PER_SECOND,
+            (Query(CALLS, "Calls"),),
+        ),
+        Number(
+            "Errors of ours",
+            "Which share of the calls failed through the service's fault, overload included?",
+            "Above 0.1 %: the panels Errors by status and Rejections by reason say which, the server's log says why.",
+            Unit.SHARE,
+            (Query(SHARE_OF_ERRORS, "Errors of ours"),),
+            thresholds=(Threshold(0.001, Colour.WATCH), Threshold(0.01, Colour.BAD)),
+        ),
+        Number(
+            "Slowest of 100",
+            "How long does one call in a hundred take, or longer? Live streams are left out.",
+            "Above what clients wait for: look in the row Latency for where the time goes.",
+            Unit.SECONDS,
+            (Query(quantile(0.99, "request_duration_seconds", VARIANT, AT_ONCE), "Slowest of 100"),),
+            thresholds=(Threshold(1, Colour.WATCH), Threshold(5, Colour.BAD)),
+        ),
+        Number(
+            "Fullest queue",
+            "How much of its room does the fullest queue use?",
+            "Near 100 % calls are refused: add servers, or send less.",
+            Unit.SHARE,
+            (Query(f"max({select('queue_depth', VARIANT)} / {select('queue_capacity', VARIANT)})", "Fullest queue"),),
+            thresholds=(Threshold(0.5, Colour.WATCH), Threshold(0.9, Colour.BAD)),
+        ),
+        Number(
+            "Audio",
+            "How many seconds of sound are answered in a second?",
+            "That is how many live speakers the load amounts to; compare it with the device's utilisation.",
+            Unit.TIMES_REAL_TIME,
+            (Query(per_second("audio_seconds_total"), "Audio"),),
+        ),
+        Number(
+            "Refused bundles",
+            "Does a model lie on the disk that is not served?",
+            "Above 0: the row Models says which and why; docs/operation.md explains the reasons.",
+            Unit.COUNT,
+            (Query(or_zero(total(select("bundles_refused", VARIANT))), "Refused bundles"),),
+            thresholds=(Threshold(1, Colour.BAD),),
+        ),
+    ),
+)

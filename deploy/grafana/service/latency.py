@@ -1,0 +1,54 @@
+"""How long calls take, and where the time goes."""
+
+from deploy.grafana.expressions import VARIANT, buckets, mean, quantile
+from deploy.grafana.model import Kind, Panel, Query, Row, Unit
+
+# A live stream lasts as long as somebody talks: its duration says nothing about the service.
+AT_ONCE = 'method!="IdentifyStream"'
+
+LATENCY = Row(
+    "Latency",
+    (
+        Panel(
+            "Latency by quantile",
+            "How long do callers wait, in the middle and at worst? Live streams are left out.",
+            "The median rises: the work has grown. Only the top rises: queues, or long audio beside short.",
+            Unit.SECONDS,
+            tuple(
+                Query(quantile(level, "request_duration_seconds", VARIANT, AT_ONCE), name)
+                for level, name in ((0.5, "half"), (0.9, "9 of 10"), (0.99, "99 of 100"))
+            ),
+        ),
+        Panel(
+            "Slowest of 20 by method",
+            "Which call is slow? Of 20 calls of a method, 19 are faster.",
+            "A batch may be slow, Identify may not: look at what it is waiting for on the right.",
+            Unit.SECONDS,
+            (Query(quantile(0.95, "request_duration_seconds", VARIANT, AT_ONCE, by="method"), "{{method}}"),),
+        ),
+        Panel(
+            "Where the time goes",
+            "Which phase do answered identifications spend their time in, on average?",
+            "queue: the device is the limit. inference: the model. decode, encode: --codec-threads, and what is sent.",
+            Unit.SECONDS,
+            (Query(mean("phase_duration_seconds", by="phase"), "{{phase}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Phases at worst",
+            "Which phase makes the slow calls slow? Of 20 identifications, 19 spend less in the phase.",
+            "A phase far above its mean on the left comes in bursts: many at once, or long recordings.",
+            Unit.SECONDS,
+            (Query(quantile(0.95, "phase_duration_seconds", by="phase"), "{{phase}}"),),
+        ),
+        Panel(
+            "All latencies",
+            "How are the calls' times spread?",
+            "Two bands are two kinds of calls (short and long audio, say); a band that climbs is a queue that grows.",
+            Unit.SECONDS,
+            (Query(buckets("request_duration_seconds", VARIANT, AT_ONCE), "{{le}}"),),
+            kind=Kind.HEATMAP,
+            width=16,
+        ),
+    ),
+)
