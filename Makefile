@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve soak test test-slow fuzz lint types protos image clean
+.PHONY: help install demo serve soak test test-slow fuzz lint types protos dashboards dashboards-preview image clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
 
 install: $(INSTALLED)  ## create the virtual environment and install everything in it
 
@@ -54,6 +54,12 @@ types: $(INSTALLED)  ## check types
 
 protos: $(INSTALLED)  ## regenerate the code of the wire contract
 	PATH="$(abspath $(BIN)):$$PATH" protos/generate.sh
+
+dashboards: $(INSTALLED)  ## write Grafana's JSON from deploy/grafana
+	$(BIN)/python -m deploy.grafana
+
+dashboards-preview: $(INSTALLED)  ## draw the dashboards: of a short run, or of a Prometheus that has data (URL=…, MINUTES=60)
+	$(BIN)/python -m deploy.grafana.preview $(if $(URL),--url $(URL)) --minutes $(or $(MINUTES),2)
 
 image: ## build the serving image for CPUs (needs docker)
 	docker build --target cpu -t speakerlens:cpu .

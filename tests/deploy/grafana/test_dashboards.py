@@ -1,0 +1,191 @@
+"""The dashboards as they are written: complete, readable, and with queries that mean what they say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.grafana.catalogue import DASHBOARDS
+from deploy.grafana.filling import everything, fill, name, rate_interval
+from deploy.grafana.model import COLUMNS, Dashboard, Kind, Panel, Query, Row, Unit, layout
+from deploy.grafana.rendering import render
+from serving.metrics import Metrics
+from tests.conftest import ROOT
+from tests.deploy.promql import Selector, selectors
+
+FOLDER = ROOT / "deploy" / "grafana"
+PANELS = [
+    pytest.param(dashboard, panel, id=f"{stem}/{panel.title}")
+    for stem, dashboard in DASHBOARDS.items()
+    for panel in dashboard.panels
+]
+every_panel = pytest.mark.parametrize(("dashboard", "panel"), PANELS)
+OVER_TIME = {"rate", "increase", "irate"}
+
+
+def asked(dashboard: Dashboard, panel: Panel) -> list[Selector]:
+    """All selectors of a panel's queries."""
+    filled = [fill(query.expression, everything(dashboard), 60) for query in panel.queries]
+    return [selector for expression in filled for selector in selectors(expression)]
+
+
+def known_series() -> dict[str, str]:
+    """The names of the series of the server's page, with the kinds of their metrics."""
+    names: dict[str, str] = {}
+    for family in Metrics().registry.collect():
+        suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
+        names |= {family.name + suffix: family.type for suffix in suffixes}
+    return names
+
+
+KNOWN = known_series()
+
+
+@pytest.mark.parametrize("stem", DASHBOARDS)
+def test_the_committed_json_is_up_to_date(stem: str) -> None:
+    committed = (FOLDER / "dashboards" / f"{stem}.json").read_text("utf-8")
+    assert committed == render(DASHBOARDS[stem]), "run `make dashboards`"
+
+
+def test_names_are_unique() -> None:
+    assert len({dashboard.uid for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS)
+    for dashboard in DASHBOARDS.values():
+        titles = [panel.title for panel in dashboard.panels]
+        assert len(set(titles)) == len(titles)
+
+
+@pytest.mark.parametrize("stem", DASHBOARDS)
+def test_panels_stand_beside_one_another(stem: str) -> None:
+    written = json.loads((FOLDER / "dashboards" / f"{stem}.json").read_text("utf-8"))
+    assert len({panel["id"] for panel in written["panels"]}) == len(written["panels"])
+    taken: set[tuple[int, int]] = set()
+    for panel in written["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] >= 0
+        assert place["x"] + place["w"] <= COLUMNS
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert cells, panel["title"]
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    # A line of panels leaves no hole: whoever scrolls sees nothing missing.
+    height = max(y for _, y in taken) + 1
+    assert len(taken) == COLUMNS * height
+
+
+def test_a_line_that_is_full_begins_the_next() -> None:
+    def panel(title: str, width: int, height: int) -> Panel:
+        return Panel(title, "?", "", Unit.COUNT, (), width=width, height=height)
+
+    row = Row("row", (panel("a", 16, 4), panel("b", 8, 6), panel("c", 24, 2)))
+    made = Dashboard("uid", "title", "", (row, Row("next", ())))
+    places = {part.title: (place.x, place.y, place.width, place.height) for part, place in layout(made)}
+    assert places == {
+        "row": (0, 0, 24, 1),
+        "a": (0, 1, 16, 4),
+        "b": (16, 1, 8, 6),
+        "c": (0, 7, 24, 2),
+        "next": (0, 9, 24, 1),
+    }
+    with pytest.raises(ValueError, match="wider"):
+        list(layout(Dashboard("uid", "title", "", (Row("row", (panel("d", 25, 1),)),))))
+
+
+@every_panel
+def test_a_panel_explains_itself(dashboard: Dashboard, panel: Panel) -> None:
+    assert "?" in panel.question
+    assert len(panel.action) > 20
+    assert panel.queries
+    assert panel.unit in Unit
+    if panel.kind is Kind.LINES:
+        assert all(query.legend for query in panel.queries)
+    assert [each.value for each in panel.thresholds] == sorted(each.value for each in panel.thresholds)
+
+
+@every_panel
+def test_what_only_grows_stands_under_a_rate(dashboard: Dashboard, panel: Panel) -> None:
+    for selector in asked(dashboard, panel):
+        if KNOWN.get(selector.name) in {"counter", "histogram"}:
+            assert selector.around, selector.text
+            assert selector.around[0] in OVER_TIME, selector.text
+        else:
+            assert not OVER_TIME & set(selector.around), selector.text
+
+
+@every_panel
+def test_quantiles_are_taken_over_the_sum_of_rates(dashboard: Dashboard, panel: Panel) -> None:
+    for selector in asked(dashboard, panel):
+        if "histogram_quantile" in selector.around:
+            assert selector.around[:3] == ("rate", "sum", "histogram_quantile"), selector.text
+            assert "le" in selector.kept[0]
+        elif selector.name.endswith("_bucket"):
+            assert panel.kind is Kind.HEATMAP
+            assert selector.around[:2] == ("increase", "sum")
+            assert selector.kept[0] == {"le"}
+
+
+@every_panel
+def test_the_chosen_instances_are_asked(dashboard: Dashboard, panel: Panel) -> None:
+    for selector in asked(dashboard, panel):
+        if selector.name != "ALERTS":
+            assert selector.matchers.get("instance") == "=~.*", selector.text
+
+
+def test_queries_are_filled_in() -> None:
+    choices = {"variant": "(da|act-da)", "instance": r"10\\.0\\.0\\.1:8000"}
+    expression = (
+        'rate(x{variant=~"$variant", instance=~"$instance"}[$__rate_interval]) + label_replace(y, "a", "$1", "b", "c")'
+    )
+    filled = fill(expression, choices, 60.4)
+    assert filled == (
+        r'rate(x{variant=~"(da|act-da)", instance=~"10\\.0\\.0\\.1:8000"}[60s]) + label_replace(y, "a", "$1", "b", "c")'
+    )
+    with pytest.raises(ValueError, match="variant"):
+        fill(expression, {"instance": ".*"}, 60)
+    assert rate_interval(15, 10) == 60
+    assert rate_interval(15, 300) == 315
+    assert name("{{variant}} at {{snr}} dB", {"variant": "da", "snr": "10"}) == "da at 10 dB"
+    assert name("{{variant}} {{code}}", {"variant": "none"}) == "none"
+
+
+def provisioning(path: str) -> Any:
+    return yaml.safe_load((FOLDER / "provisioning" / path).read_text("utf-8"))
+
+
+def test_provisioning_says_where_things_are() -> None:
+    (source,) = provisioning("datasources/prometheus.yaml")["datasources"]
+    assert (source["type"], source["isDefault"]) == ("prometheus", True)
+    (provider,) = provisioning("dashboards/speakerlens.yaml")["providers"]
+    assert provider["type"] == "file"
+    assert Path(provider["options"]["path"]).is_absolute()
+
+
+def test_json_says_what_grafana_needs() -> None:
+    for dashboard in DASHBOARDS.values():
+        made = json.loads(render(dashboard))
+        assert [each["name"] for each in made["templating"]["list"]] == ["source", "instance", "variant"]
+        for variable in made["templating"]["list"][1:]:
+            assert (variable["multi"], variable["includeAll"], variable["allValue"]) == (True, True, ".*")
+        panels = [panel for panel in made["panels"] if panel["type"] != "row"]
+        assert len(panels) == len(dashboard.panels)
+        for panel, source in zip(panels, dashboard.panels, strict=True):
+            assert panel["description"].startswith(source.question)
+            assert panel["fieldConfig"]["defaults"]["unit"] == str(source.unit)
+            assert panel["datasource"]["uid"] == "${source}"
+            assert [target["expr"] for target in panel["targets"]] == [query.expression for query in source.queries]
+            assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${source}"}
+            assert all(target["instant"] == (source.kind is Kind.TABLE) for target in panel["targets"])
+
+
+def test_a_reference_is_dashed() -> None:
+    queries = (Query("a", "a"), Query("b", "b", reference=True))
+    panel = Panel("p", "?", "", Unit.COUNT, queries, stacked=True)
+    made = json.loads(render(Dashboard("uid", "title", "", (Row("row", (panel,)),))))["panels"][1]
+    (override,) = made["fieldConfig"]["overrides"]
+    assert override["matcher"] == {"id": "byFrameRefID", "options": "B"}
+    assert override["properties"][0]["value"]["fill"] == "dash"
