@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve soak test test-slow fuzz lint types protos dashboards dashboards-preview image clean
+.PHONY: help install demo serve soak prometheus test test-slow fuzz lint types protos dashboards dashboards-preview image clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -34,7 +34,12 @@ serve: $(INSTALLED)  ## serve the demo's bundles until Ctrl-C
 soak: $(INSTALLED)  ## 20 minutes of mixed traffic against a real server: its answers and its memory (MINUTES=5: shorter)
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),20)
 
+prometheus: $(INSTALLED)  ## fetch prometheus and promtool into the virtual environment (Debian; elsewhere, install them)
+	@deploy/prometheus/fetch.sh $(abspath $(BIN))
+
+# Without Prometheus' programs the tests that need them are skipped, and named at the end; .ci/run has none of that.
 test: $(INSTALLED)  ## run the tests but for the slow ones
+	@deploy/prometheus/fetch.sh $(abspath $(BIN)) || echo 'Tests that need prometheus or promtool will be skipped.' >&2
 	$(BIN)/python -m pytest -m "not slow"
 	@echo 'Not run: what is marked slow; `make test-slow` runs it.'
 

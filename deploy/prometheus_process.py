@@ -1,7 +1,6 @@
 """A Prometheus of one's own for a while: a process with its storage in a folder, on a free port."""
 
 import json
-import shutil
 import socket
 import subprocess
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from deploy.programs import find
 from deploy.prometheus_api import Prometheus
 
 JOB = "speakerlens"
@@ -32,9 +32,9 @@ class PrometheusProcess(Prometheus):
     """
 
     def __init__(self, folder: Path, targets: Sequence[str], rules: Sequence[Path] = (), interval: float = 1.0) -> None:
-        program = shutil.which("prometheus")
+        program = find("prometheus")
         if program is None:
-            raise RuntimeError("prometheus is not installed (Debian: apt-get install prometheus)")
+            raise RuntimeError("prometheus is not installed (`make prometheus` fetches it on Debian)")
         folder.mkdir(parents=True, exist_ok=True)
         self.interval = interval
         self._log = folder / "prometheus.log"
