@@ -29,6 +29,7 @@ from serving.inference.servicer import SERVICE as INFERENCE
 from serving.metrics import Metrics
 from serving.models.loaded import Models
 from serving.models.repository import Repository, look
+from serving.robustness.watching import Watcher
 from serving.transport.admission import Admission
 from serving.transport.channels import channel_arguments, exposure
 from serving.transport.foreign import ForeignInterceptor
@@ -87,6 +88,7 @@ class Server:
         self._speakers = Speakers(config.speakers)
         self._service = Service(config, self.metrics, self._codec, self._speakers)
         self._models = Models(self.metrics)
+        self._watcher = Watcher(config, self.metrics, self._models, self.device, self._codec)
         self._repository = Repository(config, self._models, self.device, self.metrics, self._health)
         self._inference = InferenceService(self._models, self._health, config)
         self._port = 0
@@ -161,7 +163,7 @@ class Server:
     def _open(self) -> None:
         """Lets calls in, and prints one JSON line on stdout: the bound addresses, and what is served on what."""
         models = self._models
-        self._service.core = Identifier(models, self._config, self.metrics, self._codec)
+        self._service.core = Identifier(models, self._config, self.metrics, self._codec, self._watcher)
         self._inference.core = Inference(self._service.core, self._config, self.metrics)
         self.metrics.engine_info.labels(models.provider, runtime_version()).set(1)
         self._gate.closed = None
@@ -184,6 +186,7 @@ class Server:
             await hang_up(self._port, CLOSING_SECONDS)
         # Callers who are quick to connect again have done so; now the port is closed as well.
         await asyncio.gather(self._grpc.stop(CLOSING_SECONDS if finished else 0), hang_up(self._port, CLOSING_SECONDS))
+        await self._watcher.close()
         await self._models.close()
         self.device.close()
         self._codec.shutdown(wait=False, cancel_futures=True)

@@ -108,6 +108,11 @@ class Device:
         """Something arrived, or may be computed again."""
         self._news.set()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits here."""
+        return self._running is None and not any(turn.lane for turn in self._turns)
+
     def delay(self, lane: Lane[Any, Any], priority: Priority, needed: float) -> float:
         """How many seconds pass, probably, before a job that takes `needed` and joins this lane last is begun.
 

@@ -108,7 +108,7 @@ def answer_of(question: Question, model: Model, said: Said | Exception, start: i
             SpeakerScore(bundle.speakers[label], float(probabilities[label]), float(prediction.logits[label]))
             for label in best
         ),
-        known=_known(model, float(prediction.logits.max())),
+        known=known(model, float(prediction.logits.max())),
         explanation=explanation,
         embedding=prediction.embedding if question.with_embedding else None,
         timeline=tuple(
@@ -117,14 +117,15 @@ def answer_of(question: Question, model: Model, said: Said | Exception, start: i
                 stretch.end_s,
                 bundle.speakers[stretch.label],
                 stretch.probability,
-                _known(model, stretch.logit),
+                known(model, stretch.logit),
             )
             for stretch in said.timeline
         ),
     )
 
 
-def _known(model: Model, logit: float) -> bool:
+def known(model: Model, logit: float) -> bool:
+    """Whether a best score is high enough to be somebody's whom the model knows."""
     return logit / model.bundle.score_scale >= model.bundle.threshold  # in float64, as it was chosen
 
 

@@ -9,12 +9,15 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from measures.sound import Sound, together
 from serving.audio.recording import MODEL_RATE
 from serving.audio.speech import holds_speech
 from serving.audio.windows import Window
@@ -48,6 +51,14 @@ class OffLoop(Protocol):
         ...
 
 
+class Listen(Protocol):
+    """Measures samples, float32 [n] at 16 kHz, in a thread."""
+
+    def __call__(self, samples: NDArray[np.float32], /) -> "Future[Sound | None]":
+        """What they sound like; None where that failed, as it never fails the request."""
+        ...
+
+
 @dataclass(frozen=True)
 class Said:
     """What one model says of a stretch of audio; the timeline is empty for a single window."""
@@ -58,12 +69,39 @@ class Said:
 
 @dataclass(frozen=True)
 class HeardWindow:
-    """A window, whether somebody speaks in it, and if so what each model says of it, or how it failed."""
+    """A window, how it sounds, whether somebody speaks in it, and if so what each model says, or how it failed."""
 
     window: Window
     speech: bool
     said: tuple[Said | Exception, ...]
     watch: Stopwatch
+    sound: "Future[Sound | None] | None"
+
+
+class Sounds:
+    """How the windows of one request sound, in memory that does not grow with them."""
+
+    def __init__(self) -> None:
+        self._joined: list[Sound] = []
+        self._coming: deque[Future[Sound | None]] = deque()
+
+    def add(self, sound: "Future[Sound | None] | None") -> None:
+        """Joins those that have come so far; on the event loop."""
+        if sound is not None:
+            self._coming.append(sound)
+        while self._coming and self._coming[0].done():
+            self._join(self._coming.popleft())
+
+    def whole(self) -> Sound | None:
+        """How all of it sounds, or None where nothing is known; waits, so it is to be called in a thread."""
+        while self._coming:
+            self._join(self._coming.popleft())
+        return self._joined[0] if self._joined else None
+
+    def _join(self, sound: "Future[Sound | None]") -> None:
+        result = sound.result()
+        if result is not None:
+            self._joined = [together([*self._joined, result])]
 
 
 @dataclass
@@ -89,10 +127,18 @@ class Hearing:
         question: what is wanted. Where that is maps, all windows are kept until the end.
         off_loop: runs a function in a thread.
         watch: notes where the time goes.
+        listen: measures how the windows sound, while they are computed; None where nobody wants to know.
+        keep: whether the first window that is spoken in is kept, for what is looked into later.
     """
 
     def __init__(
-        self, models: Sequence[tuple[Model, int]], question: Question, off_loop: OffLoop, watch: Stopwatch
+        self,
+        models: Sequence[tuple[Model, int]],
+        question: Question,
+        off_loop: OffLoop,
+        watch: Stopwatch,
+        listen: Listen | None = None,
+        keep: bool = False,
     ) -> None:
         self._ears = [_Ear(model, target, Ballot(model.bundle)) for model, target in models]
         self._explained = question.explain is not None
@@ -101,7 +147,16 @@ class Hearing:
         self._urgent: Callable[[Window], bool] = _is_first
         self._windows = 0
         self._last: Window | None = None
+        self._listen = listen
+        self._keep = keep
         self.watch = watch
+        self.sounds = Sounds()
+        self.kept: HeardWindow | None = None
+
+    @property
+    def failures(self) -> list[tuple[Model, Exception]]:
+        """The models that failed so far, and how."""
+        return [(ear.model, ear.failed) for ear in self._ears if ear.failed is not None]
 
     async def windows(
         self, windows: AsyncIterator[Window], urgent: Callable[[Window], bool] = _is_first
@@ -138,9 +193,10 @@ class Hearing:
     async def _hear(self, window: Window) -> HeardWindow:
         watch = Stopwatch()
         speech = window.whole or bool(await self._off_loop(lambda: self._speech(window, watch)))
+        sound = self._listen(window.samples) if self._listen is not None else None
         # The features of a window without a vote are shown all the same.
         said = await self._computed(window, watch) if speech or self._explained else ()
-        return HeardWindow(window, speech, said, watch)
+        return HeardWindow(window, speech, said, watch, sound)
 
     def _speech(self, window: Window, watch: Stopwatch) -> bool:
         with self.watch.decoding(), watch.decoding():
@@ -189,6 +245,9 @@ class Hearing:
         # As it is answered, not at the end: whoever hangs up before that has had it all the same.
         charge((heard.window.stop - (self._last.stop if self._last else 0)) / MODEL_RATE)
         self._last = heard.window
+        self.sounds.add(heard.sound)
+        if self._keep and self.kept is None and heard.speech:
+            self.kept = heard
         for ear, said in zip(self._ears, heard.said or [None] * len(self._ears), strict=True):
             prediction = said.prediction if isinstance(said, Said) else None
             ear.ballot.add(heard.window, prediction if heard.speech else None)
@@ -201,7 +260,7 @@ class Hearing:
         self._windows = 0
         for ear in self._ears:
             ear.ballot, ear.pieces = Ballot(ear.model.bundle), []
-        self._take(HeardWindow(self._last, True, tuple(said), self.watch))
+        self._take(HeardWindow(self._last, True, tuple(said), self.watch, None))
 
     async def _said(self, ear: _Ear) -> Said | Exception:
         if ear.failed is not None:

@@ -8,14 +8,18 @@ from typing import TypeVar
 
 from serving.audio.recording import MODEL_RATE, AudioInfo, Longest
 from serving.audio.windows import Window, Windowing, WindowReader, windowing
+from serving.compute.bulk import FULL
 from serving.config import Config
 from serving.errors import Reason, RequestError, ResourceExhaustedError
 from serving.hearing.answers import Answer, Identification, answer_of
 from serving.hearing.hearing import Hearing
-from serving.hearing.query import Query, Question, target_of
+from serving.hearing.query import Query, Question, Tells, target_of
 from serving.hearing.timing import Stopwatch
 from serving.metrics import Metrics
 from serving.models.loaded import Model, Models
+from serving.robustness.measuring import Answered
+from serving.robustness.watching import Watcher
+from serving.transport.rpc import current_call
 from serving.transport.tracing import tell_phases
 
 T = TypeVar("T")
@@ -32,13 +36,17 @@ class Identifier:
         config: limits.
         metrics: hears of phases, answers and audio.
         codec: threads that decode and encode, so that the event loop never does.
+        watcher: is told of every answer.
     """
 
-    def __init__(self, models: Models, config: Config, metrics: Metrics, codec: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, models: Models, config: Config, metrics: Metrics, codec: ThreadPoolExecutor, watcher: Watcher
+    ) -> None:
         self.models = models
         self._config = config
         self._metrics = metrics
         self._codec = codec
+        self.watcher = watcher
         self._in_flight = 0
         self._live = 0
 
@@ -96,9 +104,16 @@ class Identifier:
         _check_room(question, models)
         self._in_flight += 1
         self._live += live
+        listen = None if question.tells is Tells.NOTHING else self.watcher.listen
+        asked = list(zip(models, targets, strict=True))
+        # Of live audio each window is an answer.
+        keep = not live and self.watcher.samples
+        hearing = Hearing(asked, question, self.off_loop, Stopwatch(whole), listen, keep)
         try:
-            yield Hearing(list(zip(models, targets, strict=True)), question, self.off_loop, Stopwatch(whole))
+            yield hearing
         finally:
+            for model, error in hearing.failures:
+                self.count_failure(model, error, alone=len(hearing.failures) == len(models))
             self._in_flight -= 1
             self._live -= live
 
@@ -113,6 +128,7 @@ class Identifier:
             )
         result = Identification(answers, info, hearing.watch.timings())
         self._count(question, result)
+        self.watcher.answered(question, Answered(models, said, hearing.sounds, info.seconds, hearing.kept))
         return result
 
     async def off_loop(self, function: Callable[[], T], /) -> T:
@@ -129,13 +145,20 @@ class Identifier:
             yield window
 
     def _count(self, question: Question, result: Identification) -> None:
+        call = current_call.get(None)
         for phase, seconds in vars(result.timings).items():
-            self._metrics.phase.labels(phase).observe(seconds)
+            self._metrics.page.observe(self._metrics.phase.labels(phase), seconds, call.id if call else None)
         tell_phases(vars(result.timings))
         for answer in result.answers:
             if isinstance(answer, Answer):
                 self._metrics.answers.labels(answer.variant, "explain" if question.explain else "predict").inc()
         self._metrics.audio.inc(result.audio.seconds)
+
+    def count_failure(self, model: Model, error: Exception, alone: bool = True) -> None:
+        """Counts that a model failed that was asked; where it was `alone` without room, the request is refused."""
+        code = error.code if isinstance(error, RequestError) else "INTERNAL"
+        if not (alone and isinstance(error, RequestError) and error.reason in FULL):
+            self._metrics.model_failures.labels(model.bundle.variant, code).inc()
 
 
 def _check_room(question: Question, models: Sequence[Model]) -> None:

@@ -1,6 +1,7 @@
 """What a caller asks, and what can be refused before any work is spent on it."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from serving.audio.recording import EncodedAudio, RawAudio
 from serving.compute.engine import PREDICTED
@@ -10,6 +11,17 @@ from serving.models.loaded import Model, Selector
 from serving.saliency.explanation import ExplainOptions, Resolution
 
 DEFAULT_TOP_K = 5
+
+
+class Tells(Enum):
+    """What an answer tells of robustness: how its audio sounds and how sure the models are, the sound alone, nothing.
+
+    SOUND is for answers that name nobody: who is enrolled or verified is mostly no speaker that a model knows.
+    """
+
+    ANSWER = "answer"
+    SOUND = "sound"
+    NOTHING = "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +34,7 @@ class Question:
     with_embedding: bool = False
     priority: Priority = Priority.INTERACTIVE
     deadline: float | None = None
+    tells: Tells = Tells.ANSWER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ does not read its answers is not asked at all, until it does.
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,11 +25,12 @@ from serving.audio.recording import (
 from serving.audio.windows import Cutter, Window, Windowing
 from serving.errors import InvalidArgumentError, Reason
 from serving.hearing.answers import Identification, WindowAnswer, answer_of
-from serving.hearing.hearing import HeardWindow, OffLoop
+from serving.hearing.hearing import HeardWindow, OffLoop, Sounds
 from serving.hearing.identification import Identifier
-from serving.hearing.query import Question
+from serving.hearing.query import Question, Tells
 from serving.hearing.timing import Stopwatch
 from serving.models.loaded import Model
+from serving.robustness.measuring import Answered
 
 # A large chunk is taken in pieces, so that it does not become a crowd of windows at once.
 PIECE_BYTES = 64 * 1024
@@ -138,8 +139,10 @@ async def listen(
             async for each in heard:
                 with hearing.watch.encoding():
                     answer = await _answered(core, question, models, each)
+                _tell(core, question, models, each)
                 yield answer
-        yield await core.whole(question, models, hearing, live.info)
+        # It says nothing new of audio whose windows have been counted, and may come hours after them, or never.
+        yield await core.whole(replace(question, tells=Tells.NOTHING), models, hearing, live.info)
 
 
 async def _answered(core: Identifier, question: Question, models: Sequence[Model], heard: HeardWindow) -> WindowAnswer:
@@ -152,3 +155,13 @@ async def _answered(core: Identifier, question: Question, models: Sequence[Model
             )
         )
     return WindowAnswer(window.start / MODEL_RATE, window.stop / MODEL_RATE, heard.speech, answers, watch.timings())
+
+
+def _tell(core: Identifier, question: Question, models: Sequence[Model], heard: HeardWindow) -> None:
+    sounds, seconds = Sounds(), len(heard.window.samples) / MODEL_RATE
+    sounds.add(heard.sound)
+    if heard.speech:
+        answered = Answered(models, heard.said, sounds, seconds, heard)
+    else:
+        answered = Answered((), (), sounds, seconds, None)
+    core.watcher.answered(question, answered)

@@ -22,16 +22,20 @@ from serving.inference.schema import AUDIO
 from serving.inference.writing import written
 from serving.metrics import Metrics
 from serving.models.loaded import Model
+from serving.robustness.measuring import Answered
 from serving.saliency.explanation import ExplainOptions
+from serving.transport.rpc import current_call
 from serving.transport.tracing import tell_phases
 from serving.voices.enrolment import spoken_of
 
 
 class Row(NamedTuple):
-    """What a model says of one row, and how many seconds its batch took."""
+    """What a model says of one row, how many seconds its batch took, and what that tells of robustness."""
 
     prediction: Prediction
     inference_s: float
+    question: Question
+    answered: Answered
 
 
 class Inference:
@@ -89,6 +93,8 @@ class Inference:
             "encode": time.monotonic() - computed,
         }
         self._count(model, ask, phases)
+        for row in rows:
+            self._identifier.watcher.answered(row.question, row.answered)
         return response, phases
 
     def _heard(self, request: pb.ModelInferRequest, model: Model, deadline: float | None) -> tuple[Ask, list[Job]]:
@@ -127,12 +133,14 @@ class Inference:
                 pass
             [said] = await hearing.whole()
         assert isinstance(said, Said), "a model that fails alone fails the request"
-        return Row(said.prediction, hearing.watch.timings().inference)
+        seconds = len(job.audio) / MODEL_RATE
+        answered = Answered([model], [said], hearing.sounds, seconds, hearing.kept)
+        return Row(said.prediction, hearing.watch.timings().inference, question, answered)
 
     def _count(self, model: Model, ask: Ask, phases: Mapping[str, float]) -> None:
         seconds = float(ask.lengths.sum()) / MODEL_RATE
         for phase, spent in phases.items():
-            self._metrics.phase.labels(phase).observe(spent)
+            self._metrics.page.observe(self._metrics.phase.labels(phase), spent, current_call.get().id)
         self._metrics.answers.labels(model.bundle.variant, "explain" if ask.explains else "predict").inc(len(ask.audio))
         self._metrics.audio.inc(seconds)
         tell_phases(phases)

@@ -7,6 +7,7 @@ A message over gRPC's own limit (`--max-message-bytes`) is refused before it rea
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import prometheus_client as prometheus
 
@@ -41,6 +42,16 @@ class QueueMetrics:
         self.seconds.observe(seconds)
 
 
+class Listener(Protocol):
+    """Hears which bundles are served."""
+
+    def add_model(self, bundle: Bundle) -> None:
+        """One is served from now on."""
+
+    def remove_model(self, bundle: Bundle) -> None:
+        """One is served no longer."""
+
+
 class Metrics:
     """All metrics of a server.
 
@@ -51,6 +62,7 @@ class Metrics:
     def __init__(self, exemplars: bool = False) -> None:
         self.page = page = Page(exemplars)
         self.registry = page.registry
+        self.listeners: list[Listener] = []
         self._refused: set[tuple[str, Fault]] = set()
         self.requests = page.counter("requests", "Finished calls, by gRPC status.", "method", "variant", "code")
         self.duration = page.histogram(
@@ -115,10 +127,14 @@ class Metrics:
         for code in FAILURES:
             self.model_failures.labels(bundle.variant, code)
         self.model_info.labels(*_facts(bundle)).set(1)
+        for listener in self.listeners:
+            listener.add_model(bundle)
 
     def remove_model(self, bundle: Bundle) -> None:
         """Takes the announcement back."""
         self.model_info.remove(*_facts(bundle))
+        for listener in self.listeners:
+            listener.remove_model(bundle)
 
     def report_refused(self, refused: Mapping[tuple[str, Fault], int]) -> None:
         """Which bundles are refused now, by the variant that their folder names and what is wrong with them."""

@@ -97,9 +97,15 @@ class Models:
         For a stream, the block is the whole stream. Errors as for `select`.
         """
         models = self.select(selectors)
+        with self.hold(models):
+            yield models
+
+    @contextmanager
+    def hold(self, models: Sequence[Model]) -> Iterator[None]:
+        """The same for models that are served now, or leased."""
         self._leases.update(models)
         try:
-            yield models
+            yield
         finally:
             for model in models:
                 self._give_back(model)

@@ -6,7 +6,7 @@ from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.audio.recording import EncodedAudio, RawAudio
 from serving.errors import InvalidArgumentError, Reason
 from serving.hearing.answers import Failed, Identification
-from serving.hearing.query import Query
+from serving.hearing.query import Query, Tells
 from serving.models.loaded import Model, Models, Selector
 from serving.typed.messages import audio_of, explain_of, explanation_of, info_of, priority_of, selectors_of, timings_of
 from serving.voices.enrolment import MAX_UTTERANCES, Enrolled, named
@@ -25,6 +25,7 @@ def embed_query_of(request: pb.EmbedRequest, deadline: float | None) -> Query:
         with_embedding=True,
         priority=priority_of(request.priority),
         deadline=deadline,
+        tells=Tells.SOUND,
     )
 
 

@@ -24,7 +24,7 @@ from serving.errors import (
 )
 from serving.hearing.answers import Answer
 from serving.hearing.identification import Identifier
-from serving.hearing.query import Query
+from serving.hearing.query import Query, Tells
 from serving.models.loaded import Model
 from serving.voices.speakers import Enrolment, SpeakerStore
 
@@ -161,7 +161,9 @@ class Enroller:
         async def embedded(item: tuple[int, EncodedAudio | RawAudio, Model]) -> NDArray[np.float64]:
             index, audio, model = item
             with named(f"utterances[{index}]"):
-                query = Query(audio=audio, with_embedding=True, deadline=deadline)
+                # Every model hears the same utterances.
+                tells = Tells.SOUND if model is models[0] else Tells.NOTHING
+                query = Query(audio=audio, with_embedding=True, deadline=deadline, tells=tells)
                 [answer] = (await self._identifier.identify(query, [model])).answers
             assert isinstance(answer, Answer), "a single model fails by raising"
             assert answer.embedding is not None, "it was asked for"

@@ -21,7 +21,7 @@ from serving.errors import FailedPreconditionError, InvalidArgumentError, Reason
 from serving.hearing.answers import Answer
 from serving.hearing.hearing import WINDOWS_AT_ONCE
 from serving.hearing.identification import Identifier
-from serving.hearing.query import Question, target_of
+from serving.hearing.query import Question, Tells, target_of
 from serving.hearing.stitching import Piece, stitched
 from serving.hearing.timing import Stopwatch, Timings
 from serving.models.bundles import Bundle
@@ -152,7 +152,7 @@ class Verifier:
 
     async def _hear(self, claim: Claim, audio: Audio, name: str, model: Model, watch: Stopwatch) -> _Heard:
         core, windows = self._identifier, []
-        question = Question(with_embedding=True, priority=claim.priority, deadline=claim.deadline)
+        question = Question(with_embedding=True, priority=claim.priority, deadline=claim.deadline, tells=Tells.SOUND)
         longest = core.longest(Question(explain=claim.explain))
         with named(name), core.hearing(question, [model], watch) as hearing:
             reader = WindowReader(audio, longest, core.shape([model]), core.min_samples(model))
@@ -189,6 +189,7 @@ class Verifier:
         comparisons = []
         for result in results:
             if isinstance(result, Exception):
+                self._identifier.count_failure(model, result)
                 raise result
             comparisons.append(result)
         with watch.encoding():

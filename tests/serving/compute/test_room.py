@@ -28,7 +28,7 @@ def asked(root: Path, scenario: Callable[[Identifier, World], Coroutine[Any, Any
     async def run(world: World) -> None:
         await world.load()
         with ThreadPoolExecutor(2) as codec:
-            await scenario(Identifier(world.models, Config(bundles=root, **settings), world.metrics, codec), world)
+            await scenario(world.identifier(codec, Config(bundles=root, **settings)), world)
 
     play(root, run)
 

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from serving.compute.device import Device
 from serving.config import Config
 from serving.errors import StartupError
 from serving.health import Health
+from serving.hearing.identification import Identifier
 from serving.metrics import Metrics
 from serving.models.folders import Found, survey
 from serving.models.loaded import Models
 from serving.models.loading import open_engine
 from serving.models.repository import Repository
+from serving.robustness.watching import Watcher
 from tests.serving import toy
 
 
@@ -31,6 +34,11 @@ class World:
         config = Config(bundles=root, threads=1, keep_versions=keep_versions)
         self.repository = Repository(config, self.models, self.device, self.metrics, self.health)
         self.health.announce()
+
+    def identifier(self, codec: ThreadPoolExecutor, config: Config) -> Identifier:
+        """The core over what is loaded."""
+        watcher = Watcher(config, self.metrics, self.models, self.device, codec)
+        return Identifier(self.models, config, self.metrics, codec, watcher)
 
     async def load(self) -> list[str]:
         await self.repository.load()

@@ -9,7 +9,6 @@ import pytest
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.config import Config
-from serving.hearing.identification import Identifier
 from serving.transport.rpc import Call, current_call
 from serving.typed.service import Service
 from serving.voices.enrolment import Speakers
@@ -77,7 +76,7 @@ def test_what_would_make_an_answer_too_large_is_refused_alone(tmp_path: Path, mo
         config = Config(bundles=tmp_path, max_batch=1)
         with ThreadPoolExecutor(2) as codec:
             service = Service(config, world.metrics, codec, Speakers(None))
-            service.core = Identifier(world.models, config, world.metrics, codec)
+            service.core = world.identifier(codec, config)
             current_call.set(Call("IdentifyBatch", "1"))
             context = SimpleNamespace(time_remaining=lambda: None)
             message = pb.IdentifyBatchRequest(requests=requests)

@@ -1,0 +1,97 @@
+"""What is done with a sampled answer: the maps of those who gave none are measured, and the other variants are asked.
+
+Two variants that name different speakers for the same audio are the first sign, with no truth known, that one of them
+is not up to what comes in; at which signal-to-noise ratio they do, says why.
+"""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from functools import partial
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from measures.sound import Sound
+from serving.compute.engine import ExplainedPrediction, Job, Prediction
+from serving.compute.priority import Priority
+from serving.hearing.hearing import OffLoop, check_finite
+from serving.metrics import Robustness
+from serving.models.loaded import Model, Models
+from serving.robustness.measuring import Gauge
+from serving.robustness.sampling import Dropped, Sample, Turn
+
+# Upper ends of the bands, in dB.
+BANDS = ((0.0, "below_0"), (5.0, "0_to_5"), (10.0, "5_to_10"), (20.0, "10_to_20"), (math.inf, "above_20"))
+
+
+def band_of(snr_db: float) -> str:
+    """The label of a signal-to-noise ratio, NaN where it is not known; one on a border is in the band above."""
+    return next((name for end, name in BANDS if snr_db < end), "unknown")
+
+
+class Samples:
+    """What samples are for.
+
+    Args:
+        models: what is loaded.
+        metrics: hears of agreement.
+        gauge: measures maps.
+        off_loop: runs a function in a thread.
+    """
+
+    def __init__(self, models: Models, metrics: Robustness, gauge: Gauge, off_loop: OffLoop) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._gauge = gauge
+        self._off_loop = off_loop
+
+    async def explain(self, sample: Sample, turn: Turn) -> None:
+        """Measures the maps of the models that were asked.
+
+        Raises:
+            Dropped: one of them is no longer served, or the device is never idle.
+            Exception: how a model failed.
+        """
+        for bundle, _ in sample.said:
+            model = next((model for model in self._models if model.bundle.digest == bundle.digest), None)
+            if model is None:
+                raise Dropped
+            with self._models.hold([model]):
+                await turn.idle()
+                done = await model.explain.submit(Job(sample.audio), turn.deadline, Priority.BULK)
+                check_finite(model.bundle.name, done.result)
+                await self._measured(model, done.result, sample.request_id)
+
+    async def compare(self, sample: Sample, turn: Turn) -> None:
+        """Asks the newest of every variant that was not asked, and compares all of them with each other.
+
+        Raises:
+            Dropped: the device is never idle.
+            Exception: how a model failed.
+        """
+        said = {bundle.digest: prediction for bundle, prediction in sample.said}
+        labels: dict[str, str] = {}
+        with self._models.lease([]) as newest:
+            for model in newest:
+                prediction = said.get(model.bundle.digest) or await _predicted(model, sample.audio, turn)
+                labels[model.bundle.variant] = model.bundle.speakers[int(prediction.logits.argmax())]
+        sound = None if sample.sound is None else await asyncio.wrap_future(sample.sound)
+        self._agree(labels, sound)
+
+    async def _measured(self, model: Model, prediction: ExplainedPrediction, request_id: str | None) -> None:
+        await self._off_loop(partial(self._gauge.explained, model, prediction, request_id))
+
+    def _agree(self, labels: Mapping[str, str], sound: Sound | None) -> None:
+        band = band_of(math.nan if sound is None else sound.snr_db)
+        for first, second in combinations(sorted(labels), 2):
+            agreement = "same" if labels[first] == labels[second] else "different"
+            self._metrics.shadow.labels(first, second, band, agreement).inc()
+
+
+async def _predicted(model: Model, audio: NDArray[np.float32], turn: Turn) -> Prediction:
+    await turn.idle()
+    done = await model.predict.submit(Job(audio), turn.deadline, Priority.BULK)
+    check_finite(model.bundle.name, done.result)
+    return done.result

@@ -1,0 +1,117 @@
+"""Sees to it that every answer is measured, and some are looked into, without delaying or failing any.
+
+Sound is measured by a thread while the device computes; the rest is measured and counted once the answer is on its way.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from measures.sound import Sound, hear
+from serving.compute.device import Device
+from serving.config import Config
+from serving.hearing.hearing import HeardWindow, Said
+from serving.hearing.query import Question, Tells
+from serving.metrics import Metrics
+from serving.models.bundles import Bundle
+from serving.models.loaded import Models
+from serving.robustness.drift import Drift
+from serving.robustness.measuring import Answered, Gauge
+from serving.robustness.sampling import Background, Lots, Sample
+from serving.robustness.shadow import Samples
+from serving.transport.rpc import current_call
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Watcher:
+    """Told of every answer; lives on the event loop.
+
+    Args:
+        config: what is looked into.
+        metrics: where it counts.
+        models: what is loaded.
+        device: what samples are computed on while it is idle.
+        threads: where it measures.
+    """
+
+    def __init__(self, config: Config, metrics: Metrics, models: Models, device: Device, threads: Executor) -> None:
+        self._metrics = metrics.robustness
+        self._models = models
+        self._threads = threads
+        drift = Drift(config.drift_samples)
+        metrics.page.registry.register(drift)
+        metrics.listeners += [drift, self]
+        self._gauge = Gauge(metrics, drift)
+        self._samples = Samples(models, metrics.robustness, self._gauge, self._off_loop)
+        self._saliency, self._shadow = Lots(config.saliency_share), Lots(config.shadow_share)
+        self._background = Background(device, metrics.robustness)
+        self._variants: set[str] = set()
+
+    def add_model(self, bundle: Bundle) -> None:
+        """A bundle is served from now on."""
+        if self._shadow.share:
+            for other in self._variants - {bundle.variant}:
+                self._metrics.add_pair(*sorted((bundle.variant, other)))
+        self._variants.add(bundle.variant)
+
+    def remove_model(self, bundle: Bundle) -> None:
+        """A bundle is served no longer; what was counted of it stays."""
+
+    @property
+    def samples(self) -> bool:
+        """Whether any answer is looked into."""
+        return bool(self._saliency.share or self._shadow.share)
+
+    def listen(self, samples: NDArray[np.float32]) -> "Future[Sound | None]":
+        """How a window of samples, [n] at 16 kHz, sounds; None where measuring failed."""
+        return self._threads.submit(_heard, samples)
+
+    def answered(self, question: Question, answer: Answered) -> None:
+        """Measures and counts an answer, some time soon; to be called in the call that asked."""
+        if question.tells is Tells.NOTHING:
+            return
+        call = current_call.get(None)
+        request_id = call.id if call else None
+        self._threads.submit(self._gauge.answered, question, answer, request_id)
+        if question.tells is Tells.ANSWER and answer.kept is not None:
+            self._look_into(question, answer, answer.kept, request_id)
+
+    async def close(self) -> None:
+        """Ends the samples."""
+        await self._background.close()
+
+    def _look_into(self, question: Question, answer: Answered, kept: HeardWindow, request_id: str | None) -> None:
+        """Draws for one answer."""
+        saliency = question.explain is None and self._saliency.draw()
+        shadow = len({model.bundle.variant for model in self._models}) > 1 and self._shadow.draw()
+        if not (saliency or shadow):
+            return
+        said = tuple(
+            (model.bundle, said.prediction)
+            for model, said in zip(answer.models, kept.said, strict=True)
+            if isinstance(said, Said)
+        )
+        sample = Sample(kept.window.samples, said, kept.sound, request_id)
+        if saliency:
+            self._background.offer("saliency", self._samples.explain, sample)
+        if shadow:
+            self._background.offer("shadow", self._samples.compare, sample)
+
+    async def _off_loop(self, function: Callable[[], T], /) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _heard(samples: NDArray[np.float32]) -> Sound | None:
+    try:
+        return hear(samples)
+    except Exception:  # whatever it is, the request goes on
+        log.exception("the sound of a request could not be measured")
+        return None
