@@ -137,9 +137,7 @@ class Background:
                 await turn.idle()
                 await doing(sample, turn)
                 outcome = "done"
-            except Dropped:
-                pass
-            except (DeadlineError, UnavailableError):
+            except (Dropped, DeadlineError, UnavailableError):
                 pass
             except Exception as error:
                 if not (isinstance(error, ResourceExhaustedError) and error.reason in FULL):

@@ -1,0 +1,315 @@
+"""What answers tell of robustness, with toy bundles in this process; and what is done with samples of them."""
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from measures.prediction import scores
+from measures.saliency import concentration, deletion_index, estimated_interference
+from measures.sound import hear, together
+from serving.audio.recording import RawAudio
+from serving.audio.windows import Cutter
+from serving.compute.engine import ExplainedPrediction
+from serving.compute.priority import Priority
+from serving.config import Config
+from serving.errors import RequestError
+from serving.hearing.identification import Identifier
+from serving.hearing.query import Query, Tells
+from serving.models.loaded import Selector
+from serving.robustness import sampling, watching
+from serving.robustness.shadow import band_of
+from serving.robustness.watching import Watcher
+from serving.saliency.explanation import ExplainOptions, displayed
+from tests.serving import toy
+from tests.serving.fakes import until
+from tests.serving.harness import talk, voice
+from tests.serving.models.test_repository import World
+from tests.serving.models.test_repository import play as play_world
+
+SEEDS = {"act-da": 3, "clean": 0, "da": 2}
+
+
+class Scene:
+    """Three toy variants, loaded, and the core that answers."""
+
+    def __init__(self, world: World, core: Identifier) -> None:
+        self.models, self.device, self.core = world.models, world.device, core
+        self._value = world.metrics.registry.get_sample_value
+
+    def value(self, name: str, **labels: str) -> float:
+        return self._value(f"speakerlens_{name}", labels) or 0.0
+
+    async def ask(self, samples: NDArray[np.float32], *names: str, **fields: Any) -> None:
+        audio = RawAudio(samples.astype("<f4").tobytes(), "float32", 16_000, 1)
+        query = Query(audio=audio, models=tuple(map(Selector, names)), **fields)
+        with self.models.lease(query.models) as models:
+            await self.core.identify(query, models)
+
+    async def settled(self, name: str, least: float, **labels: str) -> None:
+        await until(lambda: self.value(name, **labels) >= least)
+
+
+def play(root: Path, scenario: Callable[[Scene], Coroutine[Any, Any, None]], **settings: Any) -> None:
+    for variant, seed in SEEDS.items():
+        toy.write_bundle(root, variant, 1, seed)
+    config = Config(bundles=root, **{"window_seconds": 10.0, **settings})
+
+    async def run(world: World) -> None:
+        with ThreadPoolExecutor(2) as codec:
+            watcher = Watcher(config, world.metrics, world.models, world.device, codec)
+            await world.load()
+            try:
+                await scenario(Scene(world, Identifier(world.models, config, world.metrics, codec, watcher)))
+            finally:
+                await watcher.close()
+        assert not world.models._leases
+
+    play_world(root, run)
+
+
+def test_an_answer_is_measured_as_a_baseline_is(tmp_path: Path) -> None:
+    audio = talk(2.5)
+
+    async def scenario(scene: Scene) -> None:
+        await scene.ask(audio, "clean", "da")
+        await scene.settled("prediction_entropy_nats_count", 1, variant="da")
+        sound = hear(audio)
+        assert scene.value("input_duration_seconds_sum") == pytest.approx(2.5)
+        assert scene.value("input_speech_ratio_sum") == pytest.approx(sound.speech_share)
+        assert scene.value("input_bandwidth_hertz_sum") == pytest.approx(sound.bandwidth_hz)
+        for name in ("snr_decibels", "clipped_ratio", "level_decibels"):
+            assert scene.value(f"input_{name}_count") == 1
+        for variant in ("clean", "da"):
+            logits = toy.expected(toy.weights(SEEDS[variant]), audio)["logits"]
+            found = scores(logits, toy.TEMPERATURE)
+            names = ("top1_probability", "margin", "entropy_nats")
+            for name, expected in zip(names, found, strict=True):
+                total = scene.value(f"prediction_{name}_sum", variant=variant)
+                assert total == pytest.approx(expected, rel=1e-3, abs=1e-5), name
+            decision = "known" if logits.max() / toy.SCALE >= toy.THRESHOLD else "unknown"
+            assert scene.value("prediction_decisions_total", variant=variant, decision=decision) == 1
+            assert scene.value("drift_samples", variant=variant, measure="best_logit") == 1
+            assert scene.value("drift_samples", variant=variant, measure="snr_db") == 1
+        assert scene.value("prediction_margin_count", variant="act-da") == 0
+        assert scene.value("saliency_concentration_count", variant="clean") == 0
+
+    play(tmp_path, scenario)
+
+
+def test_maps_of_the_best_speaker_are_measured_and_those_of_another_are_not(tmp_path: Path) -> None:
+    audio = talk(2.0)
+    answer = toy.expected(toy.weights(SEEDS["clean"]), audio)
+    best = int(answer["logits"].argmax())
+
+    async def scenario(scene: Scene) -> None:
+        for target in (None, toy.speakers()[best], toy.speakers()[best - 1]):
+            await scene.ask(audio, "clean", explain=ExplainOptions(target_speaker=target))
+        await scene.settled("prediction_margin_count", 3, variant="clean")
+        assert scene.value("saliency_concentration_count", variant="clean") == 2
+        [model] = scene.models.select([Selector("clean")])
+        maps = tuple(answer[f"saliency_s{stage}"].astype(np.float32) for stage in range(1, 5))
+        features = answer["features"].astype(np.float32)
+        explained = ExplainedPrediction(answer["logits"], answer["embedding"], best, features, maps)
+        fused = displayed(model.bundle, explained, "fused")
+        index = deletion_index(fused, estimated_interference(features))
+        assert scene.value("saliency_concentration_sum", variant="clean") == pytest.approx(
+            2 * concentration(fused), rel=1e-3
+        )
+        assert scene.value("saliency_deletion_index_sum", variant="clean") == pytest.approx(2 * index, rel=1e-3)
+
+    play(tmp_path, scenario)
+
+
+def test_long_audio_counts_once_and_its_sound_is_that_of_all_its_windows(tmp_path: Path) -> None:
+    audio = np.concatenate([talk(4.0), 0.001 * voice(5.0)])
+
+    async def scenario(scene: Scene) -> None:
+        await scene.ask(audio, "clean")
+        await scene.settled("prediction_margin_count", 1, variant="clean")
+        shape = scene.core.shape(scene.models.select([Selector("clean")]))
+        cutter = Cutter(shape)
+        whole = together([hear(window.samples) for window in cutter.feed(audio) + cutter.finish()])
+        assert scene.value("input_duration_seconds_sum") == pytest.approx(9.0)
+        assert scene.value("input_speech_ratio_count") == 1
+        assert scene.value("input_speech_ratio_sum") == pytest.approx(whole.speech_share)
+
+    play(tmp_path, scenario, window_seconds=3.0)
+
+
+@pytest.mark.parametrize(("tells", "counted"), [(Tells.ANSWER, (1, 1)), (Tells.SOUND, (1, 0)), (Tells.NOTHING, (0, 0))])
+def test_what_a_question_tells(tmp_path: Path, tells: Tells, counted: tuple[int, int]) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.ask(talk(1.0), "clean", tells=tells)
+        await scene.ask(talk(1.0), "da")
+        await scene.settled("prediction_margin_count", 1, variant="da")
+        found = scene.value("input_level_decibels_count"), scene.value("prediction_margin_count", variant="clean")
+        assert found == (counted[0] + 1, counted[1])
+        # What names nobody is no sample either.
+        expected = 2 if tells is Tells.ANSWER else 1
+        await scene.settled("background_total", expected, work="shadow", outcome="done")
+        assert scene.value("background_total", work="shadow", outcome="done") == expected
+
+    play(tmp_path, scenario, shadow_share=1.0)
+
+
+def test_a_measure_that_fails_fails_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(watching, "hear", broken)
+
+    async def scenario(scene: Scene) -> None:
+        await scene.ask(talk(7.0), "clean")
+        await scene.settled("prediction_margin_count", 1, variant="clean")
+        assert scene.value("input_level_decibels_count") == 0
+        assert "the sound of a request could not be measured" in caplog.text
+        monkeypatch.setattr("serving.robustness.measuring.scores", broken)
+        await scene.ask(talk(1.0), "clean")
+        await until(lambda: "an answer could not be measured" in caplog.text)
+
+    play(tmp_path, scenario, window_seconds=3.0)
+
+
+def test_samples_of_maps(tmp_path: Path) -> None:
+    """Of those who asked for none; those who did are measured anyway."""
+
+    async def scenario(scene: Scene) -> None:
+        for _ in range(3):
+            await scene.ask(talk(1.0), "clean", "da")
+        await scene.ask(talk(1.0), "clean", explain=ExplainOptions())
+        await scene.settled("background_total", 3, work="saliency", outcome="done")
+        await scene.settled("saliency_deletion_index_count", 4, variant="clean")
+        assert scene.value("saliency_deletion_index_count", variant="da") == 3
+        assert scene.value("saliency_deletion_index_count", variant="act-da") == 0
+        assert scene.value("drift_samples", variant="da", measure="concentration") == 3
+        assert scene.value("answers_total", variant="da", kind="explain") == 0
+        assert scene.value("batch_size_sum", variant="da", kind="explain") == 3
+
+    play(tmp_path, scenario, saliency_share=1.0)
+
+
+def test_the_other_variants_hear_the_same_and_all_are_compared(tmp_path: Path) -> None:
+    audio = [talk(1.0, seed=seed) for seed in range(6)]
+
+    async def scenario(scene: Scene) -> None:
+        for samples in audio:
+            await scene.ask(samples, "da")
+        await scene.settled("background_total", 6, work="shadow", outcome="done")
+        for first, second in (("act-da", "clean"), ("act-da", "da"), ("clean", "da")):
+            expected: dict[tuple[str, str], int] = {}
+            for samples in audio:
+                best = [toy.expected(toy.weights(SEEDS[name]), samples)["logits"].argmax() for name in (first, second)]
+                key = band_of(hear(samples).snr_db), "same" if best[0] == best[1] else "different"
+                expected[key] = expected.get(key, 0) + 1
+            for (band, agreement), count in expected.items():
+                labels = {"first": first, "second": second, "snr_band": band, "agreement": agreement}
+                assert scene.value("shadow_comparisons_total", **labels) == count
+        # The one that was asked is not computed again, and shadows are no answers.
+        assert scene.value("batch_size_sum", variant="da", kind="predict") == 6
+        assert scene.value("batch_size_sum", variant="clean", kind="predict") == 6
+        assert scene.value("answers_total", variant="clean", kind="predict") == 0
+        assert scene.value("prediction_margin_count", variant="clean") == 0
+
+    play(tmp_path, scenario, shadow_share=1.0)
+
+
+def test_of_long_audio_one_window_with_speech_is_looked_into(tmp_path: Path) -> None:
+    audio = np.concatenate([0.001 * voice(5.0), talk(10.0)])
+
+    async def scenario(scene: Scene) -> None:
+        await scene.ask(audio, "clean")
+        before = scene.value("batch_size_sum", variant="clean", kind="predict")
+        await scene.settled("background_total", 1, work="shadow", outcome="done")
+        await scene.settled("background_total", 1, work="saliency", outcome="done")
+        assert scene.value("batch_size_sum", variant="da", kind="predict") == 1
+        assert scene.value("batch_size_sum", variant="clean", kind="explain") == 1
+        assert scene.value("batch_size_sum", variant="clean", kind="predict") == before
+
+    play(tmp_path, scenario, window_seconds=3.0, shadow_share=1.0, saliency_share=1.0)
+
+
+def test_samples_wait_for_an_idle_device_and_models_that_went_meanwhile_are_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits keeps no model; the sample of one that is gone is dropped."""
+
+    async def scenario(scene: Scene) -> None:
+        idle = False
+        monkeypatch.setattr(type(scene.device), "idle", property(lambda _: idle))
+        await scene.ask(talk(1.0), "clean")
+        await scene.ask(talk(1.0), "da")
+        await asyncio.sleep(5 * sampling.LOOK_SECONDS)
+        assert scene.value("background_total", work="saliency", outcome="done") == 0
+        assert not scene.models._leases
+        scene.models.take_out(scene.models.select([Selector("clean")])[0])
+        idle = True
+        await scene.settled("background_total", 1, work="saliency", outcome="done")
+        assert scene.value("background_total", work="saliency", outcome="dropped") == 1
+        assert scene.value("saliency_concentration_count", variant="da") == 1
+        assert scene.value("saliency_concentration_count", variant="clean") == 0
+
+    play(tmp_path, scenario, saliency_share=1.0)
+
+
+def test_one_variant_alone_has_no_shadow(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        for name in ("clean", "da"):
+            scene.models.take_out(scene.models.select([Selector(name)])[0])
+        await scene.ask(talk(1.0))
+        await scene.settled("prediction_margin_count", 1, variant="act-da")
+        assert all(
+            scene.value("background_total", work="shadow", outcome=outcome) == 0
+            for outcome in ("done", "dropped", "failed")
+        )
+
+    play(tmp_path, scenario, shadow_share=1.0)
+
+
+def test_a_variant_that_fails_is_counted_by_name(tmp_path: Path) -> None:
+    """Too loud audio makes the toy answer with NaN."""
+    toy.write_bundle(tmp_path, "frail", 1, seed=5, nan_peak=0.5)
+
+    async def scenario(scene: Scene) -> None:
+        loud = talk(1.0)
+        loud *= 0.9 / np.abs(loud).max()
+        await scene.ask(loud, "clean", "frail")
+        assert scene.value("model_failures_total", variant="frail", code="INTERNAL") == 1
+        with pytest.raises(FloatingPointError):
+            await scene.ask(loud, "frail")
+        assert scene.value("model_failures_total", variant="frail", code="INTERNAL") == 2
+        assert scene.value("model_failures_total", variant="clean", code="INTERNAL") == 0
+        await scene.settled("input_level_decibels_count", 1)
+        assert scene.value("prediction_margin_count", variant="frail") == 0
+
+    play(tmp_path, scenario)
+
+
+def test_a_full_queue_is_no_failure_of_the_model(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        [model] = scene.models.select([Selector("clean")])
+        full = replace(model.predict._bounds, waiting=0)
+        model.predict._bounds = full
+        with pytest.raises(RequestError):
+            await scene.ask(talk(1.0), "clean", priority=Priority.BULK)
+        assert scene.value("model_failures_total", variant="clean", code="RESOURCE_EXHAUSTED") == 0
+        await scene.ask(talk(1.0), "clean", "da")
+        assert scene.value("model_failures_total", variant="clean", code="RESOURCE_EXHAUSTED") == 1
+
+    play(tmp_path, scenario)
+
+
+def test_bands() -> None:
+    borders = {-3.0: "below_0", 0.0: "0_to_5", 5.0: "5_to_10", 10.0: "10_to_20", 20.0: "above_20", math.inf: "unknown"}
+    assert {snr: band_of(snr) for snr in borders} == borders
+    assert band_of(math.nan) == "unknown"
+    assert band_of(4.999) == "0_to_5"
