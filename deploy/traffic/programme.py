@@ -1,0 +1,100 @@
+"""What is played when: phases of clean speech and of interference at a level that may move."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+CLEAN = "clean"
+DEFAULT = "clean@1.25 noise:20..-5@1.5 babble:0@1 clean@1.25"
+GRAMMAR = "KIND[:SNR[..SNR]]@MINUTES, several of them; the SNR in dB moves evenly from the first to the second"
+
+_NUMBER = r"-?\d+(?:\.\d+)?"
+_PHASE = re.compile(
+    rf"(?P<kind>[a-z+]+)(:(?P<first>{_NUMBER})(\.\.(?P<last>{_NUMBER}))?)?@(?P<minutes>{_NUMBER})",
+)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the programme.
+
+    Attributes:
+        kind: of interference, or `CLEAN`.
+        first_db: SNR at its beginning; None for `CLEAN`.
+        last_db: SNR at its end.
+        seconds: its length.
+    """
+
+    kind: str
+    first_db: float | None
+    last_db: float | None
+    seconds: float
+
+    def snr_db(self, seconds: float) -> float | None:
+        """The SNR so many seconds after its beginning; None where there is no interference."""
+        if self.first_db is None or self.last_db is None:
+            return None
+        return self.first_db + (self.last_db - self.first_db) * min(seconds / self.seconds, 1.0)
+
+
+@dataclass(frozen=True)
+class Programme:
+    """Phases, one after the other."""
+
+    phases: Sequence[Phase]
+
+    @property
+    def seconds(self) -> float:
+        """The length of the whole."""
+        return sum(phase.seconds for phase in self.phases)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The interference that is asked for."""
+        return {phase.kind for phase in self.phases} - {CLEAN}
+
+    def spans(self) -> list[tuple[Phase, float, float]]:
+        """Each phase with its beginning and end, in seconds from the programme's beginning."""
+        bounds = accumulate((phase.seconds for phase in self.phases), initial=0.0)
+        return [(phase, begin, end) for phase, (begin, end) in zip(self.phases, pairwise(bounds), strict=True)]
+
+    def at(self, seconds: float) -> tuple[int, float | None]:
+        """Which phase it is, as its place in `phases`, and the SNR; the last one goes on after its end."""
+        spans = self.spans()
+        place = next((place for place, (_, _, end) in enumerate(spans) if seconds < end), len(spans) - 1)
+        phase, begin, _ = spans[place]
+        return place, phase.snr_db(seconds - begin)
+
+
+def parse(text: str, minutes: float | None = None) -> Programme:
+    """Reads `clean@1 noise:20..-5@2.5 babble:0@1`.
+
+    Args:
+        text: phases as in `GRAMMAR`.
+        minutes: the length of the whole, to which all phases are stretched or shrunk alike.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    phases = [_phase(part) for part in text.split()]
+    if not phases:
+        raise ValueError("a programme needs a phase")
+    length = sum(phase.seconds for phase in phases)
+    scale = 1.0 if minutes is None else 60.0 * minutes / length
+    return Programme([Phase(each.kind, each.first_db, each.last_db, each.seconds * scale) for each in phases])
+
+
+def _phase(text: str) -> Phase:
+    found = _PHASE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is no phase: {GRAMMAR}")
+    kind = found["kind"]
+    first = None if found["first"] is None else float(found["first"])
+    last = first if found["last"] is None else float(found["last"])
+    if (kind == CLEAN) != (first is None):
+        raise ValueError(f"{text!r}: {CLEAN} has no SNR, and every kind of interference has one")
+    seconds = 60.0 * float(found["minutes"])
+    if seconds <= 0:
+        raise ValueError(f"{text!r}: a phase has a length")
+    return Phase(kind, first, last, seconds)

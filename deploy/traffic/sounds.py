@@ -1,0 +1,176 @@
+"""Speech of known speakers and interference to mix with it: from a corpus, or from the probes of a model bundle."""
+
+import json
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+RATE = 16_000
+TALKERS = 4
+SILENT_NORM = 1e-6
+KEPT_FILES = 1024
+
+Samples = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance: its samples at 16 kHz, float32 [samples], who speaks, and its place among all."""
+
+    samples: Samples
+    speaker: str
+    place: int
+
+
+class Sounds(ABC):
+    """Where speech and interference come from.
+
+    Attributes:
+        kinds: of interference that there are.
+        count: of utterances.
+    """
+
+    kinds: frozenset[str]
+    count: int
+
+    @abstractmethod
+    def utterance(self, place: int) -> Utterance:
+        """One of `count` utterances."""
+
+    @abstractmethod
+    def interference(self, kind: str, utterance: Utterance, dice: Random) -> Samples:
+        """A stretch of interference as long as the utterance, at any level, in which its speaker is not heard."""
+
+
+class CorpusSounds(Sounds):
+    """The test split of a corpus: utterances, clips of noise and music, and other talkers as babble.
+
+    Args:
+        folder: with a manifest.jsonl.
+
+    Raises:
+        ValueError: it has no utterances for testing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._clips: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for line in (folder / "manifest.jsonl").read_text("utf-8").splitlines():
+            clip = json.loads(line) if line.strip() else {}
+            if clip.get("split") == "test":
+                self._clips[clip["kind"]].append(clip)
+        self.count = len(self._clips["utterance"])
+        if not self.count:
+            raise ValueError(f"{folder} has no utterances in its test split")
+        self._talkers: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for clip in self._clips["speech"] or self._clips["utterance"]:
+            self._talkers[clip.get("speaker") or clip["path"]].append(clip)
+        enough = {"babble"} if len(self._talkers) > TALKERS else set()
+        self.kinds = frozenset(enough | {kind for kind in ("noise", "music") if self._clips[kind]})
+
+    def utterance(self, place: int) -> Utterance:
+        """One of `count` utterances."""
+        clip = self._clips["utterance"][place]
+        return Utterance(self._read(clip), clip["speaker"], place)
+
+    def interference(self, kind: str, utterance: Utterance, dice: Random) -> Samples:
+        """Noise and music are one clip from a random place on; babble is the sum of talkers, equally loud."""
+        samples = len(utterance.samples)
+        if kind != "babble":
+            return _stretch(self._read(dice.choice(self._clips[kind])), samples, dice)
+        others = dice.sample(sorted(self._talkers.keys() - {utterance.speaker}), TALKERS)
+        voices = [_stretch(self._read(dice.choice(self._talkers[talker])), samples, dice) for talker in others]
+        babble = np.zeros(samples, np.float32)
+        for voice in voices:
+            babble += voice / max(float(np.linalg.norm(voice)), SILENT_NORM)
+        return babble
+
+    def _read(self, clip: dict[str, Any]) -> Samples:
+        return read(self._folder / clip["path"], clip["start"], clip["duration"])
+
+
+class BundleSounds(Sounds):
+    """The probes of a model bundle: a few utterances, and for each one its own interference of each kind.
+
+    Args:
+        folder: of the bundle, with its bundle.json.
+
+    Raises:
+        ValueError: it has no probes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        probes = json.loads((folder / "bundle.json").read_text("utf-8"))["probes"]
+        if probes is None:
+            raise ValueError(f"{folder} was exported without probes; give a corpus")
+        self._folder = folder
+        self._probes = folder / probes["folder"]
+        self._utterances: Sequence[dict[str, str]] = probes["utterances"]
+        self.count = len(self._utterances)
+        self.kinds = frozenset(probes["interference"])
+
+    def utterance(self, place: int) -> Utterance:
+        """One of `count` utterances."""
+        probe = self._utterances[place]
+        return Utterance(read(self._folder / probe["file"]), probe["speaker"], place)
+
+    def interference(self, kind: str, utterance: Utterance, dice: Random) -> Samples:
+        """The utterance's own interference, from a random place on."""
+        return _stretch(read(self._probes / kind / f"{utterance.place:02d}.flac"), len(utterance.samples), dice)
+
+
+def find(folder: Path) -> Sounds:
+    """What a folder holds: a corpus, a bundle, or bundles in folders <variant>/<version>, one of which has probes.
+
+    Raises:
+        ValueError: none of these.
+        OSError: it cannot be read.
+    """
+    if (folder / "manifest.jsonl").is_file():
+        return CorpusSounds(folder)
+    if (folder / "bundle.json").is_file():
+        return BundleSounds(folder)
+    for manifest in sorted(folder.glob("*/*/bundle.json")):
+        if json.loads(manifest.read_text("utf-8"))["probes"] is not None:
+            return BundleSounds(manifest.parent)
+    raise ValueError(f"{folder} is no corpus (manifest.jsonl), and holds no bundle with probes (bundle.json)")
+
+
+def mixture(speech: Samples, interference: Samples, snr_db: float) -> Samples:
+    """The sum of the two at a ratio of their energies; scaled down whole where it would leave [-1, 1]."""
+    loudness, unwanted = float(np.linalg.norm(speech)), float(np.linalg.norm(interference))
+    gain = loudness / max(unwanted, SILENT_NORM) * 10 ** (-snr_db / 20)
+    mixed = (speech + gain * interference).astype(np.float32)
+    return mixed / max(1.0, float(np.abs(mixed).max(initial=0.0)))
+
+
+@lru_cache(KEPT_FILES)
+def read(file: Path, start: float = 0.0, duration: float | None = None) -> Samples:
+    """A stretch of an audio file, given in seconds, as one channel at 16 kHz: float32 [samples].
+
+    Raises:
+        OSError: it cannot be read as audio.
+    """
+    with soundfile.SoundFile(file) as sound:
+        rate = sound.samplerate
+        sound.seek(round(start * rate))
+        frames = -1 if duration is None else round(duration * rate)
+        samples = sound.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+    resampled: Samples = samples if rate == RATE else soxr.resample(samples, rate, RATE)
+    return resampled
+
+
+def _stretch(samples: Samples, length: int, dice: Random) -> Samples:
+    """`length` samples from a random place on, over and over where there are fewer."""
+    first = dice.randrange(max(len(samples) - length, 0) + 1)
+    return np.resize(samples[first:], length)
