@@ -1,34 +1,108 @@
-"""How far speech stands above what else is in a recording, blindly: no clean speech to compare with.
+"""How far speech stands above what else is in a recording, blindly: there is no clean speech to compare with.
 
-Percentile floor in subbands, after Hirsch and Ehrlicher, "Noise estimation techniques for robust speech recognition"
-(ICASSP 1995) and Stahl, Fischer and Bippus, "Quantile based noise estimation for spectral subtraction and Wiener
-filtering" (ICASSP 2000): speech leaves every band again and again, within words too, so that a low quantile over time
-of a band's power tells the noise in it.
+Two published ideas, joined by a fit. Between and within words speech makes room for the noise, so that the distribution
+of the short-time energy tells the noise's level from the speech's: its low quantiles against its high ones (Hirsch and
+Ehrlicher, "Noise estimation techniques for robust speech recognition", ICASSP 1995; the quantiles in place of their
+histogram: Stahl, Fischer and Bippus, ICASSP 2000). And voices are periodic where most noises are not: the share of the
+energy that repeats is a ratio of harmonics to noise (Boersma 1993, see `measures/frames.py`). The first is misled by
+noise that comes and goes, the second by hum and music; how fast the energy changes tells which to believe. A quadratic
+function of eight such features, fitted to mixtures of known ratio, gives decibels: its coefficients are in `snr.json`,
+`python -m benchmarks.snr --fit` makes them, and `python -m benchmarks.snr` says how well it does on other speakers and
+noises, beside WADA-SNR and others. docs/decisions.md has the figures.
 """
 
+import json
 import math
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-QUANTILE = 0.2
-LOWEST_DB, HIGHEST_DB = -20.0, 60.0
+from measures.frames import Frames
+
+QUANTILES = (0.1, 0.3, 0.5, 0.75, 0.9)
+LOWEST_DB, HIGHEST_DB = -10.0, 30.0
+"""The range of estimates; the fit has seen ratios from -5 to 25 dB."""
+SILENT = 1e-10
+"""Mean square, -100 dBFS, up to which there is nothing to tell apart."""
+OUTLYING = 2.5
+"""Standard deviations to which a feature is bounded, as a quadratic function must not be trusted far out."""
+
+Features = NDArray[np.float64]
 
 
-def snr_db(power: NDArray[np.floating]) -> float:
-    """Estimate the signal-to-noise ratio of a recording.
+class Quadratic(NamedTuple):
+    """A quadratic function of k features, standardised and bounded."""
 
-    Args:
-        power: its power spectrogram [frames, bands], of non-overlapping frames.
+    mean: Features
+    deviation: Features
+    constant: float
+    linear: Features
+    products: Features
+    """[k, k]."""
+
+    def scaled(self, figures: Features) -> Features:
+        """Features [..., k] in standard deviations from their mean, bounded."""
+        return np.minimum(np.maximum((figures - self.mean) / self.deviation, -OUTLYING), OUTLYING)
+
+    def at(self, figures: Features) -> float:
+        """Its value for features [k], in decibels."""
+        scaled = self.scaled(figures)
+        return float(self.constant + scaled @ (self.linear + self.products @ scaled))
+
+
+def snr_db(frames: Frames) -> float:
+    """Estimate the signal-to-noise ratio: 10 log10 of the energy of speech over that of all else, over the whole time.
 
     Returns:
-        10 log10 of the energy of speech over that of the rest, in decibels; NaN in silence.
+        From -10 to 30 dB; NaN in silence.
     """
-    total = float(power.sum())
-    if not total > 0:
+    if not frames.energy.sum() > SILENT * len(frames.energy):
         return math.nan
-    # In a band of Gaussian noise power is exponentially distributed: its quantile q lies at -ln(1 - q) of the mean.
-    floor = np.quantile(power, QUANTILE, axis=0) / -math.log(1 - QUANTILE)
-    noise = min(float(floor.sum()) * len(power), total)
-    ratio = (total - noise) / max(noise, 1e-30)
-    return min(max(10 * math.log10(max(ratio, 1e-10)), LOWEST_DB), HIGHEST_DB)
+    return min(max(FITTED.at(features(frames)), LOWEST_DB), HIGHEST_DB)
+
+
+def features(frames: Frames) -> Features:
+    """The eight figures that the estimate rests on, [8]; none depends on the level of the recording.
+
+    Quantiles of the frames' energies over their mean, the harmonics' share of all energy and of that below 1.5 kHz as
+    ratios to the rest, all in decibels; and how much the logarithm of the energy changes from frame to frame.
+    """
+    energy = frames.energy
+    total = float(energy.sum())
+    mean = total / len(energy)
+    ordered = np.sort(energy)[[round(share * (len(energy) - 1)) for share in QUANTILES]].tolist()
+    repeating = float(energy @ frames.periodic), float(energy @ frames.voiced)
+    levels = np.log(energy + np.float32(1e-9 * mean + 1e-30))
+    change = float(np.abs(levels[1:] - levels[:-1]).sum()) / max(len(levels) - 1, 1)
+    return np.array(
+        [
+            *(_decibels(value / mean) for value in ordered),
+            *(_ratio_db(value / total) for value in repeating),
+            math.log(change + 1e-3),
+        ]
+    )
+
+
+def _decibels(power: float) -> float:
+    return 10 * math.log10(min(max(power, 1e-6), 10.0))
+
+
+def _ratio_db(share: float) -> float:
+    """Harmonics over noise from the harmonics' share."""
+    return 10 * math.log10(max(share, 1e-4) / max(1 - share, 1e-3))
+
+
+def _fitted() -> Quadratic:
+    stored = json.loads(Path(__file__).with_name("snr.json").read_text("utf-8"))
+    return Quadratic(
+        mean=np.array(stored["mean"]),
+        deviation=np.array(stored["deviation"]),
+        constant=float(stored["constant"]),
+        linear=np.array(stored["linear"]),
+        products=np.array(stored["products"]),
+    )
+
+
+FITTED = _fitted()

@@ -11,13 +11,31 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from measures.snr import HIGHEST_DB, snr_db
+from measures.frames import RATE, STRIDE, Array, Frames, frames
+from measures.snr import HIGHEST_DB, LOWEST_DB, snr_db
 
-RATE = 16_000
-FRAME = 256
-LEAST_SAMPLES = 400
 SILENT_DBFS = -100.0
 """The level of silence, which has none; anything quieter counts as this."""
+
+VOICED, VOICED_DBFS, ABOVE_FLOOR, FLOOR_SHARE = 0.6, -60.0, 2.0, 0.1
+REACH = 3
+"""Frames of 32 ms around a voiced one in which what is loud enough is its consonant."""
+
+STEP_16_BIT = 2.0**-15
+FLAT = 1.5 * STEP_16_BIT
+FLAT_RUN = 3
+LEAST_CLIPPED = 0.02
+"""Height below which a sound's tops are flat from quantisation alone."""
+
+SHORT = 128
+LOOKED_AT = 16
+AUDIBLE = 1e-6
+"""Power of a band against that of the strongest, -60 dB, from which it counts as in use."""
+
+_ONES = np.ones(8192, np.float32)
+_TAPER = np.blackman(SHORT + 1)[:-1].astype(np.float32)
+_LEAST_POWER = 20 * STEP_16_BIT**2 / 12 * float(_TAPER @ _TAPER)
+"""Of a band of two bins: 10 dB above the quantisation of 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +61,18 @@ def hear(samples: NDArray[np.float32]) -> Sound:
 
     Never raises on such input: silence has an SNR of NaN, a level of -100 dBFS, and a bandwidth of 0.
     """
-    centred = samples - samples.mean()
-    level = _decibels(float(centred @ centred) / len(centred))
+    seconds = len(samples) / RATE
+    level = _level_dbfs(samples)
     if level <= SILENT_DBFS:
-        return Sound(len(samples) / RATE, math.nan, 0.0, 0.0, SILENT_DBFS, 0.0)
-    power = _spectrogram(centred)
+        return Sound(seconds, math.nan, 0.0, 0.0, SILENT_DBFS, 0.0)
+    analysed = frames(samples)
     return Sound(
-        seconds=len(samples) / RATE,
-        snr_db=snr_db(power),
-        speech_share=_speech_share(power),
+        seconds=seconds,
+        snr_db=snr_db(analysed),
+        speech_share=_speech_share(analysed),
         clipped_share=_clipped_share(samples),
         level_dbfs=level,
-        bandwidth_hz=_bandwidth_hz(power),
+        bandwidth_hz=_bandwidth_hz(samples, analysed.energy),
     )
 
 
@@ -80,7 +98,7 @@ def together(sounds: Sequence[Sound]) -> Sound:
             noise += own / (1 + ratio)
     return Sound(
         seconds=seconds,
-        snr_db=min(_decibels(speech / noise), HIGHEST_DB) if noise > 0 else math.nan,
+        snr_db=min(max(_decibels(speech / noise), LOWEST_DB), HIGHEST_DB) if noise > 0 else math.nan,
         speech_share=sum(sound.speech_share * sound.seconds for sound in sounds) / seconds,
         clipped_share=sum(sound.clipped_share * sound.seconds for sound in sounds) / seconds,
         level_dbfs=max(_decibels(energy / seconds), SILENT_DBFS),
@@ -92,28 +110,77 @@ def _decibels(power: float) -> float:
     return 10 * math.log10(max(power, 1e-30))
 
 
-def _spectrogram(centred: NDArray[np.float32]) -> NDArray[np.floating]:
-    """Power [frames, bins] of frames of 16 ms side by side."""
-    frames = centred[: len(centred) // FRAME * FRAME].reshape(-1, FRAME)
-    spectrum = np.fft.rfft(frames * np.hanning(FRAME).astype(np.float32))
-    return spectrum.real**2 + spectrum.imag**2
+def _level_dbfs(samples: Array) -> float:
+    """In pieces, which BLAS adds up without waking its threads, and more exactly."""
+    total = squares = 0.0
+    for start in range(0, len(samples), len(_ONES)):
+        piece = samples[start : start + len(_ONES)]
+        total += float(piece @ _ONES[: len(piece)])
+        squares += float(piece @ piece)
+    mean = total / len(samples)
+    return _decibels(squares / len(samples) - mean * mean)
 
 
-def _speech_share(power: NDArray[np.floating]) -> float:
-    voice = power[:, 2:56].sum(axis=1)
-    return float((voice > 4 * np.quantile(voice, 0.1)).mean())
+def _speech_share(analysed: Frames) -> float:
+    """Voiced frames that stand out of the quietest tenth, and what is loud close by: consonants."""
+    energy = analysed.energy
+    floor = float(np.sort(energy)[int(FLOOR_SHARE * len(energy))])
+    loud = energy > max(10 ** (VOICED_DBFS / 10), ABOVE_FLOOR * floor)
+    voiced = loud & (analysed.voiced > VOICED)
+    near = voiced.copy()
+    for distance in range(1, REACH + 1):
+        near[distance:] |= voiced[:-distance]
+        near[:-distance] |= voiced[distance:]
+    return float(np.count_nonzero(near & loud)) / len(energy)
 
 
-def _clipped_share(samples: NDArray[np.float32]) -> float:
-    share = 0.0
-    for side in (samples, -samples):
-        top = side >= side.max() - 1.5 / 32768
-        runs = top[:-2] & top[1:-1] & top[2:]
-        if runs.any():
-            share += float(top.mean())
-    return share
+def _clipped_share(samples: Array) -> float:
+    """Samples in flat tops: three or more in a row within 1.5 steps of 16 bits of the largest, on each side.
+
+    A wave that is merely round at its top leaves that range slowly; one that was cut off falls out of it.
+    """
+    highest, lowest = int(samples.argmax()), int(samples.argmin())
+    high, low = float(samples[highest]), float(samples[lowest])
+    if (high - low) / 2 < LEAST_CLIPPED:
+        return 0.0
+    count = 0
+    if _is_flat(samples, highest):
+        count += _in_flat_tops(samples, samples >= high - FLAT)
+    if _is_flat(samples, lowest):
+        count += _in_flat_tops(samples, samples <= low + FLAT)
+    return count / len(samples)
 
 
-def _bandwidth_hz(power: NDArray[np.floating]) -> float:
-    mean = power.mean(axis=0)
-    return float(np.flatnonzero(mean >= mean.max() * 1e-6)[-1] * RATE / FRAME)
+def _is_flat(samples: Array, extreme: int) -> bool:
+    """Whether the first sample at the extreme begins a flat top: saves most sounds the search."""
+    around = samples[max(extreme - FLAT_RUN + 1, 0) : extreme + FLAT_RUN]
+    return int(np.count_nonzero(np.abs(around - samples[extreme]) <= FLAT)) >= FLAT_RUN
+
+
+def _in_flat_tops(samples: Array, extreme: NDArray[np.bool_]) -> int:
+    edges = np.flatnonzero(np.diff(extreme.view(np.int8), prepend=0, append=0))
+    starts, ends = edges[::2], edges[1::2]
+    long = ends - starts >= FLAT_RUN
+    starts, ends = starts[long], ends[long]
+    inside = samples[starts]
+    falls = np.abs(inside - samples[np.maximum(starts - 1, 0)]), np.abs(inside - samples[ends - len(samples)])
+    sharp = np.maximum(*falls) > 4 * FLAT
+    return int((ends - starts)[sharp].sum())
+
+
+def _bandwidth_hz(samples: Array, energy: Array) -> float:
+    """The highest band of 250 Hz that any of 16 frames uses, frames spread over the louder half.
+
+    The strongest frames are vowels, which may have no treble: consonants are among the others.
+    """
+    if len(samples) < STRIDE:
+        samples = np.pad(samples, (0, STRIDE - len(samples)))
+    ranked = np.argsort(energy)[len(energy) // 2 :]
+    chosen = ranked[:: -(-len(ranked) // LOOKED_AT)]
+    pieces = samples[: len(energy) * STRIDE].reshape(-1, STRIDE)[chosen, :SHORT]
+    spectrum = np.fft.rfft(pieces * _TAPER)
+    # The taper leaks a constant offset into the first three bins, and hardly further.
+    power = (spectrum.real**2 + spectrum.imag**2).max(axis=0)[3:]
+    bands = power[0::2] + power[1::2]
+    used = np.flatnonzero(bands >= max(AUDIBLE * float(bands.max()), _LEAST_POWER))
+    return (4.0 + 2 * float(used[-1])) * RATE / SHORT if len(used) else 0.0

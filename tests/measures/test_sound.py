@@ -4,17 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import soxr
 from numpy.typing import NDArray
 
 from measures.sound import SILENT_DBFS, Sound, hear, together
-
-RATE = 16_000
-Samples = NDArray[np.float32]
-
-
-def sine(height: float, hertz: float = 440.0, seconds: float = 3.0) -> Samples:
-    time = np.arange(int(seconds * RATE)) / RATE
-    return (height * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
+from tests.measures.sounds import RATE, Samples, mixed, noise, sine, voice
 
 
 @pytest.mark.parametrize("offset", [0.0, -0.085])
@@ -39,13 +33,74 @@ def test_anything_that_is_long_enough_can_be_heard(samples: int) -> None:
     assert not math.isnan(sound.snr_db)
 
 
-@pytest.mark.parametrize("ceiling", [1.0, 0.3])
-def test_a_clipped_sine_says_how_much_of_it_was_cut_off(ceiling: float) -> None:
+@pytest.mark.parametrize("offset", [0.0, -0.085])
+@pytest.mark.parametrize("ceiling", [0.9, 0.3])
+def test_a_clipped_sine_says_how_much_of_it_was_cut_off(ceiling: float, offset: float) -> None:
     drive = 1.25
     expected = 1 - 2 / math.pi * math.asin(1 / drive)
     clipped = np.clip(sine(ceiling * drive, 441.7), -ceiling, ceiling)
-    assert hear(clipped).clipped_share == pytest.approx(expected, abs=0.02)
-    assert hear(sine(ceiling * 0.9, 441.7)).clipped_share == 0
+    assert hear(in_16_bits(clipped + np.float32(offset))).clipped_share == pytest.approx(expected, abs=0.01)
+
+
+def test_what_is_clipped_on_one_side_alone_counts_once() -> None:
+    speech = 0.2 * voice(3.0, 1)[0]
+    ceiling = np.float32(0.25)
+    cut = in_16_bits(np.minimum(speech, ceiling))
+    assert hear(cut).clipped_share == pytest.approx(float((speech >= ceiling).mean()), rel=0.25)
+    assert hear(cut).clipped_share > 0.001
+
+
+@pytest.mark.parametrize("hertz", [50.0, 100.0, 441.7, 3000.0])
+@pytest.mark.parametrize("height", [0.001, 0.2, 1.0])
+def test_a_wave_that_is_round_at_its_top_is_not_clipped(hertz: float, height: float) -> None:
+    assert hear(in_16_bits(sine(height, hertz))).clipped_share == 0
+
+
+def test_speech_and_noise_that_nobody_cut_are_not_clipped() -> None:
+    for seed in range(5):
+        speech = voice(3.0, seed)[0]
+        for sound in (speech, mixed(speech, noise(3.0, seed), 5)):
+            assert hear(in_16_bits(sound / np.abs(sound).max())).clipped_share == 0
+
+
+def in_16_bits(samples: NDArray[np.floating]) -> Samples:
+    return (np.clip(np.round(samples * 32768), -32768, 32767) / 32768).astype(np.float32)
+
+
+@pytest.mark.parametrize("edge", [1000, 2000, 3400, 4000, 6000, 7900])
+@pytest.mark.parametrize("level", [0.2, 0.002])
+def test_the_bandwidth_of_low_passed_noise_is_its_edge(edge: float, level: float) -> None:
+    assert hear(in_16_bits(np.float32(level) * noise(3.0, 1, (0, edge)))).bandwidth_hz == pytest.approx(edge, abs=550)
+
+
+def test_telephone_audio_shows_however_it_is_scaled_and_wide_speech_is_wide() -> None:
+    for seed in range(5):
+        speech = 0.1 * voice(3.0, seed)[0]
+        telephone = soxr.resample(soxr.resample(speech, RATE, 8000), 8000, RATE).astype(np.float32)
+        for gain in (1.0, 0.03):
+            assert 3000 <= hear(in_16_bits(gain * telephone)).bandwidth_hz <= 4250
+            assert hear(in_16_bits(gain * speech)).bandwidth_hz >= 6000
+
+
+def test_neither_silence_around_nor_an_offset_changes_the_bandwidth() -> None:
+    telephone = 0.1 * noise(1.0, 2, (300, 3400))
+    silence = np.zeros(RATE, np.float32)
+    around = np.concatenate([silence, telephone, silence]) - np.float32(0.085)
+    assert hear(in_16_bits(around)).bandwidth_hz == hear(in_16_bits(telephone)).bandwidth_hz
+
+
+@pytest.mark.parametrize("snr", [60, 15])
+def test_the_share_of_speech_is_that_of_the_time_with_a_voice(snr: float) -> None:
+    said = [voice(6.0, seed, pauses) for seed, pauses in enumerate((0.1, 0.3, 0.5, 0.7))]
+    heard = [hear(np.float32(0.05) * mixed(speech, noise(6.0, 9), snr)).speech_share for speech, _ in said]
+    shares = [share for _, share in said]
+    assert np.abs(np.array(heard) - shares).mean() < 0.2
+    assert np.corrcoef(heard, shares)[0, 1] > 0.9
+
+
+def test_noise_is_no_speech() -> None:
+    for band in ((0, 8000), (0, 1000), (300, 3400)):
+        assert hear(np.float32(0.05) * noise(3.0, 3, band)).speech_share < 0.05
 
 
 def test_windows_together_say_what_the_whole_says() -> None:
@@ -54,6 +109,16 @@ def test_windows_together_say_what_the_whole_says() -> None:
     both = together([loud, quiet])
     assert both.seconds == 4.0
     assert both.level_dbfs == pytest.approx(whole.level_dbfs, abs=0.01)
+
+
+def test_windows_of_a_noisy_recording_say_what_the_whole_says() -> None:
+    whole = np.float32(0.05) * mixed(voice(12.0, 4)[0], noise(12.0, 5), 8)
+    both = together([hear(window) for window in np.split(whole, 4)])
+    at_once = hear(whole)
+    assert both.snr_db == pytest.approx(at_once.snr_db, abs=1.5)
+    assert both.speech_share == pytest.approx(at_once.speech_share, abs=0.1)
+    assert both.level_dbfs == pytest.approx(at_once.level_dbfs, abs=0.01)
+    assert both.bandwidth_hz == at_once.bandwidth_hz
 
 
 def test_energies_add_up_over_windows() -> None:
