@@ -118,6 +118,17 @@ class Config:
     max_streams: int = field(
         default=256, metadata=_about("calls at once on one connection; more wait at the client", (1, 1_000_000))
     )
+    max_connections: int = field(
+        default=1024, metadata=_about("connections at once; more are not accepted", (1, 1_000_000))
+    )
+    max_held_bytes: int = field(
+        default=1024 * 1024 * 1024,
+        metadata=_about("requests and answers that all calls hold together, in bytes; more are refused", (1024, 2**40)),
+    )
+    transfer_seconds: float = field(
+        default=60.0,
+        metadata=_about("how long a request may take to arrive, and an answer to be read, in seconds", (0.1, 86_400.0)),
+    )
     connection_age_seconds: float = field(
         default=1800.0,
         metadata=_about(
@@ -228,6 +239,10 @@ def check(config: Config) -> None:
     """
     if config.min_seconds > config.max_seconds:
         raise ConfigError(f"--min-seconds {config.min_seconds:g} is above --max-seconds {config.max_seconds:g}")
+    if config.max_held_bytes < config.max_message_bytes:
+        raise ConfigError(
+            f"--max-held-bytes {config.max_held_bytes} is below --max-message-bytes {config.max_message_bytes}"
+        )
     if (config.tls_certificate is None) != (config.tls_key is None):
         given, missing = ("key", "certificate") if config.tls_certificate is None else ("certificate", "key")
         raise ConfigError(f"--tls-{given} needs --tls-{missing} as well")

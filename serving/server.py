@@ -38,6 +38,7 @@ from serving.transport.rpc import CallInterceptor, Gate
 from serving.transport.tls import server_credentials
 from serving.transport.tokens import tokens_of
 from serving.transport.tracing import tracing_of
+from serving.transport.transfer import Transfers
 from serving.typed.service import SERVICE, Service
 from serving.voices.enrolment import Speakers
 
@@ -94,11 +95,12 @@ class Server:
         self._port = 0
         self._ports: dict[str, str] = {}
         tokens = tokens_of(config)
+        transfers = Transfers(config.transfer_seconds, config.max_message_bytes, config.max_held_bytes)
         self._tracing = tracing_of(config, services)
         self._grpc = grpc.aio.server(
             interceptors=[
                 *([self._tracing.interceptor] if self._tracing else []),
-                CallInterceptor(services, self._gate, self.metrics, self._codec, ALWAYS),
+                CallInterceptor(services, self._gate, self.metrics, self._codec, transfers, ALWAYS),
                 *([Admission(tokens)] if tokens else []),
                 ForeignInterceptor(services),
             ],

@@ -35,9 +35,8 @@ class Admission(grpc.aio.ServerInterceptor):
             account = self._tokens.account(_authorization(handler_call_details.invocation_metadata))
             account.admit()
         except RequestError as error:
-            return HANDLERS[handler.request_streaming, handler.response_streaming](
-                *_refusing(handler.response_streaming, error)
-            )
+            # As if the request were streamed, which on the wire is the same: then it is not read.
+            return HANDLERS[True, handler.response_streaming](*_refusing(handler.response_streaming, error))
         current_account.set(account)
         return handler
 

@@ -21,6 +21,8 @@ from google.protobuf.message import DecodeError
 
 from serving.errors import InvalidArgumentError, Reason, RequestError, UnavailableError
 from serving.metrics import NO_VARIANT, Metrics
+from serving.transport.holding import Share, current_share
+from serving.transport.transfer import Transfers
 from serving.transport.wire import is_large, serialised
 
 log = logging.getLogger(__name__)
@@ -108,24 +110,34 @@ class Gate:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Surrounds the calls, unary or streamed, of the services named; others (health, reflection) pass untouched.
 
-    Handlers that stream answers are async generators; their requests arrive parsed, as an async iterator.
+    Handlers that stream answers are async generators; their requests arrive parsed, as an async iterator. To gRPC every
+    call is streamed both ways, which on the wire is the same: so a request is not read before there is a gate it may
+    pass, and both directions have their limits.
 
     Args:
         services: full names of the services.
         gate: every call that is answered goes through it.
         metrics: counts every call once.
         codec: threads that serialise large answers.
+        transfers: receives and delivers.
         always: paths of the methods that are answered even while the gate is closed.
     """
 
     def __init__(
-        self, services: Collection[str], gate: Gate, metrics: Metrics, codec: Executor, always: Collection[str] = ()
+        self,
+        services: Collection[str],
+        gate: Gate,
+        metrics: Metrics,
+        codec: Executor,
+        transfers: Transfers,
+        always: Collection[str] = (),
     ) -> None:
         self._services = frozenset(services)
         self._always = frozenset(always)
         self._gate = gate
         self._metrics = metrics
         self._codec = codec
+        self._transfers = transfers
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Replaces the method's handler by one that is surrounded."""
@@ -137,22 +149,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         gate = None if handler_call_details.method in self._always else self._gate
 
-        async def surrounded(incoming: Any, context: Any) -> bytes | None:
-            return await self._surround(method, handler, gate, incoming, context)
+        async def surrounded(incoming: Any, context: Any) -> None:
+            with self._transfers.held.share() as share:
+                current_share.set(share)
+                await self._surround(method, handler, gate, incoming, context, share)
 
-        return HANDLERS[handler.request_streaming, handler.response_streaming](surrounded)
+        return grpc.stream_stream_rpc_method_handler(surrounded)
 
     async def _surround(
-        self, method: str, handler: Any, gate: Gate | None, incoming: Any, context: Any
-    ) -> bytes | None:
+        self, method: str, handler: Any, gate: Gate | None, incoming: Any, context: Any, share: Share
+    ) -> None:
         call = Call(method, _request_id(context))
         current_call.set(call)
         self._metrics.in_flight.inc()
-        response = None
         try:
             if gate is not None:
                 gate.enter(context)
-            response = await self._respond(handler, incoming, context)
+            await self._respond(handler, aiter(incoming), context, share)
         except RequestError as error:
             call.status, call.detail = told(error)
             call.retry_after_s = error.retry_after_s
@@ -169,24 +182,45 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._finish(call)
         context.set_trailing_metadata(call.trailing_metadata)
         if call.status != "OK":
-            await context.abort(grpc.StatusCode[call.status], call.detail)
-        return response
+            await self._transfers.refuse(context, call.status, call.detail)
 
-    async def _respond(self, handler: Any, incoming: Any, context: Any) -> bytes | None:
-        """Calls the handler; returns the one answer, or writes those of a stream and returns None."""
+    async def _respond(self, handler: Any, incoming: AsyncIterator[bytes], context: Any, share: Share) -> None:
+        """Calls the handler, and delivers its answers."""
         if handler.request_streaming:
-            request = _parsed(handler.request_deserializer, incoming)
+            request = self._parsed(handler.request_deserializer, incoming, share)
             behaviour = handler.stream_stream if handler.response_streaming else handler.stream_unary
         else:
-            request = _parse(handler.request_deserializer, incoming)
+            request = _parse(handler.request_deserializer, await self._one(incoming, share))
             behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
         if not handler.response_streaming:
-            return await self._serialise(await behaviour(request, context))
+            payload = await self._serialise(await behaviour(request, context))
+            del request
+            await self._transfers.deliver(context, payload, share)
+            return
         # A generator left to the garbage collector would go on holding what it holds after the call is over.
         async with contextlib.aclosing(behaviour(request, context)) as responses:
+            first = True
             async for response in responses:
-                await context.write(await self._serialise(response))
-        return None
+                await self._transfers.deliver(context, await self._serialise(response), share, first)
+                first = False
+
+    async def _one(self, incoming: AsyncIterator[bytes], share: Share) -> bytes:
+        message = await self._transfers.first(incoming)
+        if message is None:
+            raise InvalidArgumentError(Reason.MALFORMED, "the call has no message")
+        share.take(len(message))
+        return message
+
+    async def _parsed(
+        self, deserializer: Callable[[bytes], Any], incoming: AsyncIterator[bytes], share: Share
+    ) -> AsyncIterator[Any]:
+        message = await self._transfers.first(incoming)
+        while message is not None:
+            size, parsed, message = len(message), _parse(deserializer, message), None
+            with share.part(size):
+                yield parsed
+            del parsed
+            message = await anext(incoming, None)
 
     async def _serialise(self, message: Any) -> bytes:
         if not is_large(message):
@@ -234,8 +268,3 @@ def _parse(deserializer: Callable[[bytes], Any], message: bytes) -> Any:
         return deserializer(message)
     except DecodeError as error:
         raise InvalidArgumentError(Reason.MALFORMED, MALFORMED) from error
-
-
-async def _parsed(deserializer: Callable[[bytes], Any], messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    async for message in messages:
-        yield _parse(deserializer, message)

@@ -23,6 +23,7 @@ from serving.hearing.query import Query
 from serving.hearing.streaming import LiveWindows, listen
 from serving.metrics import Metrics, variant_label
 from serving.models.loaded import Model
+from serving.transport.holding import hold_answer
 from serving.transport.rpc import current_call
 from serving.transport.wire import size_of
 from serving.typed.messages import (
@@ -53,8 +54,8 @@ T = TypeVar("T")
 MessageT = TypeVar("MessageT", bound=Message)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].full_name
-# Of one batch: what protobuf can hold is 2 GiB.
-MAX_ANSWER_BYTES: Final = 2**30
+# Of one batch, so that a few large ones leave room to others.
+MAX_ANSWER_BYTES: Final = 2**28
 
 
 class Service(SpeakerIdentificationServicer):
@@ -108,6 +109,7 @@ class Service(SpeakerIdentificationServicer):
                 raise ResourceExhaustedError(
                     Reason.ANSWER_SIZE, f"the answer would be above {MAX_ANSWER_BYTES} bytes; ask for fewer in one call"
                 )
+            hold_answer(added)
             size += added
             return response
 

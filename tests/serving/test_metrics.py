@@ -1,6 +1,7 @@
 """The metrics page against known traffic."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from unittest import mock
 
@@ -10,6 +11,7 @@ import pytest
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.metrics import Metrics, variant_label
 from serving.transport.rpc import CallInterceptor, Gate
+from serving.transport.transfer import Transfers
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
 
@@ -28,17 +30,20 @@ def test_a_call_that_dies_at_its_deadline_is_a_rejection(remaining: float | None
     async def ends(*_: object) -> None:
         raise asyncio.CancelledError
 
+    async def message() -> AsyncIterator[bytes]:
+        yield b""
+
     async def continuation(_: object) -> "grpc.RpcMethodHandler[bytes, bytes]":
         return grpc.unary_unary_rpc_method_handler(ends, request_deserializer=bytes, response_serializer=bytes)
 
     async def call(metrics: Metrics) -> None:
         gate = Gate()
         gate.closed = None
-        interceptor = CallInterceptor(("service",), gate, metrics, mock.Mock())
+        interceptor = CallInterceptor(("service",), gate, metrics, mock.Mock(), Transfers(60, 2**20, 2**20))
         handler = await interceptor.intercept_service(continuation, mock.Mock(method="/service/Identify"))
         context = mock.Mock(time_remaining=lambda: remaining, invocation_metadata=tuple)
         with pytest.raises(asyncio.CancelledError):
-            await handler.unary_unary(b"", context)
+            await handler.stream_stream(message(), context)
 
     metrics = Metrics()
     asyncio.run(call(metrics))

@@ -319,6 +319,23 @@ def test_a_client_that_does_not_read_is_not_asked_for_more(toy_bundles: Path) ->
         answers.cancel()
 
 
+def test_a_client_that_does_not_read_loses_its_place(toy_bundles: Path) -> None:
+    def endless() -> Iterator[pb.IdentifyStreamRequest]:
+        yield start(explain=pb.ExplainOptions(stages=STAGES))
+        yield from [chunk(talk(4.0).tobytes())] * 200
+
+    with ServerProcess(
+        toy_bundles, "--window-seconds=1", "--max-explained-seconds=3600", "--max-in-flight=2", "--transfer-seconds=2"
+    ) as server:
+        deaf = server.stub.IdentifyStream(endless(), timeout=CALL_SECONDS)
+        server.wait_for_metric(f'speakerlens_requests_total{{code="DEADLINE_EXCEEDED",{METHOD},variant="da"}}', 1)
+        assert server.metrics()["speakerlens_requests_in_flight"] == 0
+        assert stream(server, start(), chunk(talk(1.0).tobytes()))[-1].HasField("whole"), "there is one place"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0, "nor is it waited for"
+        deaf.cancel()
+
+
 def test_draining_ends_live_streams_and_lets_short_ones_finish(toy_bundles: Path) -> None:
     server = ServerProcess(toy_bundles, "--window-seconds=1", "--drain-seconds=6")
     live: queue.SimpleQueue[pb.IdentifyStreamRequest | None] = queue.SimpleQueue()

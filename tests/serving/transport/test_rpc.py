@@ -12,9 +12,12 @@ from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.errors import InvalidArgumentError, Reason, ResourceExhaustedError
 from serving.metrics import Metrics
 from serving.transport.rpc import CallInterceptor, Gate, current_call
+from serving.transport.transfer import Transfers
 
 SERVICE = "test.Service"
 PATH = f"/{SERVICE}/"
+# More than gRPC takes off the server's hands before a client reads.
+LARGE_BYTES = 30_000_000
 
 
 class Behaviour:
@@ -28,7 +31,7 @@ class Behaviour:
         try:
             async for request in requests:
                 fail(request.samples)
-                yield pb.IdentifyStreamResponse(window=pb.WindowAnswer(start_s=len(request.samples)))
+                yield pb.IdentifyStreamResponse(window=answer(request.samples))
             yield pb.IdentifyStreamResponse(whole=pb.IdentifyResponse())
         finally:
             self.closed.append(current_call.get().id)
@@ -39,7 +42,14 @@ class Behaviour:
 
     async def single(self, request: Any, _context: Any) -> Any:
         fail(request.samples)
-        return pb.WindowAnswer(start_s=len(request.samples))
+        return answer(request.samples)
+
+
+def answer(word: bytes) -> pb.WindowAnswer:
+    plane = pb.Plane(values=bytes(LARGE_BYTES if word == b"large" else 0))
+    return pb.WindowAnswer(
+        start_s=len(word), answers=[pb.ModelAnswer(explanation=pb.Explanation(log_mel=plane))] if plane.values else []
+    )
 
 
 def fail(word: bytes) -> None:
@@ -54,8 +64,9 @@ def fail(word: bytes) -> None:
 class Bench:
     """The server under test and a channel to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, transfers: Transfers | None = None) -> None:
         self.behaviour = Behaviour()
+        self.transfers = transfers or Transfers(60, 2**25, 2**30)
         self.gate, self.metrics = Gate(), Metrics()
         self.gate.closed = None
 
@@ -70,7 +81,7 @@ class Bench:
     async def __aenter__(self) -> "Bench":
         codec = ThreadPoolExecutor(1)
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor((SERVICE, "test.Other"), self.gate, self.metrics, codec)]
+            interceptors=[CallInterceptor((SERVICE, "test.Other"), self.gate, self.metrics, codec, self.transfers)]
         )
         plain: dict[str, Any] = {
             "request_deserializer": pb.IdentifyStreamRequest.FromString,

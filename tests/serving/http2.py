@@ -1,0 +1,65 @@
+"""A client that speaks just enough HTTP/2 to misbehave as no client of gRPC's does."""
+
+import socket
+import struct
+from types import TracebackType
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, SETTINGS = 0, 1, 4
+END_STREAM, END_HEADERS = 1, 4
+
+
+class Misbehaving:
+    """One connection, with a stream for each call."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._socket = socket.create_connection((host, int(port)), timeout=30)
+        self._socket.sendall(PREFACE)
+        self._send(SETTINGS, 0, 0, b"")
+        self._streams = -1
+
+    def call(self, path: str) -> int:
+        """Begins a call, and returns its stream's number."""
+        self._streams += 2
+        fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x"}
+        fields |= {"te": "trailers", "content-type": "application/grpc"}
+        block = b"".join(b"\x00" + _text(name) + _text(value) for name, value in fields.items())
+        self._send(HEADERS, END_HEADERS, self._streams, block)
+        return self._streams
+
+    def begin_message(self, stream: int, size: int, sent: int) -> None:
+        """Announces a message of `size` bytes, and sends only the first of them."""
+        self._send(DATA, 0, stream, struct.pack(">BI", 0, size) + bytes(sent))
+
+    def send(self, stream: int, data: bytes) -> None:
+        """Sends more of a message, by no more than a frame."""
+        self._send(DATA, 0, stream, data)
+
+    def closed(self) -> bool:
+        """Whether the server ends the connection; waits for that, or for anything but settings."""
+        try:
+            while head := self._socket.recv(9, socket.MSG_WAITALL):
+                size = int.from_bytes(head[:3], "big")
+                self._socket.recv(size, socket.MSG_WAITALL)
+                if head[3] not in (SETTINGS, 8):
+                    return head[3] == 7
+        except ConnectionError:
+            pass
+        return True
+
+    def _send(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        self._socket.sendall(len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload)
+
+    def __enter__(self) -> "Misbehaving":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+
+def _text(text: str) -> bytes:
+    """A string of up to 126 characters as HPACK has it, plain."""
+    return bytes([len(text)]) + text.encode()
