@@ -12,7 +12,9 @@ import yaml
 
 from deploy.programs import find
 from serving.errors import Reason
+from serving.metrics import Metrics
 from serving.metrics.robustness import SNR_BANDS
+from serving.robustness.drift import Drift
 from tests.conftest import ROOT
 from tests.deploy.prometheus import needs_prometheus
 from tests.test_readme import anchors
@@ -84,9 +86,15 @@ def test_recorded_ranges_are_what_their_names_say() -> None:
 
 
 def test_rules_ask_for_what_there_is() -> None:
+    registry = Metrics().registry
+    registry.register(Drift(100))
+    served = {
+        name for family in registry.collect() for name in (family.name, f"{family.name}_total", f"{family.name}_bucket")
+    }
     recorded = {rule["record"] for rule in RECORDED}
     for rule in rules():
         expression = rule["expr"]
+        assert set(re.findall(r"\bspeakerlens_\w+", expression)) <= served, expression
         assert set(re.findall(r"\bspeakerlens:[\w:]+", expression)) <= recorded, expression
         for label, known in (("reason", set(Reason)), ("snr_band", set(SNR_BANDS))):
             for values in re.findall(rf'{label}=~?"([^"]*)"', expression):
