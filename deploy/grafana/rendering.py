@@ -64,8 +64,7 @@ def _alerts() -> Json:
         "enable": True,
         "hide": False,
         "iconColor": "red",
-        "expr": 'ALERTS{alertstate="firing"}',
-        "step": "15s",
+        "target": {"refId": "Anno", "expr": 'ALERTS{alertstate="firing"}', "interval": "15s"},
         "titleFormat": "{{alertname}}",
         "tagKeys": "severity,variant",
     }
@@ -83,7 +82,6 @@ def _source() -> Json:
         "multi": False,
         "includeAll": False,
         "options": [],
-        "current": {},
     }
 
 
@@ -234,7 +232,15 @@ def _heatmap_options(panel: Panel) -> Json:
     return {
         "calculate": False,
         "cellGap": 1,
-        "color": {"mode": "scheme", "scheme": "Turbo", "steps": 64, "exponent": 0.5, "scale": "exponential"},
+        "color": {
+            "mode": "scheme",
+            "scheme": "Turbo",
+            "steps": 64,
+            "exponent": 0.5,
+            "scale": "exponential",
+            "fill": "dark-orange",
+            "reverse": False,
+        },
         "exemplars": {"color": "rgba(255,0,255,0.7)"},
         "filterValues": {"le": 1e-9},
         "legend": {"show": True},
@@ -252,15 +258,18 @@ def _table_options(_: Panel) -> Json:
 def _transformations(panel: Panel) -> list[Json]:
     """From Prometheus' table (Time, a column for each label, Value) to the one that is shown."""
     if panel.matrix:
+        rows, columns = panel.matrix.rows, panel.matrix.columns
         matrix = {
-            "columnField": panel.matrix.columns,
-            "rowField": panel.matrix.rows,
+            "columnField": columns,
+            "rowField": rows,
             "valueField": "Value",
             "emptyValue": "null",
         }
         # The first column's title would be "rows\columns".
-        name = {f"{panel.matrix.rows}\\{panel.matrix.columns}": panel.matrix.rows}
+        name = {f"{rows}\\{columns}": rows}
+        # Sorting keeps the order of equals, and a matrix that of first appearance: rows and columns come out sorted.
         return [
+            *({"id": "sortBy", "options": {"fields": {}, "sort": [{"field": field}]}} for field in (rows, columns)),
             {"id": "groupingToMatrix", "options": matrix},
             {"id": "organize", "options": {"excludeByName": {}, "indexByName": {}, "renameByName": name}},
         ]

@@ -9,7 +9,7 @@ import yaml
 
 from deploy.grafana.catalogue import DASHBOARDS
 from deploy.grafana.filling import everything, fill, name, rate_interval
-from deploy.grafana.model import COLUMNS, Dashboard, Kind, Panel, Query, Row, Unit, layout
+from deploy.grafana.model import COLUMNS, Dashboard, Kind, Matrix, Panel, Query, Row, Unit, layout
 from deploy.grafana.rendering import render
 from serving.metrics import Metrics
 from tests.conftest import ROOT
@@ -189,3 +189,13 @@ def test_a_reference_is_dashed() -> None:
     (override,) = made["fieldConfig"]["overrides"]
     assert override["matcher"] == {"id": "byFrameRefID", "options": "B"}
     assert override["properties"][0]["value"]["fill"] == "dash"
+
+
+def test_a_matrix_is_sorted_and_named() -> None:
+    panel = Panel("p", "?", "", Unit.COUNT, (Query("a", "a"),), kind=Kind.TABLE, matrix=Matrix("snr", "variant"))
+    made = json.loads(render(Dashboard("uid", "title", "", (Row("row", (panel,)),))))["panels"][1]
+    steps = [(each["id"], each["options"]) for each in made["transformations"]]
+    assert [step for step, _ in steps] == ["sortBy", "sortBy", "groupingToMatrix", "organize"]
+    assert [options["sort"][0]["field"] for _, options in steps[:2]] == ["snr", "variant"]
+    assert (steps[2][1]["rowField"], steps[2][1]["columnField"]) == ("snr", "variant")
+    assert steps[3][1]["renameByName"] == {"snr\\variant": "snr"}
