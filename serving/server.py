@@ -9,6 +9,7 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 NEWS_SECONDS = 0.1
 # How long connections may take to close once every call of ours is over; a stream of reflection stays open for ever.
 CLOSING_SECONDS = 1.0
+FOR_EVER_SECONDS = 1e8
 
 
 async def serve(config: Config) -> bool:
@@ -57,20 +59,24 @@ async def serve(config: Config) -> bool:
         False where the time for that ran out, and calls were cut short.
 
     Raises:
-        StartupError: no usable bundle, a port that is taken, a device that is not there.
+        StartupError: no usable bundle, a port that is taken, a device that is not there; or nothing can be answered
+            any more.
     """
     stop = _stop_signal()
     look(config.bundles)
     server = Server(config)
     await server.listen()
     working = asyncio.create_task(server.work())
+    failing = asyncio.create_task(server.failed())
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
-            working.result()  # it ends by itself only with an error
+        await asyncio.wait({working, failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (working, failing):
+            if task.done() and not stop.is_set():
+                task.result()  # they end by themselves only with an error
     finally:
         working.cancel()
+        failing.cancel()
         finished = await server.drain()
     return finished
 
@@ -161,6 +167,22 @@ class Server:
         if self._config.watch:
             await self._repository.watch()
         await asyncio.Event().wait()
+
+    async def failed(self) -> None:
+        """Waits for what ought not to come.
+
+        Raises:
+            StartupError: nothing is computed any more, or no call is taken any more.
+        """
+        # gRPC would cancel its own end with us, were the wait without a limit.
+        ended = asyncio.ensure_future(self._grpc.wait_for_termination(FOR_EVER_SECONDS))
+        try:
+            awaited: set[asyncio.Future[Any]] = {self.device.failed, ended}
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+        what = "the device gives out no turns" if self.device.failed.done() else "gRPC takes no calls"
+        raise StartupError(f"{what} after an error nobody foresaw, which the log has; the server ends")
 
     def _open(self) -> None:
         """Lets calls in, and prints one JSON line on stdout: the bound addresses, and what is served on what."""

@@ -62,11 +62,11 @@ class Batcher(Generic[JobT, ResultT]):
         Each priority has room of its own, so that neither shuts the other out.
 
         Raises:
-            UnavailableError: the engine is broken, and could not be opened anew so far.
+            UnavailableError: the engine is broken, and cannot be opened; or nothing is computed any more.
             ResourceExhaustedError: the queue is full.
             DeadlineError: what waits already takes longer than the caller has.
         """
-        if self._repair.hopeless:
+        if self._repair.hopeless or self._device.failed.done():
             raise unusable(self._name)
         lane = self._lanes[priority]
         delay = self._device.delay(lane, priority, 0.0)
@@ -119,23 +119,30 @@ class Batcher(Generic[JobT, ResultT]):
 
     async def run(self, priority: Priority, batch: Sequence[Entry[JobT, ResultT]], feed: Any | None) -> None:
         """Computes and answers a batch that was taken out of its lane, made ready where `feed` is not None."""
-        started = time.monotonic()
         try:
-            try:
-                results = await self._device.compute(self.work, [entry.job for entry in batch], feed)
-            except Exception as error:
-                await self._failed(priority, batch, error)
-                return
+            await self._run(priority, batch, feed)
         except asyncio.CancelledError:
             for entry in batch:
                 entry.future.cancel()
             raise
+        except Exception as error:  # nobody else would answer these
+            log.exception("answering a batch of %d for %s failed unexpectedly", len(batch), self._name)
+            for entry in batch:
+                entry.fail(error)
+
+    async def _run(self, priority: Priority, batch: Sequence[Entry[JobT, ResultT]], feed: Any | None) -> None:
+        started = time.monotonic()
+        try:
+            results = await self._device.compute(self.work, [entry.job for entry in batch], feed)
+        except Exception as error:
+            await self._failed(priority, batch, error)
+            return
         seconds = time.monotonic() - started
-        self._observer.ran(len(batch), seconds)
-        self._pace.ran(self._lanes[priority].batch_cost(batch), seconds)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
                 entry.future.set_result(Done(result, started - entry.arrived, seconds))
+        self._pace.ran(self._lanes[priority].batch_cost(batch), seconds)
+        self._observer.ran(len(batch), seconds)
 
     async def _failed(self, priority: Priority, batch: Sequence[Entry[JobT, ResultT]], error: Exception) -> None:
         """Puts a failed batch back, to be tried in halves; one that failed alone is answered with its error.

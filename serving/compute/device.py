@@ -7,6 +7,7 @@ nobody interactive waits for more than one batch of bulk work, and since queues 
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from typing import Any, Protocol, TypeVar
 
 from serving.compute.lane import Lane
 from serving.compute.priority import Priority
+from serving.errors import Reason, UnavailableError
+
+log = logging.getLogger(__name__)
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -26,6 +30,9 @@ BULK_PATIENCE = 4
 # later, the device might wait; sooner, a batch would miss what arrives meanwhile.
 AHEAD_SECONDS = 0.002
 PREPARING_MEMORY = 0.8
+# After so many faults of ours without a batch in between nothing will be computed any more.
+MOST_FAULTS = 3
+FAULT_SECONDS = 0.05
 
 
 class Work(Protocol[TakenT_contra, GivenT_co]):
@@ -75,7 +82,11 @@ class _Turn:
 
 
 class Device:
-    """A thread that computes, one that prepares, and a task that gives out turns; must be used on the event loop."""
+    """A thread that computes, one that prepares, and a task that gives out turns; must be used on the event loop.
+
+    Attributes:
+        failed: done, with the error, once giving out turns has failed for good; nothing is computed from then on.
+    """
 
     def __init__(self, name: str) -> None:
         self._computing = ThreadPoolExecutor(1, thread_name_prefix=f"device-{name}")
@@ -90,6 +101,8 @@ class Device:
         self._bulk_ended = -math.inf
         self._since_bulk = 0
         self._worker: asyncio.Task[None] | None = None
+        self._faults = 0
+        self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
     def attach(self, queue: Queue) -> None:
         """Gives a queue turns from now on."""
@@ -158,9 +171,26 @@ class Device:
             executor.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self) -> None:
-        while True:
-            await self._until_wanted()
-            await self._give_turn()
+        """A fault of ours in here would leave everybody waiting for ever, with nobody to notice."""
+        while self._faults < MOST_FAULTS:
+            try:
+                await self._until_wanted()
+                await self._give_turn()
+            except Exception as error:
+                log.exception("giving out turns failed unexpectedly; who waits is sent away")
+                self._faults += 1
+                self._send_away()
+                if self._faults == MOST_FAULTS:
+                    self.failed.set_result(error)
+                await asyncio.sleep(FAULT_SECONDS)  # until they have left
+
+    def _send_away(self) -> None:
+        for turn in self._turns:
+            try:
+                if turn.lane is not None:
+                    turn.lane.refuse(_at_fault)
+            except Exception:
+                log.exception("not even that can be done")
 
     async def _give_turn(self) -> None:
         ahead, feed = None, None
@@ -171,8 +201,15 @@ class Device:
                 await asyncio.wait({self._running})
         # Since one was prepared some may have gone, expired or arrived; or somebody more urgent has.
         chosen = self._choose()
-        if chosen is not None:
+        if chosen is None:
+            return
+        try:
             self._start(*chosen, feed if ahead is not None and ahead[1] == chosen[1] else None)
+        except Exception:
+            for entry in chosen[1]:  # in no lane any more
+                entry.fail(_at_fault())
+            raise
+        self._faults = 0
 
     async def _until_wanted(self) -> None:
         """Until there is something to form a batch of, and what runs, if anything, is nearly over."""
@@ -239,3 +276,7 @@ class Device:
         seconds = time.monotonic() - started
         self._preparing_s = max(seconds, PREPARING_MEMORY * self._preparing_s)
         return feed
+
+
+def _at_fault() -> Exception:
+    return UnavailableError(Reason.NOT_SERVING, "the server failed to give this its turn; try again")

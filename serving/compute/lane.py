@@ -82,6 +82,11 @@ class Entry(Generic[JobT, ResultT]):
         self.arrived = time.monotonic()
         self.future: asyncio.Future[Done[ResultT]] = asyncio.get_running_loop().create_future()
 
+    def fail(self, error: Exception) -> None:
+        """Answers it with an error, unless it is answered."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
 
 class Lane(Generic[JobT, ResultT]):
     """Entries in the order of their arrival."""
@@ -130,8 +135,7 @@ class Lane(Generic[JobT, ResultT]):
     def refuse(self, error: Callable[[], Exception]) -> None:
         """Answers all callers with an error."""
         for entry in self._waiting.values():
-            if not entry.future.done():
-                entry.future.set_exception(error())
+            entry.fail(error())
 
     def ready_at(self) -> float:
         """When a batch may be formed: now, once there is enough for one, or nobody should wait for more; or never."""

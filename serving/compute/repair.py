@@ -77,11 +77,18 @@ class Repair:
             await asyncio.to_thread(self._reopen)
         except Exception as error:  # whatever it is, it is tried again
             log.error("the engine of %s cannot be opened: %s", self._name, error)  # noqa: TRY400 - the cause says all
-            self._counted(False)
+            self._say(self._counted, False)
             return False
-        self._counted(True)
+        self._say(self._counted, True)
         return True
 
     def _tell(self, works: bool) -> None:
         for listener in self._listeners:
+            self._say(listener, works)
+
+    def _say(self, listener: Callable[[bool], object], works: bool) -> None:
+        """What is wrong with a listener must not end the repair."""
+        try:
             listener(works)
+        except Exception:
+            log.exception("telling of the engine of %s failed unexpectedly", self._name)

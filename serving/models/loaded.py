@@ -166,4 +166,9 @@ class Models:
         log.info("unloaded %s: nothing uses it any more", model.bundle.name)
         task = asyncio.create_task(model.close())
         self._unloading.add(task)
-        task.add_done_callback(self._unloading.discard)
+        task.add_done_callback(self._unloaded)
+
+    def _unloaded(self, task: "asyncio.Task[None]") -> None:
+        self._unloading.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("unloading failed unexpectedly", exc_info=task.exception())
