@@ -1,18 +1,19 @@
 """The dashboards as pictures, from a Prometheus that has data or from a short run of the real server.
 
-  python -m deploy.grafana.preview                                        # a run of two minutes, mixed traffic
+  python -m deploy.grafana.preview                                        # a run of two minutes
   python -m deploy.grafana.preview --url http://127.0.0.1:9090 --minutes 60
 
-Without --url it starts a server on the demo's bundles (or on --bundles), a Prometheus that scrapes it each second,
-and callers that make every kind of call of benchmarks/traffic.py.
+Without --url it starts a server on the demo's bundles, a Prometheus that scrapes it each second, traffic whose noise
+rises and falls, and beside it every kind of call of benchmarks/traffic.py, good and bad.
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,9 +24,11 @@ from deploy.grafana.plots import Span
 from deploy.prometheus_process import PrometheusProcess
 from tests.serving.harness import ServerProcess
 
-DEMO, OUT = Path("build/demo/bundles"), Path("build/dashboards")
-CALLERS, PAUSE_SECONDS = 2, 0.05
+DEMO, OUT = Path("build/demo"), Path("build/dashboards")
+CALLERS, PAUSE_SECONDS = 2, 0.2
 POINTS = 240
+# Whatever is measured in the background is measured often, so that a short run shows it.
+FLAGS = ("--probe-seconds=5", "--saliency-share=0.5", "--shadow-share=0.5", "--drift-samples=100")
 
 
 def main() -> int:
@@ -34,26 +37,27 @@ def main() -> int:
     parser.add_argument("--url", help="a Prometheus that has the data; without it, one is run, and a server")
     parser.add_argument("--interval", type=float, default=15.0, help="its scrape interval in seconds (%(default)s)")
     parser.add_argument("--minutes", type=float, default=2.0, help="of data, up to now (%(default)s)")
-    parser.add_argument("--bundles", type=Path, default=DEMO, help="what is served without --url (%(default)s)")
+    parser.add_argument("--demo", type=Path, default=DEMO, help="the demo, which is served without --url (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for the pictures (%(default)s)")
     arguments = parser.parse_args()
     seconds = 60 * arguments.minutes
     if arguments.url:
         pictures(arguments.url, seconds, arguments.interval, arguments.out)
         return 0
-    if not arguments.bundles.is_dir():
-        print(f"error: no bundles in {arguments.bundles}: run `make demo` first", file=sys.stderr)
+    if not (arguments.demo / "bundles").is_dir():
+        print(f"error: no bundles in {arguments.demo}: run `make demo` first", file=sys.stderr)
         return 1
     with (
         tempfile.TemporaryDirectory() as folder,
-        ServerProcess(arguments.bundles, *FLAGS) as server,
+        ServerProcess(arguments.demo / "bundles", *FLAGS, f"--speakers={folder}/speakers.sqlite") as server,
         PrometheusProcess(Path(folder), [address(server)]) as prometheus,
         mixed_traffic(server),
     ):
         print(f"{seconds:g} s of traffic", flush=True)
-        time.sleep(seconds)
+        command = [sys.executable, "-m", "deploy.traffic", arguments.demo / "corpus", "--server", server.ready["grpc"]]
+        played = subprocess.run([*command, "--minutes", f"{arguments.minutes:g}"], check=False)
         pictures(prometheus.url, seconds, prometheus.interval, arguments.out)
-    return 0
+    return played.returncode
 
 
 def pictures(url: str, seconds: float, interval: float, out: Path) -> None:
@@ -65,10 +69,6 @@ def pictures(url: str, seconds: float, interval: float, out: Path) -> None:
         path = out / f"{stem}.png"
         draw(dashboard, url, span, path, scrape_interval=interval)
         print(path, flush=True)
-
-
-# Whatever is measured in the background is measured often, so that a short run shows it.
-FLAGS: Sequence[str] = ()
 
 
 def address(server: ServerProcess) -> str:

@@ -11,7 +11,7 @@ def _by_variant(histogram: str) -> tuple[Query, ...]:
 def _share_unknown() -> str:
     known = per_second("prediction_decisions_total", VARIANT, by="variant")
     unknown = per_second("prediction_decisions_total", VARIANT, 'decision="unknown"', by="variant")
-    return f"({unknown} or 0 * {known}) / {known}"
+    return f"({unknown} or 0 * {known}) / ({known} > 0)"
 
 
 ANSWERS = Row(

@@ -66,7 +66,10 @@ TRAFFIC = Row(
             Unit.PER_SECOND,
             (
                 Query(
-                    or_none(per_second("model_failures_total", VARIANT, by="variant, code"), "variant"),
+                    or_none(
+                        f"{per_second('model_failures_total', VARIANT, by='variant, code')} > 0",
+                        "variant",
+                    ),
                     "{{variant}} {{code}}",
                 ),
             ),

@@ -12,6 +12,7 @@ from deploy.grafana.filling import everything, fill, name, rate_interval
 from deploy.grafana.model import COLUMNS, Dashboard, Kind, Matrix, Panel, Query, Row, Unit, layout
 from deploy.grafana.rendering import render
 from serving.metrics import Metrics
+from serving.robustness.drift import Drift
 from tests.conftest import ROOT
 from tests.deploy.promql import Selector, selectors
 
@@ -34,7 +35,9 @@ def asked(dashboard: Dashboard, panel: Panel) -> list[Selector]:
 def known_series() -> dict[str, str]:
     """The names of the series of the server's page, with the kinds of their metrics."""
     names: dict[str, str] = {}
-    for family in Metrics().registry.collect():
+    registry = Metrics().registry
+    registry.register(Drift(100))
+    for family in registry.collect():
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         names |= {family.name + suffix: family.type for suffix in suffixes}
     return names
@@ -105,6 +108,12 @@ def test_a_panel_explains_itself(dashboard: Dashboard, panel: Panel) -> None:
     if panel.kind is Kind.LINES:
         assert all(query.legend for query in panel.queries)
     assert [each.value for each in panel.thresholds] == sorted(each.value for each in panel.thresholds)
+
+
+@every_panel
+def test_every_metric_exists(dashboard: Dashboard, panel: Panel) -> None:
+    for selector in asked(dashboard, panel):
+        assert selector.name in KNOWN.keys() | {"up", "ALERTS"}
 
 
 @every_panel
