@@ -41,7 +41,7 @@ def test_neither_level_nor_offset_matters(gain: float) -> None:
     assert estimate(samples - np.float32(0.085)) == pytest.approx(estimate(samples), abs=0.05)
 
 
-@pytest.mark.parametrize("samples", [400, 511, 512, 1100])
+@pytest.mark.parametrize("samples", [400, 767, 768, 1600])
 def test_a_very_short_sound_has_an_estimate_within_the_range(samples: int) -> None:
     for seed in range(5):
         assert LOWEST_DB <= estimate(noise(samples / RATE, seed)) <= HIGHEST_DB
@@ -59,11 +59,11 @@ def test_silence_has_none() -> None:
 
 
 def test_energies_are_those_of_the_samples() -> None:
-    samples = LEVEL * noise(3.0, 5)
+    samples = LEVEL * noise(30.0, 5)
     count = len(samples) // STRIDE
     assert frames(samples).energy.mean() == pytest.approx(0.05**2, rel=0.05)
     steps = samples * np.repeat(10 ** np.linspace(-1, 1, 10), len(samples) // 10).astype(np.float32)
-    direct = (steps[: count * STRIDE].reshape(count, -1) ** 2).mean(axis=1)
+    direct = (steps[: count * STRIDE].reshape(count, -1)[:, :512] ** 2).mean(axis=1)
     assert np.corrcoef(np.log(direct), np.log(frames(steps).energy))[0, 1] > 0.98
 
 

@@ -19,6 +19,12 @@ def test_the_level_is_that_of_the_root_mean_square_without_the_offset(height: fl
     assert sound.seconds == 3.0
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_level_of_speech_and_of_noise_is_about_that_of_all_samples(seed: int) -> None:
+    for samples in (noise(3.0, seed), voice(6.0, seed)[0]):
+        assert hear(np.float32(0.1) * samples).level_dbfs == pytest.approx(-20, abs=0.5)
+
+
 @pytest.mark.parametrize("samples", [np.zeros(48_000), np.full(48_000, 0.25), np.zeros(400)])
 def test_silence_has_no_ratio(samples: NDArray[np.float64]) -> None:
     sound = hear(samples.astype(np.float32))
@@ -108,7 +114,7 @@ def test_windows_together_say_what_the_whole_says() -> None:
     whole = hear(np.concatenate([sine(0.5, seconds=1.0), sine(0.05, seconds=3.0)]))
     both = together([loud, quiet])
     assert both.seconds == 4.0
-    assert both.level_dbfs == pytest.approx(whole.level_dbfs, abs=0.01)
+    assert both.level_dbfs == pytest.approx(whole.level_dbfs, abs=0.1)
 
 
 def test_windows_of_a_noisy_recording_say_what_the_whole_says() -> None:
@@ -117,7 +123,7 @@ def test_windows_of_a_noisy_recording_say_what_the_whole_says() -> None:
     at_once = hear(whole)
     assert both.snr_db == pytest.approx(at_once.snr_db, abs=1.5)
     assert both.speech_share == pytest.approx(at_once.speech_share, abs=0.1)
-    assert both.level_dbfs == pytest.approx(at_once.level_dbfs, abs=0.01)
+    assert both.level_dbfs == pytest.approx(at_once.level_dbfs, abs=0.2)
     assert both.bandwidth_hz == at_once.bandwidth_hz
 
 
