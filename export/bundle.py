@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 
 from export import baseline, parity
 from export.graph import ExportedNetwork
-from export.onnx_graphs import OPSET, GraphError, write_graphs
+from export.onnx_graphs import EXPLAIN, OPSET, GraphError, write_graphs
+from export.probes import expected, write_probes
 from export.torchscript import write_torchscript
 from training.audio import SAMPLE_RATE, read_audio, write_audio
 from training.calibration import FALSE_ACCEPTANCE, METHOD, Calibration, calibrate
@@ -59,17 +60,20 @@ class Written(NamedTuple):
     reused: bool
 
 
-def export_run(run_folder: Path, out: Path, report: Report, false_acceptance: float = FALSE_ACCEPTANCE) -> Written:
+def export_run(
+    run_folder: Path, out: Path, report: Report, false_acceptance: float = FALSE_ACCEPTANCE, probes: bool = True
+) -> Written:
     """Export a trained run as the next version of its variant.
 
-    Nothing is written if the newest version has the same schema and weights, and its threshold was chosen for the same
-    rate. A failure leaves no trace under `out`.
+    Nothing is written if the newest version has the same schema and weights, its threshold was chosen for the same
+    rate, and it has probes or none as asked. A failure leaves no trace under `out`.
 
     Args:
         run_folder: what `python -m training fit` made; its corpus must still be where it was.
         out: the bundles; the new one becomes `<out>/<variant>/<version>`.
         report: told how far the work is.
         false_acceptance: the share of strangers' utterances that may be taken for a known speaker's.
+        probes: whether the bundle gets a probe set, as far as the corpus has one.
 
     Raises:
         UserError: the run is unfinished, or its corpus is gone or another one.
@@ -88,10 +92,10 @@ def export_run(run_folder: Path, out: Path, report: Report, false_acceptance: fl
         save_file({n: t.contiguous() for n, t in run.network.state_dict().items()}, staging / WEIGHTS)
         (staging / WEIGHTS).chmod(0o644)  # written for its owner alone; a server in a container is another user
         newest = out / run.variant / str(versions[-1]) if versions else None
-        if newest and _is_same(newest, staging, false_acceptance):
+        if newest and _is_same(newest, staging, false_acceptance, probes):
             return Written(newest, reused=True)
         version = versions[-1] + 1 if versions else 1
-        _fill(staging, run, corpus, version, false_acceptance, report)
+        _fill(staging, run, corpus, version, false_acceptance, probes, report)
         folder = out / run.variant / str(version)
         staging.rename(folder)
     return Written(folder, reused=False)
@@ -122,22 +126,25 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _is_same(bundle: Path, staging: Path, false_acceptance: float) -> bool:
+def _is_same(bundle: Path, staging: Path, false_acceptance: float, probes: bool) -> bool:
     """Whether a bundle is what would be written again, but for its date."""
     try:
         manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
         same = manifest["schema_version"] == SCHEMA_VERSION
         same = same and manifest["calibration"]["false_acceptance"] == false_acceptance
+        same = same and (manifest["probes"] is not None) == probes
         return same and _digest(bundle / WEIGHTS) == _digest(staging / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError):  # damaged, or not a bundle at all
         return False
 
 
-def _fill(folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance: float, report: Report) -> None:
+def _fill(
+    folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance: float, probes: bool, report: Report
+) -> None:
     """Write everything but the weights, which are there, into a bundle's folder."""
     evaluated = baseline.evaluation(corpus)
     clips = choose_utterances(corpus, parity.UTTERANCES)
-    total = 6 + parity.steps() + evaluated.steps
+    total = 8 + parity.steps() + evaluated.steps
     done = itertools.count(1)
 
     def advance() -> None:
@@ -156,15 +163,20 @@ def _fill(folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance
     write_torchscript(exported, folder)
     advance()
     utterances, listed = _write_utterances(folder, clips)
+    facts |= {"utterances": listed, "probes": None}
+    if probes:
+        facts["probes"] = write_probes(folder, corpus, run.speakers, clips, listed, run.network.front_end, MIN_SAMPLES)
+    advance()
     verified = parity.verify(run.network, folder, utterances, advance)
     if not verified["holds"]:
         raise ExportError(f"{run.variant}: {parity.failures(verified)}; nothing was written")
     write_json(folder / PARITY, verified)
     measured = baseline.measure(folder, corpus, evaluated, run.speakers, calibration.temperature, advance)
-    measured["probes"] = []
+    measured["probes"] = expected(folder, facts, parity.load_runtimes(folder)[EXPLAIN])
+    advance()
     jsonschema.validate(measured, schema("baseline"))
     write_json(folder / BASELINE, measured)
-    manifest = {**facts, "utterances": listed, "probes": None, "files": file_digests(folder)}
+    manifest = {**facts, "files": file_digests(folder)}
     jsonschema.validate(manifest, schema("bundle"))
     write_json(folder / MANIFEST, manifest)
     advance()

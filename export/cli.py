@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _verify(_verify_parser().parse_args(arguments[1:]).bundles)
         else:
             parsed = _export_parser().parse_args(arguments)
-            _export(parsed.runs, parsed.out, parsed.false_acceptance)
+            _export(parsed.runs, parsed.out, parsed.false_acceptance, parsed.probes)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -63,6 +63,13 @@ def _export_parser() -> argparse.ArgumentParser:
         default=FALSE_ACCEPTANCE,
         help="share of strangers' utterances that may be taken for a known speaker's (default: %(default)s)",
     )
+    parser.add_argument(
+        "--no-probes",
+        dest="probes",
+        action="store_false",
+        help="leave out the probe set, with which the server examines itself: it holds interference of the corpus "
+        "(music, noises, other voices), which you may not want to hand on",
+    )
     return parser
 
 
@@ -82,7 +89,7 @@ def _verify_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(runs: Sequence[Path], out: Path, false_acceptance: float) -> None:
+def _export(runs: Sequence[Path], out: Path, false_acceptance: float, probes: bool) -> None:
     """Export each run in a process of its own, as many at once as there are cores.
 
     Tracing is Python's work on one core, and most of the rest is about single utterances, so that processes use the
@@ -98,7 +105,7 @@ def _export(runs: Sequence[Path], out: Path, false_acceptance: float) -> None:
         reports = manager.Queue()
         tasks = [progress.add_task(run.name, total=None) for run in runs]
         waiting = {
-            pool.submit(_export_one, run, out, false_acceptance, task, reports)
+            pool.submit(_export_one, run, out, false_acceptance, probes, task, reports)
             for run, task in zip(runs, tasks, strict=True)
         }
         while waiting:
@@ -114,9 +121,14 @@ def _export(runs: Sequence[Path], out: Path, false_acceptance: float) -> None:
 
 
 def _export_one(
-    run: Path, out: Path, false_acceptance: float, task: TaskID, reports: "Queue[tuple[TaskID, int, int]]"
+    run: Path,
+    out: Path,
+    false_acceptance: float,
+    probes: bool,
+    task: TaskID,
+    reports: "Queue[tuple[TaskID, int, int]]",
 ) -> Written:
-    return export_run(run, out, lambda done, total: reports.put((task, done, total)), false_acceptance)
+    return export_run(run, out, lambda done, total: reports.put((task, done, total)), false_acceptance, probes)
 
 
 def _calibrated_with(bundle: Path) -> str:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from export import parity
 from export.bundle import BASELINE, MANIFEST, PARITY, SCHEMA_VERSION, WEIGHTS, ExportError, file_digests, schema
 from export.onnx_graphs import EXPLAIN, PREDICT, VERIFY, GraphError, check_graph
+from measures.probes import ProbeError, ProbeSet
 from training.audio import read_audio
 from training.config import HeadConfig, NetworkConfig
 from training.errors import UserError
@@ -48,6 +49,10 @@ def verify_bundle(folder: Path, advance: Callable[[], None]) -> dict[str, Any]:
         except (GraphError, DecodeError) as error:
             raise ExportError(f"{folder}: {name} is not fit for a bundle: {error}") from error
     _check_schema(folder / BASELINE, _read_json(folder / BASELINE), "baseline")
+    try:
+        ProbeSet.read(folder, manifest)
+    except ProbeError as error:
+        raise ExportError(f"{folder}: {error}") from error
     if not _recorded_parity_holds(folder):
         raise ExportError(f"{folder}: {PARITY} does not say that the verification at export held")
     utterances = [read_audio(folder / entry["file"]) for entry in manifest["utterances"]]

@@ -30,6 +30,7 @@ from serving.inference.servicer import SERVICE as INFERENCE
 from serving.metrics import Metrics
 from serving.models.loaded import Models
 from serving.models.repository import Repository, look
+from serving.robustness.probing import Prober
 from serving.robustness.watching import Watcher
 from serving.transport.admission import Admission
 from serving.transport.channels import channel_arguments, exposure
@@ -98,6 +99,8 @@ class Server:
         self._watcher = Watcher(config, self.metrics, self._models, self.device, self._codec)
         self._repository = Repository(config, self._models, self.device, self.metrics, self._health)
         self._inference = InferenceService(self._models, self._health, config)
+        self._prober = Prober(self._models, self.metrics.robustness.probes, self._codec, config.probe_seconds)
+        self._probing: asyncio.Task[None] | None = None
         self._port = 0
         self._ports: dict[str, str] = {}
         tokens = tokens_of(config)
@@ -164,6 +167,8 @@ class Server:
         """
         await self._repository.load()
         self._open()
+        if self._config.probe_seconds:
+            self._probing = asyncio.create_task(self._prober.run())
         if self._config.watch:
             await self._repository.watch()
         await asyncio.Event().wait()
@@ -200,6 +205,8 @@ class Server:
 
     async def drain(self) -> bool:
         """Refuses new calls, and finishes those in flight for as long as the configuration allows; whether all were."""
+        if self._probing is not None:
+            self._probing.cancel()
         self._gate.closed = "the server is draining"
         self._health.drain()
         log.info("draining: calls in flight have %g s", self._config.drain_seconds)

@@ -3,7 +3,12 @@
 `serving.robustness` measures; this says what there is to report.
 """
 
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
+
+import prometheus_client as prometheus
 
 from serving.metrics.page import Page
 
@@ -31,7 +36,10 @@ WORKS = ("saliency", "shadow")
 OUTCOMES = ("done", "dropped", "failed")
 SNR_BANDS = ("below_0", "0_to_5", "5_to_10", "10_to_20", "above_20", "unknown")
 AGREEMENTS = ("same", "different")
-PROBED = ("right", "wrong", "failed")
+PROBE_OUTCOMES = ("right", "wrong", "failed")
+
+_Series = tuple[prometheus.Gauge, tuple[str, ...]]
+"""A gauge and the values of its labels."""
 
 
 class Robustness:
@@ -67,7 +75,7 @@ class Robustness:
         """A variant is loaded: what counts for it begins at nought, so that its first event is an increase."""
         self.prediction.add_variant(variant)
         self.saliency.add_variant(variant)
-        for outcome in PROBED:
+        for outcome in PROBE_OUTCOMES:
             self.probes.utterances.labels(variant, outcome)
 
     def add_pair(self, first: str, second: str) -> None:
@@ -143,6 +151,29 @@ class Saliency:
         self.concentration.labels(variant)
 
 
+@dataclass(frozen=True)
+class Probed:
+    """What a round of probes found in one condition, and what the export had found; None is not defined.
+
+    Attributes:
+        interference: the kind, `clean` or `resampled`.
+        snr: the ratio in decibels as the label has it; empty without interference.
+        accuracy: share named right.
+        seconds: from an utterance to its speaker, in the mean.
+        deletion_index: in the mean, by the true mask.
+        expected_accuracy: at export.
+        expected_deletion_index: at export.
+    """
+
+    interference: str
+    snr: str
+    accuracy: float
+    seconds: float | None
+    deletion_index: float | None
+    expected_accuracy: float
+    expected_deletion_index: float | None
+
+
 class Probes:
     """How the newest version of each variant did on its own sealed probes, in the last round."""
 
@@ -166,3 +197,35 @@ class Probes:
             "probe_round_timestamp_seconds", "When the last round of probes ended, in seconds since 1970.", "variant"
         )
         self.round_duration = page.gauge("probe_round_duration_seconds", "Duration of the last round.", "variant")
+        self._shown: dict[str, set[_Series]] = {}
+
+    def show(self, variant: str, results: Sequence[Probed], seconds: float) -> None:
+        """What a variant's round of so many seconds found, which has just ended; a scrape never finds a gap."""
+        new: dict[_Series, float | None] = {
+            (gauge, (variant, each.interference, each.snr)): value
+            for each in results
+            for gauge, value in (
+                (self.accuracy, each.accuracy),
+                (self.expected_accuracy, each.expected_accuracy),
+                (self.deletion_index, each.deletion_index),
+                (self.expected_deletion_index, each.expected_deletion_index),
+                (self.latency, each.seconds),
+            )
+        }
+        new |= {(self.round, (variant,)): time.time(), (self.round_duration, (variant,)): seconds}
+        self._set(variant, {series: value for series, value in new.items() if value is not None})
+
+    def begin(self, variant: str) -> None:
+        """A round of a variant is to come; as long as there was none, the last one ended at nought."""
+        self._set(variant, {(self.round, (variant,)): 0.0})
+
+    def forget(self, variant: str) -> None:
+        """Shows nothing of a variant any more; what counts stays."""
+        self._set(variant, {})
+
+    def _set(self, variant: str, values: Mapping[_Series, float]) -> None:
+        for (gauge, labels), value in values.items():
+            gauge.labels(*labels).set(value)
+        for gauge, labels in self._shown.get(variant, set()) - values.keys():
+            gauge.remove(*labels)
+        self._shown[variant] = set(values)

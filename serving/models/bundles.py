@@ -8,7 +8,6 @@ matter, which opens them.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -18,6 +17,7 @@ from typing import Any
 
 import jsonschema
 
+from measures.probes import ProbeError, ProbeSet, files
 from serving.models.baselines import BASELINE, Baseline, BaselineError, baseline_of
 
 MANIFEST = "bundle.json"
@@ -39,6 +39,7 @@ class Fault(StrEnum):
     MISPLACED = "misplaced"
     PARITY = "parity"
     BASELINE = "baseline"
+    PROBES = "probes"
     GRAPH = "graph"
 
     @property
@@ -77,7 +78,7 @@ class Bundle:
     `frame_length` and `frame_shift` are in samples of 16 kHz. Probabilities are softmax(logits / temperature); below
     `threshold` the best logit over `score_scale` is nobody known's. The fused map is the mean of those of
     `fused_stages`. `verification_thresholds` are pairs, rising: of how many utterances a reference is made, 1 first,
-    and the cosine from which on a voice is that of the reference. `probes` is the entry of bundle.json, None where the
+    and the cosine from which on a voice is that of the reference. `probes` is what a server asks itself, None where the
     bundle has none.
     """
 
@@ -101,7 +102,7 @@ class Bundle:
     digest: str
     # The digest covers both.
     baseline: Baseline = field(compare=False, repr=False)
-    probes: Mapping[str, Any] | None = field(compare=False, repr=False)
+    probes: ProbeSet | None = field(compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -139,6 +140,7 @@ def read_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{PARITY}: the export's own verification does not hold", Fault.PARITY)
     front_end, calibration = manifest["front_end"], manifest["calibration"]
     verification = manifest["verification"]["thresholds"]
+    baseline = _read_baseline(folder / BASELINE)
     bundle = Bundle(
         folder=folder,
         variant=manifest["variant"],
@@ -158,8 +160,8 @@ def read_bundle(folder: Path) -> Bundle:
         code_revision=manifest["code_revision"],
         training_data_digest=manifest["training_data_digest"],
         digest=hashlib.sha256(content).hexdigest(),
-        baseline=_read_baseline(folder / BASELINE),
-        probes=manifest["probes"],
+        baseline=baseline,
+        probes=_read_probes(folder, manifest, baseline),
     )
     _check_sense(bundle, front_end["mel_bins"])
     return bundle
@@ -170,6 +172,21 @@ def _read_baseline(path: Path) -> Baseline:
         return baseline_of(_parse(BASELINE, _read(path)))
     except BaselineError as error:
         raise BundleError(f"{BASELINE} {error}", Fault.BASELINE) from error
+
+
+def _read_probes(folder: Path, manifest: dict[str, Any], baseline: Baseline) -> ProbeSet | None:
+    for name in files(manifest["probes"]) if manifest["probes"] else ():
+        if name not in manifest["files"]:
+            raise BundleError(f"{MANIFEST} records no digest of {name}", Fault.PROBES)
+    try:
+        probes = ProbeSet.read(folder, manifest)
+    except ProbeError as error:
+        raise BundleError(str(error), Fault.PROBES) from error
+    expected = [(each.interference, each.snr_db) for each in baseline.probes]
+    for condition in probes.conditions if probes else ():
+        if condition not in expected:
+            raise BundleError(f"{BASELINE} does not say what to expect of probes under {condition}", Fault.PROBES)
+    return probes
 
 
 @cache

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -60,6 +60,7 @@ class Models:
         self._models: dict[tuple[str, int], Model] = {}
         self._leases: Counter[Model] = Counter()
         self._unloading: set[asyncio.Task[None]] = set()
+        self._listeners: list[Callable[[], object]] = []
 
     def __iter__(self) -> Iterator[Model]:
         """By variant and version."""
@@ -70,12 +71,17 @@ class Models:
         """What the models run on; one must be loaded."""
         return next(iter(self)).provider
 
+    def listen(self, listener: Callable[[], object]) -> None:
+        """From now on calls `listener` whenever a model is put in or taken out."""
+        self._listeners.append(listener)
+
     def put(self, model: Model) -> None:
         """Serves a model from now on, in the place of one of the same variant and version."""
         key = (model.bundle.variant, model.bundle.version)
         self.take_out(self._models.get(key))
         self._models[key] = model
         self._metrics.add_model(model.bundle)
+        self._tell()
 
     def take_out(self, model: Model | None) -> None:
         """Serves a model no longer, and unloads it as soon as nobody uses it."""
@@ -83,6 +89,7 @@ class Models:
             return
         del self._models[model.bundle.variant, model.bundle.version]
         self._metrics.remove_model(model.bundle)
+        self._tell()
         if model not in self._leases:
             self._unload(model)
 
@@ -129,6 +136,10 @@ class Models:
                 raise InvalidArgumentError(Reason.ARGUMENT, f"models[{index}]: {model.bundle.name} is asked for twice")
             chosen[key] = model
         return tuple(chosen.values())
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     def _variants(self) -> list[str]:
         return sorted({variant for variant, _ in self._models})

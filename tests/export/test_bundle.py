@@ -277,7 +277,7 @@ def test_two_exports_of_one_variant_get_two_versions(
 ) -> None:
     """The second waits for the first, and takes the next number: the version is in the files."""
 
-    def slowly(folder: Path, run: Run, corpus: Corpus, version: int, rate: float, report: Report) -> None:
+    def slowly(folder: Path, run: Run, corpus: Corpus, version: int, rate: float, probes: bool, report: Report) -> None:
         time.sleep(0.5)
         (folder / "bundle.json").write_text(f'{{"version": {version}}}')
 

@@ -26,7 +26,7 @@ from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationS
 START_SECONDS = 60
 CALL_SECONDS = 60
 # Ports that are free, and windows long enough for the toy bundles to be slow in one.
-OWN_FLAGS = ("--port=0", "--metrics-port=0", "--window-seconds=10")
+OWN_FLAGS = ("--port=0", "--metrics-port=0", "--window-seconds=10", "--probe-seconds=0")
 
 
 class ServerProcess:
@@ -44,6 +44,7 @@ class ServerProcess:
             "--port=0",
             "--metrics-port=0",
             "--window-seconds=10",
+            "--probe-seconds=0",
             *flags,
         ]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SPEAKERLENS_")}

@@ -9,14 +9,22 @@ ReLU(features x the target's weights), thinned out for the coarser stages. Two t
 
 import hashlib
 import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
+import soundfile
+import soxr
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from measures.probes import Condition, ProbeSet, read_speech
+from tests.serving.harness import talk
 
 MEL, EMBEDDING, FRAME, SHIFT, MIN_SAMPLES = 16, 6, 400, 160, 1600
 STRIDES = (1, 2, 4, 8)
@@ -97,12 +105,72 @@ def write_bundle(
     return folder
 
 
+def add_probes(folder: Path, seed: int = 0, kinds: Sequence[str] = ("noise",)) -> None:
+    """Gives a bundle that was just written a probe set: two talkers, who are whom the network of `seed` takes them for.
+
+    What is expected is what that network says.
+    """
+    weight, talkers = weights(seed), [talk(1.0, seed=11), talk(1.5, seed=12)]
+    entries, expected_of = [], defaultdict(list)
+    for number, samples in enumerate(talkers):
+        write_sound(folder / f"utterances/{number:02d}.flac", samples)
+        write_sound(folder / f"probes/resampled/{number:02d}.flac", soxr.resample(samples, 16_000, 48_000), 48_000)
+        for kind in kinds:
+            layer = np.random.default_rng(number + len(kind)).normal(0, 0.1, len(samples)).astype(np.float32)
+            write_sound(folder / f"probes/{kind}/{number:02d}.flac", layer)
+            levels = np.random.default_rng(number).integers(-60, 61, (MEL, 1 + (len(samples) - FRAME) // SHIFT))
+            np.save(folder / f"probes/{kind}/{number:02d}.npy", levels.astype(np.int8))
+        read = read_speech((folder / f"utterances/{number:02d}.flac").read_bytes())
+        label = int(expected(weight, read)["logits"].argmax())
+        entries.append({"file": f"utterances/{number:02d}.flac", "speaker": speakers()[label]})
+    entry = {
+        "utterances": entries,
+        "resampled_rate": 48_000,
+        "interference": list(kinds),
+        "snrs_db": [10.0, 0.0],
+        "folder": "probes",
+    }
+    content = {**manifest_of(folder), "probes": entry}
+    probes = ProbeSet.read(folder, content)
+    assert probes is not None
+    for condition in probes.conditions:
+        for number, utterance in enumerate(probes.utterances):
+            clean = Condition("clean", None)
+            heard = probes.mixture(number, clean if condition.interference == "resampled" else condition)
+            logits = expected(weight, heard)["logits"]
+            expected_of[condition].append(speakers()[int(logits.argmax())] == utterance.speaker)
+    rows = [
+        {
+            "interference": condition.interference,
+            "snr_db": condition.snr_db,
+            "utterances": len(hits),
+            "accuracy": sum(hits) / len(hits),
+            "deletion_index": 0.5 if condition.mixed else None,
+        }
+        for condition, hits in expected_of.items()
+    ]
+    (folder / "baseline.json").write_text(json.dumps({**baseline(), "probes": rows}), encoding="utf-8")
+    reseal(folder, {"probes": entry})
+
+
+def write_sound(path: Path, samples: NDArray[np.float32], rate: int = 16_000) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate, format="FLAC", subtype="PCM_16")
+
+
+def reseal(folder: Path, changes: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Puts the digests right after a change to the files, and changes entries of bundle.json."""
+    entries = manifest_of(folder)
+    del entries["files"]
+    seal(folder, {**entries, **changes})
+
+
 def seal(folder: Path, entries: dict[str, Any]) -> None:
     """Writes bundle.json with the digests of what lies in the folder now, unless it brings some."""
     digests = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.iterdir())
-        if file.name != "bundle.json"
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "bundle.json"
     }
     (folder / "bundle.json").write_text(json.dumps({"files": digests, **entries}), encoding="utf-8")
 

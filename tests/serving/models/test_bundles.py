@@ -180,21 +180,51 @@ def test_a_broken_baseline_is_a_fault_of_its_own(tmp_path: Path) -> None:
 
 def test_baseline_and_probes_are_read(tmp_path: Path) -> None:
     folder = toy.write_bundle(tmp_path, "v", 1)
-    expected = {"interference": "noise", "snr_db": 0.0, "utterances": 8, "accuracy": 0.5, "deletion_index": None}
-    (folder / "baseline.json").write_text(json.dumps(toy.baseline() | {"probes": [expected]}), encoding="utf-8")
-    probes = {
-        "utterances": [{"file": "utterances/00.flac", "speaker": toy.speakers()[0]}],
-        "resampled_rate": 48000,
-        "interference": ["noise"],
-        "snrs_db": [10, 0],
-        "folder": "probes",
-    }
-    resealed(altered(probes=probes))(folder)
+    assert read_bundle(folder).probes is None
+    toy.add_probes(folder)
     bundle = read_bundle(folder)
-    assert bundle.probes == probes
-    assert bundle.baseline.probes == (ExpectedProbe("noise", 0.0, 8, 0.5, None),)
+    assert bundle.probes is not None
+    assert [str(each) for each in bundle.probes.conditions] == ["clean", "resampled", "noise 10 dB", "noise 0 dB"]
+    assert len(bundle.baseline.probes) == 4
+    assert bundle.baseline.probes[0] == ExpectedProbe("clean", None, 2, 1.0, None)
     assert bundle.baseline.clean["level_dbfs"] == Distribution(Bins((-20.0,)), (50, 50), 100, -20.0)
-    assert read_bundle(toy.write_bundle(tmp_path, "v", 2)).probes is None
+
+
+def unlisted(folder: Path) -> None:
+    manifest = toy.manifest_of(folder)
+    del manifest["files"]["probes/noise/01.npy"]
+    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def expecting_little(folder: Path) -> None:
+    content = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))
+    content["probes"].pop()
+    (folder / "baseline.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (unlisted, "bundle.json records no digest of probes/noise/01.npy"),
+        (resealed(expecting_little), "baseline.json does not say what to expect of probes under noise 0 dB"),
+        (
+            resealed(lambda f: (f / "probes/noise/00.npy").write_bytes(b"no")),
+            "probes/noise/00.npy cannot be read as an",
+        ),
+        (resealed(lambda f: (f / "probes/resampled/01.flac").write_bytes(b"")), "probes/resampled/01.flac cannot be"),
+    ],
+)
+def test_probes_that_do_not_hold_are_a_fault_of_their_own(
+    tmp_path: Path, change: Callable[[Path], object], reason: str
+) -> None:
+    folder = toy.write_bundle(tmp_path, "v", 1)
+    toy.add_probes(folder)
+    change(folder)
+    with pytest.raises(BundleError) as caught:
+        read_bundle(folder)
+    assert reason in str(caught.value)
+    assert caught.value.fault == Fault.PROBES
+    assert not caught.value.fault.may_pass
 
 
 def test_files_outside_the_bundle_are_not_read(tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""The sealed probe set of a bundle, and what the exported model says of it.
+
+The interference of an utterance is the one that it has in the evaluation (`training.conditions`), and what is expected
+is measured on what a server will make of the files, not on what they were made from.
+"""
+
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from numpy.typing import NDArray
+
+from export.baseline import as_saliency
+from export.parity import Runtime
+from measures.probes import MAX_SECONDS, RESAMPLED, Condition, ProbeSet, read_speech
+from measures.saliency import deletion_index
+from training import conditions
+from training.audio import SAMPLE_RATE, read_audio, write_audio
+from training.frontend import LogMel
+from training.interference import InterferenceSource
+from training.manifest import Clip, Corpus, Split, spread
+from training.mixing import KINDS, scale_to_snr
+from training.saliency import fused
+
+UTTERANCES = 8
+SNRS_DB = (10.0, 0.0)
+FOLDER = "probes"
+RESAMPLED_RATE = 48_000
+PEAK = 0.5
+"""Of interference in its file, whatever the ratio that it is mixed at; a bit less of FLAC for each sample than 1.0."""
+_CLIPPED_DB = 60.0
+_TINY = 1e-30  # of powers, so that silence has a level
+_SPLIT: Split = "test"
+
+
+def write_probes(
+    folder: Path,
+    corpus: Corpus,
+    speakers: Sequence[str],
+    clips: Sequence[Clip],
+    listed: Sequence[Mapping[str, str]],
+    front_end: LogMel,
+    min_samples: int,
+) -> dict[str, Any] | None:
+    """Write the files of a probe set.
+
+    Args:
+        folder: the bundle, with its utterances in it.
+        corpus: where the interference comes from.
+        speakers: the labels.
+        clips: the bundle's utterances.
+        listed: their files and speakers, as in `bundle.json`.
+        front_end: of the network.
+        min_samples: of the shortest audio that the graphs answer.
+
+    Returns:
+        `probes` of `bundle.json`; None if none of the utterances is of the evaluation's split and long enough.
+    """
+    entries = {
+        dataclasses.replace(clip, duration=min(clip.duration, MAX_SECONDS)): dict(entry)
+        for clip, entry in zip(clips, listed, strict=True)
+        if clip.split == _SPLIT and len(read_speech((folder / entry["file"]).read_bytes())) >= min_samples
+    }
+    chosen = spread(list(entries), UTTERANCES)
+    if not chosen:
+        return None
+    kinds = [kind for kind in KINDS if kind in InterferenceSource(corpus, _SPLIT).kinds]
+    speech = [read_speech((folder / entries[clip]["file"]).read_bytes()) for clip in chosen]
+    for number, samples in enumerate(speech):
+        _write_resampled(folder / FOLDER / RESAMPLED / f"{number:02d}.flac", samples)
+    wanted = [conditions.Condition(kind, 0.0) for kind in kinds]
+    for batch in conditions.mixtures(corpus, _SPLIT, speakers, wanted, 1, chosen):
+        number = int(batch.indices[0])
+        path = folder / FOLDER / batch.condition.kind / f"{number:02d}.flac"
+        _write_layer(path, speech[number], batch.mixture.interference[0].numpy(), front_end)
+    return {
+        "utterances": [entries[clip] for clip in chosen],
+        "resampled_rate": RESAMPLED_RATE,
+        "interference": kinds,
+        "snrs_db": list(SNRS_DB),
+        "folder": FOLDER,
+    }
+
+
+def expected(folder: Path, manifest: Mapping[str, Any], explain: Runtime) -> list[dict[str, Any]]:
+    """Run `explain.onnx` over a bundle's probes.
+
+    Args:
+        folder: the bundle, with its probes in it.
+        manifest: its `bundle.json`, as far as `ProbeSet.read` needs it.
+        explain: the graph.
+
+    Returns:
+        `probes` of `baseline.json`: of each condition, the share of utterances given to their speaker, and the mean
+        deletion index of the fused map of the predicted one, where anything is dominated.
+    """
+    probes = ProbeSet.read(folder, manifest)
+    return [] if probes is None else [_expected_in(probes, each, manifest, explain) for each in probes.conditions]
+
+
+def _expected_in(
+    probes: ProbeSet, condition: Condition, manifest: Mapping[str, Any], explain: Runtime
+) -> dict[str, Any]:
+    hits, indices = [], []
+    for number, utterance in enumerate(probes.utterances):
+        audio = torch.from_numpy(_heard(probes, number, condition))[None]
+        lengths = torch.tensor([audio.shape[1]])
+        answer = explain(audio, lengths, torch.tensor([-1]))
+        outputs = {name: torch.from_numpy(value) for name, value in answer.items()}
+        hits.append(manifest["speakers"][int(outputs["logits"].argmax())] == utterance.speaker)
+        dominated = probes.dominated(number, condition)
+        if dominated is not None:
+            indices.append(deletion_index(fused(as_saliency(outputs, lengths))[0].numpy(), dominated))
+    defined = [index for index in indices if math.isfinite(index)]
+    return {
+        "interference": condition.interference,
+        "snr_db": condition.snr_db,
+        "utterances": len(hits),
+        "accuracy": sum(hits) / len(hits),
+        "deletion_index": sum(defined) / len(defined) if defined else None,
+    }
+
+
+def _heard(probes: ProbeSet, number: int, condition: Condition) -> NDArray[np.float32]:
+    if condition.interference == RESAMPLED:
+        samples, rate = soundfile.read(io.BytesIO(probes.encoded(number)), dtype="float32")
+        return np.asarray(soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ"), dtype=np.float32)
+    return probes.mixture(number, condition)
+
+
+def _write_resampled(path: Path, speech: NDArray[np.float32]) -> None:
+    """Write speech at another rate; what exceeds full scale between the samples is scaled down, not clipped."""
+    samples = np.asarray(soxr.resample(speech, SAMPLE_RATE, RESAMPLED_RATE, quality="HQ"), dtype=np.float32)
+    samples = fitted(samples, len(speech) * RESAMPLED_RATE // SAMPLE_RATE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples /= max(1.0, float(np.abs(samples).max(initial=0.0)))
+    soundfile.write(path, samples, RESAMPLED_RATE, format="FLAC", subtype="PCM_16")
+
+
+def _write_layer(path: Path, speech: NDArray[np.float32], interference: NDArray[np.float32], front_end: LogMel) -> None:
+    """Write the interference of an utterance, loud whatever the ratio, and its levels as they are once it is read."""
+    peak = float(np.abs(interference).max(initial=0.0))
+    write_audio(path, fitted(interference, len(speech)) * np.float32(PEAK / peak if peak else 0.0))
+    np.save(path.with_suffix(".npy"), levels(front_end, speech, read_audio(path)), allow_pickle=False)
+
+
+def fitted(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """Cut samples to a length, or fill them up with zeros: resamplers may give one more or less."""
+    return np.pad(samples[:length], (0, max(0, length - len(samples))))
+
+
+def levels(front_end: LogMel, speech: NDArray[np.float32], interference: NDArray[np.float32]) -> NDArray[np.int8]:
+    """How far speech [n] stands above interference [n] in each bin, at a ratio of 0 dB: int8 [mel, frames].
+
+    Decibels, rounded down: then `level + s < 0` says of every ratio of whole decibels s what the exact level says.
+    """
+    voice, layer = torch.from_numpy(speech)[None], torch.from_numpy(interference)[None]
+    layer = scale_to_snr(voice, layer, torch.zeros(1))
+    powers = (front_end.mel_power(part)[0].double().clamp_min(_TINY) for part in (voice, layer))
+    above = 10.0 * (next(powers) / next(powers)).log10()
+    return above.floor().clamp(-_CLIPPED_DB, _CLIPPED_DB).to(torch.int8).numpy()

@@ -1,0 +1,182 @@
+"""The probe set that an export writes: the evaluation's own mixtures, and what the graph says of them."""
+
+import dataclasses
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from export.bundle import Written, export_run
+from export.graph import ExportedNetwork
+from measures.probes import MAX_SECONDS, Condition, ProbeSet, files
+from training import conditions
+from training.calibration import Calibration
+from training.checkpoint import load_run
+from training.frontend import LogMel
+from training.manifest import Clip, load_corpus
+from training.mixing import KINDS, scale_to_snr
+from training.saliency import deletion_index, dominated_bins, fused, layercam
+from training.verification import ReferenceThreshold, Verification
+
+CONDITIONS = [Condition(kind, snr_db) for kind in KINDS for snr_db in (10.0, 0.0)]
+
+
+@pytest.fixture(scope="module")
+def folder(bundles: Path) -> Path:
+    return bundles / "act-da" / "1"
+
+
+@pytest.fixture(scope="module")
+def manifest(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "bundle.json").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def probes(folder: Path, manifest: dict[str, Any]) -> ProbeSet:
+    found = ProbeSet.read(folder, manifest)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def clips(folder: Path, corpus: Path, manifest: dict[str, Any]) -> list[Clip]:
+    """The probes' utterances in the corpus, found by their sound, cut to what is heard."""
+    loaded = load_corpus(corpus).utterances("test")
+    sounds = {soundfile.read(clip.path, dtype="int16")[0].tobytes(): clip for clip in loaded}
+    chosen = [soundfile.read(folder / each["file"], dtype="int16")[0] for each in manifest["probes"]["utterances"]]
+    found = [sounds[samples.tobytes()] for samples in chosen]
+    return [dataclasses.replace(clip, duration=min(clip.duration, MAX_SECONDS)) for clip in found]
+
+
+def test_the_set_is_eight_speakers_clean_resampled_and_under_every_kind(
+    folder: Path, manifest: dict[str, Any], probes: ProbeSet
+) -> None:
+    assert probes.conditions == (Condition("clean", None), Condition("resampled", None), *CONDITIONS)
+    assert len({utterance.speaker for utterance in probes.utterances}) == 8
+    assert set(files(manifest["probes"])) <= manifest["files"].keys()
+    size = sum(path.stat().st_size for path in (folder / "probes").rglob("*") if path.is_file())
+    assert size < 4_000_000
+
+
+def test_probes_are_the_mixtures_of_the_evaluation(
+    runs: dict[str, Path], corpus: Path, probes: ProbeSet, clips: Sequence[Clip]
+) -> None:
+    """What lies in the files has 16 bits, so a bin on the edge may fall to the other side."""
+    trained, flipped, bins = load_run(runs["act-da"]), 0, 0
+    asked = [conditions.CLEAN, *(conditions.Condition(kind, snr_db) for kind, snr_db in CONDITIONS)]
+    front_end = trained.network.front_end
+    for batch in conditions.mixtures(load_corpus(corpus), "test", trained.speakers, asked, 1, clips):
+        index, condition = int(batch.indices[0]), Condition(batch.condition.kind, batch.condition.snr_db)
+        reference = batch.mixture.audio[0].numpy()
+        mixture = probes.mixture(index, condition)
+        assert np.linalg.norm(mixture - reference) < 2e-3 * np.linalg.norm(reference)
+        assert trained.speakers[int(batch.labels[0])] == probes.utterances[index].speaker
+        dominated = probes.dominated(index, condition)
+        if dominated is not None:
+            wanted = dominated_bins(front_end, batch.mixture.speech, batch.mixture.interference)[0].numpy()
+            flipped, bins = flipped + int((dominated != wanted).sum()), bins + dominated.size
+    assert bins > 1_000_000
+    assert flipped / bins < 5e-4
+
+
+def test_eight_bits_of_level_flip_next_to_no_bin(probes: ProbeSet, manifest: dict[str, Any]) -> None:
+    """Rounded down, whole decibels decide exactly: what is left is the rounding of float32."""
+    front_end, flipped, bins = LogMel(manifest["front_end"]["mel_bins"]), 0, 0
+    for index, utterance in enumerate(probes.utterances):
+        speech = torch.from_numpy(probes.mixture(index, Condition("clean", None)))[None]
+        for condition in CONDITIONS:
+            samples, _ = soundfile.read(io.BytesIO(utterance.layers[condition.interference].sound), dtype="float32")
+            layer = scale_to_snr(speech, torch.from_numpy(samples)[None], torch.tensor([condition.snr_db]))
+            dominated = probes.dominated(index, condition)
+            assert dominated is not None
+            flipped += int((dominated != dominated_bins(front_end, speech, layer)[0].numpy()).sum())
+            bins += dominated.size
+    assert flipped / bins < 1e-5
+
+
+def test_the_resampled_utterance_is_the_clean_one_at_another_rate(probes: ProbeSet) -> None:
+    for index in range(len(probes.utterances)):
+        clean = probes.mixture(index, Condition("clean", None))
+        samples, rate = soundfile.read(io.BytesIO(probes.encoded(index)), dtype="float32")
+        assert (rate, len(samples)) == (48_000, 3 * len(clean))
+        assert np.linalg.norm(samples[::3] - clean) < 0.05 * np.linalg.norm(clean)
+
+
+def test_what_is_expected_is_what_the_network_says(folder: Path, runs: dict[str, Path], probes: ProbeSet) -> None:
+    """Accuracy and deletion index of the eager network by autograd, over the set as it is read."""
+    trained = load_run(runs["act-da"])
+    network, expected = trained.network, json.loads((folder / "baseline.json").read_text())["probes"]
+    assert [(each["interference"], each["snr_db"]) for each in expected] == list(probes.conditions)
+    by_condition = {(each["interference"], each["snr_db"]): each for each in expected}
+    for condition in probes.conditions:
+        if condition.interference == "resampled":
+            continue
+        hits, indices = [], []
+        for index, utterance in enumerate(probes.utterances):
+            audio = torch.from_numpy(probes.mixture(index, condition))[None]
+            saliency = layercam(network, audio)
+            hits.append(trained.speakers[int(saliency.target[0])] == utterance.speaker)
+            dominated = probes.dominated(index, condition)
+            if dominated is not None:
+                shown = fused(saliency)
+                indices.append(float(deletion_index(shown, torch.from_numpy(dominated)[None], saliency.frames)))
+        found = by_condition[condition]
+        assert found["utterances"] == len(hits)
+        assert found["accuracy"] == np.mean(hits)
+        if indices:
+            assert found["deletion_index"] == pytest.approx(np.mean(indices), rel=1e-3)
+        else:
+            assert found["deletion_index"] is None
+    assert by_condition["clean", None]["accuracy"] > 0.5, "a set that nobody passes shows no regression"
+    resampled = by_condition["resampled", None]
+    assert resampled["deletion_index"] is None
+    assert abs(resampled["accuracy"] - by_condition["clean", None]["accuracy"]) <= 1 / 8
+
+
+def test_no_probes_means_none(
+    folder: Path, manifest: dict[str, Any], runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of the export, which takes its time, is another test's matter: it is copied."""
+
+    def copied(_network: ExportedNetwork, out: Path, *_rest: object) -> None:
+        for name in ("predict.onnx", "explain.onnx", "verify.onnx", "model.ts"):
+            shutil.copy(folder / name, out / name)
+
+    def export(probes: bool) -> Written:
+        return export_run(runs["act-da"], tmp_path, lambda done, total: None, probes=probes)
+
+    measured = json.loads((folder / "baseline.json").read_text())
+    calibration = {name: value for name, value in manifest["calibration"].items() if name != "method"}
+    verification = {name: value for name, value in manifest["verification"].items() if name != "method"}
+    thresholds = tuple(ReferenceThreshold(**each) for each in verification["thresholds"])
+    monkeypatch.setattr("export.bundle.calibrate", lambda *_: Calibration(**calibration))
+    verified = Verification(**{**verification, "thresholds": thresholds})
+    monkeypatch.setattr("export.bundle.calibrate_verification", lambda *_: verified)
+    monkeypatch.setattr("export.bundle.write_graphs", copied)
+    monkeypatch.setattr("export.bundle.write_torchscript", copied)
+    monkeypatch.setattr("export.parity.verify", lambda *_: {"holds": True})
+    monkeypatch.setattr("export.baseline.measure", lambda *_: {**measured, "probes": []})
+
+    without = export(probes=False)
+    assert json.loads((without.folder / "bundle.json").read_text())["probes"] is None
+    assert json.loads((without.folder / "baseline.json").read_text())["probes"] == []
+    assert not (without.folder / "probes").exists()
+    assert export(probes=False) == (without.folder, True)
+    having = export(probes=True)
+    assert having == (without.folder.parent / "2", False), "the other is no reason to have none"
+    assert json.loads((having.folder / "bundle.json").read_text())["probes"] == manifest["probes"]
+    for found, before in zip(
+        json.loads((having.folder / "baseline.json").read_text())["probes"], measured["probes"], strict=True
+    ):
+        assert found == before | {"deletion_index": found["deletion_index"]}
+        # A room's late part is rounded by as many threads as there are.
+        assert found["deletion_index"] == pytest.approx(before["deletion_index"], rel=1e-3)
+    assert export(probes=True) == (having.folder, True)
