@@ -35,25 +35,39 @@ class Bulk:
 
         Whoever is cancelled cancels what is in work, and the rest is not begun.
         """
-        results: dict[int, ResultT | Exception] = {}
+
+        async def caught(item: ItemT) -> ResultT | Exception:
+            try:
+                return await work(item)
+            except Exception as error:
+                return error
+
+        return await self.every(items, caught)
+
+    async def every(self, items: Sequence[ItemT], work: Callable[[ItemT], Awaitable[ResultT]]) -> list[ResultT]:
+        """What `work` gives for each item, in their order, or the first of its errors.
+
+        At that error, as where this is cancelled, what is in work is cancelled, and the rest is not begun.
+        """
+        results: dict[int, ResultT] = {}
         remaining = iter(enumerate(items))
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._of_call, len(items))):
-                group.create_task(self._drain(remaining, work, results))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._of_call, len(items))):
+                    group.create_task(self._drain(remaining, work, results))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         return [results[index] for index in range(len(items))]
 
     async def _drain(
         self,
         remaining: Iterator[tuple[int, ItemT]],
         work: Callable[[ItemT], Awaitable[ResultT]],
-        results: dict[int, ResultT | Exception],
+        results: dict[int, ResultT],
     ) -> None:
         for index, item in remaining:
             async with self._places:
-                try:
-                    results[index] = await work(item)
-                except Exception as error:
-                    results[index] = error
+                results[index] = await work(item)
 
 
 async def patiently(work: Callable[[], Awaitable[ResultT]]) -> ResultT:

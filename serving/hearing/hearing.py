@@ -21,6 +21,7 @@ from measures.sound import Sound, together
 from serving.audio.recording import MODEL_RATE
 from serving.audio.speech import holds_speech
 from serving.audio.windows import Window
+from serving.compute.bulk import Bulk
 from serving.compute.engine import PREDICTED, ExplainedPrediction, Job, Prediction
 from serving.compute.priority import Priority
 from serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
@@ -286,8 +287,7 @@ class Hearing:
         others = [
             index for index, (_, piece) in enumerate(ear.pieces) if piece.votes and piece.prediction.target != target
         ]
-        for first in range(0, len(others), WINDOWS_AT_ONCE):
-            await asyncio.gather(*(again(index) for index in others[first : first + WINDOWS_AT_ONCE]))
+        await Bulk(WINDOWS_AT_ONCE, WINDOWS_AT_ONCE).every(others, again)
         assert self._last is not None
         pieces, samples = [piece for _, piece in ear.pieces], self._last.stop
 

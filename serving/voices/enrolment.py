@@ -170,12 +170,7 @@ class Enroller:
             return direction(answer.embedding)
 
         items = [(index, audio, model) for model in models for index, audio in enumerate(utterances)]
-        results = await Bulk(UTTERANCES_AT_ONCE, UTTERANCES_AT_ONCE).run(items, embedded)
-        directions = []
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-            directions.append(result)
+        directions = await Bulk(UTTERANCES_AT_ONCE, UTTERANCES_AT_ONCE).every(items, embedded)
         count = len(utterances)
         return [
             np.mean(directions[start : start + count], axis=0).astype(np.float32)

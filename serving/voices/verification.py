@@ -5,7 +5,6 @@ and so are the maps those of that cosine: its gradient by one window's embedding
 share, that of the cosine to the part of the reference that lies across the mean; so each window is compared with that.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -108,12 +107,7 @@ class Verifier:
             threshold = _threshold(model.bundle, enrolment.utterances)
         else:
             sides = ((claim.audio, "audio"), (claim.against, "other"))
-            tasks = [asyncio.create_task(self._hear(claim, audio, name, model, watch)) for audio, name in sides]
-            try:
-                heard, other = await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
+            heard, other = await Bulk(2, 2).every(sides, lambda side: self._hear(claim, *side, model, watch))
             reference, threshold = other.direction, _threshold(model.bundle, 1)
         score = float(np.clip(heard.direction @ reference, -1.0, 1.0))
         explanation = other_explanation = None

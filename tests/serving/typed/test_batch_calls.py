@@ -9,6 +9,7 @@ import pytest
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.config import Config
+from serving.transport.holding import Holdings, current_share
 from serving.transport.rpc import Call, current_call
 from serving.typed.service import Service
 from serving.voices.enrolment import Speakers
@@ -65,6 +66,10 @@ def test_each_refusal_in_a_batch_is_counted(toy_server: ServerProcess) -> None:
     assert finished("da") == calls + 1
 
 
+def refusals(world: World, reason: str) -> float | None:
+    return world.metrics.registry.get_sample_value("speakerlens_rejections_total", {"reason": reason})
+
+
 def test_what_would_make_an_answer_too_large_is_refused_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What no longer fits does not keep out the smaller one behind it."""
     toy.write_bundle(tmp_path, "v", 1, seed=1)
@@ -83,6 +88,10 @@ def test_what_would_make_an_answer_too_large_is_refused_alone(tmp_path: Path, mo
             whole = await service.IdentifyBatch(message, context)
             sizes = [result.response.ByteSize() for result in whole.results]
             most = sizes[0] + sizes[2] + 64
+            with Holdings(most).share() as share:
+                current_share.set(share)
+                crowded = await service.IdentifyBatch(message, context)
+            current_share.set(None)
             monkeypatch.setattr("serving.typed.service.MAX_ANSWER_BYTES", most)
             bounded = await service.IdentifyBatch(message, context)
         assert [result.HasField("response") for result in whole.results] == [True] * 4
@@ -90,7 +99,9 @@ def test_what_would_make_an_answer_too_large_is_refused_alone(tmp_path: Path, mo
         assert bounded.results[1].failure == pb.Failure(
             code="RESOURCE_EXHAUSTED", message=f"the answer would be above {most} bytes; ask for fewer in one call"
         )
-        counted = world.metrics.registry.get_sample_value("speakerlens_rejections_total", {"reason": "answer_size"})
-        assert counted == 2
+        assert refusals(world, "answer_size") == 2
+        assert [result.failure.code for result in crowded.results] == ["", "RESOURCE_EXHAUSTED"] * 2
+        assert "all calls together may hold" in crowded.results[1].failure.message
+        assert refusals(world, "held") == 2
 
     play(tmp_path, scenario)

@@ -57,6 +57,17 @@ def test_one_model_is_described(server: ServerProcess) -> None:
     assert (code, text.split(":")[0]) == ("NOT_FOUND", "model.variant")
 
 
+def test_an_enrolment_that_fails_computes_no_further(server: ServerProcess) -> None:
+    counter = 'speakerlens_batch_size_sum{kind="predict",variant="da"}'
+    before = server.metrics().get(counter, 0)
+    good, bad = raw(voice(1.0)), pb.Audio(encoded=b"no audio")
+    request = pb.EnrollRequest(speaker="half", utterances=[good, bad, *[good] * 90], models=[DA])
+    code, text = refused(server.stub.Enroll, request)
+    assert (code, text.split(":")[0]) == ("INVALID_ARGUMENT", "utterances[1].encoded")
+    assert server.metrics()["speakerlens_requests_in_flight"] == 0
+    assert server.metrics().get(counter, 0) - before < 30
+
+
 def test_two_utterances(server: ServerProcess) -> None:
     first, second = voice(1.2), voice(0.9, seed=1)
     cosine = unit(embedding(first)) @ unit(embedding(second))
