@@ -112,7 +112,7 @@ def measure(
             for c, hit in hits.items()
         ],
         "distributions": {
-            kind: {name: _distribution(bins[name], column) for name, column in columns.items()}
+            kind: {name: distribution(bins[name], column) for name, column in columns.items()}
             for kind, columns in values.items()
         },
     }
@@ -165,7 +165,7 @@ def as_saliency(outputs: dict[str, Tensor], lengths: Tensor) -> Saliency:
     )
 
 
-def _distribution(bins: Bins, column: Sequence[float]) -> dict[str, Any]:
+def distribution(bins: Bins, column: Sequence[float]) -> dict[str, Any]:
     """Counts and mean of a measure under one kind of interference; undefined values are left out."""
     counts = bins.counts(column)
     known = [value for value in column if not math.isnan(value)]

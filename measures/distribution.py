@@ -44,28 +44,29 @@ class Bins:
 def quantile_bins(values: Iterable[float], bins: int = 10) -> Bins:
     """Bins that hold about equally many of these values.
 
-    A value that so many share that two quantiles fall on it gets a narrow bin of its own, so that a share that was
-    always 0 and no longer is shows: there are fewer bins then, or, if nearly all values are one, three.
+    Edges lie midway between two values, so that rounding moves none to the next bin. A value that many share, so that
+    an edge would fall among them, gets a narrow bin of its own: a share that was always 0 and no longer is shows. All
+    values alike give three bins, of which the middle one has them.
 
     Args:
-        values: in any order; NaN is left out. No values give a single bin.
+        values: finite or NaN, in any order; NaN is left out. No values give a single bin.
         bins: how many are wanted.
     """
-    known = _known(values)
+    known = np.sort(_known(values))
     if not len(known):
         return Bins(())
-    # Of values that are there, not between two of them: a quantile of a repeated value is that value.
-    quantiles = np.quantile(known, np.arange(1, bins) / bins, method="inverted_cdf")
-    edges: list[float] = []
-    start = 0
-    for stop in range(1, len(quantiles) + 1):
-        if stop < len(quantiles) and quantiles[stop] - quantiles[stop - 1] <= _resolution(quantiles[stop]):
-            continue
-        low, high = float(quantiles[start]), float(quantiles[stop - 1])
-        margin = _resolution(high) / 2
-        edges += [low] if stop - start == 1 else [low - margin, high + margin]
-        start = stop
-    return Bins(tuple(edges))
+    # Where one value ends and the next, different one begins; a run of values is [first, last] of the sorted ones.
+    firsts = np.flatnonzero(np.diff(known, prepend=-math.inf) > _resolution(known))
+    lasts = np.append(firsts[1:], len(known)) - 1
+    edges: set[float] = set()
+    for place in np.rint(np.arange(1, bins) * (len(known) / bins)).astype(int).clip(0, len(known) - 1):
+        run = int(np.searchsorted(firsts, place, side="right")) - 1
+        low, high = known[firsts[run]], known[lasts[run]]
+        if place > firsts[run] or run == 0:
+            edges |= {float(low - _resolution(low) / 4), float(high + _resolution(high) / 4)}
+        else:
+            edges.add(float(low + known[lasts[run - 1]]) / 2)
+    return Bins(tuple(sorted(edges)))
 
 
 def population_stability_index(expected_counts: Sequence[int], actual_counts: Sequence[int]) -> float:
@@ -105,5 +106,5 @@ def _known(values: Iterable[float]) -> NDArray[np.float64]:
     return array[~np.isnan(array)]
 
 
-def _resolution(value: float) -> float:
-    return RESOLUTION * max(1.0, abs(value))
+def _resolution(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return RESOLUTION * np.maximum(1.0, np.abs(values))

@@ -190,6 +190,17 @@ def test_a_wrong_manifest_is_refused_with_the_place(bundle: Path) -> None:
         verify_bundle(bundle, nothing)
 
 
+def test_a_wrong_baseline_is_refused_with_the_place(bundle: Path) -> None:
+    """Sealed as it is: the digest says nothing against it."""
+    baseline = json.loads((bundle / "baseline.json").read_text())
+    baseline["distributions"]["clean"]["margin"]["mean"] = "wide"
+    (bundle / "baseline.json").write_text(json.dumps(baseline))
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps({**manifest, "files": file_digests(bundle)}))
+    with pytest.raises(ExportError, match=r"baseline\.json: \$\.distributions\.clean\.margin\.mean"):
+        verify_bundle(bundle, nothing)
+
+
 def test_other_weights_do_not_hold(bundles: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights of another variant, with digests put right: only the comparison itself can tell."""
     shutil.copy(bundles / "clean" / "1" / "weights.safetensors", bundle / "weights.safetensors")

@@ -31,7 +31,15 @@ def test_quantile_bins_hold_equally_many() -> None:
     values = np.random.default_rng(1).normal(0, 1, 240)
     bins = quantile_bins(values)
     assert len(bins.edges) == 9
-    assert bins.counts(values).tolist() == pytest.approx([24] * 10, abs=1)
+    assert bins.counts(values).tolist() == [24] * 10
+    assert quantile_bins(range(10), 2).edges == (4.5,)
+
+
+def test_rounding_moves_no_value_to_another_bin() -> None:
+    values = np.random.default_rng(3).uniform(0, 1, 240)
+    bins = quantile_bins(values)
+    for error in (-1e-7, 1e-7):
+        assert bins.counts(values + error).tolist() == bins.counts(values).tolist()
 
 
 @given(VALUES, st.integers(2, 20))

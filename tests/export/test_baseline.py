@@ -1,0 +1,71 @@
+"""The baseline of a trained bundle against the same measures of the server's own answers."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export import baseline
+from measures.prediction import scores
+from measures.saliency import concentration, deletion_index, estimated_interference
+from measures.sound import hear
+from serving.compute.engine import Engine, Job
+from serving.models.bundles import read_bundle
+from serving.saliency.explanation import displayed
+from training.audio import read_sound
+from training.manifest import Clip, Corpus, load_corpus
+
+
+def test_serving_measures_the_same_of_the_same_speech(bundles: Path, corpus: Path) -> None:
+    """Of every clean utterance: no other formula, map, temperature or utterance would give these counts."""
+    bundle = read_bundle(bundles / "act-da" / "1")
+    engine = Engine(bundle, "cpu", 1)
+    values: dict[str, list[float]] = {name: [] for name in bundle.baseline.clean}
+    for clip in baseline.evaluation(load_corpus(corpus)).clean:
+        audio = read_sound(clip.path, clip.start, clip.duration)
+        (answer,) = engine.explain.compute(engine.explain.prepare([Job(audio)]))
+        shown = displayed(bundle, answer, "fused")
+        found = {
+            **asdict(hear(audio)),
+            **scores(answer.logits, bundle.temperature)._asdict(),
+            "best_logit": float(answer.logits.max()),
+            "deletion_index": deletion_index(shown, estimated_interference(answer.features)),
+            "concentration": concentration(shown),
+        }
+        for name, value in found.items():
+            values[name].append(value)
+    for name, expected in bundle.baseline.clean.items():
+        counts = expected.bins.counts(values[name])
+        assert counts.sum() == expected.samples
+        moved = np.abs(counts - expected.counts).sum() / 2
+        assert moved <= 2, f"{name}: of {expected.samples} utterances {moved} are in another bin, by rounding alone"
+        assert np.nanmean(values[name]) == pytest.approx(expected.mean, rel=1e-3)
+
+
+def test_the_evaluation_takes_dev_where_test_has_too_few_and_cuts_what_is_long(corpus: Path) -> None:
+    known = load_corpus(corpus)
+    asked = baseline.evaluation(known)
+    test, dev = known.utterances("test"), known.utterances("dev")
+    assert asked.clean == test + dev
+    assert len(asked.corrupted) == min(baseline.UTTERANCES, len(test))
+    assert {condition.snr_db for condition in asked.conditions} == {10.0, 0.0}
+
+    def many(clip: Clip) -> list[Clip]:
+        return [replace(clip, start=0.001 * place, duration=60.0) for place in range(300)]
+
+    longer = Corpus(known.root, tuple(clip for each in test[:1] for clip in many(each)) + known.clips, known.digest)
+    asked = baseline.evaluation(longer)
+    assert len(asked.clean) == baseline.CLEAN_UTTERANCES
+    assert {clip.split for clip in asked.clean} == {"test"}
+    assert max(clip.duration for clip in asked.clean) == 6.0
+    assert len(asked.corrupted) == baseline.UTTERANCES
+
+
+def test_what_cannot_be_told_is_left_out() -> None:
+    values = [1.0, 2.0, float("nan"), 3.0]
+    found = baseline.distribution(baseline.quantile_bins(values), values)
+    assert (found["samples"], found["mean"], sum(found["counts"])) == (3, 2.0, 3)
+    nothing = baseline.distribution(baseline.quantile_bins([float("nan")]), [float("nan")])
+    assert json.loads(json.dumps(nothing, allow_nan=False)) == {"edges": [], "counts": [0], "samples": 0, "mean": None}
