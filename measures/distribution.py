@@ -44,9 +44,9 @@ class Bins:
 def quantile_bins(values: Iterable[float], bins: int = 10) -> Bins:
     """Bins that hold about equally many of these values.
 
-    Edges lie midway between two values, so that rounding moves none to the next bin. A value that many share, so that
-    an edge would fall among them, gets a narrow bin of its own: a share that was always 0 and no longer is shows. All
-    values alike give three bins, of which the middle one has them.
+    Edges lie midway between two values, so that rounding moves none to the next bin. A value on which an edge would
+    fall, and that enough share to fill half a bin, gets a narrow one of its own: a share that was always 0 and no
+    longer is shows. All values alike give three bins, of which the middle one has them.
 
     Args:
         values: finite or NaN, in any order; NaN is left out. No values give a single bin.
@@ -62,7 +62,8 @@ def quantile_bins(values: Iterable[float], bins: int = 10) -> Bins:
     for place in np.rint(np.arange(1, bins) * (len(known) / bins)).astype(int).clip(0, len(known) - 1):
         run = int(np.searchsorted(firsts, place, side="right")) - 1
         low, high = known[firsts[run]], known[lasts[run]]
-        if place > firsts[run] or run == 0:
+        shared = place > firsts[run] and 2 * bins * (lasts[run] - firsts[run] + 1) >= len(known)
+        if shared or run == 0:
             edges |= {float(low - _resolution(low) / 4), float(high + _resolution(high) / 4)}
         else:
             edges.add(float(low + known[lasts[run - 1]]) / 2)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from export import baseline
+from measures.distribution import quantile_bins
 from measures.prediction import scores
 from measures.saliency import concentration, deletion_index, estimated_interference
 from measures.sound import hear
@@ -65,7 +66,7 @@ def test_the_evaluation_takes_dev_where_test_has_too_few_and_cuts_what_is_long(c
 
 def test_what_cannot_be_told_is_left_out() -> None:
     values = [1.0, 2.0, float("nan"), 3.0]
-    found = baseline.distribution(baseline.quantile_bins(values), values)
+    found = baseline.distribution(quantile_bins(values), values)
     assert (found["samples"], found["mean"], sum(found["counts"])) == (3, 2.0, 3)
-    nothing = baseline.distribution(baseline.quantile_bins([float("nan")]), [float("nan")])
+    nothing = baseline.distribution(quantile_bins([float("nan")]), [float("nan")])
     assert json.loads(json.dumps(nothing, allow_nan=False)) == {"edges": [], "counts": [0], "samples": 0, "mean": None}

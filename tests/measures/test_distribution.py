@@ -76,6 +76,13 @@ def test_a_value_that_many_share_has_a_bin_of_its_own() -> None:
     assert len(bins.edges) == 6
 
 
+def test_a_value_that_few_share_has_none() -> None:
+    values = [*range(100), 10, 10]
+    counts = quantile_bins(values).counts(values)
+    assert counts.min() >= 9
+    assert len(counts) == 10
+
+
 def test_nothing_known_is_one_bin() -> None:
     assert quantile_bins([]) == quantile_bins([math.nan]) == Bins(())
 
