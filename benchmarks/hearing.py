@@ -48,7 +48,7 @@ def main() -> None:
         "frames": lambda: frames(speech),
         "snr": lambda: snr_db(analysed),
         "speech share": lambda: sound._speech_share(analysed),
-        "clipped share": lambda: sound._clipped_share(speech),
+        "clipped share": lambda: sound.clipped_share(speech),
         "bandwidth": lambda: sound._bandwidth_hz(speech, analysed.energy),
     }
     requests = {name: request(speech, arguments.variant, name == "explain") for name in ("predict", "explain")}

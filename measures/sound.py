@@ -24,6 +24,7 @@ REACH = 2
 STEP_16_BIT = 2.0**-15
 FLAT = 1.5 * STEP_16_BIT
 FLAT_RUN = 3
+FULL_SCALE = 0.999
 LEAST_CLIPPED = 0.02
 """Height below which a sound's tops are flat from quantisation alone."""
 
@@ -70,7 +71,7 @@ def hear(samples: NDArray[np.float32]) -> Sound:
         seconds=seconds,
         snr_db=snr_db(analysed),
         speech_share=_speech_share(analysed),
-        clipped_share=_clipped_share(samples),
+        clipped_share=clipped_share(samples),
         level_dbfs=level,
         bandwidth_hz=_bandwidth_hz(samples, analysed.energy),
     )
@@ -122,31 +123,34 @@ def _speech_share(analysed: Frames) -> float:
     return float(np.count_nonzero(near & loud)) / len(energy)
 
 
-def _clipped_share(samples: Array) -> float:
-    """Samples in flat tops: three or more in a row within 1.5 steps of 16 bits of the largest, on each side.
+def clipped_share(samples: Array) -> float:
+    """Share of samples [n], at any rate, that were cut off at the top or the bottom.
 
-    A wave that is merely round at its top leaves that range slowly; one that was cut off falls out of it.
+    A side is clipped where three samples or more in a row lie within 1.5 steps of 16 bits of its extreme, and fall out
+    of that range suddenly, as a wave that is merely round at its top does not; then all samples that near to the
+    extreme count. Resampling takes the flat tops away: ask before it.
     """
     highest, lowest = int(samples.argmax()), int(samples.argmin())
     high, low = float(samples[highest]), float(samples[lowest])
     if (high - low) / 2 < LEAST_CLIPPED:
         return 0.0
     count = 0
-    if _is_flat(samples, highest):
-        count += _in_flat_tops(samples, samples >= high - FLAT)
-    if _is_flat(samples, lowest):
-        count += _in_flat_tops(samples, samples <= low + FLAT)
+    if high >= FULL_SCALE or _is_flat(samples, highest):
+        count += _at_ceiling(samples, samples >= high - FLAT)
+    if low <= -FULL_SCALE or _is_flat(samples, lowest):
+        count += _at_ceiling(samples, samples <= low + FLAT)
     return count / len(samples)
 
 
 def _is_flat(samples: Array, extreme: int) -> bool:
-    """Whether the first sample at the extreme begins a flat top: saves most sounds the search."""
-    around = samples[max(extreme - FLAT_RUN + 1, 0) : extreme + FLAT_RUN].tolist()
+    """Whether the first sample at the extreme has a neighbour as high: saves most sounds the search."""
+    around = samples[max(extreme - 1, 0) : extreme + 2].tolist()
     top = float(samples[extreme])
-    return [abs(sample - top) <= FLAT for sample in around].count(True) >= FLAT_RUN
+    return [abs(sample - top) <= FLAT for sample in around].count(True) > 1
 
 
-def _in_flat_tops(samples: Array, extreme: NDArray[np.bool_]) -> int:
+def _at_ceiling(samples: Array, extreme: NDArray[np.bool_]) -> int:
+    """How many samples are at the extreme, if it is a ceiling."""
     edges = np.flatnonzero(np.diff(extreme.view(np.int8), prepend=0, append=0))
     starts, ends = edges[::2], edges[1::2]
     long = ends - starts >= FLAT_RUN
@@ -154,7 +158,7 @@ def _in_flat_tops(samples: Array, extreme: NDArray[np.bool_]) -> int:
     inside = samples[starts]
     falls = np.abs(inside - samples[np.maximum(starts - 1, 0)]), np.abs(inside - samples[ends - len(samples)])
     sharp = np.maximum(*falls) > 4 * FLAT
-    return int((ends - starts)[sharp].sum())
+    return int(np.count_nonzero(extreme)) if sharp.any() else 0
 
 
 def _bandwidth_hz(samples: Array, energy: Array) -> float:
@@ -167,9 +171,22 @@ def _bandwidth_hz(samples: Array, energy: Array) -> float:
     ranked = np.argsort(energy)[len(energy) // 2 :]
     chosen = ranked[:: -(-len(ranked) // LOOKED_AT)]
     pieces = samples[: len(energy) * STRIDE].reshape(-1, STRIDE)[chosen, :SHORT]
-    spectrum = np.fft.rfft(pieces * _TAPER)
-    # The taper leaks a constant offset into the first three bins, and hardly further.
-    power = (spectrum.real**2 + spectrum.imag**2).max(axis=0)[3:]
-    bands = power[0::2] + power[1::2]
+    parts = pieces @ _FOURIER
+    bands = (parts * parts).reshape(len(pieces), -1, 4).sum(axis=2).max(axis=0)
     used = np.flatnonzero(bands >= max(AUDIBLE * float(bands.max()), _LEAST_POWER))
     return (4.0 + 2 * float(used[-1])) * RATE / SHORT if len(used) else 0.0
+
+
+def _fourier() -> Array:
+    """[samples, bands x 4]: the tapered cosines and sines of two bins for each band, from bin 3 on.
+
+    The taper leaks a constant offset into the first three bins, and hardly further. For ten short frames a product is
+    cheaper than a fast transform with all its calls.
+    """
+    bins = np.arange(3, SHORT // 2 + 1)
+    angles = 2 * np.pi * np.outer(np.arange(SHORT), bins) / SHORT
+    waves = np.stack([np.cos(angles), np.sin(angles)], axis=2).reshape(SHORT, -1)
+    return np.ascontiguousarray(_TAPER[:, None] * waves, np.float32)
+
+
+_FOURIER = _fourier()

@@ -52,8 +52,16 @@ def test_what_is_clipped_on_one_side_alone_counts_once() -> None:
     speech = 0.2 * voice(3.0, 1)[0]
     ceiling = np.float32(0.25)
     cut = in_16_bits(np.minimum(speech, ceiling))
-    assert hear(cut).clipped_share == pytest.approx(float((speech >= ceiling).mean()), rel=0.25)
+    assert hear(cut).clipped_share == pytest.approx(float((speech >= ceiling).mean()), rel=0.1)
     assert hear(cut).clipped_share > 0.001
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_speech_that_reached_full_scale_says_how_much_of_it_is_lost(seed: int) -> None:
+    speech = voice(3.0, seed)[0]
+    speech = speech * np.float32(2 / np.abs(speech).max())
+    lost = float((np.abs(speech) >= 1).mean())
+    assert hear(in_16_bits(speech)).clipped_share == pytest.approx(lost, rel=0.02)
 
 
 @pytest.mark.parametrize("hertz", [50.0, 100.0, 441.7, 3000.0])
