@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 # When to ask again where all places are taken; they come free as often as requests are answered.
 NO_PLACE_SECONDS = 0.1
+# Those of live streams come free only as people stop talking.
+NO_STREAM_SECONDS = 2.0
 
 
 class Identifier:
@@ -99,7 +101,7 @@ class Identifier:
         most = max(1, self._config.max_in_flight // 2)
         if live and self._live >= most:
             raise ResourceExhaustedError(
-                Reason.IN_FLIGHT, f"{most} live streams are in work already; try again later", NO_PLACE_SECONDS
+                Reason.IN_FLIGHT, f"{most} live streams are in work already; try again later", NO_STREAM_SECONDS
             )
         _check_room(question, models)
         self._in_flight += 1
@@ -112,10 +114,10 @@ class Identifier:
         try:
             yield hearing
         finally:
-            for model, error in hearing.failures:
-                self.count_failure(model, error, alone=len(hearing.failures) == len(models))
             self._in_flight -= 1
             self._live -= live
+            for model, error in hearing.failures:
+                self.count_failure(model, error, alone=len(hearing.failures) == len(models))
 
     async def whole(
         self, question: Question, models: Sequence[Model], hearing: Hearing, info: AudioInfo

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.compute.device import Device
+from serving.compute.engine import Engine
 from serving.config import Config
 from serving.errors import StartupError
 from serving.health import Health
 from serving.metrics import Metrics
-from serving.models.bundles import BundleError, Fault
+from serving.models.bundles import Bundle, BundleError, Fault
 from serving.models.folders import Found, Stamp, survey
 from serving.models.loaded import Model, Models
 from serving.models.loading import build_model, open_engine
@@ -126,6 +127,8 @@ class Repository:
         try:
             known = None if model is None else model.bundle.digest
             opened = await asyncio.to_thread(open_engine, found, self._config, known)
+            if opened is not None:
+                model = self._put(*opened)
         except BundleError as error:
             self._refuse(Refusal(found, error.fault, str(error), unchanged or not (patient and error.fault.may_pass)))
             return model
@@ -135,16 +138,18 @@ class Repository:
             self._refuse(Refusal(found, Fault.GRAPH, str(error), final=True))
             return model
         except Exception as error:  # whatever it is, the other bundles are looked at
-            log.exception("reading %s failed unexpectedly", found.folder)
+            log.exception("loading %s failed unexpectedly", found.folder)
             self._refuse(Refusal(found, Fault.UNREADABLE, f"{type(error).__name__}: {error}", unchanged or not patient))
             return model
         self._refused.pop(found.folder, None)
-        if opened is not None:
-            model = build_model(*opened, self._device, self._config, self._metrics)
-            model.repair.listen(self._report_models)
-            self._models.put(model)
         assert model is not None, "a bundle that is known already has its model"
         self._loaded[found.folder] = model, found.stamp
+        return model
+
+    def _put(self, bundle: Bundle, engine: Engine) -> Model:
+        model = build_model(bundle, engine, self._device, self._config, self._metrics)
+        model.repair.listen(self._report_models)
+        self._models.put(model)
         return model
 
     def _refuse(self, refusal: Refusal) -> None:

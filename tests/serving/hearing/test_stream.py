@@ -280,7 +280,7 @@ def test_streams_that_last_leave_places_to_others(toy_bundles: Path) -> None:
             stream(server, start(), chunk(talk(1.0).tobytes()))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "2 live streams are in work already" in (caught.value.details() or "")
-        assert int({each.key: each.value for each in caught.value.trailing_metadata()}["retry-after-ms"]) == 100
+        assert int({each.key: each.value for each in caught.value.trailing_metadata()}["retry-after-ms"]) == 2000
         request = pb.IdentifyRequest(audio=raw(voice(1.0)), models=[pb.ModelSelector(variant="da")])
         assert server.identify(request).answers
         for waiting, answers in zip(said, streams, strict=True):

@@ -16,9 +16,9 @@ from serving.errors import StartupError
 from serving.health import Health
 from serving.hearing.identification import Identifier
 from serving.metrics import Metrics
-from serving.models.folders import Found, survey
+from serving.models.folders import survey
 from serving.models.loaded import Models
-from serving.models.loading import open_engine
+from serving.models.loading import build_model, open_engine
 from serving.models.repository import Repository
 from serving.robustness.watching import Watcher
 from tests.serving import toy
@@ -176,16 +176,19 @@ def test_what_cannot_pass_is_refused_at_once(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
-def test_what_nobody_foresaw_of_one_bundle_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", [open_engine, build_model])
+def test_what_nobody_foresaw_of_one_bundle_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: Callable[..., Any]
+) -> None:
     for variant in ("u", "v"):
         toy.write_bundle(tmp_path, variant, 1)
 
-    def unlucky(found: Found, *rest: Any) -> Any:
-        if found.name == "u/2":
+    def unlucky(bundle: Any, *rest: Any) -> Any:
+        if bundle.name == "u/2":
             raise MemoryError("no more")
-        return open_engine(found, *rest)
+        return step(bundle, *rest)
 
-    monkeypatch.setattr("serving.models.repository.open_engine", unlucky)
+    monkeypatch.setattr(f"serving.models.repository.{step.__name__}", unlucky)
 
     async def scenario(world: World) -> None:
         assert await world.load() == ["u/1", "v/1"]
