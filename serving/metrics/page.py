@@ -1,13 +1,15 @@
 """The page that metrics stand on: makes them under one prefix, and serves them over HTTP."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import prometheus_client as prometheus
 
 PREFIX = "speakerlens_"
-# With an id of at most 64 characters well within the 128 that OpenMetrics allows to all labels of an exemplar.
-EXEMPLAR_LABEL = "request_id"
+# With its label well within the 128 characters that OpenMetrics allows to an exemplar. A caller's id may hold quotes
+# and backslashes; they would be escaped, but not every parser reads that right (prometheus_client's own does not).
+EXEMPLAR_LABEL, EXEMPLAR_ID = "request_id", re.compile(r"[\w.:/+=@,~-]{1,64}", re.ASCII)
 
 # When a series began is known to Prometheus anyway, and would double the number of gauges on the page.
 prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -40,8 +42,8 @@ class Page:
         """Counts a value, and keeps the request's id where exemplars are wanted; what could not be told is left out."""
         if math.isnan(value):
             return
-        exemplar = {EXEMPLAR_LABEL: request_id} if self._exemplars and request_id else None
-        histogram.observe(value, exemplar)
+        wanted = self._exemplars and request_id is not None and EXEMPLAR_ID.fullmatch(request_id)
+        histogram.observe(value, {EXEMPLAR_LABEL: request_id} if wanted and request_id else None)
 
     def listen(self, host: str, port: int) -> int:
         """Serves the page over HTTP from threads of its own, and returns the port.
