@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve soak prometheus test test-slow fuzz lint types protos dashboards dashboards-preview image clean
+.PHONY: help install demo serve soak prometheus robustness-drill test test-slow fuzz lint types protos dashboards dashboards-preview image clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -36,6 +36,10 @@ soak: $(INSTALLED)  ## 20 minutes of mixed traffic against a real server: its an
 
 prometheus: $(INSTALLED)  ## fetch prometheus and promtool into the virtual environment (Debian; elsewhere, install them)
 	@deploy/prometheus/fetch.sh $(abspath $(BIN))
+
+robustness-drill: $(INSTALLED)  ## noise and babble come and go before the demo's bundles; alerts must tell of it (MINUTES=2: shorter)
+	@deploy/prometheus/fetch.sh $(abspath $(BIN))
+	$(BIN)/python -m deploy.drill --minutes $(or $(MINUTES),5)
 
 # Without Prometheus' programs the tests that need them are skipped, and named at the end; .ci/run has none of that.
 test: $(INSTALLED)  ## run the tests but for the slow ones

@@ -2,8 +2,8 @@
 
   python -m deploy.traffic build/demo/corpus --minutes 5
 
-Each call asks one of the server's variants, drawn by chance, who is speaking. Interference is mixed in as the
-programme says; how many answers were right is printed along the way.
+Each call asks one of the server's variants, drawn by chance, or all of them, who is speaking. Interference is mixed in
+as the programme says; how many answers were right is printed along the way.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.traffic.calling import Counts, Load, Traffic, wait_for_server
+from deploy.traffic.calling import Load, Traffic, wait_for_server
 from deploy.traffic.programme import DEFAULT, GRAMMAR, parse
 from deploy.traffic.sounds import find
 from serving.client import ClientError
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--explain-share", type=float, metavar="N", default=0.1, help="share that asks for a map (default: %(default)s)"
     )
+    result.add_argument("--together", action="store_true", help="each call asks all variants, instead of one of them")
     result.add_argument("--seed", type=int, metavar="N", default=0, help="of all that is left to chance")
     result.add_argument(
         "--wait", type=float, metavar="SECONDS", default=60.0, help="for the server to be ready (default: %(default)s)"
@@ -67,40 +68,26 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plays the programme; the exit status is 1 where calls failed, 2 where there is nothing to play or no server."""
     options = parser().parse_args(arguments)
-    load = Load(options.rate, options.callers, options.explain_share, options.seed)
+    load = Load(options.rate, options.callers, options.explain_share, options.together, options.seed)
+    failed = False
     try:
         sounds = find(options.sounds)
         programme = parse(options.programme, options.minutes)
-        if lacking := programme.kinds - sounds.kinds:
-            there = ", ".join(sorted(sounds.kinds))
-            print(f"error: {options.sounds} has no {', '.join(sorted(lacking))}; it has {there}", file=sys.stderr)
-            return 2
         variants = wait_for_server(options.server, options.wait)
-    except (ValueError, OSError, ClientError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    failed = False
-    try:
         while True:
             with Traffic(options.server, sounds, programme, variants, load) as traffic:
                 while traffic.playing():
                     traffic.wait(REPORT_SECONDS)
                     counts = traffic.take()
                     failed |= bool(counts.failures)
-                    print(json.dumps(vars(counts)) if options.json else line(counts), flush=True)
+                    print(json.dumps(vars(counts)) if options.json else counts, flush=True)
             if not options.repeat:
                 return 1 if failed else 0
+    except (ValueError, OSError, ClientError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 0
-
-
-def line(counts: Counts) -> str:
-    """What happened, for people: `1:05  noise 12 dB   15 answers, right: act-da 5/5, clean 2/6  1 Overloaded`."""
-    heard = counts.kind if counts.snr_db is None else f"{counts.kind} {counts.snr_db:.0f} dB"
-    right = ", ".join(f"{name} {each['right']}/{each.total()}" for name, each in sorted(counts.outcomes.items()))
-    failures = "".join(f"  {count} {name}" for name, count in sorted(counts.failures.items()))
-    minutes, seconds = divmod(int(counts.seconds), 60)
-    return f"{minutes}:{seconds:02d}  {heard:<14}{counts.answers:>3} answers, right: {right or 'none'}{failures}"
 
 
 if __name__ == "__main__":

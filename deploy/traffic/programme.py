@@ -31,6 +31,13 @@ class Phase:
     last_db: float | None
     seconds: float
 
+    def __str__(self) -> str:
+        """For people: `noise 20 to -5 dB`."""
+        if self.first_db is None or self.last_db is None:
+            return self.kind
+        levels = f"{self.first_db:g}" if self.first_db == self.last_db else f"{self.first_db:g} to {self.last_db:g}"
+        return f"{self.kind} {levels} dB"
+
     def snr_db(self, seconds: float) -> float | None:
         """The SNR so many seconds after its beginning; None where there is no interference."""
         if self.first_db is None or self.last_db is None:

@@ -16,7 +16,7 @@ import soxr
 from numpy.typing import NDArray
 
 RATE = 16_000
-TALKERS = 4
+FEWEST_TALKERS, MOST_TALKERS = 3, 5
 SILENT_NORM = 1e-6
 KEPT_FILES = 1024
 
@@ -75,7 +75,8 @@ class CorpusSounds(Sounds):
         self._talkers: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for clip in self._clips["speech"] or self._clips["utterance"]:
             self._talkers[clip.get("speaker") or clip["path"]].append(clip)
-        enough = {"babble"} if len(self._talkers) > TALKERS else set()
+        others = len(self._talkers) - (0 if self._clips["speech"] else 1)  # the speaker himself is one of them
+        enough = {"babble"} if others >= FEWEST_TALKERS else set()
         self.kinds = frozenset(enough | {kind for kind in ("noise", "music") if self._clips[kind]})
 
     def utterance(self, place: int) -> Utterance:
@@ -88,7 +89,8 @@ class CorpusSounds(Sounds):
         samples = len(utterance.samples)
         if kind != "babble":
             return _stretch(self._read(dice.choice(self._clips[kind])), samples, dice)
-        others = dice.sample(sorted(self._talkers.keys() - {utterance.speaker}), TALKERS)
+        talkers = sorted(self._talkers.keys() - {utterance.speaker})
+        others = dice.sample(talkers, min(MOST_TALKERS, len(talkers)))
         voices = [_stretch(self._read(dice.choice(self._talkers[talker])), samples, dice) for talker in others]
         babble = np.zeros(samples, np.float32)
         for voice in voices:
@@ -161,11 +163,14 @@ def read(file: Path, start: float = 0.0, duration: float | None = None) -> Sampl
     Raises:
         OSError: it cannot be read as audio.
     """
-    with soundfile.SoundFile(file) as sound:
-        rate = sound.samplerate
-        sound.seek(round(start * rate))
-        frames = -1 if duration is None else round(duration * rate)
-        samples = sound.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+    try:
+        with soundfile.SoundFile(file) as sound:
+            rate = sound.samplerate
+            sound.seek(round(start * rate))
+            frames = -1 if duration is None else round(duration * rate)
+            samples = sound.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+    except soundfile.LibsndfileError as error:
+        raise OSError(str(error)) from error
     resampled: Samples = samples if rate == RATE else soxr.resample(samples, rate, RATE)
     return resampled
 

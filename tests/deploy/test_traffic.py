@@ -27,9 +27,9 @@ def snr_db(speech: np.ndarray, mixed: np.ndarray) -> float:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Six speakers with an utterance for testing each, and a noise at another rate."""
+    """Seven speakers with an utterance for testing each, and a noise at another rate."""
     clips = []
-    for number in range(6):
+    for number in range(7):
         soundfile.write(tmp_path / f"{number}.flac", talk(3.0, RATE, number), RATE)
         clip = {"path": f"{number}.flac", "kind": "utterance", "split": "test", "start": 0.5, "duration": 2.0}
         clips.append({**clip, "speaker": f"s{number}"})
@@ -76,7 +76,7 @@ def test_programmes_that_make_no_sense(text: str) -> None:
 
 def test_a_corpus_gives_its_test_split(corpus: Path) -> None:
     sounds = find(corpus)
-    assert sounds.count == 6
+    assert sounds.count == 7
     assert sounds.kinds == {"noise", "babble"}
     utterance = sounds.utterance(3)
     assert utterance.speaker == "s3"
@@ -99,7 +99,7 @@ def test_nobody_babbles_over_himself(corpus: Path) -> None:
         babble = sounds.interference("babble", utterance, Random(place))  # noqa: S311
         heard = [float(babble @ sounds.utterance(other).samples) for other in range(sounds.count)]
         strength = [value / float(np.linalg.norm(sounds.utterance(other).samples)) for other, value in enumerate(heard)]
-        assert sum(value > 0.5 for value in strength) == 4
+        assert sum(value > 0.5 for value in strength) == 5
         assert strength[place] < 0.5
 
 
@@ -150,9 +150,13 @@ def test_calls_a_server_at_the_rate_that_was_asked(corpus: Path, tmp_path: Path)
         for variant in ("act-da", "clean"):
             asked = f'speakerlens_requests_total{{code="OK",method="Identify",variant="{variant}"}}'
             assert served[asked] == answered[variant]
+        (corpus / "3.flac").unlink()
+        broken = play(corpus, *address, "--programme", "clean@1", "--rate", "20")
+        assert broken.returncode == 2
+        assert "3.flac" in broken.stderr
         lacking = play(corpus, *address, "--programme", "music:0@1")
         assert lacking.returncode == 2
-        assert "has no music; it has babble, noise" in lacking.stderr
+        assert "there is no music among the sounds, but babble, noise" in lacking.stderr
 
 
 @pytest.mark.parametrize("flags", [("--rate", "0"), ("--callers", "0"), ("--minutes", "nan"), ("--programme", "x")])
