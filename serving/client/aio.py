@@ -155,9 +155,14 @@ class AsyncSpeakerClient:
 
     async def speakers(self, *, timeout: float | None = None) -> tuple[voices.EnrolledSpeaker, ...]:
         """List the enrolled speakers; errors as of `verify`."""
-        with translated(self.address):
-            answer = await self._stub.ListSpeakers(pb.ListSpeakersRequest(), timeout=self._deadline(timeout))
-        return tuple(voices.enrolled(each) for each in answer.speakers)
+        request, found = pb.ListSpeakersRequest(), list[voices.EnrolledSpeaker]()
+        while True:
+            with translated(self.address):
+                answer = await self._stub.ListSpeakers(request, timeout=self._deadline(timeout))
+            found += map(voices.enrolled, answer.speakers)
+            if not answer.next_page_token:
+                return tuple(found)
+            request.page_token = answer.next_page_token
 
     async def forget(self, speaker: str, *, timeout: float | None = None) -> None:
         """Remove an enrolled speaker; `NotFoundError` where nobody of that name is."""

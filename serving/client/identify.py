@@ -11,7 +11,7 @@ from serving.client.connection import connect
 from serving.client.errors import ClientError
 from serving.client.failures import CommandError, Exit, call_error, usage_error
 from serving.client.request import identify_request
-from serving.client.results import Identification
+from serving.client.results import Identification, Limits
 
 # Few enough that answers begin to come soon; the server computes about as many together.
 FILES_AT_ONCE = 8
@@ -92,11 +92,11 @@ def _answers(client: SpeakerClient, files: Sequence[str], question: dict[str, An
     """Yield what comes of every file, in their order."""
     try:
         # A single file is not worth a question about limits: the server itself says when it is too large.
-        most_bytes = client.models().limits.max_bytes if len(files) > 1 else 0
+        limits = client.models().limits if len(files) > 1 else Limits(0, 0, 0, 1)
     except ClientError as error:
         yield from (_Asked(file, b"", call_error(error)) for file in files)
         return
-    for batch in _batches(files, most_bytes):
+    for batch in _batches(files, limits):
         results = iter(_results(client, [each for _, each in batch if isinstance(each, bytes)], question))
         for file, content in batch:
             if isinstance(content, CommandError):
@@ -105,10 +105,10 @@ def _answers(client: SpeakerClient, files: Sequence[str], question: dict[str, An
                 yield _Asked(file, content, next(results))
 
 
-def _batches(files: Sequence[str], most_bytes: int) -> Iterator[list[tuple[str, bytes | CommandError]]]:
+def _batches(files: Sequence[str], limits: Limits) -> Iterator[list[tuple[str, bytes | CommandError]]]:
     """Yield files with their contents, or why they have none, as many at a time as go into one call."""
     batch: list[tuple[str, bytes | CommandError]] = []
-    size = 0
+    size, most = 0, min(FILES_AT_ONCE, limits.max_requests or FILES_AT_ONCE)
     for file in files:
         content: bytes | CommandError
         try:
@@ -116,7 +116,7 @@ def _batches(files: Sequence[str], most_bytes: int) -> Iterator[list[tuple[str, 
         except CommandError as error:
             content = error
         added = len(content) + OVERHEAD_BYTES if isinstance(content, bytes) else 0
-        if batch and (len(batch) == FILES_AT_ONCE or size + added > most_bytes):
+        if batch and (len(batch) == most or size + added > limits.max_bytes):
             yield batch
             batch, size = [], 0
         batch.append((file, content))

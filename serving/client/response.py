@@ -85,7 +85,7 @@ def catalogue(response: pb.ListModelsResponse) -> Catalogue:
     return Catalogue(
         models=tuple(_model(model) for model in response.models),
         provider=response.provider,
-        limits=Limits(limits.max_bytes, limits.min_seconds, limits.max_seconds),
+        limits=Limits(limits.max_bytes, limits.min_seconds, limits.max_seconds, limits.max_requests),
     )
 
 

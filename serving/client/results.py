@@ -187,6 +187,8 @@ class Limits:
     max_bytes: int
     min_seconds: float
     max_seconds: float
+    max_requests: int
+    """Of one batch."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from serving.typed.voice_messages import (
     embed_query_of,
     embed_response_of,
     one_selector,
+    page_of,
     speaker_of,
     speakers_response_of,
     utterances_of,
@@ -177,9 +178,9 @@ class Service(SpeakerIdentificationServicer):
         return pb.EnrollResponse(speaker=speaker_of(enrolled))
 
     async def ListSpeakers(self, request: pb.ListSpeakersRequest, context: Any) -> pb.ListSpeakersResponse:  # noqa: N802
-        """Lists the stored speakers."""
-        enrolled = await Enroller(self._core(), self._speakers).all()
-        return await self._built(speakers_response_of, enrolled)
+        """Lists a page of the stored speakers."""
+        page = await Enroller(self._core(), self._speakers).page(*page_of(request))
+        return await self._built(speakers_response_of, page)
 
     async def RemoveSpeaker(  # noqa: N802
         self, request: pb.RemoveSpeakerRequest, context: Any
@@ -204,6 +205,7 @@ class Service(SpeakerIdentificationServicer):
                 max_bytes=self._config.max_message_bytes,
                 min_seconds=shortest / MODEL_RATE,
                 max_seconds=self._config.max_seconds,
+                max_requests=self._config.max_requests,
             ),
         )
 

@@ -1,16 +1,21 @@
 """Messages of the calls about voices (Embed, Verify, Enroll) and what the core understands, one into the other."""
 
-from collections.abc import Iterable
+import base64
+from collections.abc import Sequence
+from typing import Final
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.audio.recording import EncodedAudio, RawAudio
-from serving.errors import InvalidArgumentError, Reason
+from serving.errors import InvalidArgumentError, Reason, quoted
 from serving.hearing.answers import Failed, Identification
 from serving.hearing.query import Query, Tells
 from serving.models.loaded import Model, Models, Selector
 from serving.typed.messages import audio_of, explain_of, explanation_of, info_of, priority_of, selectors_of, timings_of
 from serving.voices.enrolment import MAX_UTTERANCES, Enrolled, named
 from serving.voices.verification import Claim, Verdict
+
+# Speakers in one answer.
+MAX_PAGE: Final = 1000
 
 
 def embed_query_of(request: pb.EmbedRequest, deadline: float | None) -> Query:
@@ -108,9 +113,28 @@ def speaker_of(enrolled: Enrolled) -> pb.EnrolledSpeaker:
     )
 
 
-def speakers_response_of(enrolled: Iterable[Enrolled]) -> pb.ListSpeakersResponse:
-    """All speakers, who may be many."""
-    return pb.ListSpeakersResponse(speakers=[speaker_of(each) for each in enrolled])
+def page_of(request: pb.ListSpeakersRequest) -> tuple[str, int]:
+    """After whose name the page begins, and how many speakers it holds.
+
+    Raises:
+        InvalidArgumentError: no page can be of that size, or the token is none of the server's.
+    """
+    if request.page_size < 0:
+        raise InvalidArgumentError(Reason.ARGUMENT, f"page_size: {request.page_size}; give 1 to {MAX_PAGE}, or 0")
+    try:
+        after = base64.b64decode(request.page_token, altchars=b"-_", validate=True).decode()
+    except ValueError:
+        raise InvalidArgumentError(
+            Reason.ARGUMENT, f"page_token: {quoted(request.page_token)}; give the next_page_token of the answer before"
+        ) from None
+    return after, min(request.page_size or MAX_PAGE, MAX_PAGE)
+
+
+def speakers_response_of(page: tuple[Sequence[Enrolled], bool]) -> pb.ListSpeakersResponse:
+    """A page of speakers, and the token of the next where there are more."""
+    enrolled, more = page
+    token = base64.urlsafe_b64encode(enrolled[-1].speaker.encode()).decode() if more else ""
+    return pb.ListSpeakersResponse(speakers=[speaker_of(each) for each in enrolled], next_page_token=token)
 
 
 def one_selector(models: Models, selector: pb.ModelSelector | None) -> Selector:

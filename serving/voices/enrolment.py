@@ -131,16 +131,17 @@ class Enroller:
         await self._speakers.ask(lambda store: store.put(enrolments))
         return self._enrolled(name, enrolments)
 
-    async def all(self) -> list[Enrolled]:
-        """Every enrolled speaker, by name.
+    async def page(self, after: str, most: int) -> tuple[list[Enrolled], bool]:
+        """Enrolled speakers by name, those that come after one, and whether there are more than `most`.
 
         Raises:
             RequestError: the server keeps no speakers, or cannot read them.
         """
         found: dict[str, list[Enrolment]] = {}
-        for enrolment in await self._speakers.ask(lambda store: store.all()):
+        for enrolment in await self._speakers.ask(lambda store: store.page(after, most + 1)):
             found.setdefault(enrolment.speaker, []).append(enrolment)
-        return [self._enrolled(name, enrolments) for name, enrolments in found.items()]
+        speakers = [self._enrolled(name, enrolments) for name, enrolments in found.items()]
+        return speakers[:most], len(speakers) > most
 
     async def remove(self, speaker: str) -> None:
         """Forgets a speaker, in every model.

@@ -22,6 +22,7 @@ APPLICATION = 0x53706B4C
 # Another server may be writing to the same file.
 BUSY_SECONDS = 5.0
 
+# With row numbers, as an entry of a quarter of a page and more would otherwise take a page of its own beside its place.
 SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE enrolments (
@@ -33,7 +34,7 @@ CREATE TABLE enrolments (
     embedding BLOB NOT NULL,      -- little-endian float32: mean of the length-normalised embeddings of the utterances
     enrolled TEXT NOT NULL,       -- UTC, ISO 8601
     PRIMARY KEY (speaker, variant, version)
-) WITHOUT ROWID;
+);
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
@@ -140,15 +141,16 @@ class SpeakerStore:
         """
         return self._read("WHERE speaker = ?", speaker)
 
-    def all(self) -> list[Enrolment]:
-        """Everything, by speaker, variant and version; errors as for `find`."""
-        return self._read("")
+    def page(self, after: str, most: int) -> list[Enrolment]:
+        """What is stored of `most` speakers whose names come after that one; errors as for `find`."""
+        names = "SELECT DISTINCT speaker FROM enrolments WHERE speaker > ? ORDER BY speaker LIMIT ?"
+        return self._read(f"WHERE speaker IN ({names})", after, most)
 
     def close(self) -> None:
         """Ends the use of the file."""
         self._connection.close()
 
-    def _read(self, where: str, *values: str) -> list[Enrolment]:
+    def _read(self, where: str, *values: str | int) -> list[Enrolment]:
         query = f"SELECT * FROM enrolments {where} ORDER BY speaker, variant, version"  # noqa: S608 (ours)
         try:
             rows = self._connection.execute(query, values).fetchall()

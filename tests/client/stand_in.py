@@ -77,6 +77,8 @@ class StandIn(SpeakerIdentificationServicer):
     def __init__(self) -> None:
         self.last: pb.IdentifyRequest | None = None
         self.batches: list[int] = []
+        self.max_requests = 256
+        self.pages = 0
         self.enrolled: dict[str, tuple[pb.EnrollRequest, pb.EnrolledSpeaker]] = {}
         self.refuse: tuple[grpc.StatusCode, str] | None = None
         self.refuse_content: bytes | None = None
@@ -105,7 +107,7 @@ class StandIn(SpeakerIdentificationServicer):
         return pb.ListModelsResponse(
             models=[_model(variant) for variant in VARIANTS],
             provider="CPUExecutionProvider",
-            limits=pb.Limits(max_bytes=32 * 2**20, min_seconds=0.5, max_seconds=60),
+            limits=pb.Limits(max_bytes=32 * 2**20, min_seconds=0.5, max_seconds=60, max_requests=self.max_requests),
         )
 
     def IdentifyBatch(  # noqa: N802
@@ -173,7 +175,12 @@ class StandIn(SpeakerIdentificationServicer):
 
     def ListSpeakers(self, request: pb.ListSpeakersRequest, context: grpc.ServicerContext) -> pb.ListSpeakersResponse:  # noqa: N802
         self._refused(context)
-        return pb.ListSpeakersResponse(speakers=[speaker for _, speaker in self.enrolled.values()])
+        self.pages += 1
+        rest = [name for name in self.enrolled if not request.page_token or name > request.page_token]
+        page = sorted(rest)[:2]
+        return pb.ListSpeakersResponse(
+            speakers=[self.enrolled[name][1] for name in page], next_page_token=page[-1] if len(rest) > 2 else ""
+        )
 
     def RemoveSpeaker(  # noqa: N802
         self, request: pb.RemoveSpeakerRequest, context: grpc.ServicerContext

@@ -227,7 +227,7 @@ def test_models_as_a_table_and_as_json(command: Command, address: str) -> None:
         assert text in done.stdout
     document = json.loads(command("models", "--server", address, "--json").stdout)
     assert [model["variant"] for model in document["models"]] == list(VARIANTS)
-    assert document["limits"] == {"max_bytes": 32 * 2**20, "min_seconds": 0.5, "max_seconds": 60.0}
+    assert document["limits"] == {"max_bytes": 32 * 2**20, "min_seconds": 0.5, "max_seconds": 60.0, "max_requests": 256}
 
 
 def test_health_says_whether_the_server_is_ready(stand_in: StandIn) -> None:
@@ -319,6 +319,15 @@ def test_many_files_take_few_calls(command: Command, address: str, stand_in: Sta
     assert [document["file"] for document in documents] == list(map(str, files))
     assert [index for index, document in enumerate(documents) if "error" in document] == [11]
     assert stand_in.batches == [8, 7, 3]
+
+
+def test_calls_hold_no_more_files_than_the_server_takes(
+    command: Command, address: str, stand_in: StandIn, flac_file: Path
+) -> None:
+    stand_in.max_requests = 3
+    done = command("identify", *[flac_file] * 8, "--server", address, "--variants", "da", "--json")
+    assert done.returncode == 0
+    assert stand_in.batches == [3, 3, 2]
 
 
 def test_what_a_batch_meets_as_one_is_said_once(command: Command, flac_file: Path) -> None:

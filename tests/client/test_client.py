@@ -192,6 +192,19 @@ def test_a_batch_has_a_result_or_an_error_for_each(
     assert stand_in.batches == [3, 3]
 
 
+def test_speakers_are_listed_over_all_pages(stand_in: StandIn, client: SpeakerClient, address: str) -> None:
+    names = ["a", "b", "c", "d", "e"]
+    for name in names:
+        client.enroll(name, [b"x"])
+
+    async def ask() -> list[str]:
+        async with AsyncSpeakerClient(address, timeout=10) as asked:
+            return [each.speaker for each in await asked.speakers()]
+
+    assert [each.speaker for each in client.speakers()] == asyncio.run(ask()) == names
+    assert stand_in.pages == 6
+
+
 def test_an_answer_to_a_batch_that_contradicts_the_contract(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     failure = pb.IdentifyBatchResult(failure=pb.Failure(code="OF_A_LATER_TIME", message="what"))
     answer = pb.IdentifyBatchResponse(results=[failure])

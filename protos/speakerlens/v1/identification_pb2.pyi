@@ -688,7 +688,8 @@ class IdentifyStreamRequest(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     samples: _builtins.bytes
     """Interleaved samples, in chunks of any size; a sample may lie across two chunks. They may come faster than they
-    are spoken, but not stop: after --stream-idle-seconds without any, the stream ends with DEADLINE_EXCEEDED.
+    are spoken, but not stop: after less than a tenth of real time for --stream-idle-seconds, the stream ends with
+    DEADLINE_EXCEEDED.
     """
     @_builtins.property
     def start(self) -> Global___StreamStart:
@@ -1126,12 +1127,21 @@ Global___EnrolledModel: _TypeAlias = EnrolledModel  # noqa: Y015
 class ListSpeakersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The most speakers of one answer; 0, and what is above 1000, mean 1000."""
+    page_token: _builtins.str
+    """`next_page_token` of the answer before; empty begins with the first."""
     def __init__(
         self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1142,16 +1152,24 @@ class ListSpeakersResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEAKERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Ask with it for those that come next; empty where these were the last. Who is enrolled or removed meanwhile is
+    listed or not, and all others exactly once.
+    """
     @_builtins.property
-    def speakers(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnrolledSpeaker]: ...
+    def speakers(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnrolledSpeaker]:
+        """By name."""
+
     def __init__(
         self,
         *,
         speakers: _abc.Iterable[Global___EnrolledSpeaker] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["speakers", b"speakers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "speakers", b"speakers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1356,19 +1374,23 @@ class Limits(_message.Message):
     MAX_BYTES_FIELD_NUMBER: _builtins.int
     MIN_SECONDS_FIELD_NUMBER: _builtins.int
     MAX_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_REQUESTS_FIELD_NUMBER: _builtins.int
     max_bytes: _builtins.int
     min_seconds: _builtins.float
     max_seconds: _builtins.float
+    max_requests: _builtins.int
+    """Of one IdentifyBatch."""
     def __init__(
         self,
         *,
         max_bytes: _builtins.int = ...,
         min_seconds: _builtins.float = ...,
         max_seconds: _builtins.float = ...,
+        max_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "max_seconds", b"max_seconds", "min_seconds", b"min_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "max_requests", b"max_requests", "max_seconds", b"max_seconds", "min_seconds", b"min_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -147,7 +147,7 @@ class SpeakerIdentificationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSpeakers(self, request, context):
-        """Lists the enrolled speakers.
+        """Lists the enrolled speakers, page by page.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -62,7 +62,7 @@ class SpeakerIdentificationStub:
     FAILED_PRECONDITION the server keeps no speakers
     """
     ListSpeakers: _grpc.UnaryUnaryMultiCallable[_identification_pb2.ListSpeakersRequest, _identification_pb2.ListSpeakersResponse]
-    """Lists the enrolled speakers."""
+    """Lists the enrolled speakers, page by page."""
     RemoveSpeaker: _grpc.UnaryUnaryMultiCallable[_identification_pb2.RemoveSpeakerRequest, _identification_pb2.RemoveSpeakerResponse]
     """Forgets an enrolled speaker, in every model."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_identification_pb2.GetModelRequest, _identification_pb2.GetModelResponse]
@@ -104,7 +104,7 @@ class SpeakerIdentificationAsyncStub(SpeakerIdentificationStub):
     FAILED_PRECONDITION the server keeps no speakers
     """
     ListSpeakers: _aio.UnaryUnaryMultiCallable[_identification_pb2.ListSpeakersRequest, _identification_pb2.ListSpeakersResponse]  # type: ignore[assignment]
-    """Lists the enrolled speakers."""
+    """Lists the enrolled speakers, page by page."""
     RemoveSpeaker: _aio.UnaryUnaryMultiCallable[_identification_pb2.RemoveSpeakerRequest, _identification_pb2.RemoveSpeakerResponse]  # type: ignore[assignment]
     """Forgets an enrolled speaker, in every model."""
     GetModel: _aio.UnaryUnaryMultiCallable[_identification_pb2.GetModelRequest, _identification_pb2.GetModelResponse]  # type: ignore[assignment]
@@ -185,7 +185,7 @@ class SpeakerIdentificationServicer(metaclass=_abc_1.ABCMeta):
         request: _identification_pb2.ListSpeakersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identification_pb2.ListSpeakersResponse, _abc.Awaitable[_identification_pb2.ListSpeakersResponse]]:
-        """Lists the enrolled speakers."""
+        """Lists the enrolled speakers, page by page."""
 
     @_abc_1.abstractmethod
     def RemoveSpeaker(

@@ -42,7 +42,7 @@ def check_refusal(server: ServerProcess, speaker: str, code: str, sentence: str)
 
 def check_store(path: Path, speakers: list[str]) -> None:
     store = SpeakerStore(path)  # refuses a damaged one
-    assert [each.speaker for each in store.all()] == speakers
+    assert [each.speaker for each in store.page("", 10**6)] == speakers
     store.close()
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_what_is_put_is_there_after_a_restart(path: Path) -> None:
     store.close()
     again = SpeakerStore(path)
     assert facts(again.find("anna")) == facts(stored)
-    assert facts(again.all()) == facts([enrolment("Bob"), *stored])
+    assert facts(again.page("", 99)) == facts([enrolment("Bob"), *stored])
     assert again.find("nobody") == []
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [file.name for file in path.parent.iterdir()] == ["speakers.db"], "one file"
@@ -50,10 +51,25 @@ def test_a_speaker_is_replaced_as_a_whole_and_removed_as_a_whole(path: Path) -> 
     store = SpeakerStore(path)
     store.put([enrolment("anna", "clean"), enrolment("anna", "da")])
     store.put([enrolment("anna", "da", 2, 7)])
-    assert facts(store.all()) == facts([enrolment("anna", "da", 2, 7)])
+    assert facts(store.page("", 99)) == facts([enrolment("anna", "da", 2, 7)])
     assert store.remove("anna")
     assert not store.remove("anna")
-    assert store.all() == []
+    assert store.page("", 99) == []
+
+
+def test_speakers_come_in_pages_and_take_little_more_than_their_embeddings(path: Path) -> None:
+    """Four times as much, where each lies on pages of its own."""
+    store = SpeakerStore(path)
+    large = np.ones(256, np.float32)
+    for number in range(60):
+        store.put([replace(enrolment(f"{number:03}", variant), embedding=large) for variant in ("clean", "da")])
+    names, after = [], ""
+    while page := store.page(after, 7):
+        assert len(page) % 2 == 0
+        names += [each.speaker for each in page[::2]]
+        after = page[-1].speaker
+    assert names == [f"{number:03}" for number in range(60)]
+    assert path.stat().st_size < 120 * 1700
 
 
 def test_what_is_removed_is_gone_from_the_file(path: Path) -> None:
@@ -126,10 +142,10 @@ def test_a_full_disk_changes_nothing(path: Path) -> None:
     store._connection.execute("PRAGMA max_page_count = 6")
     with pytest.raises(ResourceExhaustedError, match="full; nothing was changed"):
         store.put([enrolment("anna", f"v{index}", seed=2) for index in range(100)])
-    assert facts(store.all()) == facts([enrolment("anna", seed=1)])
+    assert facts(store.page("", 99)) == facts([enrolment("anna", seed=1)])
     store.put([enrolment("anna", seed=3)])  # there is room for that
     store.close()
-    assert facts(SpeakerStore(path).all()) == facts([enrolment("anna", seed=3)])
+    assert facts(SpeakerStore(path).page("", 99)) == facts([enrolment("anna", seed=3)])
 
 
 def test_a_file_that_another_holds_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +153,7 @@ def test_a_file_that_another_holds_is_unavailable(path: Path, monkeypatch: pytes
     store = SpeakerStore(path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    for ask in (lambda: store.put([enrolment()]), lambda: store.remove("anna"), store.all):
+    for ask in (lambda: store.put([enrolment()]), lambda: store.remove("anna"), lambda: store.page("", 9)):
         with pytest.raises(UnavailableError, match=r"cannot be used now .*locked"):
             ask()
     other.execute("ROLLBACK")

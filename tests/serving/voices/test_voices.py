@@ -213,6 +213,31 @@ def test_a_bad_utterance_enrols_nobody_and_is_named(server: ServerProcess) -> No
     assert "ida" not in [each.speaker for each in listed]
 
 
+def test_speakers_are_listed_page_by_page(server: ServerProcess) -> None:
+    names = [f"page {letter}" for letter in "édcba"]
+    for name in names:
+        request = pb.EnrollRequest(speaker=name, utterances=[raw(voice(1.0))], models=[DA, CLEAN])
+        server.stub.Enroll(request, timeout=CALL_SECONDS)
+    [*everybody] = server.stub.ListSpeakers(pb.ListSpeakersRequest(page_size=5000), timeout=CALL_SECONDS).speakers
+    listed: list[pb.EnrolledSpeaker] = []
+    token = ""
+    while True:
+        page = server.stub.ListSpeakers(pb.ListSpeakersRequest(page_size=2, page_token=token), timeout=CALL_SECONDS)
+        listed += page.speakers
+        token = page.next_page_token
+        if not token:
+            break
+        assert len(page.speakers) == 2
+    assert listed == everybody
+    assert [each.speaker for each in listed if each.speaker.startswith("page")] == sorted(names)
+    assert refused(server.stub.ListSpeakers, pb.ListSpeakersRequest(page_size=-1))[1].startswith("page_size: -1")
+    for bad in ("page a", "/w==", "é"):
+        code, text = refused(server.stub.ListSpeakers, pb.ListSpeakersRequest(page_token=bad))
+        assert (code, text.split(":")[0]) == ("INVALID_ARGUMENT", "page_token")
+    for name in names:
+        server.stub.RemoveSpeaker(pb.RemoveSpeakerRequest(speaker=name), timeout=CALL_SECONDS)
+
+
 def test_a_server_without_a_store_says_which_flag(toy_server: ServerProcess) -> None:
     stub = toy_server.stub
     for call, request in (
