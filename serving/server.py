@@ -111,7 +111,7 @@ class Server:
                 *([self._tracing.interceptor] if self._tracing else []),
                 CallInterceptor(services, self._gate, self.metrics, self._codec, transfers, ALWAYS),
                 *([Admission(tokens)] if tokens else []),
-                ForeignInterceptor(services),
+                ForeignInterceptor(services, transfers),
             ],
             options=[
                 # Two servers on one port would share its calls silently.

@@ -10,54 +10,64 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from serving.transport.rpc import HANDLERS, MALFORMED
+from serving.errors import RequestError
+from serving.transport.rpc import HANDLERS, MALFORMED, NO_MESSAGE
+from serving.transport.transfer import Transfers
 
 
 class ForeignInterceptor(grpc.aio.ServerInterceptor):
-    """Parses the messages of every service but those named.
+    """Receives and parses the messages of every service but those named.
 
     Args:
         services: full names of the services that are surrounded anyway.
+        transfers: receives.
     """
 
-    def __init__(self, services: Collection[str]) -> None:
+    def __init__(self, services: Collection[str], transfers: Transfers) -> None:
         self._services = frozenset(services)
+        self._transfers = transfers
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Replaces the method's handler by one that parses."""
+        """Replaces the method's handler by one that receives and parses; as if the request were streamed."""
         handler = await continuation(handler_call_details)
         service = handler_call_details.method.removeprefix("/").rpartition("/")[0]
         if handler is None or service in self._services:
             return handler
-        kind = handler.request_streaming, handler.response_streaming
-        return HANDLERS[kind](_parsing(handler), None, handler.response_serializer)
+        parsing = _parsing(handler, self._transfers)
+        return HANDLERS[True, handler.response_streaming](parsing, None, handler.response_serializer)
 
 
-def _parsing(handler: Any) -> Callable[..., Any]:
+def _parsing(handler: Any, transfers: Transfers) -> Callable[..., Any]:
     """The handler's behaviour with a parser before it; as it is, a coroutine or a generator."""
     behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    parse = _one if not handler.request_streaming else _each
+
+    async def parsed(incoming: Any, context: Any) -> Any:
+        messages = _each(handler.request_deserializer, transfers, aiter(incoming), context)
+        if handler.request_streaming:
+            return messages
+        async for message in messages:
+            return message
+        return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, NO_MESSAGE)
 
     async def call(incoming: Any, context: Any) -> Any:
-        return await behaviour(await parse(handler.request_deserializer, incoming, context), context)
+        return await behaviour(await parsed(incoming, context), context)
 
     async def generate(incoming: Any, context: Any) -> AsyncIterator[Any]:
-        async for response in behaviour(await parse(handler.request_deserializer, incoming, context), context):
+        async for response in behaviour(await parsed(incoming, context), context):
             yield response
 
     return generate if inspect.isasyncgenfunction(behaviour) else call
 
 
-async def _one(parse: Callable[[bytes], Any], message: bytes, context: Any) -> Any:
+async def _each(
+    parse: Callable[[bytes], Any], transfers: Transfers, messages: AsyncIterator[bytes], context: Any
+) -> AsyncIterator[Any]:
     try:
-        return parse(message)
+        message = await transfers.first(messages)
+        while message is not None:
+            yield parse(message)
+            message = await anext(messages, None)
     except DecodeError:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, MALFORMED)
-
-
-async def _each(parse: Callable[[bytes], Any], messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
-    async def parsed() -> AsyncIterator[Any]:
-        async for message in messages:
-            yield await _one(parse, message, context)
-
-    return parsed()
+    except RequestError as error:
+        await context.abort(grpc.StatusCode[error.code], str(error))

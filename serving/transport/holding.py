@@ -91,6 +91,7 @@ class Share:
         self.close()
 
     def _give_back(self, size: int) -> None:
+        size = min(size, self._size)  # a part may be left after the whole was, by a generator that nobody closed
         self._holdings.held -= size
         self._size -= size
 

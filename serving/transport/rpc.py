@@ -37,6 +37,7 @@ RETRY_HEADER = "retry-after-ms"
 FOREIGN_ID = re.compile(r"[!-~]{1,64}")
 
 MALFORMED = "the message is not of the method's request type"
+NO_MESSAGE = "the call has no message"
 
 HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -207,7 +208,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _one(self, incoming: AsyncIterator[bytes], share: Share) -> bytes:
         message = await self._transfers.first(incoming)
         if message is None:
-            raise InvalidArgumentError(Reason.MALFORMED, "the call has no message")
+            raise InvalidArgumentError(Reason.MALFORMED, NO_MESSAGE)
         share.take(len(message))
         return message
 

@@ -5,7 +5,7 @@ import struct
 from types import TracebackType
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS = 0, 1, 4
+DATA, HEADERS, RESET, SETTINGS, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 7, 8
 END_STREAM, END_HEADERS = 1, 4
 
 
@@ -36,14 +36,22 @@ class Misbehaving:
         """Sends more of a message, by no more than a frame."""
         self._send(DATA, 0, stream, data)
 
+    def ended(self, stream: int) -> bool:
+        """Whether the server ends a call with a status, or resets it; waits for that."""
+        while head := self._socket.recv(9, socket.MSG_WAITALL):
+            self._socket.recv(int.from_bytes(head[:3], "big"), socket.MSG_WAITALL)
+            if int.from_bytes(head[5:], "big") == stream and head[3] in (HEADERS, RESET):
+                return True
+        return False
+
     def closed(self) -> bool:
         """Whether the server ends the connection; waits for that, or for anything but settings."""
         try:
             while head := self._socket.recv(9, socket.MSG_WAITALL):
                 size = int.from_bytes(head[:3], "big")
                 self._socket.recv(size, socket.MSG_WAITALL)
-                if head[3] not in (SETTINGS, 8):
-                    return head[3] == 7
+                if head[3] not in (SETTINGS, WINDOW_UPDATE):
+                    return head[3] == GOAWAY
         except ConnectionError:
             pass
         return True

@@ -581,7 +581,8 @@ Global___AudioInfo: _TypeAlias = AudioInfo  # noqa: Y015
 @_typing.final
 class Timings(_message.Message):
     """Seconds, together nearly all of the time from the request's arrival. What happens at once counts once; waiting for a
-    client that streams does not count.
+    client that streams does not count. Nor does writing the answer out as bytes, which comes after these are written into
+    it: some milliseconds for an answer of a megabyte or two.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

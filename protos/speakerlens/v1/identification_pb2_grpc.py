@@ -95,8 +95,9 @@ class SpeakerIdentificationServicer:
 
         INVALID_ARGUMENT   a field is wrong; the message names the field and the limit
         NOT_FOUND          unknown variant, version or target speaker; the message says what there is
-        RESOURCE_EXHAUSTED the queue is full, or the message is too large
-        DEADLINE_EXCEEDED  the deadline would expire, or expired, in the queue
+        RESOURCE_EXHAUSTED the queue is full, all calls together hold as much as they may, or the message is too large
+        DEADLINE_EXCEEDED  the deadline would expire, or expired, in the queue; or the request did not arrive, or its answer
+        was not read, in the time that the server allows
         UNAUTHENTICATED    no token, or one that is not accepted, where the server asks for one
         UNAVAILABLE        the server is starting or draining
 

@@ -101,6 +101,11 @@ def test_a_share_is_given_back_once() -> None:
     async def test() -> None:
         holdings, unread = Holdings(10), asyncio.get_running_loop().create_future()
         with holdings.share() as share:
+            part = share.part(5)
+            part.__enter__()
+        part.__exit__(None, None, None)
+        assert holdings.held == 0
+        with holdings.share() as share:
             share.take(3)
             with share.part(4), pytest.raises(ResourceExhaustedError):
                 share.take(4)
@@ -129,6 +134,18 @@ def tight(toy_bundles: Path) -> Iterator[ServerProcess]:
 
 def refusals(server: ServerProcess, reason: str) -> float:
     return server.metrics()[f'speakerlens_rejections_total{{reason="{reason}"}}']
+
+
+def test_not_even_health_waits_for_ever(tight: ServerProcess) -> None:
+    method: grpc.StreamUnaryMultiCallable[bytes, bytes] = tight.channel.stream_unary("/grpc.health.v1.Health/Check")
+    with ExitStack() as stack:
+        slow = stack.enter_context(Misbehaving(tight.ready["grpc"]))
+        stream = slow.call("/grpc.health.v1.Health/Check")
+        slow.begin_message(stream, MEGABYTE - 100, 10_000)
+        assert slow.ended(stream)
+    with pytest.raises(grpc.RpcError) as caught:
+        method(iter(()), timeout=CALL_SECONDS)
+    assert caught.value.details() == "the call has no message"
 
 
 def test_requests_that_trickle_in_are_few_and_end(tight: ServerProcess) -> None:
