@@ -105,8 +105,8 @@ def lines(figure: Figure, box: Box, panel: Panel, found: Sequence[Line], span: S
             height = _spread(line.series, moments, span.step)
             floor = np.zeros_like(height) if floor is None else floor
             axes.fill_between(_moments(moments), floor, floor + height, color=colour, alpha=0.35, linewidth=0)
-            # A part that is only sometimes there must not draw over the one below it.
-            there = height > 0 if height.any() else np.isfinite(height)
+            # Where a part is nothing it must not draw over the one below it, if there is one.
+            there = (height > 0) | (floor + height == 0)
             axes.plot(_moments(moments), np.where(there, floor + height, np.nan), color=colour, linewidth=1)
             floor = floor + height
         else:
@@ -181,6 +181,9 @@ def table(figure: Figure, box: Box, panel: Panel, found: Sequence[Line], _: Span
         head = list(panel.columns)
         cells = [[line.series.labels.get(column, "") for column in head] for line in found]
         fills = [["white"] * len(head) for _ in cells]
+    if not found:
+        box.write(figure, "no data", size=10, colour=MUTED, y=0.5, x=0.45)
+        return
     widths = [max(len(text) for text in column) + 2 for column in zip(head, *cells, strict=True)]
     axes = box.axes(figure, left=0.1, right=0.1, top=0.05, bottom=0.08)
     axes.set_axis_off()
@@ -242,12 +245,11 @@ def _spread(series: Series, moments: NDArray[np.float64], step: float) -> NDArra
 def _limits(axes: Axes, panel: Panel) -> None:
     low, high = axes.get_ylim()
     wanted_low, wanted_high = panel.limits
-    if not any(np.ravel(line.get_ydata()).any() for line in axes.lines):
+    shown = np.concatenate([np.ravel(np.asarray(line.get_ydata(), np.float64)) for line in axes.lines] or [np.zeros(1)])
+    if not np.nan_to_num(shown).any():
         low, high = 0.0, 1.0  # nothing but zeros
-    elif panel.stacked:
-        low = 0.0
     elif panel.unit not in (Unit.DECIBELS, Unit.FULL_SCALE):
-        low = min(low, 0.0)
+        low = min(0.0, float(np.nanmin(shown)))
     high += 0.05 * (high - low)
     axes.set_ylim(low if wanted_low is None else wanted_low, high if wanted_high is None else wanted_high)
 

@@ -27,7 +27,9 @@ from tests.serving.harness import ServerProcess
 DEMO, OUT = Path("build/demo"), Path("build/dashboards")
 CALLERS, PAUSE_SECONDS = 2, 0.2
 POINTS = 240
+PROGRAMME = "clean@1 noise:20..-5@1 clean@1"
 # Whatever is measured in the background is measured often, so that a short run shows it.
+SMOOTHED_SECONDS = 5.0  # as if scrapes were so far apart: rates of a second are mostly chance
 FLAGS = ("--probe-seconds=5", "--saliency-share=0.5", "--shadow-share=0.5", "--drift-samples=100")
 
 
@@ -55,8 +57,9 @@ def main() -> int:
     ):
         print(f"{seconds:g} s of traffic", flush=True)
         command = [sys.executable, "-m", "deploy.traffic", arguments.demo / "corpus", "--server", server.ready["grpc"]]
-        played = subprocess.run([*command, "--minutes", f"{arguments.minutes:g}"], check=False)
-        pictures(prometheus.url, seconds, prometheus.interval, arguments.out)
+        command += ["--minutes", f"{arguments.minutes:g}", "--programme", PROGRAMME]
+        played = subprocess.run(command, check=False)
+        pictures(prometheus.url, seconds, SMOOTHED_SECONDS, arguments.out)
     return played.returncode
 
 

@@ -1,6 +1,6 @@
 """The servers as processes, and their work beside the requests."""
 
-from deploy.grafana.expressions import INSTANCE, JOB, or_none, per_second
+from deploy.grafana.expressions import INSTANCE, JOB, per_second
 from deploy.grafana.model import Panel, Query, Row, Unit
 
 PROCESS = f'job="{JOB}", {INSTANCE}'
@@ -48,12 +48,7 @@ PROCESS_ROW = Row(
             "Does what runs beside the requests get its turn (maps of a sample, comparisons of variants)?",
             "dropped: the device is busy with requests, which go first; samples are fewer. failed: see the log.",
             Unit.PER_SECOND,
-            (
-                Query(
-                    or_none(per_second("background_total", by="work, outcome"), "work"),
-                    "{{work}} {{outcome}}",
-                ),
-            ),
+            (Query(per_second("background_total", by="work, outcome"), "{{work}} {{outcome}}"),),
             width=6,
             stacked=True,
         ),
