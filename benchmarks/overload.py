@@ -1,15 +1,21 @@
 """What becomes of a server that is offered three times what it can do.
 
-  python benchmarks/overload.py build/demo/bundles --variant act-da --out build/overload
+  python -m benchmarks.overload build/demo/bundles --variant act-da --explain --out build/overload
+  python -m benchmarks.overload BUNDLES --variant v --device-seconds 0.1 --deadline 3 --out build/overload
 
 Starts the real server on the folder of bundles, and clients in a process of their own. First their number is fixed and
 each asks again when it is answered: what is answered in a second is the capacity. Then requests come at three times
 that rate, at random moments, whether earlier ones are answered or not, each with a deadline. Then capacity again, and
-so on, so that whatever else the machine does falls on both.
+so on, so that whatever else the machine does falls on both. Answers count in the second in which they come, and only
+after a run-up as long as the deadline: what a queue holds when a load begins or ends is nobody's gain.
+
+With --device-seconds the device needs that long for a second of audio (benchmarks/paced.py), as a GPU does, whose time
+the clients and the rest of the machine do not take away.
 
 Printed, and written to OUT/overload.json:
 
-* goodput: answers within their deadline, a second, over the mean capacity;
+* goodput: answers within their deadline, a second, over the capacity before and after; over all rounds, and of each;
+* the same for each second of the server's processor time, which a busy machine does not change: what refusing costs;
 * kept: of the requests that were accepted, that is not refused before their deadline, the share answered within it;
 * by status, how many there were and how long they took; refusals should take next to nothing;
 * late: how long after its moment the client sent a request, at the 99th percentile. If that is not small, the client
@@ -18,16 +24,20 @@ Printed, and written to OUT/overload.json:
 
 import argparse
 import asyncio
+import itertools
 import json
 import math
 import multiprocessing
+import os
 import shlex
+import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +50,24 @@ from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationS
 MODEL_RATE = 16_000
 CALLERS = 12
 SETTLE_SECONDS = 2.0
+PATIENCE_SECONDS = 60.0
 # The server's own header tells its statuses from those that the client gives itself.
 SERVER_HEADER = "x-request-id"
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked, and how: `rate` requests a second, or None for CALLERS that each wait for their answer."""
+    """What is asked, and how: `rate` requests a second, or None for CALLERS that each wait for their answer.
+
+    `process` is the server's, `run_up` how long the load lasts before its `seconds` are counted.
+    """
 
     address: str
+    process: int
     variant: str
     explain: bool
     lengths: tuple[float, float]
+    run_up: float
     seconds: float
     rate: float | None
     deadline: float
@@ -60,12 +76,45 @@ class Load:
 
 @dataclass(frozen=True)
 class Call:
-    """A request: status, seconds it took, whether the server refused it before its deadline, and how late it went."""
+    """A request: its status, when it began and ended, whether the server refused it early, and how late it went.
+
+    Moments are in seconds since counting began; negative before that.
+    """
 
     code: str
-    seconds: float
+    began: float
+    ended: float
     refused: bool
     late: float
+
+
+@dataclass(frozen=True)
+class Offered:
+    """What became of a load: its calls, and the server's processor time while it was counted."""
+
+    load: Load
+    calls: list[Call]
+    server_seconds: float
+
+    @property
+    def answers(self) -> int:
+        """Answers that came while it was counted."""
+        return sum(call.code == "OK" and 0 <= call.ended < self.load.seconds for call in self.calls)
+
+    @property
+    def begun_per_second(self) -> float:
+        """Requests a second."""
+        return sum(call.began >= 0 for call in self.calls) / self.load.seconds
+
+    @property
+    def per_second(self) -> float:
+        """Answers a second."""
+        return self.answers / self.load.seconds
+
+    @property
+    def per_server_second(self) -> float:
+        """Answers for each second of the server's processor time."""
+        return self.answers / self.server_seconds
 
 
 class Client:
@@ -75,7 +124,7 @@ class Client:
         self._load = load
         self._rng = np.random.default_rng(load.seed)
         self._requests = [self._request() for _ in range(16)]
-        self.calls: list[Call] = []
+        self._calls: list[Call] = []
 
     def _request(self) -> pb.IdentifyRequest:
         load, rng = self._load, self._rng
@@ -90,25 +139,33 @@ class Client:
             audio=pb.Audio(raw=raw), models=[pb.ModelSelector(variant=load.variant)], explain=options
         )
 
-    async def run(self) -> list[Call]:
-        """The calls that were begun within the load's seconds."""
-        async with grpc.aio.insecure_channel(self._load.address) as channel:
+    async def run(self) -> Offered:
+        """The calls that were begun before the load's end."""
+        load = self._load
+        async with grpc.aio.insecure_channel(load.address) as channel:
             stub = SpeakerIdentificationStub(channel)
-            if self._load.rate is None:
+            self._zero = time.monotonic() + load.run_up
+            used = asyncio.create_task(self._server_seconds())
+            if load.rate is None:
                 await _all([self._caller(stub, number) for number in range(CALLERS)])
             else:
-                await self._arrivals(stub, self._load.rate)
-        return self.calls
+                await self._arrivals(stub, load.rate)
+            return Offered(load, self._calls, await used)
+
+    async def _server_seconds(self) -> float:
+        await asyncio.sleep(self._load.run_up)
+        before = _processor_seconds(self._load.process)
+        await asyncio.sleep(self._load.seconds)
+        return _processor_seconds(self._load.process) - before
 
     async def _caller(self, stub: Any, number: int) -> None:
-        until = time.monotonic() + self._load.seconds
+        until = self._zero + self._load.seconds
         while time.monotonic() < until:
             await self._call(stub, number, time.monotonic())
             number += CALLERS
 
     async def _arrivals(self, stub: Any, rate: float) -> None:
-        moment = time.monotonic()
-        until = moment + self._load.seconds
+        moment, until = time.monotonic(), self._zero + self._load.seconds
         tasks: list[asyncio.Task[None]] = []
         while (moment := moment + self._rng.exponential(1 / rate)) < until:
             await asyncio.sleep(moment - time.monotonic())
@@ -116,54 +173,69 @@ class Client:
         await asyncio.gather(*tasks)
 
     async def _call(self, stub: Any, number: int, moment: float) -> None:
-        started = time.monotonic()
+        began = time.monotonic()
         call = stub.Identify(self._requests[number % len(self._requests)], timeout=self._load.deadline)
         code = (await call.code()).name
-        seconds = time.monotonic() - started
+        ended = time.monotonic()
         by_server = any(key == SERVER_HEADER for key, _ in await call.trailing_metadata() or ())
-        refused = code != "OK" and by_server and seconds < 0.9 * self._load.deadline
-        self.calls.append(Call(code, seconds, refused, started - moment))
+        refused = code != "OK" and by_server and ended - began < 0.9 * self._load.deadline
+        self._calls.append(Call(code, began - self._zero, ended - self._zero, refused, began - moment))
 
 
 async def _all(coroutines: list[Coroutine[Any, Any, None]]) -> None:
     await asyncio.gather(*coroutines)
 
 
-def offer(load: Load) -> list[Call]:
-    """A load from a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_offer, (load,))
+def _processor_seconds(process: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _offer(load: Load) -> list[Call]:
+def offer(load: Load) -> Offered:
+    """What becomes of a load."""
     return asyncio.run(Client(load).run())
 
 
-def capacity(load: Load) -> float:
-    """Answers a second."""
-    calls = offer(load)
-    wrong = {call.code for call in calls} - {"OK"}
+def capacity(pool: Pool, load: Load) -> Offered:
+    """As many callers as keep the server busy."""
+    found = pool.apply(offer, (load,))
+    wrong = {call.code for call in found.calls} - {"OK"}
     if wrong:
         raise SystemExit(f"error: callers who wait for their answer got {', '.join(sorted(wrong))}")
-    return len(calls) / load.seconds
+    return found
 
 
-def summary(calls: list[Call], load: Load, capacities: list[float]) -> dict[str, Any]:
-    """The figures of an overloaded server."""
-    able = sum(capacities) / len(capacities)
-    answered = [call for call in calls if call.code == "OK"]
+def rounds(capacities: list[Offered], overloads: list[Offered], figure: Callable[[Offered], float]) -> list[float]:
+    """A figure of each overload, over its mean of the capacities before and after."""
+    beside = itertools.pairwise(capacities)
+    return [
+        2 * figure(overload) / (figure(before) + figure(after))
+        for overload, (before, after) in zip(overloads, beside, strict=True)
+    ]
+
+
+def summary(capacities: list[Offered], overloads: list[Offered]) -> dict[str, Any]:
+    """The figures of a server that was overloaded between every two of `capacities`."""
+    calls = [call for overload in overloads for call in overload.calls]
     accepted = [call for call in calls if not call.refused]
     kinds = defaultdict(list)
     for call in calls:
-        kinds[f"{call.code}{', refused at once' if call.refused else ''}"].append(call.seconds)
+        kinds[f"{call.code}{', refused at once' if call.refused else ''}"].append(call.ended - call.began)
+    ratios = rounds(capacities, overloads, lambda each: each.per_second)
+    processor = rounds(capacities, overloads, lambda each: each.per_server_second)
     return {
-        "load": asdict(load),
-        "capacity_per_s": capacities,
-        "offered_per_s": len(calls) / load.seconds,
-        "goodput_per_s": len(answered) / load.seconds,
-        "goodput_over_capacity": len(answered) / load.seconds / able,
+        "load": {key: value for key, value in asdict(overloads[0].load).items() if key not in ("address", "process")},
+        "capacity_per_s": [each.per_second for each in capacities],
+        "offered_per_s": [each.begun_per_second for each in overloads],
+        "goodput_per_s": [each.per_second for each in overloads],
+        "goodput_over_capacity": statistics.mean(ratios),
+        "goodput_over_capacity_by_round": ratios,
+        "goodput_over_capacity_by_processor_time": statistics.mean(processor),
+        "goodput_over_capacity_by_processor_time_by_round": processor,
+        "server_cores": [each.server_seconds / each.load.seconds for each in (*capacities, *overloads)],
         "accepted": len(accepted),
-        "kept": len(answered) / len(accepted) if accepted else math.nan,
+        "kept": sum(call.code == "OK" for call in accepted) / len(accepted) if accepted else math.nan,
         "late_p99_s": float(np.percentile([call.late for call in calls], 99)),
         "statuses": {
             kind: {
@@ -178,33 +250,45 @@ def summary(calls: list[Call], load: Load, capacities: list[float]) -> dict[str,
 
 def table(figures: dict[str, Any]) -> str:
     """The figures for people."""
-    goodput, share = figures["goodput_per_s"], 100 * figures["goodput_over_capacity"]
-    capacities = ", ".join(f"{each:.1f}" for each in figures["capacity_per_s"])
+
+    def each(key: str, form: str, times: float = 1.0) -> str:
+        return ", ".join(format(times * value, form) for value in figures[key])
+
+    goodput, processor = figures["goodput_over_capacity"], figures["goodput_over_capacity_by_processor_time"]
     lines = [
-        f"capacity  {capacities} answers/s",
-        f"offered   {figures['offered_per_s']:8.1f} requests/s, deadline {figures['load']['deadline']:g} s",
-        f"goodput   {goodput:8.1f} answers/s: {share:.1f} % of capacity",
-        f"kept      {100 * figures['kept']:8.2f} % of {figures['accepted']} accepted requests met their deadline",
-        f"late      {1e3 * figures['late_p99_s']:8.1f} ms after their moment requests were sent, p99",
+        f"capacity  {each('capacity_per_s', '.1f')} answers/s",
+        f"offered   {each('offered_per_s', '.1f')} requests/s, deadline {figures['load']['deadline']:g} s",
+        f"goodput   {each('goodput_per_s', '.1f')} answers/s",
+        f"          {goodput:.1%} of capacity ({each('goodput_over_capacity_by_round', '.0f', 100)} %)",
+        f"          {processor:.1%} by the server's processor time"
+        f" ({each('goodput_over_capacity_by_processor_time_by_round', '.0f', 100)} %)",
+        f"cores     {each('server_cores', '.2f')} had the server: at capacity, then overloaded",
+        f"kept      {figures['kept']:.2%} of {figures['accepted']} accepted requests met their deadline",
+        f"late      {1e3 * figures['late_p99_s']:.1f} ms after their moment requests were sent, p99",
     ]
-    for kind, each in figures["statuses"].items():
-        times = f"p50 {1e3 * each['p50_s']:8.1f} ms  p99 {1e3 * each['p99_s']:8.1f} ms"
-        lines.append(f"{kind:40} {each['calls']:6}  {times}")
+    for kind, found in figures["statuses"].items():
+        times = f"p50 {1e3 * found['p50_s']:8.1f} ms  p99 {1e3 * found['p99_s']:8.1f} ms"
+        lines.append(f"{kind:40} {found['calls']:6}  {times}")
     return "\n".join(lines)
 
 
-def measure(args: argparse.Namespace, address: str) -> dict[str, Any]:
+def measure(args: argparse.Namespace, address: str, process: int) -> dict[str, Any]:
     """Capacity and overload by turns."""
     lengths = args.shortest, args.longest
-    load = Load(address, args.variant, args.explain, lengths, args.seconds, None, deadline=60.0)
-    capacity(replace(load, seconds=SETTLE_SECONDS))  # the server learns how long computing takes
-    capacities, calls = [capacity(load)], []
-    for seed in range(args.rounds):
-        rate = args.times * sum(capacities) / len(capacities)
-        calls += offer(replace(load, rate=rate, deadline=args.deadline, seed=seed))
-        capacities.append(capacity(load))
-    over = replace(load, rate=rate, deadline=args.deadline, seconds=args.rounds * args.seconds)
-    return summary(calls, over, capacities)
+    patient = Load(
+        address, process, args.variant, args.explain, lengths, SETTLE_SECONDS, args.seconds, None, PATIENCE_SECONDS
+    )
+    overloads = []
+    # One process, that has imported everything before anything is measured.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        capacity(pool, replace(patient, seconds=SETTLE_SECONDS))  # the server learns how long computing takes
+        capacities = [capacity(pool, patient)]
+        for seed in range(args.rounds):
+            rate = args.times * statistics.mean(each.per_second for each in capacities)
+            hurried = replace(patient, run_up=args.deadline, rate=rate, deadline=args.deadline, seed=seed)
+            overloads.append(pool.apply(offer, (hurried,)))
+            capacities.append(capacity(pool, patient))
+    return summary(capacities, overloads)
 
 
 def main() -> int:
@@ -217,13 +301,15 @@ def main() -> int:
     parser.add_argument("--longest", type=float, default=8.0, metavar="S", help="most seconds of audio (8)")
     parser.add_argument("--times", type=float, default=3.0, metavar="X", help="offered load, in capacities (3)")
     parser.add_argument("--deadline", type=float, default=1.0, metavar="S", help="of each request (1)")
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each phase (10)")
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each phase that count (10)")
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="how often it is overloaded (2)")
     parser.add_argument("--server", default="", metavar="FLAGS", help="further flags of the server, in one argument")
+    parser.add_argument("--device-seconds", metavar="S", help="that the device needs for a second of audio")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for overload.json")
     args = parser.parse_args()
+    program = ["serving"] if args.device_seconds is None else ["benchmarks.paced", args.device_seconds]
     flags = ["--bundles", str(args.bundles), "--port=0", "--metrics-port=0", "--log-level=warning"]
-    command = [sys.executable, "-m", "serving", *flags, *shlex.split(args.server)]
+    command = [sys.executable, "-m", *program, *flags, *shlex.split(args.server)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -231,7 +317,7 @@ def main() -> int:
         if not line:
             print("error: the server did not start", file=sys.stderr)
             return 1
-        figures = measure(args, json.loads(line)["grpc"])
+        figures = measure(args, json.loads(line)["grpc"], server.pid)
     finally:
         server.terminate()
         server.wait(60)

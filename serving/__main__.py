@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from serving.errors import StartupError
 from serving.logs import configure
+from serving.memory import steady
 from serving.settings import parse
 
 
@@ -18,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 after a stop by signal, 1 if it could not start, or had to cut calls short when it stopped.
     """
     config = parse(sys.argv[1:] if argv is None else argv)
+    steady()
     configure(config.log_level, config.log_format)
     try:
         from serving.server import serve  # noqa: PLC0415  (--help must work without an ONNX Runtime)

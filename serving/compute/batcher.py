@@ -47,7 +47,10 @@ class Batcher(Generic[JobT, ResultT]):
         self._observer = observer
         self._repair = repair
         self._pace = Pace()
-        self._lanes: tuple[Lane[JobT, ResultT], ...] = tuple(Lane(name, bounds, self._pace, observer) for _ in Priority)
+        self._turnover = Pace()
+        self._lanes: tuple[Lane[JobT, ResultT], ...] = tuple(
+            Lane(name, bounds, self._pace, self._turnover, observer) for _ in Priority
+        )
         repair.listen(self._on_repair)
         device.attach(self)
 
@@ -132,6 +135,7 @@ class Batcher(Generic[JobT, ResultT]):
 
     async def _run(self, priority: Priority, batch: Sequence[Entry[JobT, ResultT]], feed: Any | None) -> None:
         started = time.monotonic()
+        begun = self._device.begun(min(entry.arrived for entry in batch))
         try:
             results = await self._device.compute(self.work, [entry.job for entry in batch], feed)
         except Exception as error:
@@ -142,6 +146,8 @@ class Batcher(Generic[JobT, ResultT]):
             if not entry.future.done():
                 entry.future.set_result(Done(result, started - entry.arrived, seconds))
         self._pace.ran(self._lanes[priority].batch_cost(batch), seconds)
+        # What waits counts without padding, so that padding is part of what it takes.
+        self._turnover.ran(sum(entry.cost for entry in batch), time.monotonic() - begun)
         self._observer.ran(len(batch), seconds)
 
     async def _failed(self, priority: Priority, batch: Sequence[Entry[JobT, ResultT]], error: Exception) -> None:

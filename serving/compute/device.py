@@ -98,6 +98,7 @@ class Device:
         self._running: asyncio.Task[None] | None = None
         self._runs_for: Queue | None = None
         self._ends = 0.0
+        self._ended_at = -math.inf
         self._bulk_ended = -math.inf
         self._since_bulk = 0
         self._worker: asyncio.Task[None] | None = None
@@ -138,6 +139,10 @@ class Device:
             if other is not None and other is not lane and turn.priority <= priority:
                 delay += other.seconds if turn.priority < priority else min(other.seconds, own + needed)
         return delay
+
+    def begun(self, arrived: float) -> float:
+        """When the batch that is being started, with a job that came at `arrived`, might have been begun at best."""
+        return self._ended_at if arrived <= self._ended_at else time.monotonic()
 
     async def compute(self, work: Work[JobT, ResultT], jobs: Sequence[JobT], feed: Any | None) -> list[ResultT]:
         """Computes on the device's thread; one answer per job, or an error.
@@ -261,6 +266,7 @@ class Device:
 
     def _ended(self, _task: object) -> None:
         self._running = self._runs_for = None
+        self._ended_at = time.monotonic()
         if self._bulk_ended == math.inf:
             self._bulk_ended = time.monotonic()
         self._news.set()

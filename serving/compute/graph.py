@@ -4,6 +4,7 @@ Utterances are padded with zeros to the length of a bucket; the graph's `lengths
 what the graph says about padding is cut off again.
 """
 
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,8 @@ CUDA_OPTIONS = {
     # Bundles were verified in full float32.
     "use_tf32": "0",
 }
+# Regions of the arena are as large as what is asked for; doubling each would keep twice of what was once needed.
+ARENA = {"arena_extend_strategy": 1}
 # How ONNX Runtime, its arena and CUDA say that memory ran out; their errors have no type of their own.
 MEMORY_WORDS = ("failed to allocate", "out of memory", "bad_alloc", "available memory of")
 
@@ -207,6 +210,10 @@ def _open(bundle: Bundle, name: str, device: str, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    _share_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # What it remembers of each shape is of use where the same few come again and again, and else only takes room.
+    options.enable_mem_pattern = False
     providers: list[Any] = [CPU]
     if device != "cpu" and CUDA in ort.get_available_providers():
         providers.insert(0, (CUDA, CUDA_OPTIONS))
@@ -219,6 +226,16 @@ def _open(bundle: Bundle, name: str, device: str, threads: int) -> Any:
     if device == "cuda" and session.get_providers()[0] != CUDA:
         raise StartupError(f"--device cuda: this ONNX Runtime runs on {session.get_providers()[0]} here")
     return session
+
+
+@functools.cache
+def _share_arena() -> None:
+    """One arena of the CPU's memory for all graphs of the process, of which one at a time computes.
+
+    Each would else keep an arena of its own that is as large as its largest batch was.
+    """
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(ARENA))
 
 
 def _check(session: Any, bundle: Bundle, spec: Spec[Any, Any]) -> None:

@@ -89,12 +89,21 @@ class Entry(Generic[JobT, ResultT]):
 
 
 class Lane(Generic[JobT, ResultT]):
-    """Entries in the order of their arrival."""
+    """Entries in the order of their arrival.
 
-    def __init__(self, name: str, bounds: Bounds, pace: Pace, observer: Observer) -> None:
+    Args:
+        name: for messages.
+        bounds: of the queue and of the batches.
+        pace: how long the device computes.
+        turnover: how long it takes from the end of one batch to the end of the next, where one waits.
+        observer: hears of every change.
+    """
+
+    def __init__(self, name: str, bounds: Bounds, pace: Pace, turnover: Pace, observer: Observer) -> None:
         self._name = name
         self._bounds = bounds
         self._pace = pace
+        self._turnover = turnover
         self._observer = observer
         self._waiting: dict[int, Entry[JobT, ResultT]] = {}
         self.cost = 0
@@ -105,7 +114,7 @@ class Lane(Generic[JobT, ResultT]):
     @property
     def seconds(self) -> float:
         """How long all of it takes, cautiously estimated: who is let in behind it counts on that."""
-        return self._pace.cautious_seconds(self.cost)
+        return self._turnover.cautious_seconds(self.cost)
 
     @property
     def oldest(self) -> float:

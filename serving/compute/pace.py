@@ -1,4 +1,4 @@
-"""How long computing takes, learned from the batches before."""
+"""How long something takes, learned from what it took before."""
 
 # What an older batch still counts, for each newer one.
 BATCH_MEMORY = 0.7
@@ -9,7 +9,7 @@ CAUTION = 2.0
 
 
 class Pace:
-    """Seconds for each unit of cost, as a mean of the batches so far in which older ones count less."""
+    """Seconds for each unit of cost, as a mean of what was seen so far in which the older counts less."""
 
     def __init__(self) -> None:
         # Sums rather than a mean of rates, because a short batch is mostly overhead.
@@ -17,7 +17,7 @@ class Pace:
         self._deviation = 0.0
 
     def ran(self, cost: int, seconds: float) -> None:
-        """A batch of this cost took so long."""
+        """What costs this took so long."""
         if self._cost:
             deviation = abs(seconds - self.seconds(cost)) / cost
             self._deviation = BATCH_MEMORY * self._deviation + (1 - BATCH_MEMORY) * deviation

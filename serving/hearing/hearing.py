@@ -7,6 +7,7 @@ and its error stands for its answer.
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
@@ -130,6 +131,9 @@ class Hearing:
         watch: notes where the time goes.
         listen: measures how the windows sound, while they are computed; None where nobody wants to know.
         keep: whether the first window that is spoken in is kept, for what is looked into later.
+
+    Attributes:
+        computed_at: when the device gave its last answer, on the clock of `time.monotonic`.
     """
 
     def __init__(
@@ -153,6 +157,7 @@ class Hearing:
         self.watch = watch
         self.sounds = Sounds()
         self.kept: HeardWindow | None = None
+        self.computed_at: float | None = None
 
     @property
     def failures(self) -> list[tuple[Model, Exception]]:
@@ -236,6 +241,7 @@ class Hearing:
                 if not begun or error.reason is not Reason.QUEUE_FULL:
                     raise
                 await asyncio.sleep(error.retry_after_s or NO_ROOM_SECONDS)
+        self.computed_at = time.monotonic()
         for each in (self.watch, watch):
             each.computed(done.queue_s, done.inference_s)
         check_finite(ear.model.bundle.name, done.result)

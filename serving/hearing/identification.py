@@ -1,9 +1,11 @@
 """Identification, free of any transport: a query in, answers out, or a `RequestError`."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from serving.audio.recording import MODEL_RATE, AudioInfo, Longest
@@ -15,6 +17,7 @@ from serving.hearing.answers import Answer, Identification, answer_of
 from serving.hearing.hearing import Hearing
 from serving.hearing.query import Query, Question, Tells, target_of
 from serving.hearing.timing import Stopwatch
+from serving.hearing.way_back import WayBack
 from serving.metrics import Metrics
 from serving.models.loaded import Model, Models
 from serving.robustness.measuring import Answered
@@ -51,6 +54,7 @@ class Identifier:
         self.watcher = watcher
         self._in_flight = 0
         self._live = 0
+        self._way_back = WayBack()
 
     def min_samples(self, model: Model) -> int:
         """Shortest audio that a model answers here, in samples of 16 kHz."""
@@ -103,6 +107,7 @@ class Identifier:
             raise ResourceExhaustedError(
                 Reason.IN_FLIGHT, f"{most} live streams are in work already; try again later", NO_STREAM_SECONDS
             )
+        question = replace(question, deadline=self._way_back.computed_by(question.deadline))
         _check_room(question, models)
         self._in_flight += 1
         self._live += live
@@ -113,6 +118,8 @@ class Identifier:
         hearing = Hearing(asked, question, self.off_loop, Stopwatch(whole), listen, keep)
         try:
             yield hearing
+            if hearing.computed_at is not None and not live:
+                self._way_back.gone(time.monotonic() - hearing.computed_at)
         finally:
             self._in_flight -= 1
             self._live -= live

@@ -1,0 +1,31 @@
+"""The real server, on a device that needs a set time whatever else the machine does.
+
+  python -m benchmarks.paced 0.1 --bundles BUNDLES …
+
+The first argument is how many seconds the device needs for a second of audio, padding included; the others are the
+server's. Everything is computed, and then waited for: for measuring queues, not networks.
+"""
+
+import sys
+import time
+from typing import Any
+
+from serving.__main__ import main
+from serving.audio.recording import MODEL_RATE
+from serving.compute.graph import Feed, Graph
+
+compute = Graph.compute
+
+
+def paced(self: Graph[Any, Any], feed: Feed[Any]) -> list[Any]:
+    """Answers when the device would be done."""
+    started = time.monotonic()
+    answers = compute(self, feed)
+    needed = float(sys.argv[1]) * feed.arrays["audio"].size / MODEL_RATE
+    time.sleep(max(0.0, started + needed - time.monotonic()))
+    return answers
+
+
+if __name__ == "__main__":
+    Graph.compute = paced  # type: ignore[method-assign]
+    sys.exit(main(sys.argv[2:]))

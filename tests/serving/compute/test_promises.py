@@ -1,0 +1,57 @@
+"""Whether who is let in is answered in time, where waiting takes longer than computing lets one think."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from serving.compute.batcher import Batcher
+from serving.compute.device import Device
+from serving.compute.lane import Bounds
+from serving.errors import DeadlineError
+from tests.serving.fakes import Recorder, working
+
+PREPARING_SECONDS, COMPUTING_SECONDS = 0.04, 0.01
+DEADLINE_SECONDS = 1.0
+
+
+class Slow(Recorder):
+    """One batch can be made in the time of four that are computed, so that a queue takes four times what they take."""
+
+    def prepare(self, jobs: Sequence[int]) -> list[int]:
+        time.sleep(PREPARING_SECONDS)
+        return super().prepare(jobs)
+
+    def compute(self, feed: list[int]) -> Sequence[int]:
+        time.sleep(COMPUTING_SECONDS)
+        return super().compute(feed)
+
+
+def test_who_is_let_in_is_answered_in_time() -> None:
+    """Six times as much as can be done; at first nothing is known."""
+    outcomes: list[str] = []
+
+    async def ask(batcher: "Batcher[int, int]") -> None:
+        started = time.monotonic()
+        try:
+            await batcher.submit(0, started + DEADLINE_SECONDS)
+            outcomes.append("answered")
+        except DeadlineError:
+            outcomes.append("refused" if time.monotonic() - started < 0.5 * DEADLINE_SECONDS else "late")
+
+    async def main() -> None:
+        work, device = Slow(), Device("test")
+        batcher = Batcher[int, int]("test", work, device, Bounds(1000, 1, 10**9), work, working())
+        until = time.monotonic() + 5 * DEADLINE_SECONDS
+        callers = []
+        while time.monotonic() < until:
+            callers.append(asyncio.create_task(ask(batcher)))
+            await asyncio.sleep(PREPARING_SECONDS / 6)
+        await asyncio.gather(*callers)
+        await batcher.close()
+        device.close()
+
+    asyncio.run(main())
+    later = outcomes[len(outcomes) // 2 :]
+    assert later.count("answered") > 20
+    assert later.count("refused") > later.count("answered")
+    assert later.count("late") < 0.1 * later.count("answered")
