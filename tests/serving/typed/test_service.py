@@ -156,7 +156,7 @@ def test_list_models(toy_server: ServerProcess) -> None:
     assert (model.sample_rate, model.mel_bins, model.embedding_size) == (16000, toy.MEL, toy.EMBEDDING)
     assert [(s.stage, s.rows, s.stride) for s in model.stages] == [(1, 16, 1), (2, 8, 2), (3, 4, 4), (4, 2, 8)]
     assert answer.provider == toy_server.ready["provider"] == "CPUExecutionProvider"
-    assert answer.limits == pb.Limits(max_bytes=32 * 1024 * 1024, min_seconds=0.5, max_seconds=60)
+    assert answer.limits == pb.Limits(max_bytes=32 * 1024 * 1024, min_seconds=0.5, max_seconds=60, max_requests=256)
 
 
 def test_health_and_reflection(toy_server: ServerProcess) -> None:
