@@ -199,6 +199,11 @@ class Probes:
         self.round_duration = page.gauge("probe_round_duration_seconds", "Duration of the last round.", "variant")
         self._shown: dict[str, set[_Series]] = {}
 
+    @property
+    def shown(self) -> set[str]:
+        """The variants of which anything is shown."""
+        return {variant for variant, series in self._shown.items() if series}
+
     def show(self, variant: str, results: Sequence[Probed], seconds: float) -> None:
         """What a variant's round of so many seconds found, which has just ended; a scrape never finds a gap."""
         new: dict[_Series, float | None] = {

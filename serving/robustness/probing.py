@@ -162,12 +162,11 @@ class Prober:
         return [model for model in self._models.select(()) if model.bundle.probes is not None]
 
     def _on_change(self) -> None:
-        """Takes away what is shown of models that are the newest no longer."""
+        """Takes away what is shown of models that are the newest no longer, or that were to be asked and are gone."""
         newest = {model.bundle.variant: model for model in self._newest()}
-        for variant, model in list(self._begun.items()):
-            if newest.get(variant) is not model:
-                self._metrics.forget(variant)
-                del self._begun[variant]
+        self._begun = {variant: model for variant, model in self._begun.items() if newest.get(variant) is model}
+        for variant in self._metrics.shown - self._begun.keys():
+            self._metrics.forget(variant)
         for variant in newest.keys() - self._begun.keys():
             self._metrics.begin(variant)
         self._changed.set()

@@ -6,9 +6,10 @@ is not up to what comes in; at which signal-to-noise ratio they do, says why.
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from serving.compute.engine import ExplainedPrediction, Job, Prediction
 from serving.compute.priority import Priority
 from serving.hearing.hearing import OffLoop, check_finite
 from serving.metrics import Robustness
+from serving.models.bundles import Bundle
 from serving.models.loaded import Model, Models
 from serving.robustness.measuring import Gauge
 from serving.robustness.sampling import Dropped, Sample, Turn
@@ -29,6 +31,13 @@ BANDS = ((0.0, "below_0"), (5.0, "0_to_5"), (10.0, "5_to_10"), (20.0, "10_to_20"
 def band_of(snr_db: float) -> str:
     """The label of a signal-to-noise ratio, NaN where it is not known; one on a border is in the band above."""
     return next((name for end, name in BANDS if snr_db < end), "unknown")
+
+
+class _Named(NamedTuple):
+    """Whom a model names as the speaker."""
+
+    bundle: Bundle
+    speaker: str
 
 
 class Samples:
@@ -65,29 +74,40 @@ class Samples:
                 await self._measured(model, done.result, sample.request_id)
 
     async def compare(self, sample: Sample, turn: Turn) -> None:
-        """Asks the newest of every variant that was not asked, and compares all of them with each other.
+        """Asks the newest of every variant that was not asked, and compares those that answer with each other.
 
         Raises:
             Dropped: the device is never idle.
-            Exception: how a model failed.
+            Exception: how a model failed, the first where several did; the others are compared all the same.
         """
         said = {bundle.digest: prediction for bundle, prediction in sample.said}
-        labels: dict[str, str] = {}
+        named: list[_Named] = []
+        errors: list[Exception] = []
         with self._models.lease([]) as newest:
             for model in newest:
-                prediction = said.get(model.bundle.digest) or await _predicted(model, sample.audio, turn)
-                labels[model.bundle.variant] = model.bundle.speakers[int(prediction.logits.argmax())]
+                try:
+                    prediction = said.get(model.bundle.digest) or await _predicted(model, sample.audio, turn)
+                except Dropped:
+                    raise
+                except Exception as error:
+                    errors.append(error)
+                else:
+                    named.append(_Named(model.bundle, model.bundle.speakers[int(prediction.logits.argmax())]))
         sound = None if sample.sound is None else await asyncio.wrap_future(sample.sound)
-        self._agree(labels, sound)
+        self._agree(named, sound)
+        if errors:
+            raise errors[0]
 
     async def _measured(self, model: Model, prediction: ExplainedPrediction, request_id: str | None) -> None:
         await self._off_loop(partial(self._gauge.explained, model, prediction, request_id))
 
-    def _agree(self, labels: Mapping[str, str], sound: Sound | None) -> None:
+    def _agree(self, named: Sequence[_Named], sound: Sound | None) -> None:
         band = band_of(math.nan if sound is None else sound.snr_db)
-        for first, second in combinations(sorted(labels), 2):
-            agreement = "same" if labels[first] == labels[second] else "different"
-            self._metrics.shadow.labels(first, second, band, agreement).inc()
+        for first, second in combinations(sorted(named, key=lambda each: each.bundle.variant), 2):
+            # Of somebody whom the other cannot name, it cannot disagree.
+            if first.speaker in second.bundle.speakers and second.speaker in first.bundle.speakers:
+                agreement = "same" if first.speaker == second.speaker else "different"
+                self._metrics.shadow.labels(first.bundle.variant, second.bundle.variant, band, agreement).inc()
 
 
 async def _predicted(model: Model, audio: NDArray[np.float32], turn: Turn) -> Prediction:

@@ -95,7 +95,8 @@ def write_bundle(
     """Writes root/variant/version; `changes` replace entries of bundle.json. Returns the folder."""
     folder = root / variant / str(version)
     folder.mkdir(parents=True)
-    facts = {"variant": json.dumps(variant), "version": str(version), "speakers": json.dumps(speakers())}
+    names = json.dumps(changes.get("speakers", speakers()))
+    facts = {"variant": json.dumps(variant), "version": str(version), "speakers": names}
     for kind in ("predict", "explain", "verify"):
         onnx.save(_graph(weights(seed), kind, facts, slow_seconds, nan_peak), folder / f"{kind}.onnx")
     parity = {"holds": True, "tolerances": {}, "figures": []}

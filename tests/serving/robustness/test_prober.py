@@ -187,6 +187,23 @@ async def test_a_model_that_goes_while_it_is_asked(bundle: Callable[..., Bundle]
 
 
 @on_a_loop
+async def test_a_model_that_goes_before_its_turn(bundle: Callable[..., Bundle]) -> None:
+    """Nothing is left on the page that says a round of it is late."""
+    first, second = FakeModel(bundle("a")), FakeModel(bundle("b"))
+    first.explain.gate.clear()
+    async with World(first, second) as world:
+        await until(lambda: first.explain.calls == 1)
+        assert world.value("round_timestamp_seconds", "b") == 0.0
+        world.take_out(second)
+        assert world.value("round_timestamp_seconds", "b") is None
+        world.put(second)
+        assert world.value("round_timestamp_seconds", "b") == 0.0
+        world.put(FakeModel(bundle("b", 2, probes=False)))
+        assert world.value("round_timestamp_seconds", "b") is None
+        first.explain.gate.set()
+
+
+@on_a_loop
 async def test_a_newer_version_is_asked_at_once_and_an_older_one_never(bundle: Callable[..., Bundle]) -> None:
     old, new, last = FakeModel(bundle("a", 1)), FakeModel(bundle("a", 3)), FakeModel(bundle("a", 4, probes=False))
     async with World(old) as world:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from serving.config import Config
 from serving.errors import RequestError
 from serving.hearing.identification import Identifier
 from serving.hearing.query import Query, Tells
+from serving.metrics.robustness import AGREEMENTS, SNR_BANDS
 from serving.models.loaded import Selector
 from serving.robustness import sampling, watching
 from serving.robustness.shadow import band_of
@@ -46,6 +48,11 @@ class Scene:
 
     def value(self, name: str, **labels: str) -> float:
         return self._value(f"speakerlens_{name}", labels) or 0.0
+
+    def compared(self, first: str, second: str) -> float:
+        pair = {"first": first, "second": second}
+        labels = (pair | {"snr_band": band, "agreement": how} for band, how in product(SNR_BANDS, AGREEMENTS))
+        return sum(self.value("shadow_comparisons_total", **each) for each in labels)
 
     async def ask(self, samples: NDArray[np.float32], *names: str, **fields: Any) -> None:
         audio = RawAudio(samples.astype("<f4").tobytes(), "float32", 16_000, 1)
@@ -219,6 +226,35 @@ def test_the_other_variants_hear_the_same_and_all_are_compared(tmp_path: Path) -
         assert scene.value("batch_size_sum", variant="clean", kind="predict") == 6
         assert scene.value("answers_total", variant="clean", kind="predict") == 0
         assert scene.value("prediction_margin_count", variant="clean") == 0
+
+    play(tmp_path, scenario, shadow_share=1.0)
+
+
+def test_a_variant_that_fails_keeps_no_others_from_being_compared(tmp_path: Path) -> None:
+    """Too loud audio makes the toy answer with NaN."""
+    toy.write_bundle(tmp_path, "aa-frail", 1, seed=5, nan_peak=0.5)
+
+    async def scenario(scene: Scene) -> None:
+        loud = talk(1.0)
+        loud *= 0.9 / np.abs(loud).max()
+        await scene.ask(loud, "clean")
+        await scene.settled("background_total", 1, work="shadow", outcome="failed")
+        assert scene.compared("clean", "da") == scene.compared("act-da", "clean") == 1
+        assert scene.compared("aa-frail", "clean") == 0
+
+    play(tmp_path, scenario, shadow_share=1.0)
+
+
+def test_variants_are_compared_by_the_speakers_that_both_know(tmp_path: Path) -> None:
+    """Of somebody whom the other cannot name, it cannot disagree."""
+    toy.write_bundle(tmp_path, "new", 1, seed=0, speakers=[f"new-{name}" for name in toy.speakers()])
+
+    async def scenario(scene: Scene) -> None:
+        await scene.ask(talk(1.0), "clean")
+        await scene.settled("background_total", 1, work="shadow", outcome="done")
+        assert scene.value("batch_size_sum", variant="new", kind="predict") == 1
+        assert scene.compared("clean", "new") == scene.compared("act-da", "new") == 0
+        assert scene.compared("clean", "da") == 1
 
     play(tmp_path, scenario, shadow_share=1.0)
 
