@@ -13,7 +13,7 @@ from enum import StrEnum
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonschema
 
@@ -206,12 +206,17 @@ def _read(path: Path) -> bytes:
 
 def _parse(name: str, content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(content)
+        value = json.loads(content, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{name} cannot be read: {error}", Fault.UNREADABLE) from error
     if not isinstance(value, dict):
         raise BundleError(f"{name} is not a JSON object", Fault.MANIFEST)
     return value
+
+
+def _no_number(constant: str) -> NoReturn:
+    """JSON has no NaN and no infinity, and NaN is within every bound of a schema."""
+    raise ValueError(f"it holds {constant}")
 
 
 def _check_schema(manifest: dict[str, Any]) -> None:

@@ -36,8 +36,8 @@ TRAFFIC = Row(
         Panel(
             "Rejections by reason",
             "Why were calls turned away? `none` at 0: none were.",
-            "queue_full, in_flight: more servers or fewer calls. deadline: clients wait for less than the queue takes. "
-            "Others name what is wrong with the audio or the request: tell the caller.",
+            "queue_full, in_flight, held: more servers or fewer calls. deadline: clients wait for less than the queue "
+            "takes. Others name what is wrong with the audio or the request: tell the caller.",
             Unit.CALLS_PER_SECOND,
             (Query(or_none(f"{per_second('rejections_total', by='reason')} > 0", "reason"), "{{reason}}"),),
             stacked=True,

@@ -131,7 +131,12 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("a baseline in words", baseline(mean="loud"), "at distributions.clean.level_dbfs.mean"),
     ("too few edges", baseline(edges=[]), "2 counts for 0 edges at distributions.clean.level_dbfs"),
     ("edges that fall", baseline(edges=[2.0, 1.0], counts=[40, 30, 30]), "do not rise"),
-    ("edges of no size", baseline(edges=[math.nan, 1.0], counts=[40, 30, 30]), "do not rise"),
+    (
+        "edges of no size",
+        baseline(edges=[math.nan, 1.0], counts=[40, 30, 30]),
+        "baseline.json cannot be read: it holds NaN",
+    ),
+    ("a calibration of no size", altered(calibration={"temperature": math.inf, "threshold": 0.0}), "holds Infinity"),
     ("samples nobody counted", baseline(samples=99), "counts 100 of 99 samples"),
     ("probes without utterances", altered(probes={"utterances": []}), "at probes"),
     ("not a graph", resealed(lambda f: (f / "predict.onnx").write_bytes(b"x" * 99)), "predict.onnx cannot be opened"),
