@@ -62,7 +62,8 @@ TRAFFIC = Row(
         Panel(
             "Failures of a single model",
             "Does one variant fail where others answer? `none` at 0: none does.",
-            "Its version is broken or its engine is: look at its log lines, and take the version back.",
+            "INTERNAL, UNAVAILABLE: its version or its engine is broken; see its log lines, and take the version back. "
+            "RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED: it has too much to do.",
             Unit.PER_SECOND,
             (
                 Query(

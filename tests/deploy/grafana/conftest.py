@@ -47,7 +47,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """Three variants with probes, one bundle that is refused, every kind of call; then the server is gone."""
     folder = tmp_path_factory.mktemp("watched")
     for seed, variant in enumerate(VARIANTS):
-        toy.add_probes(toy.write_bundle(folder / "bundles", variant, 1, seed), seed)
+        # The toy network is slow for long audio, on purpose; not here.
+        bundle = toy.write_bundle(folder / "bundles", variant, 1, seed, slow_seconds=3600)
+        toy.add_probes(bundle, seed)
     shutil.copytree(folder / "bundles" / "clean" / "1", folder / "bundles" / "clean" / "2")  # of the wrong version
     flags = (*FLAGS, f"--speakers={folder / 'speakers.sqlite'}")
     with contextlib.ExitStack() as running:
@@ -58,6 +60,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
                 time.sleep(LEAST_SECONDS)
                 for condition in SEEN:
                     prometheus.wait_for(partial(prometheus.query, condition), MOST_SECONDS)
-                end = time.time()
+                # A scrape counts from its beginning: one that is under way and will fail must not lie before the end.
+                end = time.time() - 2 * prometheus.interval
             running.close()
             yield Watched(prometheus, start, end)
