@@ -41,8 +41,13 @@ def main() -> int:
             metrics = server.metrics()
     for name, during in (("during a round", True), ("between rounds", False)):
         chosen = [took for at, took in asked if any(start <= at <= end for start, end in rounds) == during]
+        if not chosen:
+            sys.stdout.write(f"{name}: no requests; rounds take longer than half of the period on this machine\n")
+            continue
         shown = ", ".join(f"{1000 * np.percentile(chosen, each):.1f} ms at {each} %" for each in PERCENTILES)
         sys.stdout.write(f"{name}: {len(chosen)} requests, {shown}\n")
+    spent = metrics["process_cpu_seconds_total"]
+    sys.stdout.write(f"processor time of the server since its start: {spent:.1f} s\n")
     lengths = ", ".join(f"{end - start:.1f} s" for start, end in rounds)
     sys.stdout.write(f"rounds: {lengths}\n")
     for kind in ("predict", "explain", "verify"):

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.damaged import damage, exported, served
 
-PERIOD = 20.0
+PERIOD, NOISE = 20.0, 0.6
 CLEAN = ("accuracy_ratio", "clean", "")
 
 
@@ -33,7 +33,7 @@ def test_as_exported_it_does_as_it_did(bundle: Path) -> None:
 
 def test_damaged_weights_show_within_a_period(bundle: Path) -> None:
     """`served` asks the server nothing."""
-    found, expected = served(bundle, 0.4, period=PERIOD).values, exported(bundle).values
+    found, expected = served(bundle, NOISE, period=PERIOD).values, exported(bundle).values
     assert found[CLEAN] < expected[CLEAN] - 0.25
     assert accuracy(dict(found)) < accuracy(dict(expected)) - 0.1
 
@@ -41,7 +41,7 @@ def test_damaged_weights_show_within_a_period(bundle: Path) -> None:
 @pytest.mark.parametrize("graph", ["predict.onnx", "verify.onnx"])
 def test_one_damaged_graph_shows(bundle: Path, tmp_path: Path, graph: str) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "act-da" / "1"))
-    damage(copy, 0.4, [graph])
+    damage(copy, NOISE, [graph])
     found, expected = served(copy, 0.0, period=PERIOD).values, exported(copy).values
     assert found[CLEAN] < expected[CLEAN]
     if graph == "verify.onnx":  # asked of clean speech alone
