@@ -36,7 +36,7 @@ REPORT_SECONDS = 5.0
 POINTS = 300
 FLAGS = (
     "--window-seconds=3",  # the default, as the bundles' baselines have it
-    "--probe-seconds=30",
+    "--probe-seconds=120",
     "--shadow-share=1",
     "--saliency-share=0.2",
     "--drift-samples=60",
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=MINUTES, help="of traffic (default: %(default)s)")
     add("--bundles", type=Path, default=Path("build/demo/bundles"), help="what is served (default: %(default)s)")
     add("--sounds", type=Path, default=Path("build/demo/corpus"), help="as of deploy.traffic (default: %(default)s)")
-    add("--rate", type=float, default=4.0, help="calls a second, each to all variants (default: %(default)s)")
+    add("--rate", type=float, default=2.5, help="calls a second, each to all variants (default: %(default)s)")
     add("--out", type=Path, default=Path("build/drill"), help="folder for all that it writes (default: %(default)s)")
     return parser
 
