@@ -35,6 +35,8 @@ def test_rules_are_the_same_but_for_their_durations(tmp_path: Path) -> None:
         if file.name == "alerts.yml":
             (drift,) = (rule for rule in fast if rule["alert"] == "SpeakerlensDrift")
             assert drift["for"] == "30000ms"
+            (stopped,) = (rule for rule in fast if rule["alert"] == "SpeakerlensProbesStopped")
+            assert stopped["for"] == "10m"
         else:
             assert "[15000ms]" in text
             assert "[4320000ms]" in text
