@@ -27,7 +27,11 @@ def estimated_interference(features: NDArray[np.floating]) -> NDArray[np.bool_]:
     Returns:
         [mel, frames].
     """
-    floor = np.percentile(features, FLOOR_PERCENTILE, axis=1, keepdims=True)
+    # As np.percentile, which takes eight times as long.
+    place = FLOOR_PERCENTILE / 100 * (features.shape[1] - 1)
+    low, high = math.floor(place), math.ceil(place)
+    ordered = np.partition(features, (low, high), axis=1)
+    floor = ordered[:, [low]] + (ordered[:, [high]] - ordered[:, [low]]) * np.float32(place - low)
     found: NDArray[np.bool_] = features <= floor + (FLOOR_BIAS_DB + ABOVE_FLOOR_DB) / _NEPER_DB
     return found
 
@@ -44,10 +48,10 @@ def deletion_index(saliency_map: NDArray[np.floating], where: NDArray[np.bool_])
     Returns:
         NaN where the map is empty, or where there are no such bins.
     """
-    total, area = float(saliency_map.sum(dtype=np.float64)), float(where.mean())
+    total, area = float(saliency_map.sum(dtype=np.float64)), np.count_nonzero(where) / where.size
     if not total or not area:
         return math.nan
-    return float(saliency_map.sum(where=where, dtype=np.float64)) / total / area
+    return float((saliency_map * where).sum(dtype=np.float64)) / total / area
 
 
 def concentration(saliency_map: NDArray[np.floating]) -> float:
@@ -62,9 +66,10 @@ def concentration(saliency_map: NDArray[np.floating]) -> float:
     Returns:
         NaN where the map is empty.
     """
-    values = np.sort(saliency_map, axis=None).astype(np.float64)
-    total, count = float(values.sum()), values.size
+    values = np.sort(saliency_map, axis=None)
+    total, count = float(values.sum(dtype=np.float64)), values.size
     if not total or count < 2:
         return math.nan
-    ranks = 2.0 * np.arange(1, count + 1) - count - 1.0
-    return float(ranks @ values) / (total * (count - 1))
+    # No product of vectors: BLAS would wake its threads for it.
+    ranks = np.arange(1 - count, count, 2, dtype=np.float64)
+    return float((ranks * values).sum(dtype=np.float64)) / (total * (count - 1))

@@ -1,0 +1,146 @@
+"""What it costs to measure every answer (sound, prediction, maps, drift), with and without, on a bundle.
+
+    python -m benchmarks.watching build/demo/bundles --variant act-da --out benchmarks/results/watching.json
+
+The server's core answers in this process, without gRPC, so that nothing else is in the request's time. Requests come in
+pairs, one that tells nothing of robustness and one that does, in alternating order, on one thread of ONNX Runtime.
+Processor time is that of the whole process, until what the request left to threads is done; latency ends with the
+answer. The difference is the median over the pairs, since both of a pair ran beside the same other work.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from measures.sound import hear
+from serving.audio.recording import RawAudio
+from serving.compute.device import Device
+from serving.config import Config
+from serving.health import Health
+from serving.hearing.identification import Identifier
+from serving.hearing.query import Query, Tells
+from serving.metrics import Metrics
+from serving.models.loaded import Models, Selector
+from serving.models.repository import Repository
+from serving.robustness.watching import Watcher
+from serving.saliency.explanation import ExplainOptions
+
+RATE = 16_000
+WARM_UP = 5
+
+
+def speech(bundles: Path, variant: str, seconds: float) -> NDArray[np.float32]:
+    """So much of the bundle's own utterances, one after the other."""
+    files = sorted(bundles.glob(f"{variant}/*/utterances/*.flac"))
+    whole = np.concatenate([soundfile.read(file, dtype="float32")[0] for file in files])
+    return np.resize(whole, round(seconds * RATE)).astype(np.float32)
+
+
+class Core:
+    """The server's core over one variant."""
+
+    def __init__(self, config: Config, codec: ThreadPoolExecutor) -> None:
+        metrics = Metrics()
+        self._codec = codec
+        self.device, self.models = Device("cpu"), Models(metrics)
+        watcher = Watcher(config, metrics, self.models, self.device, codec)
+        self.repository = Repository(config, self.models, self.device, metrics, Health())
+        self._identifier = Identifier(self.models, config, metrics, codec, watcher)
+
+    async def ask(self, query: Query) -> tuple[float, float]:
+        """Seconds of the processor and on the clock."""
+        cpu, clock = time.process_time(), time.perf_counter()
+        with self.models.lease(query.models) as models:
+            await self._identifier.identify(query, models)
+        latency = time.perf_counter() - clock
+        # One thread, and first in, first out: what was left to it is done before this.
+        await asyncio.get_running_loop().run_in_executor(self._codec, int)
+        return time.process_time() - cpu, latency
+
+
+async def compared(core: Core, query: Callable[[Tells], Query], pairs: int) -> dict[str, Any]:
+    """Medians of both kinds, and of the difference, in milliseconds."""
+    seconds: dict[Tells, list[tuple[float, float]]] = {Tells.NOTHING: [], Tells.ANSWER: []}
+    for index in range(WARM_UP + pairs):
+        for tells in sorted(seconds, key=lambda each: each.value, reverse=bool(index % 2)):
+            seconds[tells].append(await core.ask(query(tells)))
+    found: dict[str, Any] = {"pairs": pairs}
+    for column, name in enumerate(("processor", "latency")):
+        without, with_ = ([1000 * each[column] for each in seconds[tells][WARM_UP:]] for tells in seconds)
+        difference = statistics.median(b - a for a, b in zip(without, with_, strict=True))
+        found[name] = {
+            "without_ms": round(statistics.median(without), 3),
+            "with_ms": round(statistics.median(with_), 3),
+            "difference_ms": round(difference, 3),
+            "share": round(difference / statistics.median(without), 4),
+        }
+    return found
+
+
+def alone(function: Callable[[], object], calls: int = 400) -> float:
+    """Median milliseconds of this thread's processor time for a call."""
+    spent = []
+    for _ in range(calls):
+        started = time.thread_time()
+        function()
+        spent.append(1000 * (time.thread_time() - started))
+    return round(statistics.median(spent), 4)
+
+
+async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All cases."""
+    config = Config(bundles=arguments.bundles, threads=1, device="cpu")
+    found: dict[str, Any] = {"bundle": arguments.variant, "threads": 1, "cases": {}}
+    with ThreadPoolExecutor(1) as codec:
+        core = Core(config, codec)
+        await core.repository.load()
+        for name, length, explain, share in (
+            ("predict, 3 s", 3.0, None, 1.0),
+            ("explain, 3 s", 3.0, ExplainOptions(), 1.0),
+            ("predict, 30 s", 30.0, None, 0.2),
+        ):
+            data = speech(arguments.bundles, arguments.variant, length).astype("<f4").tobytes()
+
+            def query(tells: Tells, data: bytes = data, explain: ExplainOptions | None = explain) -> Query:
+                return Query(
+                    audio=RawAudio(data, "float32", RATE, 1),
+                    models=(Selector(arguments.variant),),
+                    explain=explain,
+                    tells=tells,
+                )
+
+            found["cases"][name] = await compared(core, query, max(2, round(arguments.pairs * share)))
+        await core.models.close()
+        core.device.close()
+    samples = speech(arguments.bundles, arguments.variant, 3.0)
+    found["hear, 3 s, alone, processor ms"] = alone(lambda: hear(samples))
+    return found
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("bundles", type=Path)
+    parser.add_argument("--variant", default="act-da")
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    text = json.dumps(asyncio.run(measure(arguments)), indent=2)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
