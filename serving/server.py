@@ -96,7 +96,7 @@ class Server:
         self._speakers = Speakers(config.speakers)
         self._service = Service(config, self.metrics, self._codec, self._speakers)
         self._models = Models(self.metrics)
-        self._watcher = Watcher(config, self.metrics, self._models, self.device, self._codec)
+        self._watcher = Watcher(config, self.metrics, self._models, self.device)
         self._repository = Repository(config, self._models, self.device, self.metrics, self._health)
         self._inference = InferenceService(self._models, self._health, config)
         self._prober = Prober(self._models, self.metrics.robustness.probes, self._codec, config.probe_seconds)

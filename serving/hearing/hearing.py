@@ -56,8 +56,8 @@ class OffLoop(Protocol):
 class Listen(Protocol):
     """Measures samples, float32 [n] at 16 kHz, in a thread."""
 
-    def __call__(self, samples: NDArray[np.float32], /) -> "Future[Sound | None]":
-        """What they sound like; None where that failed, as it never fails the request."""
+    def __call__(self, samples: NDArray[np.float32], /) -> "Future[Sound | None] | None":
+        """What they sound like; None where that is not measured or failed, as it never fails the request."""
         ...
 
 

@@ -32,7 +32,7 @@ DELETION_INDICES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 CONCENTRATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 DECISIONS = ("known", "unknown")
-WORKS = ("saliency", "shadow")
+WORKS = ("measure", "saliency", "shadow")
 OUTCOMES = ("done", "dropped", "failed")
 SNR_BANDS = ("below_0", "0_to_5", "5_to_10", "10_to_20", "above_20", "unknown")
 AGREEMENTS = ("same", "different")
@@ -56,7 +56,7 @@ class Robustness:
         self.probes = Probes(page)
         self.background = page.counter(
             "background",
-            "Work beside the requests: saliency samples and shadow comparisons.",
+            "Work beside the requests: answers measured, saliency samples, shadow comparisons.",
             "work",
             "outcome",
         )

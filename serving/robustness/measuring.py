@@ -1,6 +1,5 @@
 """What an answer tells of how robust the service is: how its audio sounds, how sure the models are, where they look."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +15,6 @@ from serving.models.bundles import Bundle
 from serving.models.loaded import Model
 from serving.robustness.drift import Drift
 from serving.saliency.explanation import displayed
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,25 +50,22 @@ class Gauge:
         self._drift = drift
 
     def answered(self, question: Question, answer: Answered, request_id: str | None) -> None:
-        """Measures and counts an answer; waits for its sound, and never raises, as the answer has been given."""
-        try:
-            sound = answer.sounds.whole()
+        """Measures and counts an answer; waits for its sound."""
+        sound = answer.sounds.whole()
+        if sound is not None:
+            self._sounded(sound, answer.seconds, request_id)
+        if question.tells is not Tells.ANSWER:
+            return
+        for model, said in zip(answer.models, answer.said, strict=True):
+            if isinstance(said, Exception):
+                continue
+            self._predicted(model, said.prediction, request_id)
             if sound is not None:
-                self._sounded(sound, answer.seconds, request_id)
-            if question.tells is not Tells.ANSWER:
-                return
-            for model, said in zip(answer.models, answer.said, strict=True):
-                if isinstance(said, Exception):
-                    continue
-                self._predicted(model, said.prediction, request_id)
-                if sound is not None:
-                    self._drift.saw(model.bundle, drifting(sound, answer.seconds))
-                explained = said.prediction
-                # The map of somebody whom the caller named says little of how the model came to its own answer.
-                if isinstance(explained, ExplainedPrediction) and explained.target == explained.logits.argmax():
-                    self.explained(model, explained, request_id)
-        except Exception:
-            log.exception("an answer could not be measured")
+                self._drift.saw(model.bundle, drifting(sound, answer.seconds))
+            explained = said.prediction
+            # The map of somebody whom the caller named says little of how the model came to its own answer.
+            if isinstance(explained, ExplainedPrediction) and explained.target == explained.logits.argmax():
+                self.explained(model, explained, request_id)
 
     def explained(self, model: Model, prediction: ExplainedPrediction, request_id: str | None) -> None:
         """Counts what a model looked at, by its best speaker's map."""

@@ -1,12 +1,12 @@
 """Sees to it that every answer is measured, and some are looked into, without delaying or failing any.
 
-Sound is measured by a thread while the device computes; the rest is measured and counted once the answer is on its way.
+Sound is measured by a thread of its own while the device computes; the rest once the answer is on its way.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from serving.hearing.query import Question, Tells
 from serving.metrics import Metrics
 from serving.models.bundles import Bundle
 from serving.models.loaded import Models
+from serving.robustness.aside import Aside
 from serving.robustness.drift import Drift
 from serving.robustness.measuring import Answered, Gauge
 from serving.robustness.sampling import Background, Lots, Sample
@@ -39,13 +40,12 @@ class Watcher:
         metrics: where it counts.
         models: what is loaded.
         device: what samples are computed on while it is idle.
-        threads: where it measures.
     """
 
-    def __init__(self, config: Config, metrics: Metrics, models: Models, device: Device, threads: Executor) -> None:
+    def __init__(self, config: Config, metrics: Metrics, models: Models, device: Device) -> None:
         self._metrics = metrics.robustness
         self._models = models
-        self._threads = threads
+        self._aside = Aside(metrics.robustness)
         drift = Drift(config.drift_samples)
         metrics.page.registry.register(drift)
         metrics.listeners += [drift, self]
@@ -70,9 +70,9 @@ class Watcher:
         """Whether any answer is looked into."""
         return bool(self._saliency.share or self._shadow.share)
 
-    def listen(self, samples: NDArray[np.float32]) -> "Future[Sound | None]":
-        """How a window of samples, [n] at 16 kHz, sounds; None where measuring failed."""
-        return self._threads.submit(_heard, samples)
+    def listen(self, samples: NDArray[np.float32]) -> "Future[Sound | None] | None":
+        """How a window of samples, [n] at 16 kHz, sounds; None where that is not measured, or measuring failed."""
+        return self._aside.submit(self._heard, samples)
 
     def answered(self, question: Question, answer: Answered) -> None:
         """Measures and counts an answer, some time soon; to be called in the call that asked."""
@@ -80,13 +80,14 @@ class Watcher:
             return
         call = current_call.get(None)
         request_id = call.id if call else None
-        self._threads.submit(self._gauge.answered, question, answer, request_id)
+        self._aside.submit(self._measured, question, answer, request_id)
         if question.tells is Tells.ANSWER and answer.kept is not None:
             self._look_into(question, answer, answer.kept, request_id)
 
     async def close(self) -> None:
-        """Ends the samples."""
+        """Ends the samples, and what is measured."""
         await self._background.close()
+        self._aside.close()
 
     def _look_into(self, question: Question, answer: Answered, kept: HeardWindow, request_id: str | None) -> None:
         """Draws for one answer."""
@@ -106,12 +107,20 @@ class Watcher:
             self._background.offer("shadow", self._samples.compare, sample)
 
     async def _off_loop(self, function: Callable[[], T], /) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        return await asyncio.get_running_loop().run_in_executor(self._aside.thread, function)
 
+    def _heard(self, samples: NDArray[np.float32]) -> Sound | None:
+        try:
+            return hear(samples)
+        except Exception:  # whatever it is, the request goes on
+            log.exception("the sound of a request could not be measured")
+            self._aside.count("failed")
+            return None
 
-def _heard(samples: NDArray[np.float32]) -> Sound | None:
-    try:
-        return hear(samples)
-    except Exception:  # whatever it is, the request goes on
-        log.exception("the sound of a request could not be measured")
-        return None
+    def _measured(self, question: Question, answer: Answered, request_id: str | None) -> None:
+        try:
+            self._gauge.answered(question, answer, request_id)
+            self._aside.count("done")
+        except Exception:  # whatever it is, the answer has been given
+            log.exception("an answer could not be measured")
+            self._aside.count("failed")

@@ -56,7 +56,8 @@ class Tally:
         self.add("batch_size_sum", windows, variant=variant, kind=kind)
 
     def heard(self, seconds: float) -> None:
-        """The sound of one stretch of audio."""
+        """One stretch of audio, answered and measured."""
+        self.add("background_total", work="measure", outcome="done")
         for name in SOUND:
             self.add(f"input_{name}_count")
         self._add_seconds("input_duration_seconds_sum", seconds)

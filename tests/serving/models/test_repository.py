@@ -37,7 +37,7 @@ class World:
 
     def identifier(self, codec: ThreadPoolExecutor, config: Config) -> Identifier:
         """The core over what is loaded."""
-        watcher = Watcher(config, self.metrics, self.models, self.device, codec)
+        watcher = Watcher(config, self.metrics, self.models, self.device)
         return Identifier(self.models, config, self.metrics, codec, watcher)
 
     async def load(self) -> list[str]:

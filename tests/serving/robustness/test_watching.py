@@ -71,7 +71,7 @@ def play(root: Path, scenario: Callable[[Scene], Coroutine[Any, Any, None]], **s
 
     async def run(world: World) -> None:
         with ThreadPoolExecutor(2) as codec:
-            watcher = Watcher(config, world.metrics, world.models, world.device, codec)
+            watcher = Watcher(config, world.metrics, world.models, world.device)
             await world.load()
             try:
                 await scenario(Scene(world, Identifier(world.models, config, world.metrics, codec, watcher)))

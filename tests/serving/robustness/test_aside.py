@@ -1,0 +1,44 @@
+"""What is measured beside the requests: bounded, counted, and no trouble after the end."""
+
+import threading
+
+import pytest
+
+from serving.metrics import Metrics
+from serving.robustness import aside
+from serving.robustness.aside import Aside
+
+
+def dropped(metrics: Metrics) -> float | None:
+    labels = {"work": "measure", "outcome": "dropped"}
+    return metrics.registry.get_sample_value("speakerlens_background_total", labels)
+
+
+def test_what_comes_while_enough_waits_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aside, "MOST_WAITING", 3)
+    metrics, gate = Metrics(), threading.Event()
+    thread = Aside(metrics.robustness)
+    first = thread.submit(gate.wait, 20)
+    others = [thread.submit(int, "7") for _ in range(4)]
+    assert [other is None for other in others] == [False, False, True, True]
+    assert dropped(metrics) == 2
+    gate.set()
+    assert first is not None
+    assert first.result(20)
+    assert [other.result(20) for other in others if other is not None] == [7, 7]
+    # Room is given back, also by what fails.
+    for _ in range(5):
+        failed = thread.submit(int, "x")
+        assert failed is not None
+        assert isinstance(failed.exception(20), ValueError)
+        thread.thread.submit(int).result(20)
+    assert dropped(metrics) == 2
+    thread.close()
+
+
+def test_after_the_end_nothing_is_measured_and_nobody_hears_of_it() -> None:
+    metrics = Metrics()
+    thread = Aside(metrics.robustness)
+    thread.close()
+    assert thread.submit(int, "7") is None
+    assert dropped(metrics) == 0
