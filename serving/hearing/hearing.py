@@ -41,6 +41,9 @@ U = TypeVar("U")
 
 # Of one request, in the queues or on the device at once.
 WINDOWS_AT_ONCE = 4
+# Measuring how a window sounds begins this much later than its computing: handing that over needs the interpreter's
+# lock, too.
+HEAD_START_SECONDS = 0.002
 # How long a window of a recording that is being answered waits for room in a full queue before it asks again.
 NO_ROOM_SECONDS = 0.1
 
@@ -199,10 +202,20 @@ class Hearing:
     async def _hear(self, window: Window) -> HeardWindow:
         watch = Stopwatch()
         speech = window.whole or bool(await self._off_loop(lambda: self._speech(window, watch)))
-        sound = self._listen(window.samples) if self._listen is not None else None
-        # The features of a window without a vote are shown all the same.
-        said = await self._computed(window, watch) if speech or self._explained else ()
-        return HeardWindow(window, speech, said, watch, sound)
+        sounds: list[Future[Sound | None] | None] = []
+
+        def listen() -> None:
+            sounds.append(None if self._listen is None else self._listen(window.samples))
+
+        timer = asyncio.get_running_loop().call_later(HEAD_START_SECONDS, listen)
+        try:
+            # The features of a window without a vote are shown all the same.
+            said = await self._computed(window, watch) if speech or self._explained else ()
+        finally:
+            timer.cancel()
+        if not sounds:
+            listen()
+        return HeardWindow(window, speech, said, watch, sounds[0])
 
     def _speech(self, window: Window, watch: Stopwatch) -> bool:
         with self.watch.decoding(), watch.decoding():

@@ -12,8 +12,8 @@ import prometheus_client as prometheus
 
 from serving.metrics.page import Page
 
-# Around the bands of `SNR_BANDS`, and beyond what any model answers well at either end.
-SNR_DECIBELS = (-10, -5, 0, 5, 10, 15, 20, 25, 30, 40)
+# On the borders of `SNR_BANDS`; the estimate ends at -10 and at 30 dB.
+SNR_DECIBELS = (-5, 0, 5, 10, 15, 20, 25, 30)
 SPEECH_RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # Sound is clean of clipping or is not: nought has a bucket of its own, and above it every decade counts.
 CLIPPED_RATIOS = (0.0, 0.00001, 0.0001, 0.001, 0.01, 0.05, 0.1, 0.3)

@@ -20,6 +20,7 @@ NO_VARIANT, SEVERAL_VARIANTS = "_none", "_several"
 PHASES = ("decode", "queue", "inference", "encode")
 # How a variant fails that was asked; others are as possible, and count from their first on.
 FAILURES = ("INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
+REBUILDS = ("ok", "failed")
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -124,6 +125,8 @@ class Metrics:
     def add_model(self, bundle: Bundle) -> None:
         """Announces a loaded model."""
         self.robustness.add_variant(bundle.variant)
+        for outcome in REBUILDS:
+            self.engine_rebuilds.labels(bundle.variant, outcome)
         for code in FAILURES:
             self.model_failures.labels(bundle.variant, code)
         self.model_info.labels(*_facts(bundle)).set(1)
@@ -149,7 +152,7 @@ class Metrics:
 
     def count_rebuild(self, variant: str, worked: bool) -> None:
         """Counts an attempt to open an engine anew."""
-        self.engine_rebuilds.labels(variant, "ok" if worked else "failed").inc()
+        self.engine_rebuilds.labels(variant, REBUILDS[not worked]).inc()
 
     def queue(self, variant: str, kind: str, capacity: int) -> QueueMetrics:
         """The metrics of one queue, where `capacity` may wait; versions of a variant share them."""
