@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import prometheus_client as prometheus
+from prometheus_client import Metric
 
 PREFIX = "speakerlens_"
 # With its label well within the 128 characters that OpenMetrics allows to an exemplar. A caller's id may hold quotes
@@ -13,6 +14,19 @@ EXEMPLAR_LABEL, EXEMPLAR_ID = "request_id", re.compile(r"[\w.:/+=@,~-]{1,64}", r
 
 # When a series began is known to Prometheus anyway, and would double the number of gauges on the page.
 prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class _Buckets(prometheus.Histogram):
+    """A histogram of buckets alone: OpenMetrics allows no sum beside a negative bound, and no count without a sum.
+
+    The client library leaves out the sum only, and then its own parser, which others scrape with, refuses the page.
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        """The samples that may stand on the page; the bucket up to infinity has the count."""
+        for metric in super().collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_count")]
+            yield metric
 
 
 class Page:
@@ -35,8 +49,9 @@ class Page:
         return prometheus.Gauge(PREFIX + name, about, labels, registry=self.registry)
 
     def histogram(self, name: str, about: str, buckets: Sequence[float], *labels: str) -> prometheus.Histogram:
-        """How values are distributed. Where a bucket's bound is negative, OpenMetrics allows no sum."""
-        return prometheus.Histogram(PREFIX + name, about, labels, buckets=buckets, registry=self.registry)
+        """How values are distributed; where a bucket's bound is negative, without sum and count."""
+        kind = _Buckets if buckets[0] < 0 else prometheus.Histogram
+        return kind(PREFIX + name, about, labels, buckets=buckets, registry=self.registry)
 
     def observe(self, histogram: prometheus.Histogram, value: float, request_id: str | None = None) -> None:
         """Counts a value, and keeps the request's id where exemplars are wanted; what could not be told is left out."""

@@ -16,7 +16,8 @@ PHASES = tuple(Timings.__annotations__)
 SOUND = ("snr_decibels", "speech_ratio", "clipped_ratio", "level_decibels", "bandwidth_hertz", "duration_seconds")
 PREDICTION = ("top1_probability", "margin", "entropy_nats")
 SALIENCY = ("deletion_index", "concentration")
-COUNTED = re.compile(r"(\w+_(total|count)|batch_size_sum)($|\{)")
+# Those in decibels have buckets alone.
+COUNTED = re.compile(r"(\w+_(total|count)|batch_size_sum)($|\{)|input_\w+_decibels_bucket\{le=\"\+Inf\"\}")
 NOT_COUNTED = ("audio_seconds", "batch_size_count", "batch_duration", "process_")
 
 
@@ -59,7 +60,10 @@ class Tally:
         """One stretch of audio, answered and measured."""
         self.add("background_total", work="measure", outcome="done")
         for name in SOUND:
-            self.add(f"input_{name}_count")
+            if name.endswith("decibels"):
+                self.add(f"input_{name}_bucket", le="+Inf")
+            else:
+                self.add(f"input_{name}_count")
         self._add_seconds("input_duration_seconds_sum", seconds)
 
     def named(self, answers: Sequence[pb.ModelAnswer], explained: bool = False) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parsed
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.metrics.page import Page
@@ -14,7 +15,7 @@ from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, talk
 from tests.serving.inference.requests import infer, message, padded
 
 MARK = "zq9"
-# Labels, value and time. Not by prometheus_client's own parser, which insists on a sum beside every count.
+# Labels, value and time.
 EXEMPLAR = re.compile(r'\{request_id="([^"\\]+)"\} [0-9.e+-]+ [0-9.]+')
 PROPER_ID = f"{MARK}-" + "a" * 60
 # Fit for a header and a log, and as unfit as that allows for a label: 64 characters.
@@ -97,6 +98,7 @@ def test_exemplars_hold_ids_that_are_safe_and_bounded(toy_bundles: Path, tmp_pat
         server.wait_for_metric("speakerlens_input_duration_seconds_count", 5)
         assert MARK not in server.metrics_text(), "the classic format has no exemplars"
         text = openmetrics(server)
+        assert {family.name for family in parsed(text)} > {"speakerlens_input_snr_decibels"}, "a strict parser reads it"
         found = exemplars(text)
         ids = set().union(*found.values())
         assert all(len("request_id") + len(each) <= 128 for each in ids)
