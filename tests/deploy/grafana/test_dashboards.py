@@ -11,10 +11,14 @@ from deploy.grafana.catalogue import DASHBOARDS
 from deploy.grafana.filling import everything, fill, name, rate_interval
 from deploy.grafana.model import COLUMNS, Dashboard, Kind, Matrix, Panel, Query, Row, Unit, layout
 from deploy.grafana.rendering import render
+from deploy.grafana.robustness import ROBUSTNESS
+from deploy.grafana.robustness.probes import shortfall
 from serving.metrics import Metrics
 from serving.robustness.drift import Drift
 from tests.conftest import ROOT
+from tests.deploy.prometheus import needs_prometheus
 from tests.deploy.promql import Selector, selectors
+from tests.deploy.test_rules import promtool
 
 FOLDER = ROOT / "deploy" / "grafana"
 PANELS = [
@@ -189,6 +193,28 @@ def test_json_says_what_grafana_needs() -> None:
             assert [target["expr"] for target in panel["targets"]] == [query.expression for query in source.queries]
             assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${source}"}
             assert all(target["instant"] == (source.kind is Kind.TABLE) for target in panel["targets"])
+
+
+@needs_prometheus
+@pytest.mark.parametrize("by", ["variant", "variant, interference, snr"])
+def test_one_broken_server_of_many_shows(tmp_path: Path, by: str) -> None:
+    """What it misses is not spread over those that are well."""
+    series = [
+        {
+            "series": f'speakerlens_probe_{kind}accuracy_ratio{{job="speakerlens", instance="{instance}", '
+            'variant="da", interference="noise", snr="10"}',
+            "values": str(0.1 if (kind, instance) == ("", "c") else 0.9),
+        }
+        for kind in ("", "expected_")
+        for instance in ("a", "b", "c")
+    ]
+    labels = '{variant="da"}' if by == "variant" else '{variant="da", interference="noise", snr="10"}'
+    expression = f"round({fill(shortfall(by), everything(ROBUSTNESS), 60)}, 0.01)"
+    asked = {"expr": expression, "eval_time": "0m", "exp_samples": [{"labels": labels, "value": 0.8}]}
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": [asked]}
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [], "tests": [test]}), encoding="utf-8")
+    promtool("test", "rules", file)
 
 
 def test_a_reference_is_dashed() -> None:
