@@ -6,12 +6,13 @@ Decisions:
 * A file that ends early (a truncated WAV, an MP3 cut off) counts for what it holds, as libsndfile reads it; one whose
   decoder reports damage is refused, as nobody knows what the rest would have said.
 * A WAV header that claims more than the file holds is read to the end of the file; one that claims less is believed.
+* Clipping is looked for before channels are averaged and the rate is changed, which take the flat tops away.
 * Audio without any sound, which includes a constant offset, is refused: scores for it would be invented.
 """
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import soundfile as sf
 import soxr
 from numpy.typing import NDArray
 
+from measures.sound import clipped_share
 from serving.errors import InvalidArgumentError, Reason
 
 MODEL_RATE = 16_000
@@ -62,11 +64,16 @@ class Longest:
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """Duration in seconds, rate in Hz and number of channels, as received."""
+    """Duration in seconds, rate in Hz and number of channels, as received.
+
+    `clipped_share` is the share of its samples that were cut off; None where that can still be told of what it was
+    decoded to, as nothing was averaged or resampled, or where nobody looked, as in live audio.
+    """
 
     seconds: float
     sample_rate: int
     channels: int
+    clipped_share: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -194,16 +201,25 @@ class Recording:
             frames = _raw_frames(audio, longest)
             self._blocks = _raw_blocks(frames)
             self._intake = Intake("audio.raw.samples", audio.sample_rate, audio.channels, longest)
+        info = self._intake.info
+        self._alters = (info.sample_rate, info.channels) != (MODEL_RATE, 1)
+        self._clipped = 0.0
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         for block in self._blocks:
-            yield self._intake.feed(block)
+            samples = self._intake.feed(block)
+            if self._alters:
+                self._clipped += _clipped(block)
+            yield samples
         yield self._intake.finish()
 
     @property
     def info(self) -> AudioInfo:
         """What has been decoded so far."""
-        return self._intake.info
+        info = self._intake.info
+        if not self._alters:
+            return info
+        return replace(info, clipped_share=self._clipped / max(1.0, info.seconds * info.sample_rate))
 
 
 def decode(audio: EncodedAudio | RawAudio, longest: Longest) -> Waveform:
@@ -273,6 +289,12 @@ def _raw_frames(audio: RawAudio, longest: Longest) -> NDArray[Any]:
         )
     _check_length(field, len(audio.data) // frame_bytes, audio.sample_rate, longest)
     return np.frombuffer(audio.data, kind).reshape(-1, audio.channels)
+
+
+def _clipped(frames: NDArray[np.float32]) -> float:
+    """How many of the frames [frames, channels] were cut off, in the mean over the channels."""
+    columns = np.ascontiguousarray(frames.T)
+    return len(frames) * sum(clipped_share(column) for column in columns) / len(columns)
 
 
 def _raw_blocks(frames: NDArray[Any]) -> Iterator[NDArray[np.float32]]:

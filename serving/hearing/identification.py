@@ -137,7 +137,8 @@ class Identifier:
             )
         result = Identification(answers, info, hearing.watch.timings())
         self._count(question, result)
-        self.watcher.answered(question, Answered(models, said, hearing.sounds, info.seconds, hearing.kept))
+        answered = Answered(models, said, hearing.sounds, info.seconds, hearing.kept, info.clipped_share)
+        self.watcher.answered(question, answered)
         return result
 
     async def off_loop(self, function: Callable[[], T], /) -> T:

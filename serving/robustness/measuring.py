@@ -1,7 +1,7 @@
 """What an answer tells of how robust the service is: how its audio sounds, how sure the models are, where they look."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from measures.prediction import scores
 from measures.saliency import concentration, deletion_index, estimated_interference
@@ -27,6 +27,7 @@ class Answered:
         sounds: how it sounds.
         seconds: how long it is.
         kept: a window of it in which somebody speaks, where samples are taken.
+        clipped_share: of the audio as it was received; None where its sounds tell.
     """
 
     models: Sequence[Model]
@@ -34,6 +35,7 @@ class Answered:
     sounds: Sounds
     seconds: float
     kept: HeardWindow | None
+    clipped_share: float | None = None
 
 
 class Gauge:
@@ -52,6 +54,8 @@ class Gauge:
     def answered(self, question: Question, answer: Answered, request_id: str | None) -> None:
         """Measures and counts an answer; waits for its sound."""
         sound = answer.sounds.whole()
+        if sound is not None and answer.clipped_share is not None:
+            sound = replace(sound, clipped_share=answer.clipped_share)
         if sound is not None:
             self._sounded(sound, answer.seconds, request_id)
         if question.tells is not Tells.ANSWER:

@@ -54,8 +54,8 @@ class Scene:
         labels = (pair | {"snr_band": band, "agreement": how} for band, how in product(SNR_BANDS, AGREEMENTS))
         return sum(self.value("shadow_comparisons_total", **each) for each in labels)
 
-    async def ask(self, samples: NDArray[np.float32], *names: str, **fields: Any) -> None:
-        audio = RawAudio(samples.astype("<f4").tobytes(), "float32", 16_000, 1)
+    async def ask(self, samples: NDArray[np.float32], *names: str, rate: int = 16_000, **fields: Any) -> None:
+        audio = RawAudio(samples.astype("<f4").tobytes(), "float32", rate, samples.ndim)
         query = Query(audio=audio, models=tuple(map(Selector, names)), **fields)
         with self.models.lease(query.models) as models:
             await self.core.identify(query, models)
@@ -108,6 +108,28 @@ def test_an_answer_is_measured_as_a_baseline_is(tmp_path: Path) -> None:
             assert scene.value("drift_samples", variant=variant, measure="snr_db") == 1
         assert scene.value("prediction_margin_count", variant="act-da") == 0
         assert scene.value("saliency_concentration_count", variant="clean") == 0
+
+    play(tmp_path, scenario)
+
+
+def test_clipping_is_seen_before_the_rate_and_the_channels_are_changed(tmp_path: Path) -> None:
+    """Resampled, the flat tops are gone."""
+    samples = talk(2.0)
+    loud = np.clip(6.0 * samples / np.abs(samples).max(), -1.0, 1.0)
+    quiet = 0.5 * samples / np.abs(samples).max()
+    share = float(np.mean(np.abs(loud) == 1.0))
+    assert share > 0.01
+
+    async def scenario(scene: Scene) -> None:
+        await scene.ask(loud, "da", rate=48_000)
+        await scene.settled("input_clipped_ratio_count", 1)
+        assert scene.value("input_clipped_ratio_sum") == pytest.approx(share, rel=0.1)
+        await scene.ask(np.stack([loud, quiet], axis=1), "da", rate=16_000)
+        await scene.settled("input_clipped_ratio_count", 2)
+        assert scene.value("input_clipped_ratio_sum") == pytest.approx(1.5 * share, rel=0.1)
+        await scene.ask(quiet, "da", rate=8_000)
+        await scene.settled("input_clipped_ratio_count", 3)
+        assert scene.value("input_clipped_ratio_sum") == pytest.approx(1.5 * share, rel=0.1)
 
     play(tmp_path, scenario)
 
