@@ -26,6 +26,7 @@ from serving.compute.bulk import Bulk
 from serving.compute.engine import PREDICTED, ExplainedPrediction, Job, Prediction
 from serving.compute.priority import Priority
 from serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
+from serving.hearing.ordered import ordered
 from serving.hearing.query import Question
 from serving.hearing.stitching import Piece, stitched
 from serving.hearing.timeline import Stretch
@@ -37,7 +38,6 @@ from serving.transport.tokens import charge
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 # Of one request, in the queues or on the device at once.
 WINDOWS_AT_ONCE = 4
@@ -328,47 +328,3 @@ def check_finite(name: str, prediction: Prediction) -> None:
     """
     if not all(np.isfinite(value).all() for value in prediction.arrays()):
         raise FloatingPointError(f"{name} answered with NaN or infinity")
-
-
-async def ordered(
-    items: AsyncIterator[T], function: Callable[[T], Awaitable[U]], at_once: int
-) -> AsyncGenerator[U, None]:
-    """Results of `function` in the order of `items`, of which at most `at_once` are in work or wait to be taken.
-
-    The next item is asked for as soon as there is room, and never before: whoever does not take results stops the
-    source. When the generator is closed, or anything fails, what is in work is cancelled.
-    """
-    room, ready = asyncio.Semaphore(at_once), asyncio.Event()
-    tasks: deque[asyncio.Task[U]] = deque()
-
-    async def start(item: T) -> U:
-        return await function(item)
-
-    async def fill() -> None:
-        try:
-            await room.acquire()
-            async for item in items:
-                tasks.append(asyncio.create_task(start(item)))
-                ready.set()
-                await room.acquire()
-        finally:
-            ready.set()
-
-    filling = asyncio.create_task(fill())
-    try:
-        while True:
-            await ready.wait()
-            if not tasks:
-                if filling.done():
-                    await filling
-                    return
-                ready.clear()
-                continue
-            result = await tasks[0]
-            tasks.popleft()
-            yield result
-            room.release()
-    finally:
-        for task in (filling, *tasks):
-            task.cancel()
-        await asyncio.gather(filling, *tasks, return_exceptions=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from serving.audio.speech import holds_speech
 from serving.audio.windows import Cutter, Window, Windowing, windowing
 from serving.compute.engine import ExplainedPrediction, Prediction
-from serving.hearing.hearing import ordered
+from serving.hearing.ordered import ordered
 from serving.hearing.stitching import Piece, stitched
 from serving.hearing.timeline import Heard, Stretch, Vote, stretches
 from serving.hearing.timing import union
