@@ -112,7 +112,7 @@ def test_python_call(reader: Path, server: ServerProcess) -> None:
 
 
 def test_make_targets_are_there(tmp_path: Path) -> None:
-    targets = set(re.findall(r"`make (\w+)", README)) | set(re.findall(r"^make (\w+)", README, re.MULTILINE))
+    targets = set(re.findall(r"`make ([\w-]+)", README)) | set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE))
     assert {"demo", "test", "serve", "help"} <= targets
     listed = call("make help", ROOT).stdout
     for target in targets:

@@ -124,7 +124,7 @@ def _record(
         "server_flags": FLAGS,
         "rules_shortened_to": SCALE_PER_MINUTE * options.minutes,
         "scrape_interval_seconds": INTERVAL_SECONDS,
-        "alerts": [vars(change) for change in watch.changes],
+        "alerts": [{**vars(change), "seconds": round(change.seconds, 1)} for change in watch.changes],
     }
     picture.write(shown, prometheus, span, INTERVAL_SECONDS, options.out / "drill.png", facts)
 

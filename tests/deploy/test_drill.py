@@ -121,4 +121,4 @@ def test_alerts_tell_of_noise(bundles: Path, corpus: Path, tmp_path: Path) -> No
     data = json.loads((tmp_path / "drill.json").read_text("utf-8"))
     assert {alert["name"] for alert in data["alerts"]} >= {"SpeakerlensInterferenceArriving", "SpeakerlensDrift"}
     for title, series in data["panels"].items():
-        assert any(value is not None for each in series for _, value in each["values"]), title
+        assert any(value is not None for each in series for value in each["values"]), title
