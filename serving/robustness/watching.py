@@ -54,6 +54,7 @@ class Watcher:
         self._saliency, self._shadow = Lots(config.saliency_share), Lots(config.shadow_share)
         self._background = Background(device, metrics.robustness)
         self._variants: set[str] = set()
+        self._read = config.metrics  # what nobody reads is not worth any work
 
     def add_model(self, bundle: Bundle) -> None:
         """A bundle is served from now on."""
@@ -68,15 +69,15 @@ class Watcher:
     @property
     def samples(self) -> bool:
         """Whether any answer is looked into."""
-        return bool(self._saliency.share or self._shadow.share)
+        return self._read and bool(self._saliency.share or self._shadow.share)
 
     def listen(self, samples: NDArray[np.float32]) -> "Future[Sound | None] | None":
         """How a window of samples, [n] at 16 kHz, sounds; None where that is not measured, or measuring failed."""
-        return self._aside.submit(self._heard, samples)
+        return self._aside.submit(self._heard, samples) if self._read else None
 
     def answered(self, question: Question, answer: Answered) -> None:
         """Measures and counts an answer, some time soon; to be called in the call that asked."""
-        if question.tells is Tells.NOTHING:
+        if not self._read or question.tells is Tells.NOTHING:
             return
         call = current_call.get(None)
         request_id = call.id if call else None

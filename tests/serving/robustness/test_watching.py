@@ -367,6 +367,18 @@ def test_a_full_queue_is_no_failure_of_the_model(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
+def test_nothing_is_measured_where_nobody_reads_it(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.ask(talk(1.0), "clean")
+        await asyncio.sleep(0.2)
+        assert scene.value("answers_total", variant="clean", kind="predict") == 1
+        assert scene.value("input_duration_seconds_count") == 0
+        assert scene.value("batch_size_sum", variant="da", kind="predict") == 0
+        assert scene.value("batch_size_sum", variant="clean", kind="explain") == 0
+
+    play(tmp_path, scenario, metrics=False, shadow_share=1.0, saliency_share=1.0)
+
+
 def test_bands() -> None:
     borders = {-3.0: "below_0", 0.0: "0_to_5", 5.0: "5_to_10", 10.0: "10_to_20", 20.0: "above_20", math.inf: "unknown"}
     assert {snr: band_of(snr) for snr in borders} == borders
