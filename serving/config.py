@@ -127,7 +127,10 @@ class Config:
     )
     transfer_seconds: float = field(
         default=60.0,
-        metadata=_about("how long a request may take to arrive, and an answer to be read, in seconds", (0.1, 86_400.0)),
+        metadata=_about(
+            "how long a request may take to arrive, and an answer to be read, in seconds, beside its time at 1 Mbit/s",
+            (0.1, 86_400.0),
+        ),
     )
     connection_age_seconds: float = field(
         default=1800.0,

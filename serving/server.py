@@ -104,14 +104,15 @@ class Server:
         self._port = 0
         self._ports: dict[str, str] = {}
         tokens = tokens_of(config)
-        transfers = Transfers(config.transfer_seconds, config.max_message_bytes, config.max_held_bytes)
+        self._transfers = _transfers(config, config.max_held_bytes)
         self._tracing = tracing_of(config, services)
         self._grpc = grpc.aio.server(
             interceptors=[
                 *([self._tracing.interceptor] if self._tracing else []),
-                CallInterceptor(services, self._gate, self.metrics, self._codec, transfers, ALWAYS),
+                CallInterceptor(services, self._gate, self.metrics, self._codec, self._transfers, ALWAYS),
                 *([Admission(tokens)] if tokens else []),
-                ForeignInterceptor(services, transfers),
+                # Health asks for no token: who fills its room with slow requests must not fill that of the others.
+                ForeignInterceptor(services, _transfers(config, config.max_message_bytes)),
             ],
             options=[
                 # Two servers on one port would share its calls silently.
@@ -211,7 +212,8 @@ class Server:
         self._health.drain()
         log.info("draining: calls in flight have %g s", self._config.drain_seconds)
         # Live audio does not end by itself; whoever has less than this left to send may send it.
-        asyncio.get_running_loop().call_later(self._config.drain_seconds / 2, self._service.end_streams)
+        for end in (self._service.end_streams, self._transfers.end):
+            asyncio.get_running_loop().call_later(self._config.drain_seconds / 2, end)
         finished = await self._gate.emptied(max(self._config.drain_seconds, NEWS_SECONDS))
         if finished:
             await hang_up(self._port, CLOSING_SECONDS)
@@ -245,6 +247,10 @@ def probe(host: str, port: int, flag: str) -> None:
             listener.bind(address)
     except OSError as error:
         raise _taken(flag, host, port, error) from error
+
+
+def _transfers(config: Config, held_bytes: int) -> Transfers:
+    return Transfers(config.transfer_seconds, config.max_message_bytes, held_bytes)
 
 
 def _taken(flag: str, host: str, port: int, error: OSError) -> StartupError:

@@ -10,12 +10,16 @@ from typing import Any
 
 import grpc
 
-from serving.errors import DeadlineError, Reason, ResourceExhaustedError
+from serving.errors import DeadlineError, Reason, RequestError, ResourceExhaustedError, UnavailableError
 from serving.transport.holding import Holdings, Share
 from serving.transport.wire import LARGE_BYTES
 
-# Nobody knows how much of a request has arrived before all has. One that takes longer than this counts as the largest.
-SLOW_SECONDS = 2.0
+# A line this slow, in bytes a second (1 Mbit/s), is still waited for, however large the message.
+SLOWEST_LINE = 128 * 1024
+# Nobody knows how much of a request has arrived before all has. From SLOW_SECONDS on it counts what a line of this many
+# bytes a second (16 Mbit/s) would have brought: on a faster one, an honest request would be there.
+SLOW_SECONDS, COUNT_SECONDS = 2.0, 1.0
+COUNTED_LINE = 2 * 2**20
 # A status waits behind an answer that is not read; it is there for a client who begins to read again.
 ABORT_SECONDS = 1.0
 
@@ -24,7 +28,7 @@ class Transfers:
     """Of all calls.
 
     Args:
-        seconds: how long a request may take to arrive, and an answer to be taken.
+        seconds: how long a request may take to arrive, and an answer to be taken, beside its time on the slowest line.
         message_bytes: the largest request.
         held_bytes: what all calls may hold together; requests that arrive slowly get half of it.
     """
@@ -33,7 +37,8 @@ class Transfers:
         self._seconds = seconds
         self._message_bytes = message_bytes
         self.held = Holdings(held_bytes)
-        self._arriving = Holdings(max(message_bytes, held_bytes // 2))
+        self._slow = Holdings(max(message_bytes, held_bytes // 2))
+        self._arriving: set[_Arrival] = set()
 
     async def first(self, messages: AsyncIterator[bytes]) -> bytes | None:
         """The first message of a call, or None where the client ends the call without one.
@@ -41,25 +46,26 @@ class Transfers:
         Raises:
             DeadlineError: it does not arrive in time.
             ResourceExhaustedError: it arrives slowly, and many others do.
+            UnavailableError: it has not arrived when the server stops.
         """
-        refusal: list[ResourceExhaustedError] = []
-        with self._arriving.share() as share:
-
-            def slow() -> None:
-                try:
-                    share.take(self._message_bytes)
-                except ResourceExhaustedError as error:
-                    refusal.append(error)
-                    limit.reschedule(0.0)
-
-            timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, slow)
+        seconds = self._seconds + self._message_bytes / SLOWEST_LINE
+        limit = asyncio.timeout(seconds)
+        with self._slow.share() as share, _Arrival(limit, share, self._message_bytes) as arrival:
+            self._arriving.add(arrival)
             try:
-                async with asyncio.timeout(self._seconds) as limit:
+                async with limit:
                     return await anext(messages, None)
             except TimeoutError:
-                raise next(iter(refusal), self._late()) from None
+                raise arrival.refusal or _late(seconds) from None
             finally:
-                timer.cancel()
+                self._arriving.discard(arrival)
+
+    def end(self) -> None:
+        """Sends away the requests that have not arrived yet; nothing has been done for them."""
+        for arrival in self._arriving:
+            arrival.refuse(
+                UnavailableError(Reason.NOT_SERVING, "the server is draining; send the request to another replica")
+            )
 
     async def deliver(self, context: Any, payload: bytes, share: Share, first: bool = True) -> None:
         """Hands an answer over, the call's first or a later one; returns when the connection has taken all of it.
@@ -69,24 +75,25 @@ class Transfers:
                 it reads or goes.
             ResourceExhaustedError: there is no room for the answer.
         """
+        seconds = self._seconds + len(payload) / SLOWEST_LINE
         if len(payload) < LARGE_BYTES:
             try:
-                async with asyncio.timeout(self._seconds):
+                async with asyncio.timeout(seconds):
                     await context.write(payload)
             except TimeoutError:
-                raise self._unread() from None
+                raise _unread(seconds) from None
             return
         with share.part(max(0, len(payload) - share.answered)):
             writing: asyncio.Future[None] = asyncio.ensure_future(_write(context, payload, first))
             writing.add_done_callback(_heard)
             try:
-                done = await _done(writing, self._seconds)
+                done = await _done(writing, seconds)
             except asyncio.CancelledError:
                 writing.cancel()
                 raise
             if not done:
                 share.keep(writing)
-                raise self._unread()
+                raise _unread(seconds)
             writing.result()
 
     async def refuse(self, context: Any, code: str, detail: str) -> None:
@@ -95,13 +102,58 @@ class Transfers:
         aborting.add_done_callback(_heard)
         await _done(aborting, ABORT_SECONDS)
 
-    def _late(self) -> DeadlineError:
-        return DeadlineError(Reason.ARRIVAL, f"the request has not arrived within {self._seconds:g} s; send it faster")
 
-    def _unread(self) -> DeadlineError:
-        return DeadlineError(
-            Reason.UNREAD, f"the answer has not been read within {self._seconds:g} s; read answers as they come"
-        )
+class _Arrival:
+    """A request on its way, which counts from when it is slow; within the block.
+
+    Attributes:
+        refusal: why its time was ended, if it was.
+    """
+
+    def __init__(self, limit: asyncio.Timeout, share: Share, message_bytes: int) -> None:
+        self._limit = limit
+        self._share = share
+        self._uncounted = message_bytes
+        self.refusal: RequestError | None = None
+
+    def refuse(self, error: RequestError) -> None:
+        """Ends its time now, unless it is over."""
+        if not self._limit.expired():
+            self.refusal = error
+            self._limit.reschedule(0.0)
+
+    def _count(self, seconds: float) -> None:
+        size = min(self._uncounted, int(seconds * COUNTED_LINE))
+        try:
+            self._share.take(size)
+        except ResourceExhaustedError as error:
+            self._share.close()  # now, or all that count in this moment would be refused
+            text = "the request arrives slowly, and there is no room for more that do; try again later, or send it faster"
+            self.refuse(ResourceExhaustedError(Reason.HELD, text, error.retry_after_s))
+            return
+        self._uncounted -= size
+        if self._uncounted:
+            self._count_after(COUNT_SECONDS)
+
+    def _count_after(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._count, seconds)
+
+    def __enter__(self) -> "_Arrival":
+        self._count_after(SLOW_SECONDS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+
+def _late(seconds: float) -> DeadlineError:
+    return DeadlineError(Reason.ARRIVAL, f"the request has not arrived within {seconds:.3g} s; send it faster")
+
+
+def _unread(seconds: float) -> DeadlineError:
+    return DeadlineError(
+        Reason.UNREAD, f"the answer has not been read within {seconds:.3g} s; read answers as they come"
+    )
 
 
 async def _write(context: Any, payload: bytes, first: bool) -> None:

@@ -1,6 +1,7 @@
 """Clients that send slowly or do not read, and what calls may hold together, over real connections."""
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
@@ -10,7 +11,8 @@ import grpc
 import pytest
 
 from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.errors import ResourceExhaustedError
+from serving.errors import DeadlineError, ResourceExhaustedError, UnavailableError
+from serving.transport import transfer
 from serving.transport.holding import Holdings
 from serving.transport.transfer import Transfers
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
@@ -19,6 +21,14 @@ from tests.serving.transport.test_rpc import LARGE_BYTES, PATH, Bench, _request,
 
 IDENTIFY = "/speakerlens.v1.SpeakerIdentification/Identify"
 MEGABYTE = 2**20
+# Of requests to the server that is tight; on the slowest line it takes 2 s.
+LARGEST = 2**18
+
+
+@pytest.fixture(autouse=True)
+def _fast_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else large answers would be waited for long; servers of their own processes keep the slowest line."""
+    monkeypatch.setattr(transfer, "SLOWEST_LINE", 2**40)
 
 
 def on_bench(test: Callable[[Bench], Awaitable[None]], transfers: Transfers) -> None:
@@ -97,6 +107,71 @@ def test_answers_that_are_not_read_leave_no_room_for_more() -> None:
     on_bench(test, Transfers(60.0, 2**25, 3 * LARGE_BYTES // 2))
 
 
+async def arriving(after_s: float) -> AsyncIterator[bytes]:
+    await asyncio.sleep(after_s)
+    yield b"request"
+
+
+def test_large_messages_have_the_time_they_take_on_a_slow_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Line:
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        async def send_initial_metadata(self, _metadata: object) -> None:
+            pass
+
+        async def write(self, _payload: bytes) -> None:
+            await asyncio.sleep(self.seconds)
+
+    async def test() -> None:
+        transfers = Transfers(0.1, 2 * MEGABYTE, 2**30)
+        assert await transfers.first(arriving(0.5)) == b"request"
+        with transfers.held.share() as share:
+            await transfers.deliver(Line(0.5), bytes(2 * MEGABYTE), share)
+            with pytest.raises(DeadlineError, match=r"has not been read within 0\.1 s"):
+                await transfers.deliver(Line(5), b"answer", share)
+        with pytest.raises(DeadlineError, match=r"has not arrived within 2\.1 s"):
+            await transfers.first(arriving(30))
+
+    monkeypatch.setattr(transfer, "SLOWEST_LINE", MEGABYTE)
+    asyncio.run(test())
+
+
+def test_a_slow_request_counts_for_what_may_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen of the largest fill the room, and many more that are only a little late."""
+
+    async def test() -> None:
+        transfers = Transfers(60, 2**25, 2**30)
+        soon = [transfers.first(arriving(0.05)) for _ in range(100)]
+        assert await asyncio.gather(*soon) == [b"request"] * 100
+        late = [transfers.first(arriving(1.5)) for _ in range(20)]
+        results = await asyncio.gather(*late, return_exceptions=True)
+        refused = [each for each in results if isinstance(each, ResourceExhaustedError)]
+        assert len(refused) == 4
+        assert str(refused[0]).startswith("the request arrives slowly, and there is no room for more")
+        assert await transfers.first(arriving(0.05)) == b"request", "what they held is given back"
+
+    monkeypatch.setattr(transfer, "SLOW_SECONDS", 0.02)
+    monkeypatch.setattr(transfer, "COUNT_SECONDS", 0.2)
+    monkeypatch.setattr(transfer, "COUNTED_LINE", 2**25)
+    asyncio.run(test())
+
+
+def test_what_has_not_arrived_is_sent_away_in_the_end() -> None:
+    async def test() -> None:
+        transfers = Transfers(60, 2**25, 2**30)
+        waiting = [asyncio.create_task(transfers.first(arriving(30))) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        waiting[0].cancel()
+        transfers.end()
+        with pytest.raises(UnavailableError, match="draining"):
+            await waiting[1]
+        assert waiting[0].cancelled()
+        transfers.end()
+
+    asyncio.run(test())
+
+
 def test_a_share_is_given_back_once() -> None:
     async def test() -> None:
         holdings, unread = Holdings(10), asyncio.get_running_loop().create_future()
@@ -124,9 +199,9 @@ def test_a_share_is_given_back_once() -> None:
 def tight(toy_bundles: Path) -> Iterator[ServerProcess]:
     with ServerProcess(
         toy_bundles,
-        "--transfer-seconds=4",
-        f"--max-message-bytes={MEGABYTE}",
-        f"--max-held-bytes={4 * MEGABYTE}",
+        "--transfer-seconds=2",
+        f"--max-message-bytes={LARGEST}",
+        f"--max-held-bytes={4 * LARGEST}",
         "--max-connections=6",
     ) as server:
         yield server
@@ -141,19 +216,42 @@ def test_not_even_health_waits_for_ever(tight: ServerProcess) -> None:
     with ExitStack() as stack:
         slow = stack.enter_context(Misbehaving(tight.ready["grpc"]))
         stream = slow.call("/grpc.health.v1.Health/Check")
-        slow.begin_message(stream, MEGABYTE - 100, 10_000)
+        slow.begin_message(stream, LARGEST - 100, 10_000)
         assert slow.ended(stream)
     with pytest.raises(grpc.RpcError) as caught:
         method(iter(()), timeout=CALL_SECONDS)
     assert caught.value.details() == "the call has no message"
 
 
+def test_slow_requests_to_health_take_no_room_from_others(tight: ServerProcess) -> None:
+    """Health asks for no token."""
+    before = tight.metrics().get('speakerlens_rejections_total{reason="held"}', 0)
+    with Misbehaving(tight.ready["grpc"]) as slow:
+        for _ in range(6):
+            slow.begin_message(slow.call("/grpc.health.v1.Health/Check"), LARGEST - 100, 10_000)
+        time.sleep(1)
+        slow.begin_message(slow.call(IDENTIFY), LARGEST - 100, 10_000)
+        time.sleep(2.5)
+        assert tight.metrics()["speakerlens_requests_in_flight"] == 1
+        assert tight.metrics().get('speakerlens_rejections_total{reason="held"}', 0) == before
+
+
+def test_a_stopping_server_sends_away_what_has_not_arrived(toy_bundles: Path) -> None:
+    with ServerProcess(toy_bundles, "--drain-seconds=4") as server, Misbehaving(server.ready["grpc"]) as slow:
+        stream = slow.call(IDENTIFY)
+        slow.begin_message(stream, MEGABYTE, 10_000)
+        server.wait_for_metric("speakerlens_requests_in_flight", 1)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0, "no call was cut short"
+        assert "method=Identify variant=_none code=UNAVAILABLE" in server.log
+
+
 def test_requests_that_trickle_in_are_few_and_end(tight: ServerProcess) -> None:
-    """Two of a megabyte fit into half of what calls may hold; others are refused, and the two not waited for."""
+    """Two of the largest fit into half of what calls may hold; others are refused, and the two not waited for."""
     started = time.monotonic()
     with Misbehaving(tight.ready["grpc"]) as slow:
         for _ in range(5):
-            slow.begin_message(slow.call(IDENTIFY), MEGABYTE - 100, 10_000)
+            slow.begin_message(slow.call(IDENTIFY), LARGEST - 100, 10_000)
         tight.wait_for_metric('speakerlens_rejections_total{reason="held"}', 3)
         assert tight.metrics()["speakerlens_requests_in_flight"] == 2
         request = pb.IdentifyRequest(audio=raw(voice(1.0)), models=[pb.ModelSelector(variant="da")])
