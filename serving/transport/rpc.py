@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Executor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
@@ -80,21 +81,27 @@ class Gate:
 
     def __init__(self) -> None:
         self.closed: str | None = "the server is starting"
-        self._inside = 0
+        self._inside: set[Any] = set()
         self._empty = asyncio.Event()
         self._empty.set()
 
     def enter(self, context: Any) -> None:
-        """Lets a call in until it is over: when its answer, or a stream's last, has been handed to the network.
+        """Lets a call in until it leaves, or is over: its answer, or a stream's last, has been handed to the network.
 
         Raises:
             UnavailableError: the gate is closed.
         """
         if self.closed is not None:
             raise UnavailableError(Reason.NOT_SERVING, f"{self.closed}; try again, or ask another replica")
-        self._inside += 1
+        self._inside.add(context)
         self._empty.clear()
-        context.add_done_callback(self._leave)
+        context.add_done_callback(self.leave)
+
+    def leave(self, context: Any) -> None:
+        """Counts a call no more."""
+        self._inside.discard(context)
+        if not self._inside:
+            self._empty.set()
 
     async def emptied(self, seconds: float) -> bool:
         """Waits until no call is inside; whether that came within `seconds`."""
@@ -102,18 +109,13 @@ class Gate:
             await asyncio.wait_for(self._empty.wait(), seconds)
         return self._empty.is_set()
 
-    def _leave(self, _context: Any) -> None:
-        self._inside -= 1
-        if not self._inside:
-            self._empty.set()
-
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Surrounds the calls, unary or streamed, of the services named; others (health, reflection) pass untouched.
 
     Handlers that stream answers are async generators; their requests arrive parsed, as an async iterator. To gRPC every
-    call is streamed both ways, which on the wire is the same: so a request is not read before there is a gate it may
-    pass, and both directions have their limits.
+    request is streamed, which on the wire is the same: so it is not read before there is a gate it may pass, and has
+    its limits. A single answer goes out with the status, in one step.
 
     Args:
         services: full names of the services.
@@ -150,23 +152,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         gate = None if handler_call_details.method in self._always else self._gate
 
-        async def surrounded(incoming: Any, context: Any) -> None:
+        async def surrounded(incoming: Any, context: Any) -> bytes | None:
             with self._transfers.held.share() as share:
                 current_share.set(share)
-                await self._surround(method, handler, gate, incoming, context, share)
+                return await self._surround(method, handler, gate, incoming, context, share)
 
-        return grpc.stream_stream_rpc_method_handler(surrounded)
+        return HANDLERS[True, handler.response_streaming](surrounded)
 
     async def _surround(
         self, method: str, handler: Any, gate: Gate | None, incoming: Any, context: Any, share: Share
-    ) -> None:
+    ) -> bytes | None:
         call = Call(method, _request_id(context))
         current_call.set(call)
         self._metrics.in_flight.inc()
+        payload = None
         try:
             if gate is not None:
                 gate.enter(context)
-            await self._respond(handler, aiter(incoming), context, share)
+            payload = await self._respond(handler, aiter(incoming), context, share)
         except RequestError as error:
             call.status, call.detail = told(error)
             call.retry_after_s = error.retry_after_s
@@ -184,9 +187,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(call.trailing_metadata)
         if call.status != "OK":
             await self._transfers.refuse(context, call.status, call.detail)
+        return payload
 
-    async def _respond(self, handler: Any, incoming: AsyncIterator[bytes], context: Any, share: Share) -> None:
-        """Calls the handler, and delivers its answers."""
+    async def _respond(self, handler: Any, incoming: AsyncIterator[bytes], context: Any, share: Share) -> bytes | None:
+        """Calls the handler, and delivers its answers, but for a single one, which gRPC sends with the status."""
         if handler.request_streaming:
             request = self._parsed(handler.request_deserializer, incoming, share)
             behaviour = handler.stream_stream if handler.response_streaming else handler.stream_unary
@@ -196,14 +200,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if not handler.response_streaming:
             payload = await self._serialise(await behaviour(request, context))
             del request
-            await self._transfers.deliver(context, payload, share)
-            return
+            self._transfers.hand_over(context, payload, share, partial(self._gate.leave, context))
+            return payload
         # A generator left to the garbage collector would go on holding what it holds after the call is over.
         async with contextlib.aclosing(behaviour(request, context)) as responses:
             first = True
             async for response in responses:
                 await self._transfers.deliver(context, await self._serialise(response), share, first)
                 first = False
+        return None
 
     async def _one(self, incoming: AsyncIterator[bytes], share: Share) -> bytes:
         message = await self._transfers.first(incoming)

@@ -5,7 +5,7 @@ does not read. Either would hold what the call holds, and a stopping server up.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -67,8 +67,26 @@ class Transfers:
                 UnavailableError(Reason.NOT_SERVING, "the server is draining; send the request to another replica")
             )
 
-    async def deliver(self, context: Any, payload: bytes, share: Share, first: bool = True) -> None:
-        """Hands an answer over, the call's first or a later one; returns when the connection has taken all of it.
+    def hand_over(self, context: Any, payload: bytes, share: Share, late: Callable[[], object]) -> None:
+        """Holds a single answer until the client has read it or gone; gRPC sends it, with the status.
+
+        `late` is called where that takes longer than it may.
+
+        Raises:
+            ResourceExhaustedError: there is no room for the answer.
+        """
+        if len(payload) < LARGE_BYTES:
+            return
+        share.take(max(0, len(payload) - share.answered))
+        loop = asyncio.get_running_loop()
+        gone = loop.create_future()
+        context.add_done_callback(lambda _: gone.set_result(None))
+        share.keep(gone)
+        timer = loop.call_later(self._seconds + len(payload) / SLOWEST_LINE, late)
+        gone.add_done_callback(lambda _: timer.cancel())
+
+    async def deliver(self, context: Any, payload: bytes, share: Share, first: bool) -> None:
+        """Hands an answer of a stream over, its first or a later one; returns when the connection has taken all of it.
 
         Raises:
             DeadlineError: the client does not read. What it has not read is kept for it by gRPC, and in `share`, until
@@ -83,7 +101,7 @@ class Transfers:
             except TimeoutError:
                 raise _unread(seconds) from None
             return
-        with share.part(max(0, len(payload) - share.answered)):
+        with share.part(len(payload)):
             writing: asyncio.Future[None] = asyncio.ensure_future(_write(context, payload, first))
             writing.add_done_callback(_heard)
             try:
@@ -128,7 +146,9 @@ class _Arrival:
             self._share.take(size)
         except ResourceExhaustedError as error:
             self._share.close()  # now, or all that count in this moment would be refused
-            text = "the request arrives slowly, and there is no room for more that do; try again later, or send it faster"
+            text = (
+                "the request arrives slowly, and there is no room for more that do; try again later, or send it faster"
+            )
             self.refuse(ResourceExhaustedError(Reason.HELD, text, error.retry_after_s))
             return
         self._uncounted -= size

@@ -41,10 +41,7 @@ class ServerProcess:
             "serving",
             "--bundles",
             str(bundles),
-            "--port=0",
-            "--metrics-port=0",
-            "--window-seconds=10",
-            "--probe-seconds=0",
+            *OWN_FLAGS,
             *flags,
         ]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SPEAKERLENS_")}

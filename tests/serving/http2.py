@@ -15,8 +15,8 @@ class Misbehaving:
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)), timeout=30)
-        self._socket.sendall(PREFACE)
-        self._send(SETTINGS, 0, 0, b"")
+        # At once: a server that wants no more connections may have ended this one before a second write.
+        self._socket.sendall(PREFACE + _frame(SETTINGS, 0, 0, b""))
         self._streams = -1
 
     def call(self, path: str) -> int:
@@ -57,7 +57,7 @@ class Misbehaving:
         return True
 
     def _send(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        self._socket.sendall(len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload)
+        self._socket.sendall(_frame(kind, flags, stream, payload))
 
     def __enter__(self) -> "Misbehaving":
         return self
@@ -66,6 +66,10 @@ class Misbehaving:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._socket.close()
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
 
 
 def _text(text: str) -> bytes:

@@ -27,7 +27,7 @@ async def surrounded(behaviour: Any, metrics: Metrics) -> Any:
     gate = Gate()
     gate.closed = None
     interceptor = CallInterceptor(("service",), gate, metrics, mock.Mock(), Transfers(60, 2**20, 2**20))
-    return (await interceptor.intercept_service(continuation, mock.Mock(method="/service/Identify"))).stream_stream
+    return (await interceptor.intercept_service(continuation, mock.Mock(method="/service/Identify"))).stream_unary
 
 
 def test_labels_of_calls() -> None:
