@@ -6,6 +6,8 @@ PREFIX = "speakerlens_"
 JOB = "speakerlens"
 INSTANCE = 'instance=~"$instance"'
 VARIANT = 'variant=~"$variant"'
+# A Prometheus may have alerts of others, too.
+FIRING = 'ALERTS{alertstate="firing", alertname=~"Speakerlens.*"}'
 VARIABLES = (
     Variable("instance", "Instance", "speakerlens_engine_info"),
     Variable("variant", "Variant", f"speakerlens_model_info{{{INSTANCE}}}"),

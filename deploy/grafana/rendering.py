@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from deploy.grafana.expressions import FIRING
 from deploy.grafana.model import Dashboard, Kind, Panel, Place, Query, Row, Variable, layout
 
 SCHEMA_VERSION = 41
@@ -64,7 +65,7 @@ def _alerts() -> Json:
         "enable": True,
         "hide": False,
         "iconColor": "red",
-        "target": {"refId": "Anno", "expr": 'ALERTS{alertstate="firing"}', "interval": "15s"},
+        "target": {"refId": "Anno", "expr": FIRING, "interval": "15s"},
         "titleFormat": "{{alertname}}",
         "tagKeys": "severity,variant",
     }

@@ -1,6 +1,6 @@
 """The first look: numbers that say whether to look further."""
 
-from deploy.grafana.expressions import VARIANT, or_zero, quantile, select
+from deploy.grafana.expressions import FIRING, VARIANT, or_zero, quantile, select
 from deploy.grafana.model import Colour, Number, Query, Row, Threshold, Unit
 from deploy.grafana.robustness.agreement import disagreement
 from deploy.grafana.robustness.drift import DRIFT
@@ -28,10 +28,10 @@ GLANCE = Row(
         ),
         Number(
             "Since the last round",
-            "How old is what the probes say?",
+            "How old is what the probes say? Nothing: no round has ended yet.",
             "Well above --probe-seconds: the device is too busy for probes, or they fail. See Probe utterances.",
             Unit.SECONDS,
-            (Query(f"time() - min({select('probe_round_timestamp_seconds', VARIANT)})", "Since the last round"),),
+            (Query(f"time() - min({select('probe_round_timestamp_seconds', VARIANT)} > 0)", "Since the last round"),),
         ),
         Number(
             "SNR of traffic",
@@ -60,7 +60,7 @@ GLANCE = Row(
             "Is anything wrong that a rule knows of?",
             "Above 0: open Prometheus' page of alerts; each says what to do. They are red lines in all panels.",
             Unit.COUNT,
-            (Query(or_zero('count(ALERTS{alertstate="firing"})'), "Alerts firing"),),
+            (Query(or_zero(f"count({FIRING})"), "Alerts firing"),),
             thresholds=(Threshold(1, Colour.BAD),),
             width=2,
         ),

@@ -1,6 +1,6 @@
 """The first look: numbers that are green when all is well."""
 
-from deploy.grafana.expressions import VARIANT, or_zero, per_second, quantile, select, total
+from deploy.grafana.expressions import FIRING, VARIANT, or_zero, per_second, quantile, select, total
 from deploy.grafana.model import Colour, Number, Query, Row, Threshold, Unit
 from deploy.grafana.service.latency import AT_ONCE
 from deploy.grafana.service.process import PROCESS
@@ -23,7 +23,7 @@ GLANCE = Row(
             "Is anything wrong that a rule knows of?",
             "Above 0: open Prometheus' page of alerts; each alert says what to do. They are red lines in all panels.",
             Unit.COUNT,
-            (Query(or_zero('count(ALERTS{alertstate="firing"})'), "Alerts firing"),),
+            (Query(or_zero(f"count({FIRING})"), "Alerts firing"),),
             thresholds=(Threshold(1, Colour.BAD),),
         ),
         Number(
