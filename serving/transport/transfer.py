@@ -20,6 +20,8 @@ SLOWEST_LINE = 128 * 1024
 # bytes a second (16 Mbit/s) would have brought: on a faster one, an honest request would be there.
 SLOW_SECONDS, COUNT_SECONDS = 2.0, 1.0
 COUNTED_LINE = 2 * 2**20
+# A caller whose connection ends while it sends leaves a call without a message, a moment before the call is cancelled.
+HANGUP_SECONDS = 0.1
 # A status waits behind an answer that is not read; it is there for a client who begins to read again.
 ABORT_SECONDS = 1.0
 
@@ -54,11 +56,14 @@ class Transfers:
             self._arriving.add(arrival)
             try:
                 async with limit:
-                    return await anext(messages, None)
+                    message = await anext(messages, None)
             except TimeoutError:
                 raise arrival.refusal or _late(seconds) from None
             finally:
                 self._arriving.discard(arrival)
+        if message is None:
+            await asyncio.sleep(HANGUP_SECONDS)
+        return message
 
     def end(self) -> None:
         """Sends away the requests that have not arrived yet; nothing has been done for them."""

@@ -267,6 +267,16 @@ def test_requests_that_trickle_in_are_few_and_end(tight: ServerProcess) -> None:
         assert tight.metrics()["speakerlens_requests_in_flight"] == 0
 
 
+def test_who_vanishes_while_sending_has_hung_up(tight: ServerProcess) -> None:
+    """To the server the request ends there, without a message; the end of the connection is told a moment later."""
+    cancelled = 'speakerlens_requests_total{code="CANCELLED",method="Embed",variant="_none"}'
+    for number in range(1, 4):
+        with Misbehaving(tight.ready["grpc"]) as gone:
+            gone.begin_message(gone.call("/speakerlens.v1.SpeakerIdentification/Embed"), LARGEST - 100, 10_000)
+            tight.wait_for_metric("speakerlens_requests_in_flight", 1)
+        tight.wait_for_metric(cancelled, number)
+
+
 def test_a_call_without_a_message(tight: ServerProcess) -> None:
     method: grpc.StreamUnaryMultiCallable[bytes, bytes] = tight.channel.stream_unary(IDENTIFY)
     with pytest.raises(grpc.RpcError) as caught:
