@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from protos.speakerlens.v1 import identification_pb2 as typed
 from tests.conftest import ROOT
 from tests.serving import toy
-from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
+from tests.serving.harness import CALL_SECONDS, START_SECONDS, ServerProcess, raw, voice
 from tests.serving.inference.requests import MAPS, SERVICE, infer, inputs, message, padded
 
 PROTO = "protos/inference/inference.proto"
@@ -155,9 +155,9 @@ def test_live_and_not_ready_while_the_server_starts_and_drains(tmp_path: Path) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = ServerProcess(tmp_path, f"--port={port}", wait=False)
+    server = ServerProcess(tmp_path, f"--port={port}", "--drain-seconds=120", wait=False)
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_reconnect_backoff_ms", 20)]) as channel:
-        grpc.channel_ready_future(channel).result(60)
+        grpc.channel_ready_future(channel).result(START_SECONDS)
         client = triton.InferenceServerClient(f"127.0.0.1:{port}")
         assert client.is_server_live()
         assert not client.is_server_ready()
@@ -177,7 +177,7 @@ def test_live_and_not_ready_while_the_server_starts_and_drains(tmp_path: Path) -
         assert not client.is_server_ready()
         assert not client.is_model_ready("slow")
         assert not results, "the request was not in flight: the test shows nothing"
-        assert server.wait() == 0
+        assert server.wait(150) == 0
         assert results[0] is not None
     server.channel.close()
 
