@@ -277,6 +277,19 @@ def test_who_vanishes_while_sending_has_hung_up(tight: ServerProcess) -> None:
         tight.wait_for_metric(cancelled, number)
 
 
+def test_a_request_that_is_too_large(tight: ServerProcess) -> None:
+    cancelled = 'speakerlens_requests_total{code="CANCELLED",method="GetModel",variant="_none"}'
+    method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = tight.channel.unary_unary(
+        "/speakerlens.v1.SpeakerIdentification/GetModel"
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        method(bytes(LARGEST + 1), timeout=CALL_SECONDS)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(LARGEST) in (caught.value.details() or ""), "gRPC names the limit"
+    tight.wait_for_metric(cancelled, 1)
+    assert refusals(tight, "malformed") == 0
+
+
 def test_a_call_without_a_message(tight: ServerProcess) -> None:
     method: grpc.StreamUnaryMultiCallable[bytes, bytes] = tight.channel.stream_unary(IDENTIFY)
     with pytest.raises(grpc.RpcError) as caught:
