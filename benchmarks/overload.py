@@ -44,6 +44,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from benchmarks.surroundings import surroundings
 from protos.speakerlens.v1 import identification_pb2 as pb
 from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 
@@ -201,6 +202,8 @@ def capacity(pool: Pool, load: Load) -> Offered:
     """As many callers as keep the server busy."""
     found = pool.apply(offer, (load,))
     wrong = {call.code for call in found.calls} - {"OK"}
+    if not found.answers:
+        raise SystemExit("error: nobody was answered; let it last longer, or ask for less")
     if wrong:
         raise SystemExit(f"error: callers who wait for their answer got {', '.join(sorted(wrong))}")
     return found
@@ -317,7 +320,8 @@ def main() -> int:
         if not line:
             print("error: the server did not start", file=sys.stderr)
             return 1
-        figures = measure(args, json.loads(line)["grpc"], server.pid)
+        figures = {**surroundings(), "command": shlex.join(sys.argv[1:])}
+        figures |= measure(args, json.loads(line)["grpc"], server.pid)
     finally:
         server.terminate()
         server.wait(60)

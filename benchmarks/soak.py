@@ -21,6 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.surroundings import surroundings
 from benchmarks.traffic import PATIENCE_SECONDS, SCENARIOS, Caller, outcome
 from tests.serving import toy
 from tests.serving.harness import ServerProcess
@@ -51,7 +52,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Soak the server, and watch its memory and its answers.")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--bundles", type=Path, help=f"(default: {DEMO}, or toy ones)")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--json", type=Path, help="write the figures here as well, and the log beside it")
     arguments = parser.parse_args()
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
@@ -66,6 +67,8 @@ def main() -> int:
         if status:
             tally.faults.append(f"the server ended with status {status}")
         tally.faults += [f"in the log: {line}" for line in server.log.splitlines() if WARNING.search(line)]
+        if arguments.json is not None:
+            arguments.json.with_suffix(".log").write_text(server.log, encoding="utf-8")
     return report(tally, 60 * arguments.minutes, arguments.json)
 
 
@@ -123,7 +126,16 @@ def report(tally: Tally, seconds: float, file: Path | None) -> int:
     print(f"{len(tally.faults)} faults")
     if file is not None:
         counts = {f"{call} {status}": count for (call, status), count in sorted(tally.counts.items())}
-        figures = {"calls": counts, "first_mb": first, "last_mb": last, "peak_mb": peak, "faults": tally.faults}
+        figures = {
+            **surroundings(),
+            "minutes": seconds / 60,
+            "calls": counts,
+            "first_mb": round(first, 1),
+            "last_mb": round(last, 1),
+            "peak_mb": round(peak, 1),
+            "growth": round(change, 4),
+            "faults": tally.faults,
+        }
         file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 1 if tally.faults else 0
 
