@@ -10,7 +10,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from concurrent.futures import Executor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -169,7 +169,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             if gate is not None:
                 gate.enter(context)
-            payload = await self._respond(handler, aiter(incoming), context, share)
+            # gRPC's generator is part of a cycle: left alone, it keeps its message until garbage is next collected.
+            async with contextlib.aclosing(aiter(incoming)) as messages:
+                payload = await self._respond(handler, messages, context, share)
         except RequestError as error:
             call.status, call.detail = told(error)
             call.retry_after_s = error.retry_after_s
@@ -189,7 +191,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await self._transfers.refuse(context, call.status, call.detail)
         return payload
 
-    async def _respond(self, handler: Any, incoming: AsyncIterator[bytes], context: Any, share: Share) -> bytes | None:
+    async def _respond(
+        self, handler: Any, incoming: AsyncGenerator[bytes, None], context: Any, share: Share
+    ) -> bytes | None:
         """Calls the handler, and delivers its answers, but for a single one, which gRPC sends with the status."""
         if handler.request_streaming:
             request = self._parsed(handler.request_deserializer, incoming, share)
@@ -210,8 +214,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 first = False
         return None
 
-    async def _one(self, incoming: AsyncIterator[bytes], share: Share) -> bytes:
+    async def _one(self, incoming: AsyncGenerator[bytes, None], share: Share) -> bytes:
         message = await self._transfers.first(incoming)
+        await incoming.aclose()
         if message is None:
             raise InvalidArgumentError(Reason.MALFORMED, NO_MESSAGE)
         share.take(len(message))

@@ -1,6 +1,7 @@
 """What surrounds every call, over a real connection: streams as well as single calls."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -251,5 +252,26 @@ def test_unknown_methods_make_no_labels() -> None:
                 await method(b"")
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
         assert bench.calls() == {}
+
+    on_bench(test)
+
+
+def test_a_call_lets_go_of_what_it_received() -> None:
+    """At once, and not when garbage is next collected, which may be after thousands of calls."""
+
+    async def test(bench: Bench) -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await bench.single(b"x" * 1000)
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await bench.single(b"invalid")
+                assert [answer async for answer in bench.stream(b"one", b"two")]
+            await until(lambda: not bench.metrics.in_flight._value.get())
+            receivers = [each for each in gc.get_objects() if type(each).__name__ == "_MessageReceiver"]
+        finally:
+            gc.enable()
+        assert len(receivers) < 5
 
     on_bench(test)
