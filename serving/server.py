@@ -112,7 +112,7 @@ class Server:
                 CallInterceptor(services, self._gate, self.metrics, self._codec, self._transfers, ALWAYS),
                 *([Admission(tokens)] if tokens else []),
                 # Health asks for no token: who fills its room with slow requests must not fill that of the others.
-                ForeignInterceptor(services, _transfers(config, config.max_message_bytes)),
+                ForeignInterceptor(services, _transfers(config, config.max_held_bytes // 4)),
             ],
             options=[
                 # Two servers on one port would share its calls silently.

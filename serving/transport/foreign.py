@@ -63,10 +63,8 @@ async def _each(
     parse: Callable[[bytes], Any], transfers: Transfers, messages: AsyncIterator[bytes], context: Any
 ) -> AsyncIterator[Any]:
     try:
-        message = await transfers.first(messages)
-        while message is not None:
+        while (message := await transfers.receive(messages)) is not None:
             yield parse(message)
-            message = await anext(messages, None)
     except DecodeError:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, MALFORMED)
     except RequestError as error:

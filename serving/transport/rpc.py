@@ -215,7 +215,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return None
 
     async def _one(self, incoming: AsyncGenerator[bytes, None], share: Share) -> bytes:
-        message = await self._transfers.first(incoming)
+        message = await self._transfers.receive(incoming)
         await incoming.aclose()
         if message is None:
             raise InvalidArgumentError(Reason.MALFORMED, NO_MESSAGE)
@@ -225,7 +225,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _parsed(
         self, deserializer: Callable[[bytes], Any], incoming: AsyncIterator[bytes], share: Share
     ) -> AsyncIterator[Any]:
-        message = await self._transfers.first(incoming)
+        message = await self._transfers.receive(incoming)
         while message is not None:
             size, parsed, message = len(message), _parse(deserializer, message), None
             with share.part(size):

@@ -42,8 +42,8 @@ class Transfers:
         self._slow = Holdings(max(message_bytes, held_bytes // 2))
         self._arriving: set[_Arrival] = set()
 
-    async def first(self, messages: AsyncIterator[bytes]) -> bytes | None:
-        """The first message of a call, or None where the client ends the call without one.
+    async def receive(self, messages: AsyncIterator[bytes]) -> bytes | None:
+        """The next message of a call, or None where the client sends no more.
 
         Raises:
             DeadlineError: it does not arrive in time.

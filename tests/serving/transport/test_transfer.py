@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2
 
 from protos.speakerlens.v1 import identification_pb2 as pb
 from serving.errors import DeadlineError, ResourceExhaustedError, UnavailableError
@@ -131,13 +133,13 @@ def test_large_messages_have_the_time_they_take_on_a_slow_line(monkeypatch: pyte
 
     async def test() -> None:
         transfers = Transfers(0.1, 2 * MEGABYTE, 2**30)
-        assert await transfers.first(arriving(0.5)) == b"request"
+        assert await transfers.receive(arriving(0.5)) == b"request"
         with transfers.held.share() as share:
             await transfers.deliver(Line(0.5), bytes(2 * MEGABYTE), share, True)
             with pytest.raises(DeadlineError, match=r"has not been read within 0\.1 s"):
                 await transfers.deliver(Line(5), b"answer", share, False)
         with pytest.raises(DeadlineError, match=r"has not arrived within 2\.1 s"):
-            await transfers.first(arriving(30))
+            await transfers.receive(arriving(30))
 
     monkeypatch.setattr(transfer, "SLOWEST_LINE", MEGABYTE)
     asyncio.run(test())
@@ -148,14 +150,14 @@ def test_a_slow_request_counts_for_what_may_have_come(monkeypatch: pytest.Monkey
 
     async def test() -> None:
         transfers = Transfers(60, 2**25, 2**30)
-        soon = [transfers.first(arriving(0.05)) for _ in range(60)]
+        soon = [transfers.receive(arriving(0.05)) for _ in range(60)]
         assert await asyncio.gather(*soon) == [b"request"] * 60
-        late = [transfers.first(arriving(2.5)) for _ in range(20)]
+        late = [transfers.receive(arriving(2.5)) for _ in range(20)]
         results = await asyncio.gather(*late, return_exceptions=True)
         refused = [each for each in results if isinstance(each, ResourceExhaustedError)]
         assert len(refused) == 4
         assert str(refused[0]).startswith("the request arrives slowly, and there is no room for more")
-        assert await transfers.first(arriving(0.05)) == b"request", "what they held is given back"
+        assert await transfers.receive(arriving(0.05)) == b"request", "what they held is given back"
 
     monkeypatch.setattr(transfer, "SLOW_SECONDS", 0.02)
     monkeypatch.setattr(transfer, "COUNT_SECONDS", 0.2)
@@ -166,7 +168,7 @@ def test_a_slow_request_counts_for_what_may_have_come(monkeypatch: pytest.Monkey
 def test_what_has_not_arrived_is_sent_away_in_the_end() -> None:
     async def test() -> None:
         transfers = Transfers(60, 2**25, 2**30)
-        waiting = [asyncio.create_task(transfers.first(arriving(30))) for _ in range(2)]
+        waiting = [asyncio.create_task(transfers.receive(arriving(30))) for _ in range(2)]
         await asyncio.sleep(0.01)
         waiting[0].cancel()
         transfers.end()
@@ -227,6 +229,19 @@ def test_not_even_health_waits_for_ever(tight: ServerProcess) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         method(iter(()), timeout=CALL_SECONDS)
     assert caught.value.details() == "the call has no message"
+
+
+def test_reflection_waits_for_no_later_message_either(tight: ServerProcess) -> None:
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    asked = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+    with Misbehaving(tight.ready["grpc"]) as slow:
+        stream = slow.call(path)
+        slow.send(stream, struct.pack(">BI", 0, len(asked)) + asked)
+        assert slow.ended(stream), "the head of the answer"
+        slow.begin_message(stream, LARGEST - 100, 10_000)
+        started = time.monotonic()
+        assert slow.ended(stream)
+        assert time.monotonic() - started < 20, "it was the limit that ended it, and no keepalive"
 
 
 def test_slow_requests_to_health_take_no_room_from_others(tight: ServerProcess) -> None:
