@@ -14,10 +14,10 @@ from typing import Any, Generic, TypeVar
 
 from serving.compute.device import Device, Work
 from serving.compute.lane import Bounds, Done, Entry, Lane, Observer, missed, unmeetable, unusable
-from serving.compute.pace import Pace
+from serving.compute.pace import EXPECTATION_MEMORY, Pace
 from serving.compute.priority import Priority
 from serving.compute.repair import Repair
-from serving.errors import Reason, RequestError, ResourceExhaustedError
+from serving.errors import DeadlineError, Reason, RequestError, ResourceExhaustedError
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class Batcher(Generic[JobT, ResultT]):
         self._repair = repair
         self._pace = Pace()
         self._turnover = Pace()
+        # By priority: seconds until a job was answered, for each second that was expected when it came.
+        self._waits = tuple(Pace(EXPECTATION_MEMORY) for _ in Priority)
         self._lanes: tuple[Lane[JobT, ResultT], ...] = tuple(
             Lane(name, bounds, self._pace, self._turnover, observer) for _ in Priority
         )
@@ -79,7 +81,7 @@ class Batcher(Generic[JobT, ResultT]):
                 f"{self._bounds.waiting} requests wait for {self._name} already; try again later",
                 delay,
             )
-        if deadline is not None and delay and time.monotonic() + delay >= deadline:
+        if deadline is not None and delay and time.monotonic() + self._at_worst(delay, priority) >= deadline:
             raise unmeetable(self._name, delay, 0.0)
 
     async def submit(
@@ -104,11 +106,17 @@ class Batcher(Generic[JobT, ResultT]):
         self._device.notify()
         try:
             async with asyncio.timeout_at(deadline):
-                return await entry.future
+                done = await entry.future
         except TimeoutError:
+            self._learn(entry, priority)
             raise missed(self._name) from None
+        except DeadlineError:
+            self._learn(entry, priority)
+            raise
         finally:
             lane.remove(entry)
+        self._learn(entry, priority)
+        return done
 
     async def close(self) -> None:
         """Stops taking from the queue. Callers still waiting are cancelled."""
@@ -184,13 +192,24 @@ class Batcher(Generic[JobT, ResultT]):
         """Refuses a job that would be late, rather than let it wait for that."""
         needed = self._pace.seconds(entry.cost)
         delay = self._device.delay(self._lanes[priority], priority, needed)
+        entry.expected = delay + needed
         left = entry.deadline - time.monotonic()
         if left <= 0:
             raise missed(self._name)
-        if left <= delay + needed:
+        if left <= self._at_worst(entry.expected, priority):
             if not delay:
                 self._pace.relieve()
+                self._waits[priority].relieve()
             raise unmeetable(self._name, delay, needed)
+
+    def _at_worst(self, expected: float, priority: Priority) -> float:
+        """How long it takes until a job is answered, by what became of such expectations."""
+        return max(expected, self._waits[priority].cautious_seconds(expected))
+
+    def _learn(self, entry: Entry[JobT, ResultT], priority: Priority) -> None:
+        """What became of an expectation; of those who were too late no more is known than that they were."""
+        if entry.expected:
+            self._waits[priority].ran(entry.expected, time.monotonic() - entry.arrived)
 
     def _on_repair(self, _works: bool) -> None:
         if self._repair.hopeless:

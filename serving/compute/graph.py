@@ -37,8 +37,9 @@ CUDA_OPTIONS = {
     # Bundles were verified in full float32.
     "use_tf32": "0",
 }
-# Regions of the arena are as large as what is asked for; doubling each would keep twice of what was once needed.
-ARENA = {"arena_extend_strategy": 1}
+# One region large enough for most, of which only what is used takes memory: many small ones, as large as what
+# was once asked for, are never joined.
+ARENA = {"initial_chunk_size_bytes": 64 * 2**20}
 # How ONNX Runtime, its arena and CUDA say that memory ran out; their errors have no type of their own.
 MEMORY_WORDS = ("failed to allocate", "out of memory", "bad_alloc", "available memory of")
 

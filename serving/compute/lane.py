@@ -71,6 +71,7 @@ class Entry(Generic[JobT, ResultT]):
         deadline: on the clock of `time.monotonic`.
         together: the most jobs with which it may be computed; less once a batch with it has failed.
         retried: it failed alone, on an engine that was broken.
+        expected: how many seconds after its arrival it should be answered, by what was known then; 0 if nothing was.
     """
 
     def __init__(self, job: JobT, cost: int, deadline: float | None) -> None:
@@ -79,6 +80,7 @@ class Entry(Generic[JobT, ResultT]):
         self.deadline = math.inf if deadline is None else deadline
         self.together: float = math.inf
         self.retried = False
+        self.expected = 0.0
         self.arrived = time.monotonic()
         self.future: asyncio.Future[Done[ResultT]] = asyncio.get_running_loop().create_future()
 

@@ -10,14 +10,22 @@ import pytest
 from tests.conftest import ROOT
 from tests.serving import toy
 
+# Where the client is late itself, it says nothing of the server.
+LATE_SECONDS, ATTEMPTS = 0.05, 3
+
 
 @pytest.mark.slow
 def test_goodput_under_overload(tmp_path: Path) -> None:
     toy.write_bundle(tmp_path / "bundles", "v", 1)
     load = ["--variant=v", "--shortest=0.9", "--longest=1", "--device-seconds=0.1", "--deadline=3", "--seconds=10"]
     command = [sys.executable, "-m", "benchmarks.overload", str(tmp_path / "bundles"), *load, "--out", str(tmp_path)]
-    subprocess.run(command, check=True, timeout=300, cwd=ROOT)
-    figures = json.loads((tmp_path / "overload.json").read_text(encoding="utf-8"))
+    for _ in range(ATTEMPTS):
+        subprocess.run(command, check=True, timeout=300, cwd=ROOT)
+        figures = json.loads((tmp_path / "overload.json").read_text(encoding="utf-8"))
+        if figures["late_p99_s"] < LATE_SECONDS:
+            break
+    else:
+        pytest.skip(f"NOT RUN: the machine is too busy, requests were sent {figures['late_p99_s']:.2f} s late")
     assert min(figures["offered_per_s"]) > 2 * max(figures["capacity_per_s"])
     assert figures["goodput_over_capacity"] > 0.9
     assert figures["kept"] > 0.99
