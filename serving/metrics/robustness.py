@@ -197,6 +197,7 @@ class Probes:
             "probe_round_timestamp_seconds", "When the last round of probes ended, in seconds since 1970.", "variant"
         )
         self.round_duration = page.gauge("probe_round_duration_seconds", "Duration of the last round.", "variant")
+        self.period = page.gauge("probe_period_seconds", "From the beginning of one round to the next; 0 is never.")
         self._shown: dict[str, set[_Series]] = {}
 
     @property

@@ -93,6 +93,7 @@ class Prober:
 
     async def run(self) -> None:
         """Round after round, until it is cancelled; a model that is new is asked at once."""
+        self._metrics.period.set(self._seconds)
         self._models.listen(self._on_change)
         self._on_change()
         due = -math.inf

@@ -1,6 +1,6 @@
 """Work that nobody waits for: a share of the answers is looked into on the models, while the device has nothing to do.
 
-One piece at a time, at the lowest priority, begun only on an idle device. What does not get its turn soon is dropped
+One piece at a time, at the lowest priority, computed only on an idle device. What does not get its turn soon is dropped
 and counted, as is what comes while enough waits. What waits keeps its audio and no model: what is no longer served by
 then is not asked.
 """
@@ -134,7 +134,6 @@ class Background:
             work, doing, sample, turn = self._waiting[0]
             outcome = "dropped"
             try:
-                await turn.idle()
                 await doing(sample, turn)
                 outcome = "done"
             except (Dropped, DeadlineError, UnavailableError):

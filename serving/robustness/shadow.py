@@ -63,6 +63,7 @@ class Samples:
             Dropped: one of them is no longer served, or the device is never idle.
             Exception: how a model failed.
         """
+        await turn.idle()
         for bundle, _ in sample.said:
             model = next((model for model in self._models if model.bundle.digest == bundle.digest), None)
             if model is None:
@@ -76,6 +77,8 @@ class Samples:
     async def compare(self, sample: Sample, turn: Turn) -> None:
         """Asks the newest of every variant that was not asked, and compares those that answer with each other.
 
+        Where all of them were asked anyway, that needs no device, and so is not dropped however busy it is.
+
         Raises:
             Dropped: the device is never idle.
             Exception: how a model failed, the first where several did; the others are compared all the same.
@@ -83,6 +86,8 @@ class Samples:
         said = {bundle.digest: prediction for bundle, prediction in sample.said}
         named: list[_Named] = []
         errors: list[Exception] = []
+        if any(model.bundle.digest not in said for model in self._models.select([])):
+            await turn.idle()
         with self._models.lease([]) as newest:
             for model in newest:
                 try:

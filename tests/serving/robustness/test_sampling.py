@@ -32,7 +32,8 @@ class World:
         self.done: list[int] = []
 
     def offer(self, number: int, doing: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
-        async def note(_sample: Sample, _turn: Turn) -> None:
+        async def note(_sample: Sample, turn: Turn) -> None:
+            await turn.idle()
             if doing is not None:
                 await doing()
             self.done.append(number)

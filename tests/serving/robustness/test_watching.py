@@ -320,6 +320,17 @@ def test_samples_wait_for_an_idle_device_and_models_that_went_meanwhile_are_not_
     play(tmp_path, scenario, saliency_share=1.0)
 
 
+def test_what_was_asked_of_all_is_compared_however_busy_the_device_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        monkeypatch.setattr(type(scene.device), "idle", False)
+        await scene.ask(talk(1.0))
+        await scene.settled("background_total", 1, work="shadow", outcome="done")
+
+    play(tmp_path, scenario, shadow_share=1.0)
+
+
 def test_one_variant_alone_has_no_shadow(tmp_path: Path) -> None:
     async def scenario(scene: Scene) -> None:
         for name in ("clean", "da"):
