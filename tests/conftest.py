@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a module's command line as a user would; fail the test with its output if it fails."""
     line = [sys.executable, "-m", *map(str, command)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=600, cwd=ROOT)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=1800, cwd=ROOT)
     assert done.returncode == 0, f"{' '.join(line)} exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
 
