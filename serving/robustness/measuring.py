@@ -1,7 +1,7 @@
 """What an answer tells of how robust the service is: how its audio sounds, how sure the models are, where they look."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from measures.prediction import scores
 from measures.saliency import concentration, deletion_index, estimated_interference
@@ -107,14 +107,7 @@ class Gauge:
 
 def drifting(sound: Sound, seconds: float) -> dict[str, float]:
     """The measures of sound by the names that a baseline has for them; windows overlap, so `seconds` is what counts."""
-    return {
-        "snr_db": sound.snr_db,
-        "speech_share": sound.speech_share,
-        "clipped_share": sound.clipped_share,
-        "level_dbfs": sound.level_dbfs,
-        "bandwidth_hz": sound.bandwidth_hz,
-        "seconds": seconds,
-    }
+    return {**asdict(sound), "seconds": seconds}
 
 
 def looked(bundle: Bundle, prediction: ExplainedPrediction) -> tuple[float, float]:
