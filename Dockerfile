@@ -11,6 +11,7 @@ ARG BASE_IMAGE=python:3.11-slim
 FROM ${BASE_IMAGE} AS project
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY speakerlens speakerlens
 COPY protos protos
 COPY measures measures
 COPY serving serving

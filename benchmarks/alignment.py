@@ -23,15 +23,15 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` would be the file beside this one
 
-from training.batches import Batch, BatchSource
-from training.conditions import CLEAN, CLEAN_KIND, Condition, mixtures, supplied_grid
-from training.config import Config, load_config
-from training.errors import UserError
-from training.loop import learning_rate_at, make_optimiser, margin_at
-from training.manifest import Corpus, load_corpus
-from training.mixing import KINDS
-from training.network import Activations, SpeakerNetwork
-from training.objectives import compute_loss, distance, find_variant
+from speakerlens.training.config import Config, load_config
+from speakerlens.training.data.batches import Batch, BatchSource
+from speakerlens.training.data.manifest import Corpus, load_corpus
+from speakerlens.training.data.mixing import KINDS
+from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.conditions import CLEAN, CLEAN_KIND, Condition, mixtures, supplied_grid
+from speakerlens.training.loop import learning_rate_at, make_optimiser, margin_at
+from speakerlens.training.model.network import Activations, SpeakerNetwork
+from speakerlens.training.model.objectives import compute_loss, distance, find_variant
 
 SNRS_DB = (10.0, 5.0, 0.0, -5.0)
 DECAY = 0.99  # of the averaged teacher's weights
@@ -41,7 +41,7 @@ DECAY = 0.99  # of the averaged teacher's weights
 class Recipe:
     """How a batch is laid out, and what aligns it.
 
-    variant: of `training.objectives.VARIANTS`, for the layout of the batch.
+    variant: of `training.model.objectives.VARIANTS`, for the layout of the batch.
     teacher: who hears the originals: the network as it is ("live"), with the running statistics of its normalisation
         ("eval"), or an exponential average of its weights ("averaged"); "pair": they are rows of the batch themselves;
         "configured": the objective that training itself has, with what the configuration says is aligned, and how.

@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` would be the file beside this one
 
-from export.baseline import as_saliency
-from export.onnx_graphs import EXPLAIN
-from export.parity import load_runtimes
-from measures.saliency import deletion_index, estimated_interference
-from training.conditions import Condition, mixtures, supplied_grid
-from training.errors import UserError
-from training.frontend import LogMel
-from training.manifest import load_corpus, spread
-from training.saliency import dominated_bins, fused
+from speakerlens.export.baseline import as_saliency
+from speakerlens.export.onnx_graphs import EXPLAIN
+from speakerlens.export.parity import load_runtimes
+from speakerlens.measures.saliency import deletion_index, estimated_interference
+from speakerlens.training.data.manifest import load_corpus, spread
+from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.conditions import Condition, mixtures, supplied_grid
+from speakerlens.training.model.front_end import LogMel
+from speakerlens.training.model.saliency import dominated_bins, fused
 
 SNRS_DB = (20.0, 10.0, 0.0)
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import grpc
 
-from protos.speakerlens.v1 import identification_pb2 as pb
-from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 from tests.serving import toy
 from tests.serving.harness import ServerProcess, raw, voice
 

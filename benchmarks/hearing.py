@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from measures import sound
-from measures.frames import RATE, Array, frames
-from measures.snr import snr_db
-from protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.measures import sound
+from speakerlens.measures.frames import RATE, Array, frames
+from speakerlens.measures.snr import snr_db
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving.harness import ServerProcess
 
 SECONDS = 3

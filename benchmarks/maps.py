@@ -15,19 +15,19 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` would be the file beside this one
 
-from training.checkpoint import load_run
-from training.conditions import CLEAN, Condition
-from training.errors import UserError
-from training.manifest import Split, load_corpus
-from training.maps.attributions import FUSIONS, METHODS
-from training.maps.faithfulness import BINS, CELLS, Masking, faithfulness
-from training.maps.localisation import localisation
-from training.maps.probes import Probes, choose_probes
-from training.maps.randomisation import randomisation
-from training.maps.ranking import rank, recommend
-from training.maps.spectrum import map_spectra
-from training.network import STAGES
-from training.workers import Networks
+from speakerlens.training.checkpoint import load_run
+from speakerlens.training.data.manifest import Split, load_corpus
+from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.conditions import CLEAN, Condition
+from speakerlens.training.evaluation.maps.attributions import FUSIONS, METHODS
+from speakerlens.training.evaluation.maps.faithfulness import BINS, CELLS, Masking, faithfulness
+from speakerlens.training.evaluation.maps.localisation import localisation
+from speakerlens.training.evaluation.maps.probes import Probes, choose_probes
+from speakerlens.training.evaluation.maps.randomisation import randomisation
+from speakerlens.training.evaluation.maps.ranking import rank, recommend
+from speakerlens.training.evaluation.maps.spectrum import map_spectra
+from speakerlens.training.evaluation.workers import Networks
+from speakerlens.training.model.network import STAGES
 
 NOISY = Condition("noise", 5.0)
 

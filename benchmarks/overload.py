@@ -45,8 +45,8 @@ import grpc
 import numpy as np
 
 from benchmarks.surroundings import surroundings
-from protos.speakerlens.v1 import identification_pb2 as pb
-from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 
 MODEL_RATE = 16_000
 CALLERS = 12

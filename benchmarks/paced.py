@@ -10,9 +10,9 @@ import sys
 import time
 from typing import Any
 
-from serving.__main__ import main
-from serving.audio.recording import MODEL_RATE
-from serving.compute.graph import Feed, Graph
+from speakerlens.serving.__main__ import main
+from speakerlens.serving.engine.session import Feed, Graph
+from speakerlens.serving.pipeline.decode import MODEL_RATE
 
 compute = Graph.compute
 

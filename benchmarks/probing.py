@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.damaged import newest
-from protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving.harness import ServerProcess, raw, talk
 
 AUDIO_SECONDS = 3.0

@@ -35,9 +35,9 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-import measures.snr
-from measures.frames import RATE, frames
-from measures.snr import Quadratic, features
+import speakerlens.measures.snr
+from speakerlens.measures.frames import RATE, frames
+from speakerlens.measures.snr import Quadratic, features
 
 Array = NDArray[np.float32]
 SNRS = (-5, 0, 5, 10, 15, 20)
@@ -91,7 +91,7 @@ def main() -> None:
         for name, estimate in OTHERS.items():
             raw[name].append(estimate(mixture.samples))
     truth = np.array(known, float)
-    fitted = fit(np.array(figures), truth) if arguments.fit else measures.snr.FITTED
+    fitted = fit(np.array(figures), truth) if arguments.fit else speakerlens.measures.snr.FITTED
     if arguments.fit:
         write_fit(fitted, len(known))
     curves = {name: calibration(np.array(values), truth) for name, values in raw.items()}
@@ -225,12 +225,12 @@ def write_fit(fitted: Quadratic, mixtures: int) -> None:
     """Replace the coefficients that are served."""
     rounded = {name: np.round(value, 4).tolist() for name, value in fitted._asdict().items()}
     text = json.dumps({"made_by": "python -m benchmarks.snr --fit", "mixtures": mixtures, **rounded})
-    Path(measures.snr.__file__).with_name("snr.json").write_text(text + "\n", "utf-8")
+    Path(speakerlens.measures.snr.__file__).with_name("snr.json").write_text(text + "\n", "utf-8")
 
 
 def bounded(estimate: float) -> float:
     """As served."""
-    return min(max(estimate, measures.snr.LOWEST_DB), measures.snr.HIGHEST_DB)
+    return min(max(estimate, speakerlens.measures.snr.LOWEST_DB), speakerlens.measures.snr.HIGHEST_DB)
 
 
 def calibration(raw: NDArray[np.float64], truth: NDArray[np.float64]) -> Callable[[float], float]:

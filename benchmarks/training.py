@@ -26,17 +26,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` would be this very file
 
-from training.batches import BatchSource, ReadAhead
-from training.checkpoint import code_revision
-from training.config import Config, load_config
-from training.crops import CropReader
-from training.errors import UserError
-from training.fit import choose_device
-from training.folders import write_whole
-from training.interference import InterferenceSource
-from training.loop import Trainer
-from training.manifest import Corpus, load_corpus
-from training.objectives import VARIANTS, find_variant
+from speakerlens.training.checkpoint import code_revision
+from speakerlens.training.config import Config, load_config
+from speakerlens.training.data.batches import BatchSource, ReadAhead
+from speakerlens.training.data.crops import CropReader
+from speakerlens.training.data.interference import InterferenceSource
+from speakerlens.training.data.manifest import Corpus, load_corpus
+from speakerlens.training.errors import UserError
+from speakerlens.training.files import write_whole
+from speakerlens.training.fit import choose_device
+from speakerlens.training.loop import Trainer
+from speakerlens.training.model.objectives import VARIANTS, find_variant
 
 WARM_UP = 3
 

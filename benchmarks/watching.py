@@ -24,18 +24,18 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from measures.sound import hear
-from serving.audio.recording import RawAudio
-from serving.compute.device import Device
-from serving.config import Config
-from serving.health import Health
-from serving.hearing.identification import Identifier
-from serving.hearing.query import Query, Tells
-from serving.metrics import Metrics
-from serving.models.loaded import Models, Selector
-from serving.models.repository import Repository
-from serving.robustness.watching import Watcher
-from serving.saliency.explanation import ExplainOptions
+from speakerlens.measures.sound import hear
+from speakerlens.serving.config import Config
+from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.models.registry import Models, Selector
+from speakerlens.serving.models.repository import Repository
+from speakerlens.serving.pipeline.decode import RawAudio
+from speakerlens.serving.pipeline.explain import ExplainOptions
+from speakerlens.serving.pipeline.identify import Identifier
+from speakerlens.serving.pipeline.query import Query, Tells
+from speakerlens.serving.robustness.observer import Watcher
+from speakerlens.serving.rpc.health import Health
 
 RATE = 16_000
 WARM_UP = 5

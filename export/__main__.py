@@ -1,6 +1,6 @@
 import sys
 
-from export.cli import main
+from speakerlens.export.cli import main
 
 if __name__ == "__main__":  # processes that export beside one another import this module too
     sys.exit(main())

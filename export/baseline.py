@@ -15,16 +15,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from export.onnx_graphs import EXPLAIN
-from export.parity import MAPS, load_runtimes
-from measures.distribution import Bins, quantile_bins
-from measures.prediction import scores
-from measures.saliency import concentration, deletion_index, estimated_interference
-from measures.sound import hear
-from training.conditions import CLEAN, CLEAN_KIND, Condition, MixtureBatch, batches, mixtures, supplied_grid
-from training.frontend import frame_count
-from training.manifest import Clip, Corpus, spread
-from training.saliency import Saliency, fused
+from speakerlens.export.onnx_graphs import EXPLAIN
+from speakerlens.export.parity import MAPS, load_runtimes
+from speakerlens.measures.distribution import Bins, quantile_bins
+from speakerlens.measures.prediction import scores
+from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
+from speakerlens.measures.sound import hear
+from speakerlens.training.data.manifest import Clip, Corpus, spread
+from speakerlens.training.evaluation.conditions import (
+    CLEAN,
+    CLEAN_KIND,
+    Condition,
+    MixtureBatch,
+    batches,
+    mixtures,
+    supplied_grid,
+)
+from speakerlens.training.model.front_end import frame_count
+from speakerlens.training.model.saliency import Saliency, fused
 
 UTTERANCES = 40
 """Heard under each interference."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.network import BasicBlock, Bottleneck, Tap
+from speakerlens.training.model.network import BasicBlock, Bottleneck, Tap
 
 
 class FoldedBlock(nn.Module):

@@ -21,22 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from export import baseline, parity
-from export.graph import ExportedNetwork
-from export.onnx_graphs import EXPLAIN, OPSET, GraphError, write_graphs
-from export.probes import expected, write_probes
-from export.torchscript import write_torchscript
-from training.audio import SAMPLE_RATE, read_audio, write_audio
-from training.calibration import FALSE_ACCEPTANCE, METHOD, Calibration, calibrate
-from training.checkpoint import Run, code_revision, load_run
-from training.errors import UserError
-from training.folders import make_folder
-from training.frontend import FRAME_LENGTH, FRAME_SHIFT, HIGH_HZ, LOW_HZ
-from training.manifest import Clip, Corpus, load_corpus, spread
-from training.network import STAGES, STRIDES
-from training.saliency import FUSED_STAGES
-from training.verification import METHOD as VERIFICATION_METHOD
-from training.verification import Verification, calibrate_verification
+from speakerlens.export import baseline, parity
+from speakerlens.export.graph import ExportedNetwork
+from speakerlens.export.onnx_graphs import EXPLAIN, OPSET, GraphError, write_graphs
+from speakerlens.export.probes import expected, write_probes
+from speakerlens.export.torchscript import write_torchscript
+from speakerlens.training.checkpoint import Run, code_revision, load_run
+from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, write_audio
+from speakerlens.training.data.manifest import Clip, Corpus, load_corpus, spread
+from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, METHOD, Calibration, calibrate
+from speakerlens.training.evaluation.verification import METHOD as VERIFICATION_METHOD
+from speakerlens.training.evaluation.verification import Verification, calibrate_verification
+from speakerlens.training.files import make_folder
+from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT, HIGH_HZ, LOW_HZ
+from speakerlens.training.model.network import STAGES, STRIDES
+from speakerlens.training.model.saliency import FUSED_STAGES
 
 SCHEMA_VERSION = 4
 MANIFEST, WEIGHTS, PARITY, BASELINE = "bundle.json", "weights.safetensors", "parity.json", "baseline.json"
@@ -117,7 +117,9 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 def schema(name: str) -> dict[str, Any]:
     """The schema of a bundle's `<name>.json`: "bundle" or "baseline"."""
-    content: dict[str, Any] = json.loads((resources.files("protos") / f"{name}.schema.json").read_text("utf-8"))
+    content: dict[str, Any] = json.loads(
+        (resources.files("speakerlens.protos") / f"{name}.schema.json").read_text("utf-8")
+    )
     return content
 
 

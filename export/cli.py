@@ -14,11 +14,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from export import parity
-from export.bundle import MANIFEST, ExportError, Written, export_run
-from export.verify import verify_bundle
-from training.calibration import FALSE_ACCEPTANCE, FEWEST_STRANGERS, HELD_OUT
-from training.errors import UserError
+from speakerlens.export import parity
+from speakerlens.export.bundle import MANIFEST, ExportError, Written, export_run
+from speakerlens.export.verify import verify_bundle
+from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, FEWEST_STRANGERS, HELD_OUT
 
 _EXPORT_HELP = """\
 Turn training runs into model bundles: ONNX and TorchScript, verified against the network they come from.

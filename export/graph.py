@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.blocks import fold, fold_block
-from training.frontend import LogMel, time_mask
-from training.heads import AAMHead
-from training.network import SpeakerNetwork
+from speakerlens.export.blocks import fold, fold_block
+from speakerlens.training.model.front_end import LogMel, time_mask
+from speakerlens.training.model.heads import AAMHead
+from speakerlens.training.model.network import SpeakerNetwork
 
 
 class Prediction(NamedTuple):

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.blocks import fold
-from training.frontend import frame_count
-from training.network import BasicBlock, Bottleneck, SpeakerNetwork
-from training.saliency import cosine_layercam_of_features, layercam_of_features
+from speakerlens.export.blocks import fold
+from speakerlens.training.model.front_end import frame_count
+from speakerlens.training.model.network import BasicBlock, Bottleneck, SpeakerNetwork
+from speakerlens.training.model.saliency import cosine_layercam_of_features, layercam_of_features
 
 _SEEDS = 12
 _JITTER = 2.0**-21  # of a weight's size: four units in its last place

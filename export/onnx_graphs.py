@@ -11,7 +11,7 @@ import onnx.utils
 import torch
 from torch import Tensor, nn
 
-from export.graph import Explanation, ExportedNetwork, Prediction, Verification
+from speakerlens.export.graph import Explanation, ExportedNetwork, Prediction, Verification
 
 OPSET = 18
 PREDICT, EXPLAIN, VERIFY = "predict.onnx", "explain.onnx", "verify.onnx"

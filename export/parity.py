@@ -16,14 +16,14 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from export.graph import Explanation, Prediction, Verification
-from export.kinks import Kinks
-from export.onnx_graphs import EXPLAIN, PREDICT, VERIFY
-from export.torchscript import FILE as SCRIPT
-from export.torchscript import read_torchscript
-from training.audio import SAMPLE_RATE
-from training.network import SpeakerNetwork
-from training.saliency import cosine_layercam, layercam
+from speakerlens.export.graph import Explanation, Prediction, Verification
+from speakerlens.export.kinks import Kinks
+from speakerlens.export.onnx_graphs import EXPLAIN, PREDICT, VERIFY
+from speakerlens.export.torchscript import FILE as SCRIPT
+from speakerlens.export.torchscript import read_torchscript
+from speakerlens.training.data.audio import SAMPLE_RATE
+from speakerlens.training.model.network import SpeakerNetwork
+from speakerlens.training.model.saliency import cosine_layercam, layercam
 
 UTTERANCES = 20
 BATCH_SIZES = (1, 3, 8)

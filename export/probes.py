@@ -1,7 +1,7 @@
 """The sealed probe set of a bundle, and what the exported model says of it.
 
-The interference of an utterance is the one that it has in the evaluation (`training.conditions`), and what is expected
-is measured on what a server will make of the files, not on what they were made from.
+The interference of an utterance is the one that it has in the evaluation (`training.evaluation.conditions`), and what
+is expected is measured on what a server will make of the files, not on what they were made from.
 """
 
 import dataclasses
@@ -17,17 +17,17 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from export.baseline import as_saliency
-from export.parity import Runtime
-from measures.probes import MAX_SECONDS, RESAMPLED, Condition, ProbeSet, read_speech
-from measures.saliency import deletion_index
-from training import conditions
-from training.audio import SAMPLE_RATE, read_audio, write_audio
-from training.frontend import LogMel
-from training.interference import InterferenceSource
-from training.manifest import Clip, Corpus, Split, spread
-from training.mixing import KINDS, scale_to_snr
-from training.saliency import fused
+from speakerlens.export.baseline import as_saliency
+from speakerlens.export.parity import Runtime
+from speakerlens.measures.probes import MAX_SECONDS, RESAMPLED, Condition, ProbeSet, read_speech
+from speakerlens.measures.saliency import deletion_index
+from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, write_audio
+from speakerlens.training.data.interference import InterferenceSource
+from speakerlens.training.data.manifest import Clip, Corpus, Split, spread
+from speakerlens.training.data.mixing import KINDS, scale_to_snr
+from speakerlens.training.evaluation import conditions
+from speakerlens.training.model.front_end import LogMel
+from speakerlens.training.model.saliency import fused
 
 UTTERANCES = 8
 SNRS_DB = (10.0, 0.0)

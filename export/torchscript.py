@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export.graph import Explanation, ExportedNetwork, Prediction, Verification
+from speakerlens.export.graph import Explanation, ExportedNetwork, Prediction, Verification
 
 FILE = "model.ts"
 

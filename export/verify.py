@@ -11,14 +11,23 @@ from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from export import parity
-from export.bundle import BASELINE, MANIFEST, PARITY, SCHEMA_VERSION, WEIGHTS, ExportError, file_digests, schema
-from export.onnx_graphs import EXPLAIN, PREDICT, VERIFY, GraphError, check_graph
-from measures.probes import ProbeError, ProbeSet
-from training.audio import read_audio
-from training.config import HeadConfig, NetworkConfig
-from training.errors import UserError
-from training.network import SpeakerNetwork
+from speakerlens.export import parity
+from speakerlens.export.bundle import (
+    BASELINE,
+    MANIFEST,
+    PARITY,
+    SCHEMA_VERSION,
+    WEIGHTS,
+    ExportError,
+    file_digests,
+    schema,
+)
+from speakerlens.export.onnx_graphs import EXPLAIN, PREDICT, VERIFY, GraphError, check_graph
+from speakerlens.measures.probes import ProbeError, ProbeSet
+from speakerlens.training.config import HeadConfig, NetworkConfig
+from speakerlens.training.data.audio import read_audio
+from speakerlens.training.errors import UserError
+from speakerlens.training.model.network import SpeakerNetwork
 
 
 def verify_bundle(folder: Path, advance: Callable[[], None]) -> dict[str, Any]:

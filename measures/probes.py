@@ -114,8 +114,8 @@ class ProbeSet:
     def mixture(self, index: int, condition: Condition) -> NDArray[np.float32]:
         """What the model is to hear, [samples] at 16 kHz; `resampled` is heard as the file that `encoded` gives.
 
-        The mixture of `training.mixing`: interference is scaled so that 10 log10 of the ratio of the energies is the
-        condition's, and a sum that would leave [-1, 1] is scaled down whole.
+        The mixture of `training.data.mixing`: interference is scaled so that 10 log10 of the ratio of the energies is
+        the condition's, and a sum that would leave [-1, 1] is scaled down whole.
         """
         utterance = self.utterances[index]
         speech = read_speech(utterance.sound)

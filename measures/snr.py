@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from measures.frames import Frames
+from speakerlens.measures.frames import Frames
 
 QUANTILES = (0.1, 0.3, 0.5, 0.75, 0.9)
 LOWEST_DB, HIGHEST_DB = -10.0, 30.0

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from measures.frames import RATE, STRIDE, Array, Frames, frames
-from measures.snr import HIGHEST_DB, LOWEST_DB, snr_db
+from speakerlens.measures.frames import RATE, STRIDE, Array, Frames, frames
+from speakerlens.measures.snr import HIGHEST_DB, LOWEST_DB, snr_db
 
 SILENT_DBFS = -100.0
 """The level of silence, which has none; anything quieter counts as this."""

@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from serving.errors import StartupError
-from serving.logs import configure
-from serving.memory import steady
-from serving.settings import parse
+from speakerlens.serving.errors import StartupError
+from speakerlens.serving.logging import configure
+from speakerlens.serving.memory import steady
+from speakerlens.serving.settings import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     steady()
     configure(config.log_level, config.log_format)
     try:
-        from serving.server import serve  # noqa: PLC0415  (--help must work without an ONNX Runtime)
+        from speakerlens.serving.server import serve  # noqa: PLC0415  (--help must work without an ONNX Runtime)
 
         finished = asyncio.run(serve(config))
     except StartupError as error:

@@ -1,7 +1,7 @@
 """What can go wrong, and what the caller is told.
 
 Every error that a request can cause is a `RequestError`: it carries the name of its gRPC status and a `Reason`, which
-is also the bounded label of the rejection counter. `serving.transport.rpc` alone turns them into statuses.
+is also the bounded label of the rejection counter. `serving.rpc.interceptor` alone turns them into statuses.
 """
 
 from collections.abc import Collection

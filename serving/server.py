@@ -15,34 +15,34 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from protos.inference import inference_pb2_grpc
-from protos.speakerlens.v1 import identification_pb2_grpc
-from serving.compute.device import Device
-from serving.compute.graph import runtime_version
-from serving.config import Config
-from serving.errors import StartupError
-from serving.health import Health
-from serving.hearing.identification import Identifier
-from serving.inference.inferring import Inference
-from serving.inference.refused import Refused
-from serving.inference.servicer import ALWAYS, InferenceService
-from serving.inference.servicer import SERVICE as INFERENCE
-from serving.metrics import Metrics
-from serving.models.loaded import Models
-from serving.models.repository import Repository, look
-from serving.robustness.probing import Prober
-from serving.robustness.watching import Watcher
-from serving.transport.admission import Admission
-from serving.transport.channels import channel_arguments, exposure
-from serving.transport.foreign import ForeignInterceptor
-from serving.transport.hangup import hang_up
-from serving.transport.rpc import CallInterceptor, Gate
-from serving.transport.tls import server_credentials
-from serving.transport.tokens import tokens_of
-from serving.transport.tracing import tracing_of
-from serving.transport.transfer import Transfers
-from serving.typed.service import SERVICE, Service
-from serving.voices.enrolment import Speakers
+from speakerlens.protos.inference import inference_pb2_grpc
+from speakerlens.protos.speakerlens.v1 import identification_pb2_grpc
+from speakerlens.serving.api.identification import SERVICE, Service
+from speakerlens.serving.api.inference import ALWAYS, InferenceService
+from speakerlens.serving.api.inference import SERVICE as INFERENCE
+from speakerlens.serving.api.inference_infer import Inference
+from speakerlens.serving.api.inference_refused import Refused
+from speakerlens.serving.config import Config
+from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.session import runtime_version
+from speakerlens.serving.errors import StartupError
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.models.registry import Models
+from speakerlens.serving.models.repository import Repository, look
+from speakerlens.serving.pipeline.enroll import Speakers
+from speakerlens.serving.pipeline.identify import Identifier
+from speakerlens.serving.robustness.observer import Watcher
+from speakerlens.serving.robustness.probes import Prober
+from speakerlens.serving.rpc.auth import Admission
+from speakerlens.serving.rpc.builtin import ForeignInterceptor
+from speakerlens.serving.rpc.channels import channel_arguments, exposure
+from speakerlens.serving.rpc.drain import hang_up
+from speakerlens.serving.rpc.health import Health
+from speakerlens.serving.rpc.interceptor import CallInterceptor, Gate
+from speakerlens.serving.rpc.tls import server_credentials
+from speakerlens.serving.rpc.tokens import tokens_of
+from speakerlens.serving.rpc.tracing import tracing_of
+from speakerlens.serving.rpc.transfer import Transfers
 
 log = logging.getLogger(__name__)
 

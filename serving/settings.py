@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from serving.config import PREFIX, Config, ConfigError, Option, check, options
+from speakerlens.serving.config import PREFIX, Config, ConfigError, Option, check, options
 
 PROGRAM = "python -m serving"
 # The client's own variables: SPEAKERLENS_CLIENT_SERVER is not for the server.

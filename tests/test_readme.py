@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from speakerlens.training.data.manifest import load_corpus
 from tests.conftest import ROOT
 from tests.serving.harness import ServerProcess
-from training.manifest import load_corpus
 
 README = (ROOT / "README.md").read_text("utf-8")
 BIN = Path(sys.executable).parent

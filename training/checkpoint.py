@@ -15,10 +15,10 @@ from typing import Any, TypedDict, cast
 import torch
 from torch import Tensor
 
-from training.config import Config, dump_config, parse_config
-from training.errors import UserError
-from training.manifest import Corpus
-from training.network import SpeakerNetwork
+from speakerlens.training.config import Config, dump_config, parse_config
+from speakerlens.training.data.manifest import Corpus
+from speakerlens.training.errors import UserError
+from speakerlens.training.model.network import SpeakerNetwork
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.yaml"
@@ -51,7 +51,7 @@ class Checkpoint(TypedDict):
 class Run:
     """A training run, loaded for use.
 
-    variant: a key of `training.objectives.VARIANTS`, or an imported network's name.
+    variant: a key of `training.model.objectives.VARIANTS`, or an imported network's name.
     speakers: their order is the order of the labels.
     network: in evaluation mode; the average of the last updates' weights, where one was taken.
     corpus: absolute path of the corpus folder. step: updates done.

@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
-from training.errors import UserError
+from speakerlens.training.errors import UserError
 
 
 class Command(NamedTuple):
-    """A subcommand: the module whose `add_parser` describes it, and a line of help."""
+    """A subcommand: the module of this package whose `add_parser` describes it, and a line of help."""
 
     module: str
     about: str
 
 
 COMMANDS = {
-    "prepare": Command("training.prepare.cli", "make a corpus: the demo's voices, or folders of your own sound"),
-    "pack": Command("training.prepare.pack", "copy a corpus to one file that training maps into memory"),
-    "fit": Command("training.fit", "train one variant"),
-    "evaluate": Command("training.evaluate", "measure trained variants under interference"),
-    "import-wespeaker": Command("training.import_wespeaker", "make a run of a WeSpeaker ResNet"),
-    "study": Command("training.study.cli", "train, evaluate and compare all variants over several seeds"),
+    "prepare": Command("data.prepare.cli", "make a corpus: the demo's voices, or folders of your own sound"),
+    "pack": Command("data.prepare.pack", "copy a corpus to one file that training maps into memory"),
+    "fit": Command("fit", "train one variant"),
+    "evaluate": Command("evaluation.evaluate", "measure trained variants under interference"),
+    "import-wespeaker": Command("model.import_wespeaker", "make a run of a WeSpeaker ResNet"),
+    "study": Command("study.cli", "train, evaluate and compare all variants over several seeds"),
 }
 
 
@@ -56,8 +56,8 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 def _import(module: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(f"speakerlens.training.{module}")
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "training":
+        if (error.name or "").partition(".")[0] == "speakerlens":
             raise
         raise UserError(f"{error.name} is not installed; training needs pip install 'speakerlens[train]'") from error

@@ -6,9 +6,9 @@ import shutil
 import torch
 from torch import nn
 
-from training.config import ComputeConfig
-from training.distributed import World
-from training.errors import UserError
+from speakerlens.training.config import ComputeConfig
+from speakerlens.training.distributed import World
+from speakerlens.training.errors import UserError
 
 
 def uses_bfloat16(config: ComputeConfig, device: torch.device) -> bool:

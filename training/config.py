@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from training import typed_yaml
-from training.typed_yaml import Range
+from speakerlens.training import typed_yaml
+from speakerlens.training.typed_yaml import Range
 
 InterferenceKind = Literal["noise", "music", "babble", "speaker", "reverb"]
 Activation = Literal["s1", "s2", "s3", "s4", "statistics", "embedding"]
@@ -97,7 +97,7 @@ def _default_snr() -> Mapping[InterferenceKind, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class InterferenceConfig:
-    """What corrupts a copy. The variant says which rows of a batch are copies (`training/objectives.py`)."""
+    """What corrupts a copy. The variant says which rows of a batch are copies (`training/model/objectives.py`)."""
 
     share: Share = 0.5
     """Share of the rows of `da`, `da-2x` and `act-da` that are corrupted; `clean` has none, pairs one of each two"""
@@ -129,7 +129,7 @@ class InterferenceConfig:
 
 @dataclass(frozen=True)
 class PerturbationConfig:
-    """What may be done to speech besides interference (`training/perturbation.py`); off by default."""
+    """What may be done to speech besides interference (`training/data/perturbation.py`); off by default."""
 
     speed: Share = 0.0
     """Share of the crops, of every variant, that are played slower or faster; the speaker counts as the same"""

@@ -21,18 +21,25 @@ from typing import Any, Self
 import torch
 from rich.console import Console
 
-from training import typed_yaml
-from training.batches import Batch, BatchSource, ReadAhead
-from training.checkpoint import CHECKPOINT, CONFIG, Checkpoint, code_revision, read_checkpoint, write_checkpoint
-from training.config import Config, dump_config, load_config, parse_config
-from training.dev import make_dev_set
-from training.distributed import ALONE, World, joined
-from training.errors import UserError
-from training.folders import make_folder
-from training.logs import Report, Value
-from training.loop import DivergedError, Figures, Trainer
-from training.manifest import Corpus, load_corpus
-from training.objectives import VARIANTS, find_variant
+from speakerlens.training import typed_yaml
+from speakerlens.training.checkpoint import (
+    CHECKPOINT,
+    CONFIG,
+    Checkpoint,
+    code_revision,
+    read_checkpoint,
+    write_checkpoint,
+)
+from speakerlens.training.config import Config, dump_config, load_config, parse_config
+from speakerlens.training.data.batches import Batch, BatchSource, ReadAhead
+from speakerlens.training.data.manifest import Corpus, load_corpus
+from speakerlens.training.distributed import ALONE, World, joined
+from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.dev import make_dev_set
+from speakerlens.training.files import make_folder
+from speakerlens.training.logs import Report, Value
+from speakerlens.training.loop import DivergedError, Figures, Trainer
+from speakerlens.training.model.objectives import VARIANTS, find_variant
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from training.checkpoint import LOG, TENSORBOARD
-from training.loop import Figures
+from speakerlens.training.checkpoint import LOG, TENSORBOARD
+from speakerlens.training.loop import Figures
 
 _SECONDS_BETWEEN_LINES = 5.0
 

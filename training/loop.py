@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from training.audio import SAMPLE_RATE
-from training.batches import Batch
-from training.checkpoint import Checkpoint, new_checkpoint, restore_random
-from training.compute import lay_out, uses_bfloat16
-from training.config import Config, HeadConfig, OptimiserConfig
-from training.distributed import ALONE, World
-from training.errors import UserError
-from training.manifest import Corpus
-from training.network import SpeakerNetwork
-from training.normalisation import synchronise_normalisation
-from training.objectives import Loss, Variant, compute_loss, find_variant
+from speakerlens.training.checkpoint import Checkpoint, new_checkpoint, restore_random
+from speakerlens.training.compute import lay_out, uses_bfloat16
+from speakerlens.training.config import Config, HeadConfig, OptimiserConfig
+from speakerlens.training.data.audio import SAMPLE_RATE
+from speakerlens.training.data.batches import Batch
+from speakerlens.training.data.manifest import Corpus
+from speakerlens.training.distributed import ALONE, World
+from speakerlens.training.errors import UserError
+from speakerlens.training.model.network import SpeakerNetwork
+from speakerlens.training.model.normalisation import synchronise_normalisation
+from speakerlens.training.model.objectives import Loss, Variant, compute_loss, find_variant
 
 _NAMED_ROWS = 3
 
@@ -44,7 +44,7 @@ class Trainer:
 
     Args:
         config: the run's configuration; its seed makes the initial weights.
-        variant: a key of `training.objectives.VARIANTS`.
+        variant: a key of `training.model.objectives.VARIANTS`.
         corpus: gives the speakers.
         device: where to compute.
         world: the processes that train together, each with its share of every batch; all have the same weights.

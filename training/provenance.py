@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import code_revision
-from training.manifest import Corpus
+from speakerlens.training.checkpoint import code_revision
+from speakerlens.training.data.manifest import Corpus
 
 _PACKAGES = ("speakerlens", "torch", "numpy", "scipy", "soundfile", "soxr", "matplotlib")
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, g
 
 import yaml
 
-from training.errors import UserError
+from speakerlens.training.errors import UserError
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from deploy.traffic.calling import Load, Traffic, wait_for_server
 from deploy.traffic.programme import DEFAULT, GRAMMAR, parse
 from deploy.traffic.sounds import find
-from serving.client import ClientError
+from speakerlens import ClientError
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 REPORT_SECONDS = 5.0

@@ -10,7 +10,7 @@ from typing import Self
 
 from deploy.traffic.programme import CLEAN, Programme
 from deploy.traffic.sounds import RATE, Samples, Sounds, mixture
-from serving.client import Answer, ClientError, SpeakerClient
+from speakerlens import Answer, ClientError, SpeakerClient
 
 POLL_SECONDS = 0.5
 

@@ -10,7 +10,7 @@ A model is a variant; its version is written as a decimal number, and empty mean
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from protos.inference import inference_pb2 as _inference_pb2
+from speakerlens.protos.inference import inference_pb2 as _inference_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

@@ -4,7 +4,7 @@ Labels are bounded: methods, statuses, reasons, kinds and bands are fixed sets, 
 client writes never becomes a label. docs/metrics.md has every metric.
 """
 
-from serving.metrics.robustness import Robustness
-from serving.metrics.service import NO_VARIANT, Metrics, variant_label
+from speakerlens.serving.metrics.robustness import Robustness
+from speakerlens.serving.metrics.service import NO_VARIANT, Metrics, variant_label
 
 __all__ = ["NO_VARIANT", "Metrics", "Robustness", "variant_label"]

@@ -10,7 +10,7 @@ from itertools import product
 
 import prometheus_client as prometheus
 
-from serving.metrics.page import Page
+from speakerlens.serving.metrics.registry import Page
 
 # On the borders of `SNR_BANDS`; the estimate ends at -10 and at 30 dB.
 SNR_DECIBELS = (-5, 0, 5, 10, 15, 20, 25, 30)

@@ -11,10 +11,10 @@ from typing import Protocol
 
 import prometheus_client as prometheus
 
-from serving.errors import Reason
-from serving.metrics.page import Page
-from serving.metrics.robustness import Robustness
-from serving.models.bundles import VARIANT_NAME, Bundle, Fault
+from speakerlens.serving.bundle import VARIANT_NAME, Bundle, Fault
+from speakerlens.serving.errors import Reason
+from speakerlens.serving.metrics.registry import Page
+from speakerlens.serving.metrics.robustness import Robustness
 
 NO_VARIANT, SEVERAL_VARIANTS = "_none", "_several"
 PHASES = ("decode", "queue", "inference", "encode")

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.compute.device import Device
-from serving.compute.engine import Engine
-from serving.config import Config
-from serving.errors import StartupError
-from serving.health import Health
-from serving.metrics import Metrics
-from serving.models.bundles import Bundle, BundleError, Fault
-from serving.models.folders import Found, Stamp, survey
-from serving.models.loaded import Model, Models
-from serving.models.loading import build_model, open_engine
+from speakerlens.serving.bundle import Bundle, BundleError, Fault
+from speakerlens.serving.config import Config
+from speakerlens.serving.engine.graphs import Engine
+from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.errors import StartupError
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.models.folders import Found, Stamp, survey
+from speakerlens.serving.models.loader import build_model, open_engine
+from speakerlens.serving.models.registry import Model, Models
+from speakerlens.serving.rpc.health import Health
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from measures.distribution import population_stability_index
-from serving.metrics.page import PREFIX
-from serving.models.baselines import Distribution
-from serving.models.bundles import Bundle
+from speakerlens.measures.distribution import population_stability_index
+from speakerlens.serving.bundle import Bundle
+from speakerlens.serving.metrics.registry import PREFIX
+from speakerlens.serving.models.baseline import Distribution
 
 
 class Window:

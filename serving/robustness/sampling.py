@@ -18,13 +18,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from measures.sound import Sound
-from serving.compute.bulk import FULL
-from serving.compute.device import Device
-from serving.compute.engine import Prediction
-from serving.errors import DeadlineError, RequestError, ResourceExhaustedError, UnavailableError
-from serving.metrics import Robustness
-from serving.models.bundles import Bundle
+from speakerlens.measures.sound import Sound
+from speakerlens.serving.bundle import Bundle
+from speakerlens.serving.engine.graphs import Prediction
+from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.errors import DeadlineError, RequestError, ResourceExhaustedError, UnavailableError
+from speakerlens.serving.metrics import Robustness
+from speakerlens.serving.pipeline.concurrency import FULL
 
 log = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from measures.sound import Sound
-from serving.compute.engine import ExplainedPrediction, Job, Prediction
-from serving.compute.priority import Priority
-from serving.hearing.hearing import OffLoop, check_finite
-from serving.metrics import Robustness
-from serving.models.bundles import Bundle
-from serving.models.loaded import Model, Models
-from serving.robustness.measuring import Gauge
-from serving.robustness.sampling import Dropped, Sample, Turn
+from speakerlens.measures.sound import Sound
+from speakerlens.serving.bundle import Bundle
+from speakerlens.serving.engine.graphs import ExplainedPrediction, Job, Prediction
+from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.metrics import Robustness
+from speakerlens.serving.models.registry import Model, Models
+from speakerlens.serving.pipeline.session import OffLoop, check_finite
+from speakerlens.serving.robustness.measure import Gauge
+from speakerlens.serving.robustness.sampling import Dropped, Sample, Turn
 
 # Upper ends of the bands, in dB.
 BANDS = ((0.0, "below_0"), (5.0, "0_to_5"), (10.0, "5_to_10"), (20.0, "10_to_20"), (math.inf, "above_20"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from serving.client import SpeakerClient
+from speakerlens import SpeakerClient
 
 from .stand_in import SECONDS, StandIn, serving
 

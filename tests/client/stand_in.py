@@ -9,8 +9,8 @@ import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
-from protos.speakerlens.v1 import identification_pb2 as pb
-from protos.speakerlens.v1.identification_pb2_grpc import (
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import (
     SpeakerIdentificationServicer,
     add_SpeakerIdentificationServicer_to_server,
 )

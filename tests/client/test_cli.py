@@ -14,8 +14,8 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.client.cli import main
+from speakerlens.cli.main import main
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 
 from .stand_in import VARIANTS, StandIn, log_mel, mel_centres, saliency, serving
 
@@ -27,13 +27,13 @@ WITHOUT_EXTRA = """
 import sys
 for name in ("rich", "matplotlib"):
     sys.modules[name] = None
-from serving.client.cli import main
+from speakerlens.cli.main import main
 sys.exit(main())
 """
 
 
 def speakerlens(
-    *arguments: object, stdin: bytes = b"", program: Sequence[str] = ("-m", "serving.client.cli")
+    *arguments: object, stdin: bytes = b"", program: Sequence[str] = ("-m", "speakerlens.cli.main")
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, *program, *map(str, arguments)], input=stdin, capture_output=True, timeout=60, check=False
@@ -128,7 +128,7 @@ def test_standard_input(address: str, stand_in: StandIn, flac: bytes) -> None:
 
 
 def test_a_standard_input_that_is_closed(address: str) -> None:
-    command = f"{sys.executable} -m serving.client.cli identify - --server {address} --json <&-"
+    command = f"{sys.executable} -m speakerlens.cli.main identify - --server {address} --json <&-"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (3, "speakerlens: standard input: Bad file descriptor\n")
     assert json.loads(done.stdout)["error"]["code"] == "UNREADABLE"
@@ -343,7 +343,7 @@ def test_what_a_batch_meets_as_one_is_said_once(command: Command, flac_file: Pat
 
 def test_a_reader_that_has_had_enough_is_no_error(address: str, flac_file: Path) -> None:
     command = (
-        f"{sys.executable} -m serving.client.cli identify {' '.join([str(flac_file)] * 9)} --server {address} --json"
+        f"{sys.executable} -m speakerlens.cli.main identify {' '.join([str(flac_file)] * 9)} --server {address} --json"
     )
     done = subprocess.run(["bash", "-c", f"{command} | head -c 1"], capture_output=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == (b"{", b"")

@@ -10,8 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.client import (
+from speakerlens import (
     AsyncSpeakerClient,
     ClientError,
     Explain,
@@ -21,6 +20,7 @@ from serving.client import (
     ServerFailureError,
     SpeakerClient,
 )
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 
 from .stand_in import SPEAKERS, VARIANTS, StandIn, log_mel, mel_centres, saliency, serving
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from serving.client.cli import main
+from speakerlens.cli.main import main
 from tests.serving import toy
 from tests.serving.harness import ServerProcess, voice
 

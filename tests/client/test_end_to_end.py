@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
-from serving.client import (
+from speakerlens import (
     AsyncSpeakerClient,
     Explain,
     Identification,
@@ -54,7 +54,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory, samples: np.ndarray) -> 
 
 
 def speakerlens(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "serving.client.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "speakerlens.cli.main", *map(str, arguments)]
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=60, check=False)
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 

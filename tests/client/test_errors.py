@@ -7,8 +7,7 @@ import threading
 import grpc
 import pytest
 
-from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.client import (
+from speakerlens import (
     AsyncSpeakerClient,
     ClientError,
     DeadlineExceededError,
@@ -19,6 +18,7 @@ from serving.client import (
     ServerUnavailableError,
     SpeakerClient,
 )
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 
 from .stand_in import StandIn
 

@@ -13,7 +13,7 @@ import pytest
 import soundfile as sf
 from PIL import Image
 
-from serving.client import (
+from speakerlens import (
     AsyncSpeakerClient,
     Explain,
     Identification,
@@ -22,8 +22,8 @@ from serving.client import (
     StreamOptions,
     WindowResult,
 )
-from serving.client.picture import levels
-from serving.saliency.picture import png
+from speakerlens.picture import levels
+from speakerlens.serving.pipeline.png import png
 from tests.serving import toy
 from tests.serving.harness import ServerProcess, talk
 
@@ -153,7 +153,7 @@ def test_a_picture_has_high_frequencies_on_top() -> None:
 
 
 def command(server: ServerProcess, *arguments: str, data: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
-    words = [sys.executable, "-m", "serving.client.cli", *arguments, "--server", server.ready["grpc"]]
+    words = [sys.executable, "-m", "speakerlens.cli.main", *arguments, "--server", server.ready["grpc"]]
     return subprocess.run(words, input=data, capture_output=True, timeout=60, check=False)
 
 

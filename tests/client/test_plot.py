@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from serving.client import Explain, Identification, SpeakerClient
-from serving.client.plot import Waveform, draw, read_waveform, save_plot
-from serving.client.shown import of_identification
+from speakerlens import Explain, Identification, SpeakerClient
+from speakerlens.cli.shown import of_identification
+from speakerlens.plot import Waveform, draw, read_waveform, save_plot
 
 from .stand_in import COLUMNS, SECONDS, VARIANTS, log_mel, mel_centres, saliency
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.client import AsyncSpeakerClient, Explain, NotFoundError, NotPossibleError, SpeakerClient
+from speakerlens import AsyncSpeakerClient, Explain, NotFoundError, NotPossibleError, SpeakerClient
 from tests.serving import toy
 from tests.serving.harness import ServerProcess, voice
 

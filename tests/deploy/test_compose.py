@@ -12,7 +12,7 @@ import yaml
 
 from deploy.traffic.__main__ import parser
 from deploy.traffic.programme import parse
-from serving import settings
+from speakerlens.serving import settings
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "deploy"

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from deploy.programs import find
-from serving.errors import Reason
-from serving.metrics import Metrics
-from serving.metrics.robustness import SNR_BANDS
-from serving.robustness.drift import Drift
+from speakerlens.serving.errors import Reason
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.metrics.robustness import SNR_BANDS
+from speakerlens.serving.robustness.drift import Drift
 from tests.conftest import ROOT
 from tests.deploy.prometheus import needs_prometheus
 from tests.test_readme import anchors

@@ -9,7 +9,7 @@ import pytest
 from deploy.grafana.preview import address
 from deploy.programs import find
 from deploy.prometheus_process import PrometheusProcess
-from protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.deploy.prometheus import needs_prometheus
 from tests.deploy.test_rules import RULE_FILES
 from tests.serving import toy

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import baseline
-from measures.distribution import quantile_bins
-from measures.prediction import scores
-from measures.saliency import concentration, deletion_index, estimated_interference
-from measures.sound import hear
-from serving.compute.engine import Engine, Job
-from serving.models.bundles import read_bundle
-from serving.saliency.explanation import displayed
-from training.audio import read_sound
-from training.manifest import Clip, Corpus, load_corpus
+from speakerlens.export import baseline
+from speakerlens.measures.distribution import quantile_bins
+from speakerlens.measures.prediction import scores
+from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
+from speakerlens.measures.sound import hear
+from speakerlens.serving.bundle import read_bundle
+from speakerlens.serving.engine.graphs import Engine, Job
+from speakerlens.serving.pipeline.explain import displayed
+from speakerlens.training.data.audio import read_sound
+from speakerlens.training.data.manifest import Clip, Corpus, load_corpus
 
 
 def test_serving_measures_the_same_of_the_same_speech(bundles: Path, corpus: Path) -> None:

@@ -14,16 +14,16 @@ import onnx
 import pytest
 import torch
 
-from export.bundle import ExportError, Report, choose_utterances, export_run, file_digests, schema
-from export.cli import main
-from export.kinks import Kinks
-from export.onnx_graphs import GraphError, check_graph
-from export.verify import verify_bundle
-from serving.models.bundles import read_bundle
+from speakerlens.export.bundle import ExportError, Report, choose_utterances, export_run, file_digests, schema
+from speakerlens.export.cli import main
+from speakerlens.export.kinks import Kinks
+from speakerlens.export.onnx_graphs import GraphError, check_graph
+from speakerlens.export.verify import verify_bundle
+from speakerlens.serving.bundle import read_bundle
+from speakerlens.training.checkpoint import Run, load_run
+from speakerlens.training.data.manifest import Corpus, load_corpus
+from speakerlens.training.errors import UserError
 from tests.conftest import ROOT, VARIANTS, run
-from training.checkpoint import Run, load_run
-from training.errors import UserError
-from training.manifest import Corpus, load_corpus
 
 FILES = {
     "bundle.json", "predict.onnx", "explain.onnx", "verify.onnx", "model.ts", "weights.safetensors", "parity.json",
@@ -150,7 +150,7 @@ def test_another_schema_or_rate_is_another_bundle(
 ) -> None:
     manifest = json.loads((bundle / "bundle.json").read_text())
     (bundle / "bundle.json").write_text(json.dumps({**manifest, change: 1}))
-    monkeypatch.setattr("export.bundle._fill", lambda folder, *_: (folder / "bundle.json").write_text("{}"))
+    monkeypatch.setattr("speakerlens.export.bundle._fill", lambda folder, *_: (folder / "bundle.json").write_text("{}"))
     written = export_run(runs["act-da"], bundle.parents[1], lambda done, total: None, false_acceptance=rate)
     assert written == (bundle if reused else bundle.parent / "2", reused)
 
@@ -257,7 +257,7 @@ def test_what_cannot_be_exported_is_refused(runs: dict[str, Path], tmp_path: Pat
 
 
 def test_failure_leaves_nothing_behind(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.bundle.write_graphs", lambda *_: (_ for _ in ()).throw(GraphError("no")))
+    monkeypatch.setattr("speakerlens.export.bundle.write_graphs", lambda *_: (_ for _ in ()).throw(GraphError("no")))
     with pytest.raises(ExportError, match="no"):
         export_run(runs["clean"], tmp_path / "bundles", lambda done, total: None)
     assert not list((tmp_path / "bundles").rglob("*"))
@@ -291,7 +291,7 @@ def test_two_exports_of_one_variant_get_two_versions(
         time.sleep(0.5)
         (folder / "bundle.json").write_text(f'{{"version": {version}}}')
 
-    monkeypatch.setattr("export.bundle._fill", slowly)
+    monkeypatch.setattr("speakerlens.export.bundle._fill", slowly)
     other = tmp_path / "other"
     shutil.copytree(runs["clean"], other)
     checkpoint = torch.load(other / "checkpoint.pt", weights_only=True)

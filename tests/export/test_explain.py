@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from export.kinks import Kinks
-from export.parity import MAPS, Case, nearest_errors
+from speakerlens.export.kinks import Kinks
+from speakerlens.export.parity import MAPS, Case, nearest_errors
+from speakerlens.training.checkpoint import load_run
 from tests.conftest import VARIANTS
 from tests.export.reference import Weights, layercam
-from tests.training.test_frontend import kaldi_log_mel
-from training.checkpoint import load_run
+from tests.training.model.test_frontend import kaldi_log_mel
 
 Array = NDArray[Any]
 

@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.blocks import FoldedBottleneck
-from export.bundle import export_run
-from export.graph import ExportedNetwork
-from protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.export.blocks import FoldedBottleneck
+from speakerlens.export.bundle import export_run
+from speakerlens.export.graph import ExportedNetwork
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.training.cli import main
+from speakerlens.training.config import HeadConfig, NetworkConfig
+from speakerlens.training.data.audio import read_audio
+from speakerlens.training.data.manifest import Corpus
+from speakerlens.training.model.network import SpeakerNetwork
+from speakerlens.training.model.saliency import layercam
 from tests.serving.harness import ServerProcess, raw
+from tests.training.model.wespeaker_reference import Foreign, make, write
 from tests.training.toy import SPEAKERS, make_corpus
-from tests.training.wespeaker_reference import Foreign, make, write
-from training.audio import read_audio
-from training.cli import main
-from training.config import HeadConfig, NetworkConfig
-from training.manifest import Corpus
-from training.network import SpeakerNetwork
-from training.saliency import layercam
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def bundles(corpus: Corpus, foreign: Foreign) -> Path:
     words = [checkpoint, "--config", config, "--speakers", folder / "speakers", "--corpus", corpus.root]
     assert main(["import-wespeaker", *map(str, words), "--out", str(folder / "run"), "--device", "cpu"]) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.parity.SECONDS", (1.0, 1.6))  # the others take as long and show the same
+        patch.setattr("speakerlens.export.parity.SECONDS", (1.0, 1.6))  # the others take as long and show the same
         written = export_run(folder / "run", folder / "bundles", lambda done, total: None)
     assert written.folder == folder / "bundles" / "resnet17" / "1"
     return folder / "bundles"

@@ -13,17 +13,17 @@ import pytest
 import soundfile
 import torch
 
-from export.bundle import Written, export_run
-from export.graph import ExportedNetwork
-from measures.probes import MAX_SECONDS, Condition, ProbeSet, files
-from training import conditions
-from training.calibration import Calibration
-from training.checkpoint import load_run
-from training.frontend import LogMel
-from training.manifest import Clip, load_corpus
-from training.mixing import KINDS, scale_to_snr
-from training.saliency import deletion_index, dominated_bins, fused, layercam
-from training.verification import ReferenceThreshold, Verification
+from speakerlens.export.bundle import Written, export_run
+from speakerlens.export.graph import ExportedNetwork
+from speakerlens.measures.probes import MAX_SECONDS, Condition, ProbeSet, files
+from speakerlens.training.checkpoint import load_run
+from speakerlens.training.data.manifest import Clip, load_corpus
+from speakerlens.training.data.mixing import KINDS, scale_to_snr
+from speakerlens.training.evaluation import conditions
+from speakerlens.training.evaluation.calibration import Calibration
+from speakerlens.training.evaluation.verification import ReferenceThreshold, Verification
+from speakerlens.training.model.front_end import LogMel
+from speakerlens.training.model.saliency import deletion_index, dominated_bins, fused, layercam
 
 CONDITIONS = [Condition(kind, snr_db) for kind in KINDS for snr_db in (10.0, 0.0)]
 
@@ -157,13 +157,13 @@ def test_no_probes_means_none(
     calibration = {name: value for name, value in manifest["calibration"].items() if name != "method"}
     verification = {name: value for name, value in manifest["verification"].items() if name != "method"}
     thresholds = tuple(ReferenceThreshold(**each) for each in verification["thresholds"])
-    monkeypatch.setattr("export.bundle.calibrate", lambda *_: Calibration(**calibration))
+    monkeypatch.setattr("speakerlens.export.bundle.calibrate", lambda *_: Calibration(**calibration))
     verified = Verification(**{**verification, "thresholds": thresholds})
-    monkeypatch.setattr("export.bundle.calibrate_verification", lambda *_: verified)
-    monkeypatch.setattr("export.bundle.write_graphs", copied)
-    monkeypatch.setattr("export.bundle.write_torchscript", copied)
-    monkeypatch.setattr("export.parity.verify", lambda *_: {"holds": True})
-    monkeypatch.setattr("export.baseline.measure", lambda *_: {**measured, "probes": []})
+    monkeypatch.setattr("speakerlens.export.bundle.calibrate_verification", lambda *_: verified)
+    monkeypatch.setattr("speakerlens.export.bundle.write_graphs", copied)
+    monkeypatch.setattr("speakerlens.export.bundle.write_torchscript", copied)
+    monkeypatch.setattr("speakerlens.export.parity.verify", lambda *_: {"holds": True})
+    monkeypatch.setattr("speakerlens.export.baseline.measure", lambda *_: {**measured, "probes": []})
 
     without = export(probes=False)
     assert json.loads((without.folder / "bundle.json").read_text())["probes"] is None

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.conftest import VARIANTS
 from tests.export.reference import layercam
 from tests.export.test_explain import error
-from tests.training.test_frontend import kaldi_log_mel
+from tests.training.model.test_frontend import kaldi_log_mel
 
 Array = NDArray[Any]
 MAPS = ("saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import rel_entr
 
-from measures.distribution import Bins, population_stability_index, quantile_bins
+from speakerlens.measures.distribution import Bins, population_stability_index, quantile_bins
 
 VALUES = st.lists(st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.0, math.nan])), max_size=200)
 COUNTS = st.integers(1, 12).flatmap(

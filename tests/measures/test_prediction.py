@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from measures.prediction import scores
+from speakerlens.measures.prediction import scores
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 12.0])

@@ -12,9 +12,9 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from measures.probes import Condition, ProbeError, ProbeSet, conditions, files, mix
-from training.mixing import mix as training_mix
-from training.mixing import scale_to_snr
+from speakerlens.measures.probes import Condition, ProbeError, ProbeSet, conditions, files, mix
+from speakerlens.training.data.mixing import mix as training_mix
+from speakerlens.training.data.mixing import scale_to_snr
 
 MEL, FRAME, SHIFT, MIN_SAMPLES = 8, 400, 160, 1600
 SECONDS = (1.0, 5.0)

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from measures.saliency import concentration, deletion_index, estimated_interference
-from training.frontend import LogMel, frame_count
-from training.saliency import deletion_index as evaluated
+from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
+from speakerlens.training.model.front_end import LogMel, frame_count
+from speakerlens.training.model.saliency import deletion_index as evaluated
 
 
 def test_the_deletion_index_is_the_evaluations() -> None:

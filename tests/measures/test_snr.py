@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from measures.frames import STRIDE, frames
-from measures.snr import FITTED, HIGHEST_DB, LOWEST_DB, features, snr_db
+from speakerlens.measures.frames import STRIDE, frames
+from speakerlens.measures.snr import FITTED, HIGHEST_DB, LOWEST_DB, features, snr_db
 from tests.measures.sounds import RATE, Samples, mixed, noise, sine, voice
 
 LEVEL = np.float32(0.05)

@@ -7,7 +7,7 @@ import pytest
 import soxr
 from numpy.typing import NDArray
 
-from measures.sound import SILENT_DBFS, Sound, hear, together
+from speakerlens.measures.sound import SILENT_DBFS, Sound, hear, together
 from tests.measures.sounds import RATE, Samples, mixed, noise, sine, voice
 
 

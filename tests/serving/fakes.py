@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from serving.compute.repair import Repair
+from speakerlens.serving.engine.recovery import Repair
 
 PATIENCE_SECONDS = 20
 

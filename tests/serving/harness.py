@@ -20,8 +20,8 @@ import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
-from protos.speakerlens.v1 import identification_pb2 as pb
-from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 
 # As long as a machine with much other work may need; nobody waits for it where all is well.
 START_SECONDS = 180

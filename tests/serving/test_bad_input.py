@@ -11,7 +11,7 @@ import pytest
 import soundfile as sf
 from numpy.typing import NDArray
 
-from protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.config import Config, ConfigError, flag_of, options
-from serving.settings import document, gather, parse
+from speakerlens.serving.config import Config, ConfigError, flag_of, options
+from speakerlens.serving.settings import document, gather, parse
 
 
 def test_defaults() -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import grpc
 import pytest
 
-from protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.conftest import ROOT
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
@@ -25,8 +25,8 @@ DAY = 86_400
 CALLER = """
 import sys
 import grpc
-from protos.speakerlens.v1 import identification_pb2 as pb
-from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 from tests.serving.harness import raw, voice
 request = pb.IdentifyRequest(audio=raw(voice(float(sys.argv[2]))), models=[pb.ModelSelector(variant=sys.argv[3])])
 SpeakerIdentificationStub(grpc.insecure_channel(sys.argv[1])).Identify(request)
@@ -37,8 +37,8 @@ import itertools
 import sys
 import time
 import grpc
-from protos.speakerlens.v1 import identification_pb2 as pb
-from protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 from tests.serving.harness import talk
 
 def live():

@@ -5,7 +5,7 @@ import re
 import grpc
 import pytest
 
-from protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 

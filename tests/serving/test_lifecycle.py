@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
@@ -192,7 +192,7 @@ def test_a_missing_runtime_is_one_clear_line(toy_bundles: Path, tmp_path: Path) 
 
 def test_neither_torch_nor_training_is_imported() -> None:
     code = (
-        "import sys, serving.server; "
+        "import sys, speakerlens.serving.server; "
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'training', 'export', 'onnx')])"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.logs import JsonFormatter
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.serving.logging import JsonFormatter
 from tests.serving.fuzz.files import whole
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
+from tests.serving.rpc.test_tokens import ALICE, bearer, write
 from tests.serving.test_lifecycle import failing
-from tests.serving.transport.test_tokens import ALICE, bearer, write
 
 ID = "order-4711"
 
@@ -62,7 +62,7 @@ def test_every_line_is_json_and_names_its_request(toy_bundles: Path, tmp_path: P
 def test_a_text_line_names_its_request(toy_server: ServerProcess) -> None:
     toy_server.stub.ListModels(pb.ListModelsRequest(), metadata=(("x-request-id", "text-1"),), timeout=CALL_SECONDS)
     toy_server.wait_for_log(
-        "INFO serving.transport.rpc request=text-1 method=ListModels variant=_none code=OK seconds=0"
+        "INFO speakerlens.serving.rpc.interceptor request=text-1 method=ListModels variant=_none code=OK seconds=0"
     )
 
 
@@ -103,7 +103,7 @@ def test_no_audio_no_embedding_and_no_token(toy_bundles: Path, tmp_path: Path, k
 
 def test_what_nobody_catches_is_a_line_too() -> None:
     program = (
-        "import threading, serving.logs as logs, warnings\n"
+        "import threading, speakerlens.serving.logging as logs, warnings\n"
         "logs.configure('info', 'json')\n"
         "def fail(): raise ValueError('in a\\nthread')\n"
         "thread = threading.Thread(target=fail, name='worker'); thread.start(); thread.join()\n"
@@ -139,7 +139,7 @@ def test_what_a_decoder_says_on_stderr_is_json_too(toy_bundles: Path) -> None:
 
 def test_what_is_written_to_the_descriptor_is_logged_to_the_end() -> None:
     program = (
-        "import os, sys, serving.logs as logs\n"
+        "import os, sys, speakerlens.serving.logging as logs\n"
         "logs.configure('info', 'json')\n"
         "os.write(2, b'one\\n\\n  \\ntwo \\xff\\x00')\n"
         "os.write(2, b' and more\\n' + b'x' * 50_000)\n"
@@ -154,7 +154,7 @@ def test_what_is_written_to_the_descriptor_is_logged_to_the_end() -> None:
 def test_a_log_that_cannot_be_written_does_not_feed_itself() -> None:
     """Nor does anybody wait for a reader who waits for the interpreter's lock."""
     program = (
-        "import ctypes, logging, os, sys, serving.logs as logs\n"
+        "import ctypes, logging, os, sys, speakerlens.serving.logging as logs\n"
         "logs.configure('info', 'json')\n"
         "os.dup2(os.open('/dev/full', os.O_WRONLY), logging.getLogger().handlers[0].stream.fileno())\n"
         "log = logging.getLogger('x'); log.error('lost'); os.write(2, b'lost as well\\n')\n"
@@ -168,7 +168,7 @@ def test_a_log_that_cannot_be_written_does_not_feed_itself() -> None:
 
 def test_a_crash_leaves_its_trace() -> None:
     program = (
-        "import ctypes, serving.logs as logs\n"
+        "import ctypes, speakerlens.serving.logging as logs\n"
         "logs.configure('info', 'json')\n"
         "def crash(): ctypes.string_at(0)\n"
         "crash()\n"

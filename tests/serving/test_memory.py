@@ -17,7 +17,7 @@ RESIDENT = (
 )
 BLOCKS = (
     "import numpy as np\n"
-    "from serving.memory import steady\n"
+    "from speakerlens.serving.memory import steady\n"
     f"{RESIDENT}"
     "steady()\n"
     "np.ones(30 * 2**20, np.uint8)\n"  # from then on glibc by itself would map nothing that is smaller
@@ -31,7 +31,7 @@ BLOCKS = (
 )
 HEAPS = (
     "import ctypes, threading\n"
-    "from serving.memory import steady\n"
+    "from speakerlens.serving.memory import steady\n"
     "steady()\n"
     "kept, ready = [], threading.Barrier(12)\n"
     "def work():\n"
@@ -47,9 +47,9 @@ GRAPHS = (
     "import sys\n"
     "from pathlib import Path\n"
     "import numpy as np\n"
-    "from serving.compute.engine import PREDICT_SPEC, Job\n"
-    "from serving.compute.graph import Graph\n"
-    "from serving.models.bundles import read_bundle\n"
+    "from speakerlens.serving.engine.graphs import PREDICT_SPEC, Job\n"
+    "from speakerlens.serving.engine.session import Graph\n"
+    "from speakerlens.serving.bundle import read_bundle\n"
     f"{RESIDENT}"
     "bundle = read_bundle(Path(sys.argv[1]))\n"
     "graphs = [Graph(PREDICT_SPEC, bundle, 'cpu', 1) for _ in range(8)]\n"

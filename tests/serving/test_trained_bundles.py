@@ -14,12 +14,12 @@ import soundfile as sf
 import torch
 from numpy.typing import NDArray
 
-from export.kinks import Kinks
-from export.parity import Case, eager, nearest_errors
-from protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.export.kinks import Kinks
+from speakerlens.export.parity import Case, eager, nearest_errors
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.training.checkpoint import load_run
+from speakerlens.training.model.network import SpeakerNetwork
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk, voice
-from training.checkpoint import load_run
-from training.network import SpeakerNetwork
 
 STAGES = (pb.STAGE_S1, pb.STAGE_S2, pb.STAGE_S3, pb.STAGE_S4)
 THRESHOLD_OF_THREE = 0.75

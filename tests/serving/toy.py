@@ -23,7 +23,7 @@ import soxr
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from measures.probes import Condition, ProbeSet, read_speech
+from speakerlens.measures.probes import Condition, ProbeSet, read_speech
 from tests.serving.harness import talk
 
 MEL, EMBEDDING, FRAME, SHIFT, MIN_SAMPLES = 16, 6, 400, 160, 1600

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from speakerlens.training.cli import main
 from tests.training.toy import make_corpus, write_config
-from training.cli import main
 
 
 @pytest.fixture(scope="session")

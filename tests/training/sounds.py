@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from training.audio import SAMPLE_RATE, write_audio
-from training.interference import TALKERS, InterferenceSource
-from training.manifest import Clip, Kind, Split, write_corpus
+from speakerlens.training.data.audio import SAMPLE_RATE, write_audio
+from speakerlens.training.data.interference import TALKERS, InterferenceSource
+from speakerlens.training.data.manifest import Clip, Kind, Split, write_corpus
 
 FREQUENCIES = {name: 300.0 + 200.0 * number for number, name in enumerate("abcdefghijkl")}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from speakerlens.training.data.manifest import load_corpus, write_corpus
 from tests.training.toy import write_config
-from training.manifest import load_corpus, write_corpus
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training.py"
 

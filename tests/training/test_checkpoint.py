@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from speakerlens.training import checkpoint as module
+from speakerlens.training.checkpoint import CHECKPOINT, code_revision, load_run, read_checkpoint, write_checkpoint
+from speakerlens.training.errors import UserError
+from speakerlens.training.loop import Trainer
 from tests.training.toy import SPEAKERS, make_corpus, toy_config
-from training import checkpoint as module
-from training.checkpoint import CHECKPOINT, code_revision, load_run, read_checkpoint, write_checkpoint
-from training.errors import UserError
-from training.loop import Trainer
 
 
 @pytest.fixture(scope="module")

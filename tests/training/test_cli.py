@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from speakerlens.training.cli import COMMANDS, main
 from tests.training.toy import TOY_CONFIG, make_corpus, write_config
-from training.cli import COMMANDS, main
 
 
 def test_help_lists_every_command_without_loading_torch() -> None:
     program = (
-        "import sys; from training.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+        "import sys; from speakerlens.training.cli import main\n"
+        "try: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -3,11 +3,11 @@ from typing import get_args
 
 import pytest
 
+from speakerlens.training.config import Activation, InterferenceKind, dump_config, load_config, parse_config
+from speakerlens.training.data.mixing import KINDS
+from speakerlens.training.errors import UserError
+from speakerlens.training.model.network import STAGES
 from tests.training.toy import TOY_CONFIG, write_config
-from training.config import Activation, InterferenceKind, dump_config, load_config, parse_config
-from training.errors import UserError
-from training.mixing import KINDS
-from training.network import STAGES
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 

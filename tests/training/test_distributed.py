@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from speakerlens.training.checkpoint import load_run, read_checkpoint
+from speakerlens.training.cli import main
 from tests.training.toy import TOY_CONFIG, make_corpus, write_config
 from tests.training.two_processes import make_block
-from training.checkpoint import load_run, read_checkpoint
-from training.cli import main
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

@@ -14,19 +14,19 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from speakerlens.training.checkpoint import load_run, read_checkpoint
+from speakerlens.training.cli import main
+from speakerlens.training.compute import uses_bfloat16
+from speakerlens.training.config import ComputeConfig, Config, HeadConfig, OptimiserConfig, load_config
+from speakerlens.training.data.batches import Batch, BatchSource
+from speakerlens.training.data.manifest import Corpus
+from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.dev import DevSet
+from speakerlens.training.fit import fit
+from speakerlens.training.loop import DivergedError, Trainer, is_averaged, learning_rate_at, make_optimiser, margin_at
+from speakerlens.training.model.network import SpeakerNetwork
+from speakerlens.training.model.objectives import VARIANTS
 from tests.training.toy import make_corpus, toy_config, write_config
-from training.batches import Batch, BatchSource
-from training.checkpoint import load_run, read_checkpoint
-from training.cli import main
-from training.compute import uses_bfloat16
-from training.config import ComputeConfig, Config, HeadConfig, OptimiserConfig, load_config
-from training.dev import DevSet
-from training.errors import UserError
-from training.fit import fit
-from training.loop import DivergedError, Trainer, is_averaged, learning_rate_at, make_optimiser, margin_at
-from training.manifest import Corpus
-from training.network import SpeakerNetwork
-from training.objectives import VARIANTS
 
 CPU = torch.device("cpu")
 

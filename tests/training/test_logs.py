@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from training import logs
-from training.logs import Report, RunLog
-from training.loop import Figures
+from speakerlens.training import logs
+from speakerlens.training.logs import Report, RunLog
+from speakerlens.training.loop import Figures
 
 FIGURES = Figures(1.25, 1.0, 0.25, 3.0, 50.0, 0.01, 0.1)
 

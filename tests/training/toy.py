@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.audio import SAMPLE_RATE, read_audio, write_audio
-from training.config import Config, load_config
-from training.manifest import Clip, Corpus, Kind, Split, write_corpus
+from speakerlens.training.config import Config, load_config
+from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, write_audio
+from speakerlens.training.data.manifest import Clip, Corpus, Kind, Split, write_corpus
 
 SPEAKERS = ("ada", "bob", "cyd")
 TOY_CONFIG = """\

@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from training.batches import Batch
-from training.cli import main
-from training.distributed import World, joined
-from training.errors import UserError
-from training.loop import Figures, Trainer
-from training.normalisation import synchronise_normalisation
+from speakerlens.training.cli import main
+from speakerlens.training.data.batches import Batch
+from speakerlens.training.distributed import World, joined
+from speakerlens.training.errors import UserError
+from speakerlens.training.loop import Figures, Trainer
+from speakerlens.training.model.normalisation import synchronise_normalisation
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -124,6 +124,6 @@ if __name__ == "__main__":
         results = talk(together)
         normalise(target)
         # A group can hardly be joined twice in a process's life, so `fit` is given the one that there is.
-        with mock.patch("training.fit.joined", lambda device: nullcontext((together, device))):
+        with mock.patch("speakerlens.training.fit.joined", lambda device: nullcontext((together, device))):
             results["codes"] = train(target)
     (target / f"results-{RANK}.json").write_text(json.dumps(results))

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from training.conditions import CLEAN_KIND, SNRS_DB, Condition
-from training.objectives import VARIANTS
-from training.study.measuring import Findings
-from training.study.plan import Plan, PlannedRun
-from training.study.statistics import Estimate, over_resamples, over_seeds, resample
+from speakerlens.training.evaluation.conditions import CLEAN_KIND, SNRS_DB, Condition
+from speakerlens.training.model.objectives import VARIANTS
+from speakerlens.training.study.measuring import Findings
+from speakerlens.training.study.plan import Plan, PlannedRun
+from speakerlens.training.study.statistics import Estimate, over_resamples, over_seeds, resample
 
 MEAN = "mean"
 """Over all conditions with interference, each counted the same."""

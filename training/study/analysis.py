@@ -5,21 +5,21 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from training.conditions import SEED
-from training.config import dump_config
-from training.objectives import VARIANTS
-from training.provenance import machine, moment, tested, versions
-from training.study.accuracy import Accuracy, compare_accuracy
-from training.study.calibrating import Calibrating, compare_calibration
-from training.study.claims import Claim, accuracy_claim
-from training.study.convergence import Convergence, convergence
-from training.study.deleting import Deleting, compare_deletion
-from training.study.history import starts
-from training.study.locating import Locating, compare_localisation
-from training.study.map_claims import deletion_claim, faithfulness_claim, grid_claim
-from training.study.measuring import Findings
-from training.study.plan import Plan
-from training.study.worth import Worth, judge_maps
+from speakerlens.training.config import dump_config
+from speakerlens.training.evaluation.conditions import SEED
+from speakerlens.training.model.objectives import VARIANTS
+from speakerlens.training.provenance import machine, moment, tested, versions
+from speakerlens.training.study.accuracy import Accuracy, compare_accuracy
+from speakerlens.training.study.calibrating import Calibrating, compare_calibration
+from speakerlens.training.study.claims import Claim, accuracy_claim
+from speakerlens.training.study.convergence import Convergence, convergence
+from speakerlens.training.study.deleting import Deleting, compare_deletion
+from speakerlens.training.study.history import starts
+from speakerlens.training.study.locating import Locating, compare_localisation
+from speakerlens.training.study.map_claims import deletion_claim, faithfulness_claim, grid_claim
+from speakerlens.training.study.measuring import Findings
+from speakerlens.training.study.plan import Plan
+from speakerlens.training.study.worth import Worth, judge_maps
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from training.checkpoint import CHECKPOINT, code_revision, load_run
-from training.conditions import SEED, Condition
-from training.folders import make_folder
-from training.maps.probes import Progress as Tick
-from training.study.plan import Plan, PlannedRun
-from training.study.store import Stored, digest_of, read_result, write_result
-from training.workers import Networks
+from speakerlens.training.checkpoint import CHECKPOINT, code_revision, load_run
+from speakerlens.training.evaluation.conditions import SEED, Condition
+from speakerlens.training.evaluation.maps.probes import Progress as Tick
+from speakerlens.training.evaluation.workers import Networks
+from speakerlens.training.files import make_folder
+from speakerlens.training.study.plan import Plan, PlannedRun
+from speakerlens.training.study.store import Stored, digest_of, read_result, write_result
 
 RESULTS = "results"
 

@@ -6,11 +6,11 @@ from itertools import combinations
 
 import numpy as np
 
-from training.detection import DetectionPoint
-from training.reliability import ReliabilityBin
-from training.study.measuring import Calibrated, Findings
-from training.study.plan import Plan
-from training.study.statistics import Estimate, over_seeds
+from speakerlens.training.evaluation.detection import DetectionPoint
+from speakerlens.training.evaluation.reliability import ReliabilityBin
+from speakerlens.training.study.measuring import Calibrated, Findings
+from speakerlens.training.study.plan import Plan
+from speakerlens.training.study.statistics import Estimate, over_seeds
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from training.conditions import CLEAN_KIND, LABELS
-from training.study.accuracy import MEAN
-from training.study.statistics import Estimate
-from training.study.words import interval, number, percent, range_of, signed
+from speakerlens.training.evaluation.conditions import CLEAN_KIND, LABELS
+from speakerlens.training.study.accuracy import MEAN
+from speakerlens.training.study.statistics import Estimate
+from speakerlens.training.study.words import interval, number, percent, range_of, signed
 
 Cell = Markup | str
 

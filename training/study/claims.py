@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from training.study.accuracy import MEAN, SAME_WORK, Accuracy, Comparison, Matching
-from training.study.convergence import LAST_SHARE, Convergence
-from training.study.plan import Plan
-from training.study.words import counted, difference, interval, listed, percent, signed, told
+from speakerlens.training.study.accuracy import MEAN, SAME_WORK, Accuracy, Comparison, Matching
+from speakerlens.training.study.convergence import LAST_SHARE, Convergence
+from speakerlens.training.study.plan import Plan
+from speakerlens.training.study.words import counted, difference, interval, listed, percent, signed, told
 
 _MATCHED: Mapping[Matching, Sequence[tuple[str, str]]] = {
     "updates": (("da", "clean"), ("act-pair", "da"), ("act-pair", "da-pair")),

@@ -15,20 +15,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from training.config import load_config
-from training.errors import UserError
-from training.fit import choose_device
-from training.folders import make_folder
-from training.manifest import load_corpus
-from training.objectives import VARIANTS
-from training.study.analysis import Study, analyse
-from training.study.history import starts
-from training.study.measuring import measure
-from training.study.outputs import write_numbers
-from training.study.plan import make_plan
-from training.study.report import write_report
-from training.study.runner import default_jobs, train
-from training.study.setting import survey
+from speakerlens.training.config import load_config
+from speakerlens.training.data.manifest import load_corpus
+from speakerlens.training.errors import UserError
+from speakerlens.training.files import make_folder
+from speakerlens.training.fit import choose_device
+from speakerlens.training.model.objectives import VARIANTS
+from speakerlens.training.study.analysis import Study, analyse
+from speakerlens.training.study.history import starts
+from speakerlens.training.study.measuring import measure
+from speakerlens.training.study.outputs import write_numbers
+from speakerlens.training.study.plan import make_plan
+from speakerlens.training.study.report import write_report
+from speakerlens.training.study.runner import default_jobs, train
+from speakerlens.training.study.setting import survey
 
 _LOCK = ".lock"
 

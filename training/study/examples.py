@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.audio import write_audio
-from training.checkpoint import load_run
-from training.figures import saliency_figure
-from training.folders import make_folder
-from training.manifest import Clip
-from training.maps.probes import choose_probes
-from training.measure import Example, explain
-from training.study.plan import Plan
-from training.study.setting import Setting
+from speakerlens.training.checkpoint import load_run
+from speakerlens.training.data.audio import write_audio
+from speakerlens.training.data.manifest import Clip
+from speakerlens.training.evaluation.figures import saliency_figure
+from speakerlens.training.evaluation.maps.probes import choose_probes
+from speakerlens.training.evaluation.measure import Example, explain
+from speakerlens.training.files import make_folder
+from speakerlens.training.study.plan import Plan
+from speakerlens.training.study.setting import Setting
 
 EXAMPLES = "examples"
 

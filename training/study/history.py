@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from training.checkpoint import LOG
-from training.errors import UserError
-from training.study.plan import Plan, PlannedRun
+from speakerlens.training.checkpoint import LOG
+from speakerlens.training.errors import UserError
+from speakerlens.training.study.plan import Plan, PlannedRun
 
 _OF_START = {"parameters": Real, "device": str, "threads": Real, "torch": str, "code_revision": str}
 

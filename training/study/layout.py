@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from training.conditions import LABELS, SNRS_DB
-from training.study.accuracy import MEAN, SAME_WORK, Accuracy, Comparison
-from training.study.analysis import Study
-from training.study.cells import Cell, Grid, change, heading, share, value
-from training.study.words import interval, number, percent
+from speakerlens.training.evaluation.conditions import LABELS, SNRS_DB
+from speakerlens.training.study.accuracy import MEAN, SAME_WORK, Accuracy, Comparison
+from speakerlens.training.study.analysis import Study
+from speakerlens.training.study.cells import Cell, Grid, change, heading, share, value
+from speakerlens.training.study.words import interval, number, percent
 
 
 def accuracy_tables(study: Study) -> list[Grid]:

@@ -5,22 +5,22 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from training.conditions import LABELS
-from training.maps.localisation import OTHER_SPEAKER
-from training.maps.randomisation import INPUT, STEPS
-from training.maps.randomisation import MAPS as SANITY_MAPS
-from training.maps.ranking import Ranked
-from training.measure import FUSED
-from training.network import STAGES
-from training.saliency import FUSED_STAGES
-from training.study.accuracy import MEAN
-from training.study.claims import Claim, Finding
-from training.study.deleting import Deleting
-from training.study.locating import Locating
-from training.study.plan import Plan
-from training.study.statistics import Estimate
-from training.study.words import counted, difference, listed, map_name, number, percent, signed, told
-from training.study.worth import Worth
+from speakerlens.training.evaluation.conditions import LABELS
+from speakerlens.training.evaluation.maps.localisation import OTHER_SPEAKER
+from speakerlens.training.evaluation.maps.randomisation import INPUT, STEPS
+from speakerlens.training.evaluation.maps.randomisation import MAPS as SANITY_MAPS
+from speakerlens.training.evaluation.maps.ranking import Ranked
+from speakerlens.training.evaluation.measure import FUSED
+from speakerlens.training.model.network import STAGES
+from speakerlens.training.model.saliency import FUSED_STAGES
+from speakerlens.training.study.accuracy import MEAN
+from speakerlens.training.study.claims import Claim, Finding
+from speakerlens.training.study.deleting import Deleting
+from speakerlens.training.study.locating import Locating
+from speakerlens.training.study.plan import Plan
+from speakerlens.training.study.statistics import Estimate
+from speakerlens.training.study.words import counted, difference, listed, map_name, number, percent, signed, told
+from speakerlens.training.study.worth import Worth
 
 FEWEST_UTTERANCES = 10
 """With fewer, nothing is said of which map is the most faithful: a bootstrap of a handful knows too little."""

@@ -10,21 +10,28 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from training.conditions import LABELS
-from training.figures import looks
-from training.maps.attributions import ENERGY, GRAD_CAM_PLUS_PLUS, GRADIENT_X_INPUT, METHODS, RANDOM, RANDOM_COARSE
-from training.maps.faithfulness import Faithfulness
-from training.maps.randomisation import MAGNITUDE, STEPS
-from training.maps.randomisation import MAPS as SANITY_MAPS
-from training.maps.spectrum import TAPS, MapSpectrum
-from training.measure import FUSED
-from training.network import STAGES
-from training.study.deleting import Deleting
-from training.study.measuring import Findings
-from training.study.pictures import STUDY_STYLE
-from training.study.plan import Plan
-from training.study.words import map_name
-from training.study.worth import Worth
+from speakerlens.training.evaluation.conditions import LABELS
+from speakerlens.training.evaluation.figures import looks
+from speakerlens.training.evaluation.maps.attributions import (
+    ENERGY,
+    GRAD_CAM_PLUS_PLUS,
+    GRADIENT_X_INPUT,
+    METHODS,
+    RANDOM,
+    RANDOM_COARSE,
+)
+from speakerlens.training.evaluation.maps.faithfulness import Faithfulness
+from speakerlens.training.evaluation.maps.randomisation import MAGNITUDE, STEPS
+from speakerlens.training.evaluation.maps.randomisation import MAPS as SANITY_MAPS
+from speakerlens.training.evaluation.maps.spectrum import TAPS, MapSpectrum
+from speakerlens.training.evaluation.measure import FUSED
+from speakerlens.training.model.network import STAGES
+from speakerlens.training.study.deleting import Deleting
+from speakerlens.training.study.measuring import Findings
+from speakerlens.training.study.pictures import STUDY_STYLE
+from speakerlens.training.study.plan import Plan
+from speakerlens.training.study.words import map_name
+from speakerlens.training.study.worth import Worth
 
 _DECIBELS = 50.0  # of the spectra, below their strongest part
 _METHOD_LOOKS = {

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from training.calibration import (
+from speakerlens.training.evaluation.calibration import (
     FALSE_ACCEPTANCE,
     FEWEST_STRANGERS,
     Calibration,
@@ -15,22 +15,22 @@ from training.calibration import (
     calibrate,
     measure_calibration,
 )
-from training.conditions import CLEAN
-from training.maps.attributions import FUSIONS, METHODS
-from training.maps.deletion import DeletionIndices, deletion_indices
-from training.maps.faithfulness import Faithfulness, Masking, faithfulness
-from training.maps.localisation import Localisation, localisation
-from training.maps.probes import Counter, Probes, choose_probes
-from training.maps.probes import Progress as Tick
-from training.maps.randomisation import Randomised, randomisation
-from training.maps.spectrum import MapSpectrum, map_spectra
-from training.measure import accuracy_steps, true_ranks
-from training.network import STAGES
-from training.saliency import FUSED_STAGES
-from training.study.bench import Bench, Measure, Work
-from training.study.plan import Plan, PlannedRun
-from training.study.setting import Setting, survey
-from training.workers import Networks, common, for_each
+from speakerlens.training.evaluation.conditions import CLEAN
+from speakerlens.training.evaluation.maps.attributions import FUSIONS, METHODS
+from speakerlens.training.evaluation.maps.deletion import DeletionIndices, deletion_indices
+from speakerlens.training.evaluation.maps.faithfulness import Faithfulness, Masking, faithfulness
+from speakerlens.training.evaluation.maps.localisation import Localisation, localisation
+from speakerlens.training.evaluation.maps.probes import Counter, Probes, choose_probes
+from speakerlens.training.evaluation.maps.probes import Progress as Tick
+from speakerlens.training.evaluation.maps.randomisation import Randomised, randomisation
+from speakerlens.training.evaluation.maps.spectrum import MapSpectrum, map_spectra
+from speakerlens.training.evaluation.measure import accuracy_steps, true_ranks
+from speakerlens.training.evaluation.workers import Networks, common, for_each
+from speakerlens.training.model.network import STAGES
+from speakerlens.training.model.saliency import FUSED_STAGES
+from speakerlens.training.study.bench import Bench, Measure, Work
+from speakerlens.training.study.plan import Plan, PlannedRun
+from speakerlens.training.study.setting import Setting, survey
 
 FEW_PROBES = 30
 """Utterances on which maps are masked and weights randomised: each is heard hundreds of times."""

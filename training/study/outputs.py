@@ -10,14 +10,14 @@ from typing import get_args
 
 import numpy as np
 
-from training.folders import write_whole
-from training.network import STAGES
-from training.results import TOP, without_nan
-from training.study.accuracy import SAME_WORK, Matching
-from training.study.analysis import Study
-from training.study.calibrating import FIGURES
-from training.study.locating import Locating
-from training.study.statistics import Estimate
+from speakerlens.training.evaluation.results import TOP, without_nan
+from speakerlens.training.files import write_whole
+from speakerlens.training.model.network import STAGES
+from speakerlens.training.study.accuracy import SAME_WORK, Matching
+from speakerlens.training.study.analysis import Study
+from speakerlens.training.study.calibrating import FIGURES
+from speakerlens.training.study.locating import Locating
+from speakerlens.training.study.statistics import Estimate
 
 STUDY = "study.json"
 

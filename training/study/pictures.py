@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from training.conditions import SNRS_DB
-from training.figures import STYLE, looks, robustness_figure
-from training.reliability import ReliabilityBin
-from training.results import Interval
-from training.study.accuracy import Accuracy
-from training.study.calibrating import Calibrating
-from training.study.convergence import Convergence
-from training.study.plan import Plan
+from speakerlens.training.evaluation.conditions import SNRS_DB
+from speakerlens.training.evaluation.figures import STYLE, looks, robustness_figure
+from speakerlens.training.evaluation.reliability import ReliabilityBin
+from speakerlens.training.evaluation.results import Interval
+from speakerlens.training.study.accuracy import Accuracy
+from speakerlens.training.study.calibrating import Calibrating
+from speakerlens.training.study.convergence import Convergence
+from speakerlens.training.study.plan import Plan
 
 _COLUMNS = 3
 STUDY_STYLE = {**STYLE, "svg.hashsalt": "study"}  # the same file for the same numbers

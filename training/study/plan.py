@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from training.checkpoint import CHECKPOINT, read_checkpoint
-from training.config import Config
-from training.errors import UserError
-from training.fit import check_same_run
-from training.manifest import Corpus
-from training.objectives import VARIANTS, find_variant
+from speakerlens.training.checkpoint import CHECKPOINT, read_checkpoint
+from speakerlens.training.config import Config
+from speakerlens.training.data.manifest import Corpus
+from speakerlens.training.errors import UserError
+from speakerlens.training.fit import check_same_run
+from speakerlens.training.model.objectives import VARIANTS, find_variant
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class PlannedRun:
 
     Attributes:
         seed: of its initial weights and its batches.
-        variant: a key of `training.objectives.VARIANTS`.
+        variant: a key of `training.model.objectives.VARIANTS`.
         folder: its run folder, `OUT/runs/seed-S/VARIANT`.
     """
 

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import torch
 
-from training.conditions import LABELS
-from training.figures import example_title, looks
-from training.folders import make_folder, write_whole
-from training.pages import data_address, render
-from training.study import layout, map_layout
-from training.study.accuracy import SAME_WORK
-from training.study.analysis import Study
-from training.study.examples import RULE, show_examples
-from training.study.map_claims import FEWEST_UTTERANCES
-from training.study.map_pictures import deletion_figure, faithfulness_figure, sanity_figure, spectra_figure
-from training.study.measuring import FEW_PROBES
-from training.study.pictures import accuracy_figure, detection_figure, dev_figure, reliability_figure
-from training.study.words import counted, listed
+from speakerlens.training.evaluation.conditions import LABELS
+from speakerlens.training.evaluation.figures import example_title, looks
+from speakerlens.training.evaluation.pages import data_address, render
+from speakerlens.training.files import make_folder, write_whole
+from speakerlens.training.study import layout, map_layout
+from speakerlens.training.study.accuracy import SAME_WORK
+from speakerlens.training.study.analysis import Study
+from speakerlens.training.study.examples import RULE, show_examples
+from speakerlens.training.study.map_claims import FEWEST_UTTERANCES
+from speakerlens.training.study.map_pictures import deletion_figure, faithfulness_figure, sanity_figure, spectra_figure
+from speakerlens.training.study.measuring import FEW_PROBES
+from speakerlens.training.study.pictures import accuracy_figure, detection_figure, dev_figure, reliability_figure
+from speakerlens.training.study.words import counted, listed
 
 REPORT = "report.html"
 FIGURES = "figures"

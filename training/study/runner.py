@@ -15,12 +15,12 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from training.checkpoint import LOG
-from training.config import dump_config
-from training.errors import UserError
-from training.fit import StopRequest
-from training.folders import make_folder
-from training.study.plan import Plan, PlannedRun, updates_done
+from speakerlens.training.checkpoint import LOG
+from speakerlens.training.config import dump_config
+from speakerlens.training.errors import UserError
+from speakerlens.training.files import make_folder
+from speakerlens.training.fit import StopRequest
+from speakerlens.training.study.plan import Plan, PlannedRun, updates_done
 
 CONFIG = "config.yaml"
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from training.conditions import CLEAN, Condition, supplied_grid
-from training.errors import UserError
-from training.manifest import Split
-from training.maps.probes import choose_probes
-from training.measure import DELETION_SNRS_DB
-from training.study.plan import Plan
+from speakerlens.training.data.manifest import Split
+from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.conditions import CLEAN, Condition, supplied_grid
+from speakerlens.training.evaluation.maps.probes import choose_probes
+from speakerlens.training.evaluation.measure import DELETION_SNRS_DB
+from speakerlens.training.study.plan import Plan
 
 FAITHFUL_SNR_DB = 5.0
 

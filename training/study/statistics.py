@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from training.conditions import SEED
+from speakerlens.training.evaluation.conditions import SEED
 
 LEVEL = 0.95
 

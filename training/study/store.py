@@ -11,9 +11,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-from training.checkpoint import code_revision
-from training.errors import UserError
-from training.folders import write_whole
+from speakerlens.training.checkpoint import code_revision
+from speakerlens.training.errors import UserError
+from speakerlens.training.files import write_whole
 
 Result = TypeVar("Result")
 

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from protos.speakerlens.v1 import identification_pb2 as protos_dot_speakerlens_dot_v1_dot_identification__pb2
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in protos/speakerlens/v1/identification_pb2_grpc.py depends on'
+        + ' but the generated code in speakerlens/protos/speakerlens/v1/identification_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,53 +36,53 @@ class SpeakerIdentificationStub:
         """
         self.Identify = channel.unary_unary(
                 '/speakerlens.v1.SpeakerIdentification/Identify',
-                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyRequest.SerializeToString,
-                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyResponse.FromString,
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyResponse.FromString,
                 _registered_method=True)
         self.IdentifyBatch = channel.unary_unary(
                 '/speakerlens.v1.SpeakerIdentification/IdentifyBatch',
-                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchRequest.SerializeToString,
-                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchResponse.FromString,
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchResponse.FromString,
                 _registered_method=True)
         self.IdentifyStream = channel.stream_stream(
                 '/speakerlens.v1.SpeakerIdentification/IdentifyStream',
-                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamRequest.SerializeToString,
-                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamResponse.FromString,
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamResponse.FromString,
                 _registered_method=True)
         self.Embed = channel.unary_unary(
                 '/speakerlens.v1.SpeakerIdentification/Embed',
-                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedRequest.SerializeToString,
-                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedResponse.FromString,
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedResponse.FromString,
                 _registered_method=True)
         self.Verify = channel.unary_unary(
                 '/speakerlens.v1.SpeakerIdentification/Verify',
-                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyRequest.SerializeToString,
-                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyResponse.FromString,
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyResponse.FromString,
                 _registered_method=True)
         self.Enroll = channel.unary_unary(
                 '/speakerlens.v1.SpeakerIdentification/Enroll',
-                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollRequest.SerializeToString,
-                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollResponse.FromString,
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollResponse.FromString,
                 _registered_method=True)
         self.ListSpeakers = channel.unary_unary(
                 '/speakerlens.v1.SpeakerIdentification/ListSpeakers',
-                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersRequest.SerializeToString,
-                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersResponse.FromString,
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersResponse.FromString,
                 _registered_method=True)
         self.RemoveSpeaker = channel.unary_unary(
                 '/speakerlens.v1.SpeakerIdentification/RemoveSpeaker',
-                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerRequest.SerializeToString,
-                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerResponse.FromString,
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerResponse.FromString,
                 _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/speakerlens.v1.SpeakerIdentification/GetModel',
-                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelRequest.SerializeToString,
-                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelResponse.FromString,
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelResponse.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/speakerlens.v1.SpeakerIdentification/ListModels',
-                request_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsRequest.SerializeToString,
-                response_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsResponse.FromString,
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
 
 
@@ -180,53 +180,53 @@ def add_SpeakerIdentificationServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Identify': grpc.unary_unary_rpc_method_handler(
                     servicer.Identify,
-                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyRequest.FromString,
-                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyResponse.SerializeToString,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyResponse.SerializeToString,
             ),
             'IdentifyBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.IdentifyBatch,
-                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchRequest.FromString,
-                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchResponse.SerializeToString,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchResponse.SerializeToString,
             ),
             'IdentifyStream': grpc.stream_stream_rpc_method_handler(
                     servicer.IdentifyStream,
-                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamRequest.FromString,
-                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamResponse.SerializeToString,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamResponse.SerializeToString,
             ),
             'Embed': grpc.unary_unary_rpc_method_handler(
                     servicer.Embed,
-                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedRequest.FromString,
-                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedResponse.SerializeToString,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedResponse.SerializeToString,
             ),
             'Verify': grpc.unary_unary_rpc_method_handler(
                     servicer.Verify,
-                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyRequest.FromString,
-                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyResponse.SerializeToString,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyResponse.SerializeToString,
             ),
             'Enroll': grpc.unary_unary_rpc_method_handler(
                     servicer.Enroll,
-                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollRequest.FromString,
-                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollResponse.SerializeToString,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollResponse.SerializeToString,
             ),
             'ListSpeakers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSpeakers,
-                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersRequest.FromString,
-                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersResponse.SerializeToString,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersResponse.SerializeToString,
             ),
             'RemoveSpeaker': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveSpeaker,
-                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerRequest.FromString,
-                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerResponse.SerializeToString,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
-                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelRequest.FromString,
-                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelResponse.SerializeToString,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
-                    request_deserializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsRequest.FromString,
-                    response_serializer=protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsResponse.SerializeToString,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -254,8 +254,8 @@ class SpeakerIdentification:
             request,
             target,
             '/speakerlens.v1.SpeakerIdentification/Identify',
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyRequest.SerializeToString,
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyResponse.FromString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -281,8 +281,8 @@ class SpeakerIdentification:
             request,
             target,
             '/speakerlens.v1.SpeakerIdentification/IdentifyBatch',
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchRequest.SerializeToString,
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchResponse.FromString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -308,8 +308,8 @@ class SpeakerIdentification:
             request_iterator,
             target,
             '/speakerlens.v1.SpeakerIdentification/IdentifyStream',
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamRequest.SerializeToString,
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamResponse.FromString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.IdentifyStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -335,8 +335,8 @@ class SpeakerIdentification:
             request,
             target,
             '/speakerlens.v1.SpeakerIdentification/Embed',
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedRequest.SerializeToString,
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedResponse.FromString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -362,8 +362,8 @@ class SpeakerIdentification:
             request,
             target,
             '/speakerlens.v1.SpeakerIdentification/Verify',
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyRequest.SerializeToString,
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyResponse.FromString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -389,8 +389,8 @@ class SpeakerIdentification:
             request,
             target,
             '/speakerlens.v1.SpeakerIdentification/Enroll',
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollRequest.SerializeToString,
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollResponse.FromString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -416,8 +416,8 @@ class SpeakerIdentification:
             request,
             target,
             '/speakerlens.v1.SpeakerIdentification/ListSpeakers',
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersRequest.SerializeToString,
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersResponse.FromString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListSpeakersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -443,8 +443,8 @@ class SpeakerIdentification:
             request,
             target,
             '/speakerlens.v1.SpeakerIdentification/RemoveSpeaker',
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerRequest.SerializeToString,
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerResponse.FromString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -470,8 +470,8 @@ class SpeakerIdentification:
             request,
             target,
             '/speakerlens.v1.SpeakerIdentification/GetModel',
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelRequest.SerializeToString,
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelResponse.FromString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -497,8 +497,8 @@ class SpeakerIdentification:
             request,
             target,
             '/speakerlens.v1.SpeakerIdentification/ListModels',
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsRequest.SerializeToString,
-            protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsResponse.FromString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,7 +5,7 @@ The wire contract of speakerlens: who is speaking, and what the model listened t
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from protos.speakerlens.v1 import identification_pb2 as _identification_pb2
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as _identification_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

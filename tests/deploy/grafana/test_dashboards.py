@@ -13,8 +13,8 @@ from deploy.grafana.model import COLUMNS, Dashboard, Kind, Matrix, Panel, Query,
 from deploy.grafana.rendering import render
 from deploy.grafana.robustness import ROBUSTNESS
 from deploy.grafana.robustness.probes import shortfall
-from serving.metrics import Metrics
-from serving.robustness.drift import Drift
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.robustness.drift import Drift
 from tests.conftest import ROOT
 from tests.deploy.prometheus import needs_prometheus
 from tests.deploy.promql import Selector, selectors

@@ -6,11 +6,11 @@ import numpy as np
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as triton
 
-from protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from tests.serving.api.requests import SERVICE as INFERENCE
+from tests.serving.api.requests import message, padded
 from tests.serving.fuzz.files import whole
 from tests.serving.harness import raw, voice
-from tests.serving.inference.requests import SERVICE as INFERENCE
-from tests.serving.inference.requests import message, padded
 
 TYPED = f"/{pb.DESCRIPTOR.services_by_name['SpeakerIdentification'].full_name}/"
 AUDIO = raw(voice(0.6))

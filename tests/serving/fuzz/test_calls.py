@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.conftest import ROOT
 from tests.serving import toy
+from tests.serving.api.requests import SERVICE as INFERENCE
 from tests.serving.fuzz.calls import METHODS, TYPED, Method
 from tests.serving.fuzz.files import whole
 from tests.serving.fuzz.mutation import Seeds, damaged, wild
 from tests.serving.fuzz.running import assert_flat, fuzz, note, resident_kb
 from tests.serving.harness import ServerProcess, raw, voice
-from tests.serving.inference.requests import SERVICE as INFERENCE
 
 SECONDS = 20
 ALLOWED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}

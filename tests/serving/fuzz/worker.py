@@ -11,8 +11,8 @@ import traceback
 
 import numpy as np
 
-from serving.audio.recording import EncodedAudio, Longest, decode
-from serving.errors import RequestError
+from speakerlens.serving.errors import RequestError
+from speakerlens.serving.pipeline.decode import EncodedAudio, Longest, decode
 from tests.serving.fuzz.running import resident_kb
 
 MAX_SECONDS = 5.0

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.hearing.timing import Timings
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.serving.pipeline.timing import Timings
 from tests.serving.harness import ServerProcess
 
 SETTLING_SECONDS = 30

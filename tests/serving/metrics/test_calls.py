@@ -8,10 +8,10 @@ from unittest import mock
 import grpc
 import pytest
 
-from serving.errors import Reason, ResourceExhaustedError
-from serving.metrics import Metrics, variant_label
-from serving.transport.rpc import CallInterceptor, Gate
-from serving.transport.transfer import Transfers
+from speakerlens.serving.errors import Reason, ResourceExhaustedError
+from speakerlens.serving.metrics import Metrics, variant_label
+from speakerlens.serving.rpc.interceptor import CallInterceptor, Gate
+from speakerlens.serving.rpc.transfer import Transfers
 
 
 async def message() -> AsyncIterator[bytes]:

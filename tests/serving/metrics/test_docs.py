@@ -11,12 +11,12 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.errors import Reason
-from serving.metrics import Metrics
-from serving.metrics.robustness import AGREEMENTS, DECISIONS, OUTCOMES, SNR_BANDS, WORKS
-from serving.robustness.drift import Drift
-from serving.robustness.shadow import BANDS
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.serving.errors import Reason
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.metrics.robustness import AGREEMENTS, DECISIONS, OUTCOMES, SNR_BANDS, WORKS
+from speakerlens.serving.robustness.drift import Drift
+from speakerlens.serving.robustness.shadow import BANDS
 from tests.conftest import ROOT
 from tests.serving import toy
 from tests.serving.harness import ServerProcess, raw, talk

@@ -9,10 +9,10 @@ import grpc
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parsed
 
-from protos.speakerlens.v1 import identification_pb2 as pb
-from serving.metrics.page import Page
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.serving.metrics.registry import Page
+from tests.serving.api.requests import infer, message, padded
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, talk
-from tests.serving.inference.requests import infer, message, padded
 
 MARK = "zq9"
 # Labels, value and time.

@@ -10,10 +10,10 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving import toy
+from tests.serving.api.requests import SERVICE, infer, message, padded
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, talk, voice
-from tests.serving.inference.requests import SERVICE, infer, message, padded
 from tests.serving.metrics.tally import Tally
 
 ALL = ("act-da", "clean", "da")

@@ -12,11 +12,11 @@ from typing import Any
 import onnx
 import pytest
 
-from measures.distribution import Bins
-from serving.compute.engine import Engine
-from serving.models.baselines import Distribution, ExpectedProbe
-from serving.models.bundles import Bundle, BundleError, Fault, read_bundle
-from serving.models.folders import stamp_of, survey
+from speakerlens.measures.distribution import Bins
+from speakerlens.serving.bundle import Bundle, BundleError, Fault, read_bundle
+from speakerlens.serving.engine.graphs import Engine
+from speakerlens.serving.models.baseline import Distribution, ExpectedProbe
+from speakerlens.serving.models.folders import stamp_of, survey
 from tests.serving import toy
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from serving.compute.device import Device
-from serving.compute.engine import Engine, Job
-from serving.config import Config
-from serving.errors import NotFoundError
-from serving.metrics import Metrics
-from serving.models.bundles import read_bundle
-from serving.models.loaded import Model, Models, Selector
-from serving.models.loading import build_model
+from speakerlens.serving.bundle import read_bundle
+from speakerlens.serving.config import Config
+from speakerlens.serving.engine.graphs import Engine, Job
+from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.errors import NotFoundError
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.models.loader import build_model
+from speakerlens.serving.models.registry import Model, Models, Selector
 from tests.serving import toy
 from tests.serving.harness import voice
 

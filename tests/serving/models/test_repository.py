@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from serving.compute.device import Device
-from serving.config import Config
-from serving.errors import StartupError
-from serving.health import Health
-from serving.hearing.identification import Identifier
-from serving.metrics import Metrics
-from serving.models.folders import survey
-from serving.models.loaded import Models
-from serving.models.loading import build_model, open_engine
-from serving.models.repository import Repository
-from serving.robustness.watching import Watcher
+from speakerlens.serving.config import Config
+from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.errors import StartupError
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.models.folders import survey
+from speakerlens.serving.models.loader import build_model, open_engine
+from speakerlens.serving.models.registry import Models
+from speakerlens.serving.models.repository import Repository
+from speakerlens.serving.pipeline.identify import Identifier
+from speakerlens.serving.robustness.observer import Watcher
+from speakerlens.serving.rpc.health import Health
 from tests.serving import toy
 
 
@@ -188,7 +188,7 @@ def test_what_nobody_foresaw_of_one_bundle_stops_no_other(
             raise MemoryError("no more")
         return step(bundle, *rest)
 
-    monkeypatch.setattr(f"serving.models.repository.{step.__name__}", unlucky)
+    monkeypatch.setattr(f"speakerlens.serving.models.repository.{step.__name__}", unlucky)
 
     async def scenario(world: World) -> None:
         assert await world.load() == ["u/1", "v/1"]
@@ -294,7 +294,7 @@ def test_a_broken_engine_is_told_of_its_variant_alone(tmp_path: Path, monkeypatc
         toy.write_bundle(tmp_path, variant, version)
     names = ("", "speakerlens.model/u", "speakerlens.model/v", "speakerlens.bundle/v")
     mended = threading.Event()
-    monkeypatch.setattr("serving.compute.engine.Engine.reopen", lambda _engine: mended.wait(30))
+    monkeypatch.setattr("speakerlens.serving.engine.graphs.Engine.reopen", lambda _engine: mended.wait(30))
 
     async def scenario(world: World) -> None:
         await world.load()

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from serving.metrics import Metrics
-from serving.robustness import aside
-from serving.robustness.aside import Aside
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.robustness import executor
+from speakerlens.serving.robustness.executor import Aside
 
 
 def dropped(metrics: Metrics) -> float | None:
@@ -15,7 +15,7 @@ def dropped(metrics: Metrics) -> float | None:
 
 
 def test_what_comes_while_enough_waits_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aside, "MOST_WAITING", 3)
+    monkeypatch.setattr(executor, "MOST_WAITING", 3)
     metrics, gate = Metrics(), threading.Event()
     thread = Aside(metrics.robustness)
     first = thread.submit(gate.wait, 20)

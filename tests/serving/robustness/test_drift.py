@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from measures.distribution import Bins, population_stability_index
-from serving.metrics import Metrics
-from serving.models.baselines import Distribution
-from serving.models.bundles import Bundle, read_bundle
-from serving.robustness.drift import Drift, Window
+from speakerlens.measures.distribution import Bins, population_stability_index
+from speakerlens.serving.bundle import Bundle, read_bundle
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.models.baseline import Distribution
+from speakerlens.serving.robustness.drift import Drift, Window
 from tests.serving import toy
 
 

@@ -10,14 +10,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from serving.compute.engine import ComparedJob, Comparison, ExplainedPrediction, Job, Prediction
-from serving.compute.lane import Done
-from serving.compute.priority import Priority
-from serving.errors import Reason, ResourceExhaustedError, UnavailableError
-from serving.metrics import Metrics
-from serving.models.bundles import Bundle, read_bundle
-from serving.models.loaded import Model, Models
-from serving.robustness.probing import Prober
+from speakerlens.serving.bundle import Bundle, read_bundle
+from speakerlens.serving.engine.graphs import ComparedJob, Comparison, ExplainedPrediction, Job, Prediction
+from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.engine.queue import Done
+from speakerlens.serving.errors import Reason, ResourceExhaustedError, UnavailableError
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.models.registry import Model, Models
+from speakerlens.serving.robustness.probes import Prober
 from tests.serving import toy
 from tests.serving.fakes import until
 
@@ -240,7 +240,7 @@ async def test_an_unforeseen_error_ends_a_round_and_not_the_prober(
         failed.append(1)
         raise KeyError("nobody knows")
 
-    monkeypatch.setattr("serving.robustness.probing._probed", fail)
+    monkeypatch.setattr("speakerlens.serving.robustness.probes._probed", fail)
     async with World(FakeModel(bundle("a")), seconds=0.1) as world:
         await until(lambda: len(failed) >= 2)
         assert world.clean("a") is None

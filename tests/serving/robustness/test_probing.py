@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from measures.probes import Condition, ProbeSet
-from serving.saliency.resize import resize
+from speakerlens.measures.probes import Condition, ProbeSet
+from speakerlens.serving.pipeline.resize import resize
 from tests.serving import toy
 from tests.serving.harness import ServerProcess
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.compute.batcher import Batcher
-from serving.compute.device import Device
-from serving.compute.lane import Bounds
-from serving.compute.priority import Priority
-from serving.errors import DeadlineError, Reason, ResourceExhaustedError
-from serving.metrics import Metrics
-from serving.robustness import sampling
-from serving.robustness.sampling import MOST_WAITING, Background, Lots, Sample, Turn
+from speakerlens.serving.engine.batcher import Batcher
+from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.engine.queue import Bounds
+from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedError
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.robustness import sampling
+from speakerlens.serving.robustness.sampling import MOST_WAITING, Background, Lots, Sample, Turn
 from tests.serving.fakes import Recorder, until, working
 
 SAMPLE = Sample(np.zeros(1600, np.float32), (), None, None)

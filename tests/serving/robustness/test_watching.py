@@ -13,23 +13,23 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from measures.prediction import scores
-from measures.saliency import concentration, deletion_index, estimated_interference
-from measures.sound import hear, together
-from serving.audio.recording import RawAudio
-from serving.audio.windows import Cutter
-from serving.compute.engine import ExplainedPrediction
-from serving.compute.priority import Priority
-from serving.config import Config
-from serving.errors import RequestError
-from serving.hearing.identification import Identifier
-from serving.hearing.query import Query, Tells
-from serving.metrics.robustness import AGREEMENTS, SNR_BANDS
-from serving.models.loaded import Selector
-from serving.robustness import sampling, watching
-from serving.robustness.shadow import band_of
-from serving.robustness.watching import Watcher
-from serving.saliency.explanation import ExplainOptions, displayed
+from speakerlens.measures.prediction import scores
+from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
+from speakerlens.measures.sound import hear, together
+from speakerlens.serving.config import Config
+from speakerlens.serving.engine.graphs import ExplainedPrediction
+from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.errors import RequestError
+from speakerlens.serving.metrics.robustness import AGREEMENTS, SNR_BANDS
+from speakerlens.serving.models.registry import Selector
+from speakerlens.serving.pipeline.decode import RawAudio
+from speakerlens.serving.pipeline.explain import ExplainOptions, displayed
+from speakerlens.serving.pipeline.identify import Identifier
+from speakerlens.serving.pipeline.query import Query, Tells
+from speakerlens.serving.pipeline.windows import Cutter
+from speakerlens.serving.robustness import observer, sampling
+from speakerlens.serving.robustness.observer import Watcher
+from speakerlens.serving.robustness.shadow import band_of
 from tests.serving import toy
 from tests.serving.fakes import until
 from tests.serving.harness import talk, voice
@@ -196,14 +196,14 @@ def test_a_measure_that_fails_fails_no_request(
     def broken(_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(watching, "hear", broken)
+    monkeypatch.setattr(observer, "hear", broken)
 
     async def scenario(scene: Scene) -> None:
         await scene.ask(talk(7.0), "clean")
         await scene.settled("prediction_margin_count", 1, variant="clean")
         assert scene.value("input_duration_seconds_count") == 0
         assert "the sound of a request could not be measured" in caplog.text
-        monkeypatch.setattr("serving.robustness.measuring.scores", broken)
+        monkeypatch.setattr("speakerlens.serving.robustness.measure.scores", broken)
         await scene.ask(talk(1.0), "clean")
         await until(lambda: "an answer could not be measured" in caplog.text)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from speakerlens.training.evaluation.conditions import CLEAN, SNRS_DB, Condition
+from speakerlens.training.evaluation.maps.deletion import MAPS, DeletionIndices
+from speakerlens.training.evaluation.maps.localisation import MAPS as TURN_MAPS
+from speakerlens.training.evaluation.maps.localisation import Localisation
+from speakerlens.training.study.measuring import Findings, Ranks
+from speakerlens.training.study.plan import Plan, PlannedRun, make_plan
+from speakerlens.training.study.setting import Setting
 from tests.training.toy import make_corpus, toy_config
-from training.conditions import CLEAN, SNRS_DB, Condition
-from training.maps.deletion import MAPS, DeletionIndices
-from training.maps.localisation import MAPS as TURN_MAPS
-from training.maps.localisation import Localisation
-from training.study.measuring import Findings, Ranks
-from training.study.plan import Plan, PlannedRun, make_plan
-from training.study.setting import Setting
 
 KINDS = ("noise", "music")
 UTTERANCES = 10

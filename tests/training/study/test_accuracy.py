@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from speakerlens.training.study.accuracy import MEAN, Accuracy, compare_accuracy
+from speakerlens.training.study.plan import PlannedRun
 from tests.training.study.findings import findings_of, plan_of
-from training.study.accuracy import MEAN, Accuracy, compare_accuracy
-from training.study.plan import PlannedRun
 
 ALL = ("clean", "da", "act-da", "act-pair", "da-pair", "da-2x")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from speakerlens.training.study.convergence import convergence
+from speakerlens.training.study.plan import Plan, make_plan
 from tests.training.toy import make_corpus, toy_config
-from training.study.convergence import convergence
-from training.study.plan import Plan, make_plan
 
 
 @pytest.fixture

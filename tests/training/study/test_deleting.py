@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from speakerlens.training.evaluation.maps.localisation import OTHER_SPEAKER
+from speakerlens.training.evaluation.measure import FUSED
+from speakerlens.training.study.accuracy import MEAN
+from speakerlens.training.study.deleting import compare_deletion
+from speakerlens.training.study.locating import compare_localisation
+from speakerlens.training.study.plan import Plan, PlannedRun
+from speakerlens.training.study.statistics import Estimate
 from tests.training.study.findings import findings_of, plan_of
-from training.maps.localisation import OTHER_SPEAKER
-from training.measure import FUSED
-from training.study.accuracy import MEAN
-from training.study.deleting import compare_deletion
-from training.study.locating import compare_localisation
-from training.study.plan import Plan, PlannedRun
-from training.study.statistics import Estimate
 
 # Index, and that of the clean utterance's map: `da` lies less on the interference than `clean`, but no less than its
 # map of clean speech does, so it deletes less.

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from speakerlens.training.errors import UserError
+from speakerlens.training.study.history import starts
+from speakerlens.training.study.plan import Plan, make_plan
 from tests.training.toy import make_corpus, toy_config
-from training.errors import UserError
-from training.study.history import starts
-from training.study.plan import Plan, make_plan
 
 START = {"event": "start", "step": 0, "time": 1.0, "parameters": 9, "device": "cpu", "threads": 1, "torch": "2"}
 LINES: list[dict[str, Any]] = [

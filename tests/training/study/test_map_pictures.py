@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from speakerlens.training.evaluation.maps.spectrum import MapSpectrum
+from speakerlens.training.study.map_pictures import spectra_figure, spectrum_edges
 from tests.training.study.findings import findings_of, plan_of
-from training.maps.spectrum import MapSpectrum
-from training.study.map_pictures import spectra_figure, spectrum_edges
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 2), (20, 33), (80, 33)])

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from speakerlens.training.config import Config
+from speakerlens.training.data.manifest import Corpus
+from speakerlens.training.errors import UserError
+from speakerlens.training.fit import fit
+from speakerlens.training.loop import Trainer
+from speakerlens.training.model.objectives import VARIANTS
+from speakerlens.training.study.plan import make_plan, updates_done
 from tests.training.toy import make_corpus, toy_config
-from training.config import Config
-from training.errors import UserError
-from training.fit import fit
-from training.loop import Trainer
-from training.manifest import Corpus
-from training.objectives import VARIANTS
-from training.study.plan import make_plan, updates_done
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from training.study.statistics import Estimate, over_resamples, over_seeds, resample
+from speakerlens.training.study.statistics import Estimate, over_resamples, over_seeds, resample
 
 T_TABLE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % point of Student's t by the number of seeds, as printed tables have it."""

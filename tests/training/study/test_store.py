@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from training.checkpoint import code_revision
-from training.errors import UserError
-from training.study.store import digest_of, read_result, write_result
+from speakerlens.training.checkpoint import code_revision
+from speakerlens.training.errors import UserError
+from speakerlens.training.study.store import digest_of, read_result, write_result
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,20 @@ import pytest
 import torch
 from rich.console import Console
 
+from speakerlens.training.checkpoint import Run, code_revision, load_run, read_checkpoint, write_checkpoint
+from speakerlens.training.cli import main
+from speakerlens.training.config import load_config
+from speakerlens.training.data.manifest import Corpus, write_corpus
+from speakerlens.training.evaluation.conditions import CLEAN
+from speakerlens.training.evaluation.maps.probes import Progress as Tick
+from speakerlens.training.evaluation.workers import Networks
+from speakerlens.training.study.bench import Bench, Measure
+from speakerlens.training.study.measuring import measure
+from speakerlens.training.study.plan import Plan, make_plan
+from speakerlens.training.study.runner import read_log
 from tests.conftest import ROOT
-from tests.training.test_report import Page
+from tests.training.evaluation.test_report import Page
 from tests.training.toy import make_corpus, write_config
-from training.checkpoint import Run, code_revision, load_run, read_checkpoint, write_checkpoint
-from training.cli import main
-from training.conditions import CLEAN
-from training.config import load_config
-from training.manifest import Corpus, write_corpus
-from training.maps.probes import Progress as Tick
-from training.study.bench import Bench, Measure
-from training.study.measuring import measure
-from training.study.plan import Plan, make_plan
-from training.study.runner import read_log
-from training.workers import Networks
 
 CPU = torch.device("cpu")
 UPDATES = 200  # two or three seconds: time enough to be stopped in the middle
@@ -245,7 +245,7 @@ def test_what_is_on_disk_is_not_measured_again_unless_its_network_changes(
         loaded.append(folder)
         return load_run(folder, device)
 
-    monkeypatch.setattr("training.study.bench.load_run", load)
+    monkeypatch.setattr("speakerlens.training.study.bench.load_run", load)
     measure(plan, CPU, Console(quiet=True))
     assert loaded == []
     changed = plan.runs[-1].folder
@@ -311,7 +311,7 @@ def test_what_lies_in_the_way_is_named(
 def test_a_log_that_is_gone_is_named_before_anything_is_measured(
     words: list[str], plan: Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.study.cli.measure", None)
+    monkeypatch.setattr("speakerlens.training.study.cli.measure", None)
     log = plan.runs[0].folder / "log.jsonl"
     log.rename(log.with_suffix(".aside"))
     try:

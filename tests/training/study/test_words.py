@@ -4,8 +4,18 @@ import math
 
 import pytest
 
-from training.study.statistics import Estimate
-from training.study.words import counted, difference, interval, listed, map_name, number, range_of, signed, told
+from speakerlens.training.study.statistics import Estimate
+from speakerlens.training.study.words import (
+    counted,
+    difference,
+    interval,
+    listed,
+    map_name,
+    number,
+    range_of,
+    signed,
+    told,
+)
 
 NAN = math.nan
 WORDS = {1: "more", -1: "less", 0: "not told apart"}

@@ -1,0 +1,243 @@
+"""`speakerlens.v1.SpeakerIdentification` over gRPC: asks the core, and does nothing else."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, aclosing, contextmanager
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import Message
+
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationServicer
+from speakerlens.serving.api.messages import (
+    batch_response_of,
+    failure_of,
+    model_of,
+    query_of,
+    response_of,
+    selectors_of,
+    start_of,
+    stream_of,
+    stream_response_of,
+)
+from speakerlens.serving.api.voice_messages import (
+    claim_of,
+    embed_query_of,
+    embed_response_of,
+    one_selector,
+    page_of,
+    speaker_of,
+    speakers_response_of,
+    utterances_of,
+    verify_response_of,
+)
+from speakerlens.serving.config import Config
+from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
+from speakerlens.serving.metrics import Metrics, variant_label
+from speakerlens.serving.models.registry import Model
+from speakerlens.serving.pipeline.concurrency import Bulk, patiently
+from speakerlens.serving.pipeline.decode import MODEL_RATE
+from speakerlens.serving.pipeline.enroll import Enroller, Speakers, spoken_of
+from speakerlens.serving.pipeline.identify import Identifier
+from speakerlens.serving.pipeline.idle import Patience
+from speakerlens.serving.pipeline.query import Query
+from speakerlens.serving.pipeline.stream import LiveWindows, listen
+from speakerlens.serving.pipeline.verify import Verifier
+from speakerlens.serving.rpc.budget import hold_answer
+from speakerlens.serving.rpc.interceptor import current_call
+from speakerlens.serving.rpc.wire import size_of
+
+T = TypeVar("T")
+MessageT = TypeVar("MessageT", bound=Message)
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].full_name
+# Of one batch, so that a few large ones leave room to others.
+MAX_ANSWER_BYTES: Final = 2**28
+
+
+class Service(SpeakerIdentificationServicer):
+    """The servicer; errors are `serving.rpc.interceptor`'s matter.
+
+    Args:
+        core: answers queries; None until models are loaded, and not asked before.
+        config: the limits that ListModels tells.
+        metrics: counts what is refused in batches.
+        codec: threads for building large answers.
+        speakers: those enrolled.
+    """
+
+    def __init__(self, config: Config, metrics: Metrics, codec: ThreadPoolExecutor, speakers: Speakers) -> None:
+        self.core: Identifier | None = None
+        self._config = config
+        self._metrics = metrics
+        self._codec = codec
+        self._streams_end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._speakers = speakers
+        # All batch calls together fill at most half of a queue, and the device twice over.
+        self._bulk = Bulk(config.max_batch, max(1, min(2 * config.max_batch, config.queue_size // 2)))
+
+    async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyResponse:  # noqa: N802
+        """Names the speaker of one utterance."""
+        core, query = self._core(), query_of(request, deadline_of(context))
+        with core.models.lease(query.models) as models:
+            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            return await self._identified(core, query, models)
+
+    async def IdentifyBatch(  # noqa: N802
+        self, request: pb.IdentifyBatchRequest, context: Any
+    ) -> pb.IdentifyBatchResponse:
+        """Names the speakers of many utterances, all with the models that are loaded when the call begins."""
+        core, most = self._core(), self._config.max_requests
+        if not 1 <= len(request.requests) <= most:
+            raise InvalidArgumentError(
+                Reason.ARGUMENT, f"requests: {len(request.requests)}; send 1 to {most}, and more in further calls"
+            )
+        deadline, size = deadline_of(context), 0
+
+        async def answered(item: tuple[pb.IdentifyRequest, tuple[Model, ...] | RequestError]) -> pb.IdentifyResponse:
+            nonlocal size
+            each, models = item
+            if isinstance(models, RequestError):
+                raise models
+            query = query_of(each, deadline, Priority.BULK)
+            response = await patiently(lambda: self._identified(core, query, models))
+            added = await core.off_loop(partial(size_of, response))
+            if size + added > MAX_ANSWER_BYTES:
+                raise ResourceExhaustedError(
+                    Reason.ANSWER_SIZE, f"the answer would be above {MAX_ANSWER_BYTES} bytes; ask for fewer in one call"
+                )
+            hold_answer(added)
+            size += added
+            return response
+
+        with ExitStack() as leases:
+            leased = [_leased(core, each, leases) for each in request.requests]
+            found = [model for models in leased if not isinstance(models, RequestError) for model in models]
+            current_call.get().variant = variant_label(model.bundle.variant for model in found)
+            results = await self._bulk.run(list(zip(request.requests, leased, strict=True)), answered)
+        for result in results:
+            if isinstance(result, RequestError):
+                self._metrics.rejections.labels(result.reason).inc()
+        told = [failure_of(result) if isinstance(result, Exception) else result for result in results]
+        return await self._built(batch_response_of, told)
+
+    async def _identified(self, core: Identifier, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
+        return await self._built(response_of, await core.identify(query, models))
+
+    async def IdentifyStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.IdentifyStreamRequest], context: Any
+    ) -> AsyncIterator[pb.IdentifyStreamResponse]:
+        """Names the speakers of live audio."""
+        core, patience = self._core(), Patience(self._config.stream_idle_seconds, self._streams_end)
+        start, chunks = await stream_of(patience.messages(request_iterator))
+        question, form = start_of(start, deadline_of(context))
+        with core.models.lease(question.models) as models:
+            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            least = max(core.min_samples(model) for model in models)
+            live = LiveWindows(form, core.longest(question), core.shape(models), least)
+            paid = patience.paid(chunks, form.bytes_per_second)
+            async with aclosing(listen(core, question, live, models, paid)) as answers:
+                async for answer in answers:
+                    response = await core.off_loop(partial(stream_response_of, answer))
+                    with patience.waiting():
+                        yield response
+
+    def end_streams(self) -> None:
+        """Ends the streams whose clients go on sending."""
+        if not self._streams_end.done():
+            self._streams_end.set_result(None)
+
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
+        """Embeds one utterance."""
+        core = self._core()
+        query = embed_query_of(request, deadline_of(context))
+        with core.models.lease(query.models) as models:
+            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            return embed_response_of(await core.identify(query, models))
+
+    async def Verify(self, request: pb.VerifyRequest, context: Any) -> pb.VerifyResponse:  # noqa: N802
+        """Compares two voices."""
+        core = self._core()
+        claim = claim_of(request, deadline_of(context))
+        with self._one(request) as model:
+            verdict = await Verifier(core, self._speakers).verify(claim, model)
+        return await self._built(verify_response_of, verdict)
+
+    async def Enroll(self, request: pb.EnrollRequest, context: Any) -> pb.EnrollResponse:  # noqa: N802
+        """Stores a speaker."""
+        core = self._core()
+        utterances = utterances_of(request)
+        with core.models.lease(selectors_of(request.models)) as models:
+            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            enroller = Enroller(core, self._speakers)
+            enrolled = await enroller.enroll(request.speaker, utterances, models, deadline_of(context))
+        return pb.EnrollResponse(speaker=speaker_of(enrolled))
+
+    async def ListSpeakers(self, request: pb.ListSpeakersRequest, context: Any) -> pb.ListSpeakersResponse:  # noqa: N802
+        """Lists a page of the stored speakers."""
+        page = await Enroller(self._core(), self._speakers).page(*page_of(request))
+        return await self._built(speakers_response_of, page)
+
+    async def RemoveSpeaker(  # noqa: N802
+        self, request: pb.RemoveSpeakerRequest, context: Any
+    ) -> pb.RemoveSpeakerResponse:
+        """Forgets a speaker."""
+        await Enroller(self._core(), self._speakers).remove(request.speaker)
+        return pb.RemoveSpeakerResponse()
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
+        """Describes one loaded model."""
+        with self._one(request) as model:
+            return pb.GetModelResponse(model=model_of(model))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
+        """Describes what is loaded."""
+        core = self._core()
+        shortest = max(core.min_samples(model) for model in core.models)
+        return pb.ListModelsResponse(
+            models=[model_of(model) for model in core.models],
+            provider=core.models.provider,
+            limits=pb.Limits(
+                max_bytes=self._config.max_message_bytes,
+                min_seconds=shortest / MODEL_RATE,
+                max_seconds=self._config.max_seconds,
+                max_requests=self._config.max_requests,
+            ),
+        )
+
+    @contextmanager
+    def _one(self, request: pb.VerifyRequest | pb.GetModelRequest) -> Iterator[Model]:
+        """Leases the one model that a request means; errors speak of its field `model`."""
+        models = self._core().models
+        selector = one_selector(models, request.model if request.HasField("model") else None)
+        with spoken_of("models[0]", "model"):
+            models.select([selector])
+        with models.lease([selector]) as (model,):
+            current_call.get().variant = model.bundle.variant
+            yield model
+
+    async def _built(self, build: Callable[[T], MessageT], result: T) -> MessageT:
+        """A message that may be large, built away from the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._codec, build, result)
+
+    def _core(self) -> Identifier:
+        assert self.core is not None, "the gate opens after the models are loaded"
+        return self.core
+
+
+def _leased(core: Identifier, request: pb.IdentifyRequest, leases: ExitStack) -> tuple[Model, ...] | RequestError:
+    """The models that one of a batch asks for, leased until `leases` end, or why there are none."""
+    try:
+        return leases.enter_context(core.models.lease(selectors_of(request.models)))
+    except RequestError as error:
+        return error
+
+
+def deadline_of(context: Any) -> float | None:
+    """The caller's deadline on the clock of `time.monotonic`, or None."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining

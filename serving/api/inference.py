@@ -1,0 +1,130 @@
+"""`inference.GRPCInferenceService` over gRPC: finds the model, asks the core, and does nothing else."""
+
+from importlib import metadata
+from typing import Any, Final
+
+from speakerlens.protos.inference import inference_pb2 as pb
+from speakerlens.protos.inference.inference_pb2_grpc import GRPCInferenceServiceServicer
+from speakerlens.serving.api.identification import deadline_of
+from speakerlens.serving.api.inference_infer import Inference
+from speakerlens.serving.api.inference_models import config_of, index_of, metadata_of, statistics_of
+from speakerlens.serving.config import Config
+from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
+from speakerlens.serving.models.registry import Model, Models, Selector
+from speakerlens.serving.rpc.health import MODEL, Health
+from speakerlens.serving.rpc.interceptor import current_call
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+# Asked while the server starts and drains, to learn just that.
+ALWAYS: Final = tuple(f"/{SERVICE}/{method}" for method in ("ServerLive", "ServerReady", "ModelReady"))
+# Of the extension for repositories only the index is offered, so it is not among them.
+EXTENSIONS: Final = ("model_configuration", "statistics", "schedule_policy")
+
+
+class InferenceService(GRPCInferenceServiceServicer):
+    """The servicer; errors are `serving.rpc.interceptor`'s matter.
+
+    Args:
+        core: answers requests; None until models are loaded, and not asked before.
+        models: what is loaded.
+        health: knows whether requests are taken.
+        config: what ModelConfig tells.
+    """
+
+    def __init__(self, models: Models, health: Health, config: Config) -> None:
+        self.core: Inference | None = None
+        self._models = models
+        self._health = health
+        self._config = config
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:  # noqa: N802
+        """Says that the process answers."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Any) -> pb.ServerReadyResponse:  # noqa: N802
+        """Says whether requests are taken."""
+        return pb.ServerReadyResponse(ready=self._health.serving())
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Any) -> pb.ModelReadyResponse:  # noqa: N802
+        """Says whether requests to a model are taken."""
+        try:
+            model = self._model("name", request.name, "version", request.version)
+        except NotFoundError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=self._health.serving(MODEL + model.bundle.variant))
+
+    async def ServerMetadata(  # noqa: N802
+        self, request: pb.ServerMetadataRequest, context: Any
+    ) -> pb.ServerMetadataResponse:
+        """Says what answers here."""
+        return pb.ServerMetadataResponse(
+            name="speakerlens", version=metadata.version("speakerlens"), extensions=EXTENSIONS
+        )
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:  # noqa: N802
+        """Describes a model's tensors."""
+        model = self._model("name", request.name, "version", request.version)
+        return metadata_of(model, self._versions(model.bundle.variant))
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Any) -> pb.ModelConfigResponse:  # noqa: N802
+        """Says how requests to a model are put together."""
+        model = self._model("name", request.name, "version", request.version)
+        return pb.ModelConfigResponse(config=config_of(model, self._config))
+
+    async def ModelStatistics(  # noqa: N802
+        self, request: pb.ModelStatisticsRequest, context: Any
+    ) -> pb.ModelStatisticsResponse:
+        """Says what models have done."""
+        models = list(self._models)
+        if request.name and request.version:
+            models = [self._model("name", request.name, "version", request.version)]
+        elif request.name:
+            variant = self._model("name", request.name, "version", "").bundle.variant
+            models = [model for model in models if model.bundle.variant == variant]
+        elif request.version:
+            raise InvalidArgumentError(Reason.ARGUMENT, "version: given without a name; name the model as well")
+        return pb.ModelStatisticsResponse(model_stats=[statistics_of(model) for model in models])
+
+    async def RepositoryIndex(  # noqa: N802
+        self, request: pb.RepositoryIndexRequest, context: Any
+    ) -> pb.RepositoryIndexResponse:
+        """Lists what is loaded."""
+        if request.repository_name:
+            raise InvalidArgumentError(
+                Reason.ARGUMENT,
+                f"repository_name: {quoted(request.repository_name)}; there is one repository, without a name",
+            )
+        return index_of(self._models)
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:  # noqa: N802
+        """Answers a batch of utterances."""
+        assert self.core is not None, "the gate opens after the models are loaded"
+        named = self._model("model_name", request.model_name, "model_version", request.model_version)
+        current_call.get().variant = named.bundle.variant
+        with self._models.lease([Selector(named.bundle.variant, named.bundle.version)]) as [model]:
+            return await self.core.infer(request, model, deadline_of(context))
+
+    def _model(self, name_field: str, name: str, version_field: str, version: str) -> Model:
+        """The model of a name and a version, where an empty version is the newest.
+
+        Raises:
+            NotFoundError: there is none; says what there is.
+        """
+        versions = self._versions(name)
+        if not versions:
+            there = dict.fromkeys(model.bundle.variant for model in self._models)
+            raise NotFoundError(
+                Reason.UNKNOWN_VARIANT, f"{name_field}: no model {quoted(name)}; there are {listed(there)}"
+            )
+        wanted = version or str(versions[-1])
+        if wanted not in map(str, versions):
+            raise NotFoundError(
+                Reason.UNKNOWN_VERSION,
+                f"{version_field}: no version {quoted(version)} of {name}; there are {listed(versions)}",
+            )
+        [model] = self._models.select([Selector(name, int(wanted))])
+        return model
+
+    def _versions(self, variant: str) -> list[int]:
+        """Those loaded, oldest first."""
+        return [model.bundle.version for model in self._models if model.bundle.variant == variant]

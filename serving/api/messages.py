@@ -1,0 +1,301 @@
+"""Messages of `speakerlens.v1` and what the core understands, one into the other; knows nothing of calls."""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.errors import InvalidArgumentError, Reason
+from speakerlens.serving.models.registry import Model, Selector
+from speakerlens.serving.pipeline.answers import Answer, Failed, Identification, WindowAnswer
+from speakerlens.serving.pipeline.decode import MODEL_RATE, AudioInfo, EncodedAudio, RawAudio
+from speakerlens.serving.pipeline.explain import Encoding, ExplainOptions, Explanation, Plane, Resolution, StageName
+from speakerlens.serving.pipeline.query import Query, Question
+from speakerlens.serving.pipeline.stream import Form
+from speakerlens.serving.pipeline.timing import Timings
+from speakerlens.serving.rpc.interceptor import told
+
+STAGES: Final[dict[pb.Stage.ValueType, StageName]] = {
+    pb.STAGE_S1: "s1",
+    pb.STAGE_S2: "s2",
+    pb.STAGE_S3: "s3",
+    pb.STAGE_S4: "s4",
+    pb.STAGE_FUSED: "fused",
+}
+RESOLUTIONS: Final[dict[int, Resolution]] = {
+    pb.RESOLUTION_UNSPECIFIED: Resolution.FEATURES,
+    pb.RESOLUTION_FEATURES: Resolution.FEATURES,
+    pb.RESOLUTION_NATIVE: Resolution.NATIVE,
+}
+ENCODINGS: Final[dict[pb.Encoding.ValueType, Encoding]] = {
+    pb.ENCODING_UNSPECIFIED: Encoding.FLOAT32,
+    pb.ENCODING_FLOAT32: Encoding.FLOAT32,
+    pb.ENCODING_FLOAT16: Encoding.FLOAT16,
+    pb.ENCODING_UINT8: Encoding.UINT8,
+    pb.ENCODING_PNG: Encoding.PNG,
+}
+SAMPLE_TYPES: Final[dict[int, str]] = {pb.SAMPLE_FORMAT_FLOAT32: "float32", pb.SAMPLE_FORMAT_INT16: "int16"}
+STAGE_NUMBERS: Final[dict[str, pb.Stage.ValueType]] = {name: number for number, name in STAGES.items()}
+ENCODING_NUMBERS: Final = {
+    encoding: number for number, encoding in ENCODINGS.items() if number != pb.ENCODING_UNSPECIFIED
+}
+# A message of a few MB could hold millions, and the event loop would be busy with nothing else for a minute.
+MAX_MODELS: Final = 64
+
+PRIORITIES: Final = {
+    pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    pb.PRIORITY_BULK: Priority.BULK,
+}
+
+
+def query_of(
+    request: pb.IdentifyRequest, deadline: float | None, unspecified: Priority = Priority.INTERACTIVE
+) -> Query:
+    """The request as the core understands it; `unspecified` is the priority where it says none.
+
+    Raises:
+        InvalidArgumentError: a field has a value that means nothing.
+    """
+    return Query(
+        audio=audio_of(request.audio),
+        models=selectors_of(request.models),
+        top_k=request.top_k,
+        explain=explain_of(request.explain) if request.HasField("explain") else None,
+        with_embedding=request.with_embedding,
+        priority=priority_of(request.priority, unspecified),
+        deadline=deadline,
+    )
+
+
+def start_of(start: pb.StreamStart, deadline: float | None) -> tuple[Question, Form]:
+    """A stream's first message as the core understands it.
+
+    Raises:
+        InvalidArgumentError: a field has a value that means nothing.
+    """
+    question = Question(
+        models=selectors_of(start.models),
+        top_k=start.top_k,
+        explain=explain_of(start.explain) if start.HasField("explain") else None,
+        with_embedding=start.with_embedding,
+        priority=priority_of(start.priority),
+        deadline=deadline,
+    )
+    return question, Form(_sample_type("start.format", start.format), start.sample_rate, start.channels or 1)
+
+
+async def stream_of(
+    messages: AsyncIterator[pb.IdentifyStreamRequest],
+) -> tuple[pb.StreamStart, AsyncIterator[bytes]]:
+    """The beginning of a stream, and its chunks.
+
+    Raises:
+        InvalidArgumentError: the stream does not begin with its start; or, from the chunks, a message is none.
+    """
+    first = await anext(messages, None)
+    if first is None or first.WhichOneof("part") != "start":
+        raise InvalidArgumentError(Reason.ARGUMENT, "start: missing; the first message of a stream must be its start")
+    return first.start, _chunks(messages)
+
+
+async def _chunks(messages: AsyncIterator[pb.IdentifyStreamRequest]) -> AsyncIterator[bytes]:
+    async for message in messages:
+        part = message.WhichOneof("part")
+        if part == "start":
+            raise InvalidArgumentError(Reason.ARGUMENT, "start: sent twice; only the first message may be a start")
+        if part is None:
+            raise InvalidArgumentError(Reason.ARGUMENT, "samples: missing; every message after the first holds some")
+        yield message.samples
+
+
+def stream_response_of(answer: WindowAnswer | Identification) -> pb.IdentifyStreamResponse:
+    """A window's answer, or that of the whole, as a message."""
+    if isinstance(answer, Identification):
+        return pb.IdentifyStreamResponse(whole=response_of(answer))
+    started = time.monotonic()
+    window = pb.WindowAnswer(
+        start_s=answer.start_s,
+        end_s=answer.end_s,
+        speech=answer.speech,
+        answers=[_answer(each) for each in answer.answers],
+        timings=timings_of(answer.timings),
+    )
+    window.timings.encode_s += time.monotonic() - started
+    return pb.IdentifyStreamResponse(window=window)
+
+
+def selectors_of(models: Sequence[pb.ModelSelector]) -> tuple[Selector, ...]:
+    """The models asked for; errors as for `query_of`."""
+    if len(models) > MAX_MODELS:
+        raise InvalidArgumentError(
+            Reason.ARGUMENT, f"models: {len(models)} are asked for; ask for at most {MAX_MODELS}, each once"
+        )
+    return tuple(Selector(model.variant, model.version) for model in models)
+
+
+def priority_of(priority: pb.Priority.ValueType, unspecified: Priority = Priority.INTERACTIVE) -> Priority:
+    """The queue's word for a priority."""
+    if priority == pb.PRIORITY_UNSPECIFIED:
+        return unspecified
+    if priority not in PRIORITIES:
+        raise InvalidArgumentError(Reason.ARGUMENT, f"priority: {priority}; give PRIORITY_INTERACTIVE or PRIORITY_BULK")
+    return PRIORITIES[priority]
+
+
+def audio_of(audio: pb.Audio) -> EncodedAudio | RawAudio:
+    """The audio, not looked at yet."""
+    source = audio.WhichOneof("source")
+    if source is None:
+        raise InvalidArgumentError(Reason.EMPTY, "audio: no source; send audio.encoded (a file) or audio.raw (samples)")
+    if source == "encoded":
+        return EncodedAudio(audio.encoded)
+    raw = audio.raw
+    return RawAudio(raw.samples, _sample_type("audio.raw.format", raw.format), raw.sample_rate, raw.channels or 1)
+
+
+def _sample_type(field: str, number: int) -> str:
+    if number not in SAMPLE_TYPES:
+        raise InvalidArgumentError(
+            Reason.ARGUMENT, f"{field}: {number}; give SAMPLE_FORMAT_FLOAT32 or SAMPLE_FORMAT_INT16"
+        )
+    return SAMPLE_TYPES[number]
+
+
+def explain_of(options: pb.ExplainOptions) -> ExplainOptions:
+    """What is asked of the maps."""
+    if len(options.stages) > len(STAGES):
+        raise InvalidArgumentError(
+            Reason.ARGUMENT, f"explain.stages: {len(options.stages)} are asked for; there are {len(STAGES)}"
+        )
+    for index, stage in enumerate(options.stages):
+        if stage not in STAGES:
+            raise InvalidArgumentError(
+                Reason.ARGUMENT, f"explain.stages[{index}]: {stage}; give STAGE_S1 to STAGE_S4, or STAGE_FUSED"
+            )
+    if options.resolution not in RESOLUTIONS:
+        raise InvalidArgumentError(
+            Reason.ARGUMENT,
+            f"explain.resolution: {options.resolution}; give RESOLUTION_FEATURES or RESOLUTION_NATIVE",
+        )
+    if options.encoding not in ENCODINGS:
+        raise InvalidArgumentError(
+            Reason.ARGUMENT, f"explain.encoding: {options.encoding}; give ENCODING_FLOAT32, FLOAT16, UINT8 or PNG"
+        )
+    return ExplainOptions(
+        stages=tuple(STAGES[stage] for stage in options.stages) or ("fused",),
+        resolution=RESOLUTIONS[options.resolution],
+        encoding=ENCODINGS[options.encoding],
+        target_speaker=options.target_speaker or None,
+    )
+
+
+def response_of(result: Identification) -> pb.IdentifyResponse:
+    """The core's answer as a message; the time that takes belongs to the encoding."""
+    started = time.monotonic()
+    response = pb.IdentifyResponse(
+        answers=[_answer(answer) for answer in result.answers],
+        audio=info_of(result.audio),
+        timings=timings_of(result.timings),
+    )
+    response.timings.encode_s += time.monotonic() - started
+    return response
+
+
+def failure_of(error: Exception) -> pb.Failure:
+    """What the caller of a batch is told of an error; on the event loop, where the call is known."""
+    code, message = told(error)
+    return pb.Failure(code=code, message=message)
+
+
+def batch_response_of(results: Sequence[pb.IdentifyResponse | pb.Failure]) -> pb.IdentifyBatchResponse:
+    """The answers of a batch as one message, which copies them."""
+    response = pb.IdentifyBatchResponse()
+    for result in results:
+        one = response.results.add()
+        if isinstance(result, pb.Failure):
+            one.failure.CopyFrom(result)
+        else:
+            one.response.CopyFrom(result)
+    return response
+
+
+def info_of(audio: AudioInfo) -> pb.AudioInfo:
+    """The audio's form as a message."""
+    return pb.AudioInfo(seconds=audio.seconds, sample_rate=audio.sample_rate, channels=audio.channels)
+
+
+def timings_of(timings: Timings) -> pb.Timings:
+    """The phases as a message."""
+    return pb.Timings(
+        decode_s=timings.decode, queue_s=timings.queue, inference_s=timings.inference, encode_s=timings.encode
+    )
+
+
+def _answer(answer: Answer | Failed) -> pb.ModelAnswer:
+    if isinstance(answer, Failed):
+        failure = pb.Failure(code=answer.code, message=answer.message)
+        return pb.ModelAnswer(variant=answer.variant, version=answer.version, failure=failure)
+    return pb.ModelAnswer(
+        variant=answer.variant,
+        version=answer.version,
+        speakers=[
+            pb.SpeakerScore(speaker=score.speaker, probability=score.probability, logit=score.logit)
+            for score in answer.speakers
+        ],
+        known=answer.known,
+        explanation=None if answer.explanation is None else explanation_of(answer.explanation),
+        embedding=() if answer.embedding is None else answer.embedding.tolist(),
+        timeline=[
+            pb.Segment(
+                start_s=each.start_s,
+                end_s=each.end_s,
+                speaker=each.speaker,
+                probability=each.probability,
+                known=each.known,
+            )
+            for each in answer.timeline
+        ],
+    )
+
+
+def explanation_of(explanation: Explanation) -> pb.Explanation:
+    """The maps as a message."""
+    return pb.Explanation(
+        target_speaker=explanation.target_speaker,
+        saliency=[_plane(plane) for plane in explanation.saliency],
+        log_mel=_plane(explanation.log_mel),
+    )
+
+
+def _plane(plane: Plane) -> pb.Plane:
+    return pb.Plane(
+        stage=pb.STAGE_UNSPECIFIED if plane.stage is None else STAGE_NUMBERS[plane.stage],
+        rows=len(plane.frequencies_hz),
+        columns=len(plane.times_s),
+        encoding=ENCODING_NUMBERS[plane.encoding],
+        values=plane.values,
+        scale=plane.scale,
+        offset=plane.offset,
+        frequencies_hz=plane.frequencies_hz.tolist(),
+        times_s=plane.times_s.tolist(),
+    )
+
+
+def model_of(model: Model) -> pb.Model:
+    """What a loaded model is."""
+    bundle = model.bundle
+    return pb.Model(
+        variant=bundle.variant,
+        version=bundle.version,
+        speakers=bundle.speakers,
+        sample_rate=MODEL_RATE,
+        mel_bins=bundle.mel_bins,
+        embedding_size=bundle.embedding_size,
+        stages=[
+            pb.StageInfo(stage=STAGE_NUMBERS[stage.name], tap=stage.tap, rows=stage.rows, stride=stage.stride)
+            for stage in bundle.stages
+        ],
+        code_revision=bundle.code_revision,
+        training_data_digest=bundle.training_data_digest,
+    )

@@ -1,1 +1,0 @@
-"""Audio as it comes: decoded within limits, cut into windows, searched for speech."""

@@ -1,0 +1,218 @@
+"""Queues in front of a device: what waits is computed together, and everyone gets their own answer.
+
+Each `Batcher` is a bounded queue for one function of a `serving.engine.scheduler.Device`, a lane for each priority.
+Nothing is computed for callers who have gone, or whose deadline has passed or would pass meanwhile; who would wait too
+long is told at once. A batch that fails is split, so that one bad job does not fail its neighbours; where the engine is
+to blame it is repaired, and the batch waits for that.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+from speakerlens.serving.engine.latency import EXPECTATION_MEMORY, Pace
+from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.engine.queue import Bounds, Done, Entry, Lane, Observer, missed, unmeetable, unusable
+from speakerlens.serving.engine.recovery import Repair
+from speakerlens.serving.engine.scheduler import Device, Work
+from speakerlens.serving.errors import DeadlineError, Reason, RequestError, ResourceExhaustedError
+
+log = logging.getLogger(__name__)
+
+JobT = TypeVar("JobT")
+ResultT = TypeVar("ResultT")
+
+
+class Batcher(Generic[JobT, ResultT]):
+    """A bounded queue for one function of a device.
+
+    Args:
+        name: for messages, such as `clean/1 explain`.
+        work: what to compute, and what a job of it costs.
+        device: where it runs; shared between batchers.
+        bounds: of the queue and of the batches.
+        observer: hears of every change.
+        repair: of the engine that does the work; shared between the batchers of an engine.
+    """
+
+    def __init__(
+        self, name: str, work: Work[JobT, ResultT], device: Device, bounds: Bounds, observer: Observer, repair: Repair
+    ) -> None:
+        self.work = work
+        self._name = name
+        self._device = device
+        self._bounds = bounds
+        self._observer = observer
+        self._repair = repair
+        self._pace = Pace()
+        self._turnover = Pace()
+        # By priority: seconds until a job was answered, for each second that was expected when it came.
+        self._waits = tuple(Pace(EXPECTATION_MEMORY) for _ in Priority)
+        self._lanes: tuple[Lane[JobT, ResultT], ...] = tuple(
+            Lane(name, bounds, self._pace, self._turnover, observer) for _ in Priority
+        )
+        repair.listen(self._on_repair)
+        device.attach(self)
+
+    @property
+    def lanes(self) -> Sequence[Lane[JobT, ResultT]]:
+        """By priority; none while the engine is broken."""
+        return () if self._repair.broken else self._lanes
+
+    def check_room(self, deadline: float | None = None, priority: Priority = Priority.INTERACTIVE) -> None:
+        """Refuses early, before any work is spent on a request that could not wait here.
+
+        Each priority has room of its own, so that neither shuts the other out.
+
+        Raises:
+            UnavailableError: the engine is broken, and cannot be opened; or nothing is computed any more.
+            ResourceExhaustedError: the queue is full.
+            DeadlineError: what waits already takes longer than the caller has.
+        """
+        if self._repair.hopeless or self._device.failed.done():
+            raise unusable(self._name)
+        lane = self._lanes[priority]
+        delay = self._device.delay(lane, priority, 0.0)
+        if len(lane) >= self._bounds.waiting:
+            raise ResourceExhaustedError(
+                Reason.QUEUE_FULL,
+                f"{self._bounds.waiting} requests wait for {self._name} already; try again later",
+                delay,
+            )
+        if deadline is not None and delay and time.monotonic() + self._at_worst(delay, priority) >= deadline:
+            raise unmeetable(self._name, delay, 0.0)
+
+    async def submit(
+        self, job: JobT, deadline: float | None = None, priority: Priority = Priority.INTERACTIVE
+    ) -> Done[ResultT]:
+        """Waits in the queue and on the device; a caller who is cancelled leaves the queue at once.
+
+        Args:
+            job: what to compute.
+            deadline: on the clock of `time.monotonic`, or None.
+            priority: whether somebody is waiting for the answer.
+
+        Raises:
+            ResourceExhaustedError: the queue is full, which is known at once; or the job alone needs too much memory.
+            UnavailableError: the engine is broken, and attempts to open it anew were in vain.
+            DeadlineError: the deadline passed before the answer was there, or would have.
+        """
+        self.check_room(None, priority)
+        lane, entry = self._lanes[priority], Entry[JobT, ResultT](job, self.work.cost(job), deadline)
+        self._check_deadline(entry, priority)
+        lane.add(entry)
+        self._device.notify()
+        try:
+            async with asyncio.timeout_at(deadline):
+                done = await entry.future
+        except TimeoutError:
+            self._learn(entry, priority)
+            raise missed(self._name) from None
+        except DeadlineError:
+            self._learn(entry, priority)
+            raise
+        finally:
+            lane.remove(entry)
+        self._learn(entry, priority)
+        return done
+
+    async def close(self) -> None:
+        """Stops taking from the queue. Callers still waiting are cancelled."""
+        await self._device.detach(self)
+        for lane in self._lanes:
+            lane.clear()
+
+    def expected(self, batch: Sequence[Entry[JobT, ResultT]]) -> float:
+        """Seconds that a batch will probably take."""
+        return self._pace.seconds(self._lanes[0].batch_cost(batch))
+
+    async def run(self, priority: Priority, batch: Sequence[Entry[JobT, ResultT]], feed: Any | None) -> None:
+        """Computes and answers a batch that was taken out of its lane, made ready where `feed` is not None."""
+        try:
+            await self._run(priority, batch, feed)
+        except asyncio.CancelledError:
+            for entry in batch:
+                entry.future.cancel()
+            raise
+        except Exception as error:  # nobody else would answer these
+            log.exception("answering a batch of %d for %s failed unexpectedly", len(batch), self._name)
+            for entry in batch:
+                entry.fail(error)
+
+    async def _run(self, priority: Priority, batch: Sequence[Entry[JobT, ResultT]], feed: Any | None) -> None:
+        started = time.monotonic()
+        begun = self._device.begun(min(entry.arrived for entry in batch))
+        try:
+            results = await self._device.compute(self.work, [entry.job for entry in batch], feed)
+        except Exception as error:
+            await self._failed(priority, batch, error)
+            return
+        seconds = time.monotonic() - started
+        for entry, result in zip(batch, results, strict=True):
+            if not entry.future.done():
+                entry.future.set_result(Done(result, started - entry.arrived, seconds))
+        self._pace.ran(self._lanes[priority].batch_cost(batch), seconds)
+        # What waits counts without padding, so that padding is part of what it takes.
+        self._turnover.ran(sum(entry.cost for entry in batch), time.monotonic() - begun)
+        self._observer.ran(len(batch), seconds)
+
+    async def _failed(self, priority: Priority, batch: Sequence[Entry[JobT, ResultT]], error: Exception) -> None:
+        """Puts a failed batch back, to be tried in halves; one that failed alone is answered with its error.
+
+        A job is tried as often as its batch can be halved, and once more if it failed alone on a broken engine.
+        """
+        works = await self._device.works(self.work)
+        log.warning("a batch of %d for %s failed: %s", len(batch), self._name, error)
+        if not works:
+            self._repair.begin()
+        again = []
+        for entry in batch:
+            if entry.future.done():
+                continue
+            if len(batch) == 1 and (works or entry.retried):
+                entry.future.set_exception(self._told(error))
+                continue
+            entry.retried = len(batch) == 1
+            entry.together = max(1, len(batch) // 2)
+            again.append(entry)
+        self._lanes[priority].put_back(again)
+
+    def _told(self, error: Exception) -> Exception:
+        if not isinstance(error, MemoryError):
+            return error
+        told: RequestError = ResourceExhaustedError(
+            Reason.MEMORY, f"{self._name} needs more memory for it than the device has; send less audio at once"
+        )
+        told.__cause__ = error
+        return told
+
+    def _check_deadline(self, entry: Entry[JobT, ResultT], priority: Priority) -> None:
+        """Refuses a job that would be late, rather than let it wait for that."""
+        needed = self._pace.seconds(entry.cost)
+        delay = self._device.delay(self._lanes[priority], priority, needed)
+        entry.expected = delay + needed
+        left = entry.deadline - time.monotonic()
+        if left <= 0:
+            raise missed(self._name)
+        if left <= self._at_worst(entry.expected, priority):
+            if not delay:
+                self._pace.relieve()
+                self._waits[priority].relieve()
+            raise unmeetable(self._name, delay, needed)
+
+    def _at_worst(self, expected: float, priority: Priority) -> float:
+        """How long it takes until a job is answered, by what became of such expectations."""
+        return max(expected, self._waits[priority].cautious_seconds(expected))
+
+    def _learn(self, entry: Entry[JobT, ResultT], priority: Priority) -> None:
+        """What became of an expectation; of those who were too late no more is known than that they were."""
+        if entry.expected:
+            self._waits[priority].ran(entry.expected, time.monotonic() - entry.arrived)
+
+    def _on_repair(self, _works: bool) -> None:
+        if self._repair.hopeless:
+            for lane in self._lanes:
+                lane.refuse(lambda: unusable(self._name))
+        self._device.notify()

@@ -1,0 +1,85 @@
+"""From a bundle on disk to a model that answers: opened and warmed up off the event loop, then given its queues."""
+
+import logging
+import time
+from functools import partial
+
+from speakerlens.serving.bundle import Bundle, BundleError, Fault, read_bundle
+from speakerlens.serving.config import Config
+from speakerlens.serving.engine.batcher import Batcher
+from speakerlens.serving.engine.buckets import Limits
+from speakerlens.serving.engine.graphs import Engine
+from speakerlens.serving.engine.queue import Bounds, Observer
+from speakerlens.serving.engine.recovery import Repair
+from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.session import Graph, JobT, ResultT
+from speakerlens.serving.engine.statistics import Counting, Statistics
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.models.folders import Found, stamp_of
+from speakerlens.serving.models.registry import Model
+
+log = logging.getLogger(__name__)
+
+
+def open_engine(found: Found, config: Config, known: str | None) -> tuple[Bundle, Engine] | None:
+    """Reads a bundle, opens its graphs and warms them up; None if it is the one with the digest `known`.
+
+    Takes seconds; runs anywhere but on the event loop.
+
+    Raises:
+        BundleError: it is not fit to serve.
+        StartupError: the device that was asked for does not work.
+    """
+    started = time.monotonic()
+    bundle = read_bundle(found.folder)
+    opened = None
+    if bundle.digest != known:
+        log.info("loading %s", bundle.name)
+        engine = Engine(bundle, config.device, config.threads, limits_of(config))
+        engine.warm_up()
+        opened = bundle, engine
+    # What was checked and what was opened are the same only if nobody wrote in between.
+    if stamp_of(found.folder) != found.stamp:
+        raise BundleError("it changed while it was read", Fault.UNREADABLE)
+    if opened:
+        seconds = time.monotonic() - started
+        log.info("loaded %s on %s in %.1f s, %d speakers", bundle.name, engine.provider, seconds, len(bundle.speakers))
+    return opened
+
+
+def build_model(bundle: Bundle, engine: Engine, device: Device, config: Config, metrics: Metrics) -> Model:
+    """Puts queues in front of an open engine. Runs on the event loop, where the queues live."""
+    repair = Repair(bundle.name, engine.reopen, partial(metrics.count_rebuild, bundle.variant))
+    statistics = Statistics()
+    queue_of = partial(metrics.queue, bundle.variant, capacity=config.queue_size)
+    predict = Counting(statistics, queue_of("predict"))
+    explain = Counting(statistics, queue_of("explain"))
+    verify = Counting(statistics, queue_of("verify"))
+    return Model(
+        bundle,
+        engine.provider,
+        repair,
+        _queue(f"{bundle.name} predict", engine.predict, device, config, predict, repair),
+        _queue(f"{bundle.name} explain", engine.explain, device, config, explain, repair),
+        _queue(f"{bundle.name} verify", engine.verify, device, config, verify, repair),
+        statistics,
+    )
+
+
+def _queue(
+    name: str, graph: Graph[JobT, ResultT], device: Device, config: Config, observer: Observer, repair: Repair
+) -> Batcher[JobT, ResultT]:
+    bounds = Bounds(
+        waiting=config.queue_size,
+        batch=config.max_batch,
+        batch_cost=graph.buckets.batch_samples,
+        padding=graph.buckets.padding,
+        rows=graph.buckets.rows,
+        wait_s=config.batch_wait_seconds,
+    )
+    return Batcher(name, graph, device, bounds, observer, repair)
+
+
+def limits_of(config: Config) -> Limits:
+    """What an operator sets of batches."""
+    return Limits(config.max_batch, config.max_batch_seconds, min(config.max_seconds, config.window_seconds))

@@ -1,0 +1,281 @@
+"""What surrounds every call: one place that turns errors into statuses, counts, and writes the log line.
+
+Nothing leaves as UNKNOWN or with a stack trace: what was not foreseen is INTERNAL with the request's id, under which
+the log has the trace. Messages are parsed and serialised here too: a malformed one is a plain INVALID_ARGUMENT.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from concurrent.futures import Executor
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, UnavailableError
+from speakerlens.serving.metrics import NO_VARIANT, Metrics
+from speakerlens.serving.rpc.budget import Share, current_share
+from speakerlens.serving.rpc.transfer import Transfers
+from speakerlens.serving.rpc.wire import is_large, serialised
+
+log = logging.getLogger(__name__)
+
+# Details travel in a header, and clients accept 8 KiB of headers.
+DETAIL_CHARACTERS = 2000
+# A caller hangs up when its deadline passes, which by the server's count is a network's way too early.
+DEADLINE_SLACK_SECONDS = 0.05
+ID_HEADER = "x-request-id"
+RETRY_HEADER = "retry-after-ms"
+# An id that comes from outside goes into headers and log lines: printable ASCII without spaces, and not a novel.
+FOREIGN_ID = re.compile(r"[!-~]{1,64}")
+
+MALFORMED = "the message is not of the method's request type"
+NO_MESSAGE = "the call has no message"
+
+HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+@dataclass
+class Call:
+    """What is known of the call in work; the service fills in the variants once it knows them."""
+
+    method: str
+    id: str
+    variant: str = NO_VARIANT
+    started: float = field(default_factory=time.monotonic)
+    status: str = "OK"
+    detail: str = ""
+    retry_after_s: float | None = None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the log says of it, beside its id."""
+        return {"method": self.method, "variant": self.variant, "code": self.status}
+
+    @property
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What the caller is told beside the answer."""
+        if self.retry_after_s is None:
+            return ((ID_HEADER, self.id),)
+        return (ID_HEADER, self.id), (RETRY_HEADER, str(max(1, round(self.retry_after_s * 1000))))
+
+
+current_call: ContextVar[Call] = ContextVar("current_call")
+
+
+class Gate:
+    """Lets calls in and counts them, or says why not: `closed` is the reason, None is open."""
+
+    def __init__(self) -> None:
+        self.closed: str | None = "the server is starting"
+        self._inside: set[Any] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def enter(self, context: Any) -> None:
+        """Lets a call in until it leaves, or is over: its answer, or a stream's last, has been handed to the network.
+
+        Raises:
+            UnavailableError: the gate is closed.
+        """
+        if self.closed is not None:
+            raise UnavailableError(Reason.NOT_SERVING, f"{self.closed}; try again, or ask another replica")
+        self._inside.add(context)
+        self._empty.clear()
+        context.add_done_callback(self.leave)
+
+    def leave(self, context: Any) -> None:
+        """Counts a call no more."""
+        self._inside.discard(context)
+        if not self._inside:
+            self._empty.set()
+
+    async def emptied(self, seconds: float) -> bool:
+        """Waits until no call is inside; whether that came within `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), seconds)
+        return self._empty.is_set()
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Surrounds the calls, unary or streamed, of the services named; others (health, reflection) pass untouched.
+
+    Handlers that stream answers are async generators; their requests arrive parsed, as an async iterator. To gRPC every
+    request is streamed, which on the wire is the same: so it is not read before there is a gate it may pass, and has
+    its limits. A single answer goes out with the status, in one step.
+
+    Args:
+        services: full names of the services.
+        gate: every call that is answered goes through it.
+        metrics: counts every call once.
+        codec: threads that serialise large answers.
+        transfers: receives and delivers.
+        always: paths of the methods that are answered even while the gate is closed.
+    """
+
+    def __init__(
+        self,
+        services: Collection[str],
+        gate: Gate,
+        metrics: Metrics,
+        codec: Executor,
+        transfers: Transfers,
+        always: Collection[str] = (),
+    ) -> None:
+        self._services = frozenset(services)
+        self._always = frozenset(always)
+        self._gate = gate
+        self._metrics = metrics
+        self._codec = codec
+        self._transfers = transfers
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Replaces the method's handler by one that is surrounded."""
+        handler = await continuation(handler_call_details)
+        service, _, method = handler_call_details.method.removeprefix("/").rpartition("/")
+        # There is a handler for known methods only, which bounds the label `method`.
+        if handler is None or service not in self._services:
+            return handler
+
+        gate = None if handler_call_details.method in self._always else self._gate
+
+        async def surrounded(incoming: Any, context: Any) -> bytes | None:
+            with self._transfers.held.share() as share:
+                current_share.set(share)
+                return await self._surround(method, handler, gate, incoming, context, share)
+
+        return HANDLERS[True, handler.response_streaming](surrounded)
+
+    async def _surround(
+        self, method: str, handler: Any, gate: Gate | None, incoming: Any, context: Any, share: Share
+    ) -> bytes | None:
+        call = Call(method, _request_id(context))
+        current_call.set(call)
+        self._metrics.in_flight.inc()
+        payload = None
+        try:
+            if gate is not None:
+                gate.enter(context)
+            # gRPC's generator is part of a cycle: left alone, it keeps its message until garbage is next collected.
+            async with contextlib.aclosing(aiter(incoming)) as messages:
+                payload = await self._respond(handler, messages, context, share)
+        except RequestError as error:
+            call.status, call.detail = told(error)
+            call.retry_after_s = error.retry_after_s
+            self._metrics.rejections.labels(error.reason).inc()
+        except asyncio.CancelledError:
+            self._hung_up(call, context)
+            raise
+        except Exception as error:
+            if context.cancelled():  # what fails then is the writing to a caller who has gone
+                self._hung_up(call, context)
+                raise asyncio.CancelledError from None
+            call.status, call.detail = told(error)
+        finally:
+            self._finish(call)
+        context.set_trailing_metadata(call.trailing_metadata)
+        if call.status != "OK":
+            await self._transfers.refuse(context, call.status, call.detail)
+        return payload
+
+    async def _respond(
+        self, handler: Any, incoming: AsyncGenerator[bytes, None], context: Any, share: Share
+    ) -> bytes | None:
+        """Calls the handler, and delivers its answers, but for a single one, which gRPC sends with the status."""
+        if handler.request_streaming:
+            request = self._parsed(handler.request_deserializer, incoming, share)
+            behaviour = handler.stream_stream if handler.response_streaming else handler.stream_unary
+        else:
+            request = _parse(handler.request_deserializer, await self._one(incoming, share))
+            behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        if not handler.response_streaming:
+            payload = await self._serialise(await behaviour(request, context))
+            del request
+            self._transfers.hand_over(context, payload, share, partial(self._gate.leave, context))
+            return payload
+        # A generator left to the garbage collector would go on holding what it holds after the call is over.
+        async with contextlib.aclosing(behaviour(request, context)) as responses:
+            first = True
+            async for response in responses:
+                await self._transfers.deliver(context, await self._serialise(response), share, first)
+                first = False
+        return None
+
+    async def _one(self, incoming: AsyncGenerator[bytes, None], share: Share) -> bytes:
+        message = await self._transfers.receive(incoming)
+        await incoming.aclose()
+        if message is None:
+            raise InvalidArgumentError(Reason.MALFORMED, NO_MESSAGE)
+        share.take(len(message))
+        return message
+
+    async def _parsed(
+        self, deserializer: Callable[[bytes], Any], incoming: AsyncIterator[bytes], share: Share
+    ) -> AsyncIterator[Any]:
+        message = await self._transfers.receive(incoming)
+        while message is not None:
+            size, parsed, message = len(message), _parse(deserializer, message), None
+            with share.part(size):
+                yield parsed
+            del parsed
+            message = await anext(incoming, None)
+
+    async def _serialise(self, message: Any) -> bytes:
+        if not is_large(message):
+            return serialised(message)
+        return await asyncio.get_running_loop().run_in_executor(self._codec, serialised, message)
+
+    def _hung_up(self, call: Call, context: Any) -> None:
+        remaining = context.time_remaining()
+        expired = remaining is not None and remaining < DEADLINE_SLACK_SECONDS
+        call.status = "DEADLINE_EXCEEDED" if expired else "CANCELLED"
+        if expired:
+            self._metrics.rejections.labels(Reason.DEADLINE).inc()
+
+    def _finish(self, call: Call) -> None:
+        seconds = time.monotonic() - call.started
+        self._metrics.in_flight.dec()
+        self._metrics.requests.labels(call.method, call.variant, call.status).inc()
+        self._metrics.page.observe(self._metrics.duration.labels(call.method, call.variant), seconds, call.id)
+        text = f" {call.detail}" if call.detail else ""
+        log.info(
+            "method=%s variant=%s code=%s seconds=%.4f%s",
+            call.method, call.variant, call.status, seconds, text,
+            extra={"fields": call.facts | {"seconds": round(seconds, 4)}},
+        )  # fmt: skip
+
+
+def told(error: Exception) -> tuple[str, str]:
+    """Status and sentence that a caller is told of an error; one not foreseen goes to the log, under the call's id."""
+    if isinstance(error, RequestError):
+        return error.code, str(error)[:DETAIL_CHARACTERS]
+    log.error("failed unexpectedly", exc_info=error)
+    return "INTERNAL", f"internal error; the server's log has it under {current_call.get().id}"
+
+
+def _request_id(context: Any) -> str:
+    """The caller's own id, where it sends one that is fit for a log; else a new one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == ID_HEADER and isinstance(value, str) and FOREIGN_ID.fullmatch(value):
+            return value
+    return uuid.uuid4().hex[:16]
+
+
+def _parse(deserializer: Callable[[bytes], Any], message: bytes) -> Any:
+    try:
+        return deserializer(message)
+    except DecodeError as error:
+        raise InvalidArgumentError(Reason.MALFORMED, MALFORMED) from error

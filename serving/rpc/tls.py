@@ -1,0 +1,90 @@
+"""TLS of the gRPC port: a certificate that is renewed without a restart, and on request one from every client."""
+
+import ssl
+from pathlib import Path
+
+import grpc
+
+from speakerlens.serving.config import Config
+from speakerlens.serving.errors import StartupError
+from speakerlens.serving.rpc.reload import Watched, warn_if_public
+
+
+def server_credentials(config: Config) -> grpc.ServerCredentials | None:
+    """Credentials for the port, or None where no certificate is configured.
+
+    The files are looked at before each handshake: a new certificate, key or client authority counts from the next
+    connection on. Files that do not make sense, or not yet, leave the ones before in force.
+
+    Raises:
+        StartupError: a file cannot be read, or the files do not fit together.
+    """
+    if config.tls_certificate is None or config.tls_key is None:
+        return None
+    authority = config.tls_client_ca
+    pair = _Pair(config.tls_certificate, config.tls_key, authority)
+    try:
+        warn_if_public("--tls-key", config.tls_key)
+        watched = Watched("TLS files", pair.paths, pair.read)
+    except (OSError, ValueError) as error:
+        raise StartupError(str(error)) from error
+    in_use = watched.value()
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal in_use
+        current = watched.value()
+        if current is in_use:
+            return None  # gRPC's word for no change
+        in_use = current
+        return current
+
+    return grpc.dynamic_ssl_server_credentials(
+        in_use,
+        renewed,  # type: ignore[arg-type]  # its stubs do not know of None
+        require_client_authentication=authority is not None,
+    )
+
+
+class _Pair:
+    """A certificate's files, checked as OpenSSL sees them: gRPC's own refusal does not say what is wrong."""
+
+    def __init__(self, certificate: Path, key: Path, authority: Path | None) -> None:
+        self.certificate = certificate
+        self.key = key
+        self.authority = authority
+        self.paths = (certificate, key) if authority is None else (certificate, key, authority)
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """The files as gRPC wants them.
+
+        Raises:
+            ValueError: a file cannot be read, is no PEM, or the key is not the certificate's.
+        """
+        certificate = _content("--tls-certificate", self.certificate)
+        key = _content("--tls-key", self.key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # Without a password of ours, OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(self.certificate, self.key, password="")
+        except OSError as error:
+            files = f"--tls-certificate {self.certificate} and --tls-key {self.key}"
+            reason = getattr(error, "reason", None) or "not PEM, or an encrypted key"
+            raise ValueError(f"{files} make no pair: {reason.lower().replace('_', ' ')}") from error
+        authority = None if self.authority is None else self._authority(self.authority, context)
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
+
+    @staticmethod
+    def _authority(path: Path, context: ssl.SSLContext) -> bytes:
+        content = _content("--tls-client-ca", path)
+        try:
+            context.load_verify_locations(path)
+        except OSError as error:
+            raise ValueError(f"--tls-client-ca {path}: no certificate in PEM") from error
+        return content
+
+
+def _content(flag: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{flag} {path}: {error.strerror}") from error

@@ -1,1 +1,0 @@
-"""Saliency maps as they are sent: normalised, resized, fused, encoded, drawn."""

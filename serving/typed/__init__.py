@@ -1,1 +1,0 @@
-"""`speakerlens.v1.SpeakerIdentification`: its messages translated, its calls answered."""

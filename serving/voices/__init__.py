@@ -1,1 +1,0 @@
-"""Voices compared with one another, and those that are enrolled."""

@@ -1,0 +1,177 @@
+"""Answers as files: one JSON object per utterance, and an .npz archive of the arrays.
+
+The object's shape is part of the program's interface; keys are added, not changed:
+
+    {"file": str,
+     "audio": {"seconds", "sample_rate", "channels"},
+     "answers": [{"variant", "version", "known",
+                  "speakers": [{"speaker", "probability", "logit"}, …],           best first
+                  "timeline": [{"start_s", "end_s", "speaker",                    of more than one window
+                                "probability", "known"}, …],
+                  "explanation": {"target_speaker",                               with --explain
+                                  "log_mel": PLANE or null,
+                                  "maps": {"fused": PLANE, …}}}, …],
+     "failures": [{"variant", "version", "code", "message"}, …],                  models that failed, if any
+     "timings": {"decode_s", "queue_s", "inference_s", "encode_s"},
+     "plot": path, "arrays": path}                                                with --plot, --save
+
+    PLANE = {"rows", "columns", "seconds": [first, last], "hertz": [first, last],  the axes' outermost centres
+             "mean", "peak": {"value", "seconds", "hertz"}}
+
+`embed` has "embeddings" in the place of "answers": [{"variant", "version", "values": [number, …]}, …]. `verify` prints
+one object:
+
+    {"file", "other" or "enrolled": str, "variant", "version", "score", "threshold", "same": bool,
+     "audio", "other_audio",                                                      as "audio" above
+     "explanation", "other_explanation",                                          as "explanation" above
+     "timings", "plot", "arrays", "other_plot", "other_arrays"}
+
+`enroll` prints SPEAKER = {"speaker", "models": [{"variant", "version", "utterances", "enrolled", "usable"}, …]},
+`speakers` {"speakers": [SPEAKER, …]}, `forget` {"forgotten": str}, and `health` {"serving": bool}.
+
+A file that failed has {"file", "error": {"code", "message"}} instead, with the gRPC status as the code, or
+UNREADABLE for a file that could not be read and UNWRITABLE for a result that could not be written; a command that
+failed as a whole prints the same without "file".
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speakerlens.cli.shown import Shown
+from speakerlens.results import Answer, Explanation, Identification, ModelFailure, Plane, Timings, WindowResult
+from speakerlens.voices import Comparison, Embeddings
+
+
+def identification_document(file: str, result: Identification) -> dict[str, Any]:
+    """Return what `--json` prints for one file, without the arrays."""
+    return {
+        "file": file,
+        "audio": asdict(result.audio),
+        "answers": [_answer(answer) for answer in result.answers],
+        **_failures(result.failures),
+        "timings": _timings(result.timings),
+    }
+
+
+def embeddings_document(file: str, result: Embeddings) -> dict[str, Any]:
+    """Return what `embed --json` prints for one file."""
+    models = (name.rpartition("@") for name in result.by_model)
+    return {
+        "file": file,
+        "audio": asdict(result.audio),
+        "embeddings": [
+            {"variant": variant, "version": int(version), "values": [_number(value) for value in values]}
+            for (variant, _, version), values in zip(models, result.by_model.values(), strict=True)
+        ],
+        **_failures(result.failures),
+        "timings": _timings(result.timings),
+    }
+
+
+def comparison_document(result: Comparison) -> dict[str, Any]:
+    """Return what `verify --json` prints, but for what was compared."""
+    explanations = {"explanation": result.explanation, "other_explanation": result.other_explanation}
+    return {
+        "variant": result.variant,
+        "version": result.version,
+        "score": _number(result.score),
+        "threshold": _number(result.threshold),
+        "same": result.same,
+        "audio": asdict(result.audio),
+        **({"other_audio": asdict(result.other)} if result.other else {}),
+        **{name: _explanation(each) for name, each in explanations.items() if each},
+        "timings": _timings(result.timings),
+    }
+
+
+def window_document(window: WindowResult) -> dict[str, Any]:
+    """Return what `listen --json` prints for one window: {"window": {"start_s", "end_s", "speech"}, "answers", …}."""
+    return {
+        "window": {"start_s": _number(window.start_s), "end_s": _number(window.end_s), "speech": window.speech},
+        "answers": [_answer(answer) for answer in window.answers],
+        **_failures(window.failures),
+        "timings": _timings(window.timings),
+    }
+
+
+def _timings(timings: Timings) -> dict[str, float]:
+    return {phase: _number(seconds) for phase, seconds in asdict(timings).items()}
+
+
+def _failures(failures: Sequence[ModelFailure]) -> dict[str, Any]:
+    return {"failures": [asdict(failure) for failure in failures]} if failures else {}
+
+
+def save_arrays(path: Path, shown: Sequence[Shown]) -> None:
+    """Write every map, the log-mel and their axes as a compressed .npz.
+
+    Names are `VARIANT@VERSION/STAGE` (or `…/log_mel`) for the values [rows, columns], and the same followed by
+    `/frequencies_hz` [rows] and `/times_s` [columns]. Raises OSError where the file cannot be written.
+    """
+    arrays: dict[str, Any] = {}
+    for model in shown:
+        for name, plane in planes(model.explanation).items():
+            key = f"{model.name}/{name}"
+            arrays[key] = plane.values
+            arrays[f"{key}/frequencies_hz"] = plane.frequencies_hz
+            arrays[f"{key}/times_s"] = plane.times_s
+    with path.open("wb") as file:  # given a path, numpy would append .npz to any other name
+        np.savez_compressed(file, **arrays)
+
+
+def planes(explanation: Explanation) -> dict[str, Plane]:
+    """Return the maps of an explanation by stage, and the log-mel as `log_mel`."""
+    log_mel = {"log_mel": explanation.log_mel} if explanation.log_mel else {}
+    return {**explanation.maps, **log_mel}
+
+
+def peak(plane: Plane) -> tuple[float, float, float]:
+    """Return a plane's largest value, with its time in seconds and its frequency in Hz."""
+    row, column = np.unravel_index(np.argmax(plane.values), plane.values.shape)
+    return float(plane.values[row, column]), float(plane.times_s[column]), float(plane.frequencies_hz[row])
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "variant": answer.variant,
+        "version": answer.version,
+        "known": answer.known,
+        "speakers": [
+            {"speaker": score.speaker, "probability": _number(score.probability), "logit": _number(score.logit)}
+            for score in answer.speakers
+        ],
+    }
+    if answer.timeline:
+        document["timeline"] = [{**asdict(each), "probability": _number(each.probability)} for each in answer.timeline]
+    if answer.explanation:
+        document["explanation"] = _explanation(answer.explanation)
+    return document
+
+
+def _explanation(explanation: Explanation) -> dict[str, Any]:
+    return {
+        "target_speaker": explanation.target_speaker,
+        "log_mel": _plane(explanation.log_mel) if explanation.log_mel else None,
+        "maps": {stage: _plane(plane) for stage, plane in explanation.maps.items()},
+    }
+
+
+def _plane(plane: Plane) -> dict[str, Any]:
+    value, seconds, hertz = peak(plane)
+    return {
+        "rows": plane.values.shape[0],
+        "columns": plane.values.shape[1],
+        "seconds": [_number(plane.times_s[0]), _number(plane.times_s[-1])],
+        "hertz": [_number(plane.frequencies_hz[0]), _number(plane.frequencies_hz[-1])],
+        "mean": _number(plane.values.mean()),
+        "peak": {"value": _number(value), "seconds": _number(seconds), "hertz": _number(hertz)},
+    }
+
+
+def _number(value: float | np.float32) -> float:
+    """Return the number with the seven digits that a float32 holds, not the seventeen of its double."""
+    return float(f"{value:.7g}")

@@ -1,0 +1,104 @@
+"""Answers for people: tables on the terminal (needs rich, of the extra `client`)."""
+
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from speakerlens.cli.document import peak
+from speakerlens.results import Answer, Catalogue, Identification
+from speakerlens.voices import EnrolledSpeaker
+
+
+def print_identification(name: str, result: Identification, out: TextIO) -> None:
+    """Print one file's answers: a block of rows per model, the best speaker first."""
+    explained = any(answer.explanation for answer in result.answers)
+    audio = result.audio
+    _print(Text(f"{name}  ({audio.seconds:.2f} s, {audio.sample_rate} Hz, {_plural(audio.channels, 'channel')})"), out)
+    table = Table()
+    for heading in ("variant", "speaker"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("probability", "score"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if explained:
+        table.add_column("listened most at", no_wrap=True)
+    for answer in result.answers:
+        for rank, score in enumerate(answer.speakers):
+            first = rank == 0
+            cells = [answer.name if first else "", score.speaker, f"{score.probability:.1%}", f"{score.logit:.2f}"]
+            if explained:
+                cells.append(_peak(answer) if first else "")
+            style = ("bold" if answer.known else "bold yellow") if first else "dim"
+            table.add_row(*_texts(cells), style=style, end_section=rank == len(answer.speakers) - 1)
+    if result.answers:
+        _print(table, out)
+    for failure in result.failures:
+        _print(Text(f"{failure.name} failed ({failure.code}): {failure.message}"), out)
+    for answer in result.answers:
+        if answer.timeline:
+            _print_timeline(answer, out)
+        if not answer.known:
+            line = f"{answer.name}: no known speaker reaches the model's threshold; the best is {answer.best.speaker}"
+            _print(Text(line), out)
+
+
+def _print_timeline(answer: Answer, out: TextIO) -> None:
+    table = Table(title=Text(f"{answer.name}: who spoke when"), title_justify="left")
+    for heading, justify in (("from", "right"), ("to", "right"), ("speaker", "left"), ("probability", "right")):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for each in answer.timeline:
+        cells = [f"{each.start_s:.1f} s", f"{each.end_s:.1f} s", each.speaker, f"{each.probability:.0%}"]
+        table.add_row(*_texts(cells), style="" if each.known else "yellow")
+    _print(table, out)
+
+
+def print_catalogue(address: str, catalogue: Catalogue, out: TextIO) -> None:
+    """Print the loaded models, a row each, and the server's limits."""
+    _print(Text(f"models at {address}"), out)
+    table = Table()
+    for heading in ("variant", "speakers", "stages", "rate", "revision"):
+        table.add_column(heading, justify="right" if heading in ("speakers", "rate") else "left")
+    for model in catalogue.models:
+        stages = ", ".join(stage.stage for stage in model.stages)
+        cells = [f"{model.variant}@{model.version}", str(len(model.speakers)), stages, f"{model.sample_rate} Hz"]
+        table.add_row(*_texts([*cells, model.code_revision[:12]]))
+    _print(table, out)
+    limits = catalogue.limits
+    line = f"{limits.min_seconds:g} to {limits.max_seconds:g} s and at most {limits.max_bytes / 2**20:g} MiB a request"
+    _print(Text(f"{catalogue.provider}; {line}"), out)
+
+
+def print_speakers(speakers: Sequence[EnrolledSpeaker], out: TextIO) -> None:
+    """Print the enrolled speakers, a row for each model that has one."""
+    table = Table()
+    for heading in ("speaker", "model", "utterances", "enrolled", "usable"):
+        table.add_column(heading, justify="right" if heading == "utterances" else "left")
+    for speaker in speakers:
+        for rank, model in enumerate(speaker.models):
+            cells = [speaker.speaker if rank == 0 else "", f"{model.variant}@{model.version}", str(model.utterances)]
+            state = "yes" if model.usable else "no: its bundle is not loaded"
+            end = rank == len(speaker.models) - 1
+            table.add_row(*_texts([*cells, model.enrolled, state]), end_section=end)
+    _print(table if speakers else Text("nobody is enrolled"), out)
+
+
+def _peak(answer: Answer) -> str:
+    if not answer.explanation or not answer.explanation.maps:
+        return ""
+    _, seconds, hertz = peak(next(iter(answer.explanation.maps.values())))
+    return f"{seconds:.2f} s, {hertz / 1000:.2f} kHz"
+
+
+def _texts(cells: Iterable[str]) -> list[Text]:
+    # A bare string would be read as markup, and a speaker may well be called "[anna]".
+    return [Text(cell) for cell in cells]
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _print(renderable: RenderableType, out: TextIO) -> None:
+    Console(file=out, highlight=False, soft_wrap=False).print(renderable)

@@ -1,0 +1,166 @@
+"""Draws what each variant listened to: waveform, log-mel, and a panel per saliency map (needs matplotlib)."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+
+from speakerlens.cli.shown import Shown
+from speakerlens.results import Plane
+
+SoundFileError = soundfile.SoundFileError
+
+_DPI = 150
+_WIDTH_IN = 9.0
+_HEIGHTS_IN = {"waveform": 0.9, "log-mel": 1.5, "map": 1.5}
+_TICKS_KHZ = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+_WAVEFORM_COLUMNS = 1500
+_BLOCK_FRAMES = 65_536
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Samples [samples], channels averaged, with their rate in Hz."""
+
+    samples: NDArray[np.float32]
+    rate: int
+
+
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]
+    """A file read once from front to back: `soundfile` seeks after every read of what it could seek in.
+
+    That fails for a FLAC that does not say how long it is, as a pipe writes it.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+def read_waveform(content: bytes) -> Waveform:
+    """Decode a whole audio file; raises `soundfile.SoundFileError` where libsndfile cannot."""
+    blocks: list[NDArray[np.float32]] = [np.empty(0, np.float32)]
+    with _Stream(io.BytesIO(content)) as file:
+        # By blocks, as the header need not say how many samples there are.
+        while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            blocks.append(block.mean(axis=1))
+        return Waveform(np.concatenate(blocks), int(file.samplerate))
+
+
+def save_plot(path: Path, name: str, shown: Sequence[Shown], waveform: Waveform) -> None:
+    """Draw one utterance to a file as its suffix says (.png, .svg, .pdf); raises OSError where it cannot be written."""
+    draw(name, shown, waveform).savefig(path)
+
+
+def draw(name: str, shown: Sequence[Shown], waveform: Waveform) -> Figure:
+    """Draw one utterance's panels, top to bottom: waveform, log-mel, then every map of every model.
+
+    All panels share the time axis in seconds; those over frequency share an axis labelled in kHz and spaced in mel,
+    on which the rows of the front end are equally high. Maps are shown relative to their own maximum.
+
+    Raises:
+        ValueError: there is no map.
+    """
+    panels = [(model, stage, plane) for model in shown for stage, plane in model.explanation.maps.items()]
+    if not panels:
+        raise ValueError("there is nothing to draw: the answer holds no saliency map; ask for explain")
+    log_mel = next((model.explanation.log_mel for model in shown if model.explanation.log_mel), None)
+    rows = ["waveform", *(["log-mel"] if log_mel else []), *["map"] * len(panels)]
+    heights = [_HEIGHTS_IN[row] for row in rows]
+    figure = Figure(figsize=(_WIDTH_IN, sum(heights) + 0.32 * len(rows) + 0.7), dpi=_DPI, layout="constrained")
+    # The colour bars have a column of their own: taken from their panels, they would break the shared time axis.
+    grid = figure.subplots(len(rows), 2, width_ratios=[1, 0.018], height_ratios=heights, squeeze=False)
+    axes, bars = list(grid[:, 0]), list(grid[:, 1])
+    _share(axes, len(waveform.samples) / waveform.rate)
+    figure.suptitle(name, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
+    _waveform(axes[0], waveform)
+    bars[0].axis("off")
+    if log_mel:
+        low, high = np.percentile(log_mel.values, [1, 99.8])
+        image = _image(axes[1], log_mel, (float(low), float(high)), "magma")
+        _title(axes[1], "log-mel", "what the network saw, less its mean over time")
+        _bar(figure, image, bars[1], "log power")
+    for axis, bar, (model, stage, plane) in zip(axes[-len(panels) :], bars[-len(panels) :], panels, strict=True):
+        largest = float(plane.values.max())
+        relative = Plane(plane.values / largest, plane.frequencies_hz, plane.times_s) if largest > 0 else plane
+        image = _image(axis, relative, (0.0, 1.0), "inferno")
+        _title(axis, f"{model.name}: {model.verdict}", f"{stage} saliency{model.subject}")
+        _bar(figure, image, bar, "of maximum")
+    _share_frequency(axes[1:])
+    axes[-1].set_xlabel("time (s)")
+    return figure
+
+
+def _share(axes: list[Axes], seconds: float) -> None:
+    for axis in axes:
+        axis.tick_params(labelsize=8, labelbottom=axis is axes[-1])
+        if axis is not axes[0]:
+            axis.sharex(axes[0])
+    axes[0].set_xlim(0.0, seconds)
+
+
+def _share_frequency(axes: list[Axes]) -> None:
+    limits = [axis.get_ylim() for axis in axes]
+    low, high = min(limit[0] for limit in limits), max(limit[1] for limit in limits)
+    ticks = [khz for khz in _TICKS_KHZ if low <= _mel(khz * 1000) <= high]
+    for axis in axes:
+        axis.set_ylim(low, high)
+        axis.set_yticks([float(_mel(khz * 1000)) for khz in ticks], [f"{khz:g}" for khz in ticks])
+        axis.set_ylabel("kHz", fontsize=9)
+
+
+def _waveform(axis: Axes, waveform: Waveform) -> None:
+    """Draw the envelope, smallest to largest sample per column, so that no peak is lost between two pixels."""
+    samples, columns = waveform.samples, min(_WAVEFORM_COLUMNS, len(waveform.samples))
+    starts = np.arange(columns) * len(samples) // columns
+    low, high = np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)
+    axis.fill_between(starts / waveform.rate, low, high, color="#30507a", linewidth=0.6)
+    bound = max(1e-3, float(np.abs(samples).max())) * 1.05
+    axis.set_ylim(-bound, bound)
+    axis.set_ylabel("amplitude", fontsize=9)
+    _title(axis, "waveform", f"{waveform.rate / 1000:g} kHz")
+
+
+def _image(axis: Axes, plane: Plane, limits: tuple[float, float], colours: str) -> AxesImage:
+    left, right = _edges(plane.times_s)
+    bottom, top = _edges(_mel(plane.frequencies_hz))
+    return axis.imshow(
+        plane.values,
+        origin="lower",
+        aspect="auto",
+        extent=(left, right, bottom, top),
+        vmin=limits[0],
+        vmax=limits[1],
+        cmap=colours,
+    )
+
+
+def _edges(centres: NDArray[Any]) -> tuple[float, float]:
+    """Return where cells around equally spaced centres begin and end."""
+    first, last = float(centres[0]), float(centres[-1])
+    half = (last - first) / (len(centres) - 1) / 2 if len(centres) > 1 else 0.5
+    return first - half, last + half
+
+
+def _mel(hertz: NDArray[Any] | float) -> NDArray[Any]:
+    """Kaldi's mel scale, on which the front end's rows are equally spaced."""
+    return np.asarray(1127.0 * np.log1p(np.asarray(hertz) / 700.0))
+
+
+def _title(axis: Axes, left: str, right: str) -> None:
+    # parse_math is off because a speaker's name or a file's may hold a dollar sign.
+    axis.set_title(left, loc="left", fontsize=10, pad=4, parse_math=False)
+    axis.set_title(right, loc="right", fontsize=8, pad=4, color="0.4", parse_math=False)
+
+
+def _bar(figure: Figure, image: AxesImage, axis: Axes, label: str) -> None:
+    bar = figure.colorbar(image, cax=axis)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)

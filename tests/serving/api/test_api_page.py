@@ -1,0 +1,47 @@
+"""The page of calls: what it sends is a message of the contract, and what it runs in Python exists."""
+
+import ast
+import re
+import shlex
+
+import pytest
+from google.protobuf import json_format, message_factory
+
+import speakerlens as client
+from speakerlens.cli import main as cli
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+METHODS = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].methods_by_name
+SENT = re.compile(r"(?:printf|-d) '(\{[^']*\})'(?:(?!\n```).)*?\$S/(\w+)", re.DOTALL)
+
+
+@pytest.mark.parametrize(("body", "method"), SENT.findall(PAGE))
+def test_what_is_sent_is_a_request_of_that_call(body: str, method: str) -> None:
+    request = message_factory.GetMessageClass(METHODS[method].input_type)()
+    json_format.Parse(body.replace("%s", "AAAA"), request)
+
+
+def test_the_page_sends_something() -> None:
+    assert {"Identify", "GetModel"} <= {method for _, method in SENT.findall(PAGE)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_call_is_shown(method: str) -> None:
+    assert re.search(rf"^## .*\b{method}\b", PAGE, re.MULTILINE)
+    assert re.search(rf"\$S/{method}\b", PAGE)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\$ speakerlens (.*)$", PAGE, re.MULTILINE))
+def test_commands_are_understood(line: str) -> None:
+    cli.parser().parse_args(shlex.split(line))  # ends the process where they are not
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+def test_python_names_exist(code: str) -> None:
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module == "speakerlens":
+            assert all(hasattr(client, alias.name) for alias in node.names)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "client":
+            assert hasattr(client.SpeakerClient, node.attr)

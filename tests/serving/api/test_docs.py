@@ -1,0 +1,37 @@
+"""The example of docs/inference.md, as it is written there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import soundfile as sf
+
+from tests.conftest import ROOT
+from tests.serving import toy
+from tests.serving.api.requests import OUTPUTS
+from tests.serving.harness import ServerProcess, voice
+
+PAGE = (ROOT / "docs" / "inference.md").read_text("utf-8")
+
+
+def test_the_example(toy_server: ServerProcess, tmp_path: Path) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    file = tmp_path / "example.flac"
+    sf.write(file, voice(1.0), 16_000)
+    for written, here in (
+        ("build/demo/example-corrupted.flac", str(file)),
+        ("127.0.0.1:50051", toy_server.ready["grpc"]),
+    ):
+        assert code.count(written) == 1
+        code = code.replace(written, here)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("1 speaker ")
+    assert second == f"(1, {toy.EMBEDDING}) (1, {toy.MEL}, {1 + (16_000 - toy.FRAME) // toy.SHIFT})"
+
+
+def test_every_output_is_described() -> None:
+    for name in OUTPUTS[:4] + OUTPUTS[-1:]:
+        assert f"`{name}`" in PAGE

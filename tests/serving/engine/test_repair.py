@@ -1,0 +1,255 @@
+"""Batches that fail: halved while the engine works, kept waiting while it is broken."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+
+from speakerlens.serving.engine import recovery as repairing
+from speakerlens.serving.engine.batcher import Batcher
+from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.engine.queue import Bounds
+from speakerlens.serving.engine.recovery import Repair
+from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedError, UnavailableError
+from tests.serving.fakes import PATIENCE_SECONDS, Recorder, until
+
+
+class Breakable(Recorder):
+    """Poison breaks it: everything fails then, until it is opened anew, which `refusals` times does not work."""
+
+    def __init__(self, poison: frozenset[int] = frozenset(), refusals: int = 0) -> None:
+        super().__init__(poison)
+        self.sticky = True
+        self.broken = False
+        self.refusals = refusals
+        self.opening = threading.Event()
+        self.opening.set()
+        self.attempts: list[bool] = []
+        self.told: list[bool] = []
+
+    def compute(self, feed: list[int]) -> Sequence[int]:
+        if self.broken:
+            raise OSError("broken")
+        try:
+            return super().compute(feed)
+        except ArithmeticError:
+            self.broken = self.sticky
+            raise
+
+    def probe(self) -> None:
+        if self.broken:
+            raise OSError("broken")
+
+    def reopen(self) -> None:
+        assert self.opening.wait(PATIENCE_SECONDS)
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError("still broken")
+        self.broken = False
+
+
+def run(work: Breakable, scenario: Callable[["Batcher[int, int]", Repair], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        device = Device("test")
+        repair = Repair("test", work.reopen, work.attempts.append)
+        repair.listen(work.told.append)
+        batcher = Batcher[int, int]("test", work, device, Bounds(100, 8, 10**9), work, repair)
+        try:
+            await asyncio.wait_for(scenario(batcher, repair), PATIENCE_SECONDS)
+        finally:
+            work.gate.set()
+            work.opening.set()
+            await repair.close()
+            await batcher.close()
+            device.close()
+
+    asyncio.run(main())
+
+
+async def together(work: Breakable, batcher: "Batcher[int, int]", numbers: Sequence[int]) -> list[Any]:
+    """What each gets, computed in one batch as far as that works."""
+    work.gate.clear()
+    first = asyncio.create_task(batcher.submit(0))
+    await until(lambda: work.deepest > 0 and not work.depth)
+    tasks = [asyncio.create_task(batcher.submit(number)) for number in numbers]
+    await until(lambda: work.depth == len(numbers))
+    work.gate.set()
+    await first
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_a_bad_job_is_found_by_halving() -> None:
+    work = Breakable(frozenset({6}))
+    work.sticky = False
+
+    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+        outcomes = await together(work, batcher, range(1, 9))
+        for number, outcome in zip(range(1, 9), outcomes, strict=True):
+            assert isinstance(outcome, ArithmeticError) if number == 6 else outcome.result == -number
+        assert work.batches[1:] == [[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4], [5, 6, 7, 8], [5, 6], [5], [6], [7, 8]]
+        assert work.depth == 0
+        assert not work.told
+
+    run(work, scenario)
+
+
+def test_all_bad_jobs_are_found_at_bounded_cost() -> None:
+    work = Breakable(frozenset(range(1, 9)))
+    work.sticky = False
+
+    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+        outcomes = await together(work, batcher, range(1, 9))
+        assert all(isinstance(outcome, ArithmeticError) for outcome in outcomes)
+        assert len(work.batches) - 1 == 15, "each is in one batch of every size: 8, 4, 2 and 1"
+
+    run(work, scenario)
+
+
+def test_a_broken_engine_is_opened_anew_and_neighbours_are_answered() -> None:
+    work = Breakable(frozenset({3}))
+
+    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+        outcomes = await together(work, batcher, range(1, 5))
+        for number, outcome in zip(range(1, 5), outcomes, strict=True):
+            assert isinstance(outcome, ArithmeticError) if number == 3 else outcome.result == -number
+        await until(lambda: not repair.broken)
+        assert work.told == [False, True] * (len(work.told) // 2)
+        assert work.attempts == [True] * (len(work.told) // 2)
+        assert 1 <= len(work.attempts) <= 4, "a batch of 4, of 2, and the bad one alone, twice"
+
+    run(work, scenario)
+
+
+def test_a_job_alone_on_an_engine_that_broke_before_is_answered() -> None:
+    work = Breakable()
+    work.broken = True
+
+    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+        assert (await batcher.submit(7)).result == -7
+        assert work.attempts == [True]
+
+    run(work, scenario)
+
+
+def test_jobs_wait_for_the_repair_within_their_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repairing, "FIRST_PAUSE_SECONDS", 0.01)
+    work = Breakable(refusals=2)
+    work.broken = True
+    work.opening.clear()
+
+    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+        patient = asyncio.create_task(batcher.submit(1))
+        await until(lambda: repair.broken)
+        assert work.told == [False]
+        with pytest.raises(DeadlineError):
+            await batcher.submit(2, time.monotonic() + 0.05)
+        late = asyncio.create_task(batcher.submit(3))
+        work.opening.set()
+        assert (await patient).result == -1
+        assert (await late).result == -3
+        assert work.attempts == [False, False, True]
+        assert work.told == [False, True]
+        assert 2 not in {number for batch in work.batches for number in batch}
+
+    run(work, scenario)
+
+
+def test_nobody_waits_for_ever_for_an_engine_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repairing, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(repairing, "LONGEST_PAUSE_SECONDS", 0.01)
+    work = Breakable(refusals=10**9)
+    work.broken = True
+
+    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+        waiting = [batcher.submit(1), batcher.submit(2, None, Priority.BULK)]
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(outcome, UnavailableError) for outcome in outcomes)
+        assert outcomes[0] is not outcomes[1]
+        assert len(work.attempts) >= repairing.PATIENT_ATTEMPTS
+        assert repair.broken
+        with pytest.raises(UnavailableError, match="the engine of test is broken"):
+            batcher.check_room()
+        with pytest.raises(UnavailableError):
+            await batcher.submit(3)
+        assert work.depth == 0
+        work.refusals = 0
+        await until(lambda: not repair.broken)
+        assert (await batcher.submit(4)).result == -4
+        assert set(work.told[:-1]) == {False}
+        assert work.told[-1]
+
+    run(work, scenario)
+
+
+def test_a_broken_engine_does_not_hold_up_another() -> None:
+    work = Breakable()
+    work.broken = True
+    work.opening.clear()
+
+    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+        waiting = asyncio.create_task(batcher.submit(1))
+        await until(lambda: repair.broken)
+        sound = Breakable()
+        other_repair = Repair("other", sound.reopen, sound.attempts.append)
+        other = Batcher[int, int]("other", sound, batcher._device, Bounds(9, 9, 9), sound, other_repair)
+        assert (await other.submit(2)).result == -2
+        assert not waiting.done()
+        work.opening.set()
+        assert (await waiting).result == -1
+        await other.close()
+
+    run(work, scenario)
+
+
+def test_too_little_memory_for_a_batch_is_no_failure_and_for_one_job_is_named() -> None:
+    class Small(Breakable):
+        def compute(self, feed: list[int]) -> Sequence[int]:
+            if sum(feed) > 5:
+                raise MemoryError("no more")
+            return super().compute(feed)
+
+    work = Small()
+
+    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+        *fitting, large = await together(work, batcher, (1, 2, 3, 4, 6))
+        assert [outcome.result for outcome in fitting] == [-1, -2, -3, -4]
+        assert isinstance(large, ResourceExhaustedError)
+        assert large.reason is Reason.MEMORY
+        assert "test needs more memory" in str(large)
+
+    run(work, scenario)
+
+
+def test_a_full_queue_says_when_to_try_again() -> None:
+    class Paced(Breakable):
+        def compute(self, feed: list[int]) -> Sequence[int]:
+            time.sleep(0.01 * len(feed))
+            return super().compute(feed)
+
+    work = Paced()
+
+    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+        for _ in range(5):
+            await batcher.submit(0)
+        work.gate.clear()
+        work.deepest = 0
+        running = asyncio.create_task(batcher.submit(0))
+        await until(lambda: work.deepest > 0 and not work.depth)
+        waiting = [asyncio.create_task(batcher.submit(0)) for _ in range(100)]
+        await until(lambda: work.depth == 100)
+        with pytest.raises(ResourceExhaustedError) as caught:
+            await batcher.submit(0)
+        assert caught.value.retry_after_s is not None
+        assert 0.5 < caught.value.retry_after_s < 30, "a hundred of at least 10 ms each"
+        waiting.pop().cancel()
+        await until(lambda: work.depth == 99)
+        with pytest.raises(DeadlineError, match="of work waits before it"):
+            batcher.check_room(time.monotonic() + 0.2)
+        for task in (running, *waiting):
+            task.cancel()
+
+    run(work, scenario)

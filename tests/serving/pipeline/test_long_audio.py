@@ -1,0 +1,250 @@
+"""Audio of many windows over the wire: the answers are those of an independent computation, window by window."""
+
+import io
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import soundfile as sf
+from numpy.typing import NDArray
+
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.serving.pipeline.vad import holds_speech
+from tests.serving import toy
+from tests.serving.conftest import SEEDS
+from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk, voice
+
+LENGTH, HOP, GRID = 48_000, 23_040, 1280
+STAGES = [pb.STAGE_S1, pb.STAGE_S2, pb.STAGE_S3, pb.STAGE_S4]
+
+
+@pytest.fixture(scope="module")
+def server(toy_bundles: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(toy_bundles, "--window-seconds=3", "--max-explained-seconds=40") as server:
+        yield server
+
+
+def spans(total: int) -> list[tuple[int, int]]:
+    """Every hop while a whole window fits, and one more to the end, on the grid."""
+    starts = list(range(0, total - LENGTH + 1, HOP))
+    if starts[-1] + LENGTH < total:
+        starts.append(-(-(total - LENGTH) // GRID) * GRID)
+    return [(start, min(start + LENGTH, total)) for start in starts]
+
+
+def conversation() -> NDArray[np.float32]:
+    """Two voices with a noisy pause between them, 25.3 s; the toy takes them for two speakers."""
+    pause = 1e-3 * np.random.default_rng(5).normal(size=8 * 16_000)
+    return np.concatenate([talk(9.0, seed=1), pause, 0.8 * talk(8.3, seed=3)]).astype(np.float32)
+
+
+def windows_of(audio: NDArray[np.float32], variant: str, version: int, target: int | None = None) -> list[Any]:
+    weights = toy.weights(SEEDS[variant, version])
+    return [toy.expected(weights, audio[start:stop], target) for start, stop in spans(len(audio))]
+
+
+def votes_of(audio: NDArray[np.float32]) -> list[bool]:
+    """Which windows have a vote; those of the conversation's pause have none."""
+    votes = [holds_speech(audio[start:stop]) for start, stop in spans(len(audio))]
+    assert 2 <= votes.count(False) <= 5
+    assert len(votes) == 17
+    return votes
+
+
+def same(one: pb.ModelAnswer, other: pb.ModelAnswer) -> None:
+    """The same but for rounding, which depends on what is computed together."""
+    assert [score.speaker for score in one.speakers] == [score.speaker for score in other.speakers]
+    np.testing.assert_allclose([s.logit for s in one.speakers], [s.logit for s in other.speakers], rtol=1e-4, atol=1e-6)
+    parts = [[(s.start_s, s.end_s, s.speaker, s.known) for s in each.timeline] for each in (one, other)]
+    assert parts[0] == parts[1]
+
+
+def ask(server: ServerProcess, audio: NDArray[np.float32], *names: str, **fields: Any) -> pb.IdentifyResponse:
+    models = [pb.ModelSelector(variant=name) for name in names]
+    return server.identify(pb.IdentifyRequest(audio=raw(audio), models=models, **fields))
+
+
+def test_the_whole_is_what_the_windows_with_speech_say_together(server: ServerProcess) -> None:
+    audio = conversation()
+    answer = ask(server, audio, top_k=12, with_embedding=True)
+    voting = votes_of(audio)
+    assert answer.audio.seconds == pytest.approx(25.3)
+    for each in answer.answers:
+        windows = windows_of(audio, each.variant, each.version)
+        votes = [window for window, votes in zip(windows, voting, strict=True) if votes]
+        logits = np.mean([window["logits"] for window in votes], axis=0)
+        order = np.argsort(-logits)
+        assert [score.speaker for score in each.speakers] == [toy.speakers()[label] for label in order]
+        np.testing.assert_allclose([s.logit for s in each.speakers], logits[order], rtol=1e-3, atol=1e-6)
+        posterior = np.exp((logits - logits.max()) / toy.TEMPERATURE)
+        np.testing.assert_allclose(
+            [s.probability for s in each.speakers], (posterior / posterior.sum())[order], rtol=2e-3
+        )
+        embeddings = np.array([window["embedding"] for window in votes])
+        lengths = np.linalg.norm(embeddings, axis=1)
+        mean = (embeddings / lengths[:, None]).mean(axis=0) * lengths.mean()
+        np.testing.assert_allclose(each.embedding, mean, rtol=1e-3, atol=1e-5)
+        assert each.known == (logits.max() / toy.SCALE >= toy.THRESHOLD)
+
+
+def test_the_timeline_tells_who_spoke_when(server: ServerProcess) -> None:
+    audio = conversation()
+    [answer] = ask(server, audio, "da").answers
+    windows = windows_of(audio, "da", 1)
+    places = spans(len(audio))
+    best = [
+        int(window["logits"].argmax()) if votes else None
+        for votes, window in zip(votes_of(audio), windows, strict=True)
+    ]
+    edges = [0.0, *((a[1] + b[0]) / 2 for a, b in pairwise(places)), float(len(audio))]
+    expected: list[tuple[float, float, str]] = []
+    for label, (start, stop) in zip(best, pairwise(edges), strict=True):
+        if label is None:
+            continue
+        name = toy.speakers()[label]
+        if expected and expected[-1][1:] == (start / 16_000, name):
+            expected[-1] = (expected[-1][0], stop / 16_000, name)
+        else:
+            expected.append((start / 16_000, stop / 16_000, name))
+    found = [(segment.start_s, segment.end_s, segment.speaker) for segment in answer.timeline]
+    assert [name for _, _, name in found] == [name for _, _, name in expected]
+    np.testing.assert_allclose([each[:2] for each in found], [each[:2] for each in expected], rtol=1e-6)
+    assert len({name for _, _, name in found}) >= 2, "one speaker throughout: the test shows nothing"
+    assert all(0 < segment.probability <= 1 for segment in answer.timeline)
+
+
+def test_a_single_window_has_no_timeline(server: ServerProcess) -> None:
+    [answer] = ask(server, voice(3.0), "da").answers
+    assert not answer.timeline
+    expected = toy.expected(toy.weights(SEEDS["da", 1]), voice(3.0))["logits"]
+    assert answer.speakers[0].logit == pytest.approx(expected.max(), rel=1e-4)
+
+
+@pytest.mark.parametrize("target", [None, 7])
+def test_maps_are_stitched_for_the_speaker_of_the_whole(server: ServerProcess, target: int | None) -> None:
+    audio = conversation()
+    name = "" if target is None else toy.speakers()[target]
+    options = pb.ExplainOptions(stages=STAGES, resolution=pb.RESOLUTION_NATIVE, target_speaker=name)
+    [answer] = ask(server, audio, "clean", explain=options).answers
+    places = spans(len(audio))
+    plain = windows_of(audio, "clean", 2)
+    votes = votes_of(audio)
+    logits = np.mean([window["logits"] for window, each in zip(plain, votes, strict=True) if each], axis=0)
+    explained = int(logits.argmax()) if target is None else target
+    assert answer.explanation.target_speaker == toy.speakers()[explained]
+    bests = {int(window["logits"].argmax()) for window, each in zip(plain, votes, strict=True) if each}
+    assert len(bests) > 1, "every window has the same best speaker: the test shows nothing"
+    windows = windows_of(audio, "clean", 2, explained)
+    names = ["features", "saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4"]
+    strides = [1, *toy.STRIDES]
+    shown = [answer.explanation.log_mel, *answer.explanation.saliency]
+    for message, key, stride in zip(shown, names, strides, strict=True):
+        values = plane(message)
+        total, weight = np.zeros(values.shape), np.zeros(values.shape[1])
+        for (start, _), window, each in zip(places, windows, votes, strict=True):
+            part = window[key] * (each or key == "features")
+            first, count = start // (160 * stride), part.shape[1]
+            ramp = np.minimum(np.arange(count), count - 1 - np.arange(count)) + 0.5
+            total[:, first : first + count] += part * ramp
+            weight[first : first + count] += ramp
+        assert (weight > 0).all()
+        np.testing.assert_allclose(values, total / weight, atol=2e-5 + 1e-4 * np.abs(total / weight).max())
+        frames = 1 + (len(audio) - toy.FRAME) // toy.SHIFT
+        assert message.columns == -(-frames // stride)
+        assert len(message.times_s) == message.columns
+        assert message.times_s[-1] <= len(audio) / 16_000
+
+
+def test_audio_without_speech_is_refused_unless_it_is_short(server: ServerProcess) -> None:
+    noise = (0.05 * np.random.default_rng(0).normal(size=10 * 16_000)).astype(np.float32)
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(server, noise, "da")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "audio: nobody speaks in it, in no window of it"
+    for seconds in (2.0, 3.0):
+        assert ask(server, noise[: round(seconds * 16_000)], "da").answers
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3"])
+def test_any_format_and_rate_is_cut_alike(server: ServerProcess, kind: str) -> None:
+    """What is decoded block by block is what is decoded at once."""
+    file = io.BytesIO()
+    sf.write(file, talk(14.0, rate=44_100, seed=2), 44_100, format=kind)
+    samples, rate = sf.read(io.BytesIO(file.getvalue()), dtype="float32")
+    models = [pb.ModelSelector(variant="clean")]
+    answers = [
+        server.identify(pb.IdentifyRequest(audio=audio, models=models, top_k=12)).answers[0]
+        for audio in (pb.Audio(encoded=file.getvalue()), raw(samples, rate))
+    ]
+    same(*answers)
+
+
+def test_windows_are_answered_alike_in_any_company(server: ServerProcess) -> None:
+    audio = conversation()
+    alone = ask(server, audio, "clean", "da", top_k=12)
+    crowd = [
+        server.stub.Identify.future(
+            pb.IdentifyRequest(audio=raw(voice(0.5 + 0.1 * index, seed=index))), timeout=CALL_SECONDS
+        )
+        for index in range(20)
+    ]
+    together = ask(server, audio, "clean", "da", top_k=12)
+    assert all(call.result().answers for call in crowd)
+    for one, other in zip(alone.answers, together.answers, strict=True):
+        same(one, other)
+
+
+def test_maps_have_a_limit_of_their_own(server: ServerProcess) -> None:
+    audio = np.tile(talk(10.0), 5)
+    assert ask(server, audio, "da").answers
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(server, audio, "da", explain=pb.ExplainOptions())
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == (
+        "audio.raw.samples: longer than 40 s, the most accepted where maps are asked for (50.0 s or more)"
+    )
+
+
+def test_one_failing_variant_fails_by_name(tmp_path: Path) -> None:
+    """The toy answers with NaN above its peak, which only one bundle's limit is below; the other answers."""
+    toy.write_bundle(tmp_path, "good", 1, seed=0, nan_peak=100.0)
+    toy.write_bundle(tmp_path, "weak", 1, seed=1)
+    audio = talk(7.0)
+    audio[50_000] = toy.NAN_PEAK + 1
+    with ServerProcess(tmp_path, "--window-seconds=3") as server:
+        good, weak = ask(server, audio).answers
+        assert (good.variant, len(good.speakers)) == ("good", 5)
+        assert (weak.variant, weak.failure.code) == ("weak", "INTERNAL")
+        assert weak.failure.message == "weak/1 failed; the server's log says how"
+        assert not weak.speakers
+        assert not good.HasField("failure")
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(server, audio, "weak")
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        page = server.metrics()
+        assert page['speakerlens_answers_total{kind="predict",variant="good"}'] == 1
+        assert page.get('speakerlens_answers_total{kind="predict",variant="weak"}', 0) == 0
+
+
+def test_a_recording_that_has_begun_waits_for_room(toy_bundles: Path) -> None:
+    """More of its windows are in work at once than the queue holds; it is not refused in the middle."""
+    with ServerProcess(toy_bundles, "--window-seconds=1", "--queue-size=1") as server:
+        [answer] = ask(server, np.tile(talk(10.0), 6), "da").answers
+        assert answer.timeline[-1].end_s == 60
+
+
+@pytest.mark.parametrize("explained", [False, True])
+def test_timings_add_up(server: ServerProcess, explained: bool) -> None:
+    """Together nearly all of the request's time, and never more than it."""
+    name = 'speakerlens_request_duration_seconds_sum{method="Identify",variant="da"}'
+    before = server.metrics().get(name, 0)
+    options = pb.ExplainOptions(stages=STAGES) if explained else None
+    timings = ask(server, np.tile(talk(10.0), 4 if explained else 12), "da", explain=options).timings
+    together = timings.decode_s + timings.queue_s + timings.inference_s + timings.encode_s
+    took = server.metrics()[name] - before
+    assert 0.7 * took < together <= took
+    assert min(timings.decode_s, timings.inference_s, timings.encode_s) > 0

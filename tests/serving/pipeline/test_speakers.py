@@ -1,0 +1,203 @@
+"""The store of speakers by itself: whole whatever happens, and refused where it is not ours."""
+
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speakerlens.serving.errors import ResourceExhaustedError, StartupError, UnavailableError
+from speakerlens.serving.pipeline.store import Enrolment, SpeakerStore
+
+SIZE = 64
+
+
+def enrolment(speaker: str = "anna", variant: str = "da", version: int = 1, seed: int = 0) -> Enrolment:
+    embedding = np.random.default_rng(seed).normal(size=SIZE).astype(np.float32)
+    return Enrolment(speaker, variant, version, "d" * 64, 3, "2026-01-01T00:00:00+00:00", embedding)
+
+
+def facts(enrolments: list[Enrolment]) -> list[tuple[object, ...]]:
+    return [(e.speaker, e.variant, e.version, e.bundle, e.utterances, e.enrolled, *e.embedding) for e in enrolments]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "speakers.db"
+
+
+def test_what_is_put_is_there_after_a_restart(path: Path) -> None:
+    stored = [enrolment("anna", "clean"), enrolment("anna", "da", 2, 1), enrolment("anna", "da", 10, 2)]
+    store = SpeakerStore(path)
+    store.put([stored[2], stored[0], stored[1]])
+    store.put([enrolment("Bob")])
+    store.close()
+    again = SpeakerStore(path)
+    assert facts(again.find("anna")) == facts(stored)
+    assert facts(again.page("", 99)) == facts([enrolment("Bob"), *stored])
+    assert again.find("nobody") == []
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [file.name for file in path.parent.iterdir()] == ["speakers.db"], "one file"
+
+
+def test_a_speaker_is_replaced_as_a_whole_and_removed_as_a_whole(path: Path) -> None:
+    store = SpeakerStore(path)
+    store.put([enrolment("anna", "clean"), enrolment("anna", "da")])
+    store.put([enrolment("anna", "da", 2, 7)])
+    assert facts(store.page("", 99)) == facts([enrolment("anna", "da", 2, 7)])
+    assert store.remove("anna")
+    assert not store.remove("anna")
+    assert store.page("", 99) == []
+
+
+def test_speakers_come_in_pages_and_take_little_more_than_their_embeddings(path: Path) -> None:
+    """Four times as much, where each lies on pages of its own."""
+    store = SpeakerStore(path)
+    large = np.ones(256, np.float32)
+    for number in range(60):
+        store.put([replace(enrolment(f"{number:03}", variant), embedding=large) for variant in ("clean", "da")])
+    names, after = [], ""
+    while page := store.page(after, 7):
+        assert len(page) % 2 == 0
+        names += [each.speaker for each in page[::2]]
+        after = page[-1].speaker
+    assert names == [f"{number:03}" for number in range(60)]
+    assert path.stat().st_size < 120 * 1700
+
+
+def test_what_is_removed_is_gone_from_the_file(path: Path) -> None:
+    store = SpeakerStore(path)
+    store.put([enrolment("a rare name")])
+    embedding = enrolment().embedding.tobytes()
+    assert b"a rare name" in path.read_bytes()
+    assert embedding in path.read_bytes()
+    store.remove("a rare name")
+    assert b"a rare name" not in path.read_bytes()
+    assert embedding[:40] not in path.read_bytes()
+
+
+def make(statements: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        connection = sqlite3.connect(path)
+        connection.executescript(statements)
+        connection.close()
+
+    return write
+
+
+def of_version(version: int) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        SpeakerStore(path).close()
+        make(f"PRAGMA user_version = {version}")(path)
+
+    return write
+
+
+def damaged(path: Path) -> None:
+    store = SpeakerStore(path)
+    for index in range(200):
+        store.put([enrolment(f"speaker {index}")])
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[8192:24576] = bytes(range(256)) * 64
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (lambda path: path.write_text("Dear server, these are my speakers."), "not a database"),
+        (make("CREATE TABLE shopping (item TEXT)"), "a database of another program"),
+        (of_version(2), "schema version 2, this server reads and writes 1"),
+        (of_version(0), "schema version 0"),
+        (lambda path: path.mkdir(), "unable to open"),
+        (damaged, "damaged"),
+    ],
+    ids=["text", "another's", "newer", "older", "folder", "damaged"],
+)
+def test_what_is_not_ours_is_refused_and_left_alone(path: Path, write: Callable[[Path], object], sentence: str) -> None:
+    write(path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(StartupError, match=sentence) as caught:
+        SpeakerStore(path)
+    assert f"--speakers {path}" in str(caught.value)
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="No such file"):
+        SpeakerStore(tmp_path / "none" / "speakers.db")
+
+
+def test_a_full_disk_changes_nothing(path: Path) -> None:
+    store = SpeakerStore(path)
+    store.put([enrolment("anna", seed=1)])
+    store._connection.execute("PRAGMA max_page_count = 6")
+    with pytest.raises(ResourceExhaustedError, match="full; nothing was changed"):
+        store.put([enrolment("anna", f"v{index}", seed=2) for index in range(100)])
+    assert facts(store.page("", 99)) == facts([enrolment("anna", seed=1)])
+    store.put([enrolment("anna", seed=3)])  # there is room for that
+    store.close()
+    assert facts(SpeakerStore(path).page("", 99)) == facts([enrolment("anna", seed=3)])
+
+
+def test_a_file_that_another_holds_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speakerlens.serving.pipeline.store.BUSY_SECONDS", 0.05)
+    store = SpeakerStore(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for ask in (lambda: store.put([enrolment()]), lambda: store.remove("anna"), lambda: store.page("", 9)):
+        with pytest.raises(UnavailableError, match=r"cannot be used now .*locked"):
+            ask()
+    other.execute("ROLLBACK")
+    store.put([enrolment()])
+
+
+def test_several_servers_share_one_file(path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(lambda _: SpeakerStore(path), range(4)))
+        writes = [
+            pool.submit(stores[i % 4].put, [enrolment("anna", seed=i), enrolment("anna", "b", seed=i)])
+            for i in range(4)
+        ]
+        for each in writes:
+            each.result()
+    first, second = stores[0].find("anna")
+    assert np.array_equal(first.embedding, second.embedding), "halves of two enrolments"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.serving.pipeline.test_speakers import enrolment
+from speakerlens.serving.pipeline.store import SpeakerStore
+store = SpeakerStore(Path(sys.argv[1]))
+for round in range(10**9):
+    store.put([enrolment("anna", variant, seed=round) for variant in ("a", "b", "c")])
+    sys.stdout.write(f"{round}\\n")
+    sys.stdout.flush()
+"""
+
+
+def test_killed_at_any_moment_it_is_whole_and_holds_what_was_answered(path: Path) -> None:
+    for wait in (0.0, 0.003, 0.011, 0.02, 0.05):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "0\n"
+        time.sleep(wait)
+        writer.kill()
+        answered = [0, *map(int, writer.stdout.read().split())][-1]
+        writer.wait()
+        rows = SpeakerStore(path).find("anna")
+        assert [row.variant for row in rows] == ["a", "b", "c"]
+        # The last one answered, or the next, which was being written.
+        held = [r for r in (answered, answered + 1) if np.array_equal(enrolment(seed=r).embedding, rows[0].embedding)]
+        assert len(held) == 1
+        assert all(np.array_equal(row.embedding, rows[0].embedding) for row in rows)

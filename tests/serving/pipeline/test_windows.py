@@ -1,0 +1,258 @@
+"""Cutting, voting, stitching and the timeline, each against its definition."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from speakerlens.serving.bundle import Bundle, read_bundle
+from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
+from speakerlens.serving.pipeline.aggregate import Ballot
+from speakerlens.serving.pipeline.ordered import ordered
+from speakerlens.serving.pipeline.stitching import Piece, stitched
+from speakerlens.serving.pipeline.timeline import Heard, Stretch, Vote, stretches
+from speakerlens.serving.pipeline.timing import union
+from speakerlens.serving.pipeline.vad import holds_speech
+from speakerlens.serving.pipeline.windows import Cutter, Window, Windowing, windowing
+from tests.serving.harness import talk
+
+SHAPE = Windowing(length=50, hop=24, grid=8)
+
+
+@pytest.fixture(scope="module")
+def bundle(toy_bundles: Path) -> Bundle:
+    return read_bundle(toy_bundles / "da" / "1")
+
+
+def cut(samples: np.ndarray, sizes: list[int]) -> list[Window]:
+    cutter, windows = Cutter(SHAPE), []
+    for size in sizes:
+        windows += cutter.feed(samples[:size])
+        samples = samples[size:]
+    windows += cutter.feed(samples)
+    assert cutter.total == sum(sizes) + len(samples)
+    return windows + cutter.finish()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 400), st.lists(st.integers(0, 90), max_size=12))
+@example(50, [])
+@example(51, [50])
+@example(74, [])
+@example(75, [74])
+def test_windows_are_those_of_the_definition_however_samples_come(total: int, sizes: list[int]) -> None:
+    samples = np.arange(total, dtype=np.float32)
+    while sum(sizes) > total:
+        sizes.pop()
+    windows = cut(samples, sizes)
+    if total <= 50:
+        assert [(w.start, w.stop, w.whole) for w in windows] in ([(0, total, True)], [(0, 50, False)])
+    full = range(0, max(total - 50, 0) + 1, 24) if total >= 50 else range(0)
+    assert [window.start for window in windows][: len(full)] == list(full)
+    assert len(windows) - len(full) == (full[-1] + 50 < total if full else 1)
+    for window in windows:
+        np.testing.assert_array_equal(window.samples, samples[window.start : window.stop])
+        assert window.start % 8 == 0
+    assert windows[-1].stop == total
+    assert len(windows) == 1 or all(42 < len(window.samples) <= 50 for window in windows)
+    assert all(window.whole == (len(windows) == 1 and total < 50) for window in windows)
+
+
+def test_the_grid_suits_every_stage(bundle: Bundle) -> None:
+    shape = windowing(3.0, [bundle])
+    assert shape == Windowing(length=48_000, hop=23_040, grid=1280)
+    for stage in bundle.stages:
+        assert shape.hop % (bundle.frame_shift * stage.stride) == 0
+
+
+def test_the_whole_is_the_mean_of_those_who_vote(bundle: Bundle) -> None:
+    rng = np.random.default_rng(0)
+    predictions = [
+        Prediction(rng.normal(size=12).astype(np.float32), rng.normal(size=6).astype(np.float32) * 3) for _ in range(3)
+    ]
+    ballot = Ballot(bundle)
+    for index, prediction in enumerate([predictions[0], None, predictions[1], predictions[2]]):
+        ballot.add(Window(index * 100, np.zeros(200, np.float32)), prediction)
+    whole = ballot.result()
+    np.testing.assert_allclose(whole.logits, np.mean([each.logits for each in predictions], axis=0), rtol=1e-6)
+    lengths = [np.linalg.norm(each.embedding) for each in predictions]
+    directions = [each.embedding / length for each, length in zip(predictions, lengths, strict=True)]
+    np.testing.assert_allclose(whole.embedding, np.mean(directions, axis=0) * np.mean(lengths), rtol=1e-5)
+    assert ballot.votes == 3
+
+
+def test_a_single_window_is_taken_as_it_is(bundle: Bundle) -> None:
+    ballot, prediction = Ballot(bundle), Prediction(np.ones(12, np.float32), np.ones(6, np.float32))
+    ballot.add(Window(0, np.zeros(9, np.float32)), prediction)
+    assert ballot.result() is prediction
+    assert ballot.timeline() == ()
+
+
+def test_who_spoke_when_by_hand() -> None:
+    """Windows of 4 s every 2 s: neighbours share what overlaps half and half, silence parts, agreement joins."""
+    a, b = Vote(0, 0.5, 2.0), Vote(1, 0.9, 3.0)
+    votes = [a, Vote(0, 0.7, 4.0), b, None, b, b]
+    windows = [Heard(2 * i * 16_000, (2 * i + 4) * 16_000, vote) for i, vote in enumerate(votes)]
+    assert stretches(windows) == (
+        Stretch(0.0, 5.0, 0, pytest.approx(0.6), 3.0),  # type: ignore[arg-type]
+        Stretch(5.0, 7.0, 1, 0.9, 3.0),
+        Stretch(9.0, 14.0, 1, 0.9, 3.0),
+    )
+    assert stretches([Heard(0, 16_000, None), Heard(8_000, 24_000, None)]) == ()
+
+
+def pieces_of(bundle: Bundle, samples: int, votes: list[bool] | None = None) -> list[Piece[ExplainedPrediction]]:
+    """What windows would say whose features and maps depend only on where in the audio a column is."""
+    cutter = Cutter(windowing(1.0, [bundle]))
+    windows = cutter.feed(np.zeros(samples, np.float32)) + cutter.finish()
+    made = []
+    for index, window in enumerate(windows):
+        frames = bundle.frames(len(window.samples))
+        features = plane(bundle.mel_bins, window.start // 160, frames)
+        maps = tuple(
+            plane(stage.rows, window.start // (160 * stage.stride), -(-frames // stage.stride))
+            for stage in bundle.stages
+        )
+        answer = ExplainedPrediction(np.zeros(12, np.float32), np.zeros(6, np.float32), 0, features, maps)
+        made.append(Piece(window.start, answer, votes is None or votes[index]))
+    return made
+
+
+def plane(rows: int, first: int, columns: int) -> np.ndarray:
+    values: np.ndarray = np.sin(np.arange(first, first + columns) / 7)[None] + np.arange(rows)[:, None] + 2
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("samples", [16_001, 24_000, 60_123, 100_000])
+def test_maps_that_agree_are_stitched_without_a_trace(bundle: Bundle, samples: int) -> None:
+    """Every column lands where it belongs, to the last frame, and cross-fading what agrees changes nothing."""
+    features, maps = stitched(bundle, pieces_of(bundle, samples), samples)
+    np.testing.assert_allclose(features, plane(bundle.mel_bins, 0, bundle.frames(samples)), rtol=1e-5)
+    for stage, values in zip(bundle.stages, maps, strict=True):
+        np.testing.assert_allclose(values, plane(stage.rows, 0, bundle.columns(samples, stage)), rtol=1e-5)
+
+
+def test_windows_that_disagree_are_faded_without_a_step(bundle: Bundle) -> None:
+    """Two windows of other levels: one's value, the other's, and between them no step larger than the fade's."""
+    first, second = pieces_of(bundle, 16_000 + 7_680)
+    ones = tuple(np.ones_like(values) for values in first.prediction.saliency)
+    zeros = tuple(np.zeros_like(values) for values in second.prediction.saliency)
+    answers = [
+        ExplainedPrediction(each.prediction.logits, each.prediction.embedding, 0, each.prediction.features, maps)
+        for each, maps in ((first, ones), (second, zeros))
+    ]
+    _, maps = stitched(bundle, [Piece(0, answers[0], True), Piece(second.start, answers[1], True)], 16_000 + 7_680)
+    row = maps[0][0]
+    joint = second.start // 160
+    np.testing.assert_array_equal(row[:joint], 1)
+    np.testing.assert_array_equal(row[98:], 0)
+    steps = -np.diff(row)
+    assert (steps >= 0).all()
+    assert steps.max() < 3 / (98 - joint)
+
+
+def test_who_does_not_vote_is_not_explained(bundle: Bundle) -> None:
+    samples = 16_000 + 2 * 7_680
+    features, maps = stitched(bundle, pieces_of(bundle, samples, [True, False, False]), samples)
+    np.testing.assert_allclose(features, plane(bundle.mel_bins, 0, bundle.frames(samples)), rtol=1e-5)
+    assert (maps[0][:, 100:] == 0).all()
+    assert (maps[0][:, :40] > 0).all()
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_speech_and_what_is_none(seconds: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    speech = talk(seconds, seed=seed)
+    noise = rng.normal(size=len(speech)).astype(np.float32)
+    hum = np.sin(2 * np.pi * 100 * np.arange(len(speech)) / 16_000).astype(np.float32)
+    power = float(np.sqrt((speech**2).mean()))
+    assert holds_speech(speech)
+    assert holds_speech(speech * np.float32(0.05))
+    assert holds_speech(speech + power * noise), "at 0 dB"
+    assert not holds_speech(0.05 * noise)
+    assert not holds_speech(0.1 * hum + 1e-3 * noise)
+    assert not holds_speech(speech * np.float32(1e-4)), "below -60 dBFS"
+    assert not holds_speech(speech[:200])
+
+
+def test_one_word_in_ten_seconds_is_speech() -> None:
+    samples = 1e-3 * np.random.default_rng(0).normal(size=160_000).astype(np.float32)
+    assert not holds_speech(samples)
+    samples[50_000:62_000] += talk(0.75)
+    assert holds_speech(samples)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 5))
+def test_results_come_in_order_and_few_are_in_work(waits: list[int], at_once: int) -> None:
+    working, most, asked = 0, 0, 0
+
+    async def source() -> AsyncIterator[tuple[int, int]]:
+        nonlocal asked
+        for index, wait in enumerate(waits):
+            asked += 1
+            yield index, wait
+
+    async def work(item: tuple[int, int]) -> int:
+        nonlocal working, most
+        working += 1
+        most = max(most, working)
+        for _ in range(item[1]):
+            await asyncio.sleep(0)
+        working -= 1
+        return item[0]
+
+    async def collect() -> list[int]:
+        taken = []
+        async for result in ordered(source(), work, at_once):
+            taken.append(result)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert asked <= len(taken) + at_once, "a reader who is slow stops the source"
+        return taken
+
+    assert asyncio.run(collect()) == list(range(len(waits)))
+    assert most <= at_once
+
+
+@pytest.mark.parametrize("failing", ["source", "work"])
+def test_what_went_before_an_error_arrives_and_the_rest_is_cancelled(failing: str) -> None:
+    cancelled: list[int] = []
+
+    async def source() -> AsyncIterator[int]:
+        for index in range(3):
+            yield index
+        if failing == "source":
+            raise ZeroDivisionError
+        for index in range(3, 100):
+            yield index
+
+    async def work(index: int) -> int:
+        try:
+            await asyncio.sleep(30 if index > 3 else 0.2 if index == 3 else 0)
+            if index == 3:
+                raise ZeroDivisionError
+        except asyncio.CancelledError:
+            cancelled.append(index)
+            raise
+        return index
+
+    async def collect() -> list[int]:
+        taken: list[int] = []
+        with pytest.raises(ZeroDivisionError):
+            async for result in ordered(source(), work, 4):
+                taken.append(result)
+        assert len(asyncio.all_tasks()) == 1
+        return taken
+
+    assert asyncio.run(collect()) == [0, 1, 2]
+    assert failing == "source" or cancelled
+
+
+def test_time_is_counted_once() -> None:
+    assert union([(3.0, 4.0), (0.0, 2.0), (1.0, 2.5), (4.0, 5.0)]) == [(0.0, 2.5), (3.0, 5.0)]

@@ -1,0 +1,224 @@
+"""Batches: crops drawn afresh for every update, corrupted on the device, read ahead while the network is busy.
+
+Batch `t` is a pure function of the corpus, the configuration, the variant's layout and (seed, t). So a run that is
+resumed at update t goes on with the very batch it would have seen; no position in the data needs storing.
+"""
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from speakerlens.training.config import Config, InterferenceKind
+from speakerlens.training.data.audio import SAMPLE_RATE
+from speakerlens.training.data.corruption import corrupt, draw_corruption, usable_kinds
+from speakerlens.training.data.crops import CropReader
+from speakerlens.training.data.interference import InterferenceSource
+from speakerlens.training.data.manifest import Clip, Corpus, Split
+from speakerlens.training.data.perturbation import draw_codec, draw_speeds, transmit
+from speakerlens.training.distributed import ALONE, World
+from speakerlens.training.errors import UserError
+from speakerlens.training.model.objectives import Variant
+
+
+class Batch(NamedTuple):
+    """What goes through the network in one update.
+
+    audio: [rows, samples] on the device. labels: index into `Corpus.speakers`, [rows].
+    originals: what the copies were before, [copies, samples], where the variant needs them beside the rows; else empty.
+    names: which crop each row is, and how it was corrupted, for messages.
+    """
+
+    audio: Tensor
+    labels: Tensor
+    originals: Tensor
+    names: tuple[str, ...]
+
+
+class _Row(NamedTuple):
+    """An utterance to be.
+
+    It has a speaker, a clip, a place in it, in [0, 1), a speed, and what seeds its corruption, if it has one.
+    """
+
+    label: int
+    clip: Clip
+    place: float
+    speed: float
+    corruption: np.random.SeedSequence | None
+
+
+class BatchSource:
+    """Draws the batches of a training run; `batch` may be called from several threads.
+
+    Where several processes train together, each reads its share of the rows of every batch: of rows 0, 1, 2 … those
+    whose number divided by the processes' leaves its rank, a crop's copy along with the crop. All shares together are
+    the batch of a process that trains alone, and each has about as many copies as the others.
+
+    corpus: where they are drawn from.
+    kinds: the configured kinds of interference that the corpus can supply; none for a variant without copies.
+    missing: those that it cannot.
+
+    Raises UserError if a speaker has nothing to train on, if copies are wanted and the corpus can supply no kind of
+    interference that the configuration lists, or if the processes cannot have equally many crops, or a copy each.
+    """
+
+    def __init__(
+        self, corpus: Corpus, config: Config, variant: Variant, device: torch.device, world: World = ALONE
+    ) -> None:
+        self._drawn = round(config.data.batch_size * variant.crops)
+        if self._drawn % world.size:
+            raise UserError(
+                f"data.batch_size {config.data.batch_size} makes {self._drawn} crops, which cannot be shared out "
+                f"equally to {world.size} processes; choose another"
+            )
+        # A process without a copy would not take part where the others wait for each other.
+        if variant.aligned and variant.copies == "share":
+            copies = round(config.interference.share * self._drawn)
+            if copies < world.size:
+                raise UserError(
+                    f"interference.share {config.interference.share:g} makes {copies} copies of {self._drawn} crops; "
+                    f"this variant aligns at least one in each of its processes ({world.size}): give a larger share"
+                )
+        self.corpus, self._config, self._variant, self._device = corpus, config, variant, device
+        self._world = world
+        self._clips = _clips_by_speaker(corpus, "train")
+        samples = round(config.data.crop_seconds * SAMPLE_RATE)
+        self._crops = CropReader(corpus.utterances("train"), samples, config.data.cache_megabytes)
+        self._local = threading.local()
+        self._interference = InterferenceSource(corpus, "train", config.interference.talkers)
+        self.kinds: tuple[InterferenceKind, ...] = ()
+        self.missing: tuple[InterferenceKind, ...] = ()
+        if variant.copies != "none":
+            self.kinds = usable_kinds(self._interference, config.interference)
+            if not self.kinds:
+                wanted = ", ".join(config.interference.snr_db)
+                raise UserError(f"{corpus.root}: has no training interference of the configured kinds ({wanted})")
+            if len(self.kinds) < 2 and config.interference.combine > 0:
+                raise UserError(
+                    f"{corpus.root}: interference.combine needs two kinds of interference, and of those configured the "
+                    f"corpus has only {self.kinds[0]} for training"
+                )
+            self.missing = tuple(kind for kind in config.interference.snr_db if kind not in self.kinds)
+
+    @property
+    def rows(self) -> int:
+        """Rows of every batch, all processes' together."""
+        return round(self._config.data.batch_size * self._variant.rows)
+
+    def batch(self, step: int) -> Batch:
+        """Draw this process's rows of the batch of update `step`, counted from 0."""
+        plan = self._plan(step)
+        with self._own_stream():
+            return self._realise(plan)
+
+    def _realise(self, plan: list[_Row]) -> Batch:
+        """Read the crops of the rows, and corrupt those that are copies."""
+        crops = [self._crops.read(row.clip, row.place, row.speed) for row in plan]
+        speech = torch.from_numpy(np.stack([samples for samples, _ in crops])).to(self._device)
+        names = tuple(
+            f"{row.clip.path.name} at {start:.2f} s" + (f", speed {row.speed:g}" if row.speed != 1.0 else "")
+            for row, (_, start) in zip(plan, crops, strict=True)
+        )
+        labels = torch.tensor([row.label for row in plan]).to(self._device)
+        copied = [row for row in plan if row.corruption is not None]
+        if not copied:
+            return Batch(speech, labels, speech[:0], names)
+        count = len(copied)  # they come first
+        rngs = [np.random.default_rng(row.corruption) for row in copied]
+        corruptions = [draw_corruption(self.kinds, self._config.interference, rng) for rng in rngs]
+        speakers = [self.corpus.speakers[row.label] for row in copied]
+        mixtures = corrupt(speech[:count], speakers, corruptions, self._interference, rngs).audio
+        codecs = [draw_codec(self._config.perturbation, rng) for rng in rngs]
+        copies = transmit(mixtures, codecs)
+        copy_names = tuple(
+            " + ".join([name, *map(str, layers)]) + (f", through {codec}" if codec else "")
+            for name, layers, codec in zip(names[:count], corruptions, codecs, strict=True)
+        )
+        if self._variant.copies == "pair":
+            return Batch(torch.cat([speech, copies]), torch.cat([labels, labels]), speech[:0], names + copy_names)
+        originals = speech[: count if self._variant.aligned else 0]
+        return Batch(torch.cat([copies, speech[count:]]), labels, originals, copy_names + names[count:])
+
+    def _plan(self, step: int) -> list[_Row]:
+        """Draw the whole batch, which costs little, and give the rows that this process has to read."""
+        rng = np.random.default_rng([self._config.seed, step])
+        drawn = self._draw_speakers(self._drawn, rng).tolist()
+        clips = [self._clips[label][rng.integers(len(self._clips[label]))] for label in drawn]
+        places = rng.random(len(drawn)).tolist()
+        speeds = draw_speeds(len(drawn), self._config.perturbation, rng)
+        shares = {"none": 0.0, "share": self._config.interference.share, "pair": 1.0}
+        count = round(shares[self._variant.copies] * len(drawn))
+        seeds = [*rng.bit_generator.seed_seq.spawn(count), *[None] * (len(drawn) - count)]  # type: ignore[attr-defined]
+        rows = [_Row(*row) for row in zip(drawn, clips, places, speeds, seeds, strict=True)]
+        return rows[self._world.rank :: self._world.size]
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """Work on a stream of this thread's own, on a CUDA device: on the network's it would wait for the network."""
+        if self._device.type != "cuda":
+            yield
+            return
+        if not hasattr(self._local, "stream"):
+            self._local.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._local.stream):
+            yield
+            self._local.stream.synchronize()
+
+    def _draw_speakers(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw labels at random, every speaker's equally often as far as `count` allows."""
+        rounds = [rng.permutation(len(self._clips)) for _ in range(-(-count // len(self._clips)))]
+        return np.concatenate(rounds)[:count].astype(np.int64)
+
+
+class ReadAhead:
+    """Calls `make(step)` for first <= step < last on other threads, up to `ahead` steps before they are asked for.
+
+    A context manager; `next` gives them in order. An error of `make` is raised at its step.
+    """
+
+    def __init__(self, make: Callable[[int], Batch], first: int, last: int, ahead: int, threads: int) -> None:
+        self._make = make
+        self._steps = iter(range(first, last))
+        self._pending: deque[Future[Batch]] = deque()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="batches")
+        for _ in range(ahead):
+            self._submit_next()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def next(self) -> Batch:
+        """Give the next batch, waiting for it."""
+        batch = self._pending.popleft().result()
+        self._submit_next()
+        return batch
+
+    def _submit_next(self) -> None:
+        step = next(self._steps, None)
+        if step is not None:
+            self._pending.append(self._threads.submit(self._make, step))
+
+
+def _clips_by_speaker(corpus: Corpus, split: Split) -> list[list[Clip]]:
+    """Group a split's utterances by speaker, in the order of the labels."""
+    groups: dict[str, list[Clip]] = defaultdict(list)
+    for clip in corpus.utterances(split):
+        groups[clip.speaker or ""].append(clip)
+    missing = [speaker for speaker in corpus.speakers if speaker not in groups]
+    if missing:
+        raise UserError(f"{corpus.root}: no {split} utterance of {', '.join(missing[:5])}; every speaker needs some")
+    return [groups[speaker] for speaker in corpus.speakers]

@@ -1,0 +1,190 @@
+"""`python -m training prepare …`: make a corpus."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, Kind
+from speakerlens.training.data.prepare.demo import DemoSettings, prepare_demo
+from speakerlens.training.data.prepare.demo_voices import SPEAKERS
+from speakerlens.training.data.prepare.folder import FolderSettings, prepare_folder
+from speakerlens.training.data.prepare.pieces import Shares
+from speakerlens.training.data.prepare.rooms import RT60_RANGE, prepare_rooms
+from speakerlens.training.data.prepare.voxceleb1 import Voxceleb1Settings, prepare_voxceleb1
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `prepare` with its commands to the command line."""
+    parser = subparsers.add_parser("prepare", help="make a corpus: audio files and one manifest", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_folder(commands)
+    _add_voxceleb1(commands)
+    _add_rooms(commands)
+
+
+def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    defaults = DemoSettings()
+    parser = commands.add_parser(
+        "demo",
+        help="synthesise the demo corpus",
+        description="Synthesise speakers with espeak-ng, and noises, music and rooms. The same settings give the same "
+        "corpus; one that is already there is reused.",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the corpus")
+    parser.add_argument(
+        "--speakers",
+        type=int,
+        default=defaults.speakers,
+        metavar="N",
+        help=f"number of speakers, at most {len(SPEAKERS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--utterances-per-speaker",
+        type=int,
+        default=defaults.utterances_per_speaker,
+        metavar="N",
+        help="at least 3; about 70%% train, 10%% dev and 20%% test (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=defaults.seed, metavar="N", help="seed of all that is drawn (default: %(default)s)"
+    )
+    parser.set_defaults(run=_run_demo)
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    settings = DemoSettings(arguments.speakers, arguments.utterances_per_speaker, arguments.seed)
+    prepare_demo(arguments.out, settings, Console())
+    return 0
+
+
+_INTERFERENCE: dict[str, tuple[Kind, str]] = {
+    "noise": ("noise", "noises"),
+    "music": ("music", "music"),
+    "interfering_speech": (
+        "speech",
+        "talkers other than the speakers, for babble and for a second voice; never counted as strangers, as "
+        "nobody knows who they are: see --outsiders",
+    ),
+    "rir": ("rir", "room impulse responses"),
+}
+
+
+def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "folder",
+        help="take one's own speakers and interference from folders",
+        description="Every speaker's files, and the files of every kind of interference, are shared out to train, dev "
+        "and test at random. 16 kHz mono WAV and FLAC files stay where they are; all others (any format that "
+        "libsndfile reads, any rate) are converted. An utterance must last at least "
+        f"{SHORTEST_UTTERANCE:g} s.",
+    )
+    parser.add_argument("--speech", type=Path, required=True, metavar="DIR", help="holds a folder for each speaker")
+    for name, (_, what) in _INTERFERENCE.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="DIR", help=f"{what}; may be nested")
+    _add_unpacked(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the corpus, missing or empty"
+    )
+    parser.add_argument(
+        "--min-seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="join consecutive clips of a speaker into utterances of at least this long (default: leave clips alone)",
+    )
+    parser.add_argument(
+        "--outsiders",
+        type=int,
+        default=FolderSettings.outsiders,
+        metavar="N",
+        help="take N speakers, drawn by the seed, out of the speaker set: they are the interfering talkers and the "
+        "strangers, each in one split only; 0 or at least 3, and 9 for the three strangers in dev and in test that "
+        "calibration asks for (default: %(default)s)",
+    )
+    for name in ("dev", "test"):
+        default = getattr(Shares, name)
+        parser.add_argument(
+            f"--{name}", type=float, default=default, metavar="SHARE", help=f"share for {name} (default: %(default)s)"
+        )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of all that is drawn (default: %(default)s)"
+    )
+    parser.set_defaults(run=_run_folder)
+
+
+def _add_unpacked(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--musan", type=Path, metavar="DIR", help="MUSAN as it unpacks: noise, music and interfering speech"
+    )
+    parser.add_argument(
+        "--rirs", type=Path, metavar="DIR", help="RIRS_NOISES as it unpacks: simulated and measured impulse responses"
+    )
+
+
+def _run_folder(arguments: argparse.Namespace) -> int:
+    given = {kind: getattr(arguments, name) for name, (kind, _) in _INTERFERENCE.items()}
+    settings = FolderSettings(
+        speech=arguments.speech,
+        interference={kind: folder for kind, folder in given.items() if folder is not None},
+        musan=arguments.musan,
+        rirs=arguments.rirs,
+        min_seconds=arguments.min_seconds,
+        shares=Shares(arguments.dev, arguments.test, arguments.seed),
+        outsiders=arguments.outsiders,
+    )
+    prepare_folder(arguments.out, settings, Console())
+    return 0
+
+
+def _add_voxceleb1(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "voxceleb1",
+        help="take VoxCeleb1 with its identification split, where it lies",
+        description="Every file is looked at before anything is written, and what is missing, doubled or unusable is "
+        "told at once, and in report.txt. MUSAN and the rooms of RIRS_NOISES are shared out to train, dev and test.",
+    )
+    parser.add_argument(
+        "--root", type=Path, required=True, metavar="DIR", help="VoxCeleb1 as it unpacks: wav, or dev/wav and test/wav"
+    )
+    parser.add_argument(
+        "--split", type=Path, required=True, metavar="FILE", help="the identification split, iden_split.txt"
+    )
+    _add_unpacked(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the corpus, missing or empty"
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="leave out files that are missing or cannot be used, and speakers who then have nothing to train on",
+    )
+    parser.set_defaults(run=_run_voxceleb1)
+
+
+def _run_voxceleb1(arguments: argparse.Namespace) -> int:
+    settings = Voxceleb1Settings(
+        arguments.root, arguments.split, arguments.musan, arguments.rirs, arguments.allow_missing
+    )
+    prepare_voxceleb1(arguments.out, settings, Console())
+    return 0
+
+
+def _add_rooms(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    low, high = RT60_RANGE
+    parser = commands.add_parser(
+        "rooms",
+        help="simulate impulse responses of rooms",
+        description="Simulate rooms of random size, talkers and microphones at random places in them, with a "
+        f"reverberation time (RT60) from {low:g} to {high:g} s. The folder can be given to `prepare folder --rir`.",
+    )
+    parser.add_argument("--count", type=int, required=True, metavar="N", help="number of rooms")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for them, missing or empty")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the rooms (default: %(default)s)")
+    parser.set_defaults(run=_run_rooms)
+
+
+def _run_rooms(arguments: argparse.Namespace) -> int:
+    prepare_rooms(arguments.out, arguments.count, arguments.seed, Console())
+    return 0

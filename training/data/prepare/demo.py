@@ -1,0 +1,206 @@
+"""The demo corpus: synthetic speakers, voices in the background, noises, music and rooms, made from a seed."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from speakerlens.training.data.audio import SAMPLE_RATE, write_audio
+from speakerlens.training.data.interference import RESPONSE_SAMPLES
+from speakerlens.training.data.manifest import Clip, Kind, Split, load_corpus, write_corpus
+from speakerlens.training.data.prepare.building import building, is_free
+from speakerlens.training.data.prepare.demo_interference import NOISES, make_music, make_noise
+from speakerlens.training.data.prepare.demo_voices import OUTSIDERS, SPEAKERS, Line, distinct_voices, speak, vary
+from speakerlens.training.data.prepare.espeak import Voice
+from speakerlens.training.data.prepare.processes import in_processes
+from speakerlens.training.data.prepare.rooms import make_room, room_simulator
+from speakerlens.training.data.prepare.sentences import draw_sentences
+from speakerlens.training.errors import UserError
+
+RECORD = "demo.json"
+_RECIPE = 2
+"""Counted up whenever the same settings would give another corpus."""
+
+FEWEST_SPEAKERS = 24
+_SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What decides the corpus, to the last bit.
+
+    Attributes:
+        speakers: how many; fewer, but not under 24, if voices turn out to sound the same.
+        utterances_per_speaker: of which about 70 % train, 10 % dev and 20 % test.
+        seed: of everything drawn.
+    """
+
+    speakers: int = 30
+    utterances_per_speaker: int = 20
+    seed: int = 0
+    recipe: int = _RECIPE
+
+
+def prepare_demo(out: Path, settings: DemoSettings, console: Console) -> None:
+    """Make the demo corpus in `out`, or say that it is already there.
+
+    Raises:
+        UserError: `out` holds something else, voices or rooms cannot be made here, or too few voices differ.
+    """
+    _check_settings(settings)
+    if _is_made(out, settings):
+        console.print(f"{out}: the corpus made with the same settings is reused", soft_wrap=True, markup=False)
+        return
+    room_simulator()  # what is missing is said before the voices have spoken
+    begin = time.monotonic()
+    with building(out) as folder:
+        clips = [*_synthesise_speech(folder, settings, console), *_synthesise_interference(folder, settings, console)]
+        corpus = write_corpus(folder, clips)
+        (folder / RECORD).write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    utterances = sum(len(corpus.utterances(split)) for split in _SPLITS)
+    console.print(
+        f"{out}: {len(corpus.speakers)} speakers, {utterances} utterances, "
+        f"{len(clips) - utterances} files of interference, in {time.monotonic() - begin:.1f} s",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def split_counts(count: int) -> dict[Split, int]:
+    """Share out `count` things, at least 3: a tenth to dev, a fifth to test, but at least one to each."""
+    test, dev = max(1, round(0.2 * count)), max(1, round(0.1 * count))
+    return {"train": count - dev - test, "dev": dev, "test": test}
+
+
+def _check_settings(settings: DemoSettings) -> None:
+    if not 2 <= settings.speakers <= len(SPEAKERS):
+        raise UserError(f"--speakers must be from 2 to {len(SPEAKERS)}, not {settings.speakers}")
+    if settings.utterances_per_speaker < 3:
+        raise UserError(
+            f"--utterances-per-speaker must be at least 3, one for each split, not {settings.utterances_per_speaker}"
+        )
+    if settings.seed < 0:
+        raise UserError(f"--seed must be at least 0, not {settings.seed}")
+
+
+def _is_made(out: Path, settings: DemoSettings) -> bool:
+    """Whether `out` is the finished corpus; an error if it is anything else than missing or empty."""
+    if is_free(out):
+        return False
+    try:
+        found = json.loads((out / RECORD).read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{out}: is not empty and no demo corpus; name another folder with --out") from None
+    if found != asdict(settings):
+        raise UserError(
+            f"{out}: holds a demo corpus made with other settings ({_describe(found)}); remove it or name another "
+            f"folder with --out to have one with {_describe(asdict(settings))}"
+        )
+    load_corpus(out)
+    return True
+
+
+def _describe(settings: dict[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+
+
+def _synthesise_speech(folder: Path, settings: DemoSettings, console: Console) -> Iterator[Clip]:
+    """Let the speakers and the background voices say their sentences; nobody's test sentence is in anybody's train."""
+    speakers, outsiders = _choose_voices(settings, console)
+    rng = np.random.default_rng([settings.seed, 1])
+    counts = split_counts(settings.utterances_per_speaker)
+    sentences = iter(draw_sentences(sum(8 * count for count in counts.values()), rng))
+    stock = {split: [next(sentences) for _ in range(8 * count)] for split, count in counts.items()}
+    scripts: list[list[tuple[Split, Kind, Line]]] = []
+    for voice in speakers:
+        scripts.append(
+            [
+                (split, "utterance", line)
+                for split in _SPLITS
+                for line in _script(voice, folder / "speech" / _name(voice), split, stock[split], counts[split], rng)
+            ]
+        )
+    shares = split_counts(len(outsiders))
+    parts = [split for split in _SPLITS for _ in range(shares[split])]
+    for voice, split in zip(outsiders, parts, strict=True):
+        count = min(4, len(stock[split]))
+        lines = _script(voice, folder / "background" / _name(voice), split, stock[split], count, rng)
+        scripts.append([(split, "speech", line) for line in lines])
+    spoken = speak([[line for _, _, line in script] for script in scripts])
+    transcript = []
+    for script, seconds in zip(scripts, track(spoken, "voices", len(scripts), console=console), strict=True):
+        for (split, kind, line), duration in zip(script, seconds, strict=True):
+            transcript.append(f"{line.path.relative_to(folder).as_posix()}\t{line.text}\n")
+            yield Clip(line.path.relative_to(folder), kind, split, 0.0, duration, line.path.parent.name)
+    (folder / "transcript.tsv").write_text("".join(transcript))
+
+
+def _choose_voices(settings: DemoSettings, console: Console) -> tuple[list[Voice], list[Voice]]:
+    """Take the first speakers and background voices that sound like nobody else."""
+    wanted = [*SPEAKERS[: settings.speakers], *OUTSIDERS]
+    distinct, same = distinct_voices(wanted)
+    speakers = [voice for voice in distinct if voice in SPEAKERS]
+    outsiders = [voice for voice in distinct if voice in OUTSIDERS]
+    if same:
+        console.print(
+            f"left out, as this espeak-ng gives them another's voice: {', '.join(map(_name, same))}", soft_wrap=True
+        )
+    if len(speakers) < min(settings.speakers, FEWEST_SPEAKERS) or len(outsiders) < 3:
+        raise UserError(
+            f"only {len(speakers)} speakers and {len(outsiders)} background voices of this espeak-ng differ; at least "
+            f"{min(settings.speakers, FEWEST_SPEAKERS)} and 3 are needed: install another version of espeakng-loader"
+        )
+    return speakers, outsiders
+
+
+def _name(voice: Voice) -> str:
+    return voice.variant.lower()
+
+
+def _script(
+    voice: Voice, folder: Path, split: Split, stock: Sequence[str], count: int, rng: np.random.Generator
+) -> list[Line]:
+    chosen = rng.permutation(len(stock))[:count]
+    return [vary(voice, folder / f"{split}-{i:02d}.flac", stock[index], rng) for i, index in enumerate(chosen)]
+
+
+_NOISES_OF_A_SORT: dict[Split, int] = {"train": 3, "dev": 1, "test": 2}
+_PIECES: dict[Split, int] = {"train": 14, "dev": 4, "test": 6}
+_ROOMS: dict[Split, int] = {"train": 24, "dev": 6, "test": 10}
+
+
+def _synthesise_interference(folder: Path, settings: DemoSettings, console: Console) -> Iterator[Clip]:
+    """Make noises, music and rooms; each file has a generator of its own, so that none depends on another."""
+    wanted: list[tuple[Kind, Split, str, int]] = []
+    for split in _SPLITS:
+        wanted += [("noise", split, sort, i) for sort in NOISES for i in range(_NOISES_OF_A_SORT[split])]
+        wanted += [("music", split, "piece", i) for i in range(_PIECES[split])]
+        wanted += [("rir", split, "room", i) for i in range(_ROOMS[split])]
+    paths = [Path(kind) / f"{split}-{sort}-{index:02d}.flac" for kind, split, sort, index in wanted]
+    jobs = [
+        (folder / path, kind, sort, [settings.seed, 2, number])
+        for number, ((kind, _, sort, _), path) in enumerate(zip(wanted, paths, strict=True))
+    ]
+    made = track(in_processes(_make_interference, jobs), "interference", len(jobs), console=console)
+    for (kind, split, _, _), path, seconds in zip(wanted, paths, made, strict=True):
+        yield Clip(path, kind, split, 0.0, seconds)
+
+
+def _make_interference(job: tuple[Path, Kind, str, list[int]]) -> float:
+    """Write a file of interference; returns its length in seconds."""
+    path, kind, sort, seed = job
+    rng = np.random.default_rng(seed)
+    if kind == "noise":
+        samples = make_noise(sort, 6.0, rng)
+    elif kind == "music":
+        samples = make_music(8.0, rng)
+    else:
+        _, samples = make_room(RESPONSE_SAMPLES / SAMPLE_RATE, rng)
+    write_audio(path, samples)
+    return len(samples) / SAMPLE_RATE

@@ -1,0 +1,1 @@
+"""Trained networks in, accuracy, calibration and saliency measures out."""

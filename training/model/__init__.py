@@ -1,0 +1,1 @@
+"""The network: front end, encoder, heads, training objectives, LayerCAM and imported checkpoints."""

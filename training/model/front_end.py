@@ -1,0 +1,132 @@
+"""Kaldi-compatible log-mel features as plain convolution and matrix product.
+
+The front end is part of the network, so what a checkpoint was trained on is what an exported graph computes. Every step
+before the power spectrum (scaling, DC removal, pre-emphasis, window, Fourier transform) is linear in the frame; they
+fold into the kernel of one `Conv1d`, which needs no STFT operator. Settings are those of Kaldi's `compute-fbank-feats`
+in WeSpeaker's ResNet recipes.
+"""
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from speakerlens.training.data.audio import SAMPLE_RATE
+
+FRAME_LENGTH = 400  # samples, 25 ms
+FRAME_SHIFT = 160  # samples, 10 ms
+LOW_HZ = 20.0
+HIGH_HZ = 8000.0
+
+_FFT_SIZE = 512
+_PRE_EMPHASIS = 0.97
+_FULL_SCALE = 32768.0
+
+
+class LogMel(nn.Module):
+    """Log-mel energies with the utterance's mean over time subtracted.
+
+    Args:
+        mel_bins: number of triangular filters between 20 Hz and 8 kHz.
+    """
+
+    kernel: Tensor
+    filters: Tensor
+    # TorchScript, in which this module is exported too, sees constants only as attributes.
+    frame_shift: Final[int] = FRAME_SHIFT
+    log_floor: Final[float] = torch.finfo(torch.float32).eps
+
+    def __init__(self, mel_bins: int = 80) -> None:
+        super().__init__()
+        self.mel_bins = mel_bins
+        self.register_buffer("kernel", _frame_kernel().float().unsqueeze(1), persistent=False)
+        self.register_buffer("filters", mel_filters(mel_bins).float(), persistent=False)
+
+    def mel_power(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Mel-filtered power of 16 kHz audio in [-1, 1], [batch, samples] -> [batch, mel, frames].
+
+        Only the rows' `lengths` first samples count, where they are given; frames beyond them are meaningless.
+        """
+        # Each frame loses its mean inside the kernel, so a constant offset changes nothing; but in float32 a large one
+        # would leave its rounding errors in quiet bins (0.01 in the log for an offset of -0.08, as recordings have).
+        if lengths is None:
+            offset = audio.mean(dim=1, keepdim=True)
+        else:
+            offset = (audio * time_mask(lengths, audio.shape[1])).sum(dim=1, keepdim=True) / lengths.unsqueeze(1)
+        spectrum = nn.functional.conv1d((audio - offset).unsqueeze(1), self.kernel, stride=self.frame_shift)
+        real, imaginary = spectrum.chunk(2, dim=1)
+        return torch.matmul(self.filters, real * real + imaginary * imaginary)
+
+    def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute the features of a batch.
+
+        Args:
+            audio: 16 kHz samples in [-1, 1], [batch, samples], at least 400 samples.
+            lengths: valid samples of each row, [batch]; all of them where it is None.
+
+        Returns:
+            The features, [batch, mel, frames], zero beyond a row's valid frames, and the valid frames, [batch].
+        """
+        log_mel = self.mel_power(audio, lengths).clamp_min(self.log_floor).log()
+        if lengths is None:
+            frames = torch.full((audio.shape[0],), log_mel.shape[2], dtype=torch.int64, device=audio.device)
+            return log_mel - log_mel.mean(dim=2, keepdim=True), frames
+        frames = frame_count(lengths)
+        mask = time_mask(frames, log_mel.shape[2]).unsqueeze(1)
+        mean = (log_mel * mask).sum(dim=2, keepdim=True) / frames.to(log_mel.dtype)[:, None, None]
+        return (log_mel - mean) * mask, frames
+
+    def centres_hz(self) -> list[float]:
+        """Centre frequency of each filter, in Hz."""
+        low, high = _mel(torch.tensor(LOW_HZ)).item(), _mel(torch.tensor(HIGH_HZ)).item()
+        step = (high - low) / (self.mel_bins + 1)
+        return [700.0 * (math.exp((low + step * (i + 1)) / 1127.0) - 1.0) for i in range(self.mel_bins)]
+
+
+def frame_count(lengths: Tensor, frame_length: int = FRAME_LENGTH, frame_shift: int = FRAME_SHIFT) -> Tensor:
+    """Number of whole frames in `lengths` samples (Kaldi's `snip_edges`); at least one."""
+    return torch.div((lengths - frame_length).clamp_min(0), frame_shift, rounding_mode="floor") + 1
+
+
+def time_mask(frames: Tensor, columns: int) -> Tensor:
+    """One for the valid columns of each row and zero beyond them, float32 [batch, columns]."""
+    return (torch.arange(columns, device=frames.device) < frames.unsqueeze(1)).to(torch.float32)
+
+
+def mel_filters(mel_bins: int) -> Tensor:
+    """Kaldi's triangular filters, linear in mel, over FFT bins 1 to 255, float64 [mel, 255].
+
+    Bin 0 lies below 20 Hz, and Kaldi leaves out the Nyquist bin; neither has weight in any filter.
+    """
+    frequencies = torch.arange(1, _FFT_SIZE // 2, dtype=torch.float64) * (SAMPLE_RATE / _FFT_SIZE)
+    edges = torch.linspace(
+        _mel(torch.tensor(LOW_HZ, dtype=torch.float64)).item(),
+        _mel(torch.tensor(HIGH_HZ, dtype=torch.float64)).item(),
+        mel_bins + 2,
+        dtype=torch.float64,
+    )
+    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    mel = _mel(frequencies)
+    rising, falling = (mel - left) / (centre - left), (right - mel) / (right - centre)
+    return torch.minimum(rising, falling).clamp_min(0.0)
+
+
+def _mel(hz: Tensor) -> Tensor:
+    return 1127.0 * torch.log1p(hz / 700.0)
+
+
+def _frame_kernel() -> Tensor:
+    """Everything from the samples of a frame to its spectrum as one matrix, float64 [2 x 255, 400]."""
+    size = FRAME_LENGTH
+    identity = torch.eye(size, dtype=torch.float64)
+    remove_mean = identity - 1.0 / size
+    previous = torch.cat([identity[:1], identity[:-1]])  # Kaldi takes the first sample as its own predecessor
+    pre_emphasis = identity - _PRE_EMPHASIS * previous
+    time = torch.arange(size, dtype=torch.float64)
+    window = 0.54 - 0.46 * torch.cos(2 * math.pi * time / (size - 1))
+    bins = torch.arange(1, _FFT_SIZE // 2, dtype=torch.float64)
+    # Reduced modulo the period before the multiplication by pi, so that the angles stay exact.
+    angle = 2 * math.pi / _FFT_SIZE * torch.remainder(torch.outer(bins, time), _FFT_SIZE)
+    transform = torch.cat([torch.cos(angle), -torch.sin(angle)])
+    return _FULL_SCALE * (transform * window) @ pre_emphasis @ remove_mean

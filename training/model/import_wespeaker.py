@@ -1,0 +1,183 @@
+"""Make a run folder of a WeSpeaker ResNet: `evaluate`, `export` and serving take it like one that was trained here.
+
+If the checkpoint has its classifier, --speakers names its classes. Without one, or with --enrol, a classifier is fitted
+on the train utterances of the corpus: each speaker's weight is the mean of his embeddings, and the factor on the
+cosines is calibrated on the dev split.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from speakerlens.training.checkpoint import CHECKPOINT, CONFIG, code_revision, new_checkpoint, write_checkpoint
+from speakerlens.training.config import Config, DataConfig, HeadConfig, NetworkConfig, dump_config, parse_config
+from speakerlens.training.data.manifest import Corpus, load_corpus
+from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.enrolment import enrol, enrolment_steps
+from speakerlens.training.evaluation.reliability import is_at_bound
+from speakerlens.training.files import make_folder
+from speakerlens.training.fit import choose_device
+from speakerlens.training.model.heads import AAMHead
+from speakerlens.training.model.network import SpeakerNetwork
+from speakerlens.training.model.wespeaker import (
+    Settings,
+    Weights,
+    classes_of,
+    network_config,
+    read_settings,
+    read_speakers,
+    read_weights,
+)
+
+_AT_BOUND = (
+    "warning: {}: the scale {:.4g} is where the search for it ends, as dev utterances are all named rightly by far, or "
+    "not told apart at all; probabilities are not to be believed until dev has more utterances, and interference"
+)
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `import-wespeaker` to the command line."""
+    parser = subparsers.add_parser(
+        "import-wespeaker",
+        help="make a run of a WeSpeaker ResNet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="weights, such as avg_model.pt")
+    parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the config.yaml beside them")
+    parser.add_argument(
+        "--speakers",
+        type=Path,
+        metavar="LIST",
+        help='the classes in their order: a name in each line, or WeSpeaker\'s "name number"',
+    )
+    parser.add_argument(
+        "--enrol", action="store_true", help="leave out the checkpoint's classifier; its classes are other speakers"
+    )
+    parser.add_argument(
+        "--corpus", type=Path, required=True, metavar="DIR", help="a corpus of the speakers, to calibrate and test on"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder to make")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit code."""
+    out: Path = arguments.out
+    if (out / CHECKPOINT).exists():
+        raise UserError(f"{out}: holds a run already; choose another --out")
+    source = _read(arguments.checkpoint, arguments.config)
+    corpus = load_corpus(arguments.corpus)
+    listed = read_speakers(arguments.speakers) if arguments.speakers else None
+    console = Console()
+    if arguments.enrol or not source.weights.classifier:
+        speakers = _speakers_to_enrol(listed, corpus)
+        config, model = _enrol(source, corpus, speakers, choose_device(arguments.device), console)
+        if is_at_bound(1.0 / config.head.scale):
+            console.print(_AT_BOUND.format(corpus.root, config.head.scale), highlight=False, soft_wrap=True)
+        origin = f"enrolled from {len(corpus.utterances('train'))} train utterances, scale {config.head.scale:.1f}"
+    else:
+        speakers = _classes(listed, corpus, source)
+        config, model = _keep(source, speakers)
+        origin = "from the checkpoint"
+    _write(out, source, config, model, speakers, corpus)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    line = f"{source.settings.model}, {parameters:,} parameters, classifier of {len(speakers)} speakers {origin}"
+    console.print(f"{out}: {line}", highlight=False, soft_wrap=True)
+    return 0
+
+
+class _Source(NamedTuple):
+    """What the two files of WeSpeaker's hold; `path` is the checkpoint's."""
+
+    path: Path
+    settings: Settings
+    weights: Weights
+    network: NetworkConfig
+
+    def config(self, scale: float) -> Config:
+        """A configuration that says that all updates are done; UserError if a value is beyond this program's bounds."""
+        data = DataConfig(crop_seconds=self.settings.crop_seconds)
+        config = Config(self.network, updates=1, head=HeadConfig(kind="aam", scale=scale), data=data)
+        return parse_config(dump_config(config), f"{self.path} (as a configuration of this program)")
+
+    def model(self, config: Config, classes: int) -> SpeakerNetwork:
+        """The network with the checkpoint's encoder, in evaluation mode."""
+        model = SpeakerNetwork(config.network, config.head, classes)
+        model.encoder.load_state_dict(self.weights.encoder)
+        return model.eval()
+
+
+def _read(checkpoint: Path, config: Path) -> _Source:
+    settings = read_settings(config)
+    weights = read_weights(checkpoint)
+    return _Source(checkpoint, settings, weights, network_config(weights.encoder, settings, checkpoint))
+
+
+def _keep(source: _Source, speakers: Sequence[str]) -> tuple[Config, SpeakerNetwork]:
+    """The network with the checkpoint's own classifier."""
+    classes = classes_of(source.weights, speakers, source.settings, source.path)
+    config = source.config(source.settings.scale)
+    model = source.model(config, len(speakers))
+    assert isinstance(model.head, AAMHead)
+    with torch.no_grad():
+        model.head.weight.copy_(classes)
+    return config, model
+
+
+def _enrol(
+    source: _Source, corpus: Corpus, speakers: Sequence[str], device: torch.device, console: Console
+) -> tuple[Config, SpeakerNetwork]:
+    """The network with a classifier fitted on the corpus."""
+    model = source.model(source.config(1.0), len(speakers)).to(device)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("enrolling", total=enrolment_steps(corpus, speakers))
+        scale = enrol(model, corpus, speakers, lambda: progress.advance(task))
+    return source.config(scale), model
+
+
+def _classes(listed: Sequence[str] | None, corpus: Corpus, source: _Source) -> tuple[str, ...]:
+    """Who the checkpoint's own classes are; the corpus may lack some of them."""
+    if listed is None:
+        raise UserError(
+            f"{source.path}: has a classifier; name its classes with --speakers, or leave it out with --enrol"
+        )
+    unknown = [speaker for speaker in corpus.speakers if speaker not in listed]
+    if unknown:
+        raise UserError(
+            f"{corpus.root}: {len(unknown)} of its speakers are not among the {len(listed)} listed: "
+            f"{', '.join(unknown[:5])}; prepare a corpus of listed speakers, or fit a classifier on these with --enrol"
+        )
+    return tuple(listed)
+
+
+def _speakers_to_enrol(listed: Sequence[str] | None, corpus: Corpus) -> tuple[str, ...]:
+    """The corpus's speakers, in the order of the list if there is one."""
+    speakers = tuple(listed or corpus.speakers)
+    if set(speakers) != set(corpus.speakers):
+        odd = sorted(set(speakers) ^ set(corpus.speakers))
+        raise UserError(
+            f"{corpus.root}: has other speakers than those listed, such as {odd[0]}; to enrol they must be the same "
+            "(without --speakers they are the corpus's)"
+        )
+    if len(speakers) < 2:
+        raise UserError(f"{corpus.root}: has one speaker; to tell speakers apart at least two are needed")
+    return speakers
+
+
+def _write(
+    out: Path, source: _Source, config: Config, model: SpeakerNetwork, speakers: Sequence[str], corpus: Corpus
+) -> None:
+    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    checkpoint = new_checkpoint(config.updates, source.settings.model.lower(), config, corpus, weights, {}, {})
+    checkpoint["speakers"] = list(speakers)
+    checkpoint["code_revision"] = f"{code_revision()} (imported {source.path.name})"
+    make_folder(out)
+    (out / CONFIG).write_text(dump_config(config), encoding="utf-8")
+    write_checkpoint(out, checkpoint)
