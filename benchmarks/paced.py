@@ -11,13 +11,13 @@ import time
 from typing import Any
 
 from speakerlens.serving.__main__ import main
-from speakerlens.serving.engine.session import Feed, Graph
+from speakerlens.serving.engine.session import BatchInputs, Graph
 from speakerlens.serving.pipeline.decode import MODEL_RATE
 
 compute = Graph.compute
 
 
-def paced(self: Graph[Any, Any], feed: Feed[Any]) -> list[Any]:
+def paced(self: Graph[Any, Any], feed: BatchInputs[Any]) -> list[Any]:
     """Answers when the device would be done."""
     started = time.monotonic()
     answers = compute(self, feed)

@@ -26,15 +26,15 @@ from numpy.typing import NDArray
 
 from speakerlens.measures.sound import hear
 from speakerlens.serving.config import Config
-from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Models, Selector
 from speakerlens.serving.models.repository import Repository
 from speakerlens.serving.pipeline.decode import RawAudio
 from speakerlens.serving.pipeline.explain import ExplainOptions
-from speakerlens.serving.pipeline.identify import Identifier
-from speakerlens.serving.pipeline.query import Query, Tells
-from speakerlens.serving.robustness.observer import Watcher
+from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.query import MonitoringScope, Query
+from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.rpc.health import Health
 
 RATE = 16_000
@@ -53,10 +53,10 @@ class Core:
 
     def __init__(self, config: Config, codec: ThreadPoolExecutor) -> None:
         metrics = Metrics()
-        self.device, self.models = Device("cpu"), Models(metrics)
-        self._watcher = Watcher(config, metrics, self.models, self.device)
+        self.device, self.models = Scheduler("cpu"), Models(metrics)
+        self._watcher = RobustnessObserver(config, metrics, self.models, self.device)
         self.repository = Repository(config, self.models, self.device, metrics, Health())
-        self._identifier = Identifier(self.models, config, metrics, codec, self._watcher)
+        self._identifier = Pipeline(self.models, config, metrics, codec, self._watcher)
 
     async def ask(self, query: Query) -> tuple[float, float]:
         """Seconds of the processor and on the clock."""
@@ -65,7 +65,7 @@ class Core:
             await self._identifier.identify(query, models)
         latency = time.perf_counter() - clock
         # One thread, and first in, first out: what was left to it is done before this.
-        await asyncio.get_running_loop().run_in_executor(self._watcher._aside.thread, int)
+        await asyncio.get_running_loop().run_in_executor(self._watcher._executor.thread, int)
         return time.process_time() - cpu, latency
 
     async def close(self) -> None:
@@ -75,15 +75,18 @@ class Core:
         self.device.close()
 
 
-async def compared(core: Core, query: Callable[[Tells], Query], pairs: int) -> dict[str, Any]:
+async def compared(core: Core, query: Callable[[MonitoringScope], Query], pairs: int) -> dict[str, Any]:
     """Medians of both kinds, and of the difference, in milliseconds."""
-    seconds: dict[Tells, list[tuple[float, float]]] = {Tells.NOTHING: [], Tells.ANSWER: []}
+    seconds: dict[MonitoringScope, list[tuple[float, float]]] = {
+        MonitoringScope.NOTHING: [],
+        MonitoringScope.ANSWER: [],
+    }
     for index in range(WARM_UP + pairs):
-        for tells in sorted(seconds, key=lambda each: each.value, reverse=bool(index % 2)):
-            seconds[tells].append(await core.ask(query(tells)))
+        for monitoring in sorted(seconds, key=lambda each: each.value, reverse=bool(index % 2)):
+            seconds[monitoring].append(await core.ask(query(monitoring)))
     found: dict[str, Any] = {"pairs": pairs}
     for column, name in enumerate(("processor", "latency")):
-        without, with_ = ([1000 * each[column] for each in seconds[tells][WARM_UP:]] for tells in seconds)
+        without, with_ = ([1000 * each[column] for each in seconds[monitoring][WARM_UP:]] for monitoring in seconds)
         difference = statistics.median(b - a for a, b in zip(without, with_, strict=True))
         found[name] = {
             "without_ms": round(statistics.median(without), 3),
@@ -126,12 +129,14 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         ):
             data = speech(arguments.bundles, arguments.variant, length).astype("<f4").tobytes()
 
-            def query(tells: Tells, data: bytes = data, explain: ExplainOptions | None = explain) -> Query:
+            def query(
+                monitoring: MonitoringScope, data: bytes = data, explain: ExplainOptions | None = explain
+            ) -> Query:
                 return Query(
                     audio=RawAudio(data, "float32", RATE, 1),
                     models=(Selector(arguments.variant),),
                     explain=explain,
-                    tells=tells,
+                    monitoring=monitoring,
                 )
 
             found["cases"][name] = await compared(core, query, max(2, round(arguments.pairs * share)))

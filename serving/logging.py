@@ -11,8 +11,8 @@ import time
 from types import TracebackType
 from typing import Any
 
-from speakerlens.serving.rpc.interceptor import current_call
-from speakerlens.serving.rpc.tokens import current_account
+from speakerlens.serving.rpc.interceptor import current_context
+from speakerlens.serving.rpc.tokens import current_caller
 from speakerlens.serving.standard_error import capture
 
 TEXT = "%(asctime)s %(levelname)s %(name)s %(request)s%(message)s"
@@ -56,7 +56,7 @@ class JsonFormatter(logging.Formatter):
 
 def _note_request(record: logging.LogRecord) -> bool:
     """Writes into the record which request it belongs to, and the name of the token that the request came with."""
-    call, account = current_call.get(None), current_account.get()
+    call, account = current_context.get(None), current_caller.get()
     record.request_id = call.id if call else None
     record.caller = account.name if account else None
     caller = f"caller={account.name} " if account else ""

@@ -23,26 +23,26 @@ from speakerlens.serving.api.inference import SERVICE as INFERENCE
 from speakerlens.serving.api.inference_infer import Inference
 from speakerlens.serving.api.inference_refused import Refused
 from speakerlens.serving.config import Config
-from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.engine.session import runtime_version
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Models
 from speakerlens.serving.models.repository import Repository, look
-from speakerlens.serving.pipeline.enroll import Speakers
-from speakerlens.serving.pipeline.identify import Identifier
-from speakerlens.serving.robustness.observer import Watcher
+from speakerlens.serving.pipeline.enroll import AsyncSpeakerStore
+from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.robustness.probes import Prober
-from speakerlens.serving.rpc.auth import Admission
-from speakerlens.serving.rpc.builtin import ForeignInterceptor
+from speakerlens.serving.rpc.auth import AuthInterceptor
+from speakerlens.serving.rpc.builtin import BuiltinServicesInterceptor
 from speakerlens.serving.rpc.channels import channel_arguments, exposure
 from speakerlens.serving.rpc.drain import hang_up
 from speakerlens.serving.rpc.health import Health
-from speakerlens.serving.rpc.interceptor import CallInterceptor, Gate
+from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor
 from speakerlens.serving.rpc.tls import server_credentials
 from speakerlens.serving.rpc.tokens import tokens_of
 from speakerlens.serving.rpc.tracing import tracing_of
-from speakerlens.serving.rpc.transfer import Transfers
+from speakerlens.serving.rpc.transfer import MessageTransfer
 
 log = logging.getLogger(__name__)
 
@@ -88,15 +88,15 @@ class Server:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.metrics = Metrics(config.metric_exemplars)
-        self.device = Device(config.device)
-        self._gate = Gate()
+        self.device = Scheduler(config.device)
+        self._gate = CallGate()
         services = (SERVICE, INFERENCE)
         self._health = Health(*services)
         self._codec = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
-        self._speakers = Speakers(config.speakers)
+        self._speakers = AsyncSpeakerStore(config.speakers)
         self._service = Service(config, self.metrics, self._codec, self._speakers)
         self._models = Models(self.metrics)
-        self._watcher = Watcher(config, self.metrics, self._models, self.device)
+        self._watcher = RobustnessObserver(config, self.metrics, self._models, self.device)
         self._repository = Repository(config, self._models, self.device, self.metrics, self._health)
         self._inference = InferenceService(self._models, self._health, config)
         self._prober = Prober(self._models, self.metrics.robustness.probes, self._codec, config.probe_seconds)
@@ -110,9 +110,9 @@ class Server:
             interceptors=[
                 *([self._tracing.interceptor] if self._tracing else []),
                 CallInterceptor(services, self._gate, self.metrics, self._codec, self._transfers, ALWAYS),
-                *([Admission(tokens)] if tokens else []),
+                *([AuthInterceptor(tokens)] if tokens else []),
                 # Health asks for no token: who fills its room with slow requests must not fill that of the others.
-                ForeignInterceptor(services, _transfers(config, config.max_held_bytes // 4)),
+                BuiltinServicesInterceptor(services, _transfers(config, config.max_held_bytes // 4)),
             ],
             options=[
                 # Two servers on one port would share its calls silently.
@@ -156,7 +156,7 @@ class Server:
     def _open_metrics(self) -> int:
         host, port = self._config.metrics_host, self._config.metrics_port
         try:
-            return self.metrics.page.listen(host, port)
+            return self.metrics.page.serve(host, port)
         except OSError as error:
             raise _taken("--metrics-port", host, port, error) from error
 
@@ -193,7 +193,7 @@ class Server:
     def _open(self) -> None:
         """Lets calls in, and prints one JSON line on stdout: the bound addresses, and what is served on what."""
         models = self._models
-        self._service.core = Identifier(models, self._config, self.metrics, self._codec, self._watcher)
+        self._service.core = Pipeline(models, self._config, self.metrics, self._codec, self._watcher)
         self._inference.core = Inference(self._service.core, self._config, self.metrics)
         self.metrics.engine_info.labels(models.provider, runtime_version()).set(1)
         self._gate.closed = None
@@ -249,8 +249,8 @@ def probe(host: str, port: int, flag: str) -> None:
         raise _taken(flag, host, port, error) from error
 
 
-def _transfers(config: Config, held_bytes: int) -> Transfers:
-    return Transfers(config.transfer_seconds, config.max_message_bytes, held_bytes)
+def _transfers(config: Config, held_bytes: int) -> MessageTransfer:
+    return MessageTransfer(config.transfer_seconds, config.max_message_bytes, held_bytes)
 
 
 def _taken(flag: str, host: str, port: int, error: OSError) -> StartupError:

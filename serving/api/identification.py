@@ -39,16 +39,16 @@ from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics, variant_label
 from speakerlens.serving.models.registry import Model
-from speakerlens.serving.pipeline.concurrency import Bulk, patiently
+from speakerlens.serving.pipeline.concurrency import ConcurrencyLimit, retry_when_full
 from speakerlens.serving.pipeline.decode import MODEL_RATE
-from speakerlens.serving.pipeline.enroll import Enroller, Speakers, spoken_of
-from speakerlens.serving.pipeline.identify import Identifier
-from speakerlens.serving.pipeline.idle import Patience
+from speakerlens.serving.pipeline.enroll import AsyncSpeakerStore, Enroller, spoken_of
+from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.idle import IdleBudget
 from speakerlens.serving.pipeline.query import Query
-from speakerlens.serving.pipeline.stream import LiveWindows, listen
+from speakerlens.serving.pipeline.stream import LiveWindows, identify_stream
 from speakerlens.serving.pipeline.verify import Verifier
-from speakerlens.serving.rpc.budget import hold_answer
-from speakerlens.serving.rpc.interceptor import current_call
+from speakerlens.serving.rpc.budget import reserve_answer
+from speakerlens.serving.rpc.interceptor import current_context
 from speakerlens.serving.rpc.wire import size_of
 
 T = TypeVar("T")
@@ -70,21 +70,23 @@ class Service(SpeakerIdentificationServicer):
         speakers: those enrolled.
     """
 
-    def __init__(self, config: Config, metrics: Metrics, codec: ThreadPoolExecutor, speakers: Speakers) -> None:
-        self.core: Identifier | None = None
+    def __init__(
+        self, config: Config, metrics: Metrics, codec: ThreadPoolExecutor, speakers: AsyncSpeakerStore
+    ) -> None:
+        self.core: Pipeline | None = None
         self._config = config
         self._metrics = metrics
         self._codec = codec
         self._streams_end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._speakers = speakers
         # All batch calls together fill at most half of a queue, and the device twice over.
-        self._bulk = Bulk(config.max_batch, max(1, min(2 * config.max_batch, config.queue_size // 2)))
+        self._bulk = ConcurrencyLimit(config.max_batch, max(1, min(2 * config.max_batch, config.queue_size // 2)))
 
     async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyResponse:  # noqa: N802
         """Names the speaker of one utterance."""
         core, query = self._core(), query_of(request, deadline_of(context))
         with core.models.lease(query.models) as models:
-            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            current_context.get().variant = variant_label(model.bundle.variant for model in models)
             return await self._identified(core, query, models)
 
     async def IdentifyBatch(  # noqa: N802
@@ -104,46 +106,46 @@ class Service(SpeakerIdentificationServicer):
             if isinstance(models, RequestError):
                 raise models
             query = query_of(each, deadline, Priority.BULK)
-            response = await patiently(lambda: self._identified(core, query, models))
-            added = await core.off_loop(partial(size_of, response))
+            response = await retry_when_full(lambda: self._identified(core, query, models))
+            added = await core.run_in_thread(partial(size_of, response))
             if size + added > MAX_ANSWER_BYTES:
                 raise ResourceExhaustedError(
                     Reason.ANSWER_SIZE, f"the answer would be above {MAX_ANSWER_BYTES} bytes; ask for fewer in one call"
                 )
-            hold_answer(added)
+            reserve_answer(added)
             size += added
             return response
 
         with ExitStack() as leases:
             leased = [_leased(core, each, leases) for each in request.requests]
             found = [model for models in leased if not isinstance(models, RequestError) for model in models]
-            current_call.get().variant = variant_label(model.bundle.variant for model in found)
+            current_context.get().variant = variant_label(model.bundle.variant for model in found)
             results = await self._bulk.run(list(zip(request.requests, leased, strict=True)), answered)
         for result in results:
             if isinstance(result, RequestError):
                 self._metrics.rejections.labels(result.reason).inc()
-        told = [failure_of(result) if isinstance(result, Exception) else result for result in results]
-        return await self._built(batch_response_of, told)
+        error_status = [failure_of(result) if isinstance(result, Exception) else result for result in results]
+        return await self._built(batch_response_of, error_status)
 
-    async def _identified(self, core: Identifier, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
+    async def _identified(self, core: Pipeline, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
         return await self._built(response_of, await core.identify(query, models))
 
     async def IdentifyStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.IdentifyStreamRequest], context: Any
     ) -> AsyncIterator[pb.IdentifyStreamResponse]:
         """Names the speakers of live audio."""
-        core, patience = self._core(), Patience(self._config.stream_idle_seconds, self._streams_end)
-        start, chunks = await stream_of(patience.messages(request_iterator))
+        core, idle_budget = self._core(), IdleBudget(self._config.stream_idle_seconds, self._streams_end)
+        start, chunks = await stream_of(idle_budget.messages(request_iterator))
         question, form = start_of(start, deadline_of(context))
         with core.models.lease(question.models) as models:
-            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            current_context.get().variant = variant_label(model.bundle.variant for model in models)
             least = max(core.min_samples(model) for model in models)
             live = LiveWindows(form, core.longest(question), core.shape(models), least)
-            paid = patience.paid(chunks, form.bytes_per_second)
-            async with aclosing(listen(core, question, live, models, paid)) as answers:
+            credit = idle_budget.credit(chunks, form.bytes_per_second)
+            async with aclosing(identify_stream(core, question, live, models, credit)) as answers:
                 async for answer in answers:
-                    response = await core.off_loop(partial(stream_response_of, answer))
-                    with patience.waiting():
+                    response = await core.run_in_thread(partial(stream_response_of, answer))
+                    with idle_budget.waiting():
                         yield response
 
     def end_streams(self) -> None:
@@ -156,7 +158,7 @@ class Service(SpeakerIdentificationServicer):
         core = self._core()
         query = embed_query_of(request, deadline_of(context))
         with core.models.lease(query.models) as models:
-            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            current_context.get().variant = variant_label(model.bundle.variant for model in models)
             return embed_response_of(await core.identify(query, models))
 
     async def Verify(self, request: pb.VerifyRequest, context: Any) -> pb.VerifyResponse:  # noqa: N802
@@ -172,7 +174,7 @@ class Service(SpeakerIdentificationServicer):
         core = self._core()
         utterances = utterances_of(request)
         with core.models.lease(selectors_of(request.models)) as models:
-            current_call.get().variant = variant_label(model.bundle.variant for model in models)
+            current_context.get().variant = variant_label(model.bundle.variant for model in models)
             enroller = Enroller(core, self._speakers)
             enrolled = await enroller.enroll(request.speaker, utterances, models, deadline_of(context))
         return pb.EnrollResponse(speaker=speaker_of(enrolled))
@@ -217,19 +219,19 @@ class Service(SpeakerIdentificationServicer):
         with spoken_of("models[0]", "model"):
             models.select([selector])
         with models.lease([selector]) as (model,):
-            current_call.get().variant = model.bundle.variant
+            current_context.get().variant = model.bundle.variant
             yield model
 
     async def _built(self, build: Callable[[T], MessageT], result: T) -> MessageT:
         """A message that may be large, built away from the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._codec, build, result)
 
-    def _core(self) -> Identifier:
+    def _core(self) -> Pipeline:
         assert self.core is not None, "the gate opens after the models are loaded"
         return self.core
 
 
-def _leased(core: Identifier, request: pb.IdentifyRequest, leases: ExitStack) -> tuple[Model, ...] | RequestError:
+def _leased(core: Pipeline, request: pb.IdentifyRequest, leases: ExitStack) -> tuple[Model, ...] | RequestError:
     """The models that one of a batch asks for, leased until `leases` end, or why there are none."""
     try:
         return leases.enter_context(core.models.lease(selectors_of(request.models)))

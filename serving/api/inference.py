@@ -12,7 +12,7 @@ from speakerlens.serving.config import Config
 from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
 from speakerlens.serving.models.registry import Model, Models, Selector
 from speakerlens.serving.rpc.health import MODEL, Health
-from speakerlens.serving.rpc.interceptor import current_call
+from speakerlens.serving.rpc.interceptor import current_context
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 # Asked while the server starts and drains, to learn just that.
@@ -100,7 +100,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         """Answers a batch of utterances."""
         assert self.core is not None, "the gate opens after the models are loaded"
         named = self._model("model_name", request.model_name, "model_version", request.model_version)
-        current_call.get().variant = named.bundle.variant
+        current_context.get().variant = named.bundle.variant
         with self._models.lease([Selector(named.bundle.variant, named.bundle.version)]) as [model]:
             return await self.core.infer(request, model, deadline_of(context))
 

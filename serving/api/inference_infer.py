@@ -17,15 +17,15 @@ from speakerlens.serving.engine.graphs import PREDICTED, Job, Prediction
 from speakerlens.serving.errors import InvalidArgumentError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model
-from speakerlens.serving.pipeline.decode import MODEL_RATE, Longest, RawAudio, check_minimum, decode
+from speakerlens.serving.pipeline.decode import MODEL_RATE, DurationLimit, RawAudio, check_minimum, decode
 from speakerlens.serving.pipeline.enroll import spoken_of
 from speakerlens.serving.pipeline.explain import ExplainOptions
-from speakerlens.serving.pipeline.identify import Identifier
-from speakerlens.serving.pipeline.query import Question
-from speakerlens.serving.pipeline.session import Said
+from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.query import QueryOptions
+from speakerlens.serving.pipeline.session import ModelOutput
 from speakerlens.serving.pipeline.windows import cut
-from speakerlens.serving.robustness.measure import Answered
-from speakerlens.serving.rpc.interceptor import current_call
+from speakerlens.serving.robustness.measure import MonitoredAnswer
+from speakerlens.serving.rpc.interceptor import current_context
 from speakerlens.serving.rpc.tracing import tell_phases
 
 
@@ -34,8 +34,8 @@ class Row(NamedTuple):
 
     prediction: Prediction
     inference_s: float
-    question: Question
-    answered: Answered
+    question: QueryOptions
+    answered: MonitoredAnswer
 
 
 class Inference:
@@ -47,12 +47,12 @@ class Inference:
         metrics: hears of phases, answers and audio.
     """
 
-    def __init__(self, identifier: Identifier, config: Config, metrics: Metrics) -> None:
+    def __init__(self, identifier: Pipeline, config: Config, metrics: Metrics) -> None:
         self.models = identifier.models
         self._identifier = identifier
         self._metrics = metrics
         # Maps may be asked for of every row, and a row is there as a whole anyway.
-        self._longest = Longest(min(config.max_seconds, config.max_explained_seconds))
+        self._longest = DurationLimit(min(config.max_seconds, config.max_explained_seconds))
         self._limits = Limits(config.max_batch, round(self._longest.seconds * MODEL_RATE))
 
     async def infer(self, request: pb.ModelInferRequest, model: Model, deadline: float | None) -> pb.ModelInferResponse:
@@ -79,11 +79,11 @@ class Inference:
         self, request: pb.ModelInferRequest, model: Model, deadline: float | None
     ) -> tuple[pb.ModelInferResponse, Mapping[str, float]]:
         started = time.monotonic()
-        ask, jobs = await self._identifier.off_loop(lambda: self._heard(request, model, deadline))
+        ask, jobs = await self._identifier.run_in_thread(lambda: self._heard(request, model, deadline))
         heard = time.monotonic()
         rows = await self._computed(ask, model, jobs)
         computed = time.monotonic()
-        response = await self._identifier.off_loop(lambda: _answer(request, ask, model, rows))
+        response = await self._identifier.run_in_thread(lambda: _answer(request, ask, model, rows))
         # Rows wait for one another; of several batches, the longest counts, and the others are waiting.
         inference = min(max(row.inference_s for row in rows), computed - heard)
         phases = {
@@ -126,21 +126,21 @@ class Inference:
     async def _row(self, ask: Ask, model: Model, row: int, job: Job) -> Row:
         speaker = None if job.target == PREDICTED else model.bundle.speakers[job.target]
         explain = ExplainOptions(target_speaker=speaker) if ask.explains else None
-        question = Question(explain=explain, priority=ask.priority, deadline=ask.deadline)
+        question = QueryOptions(explain=explain, priority=ask.priority, deadline=ask.deadline)
         where = f"inputs.{AUDIO}, row {row}"
         with spoken_of("audio", where), self._identifier.hearing(question, [model]) as hearing:
             async for _ in hearing.windows(cut(job.audio, self._identifier.shape([model]))):
                 pass
             [said] = await hearing.whole()
-        assert isinstance(said, Said), "a model that fails alone fails the request"
+        assert isinstance(said, ModelOutput), "a model that fails alone fails the request"
         seconds = len(job.audio) / MODEL_RATE
-        answered = Answered([model], [said], hearing.sounds, seconds, hearing.kept)
+        answered = MonitoredAnswer([model], [said], hearing.sounds, seconds, hearing.kept)
         return Row(said.prediction, hearing.watch.timings().inference, question, answered)
 
     def _count(self, model: Model, ask: Ask, phases: Mapping[str, float]) -> None:
         seconds = float(ask.lengths.sum()) / MODEL_RATE
         for phase, spent in phases.items():
-            self._metrics.page.observe(self._metrics.phase.labels(phase), spent, current_call.get().id)
+            self._metrics.page.observe(self._metrics.phase.labels(phase), spent, current_context.get().id)
         self._metrics.answers.labels(model.bundle.variant, "explain" if ask.explains else "predict").inc(len(ask.audio))
         self._metrics.audio.inc(seconds)
         tell_phases(phases)

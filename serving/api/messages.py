@@ -11,10 +11,10 @@ from speakerlens.serving.models.registry import Model, Selector
 from speakerlens.serving.pipeline.answers import Answer, Failed, Identification, WindowAnswer
 from speakerlens.serving.pipeline.decode import MODEL_RATE, AudioInfo, EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.explain import Encoding, ExplainOptions, Explanation, Plane, Resolution, StageName
-from speakerlens.serving.pipeline.query import Query, Question
+from speakerlens.serving.pipeline.query import Query, QueryOptions
 from speakerlens.serving.pipeline.stream import Form
 from speakerlens.serving.pipeline.timing import Timings
-from speakerlens.serving.rpc.interceptor import told
+from speakerlens.serving.rpc.interceptor import error_status
 
 STAGES: Final[dict[pb.Stage.ValueType, StageName]] = {
     pb.STAGE_S1: "s1",
@@ -68,13 +68,13 @@ def query_of(
     )
 
 
-def start_of(start: pb.StreamStart, deadline: float | None) -> tuple[Question, Form]:
+def start_of(start: pb.StreamStart, deadline: float | None) -> tuple[QueryOptions, Form]:
     """A stream's first message as the core understands it.
 
     Raises:
         InvalidArgumentError: a field has a value that means nothing.
     """
-    question = Question(
+    question = QueryOptions(
         models=selectors_of(start.models),
         top_k=start.top_k,
         explain=explain_of(start.explain) if start.HasField("explain") else None,
@@ -204,7 +204,7 @@ def response_of(result: Identification) -> pb.IdentifyResponse:
 
 def failure_of(error: Exception) -> pb.Failure:
     """What the caller of a batch is told of an error; on the event loop, where the call is known."""
-    code, message = told(error)
+    code, message = error_status(error)
     return pb.Failure(code=code, message=message)
 
 

@@ -18,9 +18,9 @@ from speakerlens.serving.errors import InvalidArgumentError, Reason, quoted
 from speakerlens.serving.models.registry import Model, Models, Selector
 from speakerlens.serving.pipeline.answers import Failed, Identification
 from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
-from speakerlens.serving.pipeline.enroll import MAX_UTTERANCES, Enrolled, named
-from speakerlens.serving.pipeline.query import Query, Tells
-from speakerlens.serving.pipeline.verify import Claim, Verdict
+from speakerlens.serving.pipeline.enroll import MAX_UTTERANCES, EnrolledSpeaker, named
+from speakerlens.serving.pipeline.query import MonitoringScope, Query
+from speakerlens.serving.pipeline.verify import VerificationRequest, VerificationResult
 
 # Speakers in one answer.
 MAX_PAGE: Final = 1000
@@ -38,7 +38,7 @@ def embed_query_of(request: pb.EmbedRequest, deadline: float | None) -> Query:
         with_embedding=True,
         priority=priority_of(request.priority),
         deadline=deadline,
-        tells=Tells.SOUND,
+        monitoring=MonitoringScope.SOUND,
     )
 
 
@@ -55,7 +55,7 @@ def embed_response_of(result: Identification) -> pb.EmbedResponse:
     return pb.EmbedResponse(embeddings=embeddings, audio=info_of(result.audio), timings=timings_of(result.timings))
 
 
-def claim_of(request: pb.VerifyRequest, deadline: float | None) -> Claim:
+def claim_of(request: pb.VerifyRequest, deadline: float | None) -> VerificationRequest:
     """The request as the core understands it; errors as for `embed_query_of`."""
     against = request.WhichOneof("against")
     if against is None:
@@ -64,7 +64,7 @@ def claim_of(request: pb.VerifyRequest, deadline: float | None) -> Claim:
         )
     with named("other"):
         other = audio_of(request.other) if against == "other" else request.enrolled_speaker
-    return Claim(
+    return VerificationRequest(
         audio=audio_of(request.audio),
         against=other,
         explain=explain_of(request.explain) if request.HasField("explain") else None,
@@ -73,7 +73,7 @@ def claim_of(request: pb.VerifyRequest, deadline: float | None) -> Claim:
     )
 
 
-def verify_response_of(verdict: Verdict) -> pb.VerifyResponse:
+def verify_response_of(verdict: VerificationResult) -> pb.VerifyResponse:
     """The core's answer as a message."""
     explanations = (verdict.explanation, verdict.other_explanation)
     first, second = (None if each is None else explanation_of(each) for each in explanations)
@@ -104,7 +104,7 @@ def utterances_of(request: pb.EnrollRequest) -> list[EncodedAudio | RawAudio]:
     return utterances
 
 
-def speaker_of(enrolled: Enrolled) -> pb.EnrolledSpeaker:
+def speaker_of(enrolled: EnrolledSpeaker) -> pb.EnrolledSpeaker:
     """An enrolled speaker as a message."""
     return pb.EnrolledSpeaker(
         speaker=enrolled.speaker,
@@ -138,7 +138,7 @@ def page_of(request: pb.ListSpeakersRequest) -> tuple[str, int]:
     return after, min(request.page_size or MAX_PAGE, MAX_PAGE)
 
 
-def speakers_response_of(page: tuple[Sequence[Enrolled], bool]) -> pb.ListSpeakersResponse:
+def speakers_response_of(page: tuple[Sequence[EnrolledSpeaker], bool]) -> pb.ListSpeakersResponse:
     """A page of speakers, and the token of the next where there are more."""
     enrolled, more = page
     token = base64.urlsafe_b64encode(enrolled[-1].speaker.encode()).decode() if more else ""

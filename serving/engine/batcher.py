@@ -12,11 +12,20 @@ import time
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
-from speakerlens.serving.engine.latency import EXPECTATION_MEMORY, Pace
+from speakerlens.serving.engine.latency import EXPECTATION_MEMORY, LatencyEstimator
 from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import Bounds, Done, Entry, Lane, Observer, missed, unmeetable, unusable
-from speakerlens.serving.engine.recovery import Repair
-from speakerlens.serving.engine.scheduler import Device, Work
+from speakerlens.serving.engine.queue import (
+    JobResult,
+    Observer,
+    PriorityQueue,
+    QueuedJob,
+    QueueLimits,
+    deadline_missed,
+    deadline_unmeetable,
+    engine_unusable,
+)
+from speakerlens.serving.engine.recovery import EngineRecovery
+from speakerlens.serving.engine.scheduler import Scheduler, Work
 from speakerlens.serving.errors import DeadlineError, Reason, RequestError, ResourceExhaustedError
 
 log = logging.getLogger(__name__)
@@ -38,7 +47,13 @@ class Batcher(Generic[JobT, ResultT]):
     """
 
     def __init__(
-        self, name: str, work: Work[JobT, ResultT], device: Device, bounds: Bounds, observer: Observer, repair: Repair
+        self,
+        name: str,
+        work: Work[JobT, ResultT],
+        device: Scheduler,
+        bounds: QueueLimits,
+        observer: Observer,
+        repair: EngineRecovery,
     ) -> None:
         self.work = work
         self._name = name
@@ -46,18 +61,18 @@ class Batcher(Generic[JobT, ResultT]):
         self._bounds = bounds
         self._observer = observer
         self._repair = repair
-        self._pace = Pace()
-        self._turnover = Pace()
+        self._pace = LatencyEstimator()
+        self._turnover = LatencyEstimator()
         # By priority: seconds until a job was answered, for each second that was expected when it came.
-        self._waits = tuple(Pace(EXPECTATION_MEMORY) for _ in Priority)
-        self._lanes: tuple[Lane[JobT, ResultT], ...] = tuple(
-            Lane(name, bounds, self._pace, self._turnover, observer) for _ in Priority
+        self._waits = tuple(LatencyEstimator(EXPECTATION_MEMORY) for _ in Priority)
+        self._lanes: tuple[PriorityQueue[JobT, ResultT], ...] = tuple(
+            PriorityQueue(name, bounds, self._pace, self._turnover, observer) for _ in Priority
         )
-        repair.listen(self._on_repair)
+        repair.subscribe(self._on_repair)
         device.attach(self)
 
     @property
-    def lanes(self) -> Sequence[Lane[JobT, ResultT]]:
+    def lanes(self) -> Sequence[PriorityQueue[JobT, ResultT]]:
         """By priority; none while the engine is broken."""
         return () if self._repair.broken else self._lanes
 
@@ -71,8 +86,8 @@ class Batcher(Generic[JobT, ResultT]):
             ResourceExhaustedError: the queue is full.
             DeadlineError: what waits already takes longer than the caller has.
         """
-        if self._repair.hopeless or self._device.failed.done():
-            raise unusable(self._name)
+        if self._repair.failing or self._device.failed.done():
+            raise engine_unusable(self._name)
         lane = self._lanes[priority]
         delay = self._device.delay(lane, priority, 0.0)
         if len(lane) >= self._bounds.waiting:
@@ -82,11 +97,11 @@ class Batcher(Generic[JobT, ResultT]):
                 delay,
             )
         if deadline is not None and delay and time.monotonic() + self._at_worst(delay, priority) >= deadline:
-            raise unmeetable(self._name, delay, 0.0)
+            raise deadline_unmeetable(self._name, delay, 0.0)
 
     async def submit(
         self, job: JobT, deadline: float | None = None, priority: Priority = Priority.INTERACTIVE
-    ) -> Done[ResultT]:
+    ) -> JobResult[ResultT]:
         """Waits in the queue and on the device; a caller who is cancelled leaves the queue at once.
 
         Args:
@@ -100,7 +115,7 @@ class Batcher(Generic[JobT, ResultT]):
             DeadlineError: the deadline passed before the answer was there, or would have.
         """
         self.check_room(None, priority)
-        lane, entry = self._lanes[priority], Entry[JobT, ResultT](job, self.work.cost(job), deadline)
+        lane, entry = self._lanes[priority], QueuedJob[JobT, ResultT](job, self.work.cost(job), deadline)
         self._check_deadline(entry, priority)
         lane.add(entry)
         self._device.notify()
@@ -109,7 +124,7 @@ class Batcher(Generic[JobT, ResultT]):
                 done = await entry.future
         except TimeoutError:
             self._learn(entry, priority)
-            raise missed(self._name) from None
+            raise deadline_missed(self._name) from None
         except DeadlineError:
             self._learn(entry, priority)
             raise
@@ -124,11 +139,11 @@ class Batcher(Generic[JobT, ResultT]):
         for lane in self._lanes:
             lane.clear()
 
-    def expected(self, batch: Sequence[Entry[JobT, ResultT]]) -> float:
+    def expected(self, batch: Sequence[QueuedJob[JobT, ResultT]]) -> float:
         """Seconds that a batch will probably take."""
         return self._pace.seconds(self._lanes[0].batch_cost(batch))
 
-    async def run(self, priority: Priority, batch: Sequence[Entry[JobT, ResultT]], feed: Any | None) -> None:
+    async def run(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], feed: Any | None) -> None:
         """Computes and answers a batch that was taken out of its lane, made ready where `feed` is not None."""
         try:
             await self._run(priority, batch, feed)
@@ -141,7 +156,7 @@ class Batcher(Generic[JobT, ResultT]):
             for entry in batch:
                 entry.fail(error)
 
-    async def _run(self, priority: Priority, batch: Sequence[Entry[JobT, ResultT]], feed: Any | None) -> None:
+    async def _run(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], feed: Any | None) -> None:
         started = time.monotonic()
         begun = self._device.begun(min(entry.arrived for entry in batch))
         try:
@@ -152,13 +167,13 @@ class Batcher(Generic[JobT, ResultT]):
         seconds = time.monotonic() - started
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
-                entry.future.set_result(Done(result, started - entry.arrived, seconds))
+                entry.future.set_result(JobResult(result, started - entry.arrived, seconds))
         self._pace.ran(self._lanes[priority].batch_cost(batch), seconds)
         # What waits counts without padding, so that padding is part of what it takes.
         self._turnover.ran(sum(entry.cost for entry in batch), time.monotonic() - begun)
         self._observer.ran(len(batch), seconds)
 
-    async def _failed(self, priority: Priority, batch: Sequence[Entry[JobT, ResultT]], error: Exception) -> None:
+    async def _failed(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], error: Exception) -> None:
         """Puts a failed batch back, to be tried in halves; one that failed alone is answered with its error.
 
         A job is tried as often as its batch can be halved, and once more if it failed alone on a broken engine.
@@ -188,31 +203,31 @@ class Batcher(Generic[JobT, ResultT]):
         told.__cause__ = error
         return told
 
-    def _check_deadline(self, entry: Entry[JobT, ResultT], priority: Priority) -> None:
+    def _check_deadline(self, entry: QueuedJob[JobT, ResultT], priority: Priority) -> None:
         """Refuses a job that would be late, rather than let it wait for that."""
         needed = self._pace.seconds(entry.cost)
         delay = self._device.delay(self._lanes[priority], priority, needed)
         entry.expected = delay + needed
         left = entry.deadline - time.monotonic()
         if left <= 0:
-            raise missed(self._name)
+            raise deadline_missed(self._name)
         if left <= self._at_worst(entry.expected, priority):
             if not delay:
-                self._pace.relieve()
-                self._waits[priority].relieve()
-            raise unmeetable(self._name, delay, needed)
+                self._pace.decay()
+                self._waits[priority].decay()
+            raise deadline_unmeetable(self._name, delay, needed)
 
     def _at_worst(self, expected: float, priority: Priority) -> float:
         """How long it takes until a job is answered, by what became of such expectations."""
         return max(expected, self._waits[priority].cautious_seconds(expected))
 
-    def _learn(self, entry: Entry[JobT, ResultT], priority: Priority) -> None:
+    def _learn(self, entry: QueuedJob[JobT, ResultT], priority: Priority) -> None:
         """What became of an expectation; of those who were too late no more is known than that they were."""
         if entry.expected:
             self._waits[priority].ran(entry.expected, time.monotonic() - entry.arrived)
 
     def _on_repair(self, _works: bool) -> None:
-        if self._repair.hopeless:
+        if self._repair.failing:
             for lane in self._lanes:
-                lane.refuse(lambda: unusable(self._name))
+                lane.refuse(lambda: engine_unusable(self._name))
         self._device.notify()

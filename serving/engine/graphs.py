@@ -1,6 +1,6 @@
 """The graphs of a bundle: what each takes and answers, opened and warmed up together.
 
-Another graph is another `Spec`, another attribute of `Engine`, and another queue in `serving.models.loader`.
+Another graph is another `GraphSpec`, another attribute of `Engine`, and another queue in `serving.models.loader`.
 """
 
 import logging
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from speakerlens.serving.bundle import EXPLAIN, PREDICT, VERIFY, Bundle, BundleError, read_bundle
 from speakerlens.serving.engine.buckets import DEFAULT_LIMITS, Limits
-from speakerlens.serving.engine.session import Graph, Row, Spec
+from speakerlens.serving.engine.session import Graph, GraphSpec, Row
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def _compared_shapes(bundle: Bundle, samples: int) -> list[tuple[int, ...]]:
     return [(bundle.embedding_size,), *_map_shapes(bundle, samples)]
 
 
-PREDICT_SPEC: Final = Spec(
+PREDICT_SPEC: Final = GraphSpec(
     file=PREDICT,
     outputs=("logits", "embedding"),
     inputs={},
@@ -156,7 +156,7 @@ PREDICT_SPEC: Final = Spec(
     example=_job,
     shapes=_score_shapes,
 )
-EXPLAIN_SPEC: Final = Spec(
+EXPLAIN_SPEC: Final = GraphSpec(
     file=EXPLAIN,
     outputs=("logits", "embedding", "features", *SALIENCY),
     inputs={"target": ("tensor(int64)", 1)},
@@ -165,7 +165,7 @@ EXPLAIN_SPEC: Final = Spec(
     example=_job,
     shapes=_explained_shapes,
 )
-VERIFY_SPEC: Final = Spec(
+VERIFY_SPEC: Final = GraphSpec(
     file=VERIFY,
     outputs=("embedding", "score", "features", *SALIENCY),
     inputs={"reference": ("tensor(float)", 2)},

@@ -10,7 +10,7 @@ REFUSAL_RELIEF = 0.9
 CAUTION = 2.0
 
 
-class Pace:
+class LatencyEstimator:
     """Seconds for each unit of cost, as a mean of what was seen so far in which the older counts less.
 
     Args:
@@ -39,7 +39,7 @@ class Pace:
         """How long so much takes if it goes badly, by what was seen."""
         return self.seconds(cost) + CAUTION * self._deviation * cost
 
-    def relieve(self) -> None:
+    def decay(self) -> None:
         """Somebody was refused by this estimate while nothing was computed that could correct it."""
         self._seconds *= REFUSAL_RELIEF
         self._deviation *= REFUSAL_RELIEF

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from speakerlens.serving.engine.latency import Pace
+from speakerlens.serving.engine.latency import LatencyEstimator
 from speakerlens.serving.errors import DeadlineError, Reason, UnavailableError
 
 JobT = TypeVar("JobT")
@@ -28,7 +28,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Done(Generic[ResultT]):
+class JobResult(Generic[ResultT]):
     """An answer, how long it waited for the device, and how long its batch ran, in seconds."""
 
     result: ResultT
@@ -36,13 +36,13 @@ class Done(Generic[ResultT]):
     inference_s: float
 
 
-def as_many(count: int) -> int:
+def no_rounding(count: int) -> int:
     """No rounding of rows."""
     return count
 
 
 @dataclass(frozen=True)
-class Bounds:
+class QueueLimits:
     """How much may wait, and how much may be computed together.
 
     A batch costs its rows times its dearest job, as all are padded to the longest; a single job may cost anything.
@@ -60,11 +60,11 @@ class Bounds:
     batch: int
     batch_cost: int
     padding: float = 1.0
-    rows: Callable[[int], int] = as_many
+    rows: Callable[[int], int] = no_rounding
     wait_s: float = 0.0
 
 
-class Entry(Generic[JobT, ResultT]):
+class QueuedJob(Generic[JobT, ResultT]):
     """A job that waits for its answer; must be made on the event loop.
 
     Attributes:
@@ -82,7 +82,7 @@ class Entry(Generic[JobT, ResultT]):
         self.retried = False
         self.expected = 0.0
         self.arrived = time.monotonic()
-        self.future: asyncio.Future[Done[ResultT]] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[JobResult[ResultT]] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: Exception) -> None:
         """Answers it with an error, unless it is answered."""
@@ -90,7 +90,7 @@ class Entry(Generic[JobT, ResultT]):
             self.future.set_exception(error)
 
 
-class Lane(Generic[JobT, ResultT]):
+class PriorityQueue(Generic[JobT, ResultT]):
     """Entries in the order of their arrival.
 
     Args:
@@ -101,13 +101,15 @@ class Lane(Generic[JobT, ResultT]):
         observer: hears of every change.
     """
 
-    def __init__(self, name: str, bounds: Bounds, pace: Pace, turnover: Pace, observer: Observer) -> None:
+    def __init__(
+        self, name: str, bounds: QueueLimits, pace: LatencyEstimator, turnover: LatencyEstimator, observer: Observer
+    ) -> None:
         self._name = name
         self._bounds = bounds
         self._pace = pace
         self._turnover = turnover
         self._observer = observer
-        self._waiting: dict[int, Entry[JobT, ResultT]] = {}
+        self._waiting: dict[int, QueuedJob[JobT, ResultT]] = {}
         self.cost = 0
 
     def __len__(self) -> int:
@@ -123,17 +125,17 @@ class Lane(Generic[JobT, ResultT]):
         """When the first arrived; infinity where nothing waits."""
         return next((entry.arrived for entry in self._waiting.values()), math.inf)
 
-    def add(self, entry: Entry[JobT, ResultT]) -> None:
+    def add(self, entry: QueuedJob[JobT, ResultT]) -> None:
         """Puts an entry last."""
         self._waiting[id(entry)] = entry
         self._count(1, entry.cost)
 
-    def put_back(self, entries: Sequence[Entry[JobT, ResultT]]) -> None:
+    def put_back(self, entries: Sequence[QueuedJob[JobT, ResultT]]) -> None:
         """Puts entries that were taken in front again."""
         self._waiting = {**{id(entry): entry for entry in entries}, **self._waiting}
         self._count(len(entries), sum(entry.cost for entry in entries))
 
-    def remove(self, entry: Entry[Any, Any]) -> None:
+    def remove(self, entry: QueuedJob[Any, Any]) -> None:
         """Takes an entry out, if it is in here."""
         if self._waiting.pop(id(entry), None) is not None:
             self._count(-1, -entry.cost)
@@ -159,13 +161,13 @@ class Lane(Generic[JobT, ResultT]):
             for entry in self._waiting.values()
         )
 
-    def form(self) -> list[Entry[JobT, ResultT]]:
+    def form(self) -> list[QueuedJob[JobT, ResultT]]:
         """The next batch, which stays in the lane; takes out who has gone, and who is or would be late.
 
         The oldest is always in it. Others join in the order of their arrival as far as the bounds and the deadlines of
         all in it allow; those that a batch failed with are tried among themselves.
         """
-        batch: list[Entry[JobT, ResultT]] = []
+        batch: list[QueuedJob[JobT, ResultT]] = []
         for entry in list(self._waiting.values()):
             if entry.future.done() or self._refuse_late(entry):
                 self.remove(entry)
@@ -175,11 +177,11 @@ class Lane(Generic[JobT, ResultT]):
                     break
         return batch
 
-    def batch_cost(self, batch: Sequence[Entry[JobT, ResultT]]) -> int:
+    def batch_cost(self, batch: Sequence[QueuedJob[JobT, ResultT]]) -> int:
         """What computing these together costs."""
         return self._bounds.rows(len(batch)) * max(entry.cost for entry in batch)
 
-    def _joins(self, batch: list[Entry[JobT, ResultT]], entry: Entry[JobT, ResultT]) -> bool:
+    def _joins(self, batch: list[QueuedJob[JobT, ResultT]], entry: QueuedJob[JobT, ResultT]) -> bool:
         if entry.together != batch[0].together:
             return False
         together = [*batch, entry]
@@ -189,12 +191,14 @@ class Lane(Generic[JobT, ResultT]):
             return False
         return time.monotonic() + self._pace.seconds(cost) < min(each.deadline for each in together)
 
-    def _refuse_late(self, entry: Entry[JobT, ResultT]) -> bool:
+    def _refuse_late(self, entry: QueuedJob[JobT, ResultT]) -> bool:
         """Answers an entry whose deadline has passed, or would even if it were computed alone; whether that is so."""
         left, needed = entry.deadline - time.monotonic(), self._pace.seconds(entry.cost)
         if left > needed:
             return False
-        entry.future.set_exception(missed(self._name) if left <= 0 else unmeetable(self._name, 0.0, needed))
+        entry.future.set_exception(
+            deadline_missed(self._name) if left <= 0 else deadline_unmeetable(self._name, 0.0, needed)
+        )
         return True
 
     def _count(self, entries: int, cost: int) -> None:
@@ -202,18 +206,18 @@ class Lane(Generic[JobT, ResultT]):
         self._observer.waiting(entries)
 
 
-def missed(name: str) -> DeadlineError:
+def deadline_missed(name: str) -> DeadlineError:
     """A deadline that has passed."""
     return DeadlineError(Reason.DEADLINE, f"the deadline passed while waiting for {name}")
 
 
-def unmeetable(name: str, waiting: float, needed: float) -> DeadlineError:
+def deadline_unmeetable(name: str, waiting: float, needed: float) -> DeadlineError:
     """A deadline that would pass."""
     before = f"about {waiting:.3g} s of work waits before it, and " if waiting else ""
     return DeadlineError(Reason.DEADLINE, f"the deadline cannot be met: {before}{name} takes about {needed:.3g} s")
 
 
-def unusable(name: str) -> UnavailableError:
+def engine_unusable(name: str) -> UnavailableError:
     """An engine that is broken for longer than callers should wait."""
     return UnavailableError(
         Reason.NOT_SERVING, f"the engine of {name} is broken and cannot be opened; try again, or ask another replica"

@@ -15,7 +15,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 PATIENT_ATTEMPTS = 3
 
 
-class Repair:
+class EngineRecovery:
     """Whether an engine works, and its repair; must be used on the event loop.
 
     Args:
@@ -38,11 +38,11 @@ class Repair:
         return self._task is not None
 
     @property
-    def hopeless(self) -> bool:
+    def failing(self) -> bool:
         """Whether it is broken, and several attempts to open it anew were in vain."""
         return self._failures >= PATIENT_ATTEMPTS
 
-    def listen(self, listener: Callable[[bool], object]) -> None:
+    def subscribe(self, listener: Callable[[bool], object]) -> None:
         """From now on tells `listener` whether the engine works: at every change, and when it becomes hopeless."""
         self._listeners.append(listener)
 

@@ -15,7 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import Lane
+from speakerlens.serving.engine.queue import PriorityQueue
 from speakerlens.serving.errors import Reason, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Queue(Protocol):
     work: Work[Any, Any]
 
     @property
-    def lanes(self) -> Sequence[Lane[Any, Any]]:
+    def lanes(self) -> Sequence[PriorityQueue[Any, Any]]:
         """By priority; none while its engine is broken."""
 
     def expected(self, batch: Sequence[Any]) -> float:
@@ -76,12 +76,12 @@ class _Turn:
         self.served = -1
 
     @property
-    def lane(self) -> Lane[Any, Any] | None:
+    def lane(self) -> PriorityQueue[Any, Any] | None:
         lanes = self.queue.lanes
         return lanes[self.priority] if lanes else None
 
 
-class Device:
+class Scheduler:
     """A thread that computes, one that prepares, and a task that gives out turns; must be used on the event loop.
 
     Attributes:
@@ -127,7 +127,7 @@ class Device:
         """Whether nothing runs or waits here."""
         return self._running is None and not any(turn.lane for turn in self._turns)
 
-    def delay(self, lane: Lane[Any, Any], priority: Priority, needed: float) -> float:
+    def delay(self, lane: PriorityQueue[Any, Any], priority: Priority, needed: float) -> float:
         """How many seconds pass, probably, before a job that takes `needed` and joins this lane last is begun.
 
         Other queues of its priority take turns with this one, so they delay it by no more than its own lane does.

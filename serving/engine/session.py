@@ -65,7 +65,7 @@ Row = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Spec(Generic[JobT, ResultT]):
+class GraphSpec(Generic[JobT, ResultT]):
     """What is particular to a graph.
 
     Attributes:
@@ -88,7 +88,7 @@ class Spec(Generic[JobT, ResultT]):
 
 
 @dataclass(frozen=True)
-class Feed(Generic[JobT]):
+class BatchInputs(Generic[JobT]):
     """A batch as the graph takes it; there may be more rows than jobs."""
 
     jobs: Sequence[JobT]
@@ -111,7 +111,7 @@ class Graph(Generic[JobT, ResultT]):
     """
 
     def __init__(
-        self, spec: Spec[JobT, ResultT], bundle: Bundle, device: str, threads: int, limits: Limits = DEFAULT_LIMITS
+        self, spec: GraphSpec[JobT, ResultT], bundle: Bundle, device: str, threads: int, limits: Limits = DEFAULT_LIMITS
     ) -> None:
         self._spec = spec
         self._bundle = bundle
@@ -136,7 +136,7 @@ class Graph(Generic[JobT, ResultT]):
         """Samples that are computed for a job, padding included."""
         return self.buckets.length(len(job.audio))
 
-    def prepare(self, jobs: Sequence[JobT]) -> Feed[JobT]:
+    def prepare(self, jobs: Sequence[JobT]) -> BatchInputs[JobT]:
         """Makes a batch; in any thread."""
         lengths = [len(job.audio) for job in jobs]
         # Rows that only fill the batch up repeat its first.
@@ -145,9 +145,9 @@ class Graph(Generic[JobT, ResultT]):
         for row, job in zip(audio, rows, strict=True):
             row[: len(job.audio)] = job.audio
         samples = np.array([len(job.audio) for job in rows], np.int64)
-        return Feed(jobs, {"audio": audio, "lengths": samples, **self._spec.feeds(rows)})
+        return BatchInputs(jobs, {"audio": audio, "lengths": samples, **self._spec.feeds(rows)})
 
-    def compute(self, feed: Feed[JobT]) -> list[ResultT]:
+    def compute(self, feed: BatchInputs[JobT]) -> list[ResultT]:
         """Answers a batch; answer i belongs to job i.
 
         Raises:
@@ -239,7 +239,7 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(ARENA))
 
 
-def _check(session: Any, bundle: Bundle, spec: Spec[Any, Any]) -> None:
+def _check(session: Any, bundle: Bundle, spec: GraphSpec[Any, Any]) -> None:
     actual = {node.name: (node.type, len(node.shape)) for node in session.get_inputs()}
     expected = {"audio": ("tensor(float)", 2), "lengths": ("tensor(int64)", 1), **spec.inputs}
     if actual != expected:

@@ -70,7 +70,7 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Counting:
+class CountingObserver:
     """A queue's observer that also counts its batches for the model."""
 
     statistics: Statistics

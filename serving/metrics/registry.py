@@ -60,7 +60,7 @@ class Page:
         wanted = self._exemplars and request_id is not None and EXEMPLAR_ID.fullmatch(request_id)
         histogram.observe(value, {EXEMPLAR_LABEL: request_id} if wanted and request_id else None)
 
-    def listen(self, host: str, port: int) -> int:
+    def serve(self, host: str, port: int) -> int:
         """Serves the page over HTTP from threads of its own, and returns the port.
 
         Raises:

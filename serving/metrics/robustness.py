@@ -152,7 +152,7 @@ class Saliency:
 
 
 @dataclass(frozen=True)
-class Probed:
+class ConditionResult:
     """What a round of probes found in one condition, and what the export had found; None is not defined.
 
     Attributes:
@@ -205,7 +205,7 @@ class Probes:
         """The variants of which anything is shown."""
         return {variant for variant, series in self._shown.items() if series}
 
-    def show(self, variant: str, results: Sequence[Probed], seconds: float) -> None:
+    def show(self, variant: str, results: Sequence[ConditionResult], seconds: float) -> None:
         """What a variant's round of so many seconds found, which has just ended; a scrape never finds a gap."""
         new: dict[_Series, float | None] = {
             (gauge, (variant, each.interference, each.snr)): value

@@ -12,7 +12,7 @@ Stamp = frozenset[tuple[str, int, int, int, int]]
 
 
 @dataclass(frozen=True)
-class Found:
+class BundleFolder:
     """A folder <variant>/<version>; `version` is 0 where the name is no number, as no bundle's is then."""
 
     folder: Path
@@ -26,7 +26,7 @@ class Found:
         return f"{self.variant}/{self.folder.name}"
 
 
-def survey(root: Path) -> dict[str, list[Found]]:
+def list_bundles(root: Path) -> dict[str, list[BundleFolder]]:
     """The folders <variant>/<version> under `root` by variant, newest first; names with a leading dot are skipped.
 
     Raises:
@@ -55,13 +55,13 @@ def _folders(folder: Path) -> list[Path]:
     return [each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")]
 
 
-def _versions(variant: Path) -> list[Found]:
+def _versions(variant: Path) -> list[BundleFolder]:
     try:
         folders = _folders(variant)
     except FileNotFoundError:  # removed since it was listed
         return []
     found = [
-        Found(each, variant.name, int(each.name) if NUMBER.fullmatch(each.name) else 0, stamp_of(each))
+        BundleFolder(each, variant.name, int(each.name) if NUMBER.fullmatch(each.name) else 0, stamp_of(each))
         for each in folders
     ]
     return sorted(found, key=lambda one: (-one.version, one.folder.name))

@@ -9,19 +9,19 @@ from speakerlens.serving.config import Config
 from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.buckets import Limits
 from speakerlens.serving.engine.graphs import Engine
-from speakerlens.serving.engine.queue import Bounds, Observer
-from speakerlens.serving.engine.recovery import Repair
-from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.queue import Observer, QueueLimits
+from speakerlens.serving.engine.recovery import EngineRecovery
+from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.engine.session import Graph, JobT, ResultT
-from speakerlens.serving.engine.statistics import Counting, Statistics
+from speakerlens.serving.engine.statistics import CountingObserver, Statistics
 from speakerlens.serving.metrics import Metrics
-from speakerlens.serving.models.folders import Found, stamp_of
+from speakerlens.serving.models.folders import BundleFolder, stamp_of
 from speakerlens.serving.models.registry import Model
 
 log = logging.getLogger(__name__)
 
 
-def open_engine(found: Found, config: Config, known: str | None) -> tuple[Bundle, Engine] | None:
+def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple[Bundle, Engine] | None:
     """Reads a bundle, opens its graphs and warms them up; None if it is the one with the digest `known`.
 
     Takes seconds; runs anywhere but on the event loop.
@@ -47,14 +47,14 @@ def open_engine(found: Found, config: Config, known: str | None) -> tuple[Bundle
     return opened
 
 
-def build_model(bundle: Bundle, engine: Engine, device: Device, config: Config, metrics: Metrics) -> Model:
+def build_model(bundle: Bundle, engine: Engine, device: Scheduler, config: Config, metrics: Metrics) -> Model:
     """Puts queues in front of an open engine. Runs on the event loop, where the queues live."""
-    repair = Repair(bundle.name, engine.reopen, partial(metrics.count_rebuild, bundle.variant))
+    repair = EngineRecovery(bundle.name, engine.reopen, partial(metrics.count_rebuild, bundle.variant))
     statistics = Statistics()
     queue_of = partial(metrics.queue, bundle.variant, capacity=config.queue_size)
-    predict = Counting(statistics, queue_of("predict"))
-    explain = Counting(statistics, queue_of("explain"))
-    verify = Counting(statistics, queue_of("verify"))
+    predict = CountingObserver(statistics, queue_of("predict"))
+    explain = CountingObserver(statistics, queue_of("explain"))
+    verify = CountingObserver(statistics, queue_of("verify"))
     return Model(
         bundle,
         engine.provider,
@@ -67,9 +67,14 @@ def build_model(bundle: Bundle, engine: Engine, device: Device, config: Config, 
 
 
 def _queue(
-    name: str, graph: Graph[JobT, ResultT], device: Device, config: Config, observer: Observer, repair: Repair
+    name: str,
+    graph: Graph[JobT, ResultT],
+    device: Scheduler,
+    config: Config,
+    observer: Observer,
+    repair: EngineRecovery,
 ) -> Batcher[JobT, ResultT]:
-    bounds = Bounds(
+    bounds = QueueLimits(
         waiting=config.queue_size,
         batch=config.max_batch,
         batch_cost=graph.buckets.batch_samples,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.graphs import ComparedJob, Comparison, ExplainedPrediction, Job, Prediction
-from speakerlens.serving.engine.recovery import Repair
+from speakerlens.serving.engine.recovery import EngineRecovery
 from speakerlens.serving.engine.statistics import Statistics
 from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
 from speakerlens.serving.metrics import Metrics
@@ -34,7 +34,7 @@ class Model:
 
     bundle: Bundle
     provider: str
-    repair: Repair
+    repair: EngineRecovery
     predict: Batcher[Job, Prediction]
     explain: Batcher[Job, ExplainedPrediction]
     verify: Batcher[ComparedJob, Comparison]
@@ -71,7 +71,7 @@ class Models:
         """What the models run on; one must be loaded."""
         return next(iter(self)).provider
 
-    def listen(self, listener: Callable[[], object]) -> None:
+    def subscribe(self, listener: Callable[[], object]) -> None:
         """From now on calls `listener` whenever a model is put in or taken out."""
         self._listeners.append(listener)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from speakerlens.serving.bundle import Bundle, BundleError, Fault
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.graphs import Engine
-from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.metrics import Metrics
-from speakerlens.serving.models.folders import Found, Stamp, survey
+from speakerlens.serving.models.folders import BundleFolder, Stamp, list_bundles
 from speakerlens.serving.models.loader import build_model, open_engine
 from speakerlens.serving.models.registry import Model, Models
 from speakerlens.serving.rpc.health import Health
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class Refusal:
     """A folder that is not served as it is now, and why; not `final` while it may only be half written."""
 
-    found: Found
+    found: BundleFolder
     fault: Fault
     reason: str
     final: bool
@@ -48,7 +48,7 @@ class Repository:
         health: hears whether each variant's newest bundle is served, and which variants there are.
     """
 
-    def __init__(self, config: Config, models: Models, device: Device, metrics: Metrics, health: Health) -> None:
+    def __init__(self, config: Config, models: Models, device: Scheduler, metrics: Metrics, health: Health) -> None:
         self._config = config
         self._models = models
         self._device = device
@@ -79,13 +79,13 @@ class Repository:
         while True:
             await asyncio.sleep(self._config.watch)
             try:
-                await self._refresh(await asyncio.to_thread(survey, self._config.bundles), patient=True)
+                await self._refresh(await asyncio.to_thread(list_bundles, self._config.bundles), patient=True)
             except OSError as error:
                 self._complain(f"{self._config.bundles} cannot be read ({error.strerror})")
             except Exception:
                 log.exception("looking for new bundles failed unexpectedly")
 
-    async def _refresh(self, on_disk: dict[str, list[Found]], patient: bool) -> None:
+    async def _refresh(self, on_disk: dict[str, list[BundleFolder]], patient: bool) -> None:
         folders = {found.folder for versions in on_disk.values() for found in versions}
         self._refused = {folder: each for folder, each in self._refused.items() if folder in folders}
         # A folder that is missing for one look may be on its way to being replaced.
@@ -103,7 +103,7 @@ class Repository:
             self._take_out(gone, spared)
         self._report(on_disk)
 
-    async def _newest(self, folders: Sequence[Found], patient: bool) -> list[Model]:
+    async def _newest(self, folders: Sequence[BundleFolder], patient: bool) -> list[Model]:
         """Loads what is missing of the newest versions that hold, and returns their models."""
         keep: list[Model] = []
         for found in folders:
@@ -114,7 +114,7 @@ class Repository:
                 keep.append(model)
         return keep
 
-    async def _model_of(self, found: Found, patient: bool) -> Model | None:
+    async def _model_of(self, found: BundleFolder, patient: bool) -> Model | None:
         """The model of a folder, loaded now if it has to be; the one before, if any, where the folder is refused."""
         model, stamp = self._loaded.get(found.folder, (None, None))
         before = self._refused.get(found.folder)
@@ -148,7 +148,7 @@ class Repository:
 
     def _put(self, bundle: Bundle, engine: Engine) -> Model:
         model = build_model(bundle, engine, self._device, self._config, self._metrics)
-        model.repair.listen(self._report_models)
+        model.repair.subscribe(self._report_models)
         self._models.put(model)
         return model
 
@@ -176,7 +176,7 @@ class Repository:
         self._complaint = complaint
         self._health.report_bundles({model.bundle.variant: False for model in self._models})
 
-    def _report(self, on_disk: dict[str, list[Found]]) -> None:
+    def _report(self, on_disk: dict[str, list[BundleFolder]]) -> None:
         final = [each for each in self._refused.values() if each.final]
         self._metrics.report_refused(Counter((each.found.variant, each.fault) for each in final))
         self._variants = set(on_disk)
@@ -198,7 +198,7 @@ class Repository:
         return {model.bundle.variant: model for model in self._models}  # which come by version
 
 
-def look(root: Path) -> dict[str, list[Found]]:
+def look(root: Path) -> dict[str, list[BundleFolder]]:
     """What there is to load.
 
     Raises:
@@ -206,7 +206,7 @@ def look(root: Path) -> dict[str, list[Found]]:
     """
     if not root.is_dir():
         raise StartupError(f"--bundles {root}: no such folder")
-    on_disk = survey(root)
+    on_disk = list_bundles(root)
     if not on_disk:
         raise StartupError(f"--bundles {root}: no bundle there; expected <variant>/<version>/bundle.json")
     return on_disk

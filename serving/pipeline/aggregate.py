@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.graphs import Prediction
-from speakerlens.serving.pipeline.timeline import Heard, Stretch, Vote, stretches
+from speakerlens.serving.pipeline.timeline import SpeakerTurn, Vote, WindowVote, speaker_turns
 from speakerlens.serving.pipeline.windows import Window
 
 TINY = float(np.finfo(np.float32).tiny)
 
 
-class Ballot:
+class WindowAggregator:
     """The votes of one model's windows; they come in the order of the windows, and take no memory but their best."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._windows: list[Heard] = []
+        self._windows: list[WindowVote] = []
         self._votes = 0
         self._logits: NDArray[np.float64] | None = None
         self._directions: NDArray[np.float64] | None = None
@@ -36,12 +36,12 @@ class Ballot:
     def add(self, window: Window, prediction: Prediction | None) -> None:
         """Counts the next window; None is no speech."""
         if prediction is None:
-            self._windows.append(Heard(window.start, window.stop, None))
+            self._windows.append(WindowVote(window.start, window.stop, None))
             return
         logits, embedding = prediction.logits.astype(np.float64), prediction.embedding.astype(np.float64)
         label = int(logits.argmax())
         probability = float(softmax(prediction.logits / self._bundle.temperature)[label])
-        self._windows.append(Heard(window.start, window.stop, Vote(label, probability, float(logits[label]))))
+        self._windows.append(WindowVote(window.start, window.stop, Vote(label, probability, float(logits[label]))))
         length = max(float(np.linalg.norm(embedding)), TINY)
         direction = embedding / length
         self._logits = logits if self._logits is None else self._logits + logits
@@ -59,9 +59,9 @@ class Ballot:
         embedding = self._directions / self._votes * (self._lengths / self._votes)
         return Prediction((self._logits / self._votes).astype(np.float32), embedding.astype(np.float32))
 
-    def timeline(self) -> tuple[Stretch, ...]:
+    def timeline(self) -> tuple[SpeakerTurn, ...]:
         """Who spoke when; nothing for a single window."""
-        return stretches(self._windows) if len(self._windows) > 1 else ()
+        return speaker_turns(self._windows) if len(self._windows) > 1 else ()
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -11,8 +11,8 @@ from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import softmax
 from speakerlens.serving.pipeline.decode import AudioInfo
 from speakerlens.serving.pipeline.explain import Explanation, explain
-from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, Question
-from speakerlens.serving.pipeline.session import Said
+from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, QueryOptions
+from speakerlens.serving.pipeline.session import ModelOutput
 from speakerlens.serving.pipeline.timing import Timings
 
 
@@ -90,7 +90,7 @@ class WindowAnswer:
     timings: Timings
 
 
-def answer_of(question: Question, model: Model, said: Said | Exception, start: int = 0) -> Answer | Failed:
+def answer_of(question: QueryOptions, model: Model, said: ModelOutput | Exception, start: int = 0) -> Answer | Failed:
     """What a model said, beginning `start` samples into the audio; takes time where maps are wanted."""
     bundle = model.bundle
     if isinstance(said, Exception):

@@ -14,7 +14,7 @@ NO_ROOM_SECONDS = 0.1
 FULL = (Reason.QUEUE_FULL, Reason.IN_FLIGHT)
 
 
-class Bulk:
+class ConcurrencyLimit:
     """Bounds on what is in work: of one call, and of all calls together.
 
     Calls take turns, so that a small one does not wait for the end of a large one.
@@ -42,9 +42,11 @@ class Bulk:
             except Exception as error:
                 return error
 
-        return await self.every(items, caught)
+        return await self.map_concurrent(items, caught)
 
-    async def every(self, items: Sequence[ItemT], work: Callable[[ItemT], Awaitable[ResultT]]) -> list[ResultT]:
+    async def map_concurrent(
+        self, items: Sequence[ItemT], work: Callable[[ItemT], Awaitable[ResultT]]
+    ) -> list[ResultT]:
         """What `work` gives for each item, in their order, or the first of its errors.
 
         At that error, as where this is cancelled, what is in work is cancelled, and the rest is not begun.
@@ -70,7 +72,7 @@ class Bulk:
                 results[index] = await work(item)
 
 
-async def patiently(work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+async def retry_when_full(work: Callable[[], Awaitable[ResultT]]) -> ResultT:
     """What `work` gives; where the server has no room for it, it waits and tries again."""
     while True:
         try:

@@ -55,7 +55,7 @@ class RawAudio:
 
 
 @dataclass(frozen=True)
-class Longest:
+class DurationLimit:
     """The most seconds of audio accepted, and of what, such as ` of an explained request`."""
 
     seconds: float
@@ -96,7 +96,7 @@ class Intake:
         longest: the longest recording accepted.
     """
 
-    def __init__(self, field: str, sample_rate: int, channels: int, longest: Longest) -> None:
+    def __init__(self, field: str, sample_rate: int, channels: int, longest: DurationLimit) -> None:
         self._field = field
         self._rate = sample_rate
         self._channels = channels
@@ -192,7 +192,7 @@ class Recording:
             that is not accepted. Iterating finds what is wrong inside: damage, NaN, silence, too long in fact.
     """
 
-    def __init__(self, audio: EncodedAudio | RawAudio, longest: Longest) -> None:
+    def __init__(self, audio: EncodedAudio | RawAudio, longest: DurationLimit) -> None:
         if isinstance(audio, EncodedAudio):
             file = _open(audio.data, longest)
             self._blocks = _file_blocks(file)
@@ -222,7 +222,7 @@ class Recording:
         return replace(info, clipped_share=self._clipped / max(1.0, info.seconds * info.sample_rate))
 
 
-def decode(audio: EncodedAudio | RawAudio, longest: Longest) -> Waveform:
+def decode(audio: EncodedAudio | RawAudio, longest: DurationLimit) -> Waveform:
     """Decodes, checks, averages the channels and resamples to 16 kHz, all at once.
 
     Raises:
@@ -239,7 +239,7 @@ def floats(frames: NDArray[Any]) -> NDArray[np.float32]:
     return frames.astype(np.float32, copy=False)
 
 
-def _open(data: bytes, longest: Longest) -> sf.SoundFile:
+def _open(data: bytes, longest: DurationLimit) -> sf.SoundFile:
     field = "audio.encoded"
     if not data:
         raise InvalidArgumentError(Reason.EMPTY, f"{field}: empty; send a whole audio file")
@@ -274,7 +274,7 @@ def _file_blocks(file: sf.SoundFile) -> Iterator[NDArray[np.float32]]:
             yield block
 
 
-def _raw_frames(audio: RawAudio, longest: Longest) -> NDArray[Any]:
+def _raw_frames(audio: RawAudio, longest: DurationLimit) -> NDArray[Any]:
     """The frames [frames, channels] of samples that are there already, of their own type."""
     field, kind = "audio.raw.samples", SAMPLE_TYPES[audio.sample_type]
     check_form("audio.raw.sample_rate", "audio.raw.channels", audio.sample_rate, audio.channels)
@@ -318,7 +318,7 @@ def check_form(rate_field: str, channels_field: str, rate: int, channels: int) -
         )
 
 
-def _check_length(field: str, frames: int, rate: int, longest: Longest) -> None:
+def _check_length(field: str, frames: int, rate: int, longest: DurationLimit) -> None:
     if frames > longest.seconds * rate:
         raise InvalidArgumentError(
             Reason.TOO_LONG,

@@ -22,10 +22,10 @@ from speakerlens.serving.errors import (
 )
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.answers import Answer
-from speakerlens.serving.pipeline.concurrency import Bulk
+from speakerlens.serving.pipeline.concurrency import ConcurrencyLimit
 from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
-from speakerlens.serving.pipeline.identify import Identifier
-from speakerlens.serving.pipeline.query import Query, Tells
+from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.query import MonitoringScope, Query
 from speakerlens.serving.pipeline.store import Enrolment, SpeakerStore
 
 T = TypeVar("T")
@@ -39,14 +39,14 @@ JOINERS = "\u200c\u200d"
 
 
 @dataclass(frozen=True)
-class Enrolled:
+class EnrolledSpeaker:
     """What is stored of a speaker, and for each entry whether the bundle that made it is loaded."""
 
     speaker: str
     entries: tuple[tuple[Enrolment, bool], ...]
 
 
-class Speakers:
+class AsyncSpeakerStore:
     """The store on a thread of its own, so that the event loop never waits for a disk.
 
     Args:
@@ -97,7 +97,7 @@ class Enroller:
         speakers: keeps them.
     """
 
-    def __init__(self, identifier: Identifier, speakers: Speakers) -> None:
+    def __init__(self, identifier: Pipeline, speakers: AsyncSpeakerStore) -> None:
         self._identifier = identifier
         self._speakers = speakers
 
@@ -107,7 +107,7 @@ class Enroller:
         utterances: Sequence[EncodedAudio | RawAudio],
         models: Sequence[Model],
         deadline: float | None,
-    ) -> Enrolled:
+    ) -> EnrolledSpeaker:
         """Stores a speaker for each of `models`, in the place of one of that name.
 
         Args:
@@ -131,7 +131,7 @@ class Enroller:
         await self._speakers.ask(lambda store: store.put(enrolments))
         return self._enrolled(name, enrolments)
 
-    async def page(self, after: str, most: int) -> tuple[list[Enrolled], bool]:
+    async def page(self, after: str, most: int) -> tuple[list[EnrolledSpeaker], bool]:
         """Enrolled speakers by name, those that come after one, and whether there are more than `most`.
 
         Raises:
@@ -163,24 +163,24 @@ class Enroller:
             index, audio, model = item
             with named(f"utterances[{index}]"):
                 # Every model hears the same utterances.
-                tells = Tells.SOUND if model is models[0] else Tells.NOTHING
-                query = Query(audio=audio, with_embedding=True, deadline=deadline, tells=tells)
+                monitoring = MonitoringScope.SOUND if model is models[0] else MonitoringScope.NOTHING
+                query = Query(audio=audio, with_embedding=True, deadline=deadline, monitoring=monitoring)
                 [answer] = (await self._identifier.identify(query, [model])).answers
             assert isinstance(answer, Answer), "a single model fails by raising"
             assert answer.embedding is not None, "it was asked for"
             return direction(answer.embedding)
 
         items = [(index, audio, model) for model in models for index, audio in enumerate(utterances)]
-        directions = await Bulk(UTTERANCES_AT_ONCE, UTTERANCES_AT_ONCE).every(items, embedded)
+        directions = await ConcurrencyLimit(UTTERANCES_AT_ONCE, UTTERANCES_AT_ONCE).map_concurrent(items, embedded)
         count = len(utterances)
         return [
             np.mean(directions[start : start + count], axis=0).astype(np.float32)
             for start in range(0, len(directions), count)
         ]
 
-    def _enrolled(self, name: str, enrolments: Sequence[Enrolment]) -> Enrolled:
+    def _enrolled(self, name: str, enrolments: Sequence[Enrolment]) -> EnrolledSpeaker:
         loaded = {model.bundle.digest for model in self._identifier.models}
-        return Enrolled(name, tuple((each, each.bundle in loaded) for each in enrolments))
+        return EnrolledSpeaker(name, tuple((each, each.bundle in loaded) for each in enrolments))
 
 
 def checked_name(speaker: str, field: str = "speaker") -> str:

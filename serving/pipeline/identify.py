@@ -14,15 +14,15 @@ from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model, Models
 from speakerlens.serving.pipeline.answers import Answer, Identification, answer_of
 from speakerlens.serving.pipeline.concurrency import FULL
-from speakerlens.serving.pipeline.decode import MODEL_RATE, AudioInfo, Longest
-from speakerlens.serving.pipeline.query import Query, Question, Tells, target_of
-from speakerlens.serving.pipeline.reply_time import WayBack
-from speakerlens.serving.pipeline.session import Hearing
+from speakerlens.serving.pipeline.decode import MODEL_RATE, AudioInfo, DurationLimit
+from speakerlens.serving.pipeline.query import MonitoringScope, Query, QueryOptions, target_of
+from speakerlens.serving.pipeline.reply_time import ReplyTimeEstimator
+from speakerlens.serving.pipeline.session import RequestSession
 from speakerlens.serving.pipeline.timing import Stopwatch
 from speakerlens.serving.pipeline.windows import Window, Windowing, WindowReader, windowing
-from speakerlens.serving.robustness.measure import Answered
-from speakerlens.serving.robustness.observer import Watcher
-from speakerlens.serving.rpc.interceptor import current_call
+from speakerlens.serving.robustness.measure import MonitoredAnswer
+from speakerlens.serving.robustness.observer import RobustnessObserver
+from speakerlens.serving.rpc.interceptor import current_context
 from speakerlens.serving.rpc.tracing import tell_phases
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ NO_PLACE_SECONDS = 0.1
 NO_STREAM_SECONDS = 2.0
 
 
-class Identifier:
+class Pipeline:
     """The core of the service.
 
     Args:
@@ -45,7 +45,7 @@ class Identifier:
     """
 
     def __init__(
-        self, models: Models, config: Config, metrics: Metrics, codec: ThreadPoolExecutor, watcher: Watcher
+        self, models: Models, config: Config, metrics: Metrics, codec: ThreadPoolExecutor, watcher: RobustnessObserver
     ) -> None:
         self.models = models
         self._config = config
@@ -54,7 +54,7 @@ class Identifier:
         self.watcher = watcher
         self._in_flight = 0
         self._live = 0
-        self._way_back = WayBack()
+        self._reply_time = ReplyTimeEstimator()
 
     def min_samples(self, model: Model) -> int:
         """Shortest audio that a model answers here, in samples of 16 kHz."""
@@ -64,11 +64,11 @@ class Identifier:
         """How audio is cut for these models."""
         return windowing(self._config.window_seconds, (model.bundle for model in models))
 
-    def longest(self, question: Question) -> Longest:
+    def longest(self, question: QueryOptions) -> DurationLimit:
         """How much audio a question may be about."""
         if question.explain is None or self._config.max_explained_seconds >= self._config.max_seconds:
-            return Longest(self._config.max_seconds)
-        return Longest(self._config.max_explained_seconds, " where maps are asked for")
+            return DurationLimit(self._config.max_seconds)
+        return DurationLimit(self._config.max_explained_seconds, " where maps are asked for")
 
     async def identify(self, query: Query, models: Sequence[Model]) -> Identification:
         """Answers a query with each of `models`, which `self.models.lease` gave.
@@ -85,8 +85,8 @@ class Identifier:
 
     @contextmanager
     def hearing(
-        self, question: Question, models: Sequence[Model], whole: Stopwatch | None = None, live: bool = False
-    ) -> Iterator[Hearing]:
+        self, question: QueryOptions, models: Sequence[Model], whole: Stopwatch | None = None, live: bool = False
+    ) -> Iterator[RequestSession]:
         """A place among the requests in work, once the question makes sense and one of its models has room.
 
         Time is noted by `whole` as well, where what is heard is part of something. What is `live` lasts for as long as
@@ -107,19 +107,19 @@ class Identifier:
             raise ResourceExhaustedError(
                 Reason.IN_FLIGHT, f"{most} live streams are in work already; try again later", NO_STREAM_SECONDS
             )
-        question = replace(question, deadline=self._way_back.computed_by(question.deadline))
+        question = replace(question, deadline=self._reply_time.compute_deadline(question.deadline))
         _check_room(question, models)
         self._in_flight += 1
         self._live += live
-        listen = None if question.tells is Tells.NOTHING else self.watcher.listen
+        listen = None if question.monitoring is MonitoringScope.NOTHING else self.watcher.listen
         asked = list(zip(models, targets, strict=True))
         # Of live audio each window is an answer.
         keep = not live and self.watcher.samples
-        hearing = Hearing(asked, question, self.off_loop, Stopwatch(whole), listen, keep)
+        hearing = RequestSession(asked, question, self.run_in_thread, Stopwatch(whole), listen, keep)
         try:
             yield hearing
             if hearing.computed_at is not None and not live:
-                self._way_back.gone(time.monotonic() - hearing.computed_at)
+                self._reply_time.gone(time.monotonic() - hearing.computed_at)
         finally:
             self._in_flight -= 1
             self._live -= live
@@ -127,21 +127,21 @@ class Identifier:
                 self.count_failure(model, error, alone=len(hearing.failures) == len(models))
 
     async def whole(
-        self, question: Question, models: Sequence[Model], hearing: Hearing, info: AudioInfo
+        self, question: QueryOptions, models: Sequence[Model], hearing: RequestSession, info: AudioInfo
     ) -> Identification:
         """The answers for everything heard, once all of it is."""
         said = await hearing.whole()
         with hearing.watch.encoding():
-            answers = await self.off_loop(
+            answers = await self.run_in_thread(
                 lambda: tuple(answer_of(question, model, each) for model, each in zip(models, said, strict=True))
             )
         result = Identification(answers, info, hearing.watch.timings())
         self._count(question, result)
-        answered = Answered(models, said, hearing.sounds, info.seconds, hearing.kept, info.clipped_share)
+        answered = MonitoredAnswer(models, said, hearing.sounds, info.seconds, hearing.kept, info.clipped_share)
         self.watcher.answered(question, answered)
         return result
 
-    async def off_loop(self, function: Callable[[], T], /) -> T:
+    async def run_in_thread(self, function: Callable[[], T], /) -> T:
         """Runs a function in a thread of the codec."""
         return await asyncio.get_running_loop().run_in_executor(self._codec, function)
 
@@ -149,13 +149,13 @@ class Identifier:
         """The windows of a recording, decoded as they are asked for."""
         while True:
             with watch.decoding():
-                window = await self.off_loop(reader.next)
+                window = await self.run_in_thread(reader.next)
             if window is None:
                 return
             yield window
 
-    def _count(self, question: Question, result: Identification) -> None:
-        call = current_call.get(None)
+    def _count(self, question: QueryOptions, result: Identification) -> None:
+        call = current_context.get(None)
         for phase, seconds in vars(result.timings).items():
             self._metrics.page.observe(self._metrics.phase.labels(phase), seconds, call.id if call else None)
         tell_phases(vars(result.timings))
@@ -171,7 +171,7 @@ class Identifier:
             self._metrics.model_failures.labels(model.bundle.variant, code).inc()
 
 
-def _check_room(question: Question, models: Sequence[Model]) -> None:
+def _check_room(question: QueryOptions, models: Sequence[Model]) -> None:
     """Refuses early where no model has room; where only some have none, those fail by name when they are asked.
 
     Raises:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 PER_SECOND = 10.0
 
 
-class Patience:
+class IdleBudget:
     """What is left of it, for one stream.
 
     Args:
@@ -84,7 +84,7 @@ class Patience:
             else:
                 raise self._lost()
 
-    async def paid(self, chunks: AsyncIterator[bytes], bytes_per_second: int) -> AsyncIterator[bytes]:
+    async def credit(self, chunks: AsyncIterator[bytes], bytes_per_second: int) -> AsyncIterator[bytes]:
         """The same chunks of audio, which buy time as they come."""
         async for chunk in chunks:
             self._left = min(self._idle_s, self._left + PER_SECOND * len(chunk) / bytes_per_second)

@@ -9,7 +9,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-async def ordered(
+async def map_ordered(
     items: AsyncIterator[T], function: Callable[[T], Awaitable[U]], at_once: int
 ) -> AsyncGenerator[U, None]:
     """Results of `function` in the order of `items`, of which at most `at_once` are in work or wait to be taken.

@@ -13,7 +13,7 @@ from speakerlens.serving.pipeline.explain import ExplainOptions, Resolution
 DEFAULT_TOP_K = 5
 
 
-class Tells(Enum):
+class MonitoringScope(Enum):
     """What an answer tells of robustness: how its audio sounds and how sure the models are, the sound alone, nothing.
 
     SOUND is for answers that name nobody: who is enrolled or verified is mostly no speaker that a model knows.
@@ -25,7 +25,7 @@ class Tells(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class QueryOptions:
     """What is to be told of some audio; `deadline` is on the clock of `time.monotonic`, `top_k` 0 is the default."""
 
     models: tuple[Selector, ...] = ()
@@ -34,17 +34,17 @@ class Question:
     with_embedding: bool = False
     priority: Priority = Priority.INTERACTIVE
     deadline: float | None = None
-    tells: Tells = Tells.ANSWER
+    monitoring: MonitoringScope = MonitoringScope.ANSWER
 
 
 @dataclass(frozen=True, kw_only=True)
-class Query(Question):
+class Query(QueryOptions):
     """A question about audio that is there as a whole."""
 
     audio: EncodedAudio | RawAudio
 
 
-def target_of(question: Question, model: Model) -> int:
+def target_of(question: QueryOptions, model: Model) -> int:
     """The label that a model is to explain, or PREDICTED.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import time
 
-from speakerlens.serving.engine.latency import Pace
+from speakerlens.serving.engine.latency import LatencyEstimator
 
 # From the device's last answer to the whole, and from there to the caller, who began to count before the server did.
 WAYS = 2
@@ -10,17 +10,17 @@ WAYS = 2
 MOST_OF_IT = 0.2
 
 
-class WayBack:
+class ReplyTimeEstimator:
     """Learned from the answers so far; must be used on the event loop."""
 
     def __init__(self) -> None:
-        self._pace = Pace()
+        self._pace = LatencyEstimator()
 
     def gone(self, seconds: float) -> None:
         """An answer was ready so long after the device was."""
         self._pace.ran(1, seconds)
 
-    def computed_by(self, deadline: float | None) -> float | None:
+    def compute_deadline(self, deadline: float | None) -> float | None:
         """When the device must be done with what should be answered by `deadline`, on the clock of `time.monotonic`."""
         if deadline is None:
             return None

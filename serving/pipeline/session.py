@@ -23,13 +23,13 @@ from speakerlens.serving.engine.graphs import PREDICTED, ExplainedPrediction, Jo
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
 from speakerlens.serving.models.registry import Model
-from speakerlens.serving.pipeline.aggregate import Ballot
-from speakerlens.serving.pipeline.concurrency import Bulk
+from speakerlens.serving.pipeline.aggregate import WindowAggregator
+from speakerlens.serving.pipeline.concurrency import ConcurrencyLimit
 from speakerlens.serving.pipeline.decode import MODEL_RATE
-from speakerlens.serving.pipeline.ordered import ordered
-from speakerlens.serving.pipeline.query import Question
+from speakerlens.serving.pipeline.ordered import map_ordered
+from speakerlens.serving.pipeline.query import QueryOptions
 from speakerlens.serving.pipeline.stitching import Piece, stitched
-from speakerlens.serving.pipeline.timeline import Stretch
+from speakerlens.serving.pipeline.timeline import SpeakerTurn
 from speakerlens.serving.pipeline.timing import Stopwatch
 from speakerlens.serving.pipeline.vad import holds_speech
 from speakerlens.serving.pipeline.windows import Window
@@ -48,7 +48,7 @@ HEAD_START_SECONDS = 0.002
 NO_ROOM_SECONDS = 0.1
 
 
-class OffLoop(Protocol):
+class RunInThread(Protocol):
     """Runs a function in a thread."""
 
     def __call__(self, function: Callable[[], T], /) -> Awaitable[T]:
@@ -56,7 +56,7 @@ class OffLoop(Protocol):
         ...
 
 
-class Listen(Protocol):
+class MeasureSound(Protocol):
     """Measures samples, float32 [n] at 16 kHz, in a thread."""
 
     def __call__(self, samples: NDArray[np.float32], /) -> "Future[Sound | None] | None":
@@ -65,25 +65,25 @@ class Listen(Protocol):
 
 
 @dataclass(frozen=True)
-class Said:
+class ModelOutput:
     """What one model says of a stretch of audio; the timeline is empty for a single window."""
 
     prediction: Prediction
-    timeline: tuple[Stretch, ...] = ()
+    timeline: tuple[SpeakerTurn, ...] = ()
 
 
 @dataclass(frozen=True)
-class HeardWindow:
+class WindowOutput:
     """A window, how it sounds, whether somebody speaks in it, and if so what each model says, or how it failed."""
 
     window: Window
     speech: bool
-    said: tuple[Said | Exception, ...]
+    said: tuple[ModelOutput | Exception, ...]
     watch: Stopwatch
     sound: "Future[Sound | None] | None"
 
 
-class Sounds:
+class SoundMeasures:
     """How the windows of one request sound, in memory that does not grow with them."""
 
     def __init__(self) -> None:
@@ -110,12 +110,12 @@ class Sounds:
 
 
 @dataclass
-class _Ear:
+class _ModelState:
     """One model's part: what it has heard so far."""
 
     model: Model
     target: int
-    ballot: Ballot
+    aggregator: WindowAggregator
     pieces: list[tuple[Window, Piece[ExplainedPrediction]]] = field(default_factory=list)
     failed: Exception | None = None
 
@@ -124,7 +124,7 @@ def _is_first(window: Window) -> bool:
     return window.start == 0
 
 
-class Hearing:
+class RequestSession:
     """What the models of one request hear.
 
     Args:
@@ -142,34 +142,34 @@ class Hearing:
     def __init__(
         self,
         models: Sequence[tuple[Model, int]],
-        question: Question,
-        off_loop: OffLoop,
+        question: QueryOptions,
+        run_in_thread: RunInThread,
         watch: Stopwatch,
-        listen: Listen | None = None,
+        listen: MeasureSound | None = None,
         keep: bool = False,
     ) -> None:
-        self._ears = [_Ear(model, target, Ballot(model.bundle)) for model, target in models]
+        self._states = [_ModelState(model, target, WindowAggregator(model.bundle)) for model, target in models]
         self._explained = question.explain is not None
         self._question = question
-        self._off_loop = off_loop
+        self._run_in_thread = run_in_thread
         self._urgent: Callable[[Window], bool] = _is_first
         self._windows = 0
         self._last: Window | None = None
         self._listen = listen
         self._keep = keep
         self.watch = watch
-        self.sounds = Sounds()
-        self.kept: HeardWindow | None = None
+        self.sounds = SoundMeasures()
+        self.kept: WindowOutput | None = None
         self.computed_at: float | None = None
 
     @property
     def failures(self) -> list[tuple[Model, Exception]]:
         """The models that failed so far, and how."""
-        return [(ear.model, ear.failed) for ear in self._ears if ear.failed is not None]
+        return [(state.model, state.failed) for state in self._states if state.failed is not None]
 
     async def windows(
         self, windows: AsyncIterator[Window], urgent: Callable[[Window], bool] = _is_first
-    ) -> AsyncGenerator[HeardWindow, None]:
+    ) -> AsyncGenerator[WindowOutput, None]:
         """What each window says, in order, as soon as it and those before it are answered.
 
         Args:
@@ -180,28 +180,28 @@ class Hearing:
             RequestError: from `windows`, or where every model has failed; then that of the first.
         """
         self._urgent = urgent
-        async with aclosing(ordered(windows, self._hear, WINDOWS_AT_ONCE)) as heard:
+        async with aclosing(map_ordered(windows, self._hear, WINDOWS_AT_ONCE)) as heard:
             async for each in heard:
                 self._take(each)
                 yield each
 
-    async def whole(self) -> list[Said | Exception]:
+    async def whole(self) -> list[ModelOutput | Exception]:
         """What each model says of everything it has heard.
 
         Raises:
             InvalidArgumentError: nobody speaks in any of the windows.
             RequestError: every model has failed.
         """
-        silent = not any(ear.ballot.votes for ear in self._ears if ear.failed is None)
+        silent = not any(state.aggregator.votes for state in self._states if state.failed is None)
         if silent and self._windows == 1 and self._last is not None:
             self._revote(await self._computed(self._last, Stopwatch()))
         elif silent:
             raise InvalidArgumentError(Reason.NO_SPEECH, "audio: nobody speaks in it, in no window of it")
-        return [await self._said(ear) for ear in self._ears]
+        return [await self._said(state) for state in self._states]
 
-    async def _hear(self, window: Window) -> HeardWindow:
+    async def _hear(self, window: Window) -> WindowOutput:
         watch = Stopwatch()
-        speech = window.whole or bool(await self._off_loop(lambda: self._speech(window, watch)))
+        speech = window.whole or bool(await self._run_in_thread(lambda: self._speech(window, watch)))
         sounds: list[Future[Sound | None] | None] = []
 
         def listen() -> None:
@@ -215,34 +215,34 @@ class Hearing:
             timer.cancel()
         if not sounds:
             listen()
-        return HeardWindow(window, speech, said, watch, sounds[0])
+        return WindowOutput(window, speech, said, watch, sounds[0])
 
     def _speech(self, window: Window, watch: Stopwatch) -> bool:
         with self.watch.decoding(), watch.decoding():
             return holds_speech(window.samples)
 
-    async def _computed(self, window: Window, watch: Stopwatch) -> tuple[Said | Exception, ...]:
-        return tuple(await asyncio.gather(*(self._ask(ear, window, watch) for ear in self._ears)))
+    async def _computed(self, window: Window, watch: Stopwatch) -> tuple[ModelOutput | Exception, ...]:
+        return tuple(await asyncio.gather(*(self._ask(state, window, watch) for state in self._states)))
 
-    async def _ask(self, ear: _Ear, window: Window, watch: Stopwatch) -> Said | Exception:
-        if ear.failed is not None:
-            return ear.failed
+    async def _ask(self, state: _ModelState, window: Window, watch: Stopwatch) -> ModelOutput | Exception:
+        if state.failed is not None:
+            return state.failed
         try:
-            return Said(await self._compute(ear, window, ear.target, watch))
+            return ModelOutput(await self._compute(state, window, state.target, watch))
         except Exception as error:
-            return self._fail(ear, error)
+            return self._fail(state, error)
 
-    def _fail(self, ear: _Ear, error: Exception) -> Exception:
+    def _fail(self, state: _ModelState, error: Exception) -> Exception:
         """Notes that a model failed, and why; where it was the last, the request fails as the first did."""
-        ear.failed = error
-        if not isinstance(error, RequestError) and len(self._ears) > 1:
-            log.error("%s failed", ear.model.bundle.name, exc_info=error)
-        if all(each.failed for each in self._ears):
-            raise self._ears[0].failed or error
+        state.failed = error
+        if not isinstance(error, RequestError) and len(self._states) > 1:
+            log.error("%s failed", state.model.bundle.name, exc_info=error)
+        if all(each.failed for each in self._states):
+            raise self._states[0].failed or error
         return error
 
-    async def _compute(self, ear: _Ear, window: Window, target: int, watch: Stopwatch) -> Prediction:
-        queue = ear.model.explain if self._explained else ear.model.predict
+    async def _compute(self, state: _ModelState, window: Window, target: int, watch: Stopwatch) -> Prediction:
+        queue = state.model.explain if self._explained else state.model.predict
         priority = self._question.priority if self._urgent(window) else Priority.BULK
         while True:
             try:
@@ -257,10 +257,10 @@ class Hearing:
         self.computed_at = time.monotonic()
         for each in (self.watch, watch):
             each.computed(done.queue_s, done.inference_s)
-        check_finite(ear.model.bundle.name, done.result)
+        check_finite(state.model.bundle.name, done.result)
         return done.result
 
-    def _take(self, heard: HeardWindow) -> None:
+    def _take(self, heard: WindowOutput) -> None:
         self._windows += 1
         # As it is answered, not at the end: whoever hangs up before that has had it all the same.
         charge((heard.window.stop - (self._last.stop if self._last else 0)) / MODEL_RATE)
@@ -268,54 +268,54 @@ class Hearing:
         self.sounds.add(heard.sound)
         if self._keep and self.kept is None and heard.speech:
             self.kept = heard
-        for ear, said in zip(self._ears, heard.said or [None] * len(self._ears), strict=True):
-            prediction = said.prediction if isinstance(said, Said) else None
-            ear.ballot.add(heard.window, prediction if heard.speech else None)
+        for state, said in zip(self._states, heard.said or [None] * len(self._states), strict=True):
+            prediction = said.prediction if isinstance(said, ModelOutput) else None
+            state.aggregator.add(heard.window, prediction if heard.speech else None)
             if isinstance(prediction, ExplainedPrediction):
-                ear.pieces.append((heard.window, Piece(heard.window.start, prediction, heard.speech)))
+                state.pieces.append((heard.window, Piece(heard.window.start, prediction, heard.speech)))
 
-    def _revote(self, said: Sequence[Said | Exception]) -> None:
+    def _revote(self, said: Sequence[ModelOutput | Exception]) -> None:
         """A single window is answered whether somebody speaks in it or not."""
         assert self._last is not None
         self._windows = 0
-        for ear in self._ears:
-            ear.ballot, ear.pieces = Ballot(ear.model.bundle), []
-        self._take(HeardWindow(self._last, True, tuple(said), self.watch, None))
+        for state in self._states:
+            state.aggregator, state.pieces = WindowAggregator(state.model.bundle), []
+        self._take(WindowOutput(self._last, True, tuple(said), self.watch, None))
 
-    async def _said(self, ear: _Ear) -> Said | Exception:
-        if ear.failed is not None:
-            return ear.failed
-        prediction = ear.ballot.result()
+    async def _said(self, state: _ModelState) -> ModelOutput | Exception:
+        if state.failed is not None:
+            return state.failed
+        prediction = state.aggregator.result()
         if self._explained and self._windows > 1:
             try:
-                prediction = await self._explained_whole(ear, prediction)
+                prediction = await self._explained_whole(state, prediction)
             except Exception as error:
-                return self._fail(ear, error)
-        return Said(prediction, ear.ballot.timeline())
+                return self._fail(state, error)
+        return ModelOutput(prediction, state.aggregator.timeline())
 
-    async def _explained_whole(self, ear: _Ear, prediction: Prediction) -> ExplainedPrediction:
+    async def _explained_whole(self, state: _ModelState, prediction: Prediction) -> ExplainedPrediction:
         """The maps of the whole's best speaker: windows that explained another are asked again."""
-        target = int(prediction.logits.argmax()) if ear.target == PREDICTED else ear.target
+        target = int(prediction.logits.argmax()) if state.target == PREDICTED else state.target
 
         async def again(index: int) -> None:
-            window, piece = ear.pieces[index]
-            answer = await self._compute(ear, window, target, self.watch)
+            window, piece = state.pieces[index]
+            answer = await self._compute(state, window, target, self.watch)
             assert isinstance(answer, ExplainedPrediction)
-            ear.pieces[index] = (window, piece._replace(prediction=answer))
+            state.pieces[index] = (window, piece._replace(prediction=answer))
 
         others = [
-            index for index, (_, piece) in enumerate(ear.pieces) if piece.votes and piece.prediction.target != target
+            index for index, (_, piece) in enumerate(state.pieces) if piece.votes and piece.prediction.target != target
         ]
-        await Bulk(WINDOWS_AT_ONCE, WINDOWS_AT_ONCE).every(others, again)
+        await ConcurrencyLimit(WINDOWS_AT_ONCE, WINDOWS_AT_ONCE).map_concurrent(others, again)
         assert self._last is not None
-        pieces, samples = [piece for _, piece in ear.pieces], self._last.stop
+        pieces, samples = [piece for _, piece in state.pieces], self._last.stop
 
         def stitch() -> ExplainedPrediction:
             with self.watch.encoding():
-                features, maps = stitched(ear.model.bundle, pieces, samples)
+                features, maps = stitched(state.model.bundle, pieces, samples)
             return ExplainedPrediction(prediction.logits, prediction.embedding, target, features, maps)
 
-        answer = await self._off_loop(stitch)
+        answer = await self._run_in_thread(stitch)
         assert isinstance(answer, ExplainedPrediction)
         return answer
 

@@ -19,18 +19,18 @@ from speakerlens.serving.pipeline.decode import (
     MODEL_RATE,
     SAMPLE_TYPES,
     AudioInfo,
+    DurationLimit,
     Intake,
-    Longest,
     check_form,
     check_minimum,
     floats,
 )
-from speakerlens.serving.pipeline.identify import Identifier
-from speakerlens.serving.pipeline.query import Question, Tells
-from speakerlens.serving.pipeline.session import HeardWindow, OffLoop, Sounds
+from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.query import MonitoringScope, QueryOptions
+from speakerlens.serving.pipeline.session import RunInThread, SoundMeasures, WindowOutput
 from speakerlens.serving.pipeline.timing import Stopwatch
-from speakerlens.serving.pipeline.windows import Cutter, Window, Windowing
-from speakerlens.serving.robustness.measure import Answered
+from speakerlens.serving.pipeline.windows import Window, WindowCutter, Windowing
+from speakerlens.serving.robustness.measure import MonitoredAnswer
 
 # A large chunk is taken in pieces, so that it does not become a crowd of windows at once.
 PIECE_BYTES = 64 * 1024
@@ -65,11 +65,11 @@ class LiveWindows:
         InvalidArgumentError: the form is not accepted.
     """
 
-    def __init__(self, form: Form, longest: Longest, shape: Windowing, min_samples: int) -> None:
+    def __init__(self, form: Form, longest: DurationLimit, shape: Windowing, min_samples: int) -> None:
         check_form("start.sample_rate", "start.channels", form.sample_rate, form.channels)
         self._kind, self._channels = SAMPLE_TYPES[form.sample_type], form.channels
         self._intake = Intake("samples", form.sample_rate, form.channels, longest)
-        self._cutter = Cutter(shape)
+        self._cutter = WindowCutter(shape)
         self._min_samples = min_samples
         self._rest = b""
 
@@ -78,7 +78,9 @@ class LiveWindows:
         """What has come so far."""
         return self._intake.info
 
-    async def windows(self, chunks: AsyncIterator[bytes], off_loop: OffLoop, watch: Stopwatch) -> AsyncIterator[Window]:
+    async def windows(
+        self, chunks: AsyncIterator[bytes], run_in_thread: RunInThread, watch: Stopwatch
+    ) -> AsyncIterator[Window]:
         """The windows of these chunks, each as soon as it is filled.
 
         Raises:
@@ -91,7 +93,7 @@ class LiveWindows:
                     if len(piece) <= INLINE_BYTES:
                         filled = self._feed(piece)
                     else:
-                        filled = await off_loop(lambda piece=piece: self._feed(piece))  # type: ignore[misc]
+                        filled = await run_in_thread(lambda piece=piece: self._feed(piece))  # type: ignore[misc]
                 for window in filled:
                     yield window
         with watch.decoding():
@@ -118,8 +120,8 @@ class LiveWindows:
         return windows + self._cutter.finish()
 
 
-async def listen(
-    core: Identifier, question: Question, live: LiveWindows, models: Sequence[Model], chunks: AsyncIterator[bytes]
+async def identify_stream(
+    core: Pipeline, question: QueryOptions, live: LiveWindows, models: Sequence[Model], chunks: AsyncIterator[bytes]
 ) -> AsyncGenerator[WindowAnswer | Identification, None]:
     """Answers each window of a stream to leased models, and at last the whole.
 
@@ -134,7 +136,7 @@ async def listen(
         return window.stop <= (time.monotonic() - started) * MODEL_RATE + ahead
 
     with core.hearing(question, models, live=True) as hearing:
-        windows = live.windows(chunks, core.off_loop, hearing.watch)
+        windows = live.windows(chunks, core.run_in_thread, hearing.watch)
         async with aclosing(hearing.windows(windows, keeps_pace)) as heard:
             async for each in heard:
                 with hearing.watch.encoding():
@@ -142,14 +144,16 @@ async def listen(
                 _tell(core, question, models, each)
                 yield answer
         # It says nothing new of audio whose windows have been counted, and may come hours after them, or never.
-        yield await core.whole(replace(question, tells=Tells.NOTHING), models, hearing, live.info)
+        yield await core.whole(replace(question, monitoring=MonitoringScope.NOTHING), models, hearing, live.info)
 
 
-async def _answered(core: Identifier, question: Question, models: Sequence[Model], heard: HeardWindow) -> WindowAnswer:
+async def _answered(
+    core: Pipeline, question: QueryOptions, models: Sequence[Model], heard: WindowOutput
+) -> WindowAnswer:
     window, watch = heard.window, heard.watch
     said = heard.said if heard.speech else ()
     with watch.encoding():
-        answers = await core.off_loop(
+        answers = await core.run_in_thread(
             lambda: tuple(
                 answer_of(question, model, each, window.start) for model, each in zip(models, said, strict=bool(said))
             )
@@ -157,11 +161,11 @@ async def _answered(core: Identifier, question: Question, models: Sequence[Model
     return WindowAnswer(window.start / MODEL_RATE, window.stop / MODEL_RATE, heard.speech, answers, watch.timings())
 
 
-def _tell(core: Identifier, question: Question, models: Sequence[Model], heard: HeardWindow) -> None:
-    sounds, seconds = Sounds(), len(heard.window.samples) / MODEL_RATE
+def _tell(core: Pipeline, question: QueryOptions, models: Sequence[Model], heard: WindowOutput) -> None:
+    sounds, seconds = SoundMeasures(), len(heard.window.samples) / MODEL_RATE
     sounds.add(heard.sound)
     if heard.speech:
-        answered = Answered(models, heard.said, sounds, seconds, heard)
+        answered = MonitoredAnswer(models, heard.said, sounds, seconds, heard)
     else:
-        answered = Answered((), (), sounds, seconds, None)
+        answered = MonitoredAnswer((), (), sounds, seconds, None)
     core.watcher.answered(question, answered)

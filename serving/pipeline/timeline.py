@@ -17,7 +17,7 @@ class Vote:
 
 
 @dataclass(frozen=True)
-class Heard:
+class WindowVote:
     """A window in samples of 16 kHz, and its vote; None where nobody speaks."""
 
     start: int
@@ -26,7 +26,7 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class SpeakerTurn:
     """Seconds from the beginning, in which windows agree; probability and logit are their means."""
 
     start_s: float
@@ -36,7 +36,7 @@ class Stretch:
     logit: float
 
 
-def stretches(windows: Sequence[Heard]) -> tuple[Stretch, ...]:
+def speaker_turns(windows: Sequence[WindowVote]) -> tuple[SpeakerTurn, ...]:
     """Joins neighbouring windows with the same best label, in order; what overlaps is shared half and half."""
     seams = [(before.stop + after.start) / 2 for before, after in pairwise(windows)]
     owned = zip([0.0, *seams], windows, [*seams, float(windows[-1].stop)], strict=True)
@@ -47,9 +47,9 @@ def stretches(windows: Sequence[Heard]) -> tuple[Stretch, ...]:
     )
 
 
-def _stretch(owned: Sequence[tuple[float, Heard, float]]) -> Stretch:
+def _stretch(owned: Sequence[tuple[float, WindowVote, float]]) -> SpeakerTurn:
     votes = [window.vote for _, window, _ in owned if window.vote is not None]
-    return Stretch(
+    return SpeakerTurn(
         start_s=owned[0][0] / MODEL_RATE,
         end_s=owned[-1][2] / MODEL_RATE,
         label=votes[0].label,

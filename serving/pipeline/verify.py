@@ -17,12 +17,12 @@ from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.errors import FailedPreconditionError, InvalidArgumentError, Reason, quoted
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.answers import Answer
-from speakerlens.serving.pipeline.concurrency import Bulk, patiently
+from speakerlens.serving.pipeline.concurrency import ConcurrencyLimit, retry_when_full
 from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
-from speakerlens.serving.pipeline.enroll import Speakers, checked_name, direction, named, unknown
+from speakerlens.serving.pipeline.enroll import AsyncSpeakerStore, checked_name, direction, named, unknown
 from speakerlens.serving.pipeline.explain import ExplainOptions, Explanation, encoded
-from speakerlens.serving.pipeline.identify import Identifier
-from speakerlens.serving.pipeline.query import Question, Tells, target_of
+from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.query import MonitoringScope, QueryOptions, target_of
 from speakerlens.serving.pipeline.session import WINDOWS_AT_ONCE
 from speakerlens.serving.pipeline.stitching import Piece, stitched
 from speakerlens.serving.pipeline.store import Enrolment
@@ -33,7 +33,7 @@ Audio = EncodedAudio | RawAudio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class VerificationRequest:
     """Two voices that may be one: of `audio`, and of `against`, which is other audio or an enrolled speaker's name."""
 
     audio: Audio
@@ -44,7 +44,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerificationResult:
     """Cosine and threshold; the same voice if the one reaches the other. `other` things belong to the other audio."""
 
     variant: str
@@ -64,7 +64,7 @@ class Verdict:
 
 
 @dataclass
-class _Heard:
+class _Utterance:
     """An utterance's direction [size]; its windows, where they are wanted, and which of them had a vote."""
 
     direction: NDArray[np.float64]
@@ -88,11 +88,11 @@ class Verifier:
         speakers: those enrolled.
     """
 
-    def __init__(self, identifier: Identifier, speakers: Speakers) -> None:
+    def __init__(self, identifier: Pipeline, speakers: AsyncSpeakerStore) -> None:
         self._identifier = identifier
         self._speakers = speakers
 
-    async def verify(self, claim: Claim, model: Model) -> Verdict:
+    async def verify(self, claim: VerificationRequest, model: Model) -> VerificationResult:
         """Compares with one model, which is leased.
 
         Raises:
@@ -102,12 +102,14 @@ class Verifier:
         watch = Stopwatch()
         if isinstance(claim.against, str):
             enrolment = await self._enrolled(claim.against, model.bundle)
-            heard = await self._hear(claim, claim.audio, "audio", model, watch)
+            heard = await self._embed(claim, claim.audio, "audio", model, watch)
             reference, other = direction(enrolment.embedding), None
             threshold = _threshold(model.bundle, enrolment.utterances)
         else:
             sides = ((claim.audio, "audio"), (claim.against, "other"))
-            heard, other = await Bulk(2, 2).every(sides, lambda side: self._hear(claim, *side, model, watch))
+            heard, other = await ConcurrencyLimit(2, 2).map_concurrent(
+                sides, lambda side: self._embed(claim, *side, model, watch)
+            )
             reference, threshold = other.direction, _threshold(model.bundle, 1)
         score = float(np.clip(heard.direction @ reference, -1.0, 1.0))
         explanation = other_explanation = None
@@ -116,7 +118,7 @@ class Verifier:
             explanation = await self._explain(claim, claim.explain, heard, reference, model, name, watch)
             if other is not None:
                 other_explanation = await self._explain(claim, claim.explain, other, heard.direction, model, "", watch)
-        return Verdict(
+        return VerificationResult(
             model.bundle.variant,
             model.bundle.version,
             score,
@@ -144,10 +146,14 @@ class Verifier:
             "is loaded, and embeddings of two cannot be compared; enrol the speaker again",
         )
 
-    async def _hear(self, claim: Claim, audio: Audio, name: str, model: Model, watch: Stopwatch) -> _Heard:
+    async def _embed(
+        self, claim: VerificationRequest, audio: Audio, name: str, model: Model, watch: Stopwatch
+    ) -> _Utterance:
         core, windows = self._identifier, []
-        question = Question(with_embedding=True, priority=claim.priority, deadline=claim.deadline, tells=Tells.SOUND)
-        longest = core.longest(Question(explain=claim.explain))
+        question = QueryOptions(
+            with_embedding=True, priority=claim.priority, deadline=claim.deadline, monitoring=MonitoringScope.SOUND
+        )
+        longest = core.longest(QueryOptions(explain=claim.explain))
         with named(name), core.hearing(question, [model], watch) as hearing:
             reader = WindowReader(audio, longest, core.shape([model]), core.min_samples(model))
             async for each in hearing.windows(core.read(reader, hearing.watch)):
@@ -159,13 +165,13 @@ class Verifier:
         assert answer.embedding is not None, "it was asked for"
         if not any(votes for _, votes in windows):
             windows = [(window, True) for window, _ in windows]  # a single window votes in any case
-        return _Heard(direction(answer.embedding), reader.info, windows)
+        return _Utterance(direction(answer.embedding), reader.info, windows)
 
     async def _explain(
         self,
-        claim: Claim,
+        claim: VerificationRequest,
         options: ExplainOptions,
-        heard: _Heard,
+        heard: _Utterance,
         reference: NDArray[np.float64],
         model: Model,
         speaker: str,
@@ -179,7 +185,9 @@ class Verifier:
         async def compared(window: Window) -> Comparison:
             return await _compared(claim, model, ComparedJob(window.samples, target), watch)
 
-        results = await Bulk(WINDOWS_AT_ONCE, WINDOWS_AT_ONCE).run([window for window, _ in heard.windows], compared)
+        results = await ConcurrencyLimit(WINDOWS_AT_ONCE, WINDOWS_AT_ONCE).run(
+            [window for window, _ in heard.windows], compared
+        )
         comparisons = []
         for result in results:
             if isinstance(result, Exception):
@@ -187,17 +195,17 @@ class Verifier:
                 raise result
             comparisons.append(result)
         with watch.encoding():
-            return await self._identifier.off_loop(
+            return await self._identifier.run_in_thread(
                 lambda: encoded(model.bundle, _joined(model.bundle, heard, comparisons, across), options, speaker)
             )
 
 
-def _check(claim: Claim, model: Model) -> None:
+def _check(claim: VerificationRequest, model: Model) -> None:
     if claim.explain is not None and claim.explain.target_speaker is not None:
         raise InvalidArgumentError(
             Reason.ARGUMENT, "explain.target_speaker: the score of a comparison is explained, not a speaker's; leave it"
         )
-    target_of(Question(explain=claim.explain), model)
+    target_of(QueryOptions(explain=claim.explain), model)
 
 
 def _threshold(bundle: Bundle, utterances: int) -> float:
@@ -205,9 +213,9 @@ def _threshold(bundle: Bundle, utterances: int) -> float:
     return [threshold for size, threshold in bundle.verification_thresholds if size <= utterances][-1]
 
 
-async def _compared(claim: Claim, model: Model, job: ComparedJob, watch: Stopwatch) -> Comparison:
+async def _compared(claim: VerificationRequest, model: Model, job: ComparedJob, watch: Stopwatch) -> Comparison:
     # The embedding is there already: what is left can wait for room.
-    done = await patiently(lambda: model.verify.submit(job, claim.deadline, claim.priority))
+    done = await retry_when_full(lambda: model.verify.submit(job, claim.deadline, claim.priority))
     watch.computed(done.queue_s, done.inference_s)
     if not all(np.isfinite(values).all() for values in done.result.arrays()):
         raise FloatingPointError(f"{model.bundle.name} answered with NaN or infinity")
@@ -215,7 +223,7 @@ async def _compared(claim: Claim, model: Model, job: ComparedJob, watch: Stopwat
 
 
 def _joined(
-    bundle: Bundle, heard: _Heard, comparisons: Sequence[Comparison], across: NDArray[np.float64]
+    bundle: Bundle, heard: _Utterance, comparisons: Sequence[Comparison], across: NDArray[np.float64]
 ) -> Comparison | _Maps:
     """One map of each stage out of those of the windows."""
     if len(comparisons) == 1:

@@ -17,8 +17,8 @@ from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.pipeline.decode import (
     MODEL_RATE,
     AudioInfo,
+    DurationLimit,
     EncodedAudio,
-    Longest,
     RawAudio,
     Recording,
     check_minimum,
@@ -58,7 +58,7 @@ class Window:
         return self.start + len(self.samples)
 
 
-class Cutter:
+class WindowCutter:
     """Samples in, in pieces of any size; windows out as soon as they are filled."""
 
     def __init__(self, shape: Windowing) -> None:
@@ -106,7 +106,7 @@ class Cutter:
 
 async def cut(samples: NDArray[np.float32], shape: Windowing) -> AsyncIterator[Window]:
     """The windows of audio that is there, [n] at 16 kHz."""
-    cutter = Cutter(shape)
+    cutter = WindowCutter(shape)
     for start in range(0, len(samples), shape.hop):
         for window in cutter.feed(samples[start : start + shape.hop]):
             yield window
@@ -124,9 +124,11 @@ class WindowReader:
         min_samples: fewer in the whole recording are refused.
     """
 
-    def __init__(self, audio: EncodedAudio | RawAudio, longest: Longest, shape: Windowing, min_samples: int) -> None:
+    def __init__(
+        self, audio: EncodedAudio | RawAudio, longest: DurationLimit, shape: Windowing, min_samples: int
+    ) -> None:
         self.info = AudioInfo(0.0, 0, 0)
-        self._windows = self._read(audio, longest, Cutter(shape), min_samples)
+        self._windows = self._read(audio, longest, WindowCutter(shape), min_samples)
 
     def next(self) -> Window | None:
         """The next window, or None after the last; by then, `info` is that of the whole recording.
@@ -137,7 +139,7 @@ class WindowReader:
         return next(self._windows, None)
 
     def _read(
-        self, audio: EncodedAudio | RawAudio, longest: Longest, cutter: Cutter, min_samples: int
+        self, audio: EncodedAudio | RawAudio, longest: DurationLimit, cutter: WindowCutter, min_samples: int
     ) -> Iterator[Window]:
         recording = Recording(audio, longest)
         for block in recording:

@@ -15,7 +15,7 @@ P = ParamSpec("P")
 MOST_WAITING = 100
 
 
-class Aside:
+class BoundedExecutor:
     """Does one thing after the other; what comes while enough waits is dropped and counted.
 
     Args:

@@ -12,13 +12,13 @@ from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.answers import known
 from speakerlens.serving.pipeline.explain import displayed
-from speakerlens.serving.pipeline.query import Question, Tells
-from speakerlens.serving.pipeline.session import HeardWindow, Said, Sounds
+from speakerlens.serving.pipeline.query import MonitoringScope, QueryOptions
+from speakerlens.serving.pipeline.session import ModelOutput, SoundMeasures, WindowOutput
 from speakerlens.serving.robustness.drift import Drift
 
 
 @dataclass(frozen=True)
-class Answered:
+class MonitoredAnswer:
     """A stretch of audio that was answered.
 
     Attributes:
@@ -31,14 +31,14 @@ class Answered:
     """
 
     models: Sequence[Model]
-    said: Sequence[Said | Exception]
-    sounds: Sounds
+    said: Sequence[ModelOutput | Exception]
+    sounds: SoundMeasures
     seconds: float
-    kept: HeardWindow | None
+    kept: WindowOutput | None
     clipped_share: float | None = None
 
 
-class Gauge:
+class AnswerMeter:
     """Measures answers and counts what it finds, in any thread.
 
     Args:
@@ -51,14 +51,14 @@ class Gauge:
         self._robustness = metrics.robustness
         self._drift = drift
 
-    def answered(self, question: Question, answer: Answered, request_id: str | None) -> None:
+    def answered(self, question: QueryOptions, answer: MonitoredAnswer, request_id: str | None) -> None:
         """Measures and counts an answer; waits for its sound."""
         sound = answer.sounds.whole()
         if sound is not None and answer.clipped_share is not None:
             sound = replace(sound, clipped_share=answer.clipped_share)
         if sound is not None:
             self._sounded(sound, answer.seconds, request_id)
-        if question.tells is not Tells.ANSWER:
+        if question.monitoring is not MonitoringScope.ANSWER:
             return
         for model, said in zip(answer.models, answer.said, strict=True):
             if isinstance(said, Exception):

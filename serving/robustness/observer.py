@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 from speakerlens.measures.sound import Sound, hear
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.config import Config
-from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Models
-from speakerlens.serving.pipeline.query import Question, Tells
-from speakerlens.serving.pipeline.session import HeardWindow, Said
+from speakerlens.serving.pipeline.query import MonitoringScope, QueryOptions
+from speakerlens.serving.pipeline.session import ModelOutput, WindowOutput
 from speakerlens.serving.robustness.drift import Drift
-from speakerlens.serving.robustness.executor import Aside
-from speakerlens.serving.robustness.measure import Answered, Gauge
-from speakerlens.serving.robustness.sampling import Background, Lots, Sample
-from speakerlens.serving.robustness.shadow import Samples
-from speakerlens.serving.rpc.interceptor import current_call
+from speakerlens.serving.robustness.executor import BoundedExecutor
+from speakerlens.serving.robustness.measure import AnswerMeter, MonitoredAnswer
+from speakerlens.serving.robustness.sampling import Background, Sample, Sampler
+from speakerlens.serving.robustness.shadow import SampleTasks
+from speakerlens.serving.rpc.interceptor import current_context
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class Watcher:
+class RobustnessObserver:
     """Told of every answer; lives on the event loop.
 
     Args:
@@ -42,16 +42,16 @@ class Watcher:
         device: what samples are computed on while it is idle.
     """
 
-    def __init__(self, config: Config, metrics: Metrics, models: Models, device: Device) -> None:
+    def __init__(self, config: Config, metrics: Metrics, models: Models, device: Scheduler) -> None:
         self._metrics = metrics.robustness
         self._models = models
-        self._aside = Aside(metrics.robustness)
+        self._executor = BoundedExecutor(metrics.robustness)
         drift = Drift(config.drift_samples)
         metrics.page.registry.register(drift)
         metrics.listeners += [drift, self]
-        self._gauge = Gauge(metrics, drift)
-        self._samples = Samples(models, metrics.robustness, self._gauge, self._off_loop)
-        self._saliency, self._shadow = Lots(config.saliency_share), Lots(config.shadow_share)
+        self._meter = AnswerMeter(metrics, drift)
+        self._samples = SampleTasks(models, metrics.robustness, self._meter, self._run_in_thread)
+        self._saliency, self._shadow = Sampler(config.saliency_share), Sampler(config.shadow_share)
         self._background = Background(device, metrics.robustness)
         self._variants: set[str] = set()
         self._read = config.metrics  # what nobody reads is not worth any work
@@ -73,33 +73,35 @@ class Watcher:
 
     def listen(self, samples: NDArray[np.float32]) -> "Future[Sound | None] | None":
         """How a window of samples, [n] at 16 kHz, sounds; None where that is not measured, or measuring failed."""
-        return self._aside.submit(self._heard, samples) if self._read else None
+        return self._executor.submit(self._heard, samples) if self._read else None
 
-    def answered(self, question: Question, answer: Answered) -> None:
+    def answered(self, question: QueryOptions, answer: MonitoredAnswer) -> None:
         """Measures and counts an answer, some time soon; to be called in the call that asked."""
-        if not self._read or question.tells is Tells.NOTHING:
+        if not self._read or question.monitoring is MonitoringScope.NOTHING:
             return
-        call = current_call.get(None)
+        call = current_context.get(None)
         request_id = call.id if call else None
-        self._aside.submit(self._measured, question, answer, request_id)
-        if question.tells is Tells.ANSWER and answer.kept is not None:
+        self._executor.submit(self._measured, question, answer, request_id)
+        if question.monitoring is MonitoringScope.ANSWER and answer.kept is not None:
             self._look_into(question, answer, answer.kept, request_id)
 
     async def close(self) -> None:
         """Ends the samples, and what is measured."""
         await self._background.close()
-        self._aside.close()
+        self._executor.close()
 
-    def _look_into(self, question: Question, answer: Answered, kept: HeardWindow, request_id: str | None) -> None:
+    def _look_into(
+        self, question: QueryOptions, answer: MonitoredAnswer, kept: WindowOutput, request_id: str | None
+    ) -> None:
         """Draws for one answer."""
-        saliency = question.explain is None and self._saliency.draw()
-        shadow = len({model.bundle.variant for model in self._models}) > 1 and self._shadow.draw()
+        saliency = question.explain is None and self._saliency.sample()
+        shadow = len({model.bundle.variant for model in self._models}) > 1 and self._shadow.sample()
         if not (saliency or shadow):
             return
         said = tuple(
             (model.bundle, said.prediction)
             for model, said in zip(answer.models, kept.said, strict=True)
-            if isinstance(said, Said)
+            if isinstance(said, ModelOutput)
         )
         sample = Sample(kept.window.samples, said, kept.sound, request_id)
         if saliency:
@@ -107,21 +109,21 @@ class Watcher:
         if shadow:
             self._background.offer("shadow", self._samples.compare, sample)
 
-    async def _off_loop(self, function: Callable[[], T], /) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._aside.thread, function)
+    async def _run_in_thread(self, function: Callable[[], T], /) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor.thread, function)
 
     def _heard(self, samples: NDArray[np.float32]) -> Sound | None:
         try:
             return hear(samples)
         except Exception:  # whatever it is, the request goes on
             log.exception("the sound of a request could not be measured")
-            self._aside.count("failed")
+            self._executor.count("failed")
             return None
 
-    def _measured(self, question: Question, answer: Answered, request_id: str | None) -> None:
+    def _measured(self, question: QueryOptions, answer: MonitoredAnswer, request_id: str | None) -> None:
         try:
-            self._gauge.answered(question, answer, request_id)
-            self._aside.count("done")
+            self._meter.answered(question, answer, request_id)
+            self._executor.count("done")
         except Exception:  # whatever it is, the answer has been given
             log.exception("an answer could not be measured")
-            self._aside.count("failed")
+            self._executor.count("failed")

@@ -28,11 +28,11 @@ from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.graphs import ComparedJob, ExplainedPrediction, Job
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.engine.session import Arrays
-from speakerlens.serving.metrics.robustness import Probed, Probes
+from speakerlens.serving.metrics.robustness import ConditionResult, Probes
 from speakerlens.serving.models.baseline import ExpectedProbe
 from speakerlens.serving.models.registry import Model, Models, Selector
-from speakerlens.serving.pipeline.concurrency import patiently
-from speakerlens.serving.pipeline.decode import MODEL_RATE, EncodedAudio, Longest, RawAudio, decode
+from speakerlens.serving.pipeline.concurrency import retry_when_full
+from speakerlens.serving.pipeline.decode import MODEL_RATE, DurationLimit, EncodedAudio, RawAudio, decode
 from speakerlens.serving.pipeline.explain import displayed
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ EDGE_UTTERANCES = 1
 
 
 @dataclass(frozen=True)
-class Heard:
+class ProbeResult:
     """What came of one utterance: right, wrong or failed; seconds from the audio to its speaker; deletion index."""
 
     outcome: str
@@ -60,11 +60,11 @@ class Heard:
 
 
 @dataclass
-class Round:
+class ProbeRound:
     """What one model did with its probes."""
 
     model: Model
-    heard: dict[Condition, list[Heard]] = field(default_factory=dict)
+    heard: dict[Condition, list[ProbeResult]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
@@ -94,7 +94,7 @@ class Prober:
     async def run(self) -> None:
         """Round after round, until it is cancelled; a model that is new is asked at once."""
         self._metrics.period.set(self._seconds)
-        self._models.listen(self._on_change)
+        self._models.subscribe(self._on_change)
         self._on_change()
         due = -math.inf
         while True:
@@ -103,7 +103,7 @@ class Prober:
             if everyone:
                 due = time.monotonic() + self._seconds
             asked = [each for each in self._newest() if everyone or self._begun.get(each.bundle.variant) is not each]
-            pace = _Pace(ROUND_SHARE * self._seconds, sum(_size(model.bundle.probes) for model in asked))
+            pace = _Pauses(ROUND_SHARE * self._seconds, sum(_size(model.bundle.probes) for model in asked))
             for model in asked:
                 self._begun[model.bundle.variant] = model
                 try:
@@ -114,8 +114,8 @@ class Prober:
                 async with asyncio.timeout(max(0.0, due - time.monotonic())):
                     await self._changed.wait()
 
-    async def _round(self, model: Model, pace: "_Pace") -> None:
-        probes, done = model.bundle.probes, Round(model)
+    async def _round(self, model: Model, pause: "_Pauses") -> None:
+        probes, done = model.bundle.probes, ProbeRound(model)
         assert probes is not None
         for condition in probes.conditions:
             heard = done.heard[condition] = []
@@ -124,11 +124,11 @@ class Prober:
                     return
                 started = time.monotonic()
                 heard.append(await self._ask(done, probes, index, condition))
-                await pace.rest(time.monotonic() - started)
+                await pause.rest(time.monotonic() - started)
         if model in self._newest():
             self._show(done)
 
-    async def _ask(self, done: Round, probes: ProbeSet, index: int, condition: Condition) -> Heard:
+    async def _ask(self, done: ProbeRound, probes: ProbeSet, index: int, condition: Condition) -> ProbeResult:
         """What came of an utterance; the model stays loaded meanwhile."""
         bundle = done.model.bundle
         with self._models.lease([Selector(bundle.variant, bundle.version)]):
@@ -136,14 +136,14 @@ class Prober:
                 heard = await self._answer(done.model, probes, index, condition)
             except Exception as error:
                 done.errors.append(f"{condition}: {error or type(error).__name__}")
-                heard = Heard("failed")
+                heard = ProbeResult("failed")
         self._metrics.utterances.labels(bundle.variant, heard.outcome).inc()
         return heard
 
-    async def _answer(self, model: Model, probes: ProbeSet, index: int, condition: Condition) -> Heard:
-        audio = await self._off_loop(partial(_audio, probes, index, condition))
+    async def _answer(self, model: Model, probes: ProbeSet, index: int, condition: Condition) -> ProbeResult:
+        audio = await self._run_in_thread(partial(_audio, probes, index, condition))
         started = time.monotonic()
-        samples = (await self._off_loop(partial(decode, audio, Longest(2 * MAX_SECONDS)))).samples
+        samples = (await self._run_in_thread(partial(decode, audio, DurationLimit(2 * MAX_SECONDS)))).samples
         prediction = await _computed(model.predict, Job(samples))
         seconds = time.monotonic() - started
         explained = await _computed(model.explain, Job(samples))
@@ -152,10 +152,10 @@ class Prober:
         if condition.interference == CLEAN:
             itself = await _computed(model.verify, ComparedJob(samples, prediction.embedding))
             right = right and abs(itself.score - 1.0) <= SELF_TOLERANCE
-        deleted = await self._off_loop(partial(_deletion_index, model, explained, probes, index, condition))
-        return Heard("right" if right else "wrong", seconds, deleted)
+        deleted = await self._run_in_thread(partial(_deletion_index, model, explained, probes, index, condition))
+        return ProbeResult("right" if right else "wrong", seconds, deleted)
 
-    async def _off_loop(self, function: Callable[[], T]) -> T:
+    async def _run_in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._codec, function)
 
     def _newest(self) -> list[Model]:
@@ -172,7 +172,7 @@ class Prober:
             self._metrics.begin(variant)
         self._changed.set()
 
-    def _show(self, done: Round) -> None:
+    def _show(self, done: ProbeRound) -> None:
         bundle, seconds = done.model.bundle, time.monotonic() - done.started
         expected = {Condition(each.interference, each.snr_db): each for each in bundle.baseline.probes}
         results = [_probed(condition, heard, expected[condition]) for condition, heard in done.heard.items()]
@@ -180,7 +180,7 @@ class Prober:
         _tell(done, seconds)
 
 
-class _Pace:
+class _Pauses:
     """Pauses between utterances, as long as the time for all of them allows.
 
     Args:
@@ -205,7 +205,7 @@ async def _computed(queue: Batcher[JobT, ResultT], job: JobT) -> ResultT:
     Raises:
         FloatingPointError: it holds NaN or infinity.
     """
-    result = (await patiently(lambda: queue.submit(job, None, Priority.BULK))).result
+    result = (await retry_when_full(lambda: queue.submit(job, None, Priority.BULK))).result
     if not all(np.isfinite(values).all() for values in result.arrays()):
         raise FloatingPointError("the answer holds NaN or infinity")
     return result
@@ -228,8 +228,8 @@ def _deletion_index(
     return deletion_index(displayed(model.bundle, explained, "fused"), dominated)
 
 
-def _probed(condition: Condition, heard: Sequence[Heard], expected: ExpectedProbe) -> Probed:
-    return Probed(
+def _probed(condition: Condition, heard: Sequence[ProbeResult], expected: ExpectedProbe) -> ConditionResult:
+    return ConditionResult(
         condition.interference,
         condition.snr,
         accuracy=sum(each.outcome == "right" for each in heard) / len(heard),
@@ -250,7 +250,7 @@ def _size(probes: ProbeSet | None) -> int:
     return 0 if probes is None else len(probes.conditions) * len(probes.utterances)
 
 
-def _tell(done: Round, seconds: float) -> None:
+def _tell(done: ProbeRound, seconds: float) -> None:
     """One line for the log: a warning where less is right than at export, and says where."""
     asked, right = sum(map(len, done.heard.values())), done.count("right")
     expected = {Condition(each.interference, each.snr_db): each.accuracy for each in done.model.bundle.baseline.probes}
@@ -263,7 +263,7 @@ def _tell(done: Round, seconds: float) -> None:
     log.log(logging.WARNING if fallen or done.errors else logging.INFO, "%s", line)
 
 
-def _fallen(heard: Mapping[Condition, Sequence[Heard]], expected: Mapping[Condition, float]) -> list[str]:
+def _fallen(heard: Mapping[Condition, Sequence[ProbeResult]], expected: Mapping[Condition, float]) -> list[str]:
     """The conditions in which more than one utterance fewer is right than was expected, in words."""
     found = []
     for condition, each in heard.items():

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from speakerlens.measures.sound import Sound
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.graphs import Prediction
-from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import DeadlineError, RequestError, ResourceExhaustedError, UnavailableError
 from speakerlens.serving.metrics import Robustness
 from speakerlens.serving.pipeline.concurrency import FULL
@@ -53,7 +53,7 @@ class Sample:
     request_id: str | None
 
 
-class Lots:
+class Sampler:
     """Decides which answers are looked into.
 
     Args:
@@ -65,7 +65,7 @@ class Lots:
         self.share = share
         self._chance = chance
 
-    def draw(self) -> bool:
+    def sample(self) -> bool:
         """Whether the next is."""
         return self.share > 0 and self._chance() < self.share
 
@@ -74,10 +74,10 @@ class Dropped(Exception):  # noqa: N818
     """The work did not come to its turn."""
 
 
-class Turn:
+class IdleSlot:
     """What a piece of work may ask for: the device while it is idle, until the work's time has passed."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Scheduler) -> None:
         self._device = device
         self.deadline = time.monotonic() + PATIENCE_SECONDS
 
@@ -93,7 +93,7 @@ class Turn:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-Doing = Callable[[Sample, Turn], Awaitable[None]]
+SampleWork = Callable[[Sample, IdleSlot], Awaitable[None]]
 
 
 class Background:
@@ -104,18 +104,18 @@ class Background:
         metrics: counts what became of each piece.
     """
 
-    def __init__(self, device: Device, metrics: Robustness) -> None:
+    def __init__(self, device: Scheduler, metrics: Robustness) -> None:
         self._device = device
         self._metrics = metrics
-        self._waiting: deque[tuple[Work, Doing, Sample, Turn]] = deque()
+        self._waiting: deque[tuple[Work, SampleWork, Sample, IdleSlot]] = deque()
         self._worker: asyncio.Task[None] | None = None
 
-    def offer(self, work: Work, doing: Doing, sample: Sample) -> None:
+    def offer(self, work: Work, doing: SampleWork, sample: Sample) -> None:
         """Puts a piece of work last, or drops it."""
         if len(self._waiting) >= MOST_WAITING:
             self._count(work, "dropped")
             return
-        self._waiting.append((work, doing, sample, Turn(self._device)))
+        self._waiting.append((work, doing, sample, IdleSlot(self._device)))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
 
@@ -131,10 +131,10 @@ class Background:
     async def _work(self) -> None:
         """Until nothing waits."""
         while self._waiting:
-            work, doing, sample, turn = self._waiting[0]
+            work, doing, sample, slot = self._waiting[0]
             outcome = "dropped"
             try:
-                await doing(sample, turn)
+                await doing(sample, slot)
                 outcome = "done"
             except (Dropped, DeadlineError, UnavailableError):
                 pass

@@ -20,9 +20,9 @@ from speakerlens.serving.engine.graphs import ExplainedPrediction, Job, Predicti
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.metrics import Robustness
 from speakerlens.serving.models.registry import Model, Models
-from speakerlens.serving.pipeline.session import OffLoop, check_finite
-from speakerlens.serving.robustness.measure import Gauge
-from speakerlens.serving.robustness.sampling import Dropped, Sample, Turn
+from speakerlens.serving.pipeline.session import RunInThread, check_finite
+from speakerlens.serving.robustness.measure import AnswerMeter
+from speakerlens.serving.robustness.sampling import Dropped, IdleSlot, Sample
 
 # Upper ends of the bands, in dB.
 BANDS = ((0.0, "below_0"), (5.0, "0_to_5"), (10.0, "5_to_10"), (20.0, "10_to_20"), (math.inf, "above_20"))
@@ -40,7 +40,7 @@ class _Named(NamedTuple):
     speaker: str
 
 
-class Samples:
+class SampleTasks:
     """What samples are for.
 
     Args:
@@ -50,31 +50,31 @@ class Samples:
         off_loop: runs a function in a thread.
     """
 
-    def __init__(self, models: Models, metrics: Robustness, gauge: Gauge, off_loop: OffLoop) -> None:
+    def __init__(self, models: Models, metrics: Robustness, meter: AnswerMeter, run_in_thread: RunInThread) -> None:
         self._models = models
         self._metrics = metrics
-        self._gauge = gauge
-        self._off_loop = off_loop
+        self._meter = meter
+        self._run_in_thread = run_in_thread
 
-    async def explain(self, sample: Sample, turn: Turn) -> None:
+    async def explain(self, sample: Sample, slot: IdleSlot) -> None:
         """Measures the maps of the models that were asked.
 
         Raises:
             Dropped: one of them is no longer served, or the device is never idle.
             Exception: how a model failed.
         """
-        await turn.idle()
+        await slot.idle()
         for bundle, _ in sample.said:
             model = next((model for model in self._models if model.bundle.digest == bundle.digest), None)
             if model is None:
                 raise Dropped
             with self._models.hold([model]):
-                await turn.idle()
-                done = await model.explain.submit(Job(sample.audio), turn.deadline, Priority.BULK)
+                await slot.idle()
+                done = await model.explain.submit(Job(sample.audio), slot.deadline, Priority.BULK)
                 check_finite(model.bundle.name, done.result)
                 await self._measured(model, done.result, sample.request_id)
 
-    async def compare(self, sample: Sample, turn: Turn) -> None:
+    async def compare(self, sample: Sample, slot: IdleSlot) -> None:
         """Asks the newest of every variant that was not asked, and compares those that answer with each other.
 
         Where all of them were asked anyway, that needs no device, and so is not dropped however busy it is.
@@ -87,11 +87,11 @@ class Samples:
         named: list[_Named] = []
         errors: list[Exception] = []
         if any(model.bundle.digest not in said for model in self._models.select([])):
-            await turn.idle()
+            await slot.idle()
         with self._models.lease([]) as newest:
             for model in newest:
                 try:
-                    prediction = said.get(model.bundle.digest) or await _predicted(model, sample.audio, turn)
+                    prediction = said.get(model.bundle.digest) or await _predicted(model, sample.audio, slot)
                 except Dropped:
                     raise
                 except Exception as error:
@@ -104,7 +104,7 @@ class Samples:
             raise errors[0]
 
     async def _measured(self, model: Model, prediction: ExplainedPrediction, request_id: str | None) -> None:
-        await self._off_loop(partial(self._gauge.explained, model, prediction, request_id))
+        await self._run_in_thread(partial(self._meter.explained, model, prediction, request_id))
 
     def _agree(self, named: Sequence[_Named], sound: Sound | None) -> None:
         band = band_of(math.nan if sound is None else sound.snr_db)
@@ -115,8 +115,8 @@ class Samples:
                 self._metrics.shadow.labels(first.bundle.variant, second.bundle.variant, band, agreement).inc()
 
 
-async def _predicted(model: Model, audio: NDArray[np.float32], turn: Turn) -> Prediction:
-    await turn.idle()
-    done = await model.predict.submit(Job(audio), turn.deadline, Priority.BULK)
+async def _predicted(model: Model, audio: NDArray[np.float32], slot: IdleSlot) -> Prediction:
+    await slot.idle()
+    done = await model.predict.submit(Job(audio), slot.deadline, Priority.BULK)
     check_finite(model.bundle.name, done.result)
     return done.result

@@ -6,15 +6,15 @@ from typing import Any
 import grpc
 
 from speakerlens.serving.errors import RequestError
-from speakerlens.serving.rpc.interceptor import HANDLERS, Call, current_call
-from speakerlens.serving.rpc.tokens import Tokens, current_account
+from speakerlens.serving.rpc.interceptor import HANDLERS, CallContext, current_context
+from speakerlens.serving.rpc.tokens import Tokens, current_caller
 
 # A load balancer and an orchestrator have no token, and learn from it only whether the server is ready.
 OPEN = "/grpc.health.v1.Health/"
 AUTHORIZATION = "authorization"
 
 
-class Admission(grpc.aio.ServerInterceptor):
+class AuthInterceptor(grpc.aio.ServerInterceptor):
     """Stands inside `CallInterceptor`, which counts and words its refusals; other services' it words itself.
 
     A refused call's message is not looked at.
@@ -37,7 +37,7 @@ class Admission(grpc.aio.ServerInterceptor):
         except RequestError as error:
             # As if the request were streamed, which on the wire is the same: then it is not read.
             return HANDLERS[True, handler.response_streaming](*_refusing(handler.response_streaming, error))
-        current_account.set(account)
+        current_caller.set(account)
         return handler
 
 
@@ -61,8 +61,8 @@ def _refusing(streaming: bool, error: RequestError) -> tuple[Any, Callable[[byte
 
 
 async def _word(context: Any, error: RequestError) -> None:
-    if current_call.get(None) is not None:
+    if current_context.get(None) is not None:
         raise error
     # Reflection, which CallInterceptor does not surround.
-    context.set_trailing_metadata(Call("", "", retry_after_s=error.retry_after_s).trailing_metadata)
+    context.set_trailing_metadata(CallContext("", "", retry_after_s=error.retry_after_s).trailing_metadata)
     await context.abort(grpc.StatusCode[error.code], str(error))

@@ -16,7 +16,7 @@ from speakerlens.serving.errors import Reason, ResourceExhaustedError
 NO_ROOM_SECONDS = 1.0
 
 
-class Holdings:
+class ByteBudget:
     """An amount that calls share.
 
     Args:
@@ -28,9 +28,9 @@ class Holdings:
         self.held = 0
 
     @contextmanager
-    def share(self) -> Iterator["Share"]:
+    def share(self) -> Iterator["Reservation"]:
         """A share that is given back when the block is left, or later, where it is to be kept."""
-        share = Share(self)
+        share = Reservation(self)
         try:
             yield share
         finally:
@@ -52,23 +52,23 @@ class Holdings:
         self.held += size
 
 
-class Share:
+class Reservation:
     """What one call holds of an amount."""
 
-    def __init__(self, holdings: Holdings) -> None:
+    def __init__(self, holdings: ByteBudget) -> None:
         self._holdings = holdings
         self._size = 0
         self._kept: set[asyncio.Future[None]] = set()
         self.answered = 0
 
     def take(self, size: int) -> None:
-        """Holds so many bytes more; errors as for `Holdings.take`."""
+        """Holds so many bytes more; errors as for `ByteBudget.take`."""
         self._holdings.take(size)
         self._size += size
 
     @contextmanager
     def part(self, size: int) -> Iterator[None]:
-        """Holds so many bytes more within the block; errors as for `Holdings.take`."""
+        """Holds so many bytes more within the block; errors as for `ByteBudget.take`."""
         self.take(size)
         try:
             yield
@@ -96,16 +96,16 @@ class Share:
         self._size -= size
 
 
-current_share: ContextVar[Share | None] = ContextVar("current_share", default=None)
+current_reservation: ContextVar[Reservation | None] = ContextVar("current_share", default=None)
 
 
-def hold_answer(size: int) -> None:
+def reserve_answer(size: int) -> None:
     """Puts bytes of an answer that is being gathered on the share of the call in work, where there is one.
 
     Raises:
         ResourceExhaustedError: there is no room for them.
     """
-    share = current_share.get()
+    share = current_reservation.get()
     if share is not None:
         share.take(size)
         share.answered += size

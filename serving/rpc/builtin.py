@@ -12,10 +12,10 @@ from google.protobuf.message import DecodeError
 
 from speakerlens.serving.errors import RequestError
 from speakerlens.serving.rpc.interceptor import HANDLERS, MALFORMED, NO_MESSAGE
-from speakerlens.serving.rpc.transfer import Transfers
+from speakerlens.serving.rpc.transfer import MessageTransfer
 
 
-class ForeignInterceptor(grpc.aio.ServerInterceptor):
+class BuiltinServicesInterceptor(grpc.aio.ServerInterceptor):
     """Receives and parses the messages of every service but those named.
 
     Args:
@@ -23,7 +23,7 @@ class ForeignInterceptor(grpc.aio.ServerInterceptor):
         transfers: receives.
     """
 
-    def __init__(self, services: Collection[str], transfers: Transfers) -> None:
+    def __init__(self, services: Collection[str], transfers: MessageTransfer) -> None:
         self._services = frozenset(services)
         self._transfers = transfers
 
@@ -37,7 +37,7 @@ class ForeignInterceptor(grpc.aio.ServerInterceptor):
         return HANDLERS[True, handler.response_streaming](parsing, None, handler.response_serializer)
 
 
-def _parsing(handler: Any, transfers: Transfers) -> Callable[..., Any]:
+def _parsing(handler: Any, transfers: MessageTransfer) -> Callable[..., Any]:
     """The handler's behaviour with a parser before it; as it is, a coroutine or a generator."""
     behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
@@ -60,7 +60,7 @@ def _parsing(handler: Any, transfers: Transfers) -> Callable[..., Any]:
 
 
 async def _each(
-    parse: Callable[[bytes], Any], transfers: Transfers, messages: AsyncIterator[bytes], context: Any
+    parse: Callable[[bytes], Any], transfers: MessageTransfer, messages: AsyncIterator[bytes], context: Any
 ) -> AsyncIterator[Any]:
     try:
         while (message := await transfers.receive(messages)) is not None:

@@ -73,13 +73,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
         """Streams the state at every change, until the client goes or the server drains."""
-        told = None
+        error_status = None
         while True:
             changed = self._changed  # taken before the state, so that no change is missed in between
             state, last = self._state(request.service), self._draining
-            if state != told:
+            if state != error_status:
                 await context.write(health_pb2.HealthCheckResponse(status=state))
-                told = state
+                error_status = state
             if last:
                 return
             await changed.wait()

@@ -22,8 +22,8 @@ from google.protobuf.message import DecodeError
 
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, UnavailableError
 from speakerlens.serving.metrics import NO_VARIANT, Metrics
-from speakerlens.serving.rpc.budget import Share, current_share
-from speakerlens.serving.rpc.transfer import Transfers
+from speakerlens.serving.rpc.budget import Reservation, current_reservation
+from speakerlens.serving.rpc.transfer import MessageTransfer
 from speakerlens.serving.rpc.wire import is_large, serialised
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
 
 
 @dataclass
-class Call:
+class CallContext:
     """What is known of the call in work; the service fills in the variants once it knows them."""
 
     method: str
@@ -73,10 +73,10 @@ class Call:
         return (ID_HEADER, self.id), (RETRY_HEADER, str(max(1, round(self.retry_after_s * 1000))))
 
 
-current_call: ContextVar[Call] = ContextVar("current_call")
+current_context: ContextVar[CallContext] = ContextVar("current_context")
 
 
-class Gate:
+class CallGate:
     """Lets calls in and counts them, or says why not: `closed` is the reason, None is open."""
 
     def __init__(self) -> None:
@@ -129,10 +129,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def __init__(
         self,
         services: Collection[str],
-        gate: Gate,
+        gate: CallGate,
         metrics: Metrics,
         codec: Executor,
-        transfers: Transfers,
+        transfers: MessageTransfer,
         always: Collection[str] = (),
     ) -> None:
         self._services = frozenset(services)
@@ -154,16 +154,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def surrounded(incoming: Any, context: Any) -> bytes | None:
             with self._transfers.held.share() as share:
-                current_share.set(share)
+                current_reservation.set(share)
                 return await self._surround(method, handler, gate, incoming, context, share)
 
         return HANDLERS[True, handler.response_streaming](surrounded)
 
     async def _surround(
-        self, method: str, handler: Any, gate: Gate | None, incoming: Any, context: Any, share: Share
+        self, method: str, handler: Any, gate: CallGate | None, incoming: Any, context: Any, share: Reservation
     ) -> bytes | None:
-        call = Call(method, _request_id(context))
-        current_call.set(call)
+        call = CallContext(method, _request_id(context))
+        current_context.set(call)
         self._metrics.in_flight.inc()
         payload = None
         try:
@@ -173,7 +173,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async with contextlib.aclosing(aiter(incoming)) as messages:
                 payload = await self._respond(handler, messages, context, share)
         except RequestError as error:
-            call.status, call.detail = told(error)
+            call.status, call.detail = error_status(error)
             call.retry_after_s = error.retry_after_s
             self._metrics.rejections.labels(error.reason).inc()
         except asyncio.CancelledError:
@@ -183,7 +183,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if context.cancelled():  # what fails then is the writing to a caller who has gone
                 self._hung_up(call, context)
                 raise asyncio.CancelledError from None
-            call.status, call.detail = told(error)
+            call.status, call.detail = error_status(error)
         finally:
             self._finish(call)
         context.set_trailing_metadata(call.trailing_metadata)
@@ -192,7 +192,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return payload
 
     async def _respond(
-        self, handler: Any, incoming: AsyncGenerator[bytes, None], context: Any, share: Share
+        self, handler: Any, incoming: AsyncGenerator[bytes, None], context: Any, share: Reservation
     ) -> bytes | None:
         """Calls the handler, and delivers its answers, but for a single one, which gRPC sends with the status."""
         if handler.request_streaming:
@@ -214,7 +214,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 first = False
         return None
 
-    async def _one(self, incoming: AsyncGenerator[bytes, None], share: Share) -> bytes:
+    async def _one(self, incoming: AsyncGenerator[bytes, None], share: Reservation) -> bytes:
         message = await self._transfers.receive(incoming)
         await incoming.aclose()
         if message is None:
@@ -223,7 +223,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return message
 
     async def _parsed(
-        self, deserializer: Callable[[bytes], Any], incoming: AsyncIterator[bytes], share: Share
+        self, deserializer: Callable[[bytes], Any], incoming: AsyncIterator[bytes], share: Reservation
     ) -> AsyncIterator[Any]:
         message = await self._transfers.receive(incoming)
         while message is not None:
@@ -238,14 +238,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return serialised(message)
         return await asyncio.get_running_loop().run_in_executor(self._codec, serialised, message)
 
-    def _hung_up(self, call: Call, context: Any) -> None:
+    def _hung_up(self, call: CallContext, context: Any) -> None:
         remaining = context.time_remaining()
         expired = remaining is not None and remaining < DEADLINE_SLACK_SECONDS
         call.status = "DEADLINE_EXCEEDED" if expired else "CANCELLED"
         if expired:
             self._metrics.rejections.labels(Reason.DEADLINE).inc()
 
-    def _finish(self, call: Call) -> None:
+    def _finish(self, call: CallContext) -> None:
         seconds = time.monotonic() - call.started
         self._metrics.in_flight.dec()
         self._metrics.requests.labels(call.method, call.variant, call.status).inc()
@@ -258,12 +258,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )  # fmt: skip
 
 
-def told(error: Exception) -> tuple[str, str]:
+def error_status(error: Exception) -> tuple[str, str]:
     """Status and sentence that a caller is told of an error; one not foreseen goes to the log, under the call's id."""
     if isinstance(error, RequestError):
         return error.code, str(error)[:DETAIL_CHARACTERS]
     log.error("failed unexpectedly", exc_info=error)
-    return "INTERNAL", f"internal error; the server's log has it under {current_call.get().id}"
+    return "INTERNAL", f"internal error; the server's log has it under {current_context.get().id}"
 
 
 def _request_id(context: Any) -> str:

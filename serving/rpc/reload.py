@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 Signature = tuple[tuple[int, int, int] | None, ...]
 
 
-class Watched(Generic[T]):
+class ReloadingFile(Generic[T]):
     """The value of some files; one that cannot be read again keeps the value before, and says so once.
 
     Looking costs a `stat` per file, so whoever needs the value simply asks. Any thread may.

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from speakerlens.serving.rpc.interceptor import HANDLERS, current_call
+from speakerlens.serving.rpc.interceptor import HANDLERS, current_context
 from speakerlens.serving.rpc.tracing import current_listener
 
 FLUSH_SECONDS = 2.0
@@ -101,7 +101,7 @@ class _Phases:
 
 def _describe(span: trace.Span) -> None:
     """What `CallInterceptor` found out about the call, which ran in this task."""
-    call = current_call.get()
+    call = current_context.get()
     code: Any = grpc.StatusCode[call.status].value  # the number and its name
     span.set_attributes(
         {

@@ -7,7 +7,7 @@ import grpc
 
 from speakerlens.serving.config import Config
 from speakerlens.serving.errors import StartupError
-from speakerlens.serving.rpc.reload import Watched, warn_if_public
+from speakerlens.serving.rpc.reload import ReloadingFile, warn_if_public
 
 
 def server_credentials(config: Config) -> grpc.ServerCredentials | None:
@@ -25,7 +25,7 @@ def server_credentials(config: Config) -> grpc.ServerCredentials | None:
     pair = _Pair(config.tls_certificate, config.tls_key, authority)
     try:
         warn_if_public("--tls-key", config.tls_key)
-        watched = Watched("TLS files", pair.paths, pair.read)
+        watched = ReloadingFile("TLS files", pair.paths, pair.read)
     except (OSError, ValueError) as error:
         raise StartupError(str(error)) from error
     in_use = watched.value()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from speakerlens.serving.config import Config
 from speakerlens.serving.errors import Reason, ResourceExhaustedError, StartupError, UnauthenticatedError
-from speakerlens.serving.rpc.reload import Watched, warn_if_public
+from speakerlens.serving.rpc.reload import ReloadingFile, warn_if_public
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 TOKEN = re.compile(r"[!-~]{16,512}")
@@ -34,7 +34,7 @@ class Allowance:
     seconds_per_day: float = 0.0
 
 
-class Account:
+class Caller:
     """One token's name and use; kept in memory, so each server counts for itself and a restart begins anew."""
 
     def __init__(self, name: str, allowance: Allowance) -> None:
@@ -76,12 +76,12 @@ class Account:
             self._day, self._seconds = today, 0.0
 
 
-current_account: ContextVar[Account | None] = ContextVar("current_account", default=None)
+current_caller: ContextVar[Caller | None] = ContextVar("current_caller", default=None)
 
 
 def charge(seconds: float) -> None:
     """Puts answered audio on the account of the call in work, where there is one."""
-    account = current_account.get()
+    account = current_caller.get()
     if account is not None:
         account.charge(seconds)
 
@@ -100,16 +100,16 @@ class Tokens:
     def __init__(self, path: Path, allowance: Allowance) -> None:
         self._path = path
         self._allowance = allowance
-        self._accounts: dict[str, Account] = {}
+        self._accounts: dict[str, Caller] = {}
         try:
             warn_if_public("--tokens", path)
-            self._digests = Watched("tokens", (path,), self._read)
+            self._digests = ReloadingFile("tokens", (path,), self._read)
         except OSError as error:
             raise StartupError(f"--tokens {path}: {error.strerror}") from error
         except ValueError as error:
             raise StartupError(str(error)) from error
 
-    def account(self, authorization: str) -> Account:
+    def account(self, authorization: str) -> Caller:
         """Whose token this is, given the value of the metadata `authorization`.
 
         Every digest is compared, in constant time, so that time tells nothing about any of them.
@@ -144,7 +144,7 @@ class Tokens:
         if not digests:
             raise ValueError(f"--tokens {self._path}: no token in it")
         for name, allowance in allowances.items():
-            self._accounts.setdefault(name, Account(name, allowance)).allowance = allowance
+            self._accounts.setdefault(name, Caller(name, allowance)).allowance = allowance
         return digests
 
 

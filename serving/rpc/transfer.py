@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from speakerlens.serving.errors import DeadlineError, Reason, RequestError, ResourceExhaustedError, UnavailableError
-from speakerlens.serving.rpc.budget import Holdings, Share
+from speakerlens.serving.rpc.budget import ByteBudget, Reservation
 from speakerlens.serving.rpc.wire import LARGE_BYTES
 
 # A line this slow, in bytes a second (1 Mbit/s), is still waited for, however large the message.
@@ -26,7 +26,7 @@ HANGUP_SECONDS = 0.1
 ABORT_SECONDS = 1.0
 
 
-class Transfers:
+class MessageTransfer:
     """Of all calls.
 
     Args:
@@ -38,8 +38,8 @@ class Transfers:
     def __init__(self, seconds: float, message_bytes: int, held_bytes: int) -> None:
         self._seconds = seconds
         self._message_bytes = message_bytes
-        self.held = Holdings(held_bytes)
-        self._slow = Holdings(max(message_bytes, held_bytes // 2))
+        self.held = ByteBudget(held_bytes)
+        self._slow = ByteBudget(max(message_bytes, held_bytes // 2))
         self._arriving: set[_Arrival] = set()
 
     async def receive(self, messages: AsyncIterator[bytes]) -> bytes | None:
@@ -72,7 +72,7 @@ class Transfers:
                 UnavailableError(Reason.NOT_SERVING, "the server is draining; send the request to another replica")
             )
 
-    def hand_over(self, context: Any, payload: bytes, share: Share, late: Callable[[], object]) -> None:
+    def hand_over(self, context: Any, payload: bytes, share: Reservation, late: Callable[[], object]) -> None:
         """Holds a single answer until the client has read it or gone; gRPC sends it, with the status.
 
         `late` is called where that takes longer than it may.
@@ -90,7 +90,7 @@ class Transfers:
         timer = loop.call_later(self._seconds + len(payload) / SLOWEST_LINE, late)
         gone.add_done_callback(lambda _: timer.cancel())
 
-    async def deliver(self, context: Any, payload: bytes, share: Share, first: bool) -> None:
+    async def deliver(self, context: Any, payload: bytes, share: Reservation, first: bool) -> None:
         """Hands an answer of a stream over, its first or a later one; returns when the connection has taken all of it.
 
         Raises:
@@ -133,7 +133,7 @@ class _Arrival:
         refusal: why its time was ended, if it was.
     """
 
-    def __init__(self, limit: asyncio.Timeout, share: Share, message_bytes: int) -> None:
+    def __init__(self, limit: asyncio.Timeout, share: Reservation, message_bytes: int) -> None:
         self._limit = limit
         self._share = share
         self._uncounted = message_bytes

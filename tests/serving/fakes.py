@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from speakerlens.serving.engine.recovery import Repair
+from speakerlens.serving.engine.recovery import EngineRecovery
 
 PATIENCE_SECONDS = 20
 
@@ -51,9 +51,9 @@ class Recorder:
         pass
 
 
-def working() -> Repair:
+def working() -> EngineRecovery:
     """Of an engine that never breaks."""
-    return Repair("test", lambda: pytest.fail("it is not broken"), lambda _: None)
+    return EngineRecovery("test", lambda: pytest.fail("it is not broken"), lambda _: None)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -39,7 +39,7 @@ RETRY = {
 }
 IMPATIENT = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
 
-Call = Callable[[SpeakerIdentificationStub, pb.IdentifyRequest, str], pb.IdentifyResponse]
+CallContext = Callable[[SpeakerIdentificationStub, pb.IdentifyRequest, str], pb.IdentifyResponse]
 
 
 def free_port() -> int:
@@ -65,7 +65,7 @@ def until_available(stub: SpeakerIdentificationStub, request: pb.IdentifyRequest
 
 
 @contextmanager
-def traffic(target: str, options: list[tuple[str, object]], call: Call) -> Iterator[Counter[str]]:
+def traffic(target: str, options: list[tuple[str, object]], call: CallContext) -> Iterator[Counter[str]]:
     """Callers who ask without pause, each call under a name of its own; gives the names that were answered well."""
     over, answered, failed = threading.Event(), Counter[str](), list[str]()
     numbers = itertools.count()

@@ -10,9 +10,9 @@ import pytest
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.api.identification import Service
 from speakerlens.serving.config import Config
-from speakerlens.serving.pipeline.enroll import Speakers
-from speakerlens.serving.rpc.budget import Holdings, current_share
-from speakerlens.serving.rpc.interceptor import Call, current_call
+from speakerlens.serving.pipeline.enroll import AsyncSpeakerStore
+from speakerlens.serving.rpc.budget import ByteBudget, current_reservation
+from speakerlens.serving.rpc.interceptor import CallContext, current_context
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 from tests.serving.models.test_repository import World, play
@@ -80,18 +80,18 @@ def test_what_would_make_an_answer_too_large_is_refused_alone(tmp_path: Path, mo
         await world.load()
         config = Config(bundles=tmp_path, max_batch=1)
         with ThreadPoolExecutor(2) as codec:
-            service = Service(config, world.metrics, codec, Speakers(None))
+            service = Service(config, world.metrics, codec, AsyncSpeakerStore(None))
             service.core = world.identifier(codec, config)
-            current_call.set(Call("IdentifyBatch", "1"))
+            current_context.set(CallContext("IdentifyBatch", "1"))
             context = SimpleNamespace(time_remaining=lambda: None)
             message = pb.IdentifyBatchRequest(requests=requests)
             whole = await service.IdentifyBatch(message, context)
             sizes = [result.response.ByteSize() for result in whole.results]
             most = sizes[0] + sizes[2] + 64
-            with Holdings(most).share() as share:
-                current_share.set(share)
+            with ByteBudget(most).share() as share:
+                current_reservation.set(share)
                 crowded = await service.IdentifyBatch(message, context)
-            current_share.set(None)
+            current_reservation.set(None)
             monkeypatch.setattr("speakerlens.serving.api.identification.MAX_ANSWER_BYTES", most)
             bounded = await service.IdentifyBatch(message, context)
         assert [result.HasField("response") for result in whole.results] == [True] * 4

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import Bounds
-from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.queue import QueueLimits
+from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import DeadlineError, ResourceExhaustedError
 from tests.serving.fakes import Recorder, until, working
 
@@ -20,10 +20,10 @@ from tests.serving.fakes import Recorder, until, working
 def run(
     scenario: Callable[["Batcher[int, int]", Recorder], Coroutine[Any, Any, Any]],
     recorder: Recorder,
-    bounds: Bounds = Bounds(waiting=100, batch=4, batch_cost=10**9),  # noqa: B008
+    bounds: QueueLimits = QueueLimits(waiting=100, batch=4, batch_cost=10**9),  # noqa: B008
 ) -> None:
     async def main() -> None:
-        device = Device("test")
+        device = Scheduler("test")
         batcher = Batcher[int, int]("test", recorder, device, bounds, recorder, working())
         try:
             await asyncio.wait_for(scenario(batcher, recorder), 20)
@@ -63,7 +63,7 @@ def test_everyone_gets_their_own_answer(
 ) -> None:
     """Two queues of one device; numbers come and go, are poison, or have deadlines that passed or may pass."""
     works = Recorder(poison), Doubler(poison)
-    bounds = Bounds(waiting=100, batch=largest, batch_cost=budget, padding=padding)
+    bounds = QueueLimits(waiting=100, batch=largest, batch_cost=budget, padding=padding)
     answered: list[int] = []
 
     async def call(queue: "Batcher[int, int]", number: int, caller: tuple[int, str, int, Priority]) -> Any:
@@ -148,7 +148,7 @@ def test_a_full_queue_refuses_at_once_and_recovers() -> None:
         assert recorder.batches == [[0], [2, 4]]
         assert recorder.deepest == 2
 
-    run(scenario, Recorder(), Bounds(waiting=2, batch=4, batch_cost=10**9))
+    run(scenario, Recorder(), QueueLimits(waiting=2, batch=4, batch_cost=10**9))
 
 
 def test_bulk_work_leaves_room_for_who_waits_and_finds_some_beside_them() -> None:
@@ -172,7 +172,7 @@ def test_bulk_work_leaves_room_for_who_waits_and_finds_some_beside_them() -> Non
         await asyncio.gather(running, *bulk, *urgent)
         assert recorder.batches == [[0], [4, 5], [1, 7]]
 
-    run(scenario, Recorder(), Bounds(waiting=2, batch=4, batch_cost=10**9))
+    run(scenario, Recorder(), QueueLimits(waiting=2, batch=4, batch_cost=10**9))
 
 
 def test_a_deadline_in_the_queue_is_told_in_time_and_not_computed() -> None:
@@ -203,7 +203,7 @@ def test_a_deadline_that_the_computing_would_miss_is_refused_uncomputed() -> Non
 
         work = Paced()
         computed = work.batches
-        paced = Batcher[int, int]("paced", work, Device("paced"), Bounds(9, 4, 10**9), recorder, working())
+        paced = Batcher[int, int]("paced", work, Scheduler("paced"), QueueLimits(9, 4, 10**9), recorder, working())
         with pytest.raises(DeadlineError):  # how long it takes is not known yet
             await paced.submit(199, time.monotonic() + 0.05)
         assert (await paced.submit(99)).result == -99
@@ -252,7 +252,7 @@ def test_a_deadline_that_passed_while_a_batch_failed_is_not_tried_alone() -> Non
 
         work = Expiring(frozenset({1}))
         work.gate.clear()
-        expiring = Batcher[int, int]("expiring", work, batcher._device, Bounds(9, 9, 10**9), work, working())
+        expiring = Batcher[int, int]("expiring", work, batcher._device, QueueLimits(9, 9, 10**9), work, working())
         first = asyncio.create_task(expiring.submit(0))
         await asyncio.sleep(0.02)
         tasks = [asyncio.create_task(expiring.submit(1)), asyncio.create_task(expiring.submit(2))]
@@ -290,7 +290,7 @@ def test_queues_of_a_device_take_turns() -> None:
 
     async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
         device = batcher._device
-        bounds = Bounds(waiting=100, batch=1, batch_cost=10**9)
+        bounds = QueueLimits(waiting=100, batch=1, batch_cost=10**9)
         other = Batcher[int, int]("other", recorder, device, bounds, recorder, working())
         recorder.gate.clear()
         flood = [asyncio.create_task(batcher.submit(number)) for number in range(40)]
@@ -311,7 +311,7 @@ def test_a_function_that_loses_an_answer_is_an_error_for_everyone() -> None:
             def compute(self, feed: list[int]) -> Sequence[int]:
                 return []
 
-        lossy = Batcher[int, int]("lossy", Lossy(), Device("lossy"), Bounds(9, 9, 9), recorder, working())
+        lossy = Batcher[int, int]("lossy", Lossy(), Scheduler("lossy"), QueueLimits(9, 9, 9), recorder, working())
         with pytest.raises(RuntimeError, match="0 answers for 1 jobs"):
             await lossy.submit(1)
         await lossy.close()

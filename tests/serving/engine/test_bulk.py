@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from speakerlens.serving.pipeline.concurrency import Bulk
+from speakerlens.serving.pipeline.concurrency import ConcurrencyLimit
 
 
 def test_the_first_error_ends_the_rest() -> None:
@@ -23,7 +23,7 @@ def test_the_first_error_ends_the_rest() -> None:
 
     async def main() -> None:
         with pytest.raises(ArithmeticError):
-            await asyncio.wait_for(Bulk(4, 4).every(range(20), work), 20)
+            await asyncio.wait_for(ConcurrencyLimit(4, 4).map_concurrent(range(20), work), 20)
 
     asyncio.run(main())
     assert (begun, sorted(ended)) == ([0, 1, 2, 3], [0, 1, 3])
@@ -37,8 +37,8 @@ def test_every_result_stands_in_its_place() -> None:
         return -item
 
     async def main() -> None:
-        assert await Bulk(4, 2).every([0, 2, 3], work) == [0, -2, -3]
-        first, failed, last = await Bulk(4, 2).run([0, 1, 3], work)
+        assert await ConcurrencyLimit(4, 2).map_concurrent([0, 2, 3], work) == [0, -2, -3]
+        first, failed, last = await ConcurrencyLimit(4, 2).run([0, 1, 3], work)
         assert (first, type(failed), last) == (0, ArithmeticError, -3)
 
     asyncio.run(main())

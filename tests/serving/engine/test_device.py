@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import Bounds, Done
-from speakerlens.serving.engine.scheduler import BULK_PATIENCE, Device
+from speakerlens.serving.engine.queue import JobResult, QueueLimits
+from speakerlens.serving.engine.scheduler import BULK_PATIENCE, Scheduler
 from tests.serving.fakes import PATIENCE_SECONDS, Recorder, until, working
 
-Answer = asyncio.Task[Done[int]]
+Answer = asyncio.Task[JobResult[int]]
 
 
 class Steps:
@@ -25,8 +25,8 @@ class Steps:
         self.prepared: list[list[int]] = []
         self.running = False
         self.permits = threading.Semaphore(0)
-        self.device = Device("test")
-        bounds = Bounds(waiting=1000, batch=batch, batch_cost=10**9)
+        self.device = Scheduler("test")
+        bounds = QueueLimits(waiting=1000, batch=batch, batch_cost=10**9)
         self.work = _Stepped(self)
         self.queues = [Batcher[int, int](name, self.work, self.device, bounds, self.work, working()) for name in "ab"]
         self.answers: dict[int, Answer] = {}
@@ -183,7 +183,7 @@ def test_who_arrives_after_a_batch_was_made_ready_still_joins_it() -> None:
 
 def test_a_request_waits_for_company_as_long_as_it_may() -> None:
     async def scenario(steps: Steps) -> None:
-        bounds = Bounds(waiting=9, batch=2, batch_cost=100, wait_s=PATIENCE_SECONDS)
+        bounds = QueueLimits(waiting=9, batch=2, batch_cost=100, wait_s=PATIENCE_SECONDS)
         work = Recorder()
         queue = Batcher[int, int]("patient", work, steps.device, bounds, work, working())
         first = asyncio.create_task(queue.submit(1))
@@ -201,7 +201,7 @@ def test_a_request_waits_for_company_as_long_as_it_may() -> None:
 
 def test_padding_is_bounded_and_whoever_does_not_fit_comes_next() -> None:
     async def scenario(steps: Steps) -> None:
-        bounds = Bounds(waiting=99, batch=8, batch_cost=1000, padding=0.25)
+        bounds = QueueLimits(waiting=99, batch=8, batch_cost=1000, padding=0.25)
         work = Recorder()
         work.gate.clear()
         queue = Batcher[int, int]("thrifty", work, steps.device, bounds, work, working())
@@ -217,7 +217,7 @@ def test_padding_is_bounded_and_whoever_does_not_fit_comes_next() -> None:
 
 def test_rows_that_only_fill_up_count_for_the_budget() -> None:
     async def scenario(steps: Steps) -> None:
-        bounds = Bounds(waiting=99, batch=8, batch_cost=40, rows=lambda count: 1 << (count - 1).bit_length())
+        bounds = QueueLimits(waiting=99, batch=8, batch_cost=40, rows=lambda count: 1 << (count - 1).bit_length())
         work = Recorder()
         work.gate.clear()
         queue = Batcher[int, int]("doubling", work, steps.device, bounds, work, working())

@@ -11,14 +11,14 @@ import pytest
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.queue import Bounds, Entry, Lane
-from speakerlens.serving.engine.recovery import Repair
-from speakerlens.serving.engine.scheduler import MOST_FAULTS, Device
+from speakerlens.serving.engine.queue import PriorityQueue, QueuedJob, QueueLimits
+from speakerlens.serving.engine.recovery import EngineRecovery
+from speakerlens.serving.engine.scheduler import MOST_FAULTS, Scheduler
 from speakerlens.serving.errors import UnavailableError
 from tests.serving.fakes import Recorder, until, working
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
-BOUNDS = Bounds(waiting=9, batch=1, batch_cost=100)
+BOUNDS = QueueLimits(waiting=9, batch=1, batch_cost=100)
 
 
 class Faults:
@@ -35,11 +35,11 @@ class Faults:
         return self.method(*arguments)
 
 
-def run(scenario: Callable[[Device, Batcher[int, int], Faults], Any], owner: type, method: str) -> None:
+def run(scenario: Callable[[Scheduler, Batcher[int, int], Faults], Any], owner: type, method: str) -> None:
     faults = Faults(getattr(owner, method))
 
     async def main() -> None:
-        device, work = Device("test"), Recorder()
+        device, work = Scheduler("test"), Recorder()
         queue = Batcher[int, int]("q", work, device, BOUNDS, work, working())
         await asyncio.wait_for(scenario(device, queue, faults), 60)
         await queue.close()
@@ -54,7 +54,7 @@ def run(scenario: Callable[[Device, Batcher[int, int], Faults], Any], owner: typ
 
 @pytest.mark.parametrize("method", ["ready_at", "form", "remove"])
 def test_a_fault_in_giving_out_turns_stops_nobody_for_good(method: str, caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(device: Device, queue: Batcher[int, int], faults: Faults) -> None:
+    async def scenario(device: Scheduler, queue: Batcher[int, int], faults: Faults) -> None:
         for _ in range(2 * MOST_FAULTS):
             faults.left = 1
             with pytest.raises((UnavailableError, ZeroDivisionError)):
@@ -62,12 +62,12 @@ def test_a_fault_in_giving_out_turns_stops_nobody_for_good(method: str, caplog: 
             assert (await queue.submit(2)).result == -2
         assert not device.failed.done()
 
-    run(scenario, Lane, method)
+    run(scenario, PriorityQueue, method)
     assert "giving out turns failed unexpectedly" in caplog.text
 
 
 def test_a_fault_that_stays_is_told() -> None:
-    async def scenario(device: Device, queue: Batcher[int, int], faults: Faults) -> None:
+    async def scenario(device: Scheduler, queue: Batcher[int, int], faults: Faults) -> None:
         faults.left = 1000
         for _ in range(MOST_FAULTS):
             with pytest.raises(UnavailableError):
@@ -76,7 +76,7 @@ def test_a_fault_that_stays_is_told() -> None:
         with pytest.raises(UnavailableError):
             await queue.submit(1)
 
-    run(scenario, Lane, "form")
+    run(scenario, PriorityQueue, "form")
 
 
 def test_a_batch_that_cannot_be_answered_is_answered_with_the_error() -> None:
@@ -88,10 +88,13 @@ def test_a_batch_that_cannot_be_answered_is_answered_with_the_error() -> None:
             raise ArithmeticError
 
     async def main() -> None:
-        device, work = Device("test"), Ill()
-        repair = Repair("test", lambda: None, lambda _: None)
+        device, work = Scheduler("test"), Ill()
+        repair = EngineRecovery("test", lambda: None, lambda _: None)
         queue = Batcher[int, int]("q", work, device, BOUNDS, work, repair)
-        with mock.patch.object(Repair, "begin", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
+        with (
+            mock.patch.object(EngineRecovery, "begin", side_effect=ZeroDivisionError),
+            pytest.raises(ZeroDivisionError),
+        ):
             await asyncio.wait_for(queue.submit(1), 30)
         await queue.close()
         device.close()
@@ -103,9 +106,9 @@ def test_a_listener_at_fault_does_not_end_a_repair(caplog: pytest.LogCaptureFixt
     heard: list[bool] = []
 
     async def main() -> None:
-        repair = Repair("test", lambda: None, mock.Mock(side_effect=ZeroDivisionError))
-        repair.listen(mock.Mock(side_effect=ZeroDivisionError))
-        repair.listen(heard.append)
+        repair = EngineRecovery("test", lambda: None, mock.Mock(side_effect=ZeroDivisionError))
+        repair.subscribe(mock.Mock(side_effect=ZeroDivisionError))
+        repair.subscribe(heard.append)
         repair.begin()
         await until(lambda: not repair.broken)
 
@@ -116,7 +119,7 @@ def test_a_listener_at_fault_does_not_end_a_repair(caplog: pytest.LogCaptureFixt
 
 def test_an_entry_is_answered_once() -> None:
     async def main() -> None:
-        entry = Entry[int, int](1, 1, None)
+        entry = QueuedJob[int, int](1, 1, None)
         entry.fail(ArithmeticError())
         entry.fail(ZeroDivisionError())
         assert isinstance(entry.future.exception(), ArithmeticError)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.queue import Bounds
-from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.queue import QueueLimits
+from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import DeadlineError
 from tests.serving.fakes import Recorder, working
 
@@ -42,8 +42,8 @@ def test_who_is_let_in_is_answered_in_time() -> None:
             outcomes.append("refused" if time.monotonic() - started < 0.5 * DEADLINE_SECONDS else "late")
 
     async def main() -> None:
-        work, device = Slow(), Device("test")
-        batcher = Batcher[int, int]("test", work, device, Bounds(1000, 1, 10**9), work, working())
+        work, device = Slow(), Scheduler("test")
+        batcher = Batcher[int, int]("test", work, device, QueueLimits(1000, 1, 10**9), work, working())
         until = time.monotonic() + 5 * DEADLINE_SECONDS
         callers = []
         while time.monotonic() < until:
@@ -63,17 +63,17 @@ def test_who_is_let_in_is_answered_in_time() -> None:
 def test_expectations_that_came_true_late_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everybody waits twice as long as expected, for whatever reason."""
     expected: list[float] = []
-    delay = Device.delay
+    delay = Scheduler.delay
 
     def half(*arguments: Any) -> float:
         expected.append(0.5 * delay(*arguments))
         return expected[-1]
 
-    monkeypatch.setattr(Device, "delay", half)
+    monkeypatch.setattr(Scheduler, "delay", half)
 
     async def main() -> None:
-        work, device = Slow(), Device("test")
-        batcher = Batcher[int, int]("test", work, device, Bounds(1000, 1, 10**9), work, working())
+        work, device = Slow(), Scheduler("test")
+        batcher = Batcher[int, int]("test", work, device, QueueLimits(1000, 1, 10**9), work, working())
         for _ in range(4):
             await asyncio.gather(*(batcher.submit(0) for _ in range(8)))
         waiting = [asyncio.create_task(batcher.submit(0)) for _ in range(12)]

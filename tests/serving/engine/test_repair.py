@@ -11,9 +11,9 @@ import pytest
 from speakerlens.serving.engine import recovery as repairing
 from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import Bounds
-from speakerlens.serving.engine.recovery import Repair
-from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.queue import QueueLimits
+from speakerlens.serving.engine.recovery import EngineRecovery
+from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedError, UnavailableError
 from tests.serving.fakes import PATIENCE_SECONDS, Recorder, until
 
@@ -52,12 +52,12 @@ class Breakable(Recorder):
         self.broken = False
 
 
-def run(work: Breakable, scenario: Callable[["Batcher[int, int]", Repair], Coroutine[Any, Any, None]]) -> None:
+def run(work: Breakable, scenario: Callable[["Batcher[int, int]", EngineRecovery], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
-        device = Device("test")
-        repair = Repair("test", work.reopen, work.attempts.append)
-        repair.listen(work.told.append)
-        batcher = Batcher[int, int]("test", work, device, Bounds(100, 8, 10**9), work, repair)
+        device = Scheduler("test")
+        repair = EngineRecovery("test", work.reopen, work.attempts.append)
+        repair.subscribe(work.told.append)
+        batcher = Batcher[int, int]("test", work, device, QueueLimits(100, 8, 10**9), work, repair)
         try:
             await asyncio.wait_for(scenario(batcher, repair), PATIENCE_SECONDS)
         finally:
@@ -86,7 +86,7 @@ def test_a_bad_job_is_found_by_halving() -> None:
     work = Breakable(frozenset({6}))
     work.sticky = False
 
-    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+    async def scenario(batcher: "Batcher[int, int]", repair: EngineRecovery) -> None:
         outcomes = await together(work, batcher, range(1, 9))
         for number, outcome in zip(range(1, 9), outcomes, strict=True):
             assert isinstance(outcome, ArithmeticError) if number == 6 else outcome.result == -number
@@ -101,7 +101,7 @@ def test_all_bad_jobs_are_found_at_bounded_cost() -> None:
     work = Breakable(frozenset(range(1, 9)))
     work.sticky = False
 
-    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+    async def scenario(batcher: "Batcher[int, int]", repair: EngineRecovery) -> None:
         outcomes = await together(work, batcher, range(1, 9))
         assert all(isinstance(outcome, ArithmeticError) for outcome in outcomes)
         assert len(work.batches) - 1 == 15, "each is in one batch of every size: 8, 4, 2 and 1"
@@ -112,7 +112,7 @@ def test_all_bad_jobs_are_found_at_bounded_cost() -> None:
 def test_a_broken_engine_is_opened_anew_and_neighbours_are_answered() -> None:
     work = Breakable(frozenset({3}))
 
-    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+    async def scenario(batcher: "Batcher[int, int]", repair: EngineRecovery) -> None:
         outcomes = await together(work, batcher, range(1, 5))
         for number, outcome in zip(range(1, 5), outcomes, strict=True):
             assert isinstance(outcome, ArithmeticError) if number == 3 else outcome.result == -number
@@ -128,7 +128,7 @@ def test_a_job_alone_on_an_engine_that_broke_before_is_answered() -> None:
     work = Breakable()
     work.broken = True
 
-    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+    async def scenario(batcher: "Batcher[int, int]", repair: EngineRecovery) -> None:
         assert (await batcher.submit(7)).result == -7
         assert work.attempts == [True]
 
@@ -141,7 +141,7 @@ def test_jobs_wait_for_the_repair_within_their_deadlines(monkeypatch: pytest.Mon
     work.broken = True
     work.opening.clear()
 
-    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+    async def scenario(batcher: "Batcher[int, int]", repair: EngineRecovery) -> None:
         patient = asyncio.create_task(batcher.submit(1))
         await until(lambda: repair.broken)
         assert work.told == [False]
@@ -164,7 +164,7 @@ def test_nobody_waits_for_ever_for_an_engine_that_cannot_be_opened(monkeypatch: 
     work = Breakable(refusals=10**9)
     work.broken = True
 
-    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+    async def scenario(batcher: "Batcher[int, int]", repair: EngineRecovery) -> None:
         waiting = [batcher.submit(1), batcher.submit(2, None, Priority.BULK)]
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(outcome, UnavailableError) for outcome in outcomes)
@@ -190,12 +190,12 @@ def test_a_broken_engine_does_not_hold_up_another() -> None:
     work.broken = True
     work.opening.clear()
 
-    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+    async def scenario(batcher: "Batcher[int, int]", repair: EngineRecovery) -> None:
         waiting = asyncio.create_task(batcher.submit(1))
         await until(lambda: repair.broken)
         sound = Breakable()
-        other_repair = Repair("other", sound.reopen, sound.attempts.append)
-        other = Batcher[int, int]("other", sound, batcher._device, Bounds(9, 9, 9), sound, other_repair)
+        other_repair = EngineRecovery("other", sound.reopen, sound.attempts.append)
+        other = Batcher[int, int]("other", sound, batcher._device, QueueLimits(9, 9, 9), sound, other_repair)
         assert (await other.submit(2)).result == -2
         assert not waiting.done()
         work.opening.set()
@@ -214,7 +214,7 @@ def test_too_little_memory_for_a_batch_is_no_failure_and_for_one_job_is_named() 
 
     work = Small()
 
-    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+    async def scenario(batcher: "Batcher[int, int]", repair: EngineRecovery) -> None:
         *fitting, large = await together(work, batcher, (1, 2, 3, 4, 6))
         assert [outcome.result for outcome in fitting] == [-1, -2, -3, -4]
         assert isinstance(large, ResourceExhaustedError)
@@ -232,7 +232,7 @@ def test_a_full_queue_says_when_to_try_again() -> None:
 
     work = Paced()
 
-    async def scenario(batcher: "Batcher[int, int]", repair: Repair) -> None:
+    async def scenario(batcher: "Batcher[int, int]", repair: EngineRecovery) -> None:
         for _ in range(5):
             await batcher.submit(0)
         work.gate.clear()

@@ -15,14 +15,14 @@ from speakerlens.serving.models.registry import Model, Selector
 from speakerlens.serving.pipeline.answers import Answer, Failed
 from speakerlens.serving.pipeline.decode import RawAudio
 from speakerlens.serving.pipeline.explain import ExplainOptions
-from speakerlens.serving.pipeline.identify import Identifier
+from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.pipeline.query import Query
 from tests.serving import toy
 from tests.serving.harness import talk, voice
 from tests.serving.models.test_repository import World, play
 
 
-def asked(root: Path, scenario: Callable[[Identifier, World], Coroutine[Any, Any, None]], **settings: Any) -> None:
+def asked(root: Path, scenario: Callable[[Pipeline, World], Coroutine[Any, Any, None]], **settings: Any) -> None:
     """Plays a scenario with the core and its loaded models."""
 
     async def run(world: World) -> None:
@@ -56,7 +56,7 @@ def test_a_model_without_room_fails_by_name_while_another_answers(
     for seed, variant in enumerate("ab"):
         toy.write_bundle(tmp_path, variant, 1, seed=seed)
 
-    async def scenario(core: Identifier, world: World) -> None:
+    async def scenario(core: Pipeline, world: World) -> None:
         with world.models.lease([]) as models:
             fill(models[0], monkeypatch)
             full, answered = (await core.identify(query(voice(1.0), "a", "b"), models)).answers
@@ -76,7 +76,7 @@ def test_a_window_that_is_explained_again_waits_for_room(tmp_path: Path, monkeyp
     audio = np.concatenate([talk(3.0, seed=1), talk(12.0, seed=6)])
     again: list[Job] = []
 
-    async def scenario(core: Identifier, world: World) -> None:
+    async def scenario(core: Pipeline, world: World) -> None:
         with world.models.lease([]) as models:
             submit = models[0].explain.submit
 
@@ -97,7 +97,7 @@ def test_a_window_that_is_explained_again_waits_for_room(tmp_path: Path, monkeyp
 def test_a_refusal_for_want_of_a_place_says_when_to_come_again(tmp_path: Path) -> None:
     toy.write_bundle(tmp_path, "v", 1, seed=1)
 
-    async def scenario(core: Identifier, world: World) -> None:
+    async def scenario(core: Pipeline, world: World) -> None:
         with (
             world.models.lease([]) as models,
             core.hearing(query(voice(1.0)), models),

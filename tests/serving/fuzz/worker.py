@@ -12,7 +12,7 @@ import traceback
 import numpy as np
 
 from speakerlens.serving.errors import RequestError
-from speakerlens.serving.pipeline.decode import EncodedAudio, Longest, decode
+from speakerlens.serving.pipeline.decode import DurationLimit, EncodedAudio, decode
 from tests.serving.fuzz.running import resident_kb
 
 MAX_SECONDS = 5.0
@@ -22,7 +22,7 @@ ADDRESS_SPACE = 3 * 2**30
 def outcome(data: bytes) -> str:
     """OK, the status of the refusal, or a trace of what should not be."""
     try:
-        samples = decode(EncodedAudio(data), Longest(MAX_SECONDS)).samples
+        samples = decode(EncodedAudio(data), DurationLimit(MAX_SECONDS)).samples
     except RequestError as error:
         return error.code if len(str(error)) < 500 else f"a message of {len(str(error))} characters"
     except Exception:

@@ -10,8 +10,8 @@ import pytest
 
 from speakerlens.serving.errors import Reason, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics, variant_label
-from speakerlens.serving.rpc.interceptor import CallInterceptor, Gate
-from speakerlens.serving.rpc.transfer import Transfers
+from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor
+from speakerlens.serving.rpc.transfer import MessageTransfer
 
 
 async def message() -> AsyncIterator[bytes]:
@@ -24,9 +24,9 @@ async def surrounded(behaviour: Any, metrics: Metrics) -> Any:
     async def continuation(_: object) -> "grpc.RpcMethodHandler[bytes, bytes]":
         return grpc.unary_unary_rpc_method_handler(behaviour, request_deserializer=bytes, response_serializer=bytes)
 
-    gate = Gate()
+    gate = CallGate()
     gate.closed = None
-    interceptor = CallInterceptor(("service",), gate, metrics, mock.Mock(), Transfers(60, 2**20, 2**20))
+    interceptor = CallInterceptor(("service",), gate, metrics, mock.Mock(), MessageTransfer(60, 2**20, 2**20))
     return (await interceptor.intercept_service(continuation, mock.Mock(method="/service/Identify"))).stream_unary
 
 

@@ -16,7 +16,7 @@ from speakerlens.measures.distribution import Bins
 from speakerlens.serving.bundle import Bundle, BundleError, Fault, read_bundle
 from speakerlens.serving.engine.graphs import Engine
 from speakerlens.serving.models.baseline import Distribution, ExpectedProbe
-from speakerlens.serving.models.folders import stamp_of, survey
+from speakerlens.serving.models.folders import list_bundles, stamp_of
 from tests.serving import toy
 
 
@@ -250,10 +250,10 @@ def test_survey_sorts_versions_by_number(tmp_path: Path) -> None:
     for name in ("v/10", "v/9", "v/100", "u/1", "u/.unfinished", "u/01", "u/notes", ".hidden/1", "empty"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("not a bundle", encoding="utf-8")
-    found = {variant: [each.name for each in versions] for variant, versions in survey(tmp_path).items()}
+    found = {variant: [each.name for each in versions] for variant, versions in list_bundles(tmp_path).items()}
     assert found == {"u": ["u/1", "u/01", "u/notes"], "v": ["v/100", "v/10", "v/9"]}
     with pytest.raises(OSError, match="No such file"):
-        survey(tmp_path / "none")
+        list_bundles(tmp_path / "none")
 
 
 def test_a_stamp_changes_with_every_change(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from speakerlens.serving.bundle import read_bundle
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.graphs import Engine, Job
-from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import NotFoundError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.loader import build_model
@@ -29,7 +29,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.metrics = Metrics()
-        self.device = Device("cpu")
+        self.device = Scheduler("cpu")
         self.models = Models(self.metrics)
 
     def add(self, variant: str, version: int) -> Model:

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from speakerlens.serving.config import Config
-from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.metrics import Metrics
-from speakerlens.serving.models.folders import survey
+from speakerlens.serving.models.folders import list_bundles
 from speakerlens.serving.models.loader import build_model, open_engine
 from speakerlens.serving.models.registry import Models
 from speakerlens.serving.models.repository import Repository
-from speakerlens.serving.pipeline.identify import Identifier
-from speakerlens.serving.robustness.observer import Watcher
+from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.rpc.health import Health
 from tests.serving import toy
 
@@ -30,22 +30,22 @@ class World:
     def __init__(self, root: Path, keep_versions: int) -> None:
         self.root = root
         self.metrics, self.health = Metrics(), Health()
-        self.device, self.models = Device("cpu"), Models(self.metrics)
+        self.device, self.models = Scheduler("cpu"), Models(self.metrics)
         config = Config(bundles=root, threads=1, keep_versions=keep_versions)
         self.repository = Repository(config, self.models, self.device, self.metrics, self.health)
         self.health.announce()
 
-    def identifier(self, codec: ThreadPoolExecutor, config: Config) -> Identifier:
+    def identifier(self, codec: ThreadPoolExecutor, config: Config) -> Pipeline:
         """The core over what is loaded."""
-        watcher = Watcher(config, self.metrics, self.models, self.device)
-        return Identifier(self.models, config, self.metrics, codec, watcher)
+        watcher = RobustnessObserver(config, self.metrics, self.models, self.device)
+        return Pipeline(self.models, config, self.metrics, codec, watcher)
 
     async def load(self) -> list[str]:
         await self.repository.load()
         return self.names()
 
     async def look(self) -> list[str]:
-        await self.repository._refresh(survey(self.root), patient=True)
+        await self.repository._refresh(list_bundles(self.root), patient=True)
         return self.names()
 
     def names(self) -> list[str]:
@@ -278,7 +278,7 @@ def test_a_change_under_the_hands_is_seen(tmp_path: Path, monkeypatch: pytest.Mo
     async def scenario(world: World) -> None:
         await world.load()
         folder = toy.write_bundle(tmp_path, "v", 2)
-        on_disk = survey(tmp_path)
+        on_disk = list_bundles(tmp_path)
         shutil.copyfile(tmp_path / "v" / "1" / "explain.onnx", folder / "more.onnx")
         await world.repository._refresh(on_disk, patient=True)
         assert world.names() == ["v/1"]

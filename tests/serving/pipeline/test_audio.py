@@ -8,10 +8,10 @@ import pytest
 import soundfile as sf
 
 from speakerlens.serving.errors import InvalidArgumentError, Reason
-from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, Longest, RawAudio, check_minimum, decode
+from speakerlens.serving.pipeline.decode import AudioInfo, DurationLimit, EncodedAudio, RawAudio, check_minimum, decode
 from tests.serving.harness import voice
 
-MINUTE = Longest(60)
+MINUTE = DurationLimit(60)
 
 
 def file(samples: np.ndarray, rate: int, kind: str = "WAV", subtype: str | None = None) -> EncodedAudio:
@@ -78,7 +78,7 @@ def test_a_bomb_is_refused_without_unpacking_it() -> None:
         tracemalloc.start()
         try:
             with pytest.raises(InvalidArgumentError) as caught:
-                decode(EncodedAudio(data), Longest(5))
+                decode(EncodedAudio(data), DurationLimit(5))
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

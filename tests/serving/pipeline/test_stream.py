@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from speakerlens.serving.pipeline.idle import Patience
+from speakerlens.serving.pipeline.idle import IdleBudget
 from tests.serving import toy
 from tests.serving.conftest import SEEDS
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk, voice
@@ -55,8 +55,8 @@ def same(one: pb.ModelAnswer, other: pb.ModelAnswer) -> None:
     assert [s.speaker for s in one.speakers] == [s.speaker for s in other.speakers]
     np.testing.assert_allclose([s.logit for s in one.speakers], [s.logit for s in other.speakers], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(one.embedding, other.embedding, rtol=1e-4, atol=1e-6)
-    stretches = [[(s.start_s, s.end_s, s.speaker, s.known) for s in each.timeline] for each in (one, other)]
-    assert stretches[0] == stretches[1]
+    speaker_turns = [[(s.start_s, s.end_s, s.speaker, s.known) for s in each.timeline] for each in (one, other)]
+    assert speaker_turns[0] == speaker_turns[1]
 
 
 @settings(max_examples=25, deadline=None)
@@ -376,7 +376,7 @@ def test_a_stream_that_is_cancelled_as_its_client_ends_it_leaves_no_error_behind
                 yield message
 
         async def read() -> None:
-            async for _ in Patience(CALL_SECONDS, loop.create_future()).messages(messages()):
+            async for _ in IdleBudget(CALL_SECONDS, loop.create_future()).messages(messages()):
                 pass
 
         reading = asyncio.create_task(read())

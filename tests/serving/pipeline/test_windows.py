@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from speakerlens.serving.bundle import Bundle, read_bundle
 from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
-from speakerlens.serving.pipeline.aggregate import Ballot
-from speakerlens.serving.pipeline.ordered import ordered
+from speakerlens.serving.pipeline.aggregate import WindowAggregator
+from speakerlens.serving.pipeline.ordered import map_ordered
 from speakerlens.serving.pipeline.stitching import Piece, stitched
-from speakerlens.serving.pipeline.timeline import Heard, Stretch, Vote, stretches
+from speakerlens.serving.pipeline.timeline import SpeakerTurn, Vote, WindowVote, speaker_turns
 from speakerlens.serving.pipeline.timing import union
 from speakerlens.serving.pipeline.vad import holds_speech
-from speakerlens.serving.pipeline.windows import Cutter, Window, Windowing, windowing
+from speakerlens.serving.pipeline.windows import Window, WindowCutter, Windowing, windowing
 from tests.serving.harness import talk
 
 SHAPE = Windowing(length=50, hop=24, grid=8)
@@ -29,7 +29,7 @@ def bundle(toy_bundles: Path) -> Bundle:
 
 
 def cut(samples: np.ndarray, sizes: list[int]) -> list[Window]:
-    cutter, windows = Cutter(SHAPE), []
+    cutter, windows = WindowCutter(SHAPE), []
     for size in sizes:
         windows += cutter.feed(samples[:size])
         samples = samples[size:]
@@ -74,40 +74,40 @@ def test_the_whole_is_the_mean_of_those_who_vote(bundle: Bundle) -> None:
     predictions = [
         Prediction(rng.normal(size=12).astype(np.float32), rng.normal(size=6).astype(np.float32) * 3) for _ in range(3)
     ]
-    ballot = Ballot(bundle)
+    aggregator = WindowAggregator(bundle)
     for index, prediction in enumerate([predictions[0], None, predictions[1], predictions[2]]):
-        ballot.add(Window(index * 100, np.zeros(200, np.float32)), prediction)
-    whole = ballot.result()
+        aggregator.add(Window(index * 100, np.zeros(200, np.float32)), prediction)
+    whole = aggregator.result()
     np.testing.assert_allclose(whole.logits, np.mean([each.logits for each in predictions], axis=0), rtol=1e-6)
     lengths = [np.linalg.norm(each.embedding) for each in predictions]
     directions = [each.embedding / length for each, length in zip(predictions, lengths, strict=True)]
     np.testing.assert_allclose(whole.embedding, np.mean(directions, axis=0) * np.mean(lengths), rtol=1e-5)
-    assert ballot.votes == 3
+    assert aggregator.votes == 3
 
 
 def test_a_single_window_is_taken_as_it_is(bundle: Bundle) -> None:
-    ballot, prediction = Ballot(bundle), Prediction(np.ones(12, np.float32), np.ones(6, np.float32))
-    ballot.add(Window(0, np.zeros(9, np.float32)), prediction)
-    assert ballot.result() is prediction
-    assert ballot.timeline() == ()
+    aggregator, prediction = WindowAggregator(bundle), Prediction(np.ones(12, np.float32), np.ones(6, np.float32))
+    aggregator.add(Window(0, np.zeros(9, np.float32)), prediction)
+    assert aggregator.result() is prediction
+    assert aggregator.timeline() == ()
 
 
 def test_who_spoke_when_by_hand() -> None:
     """Windows of 4 s every 2 s: neighbours share what overlaps half and half, silence parts, agreement joins."""
     a, b = Vote(0, 0.5, 2.0), Vote(1, 0.9, 3.0)
     votes = [a, Vote(0, 0.7, 4.0), b, None, b, b]
-    windows = [Heard(2 * i * 16_000, (2 * i + 4) * 16_000, vote) for i, vote in enumerate(votes)]
-    assert stretches(windows) == (
-        Stretch(0.0, 5.0, 0, pytest.approx(0.6), 3.0),  # type: ignore[arg-type]
-        Stretch(5.0, 7.0, 1, 0.9, 3.0),
-        Stretch(9.0, 14.0, 1, 0.9, 3.0),
+    windows = [WindowVote(2 * i * 16_000, (2 * i + 4) * 16_000, vote) for i, vote in enumerate(votes)]
+    assert speaker_turns(windows) == (
+        SpeakerTurn(0.0, 5.0, 0, pytest.approx(0.6), 3.0),  # type: ignore[arg-type]
+        SpeakerTurn(5.0, 7.0, 1, 0.9, 3.0),
+        SpeakerTurn(9.0, 14.0, 1, 0.9, 3.0),
     )
-    assert stretches([Heard(0, 16_000, None), Heard(8_000, 24_000, None)]) == ()
+    assert speaker_turns([WindowVote(0, 16_000, None), WindowVote(8_000, 24_000, None)]) == ()
 
 
 def pieces_of(bundle: Bundle, samples: int, votes: list[bool] | None = None) -> list[Piece[ExplainedPrediction]]:
     """What windows would say whose features and maps depend only on where in the audio a column is."""
-    cutter = Cutter(windowing(1.0, [bundle]))
+    cutter = WindowCutter(windowing(1.0, [bundle]))
     windows = cutter.feed(np.zeros(samples, np.float32)) + cutter.finish()
     made = []
     for index, window in enumerate(windows):
@@ -209,7 +209,7 @@ def test_results_come_in_order_and_few_are_in_work(waits: list[int], at_once: in
 
     async def collect() -> list[int]:
         taken = []
-        async for result in ordered(source(), work, at_once):
+        async for result in map_ordered(source(), work, at_once):
             taken.append(result)
             for _ in range(5):
                 await asyncio.sleep(0)
@@ -245,7 +245,7 @@ def test_what_went_before_an_error_arrives_and_the_rest_is_cancelled(failing: st
     async def collect() -> list[int]:
         taken: list[int] = []
         with pytest.raises(ZeroDivisionError):
-            async for result in ordered(source(), work, 4):
+            async for result in map_ordered(source(), work, 4):
                 taken.append(result)
         assert len(asyncio.all_tasks()) == 1
         return taken

@@ -6,7 +6,7 @@ import pytest
 
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.robustness import executor
-from speakerlens.serving.robustness.executor import Aside
+from speakerlens.serving.robustness.executor import BoundedExecutor
 
 
 def dropped(metrics: Metrics) -> float | None:
@@ -17,7 +17,7 @@ def dropped(metrics: Metrics) -> float | None:
 def test_what_comes_while_enough_waits_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "MOST_WAITING", 3)
     metrics, gate = Metrics(), threading.Event()
-    thread = Aside(metrics.robustness)
+    thread = BoundedExecutor(metrics.robustness)
     first = thread.submit(gate.wait, 20)
     others = [thread.submit(int, "7") for _ in range(4)]
     assert [other is None for other in others] == [False, False, True, True]
@@ -38,7 +38,7 @@ def test_what_comes_while_enough_waits_is_dropped(monkeypatch: pytest.MonkeyPatc
 
 def test_after_the_end_nothing_is_measured_and_nobody_hears_of_it() -> None:
     metrics = Metrics()
-    thread = Aside(metrics.robustness)
+    thread = BoundedExecutor(metrics.robustness)
     thread.close()
     assert thread.submit(int, "7") is None
     assert dropped(metrics) == 0

@@ -13,7 +13,7 @@ import pytest
 from speakerlens.serving.bundle import Bundle, read_bundle
 from speakerlens.serving.engine.graphs import ComparedJob, Comparison, ExplainedPrediction, Job, Prediction
 from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import Done
+from speakerlens.serving.engine.queue import JobResult
 from speakerlens.serving.errors import Reason, ResourceExhaustedError, UnavailableError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model, Models
@@ -45,7 +45,7 @@ class Queue:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def submit(self, job: Any, deadline: float | None, priority: Priority) -> Done[Any]:
+    async def submit(self, job: Any, deadline: float | None, priority: Priority) -> JobResult[Any]:
         assert (deadline, priority) == (None, Priority.BULK)
         self.calls += 1
         self.at_once += 1
@@ -55,7 +55,7 @@ class Queue:
             error = self._errors(self.calls)
             if error is not None:
                 raise error
-            return Done(self._answer(job), 0.0, 0.0)
+            return JobResult(self._answer(job), 0.0, 0.0)
         finally:
             self.at_once -= 1
 

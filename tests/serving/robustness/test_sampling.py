@@ -10,12 +10,12 @@ import pytest
 
 from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import Bounds
-from speakerlens.serving.engine.scheduler import Device
+from speakerlens.serving.engine.queue import QueueLimits
+from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.robustness import sampling
-from speakerlens.serving.robustness.sampling import MOST_WAITING, Background, Lots, Sample, Turn
+from speakerlens.serving.robustness.sampling import MOST_WAITING, Background, IdleSlot, Sample, Sampler
 from tests.serving.fakes import Recorder, until, working
 
 SAMPLE = Sample(np.zeros(1600, np.float32), (), None, None)
@@ -25,15 +25,15 @@ class World:
     """A device with one queue, and work beside it; what was done is noted."""
 
     def __init__(self) -> None:
-        self.device, self.work, self.metrics = Device("test"), Recorder(), Metrics()
-        bounds = Bounds(waiting=10, batch=1, batch_cost=10**9)
+        self.device, self.work, self.metrics = Scheduler("test"), Recorder(), Metrics()
+        bounds = QueueLimits(waiting=10, batch=1, batch_cost=10**9)
         self.queue = Batcher[int, int]("a", self.work, self.device, bounds, self.work, working())
         self.background = Background(self.device, self.metrics.robustness)
         self.done: list[int] = []
 
     def offer(self, number: int, doing: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
-        async def note(_sample: Sample, turn: Turn) -> None:
-            await turn.idle()
+        async def note(_sample: Sample, slot: IdleSlot) -> None:
+            await slot.idle()
             if doing is not None:
                 await doing()
             self.done.append(number)
@@ -71,13 +71,13 @@ def play(scenario: Callable[[World], Coroutine[Any, Any, None]]) -> None:
 
 
 def test_lots() -> None:
-    assert not any(Lots(0.0, lambda: 0.0).draw() for _ in range(10))
-    assert all(Lots(1.0, lambda: 0.999).draw() for _ in range(10))
-    lots = Lots(0.25, random.Random(7).random)  # noqa: S311
-    drawn = [lots.draw() for _ in range(4000)]
+    assert not any(Sampler(0.0, lambda: 0.0).sample() for _ in range(10))
+    assert all(Sampler(1.0, lambda: 0.999).sample() for _ in range(10))
+    lots = Sampler(0.25, random.Random(7).random)  # noqa: S311
+    drawn = [lots.sample() for _ in range(4000)]
     assert 900 < sum(drawn) < 1100
-    same = Lots(0.25, random.Random(7).random)  # noqa: S311
-    assert drawn == [same.draw() for _ in range(4000)]
+    same = Sampler(0.25, random.Random(7).random)  # noqa: S311
+    assert drawn == [same.sample() for _ in range(4000)]
 
 
 def test_nothing_begins_while_the_device_is_busy() -> None:

@@ -24,11 +24,11 @@ from speakerlens.serving.metrics.robustness import AGREEMENTS, SNR_BANDS
 from speakerlens.serving.models.registry import Selector
 from speakerlens.serving.pipeline.decode import RawAudio
 from speakerlens.serving.pipeline.explain import ExplainOptions, displayed
-from speakerlens.serving.pipeline.identify import Identifier
-from speakerlens.serving.pipeline.query import Query, Tells
-from speakerlens.serving.pipeline.windows import Cutter
+from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.query import MonitoringScope, Query
+from speakerlens.serving.pipeline.windows import WindowCutter
 from speakerlens.serving.robustness import observer, sampling
-from speakerlens.serving.robustness.observer import Watcher
+from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.robustness.shadow import band_of
 from tests.serving import toy
 from tests.serving.fakes import until
@@ -42,7 +42,7 @@ SEEDS = {"act-da": 3, "clean": 0, "da": 2}
 class Scene:
     """Three toy variants, loaded, and the core that answers."""
 
-    def __init__(self, world: World, core: Identifier) -> None:
+    def __init__(self, world: World, core: Pipeline) -> None:
         self.models, self.device, self.core = world.models, world.device, core
         self._value = world.metrics.registry.get_sample_value
 
@@ -71,10 +71,10 @@ def play(root: Path, scenario: Callable[[Scene], Coroutine[Any, Any, None]], **s
 
     async def run(world: World) -> None:
         with ThreadPoolExecutor(2) as codec:
-            watcher = Watcher(config, world.metrics, world.models, world.device)
+            watcher = RobustnessObserver(config, world.metrics, world.models, world.device)
             await world.load()
             try:
-                await scenario(Scene(world, Identifier(world.models, config, world.metrics, codec, watcher)))
+                await scenario(Scene(world, Pipeline(world.models, config, world.metrics, codec, watcher)))
             finally:
                 await watcher.close()
         assert not world.models._leases
@@ -165,7 +165,7 @@ def test_long_audio_counts_once_and_its_sound_is_that_of_all_its_windows(tmp_pat
         await scene.ask(audio, "clean")
         await scene.settled("prediction_margin_count", 1, variant="clean")
         shape = scene.core.shape(scene.models.select([Selector("clean")]))
-        cutter = Cutter(shape)
+        cutter = WindowCutter(shape)
         whole = together([hear(window.samples) for window in cutter.feed(audio) + cutter.finish()])
         assert scene.value("input_duration_seconds_sum") == pytest.approx(9.0)
         assert scene.value("input_speech_ratio_count") == 1
@@ -174,16 +174,19 @@ def test_long_audio_counts_once_and_its_sound_is_that_of_all_its_windows(tmp_pat
     play(tmp_path, scenario, window_seconds=3.0)
 
 
-@pytest.mark.parametrize(("tells", "counted"), [(Tells.ANSWER, (1, 1)), (Tells.SOUND, (1, 0)), (Tells.NOTHING, (0, 0))])
-def test_what_a_question_tells(tmp_path: Path, tells: Tells, counted: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("tells", "counted"),
+    [(MonitoringScope.ANSWER, (1, 1)), (MonitoringScope.SOUND, (1, 0)), (MonitoringScope.NOTHING, (0, 0))],
+)
+def test_what_a_question_tells(tmp_path: Path, monitoring: MonitoringScope, counted: tuple[int, int]) -> None:
     async def scenario(scene: Scene) -> None:
-        await scene.ask(talk(1.0), "clean", tells=tells)
+        await scene.ask(talk(1.0), "clean", monitoring=monitoring)
         await scene.ask(talk(1.0), "da")
         await scene.settled("prediction_margin_count", 1, variant="da")
         found = scene.value("input_duration_seconds_count"), scene.value("prediction_margin_count", variant="clean")
         assert found == (counted[0] + 1, counted[1])
         # What names nobody is no sample either.
-        expected = 2 if tells is Tells.ANSWER else 1
+        expected = 2 if monitoring is MonitoringScope.ANSWER else 1
         await scene.settled("background_total", expected, work="shadow", outcome="done")
         assert scene.value("background_total", work="shadow", outcome="done") == expected
 

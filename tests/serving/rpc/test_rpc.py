@@ -12,8 +12,8 @@ import pytest
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.errors import InvalidArgumentError, Reason, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics
-from speakerlens.serving.rpc.interceptor import CallInterceptor, Gate, current_call
-from speakerlens.serving.rpc.transfer import Transfers
+from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor, current_context
+from speakerlens.serving.rpc.transfer import MessageTransfer
 
 SERVICE = "test.Service"
 PATH = f"/{SERVICE}/"
@@ -28,14 +28,14 @@ class Behaviour:
         self.closed: list[str] = []
 
     async def stream(self, requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[Any]:
-        current_call.get().variant = "da"
+        current_context.get().variant = "da"
         try:
             async for request in requests:
                 fail(request.samples)
                 yield pb.IdentifyStreamResponse(window=answer(request.samples))
             yield pb.IdentifyStreamResponse(whole=pb.IdentifyResponse())
         finally:
-            self.closed.append(current_call.get().id)
+            self.closed.append(current_context.get().id)
 
     async def gather(self, requests: AsyncIterator[Any], _context: Any) -> Any:
         sizes = [len(request.samples) async for request in requests]
@@ -65,10 +65,10 @@ def fail(word: bytes) -> None:
 class Bench:
     """The server under test and a channel to it."""
 
-    def __init__(self, transfers: Transfers | None = None) -> None:
+    def __init__(self, transfers: MessageTransfer | None = None) -> None:
         self.behaviour = Behaviour()
-        self.transfers = transfers or Transfers(60, 2**25, 2**30)
-        self.gate, self.metrics = Gate(), Metrics()
+        self.transfers = transfers or MessageTransfer(60, 2**25, 2**30)
+        self.gate, self.metrics = CallGate(), Metrics()
         self.gate.closed = None
 
     def calls(self) -> dict[str, float]:

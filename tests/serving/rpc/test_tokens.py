@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.errors import ResourceExhaustedError, StartupError, UnauthenticatedError
-from speakerlens.serving.rpc.tokens import Account, Allowance, Tokens
+from speakerlens.serving.rpc.tokens import Allowance, Caller, Tokens
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, talk, voice
 from tests.serving.test_lifecycle import failing
 
@@ -170,7 +170,7 @@ def test_who_hangs_up_pays_for_what_was_answered(toy_bundles: Path, tmp_path: Pa
 def test_a_new_day_brings_a_new_quota_whatever_the_clock_did() -> None:
     clock = mock.Mock(return_value=1_000_000.0)
     with mock.patch("speakerlens.serving.rpc.tokens.time.time", clock):
-        account = Account("a", Allowance(seconds_per_day=10))
+        account = Caller("a", Allowance(seconds_per_day=10))
         account.charge(11)
         with pytest.raises(ResourceExhaustedError) as caught:
             account.admit()

@@ -15,8 +15,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.errors import DeadlineError, ResourceExhaustedError, UnavailableError
 from speakerlens.serving.rpc import transfer
-from speakerlens.serving.rpc.budget import Holdings
-from speakerlens.serving.rpc.transfer import Transfers
+from speakerlens.serving.rpc.budget import ByteBudget
+from speakerlens.serving.rpc.transfer import MessageTransfer
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 from tests.serving.http2 import Misbehaving
 from tests.serving.rpc.test_rpc import LARGE_BYTES, PATH, Bench, _request, until
@@ -33,7 +33,7 @@ def _fast_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "SLOWEST_LINE", 2**40)
 
 
-def on_bench(test: Callable[[Bench], Awaitable[None]], transfers: Transfers) -> None:
+def on_bench(test: Callable[[Bench], Awaitable[None]], transfers: MessageTransfer) -> None:
     async def run() -> None:
         async with Bench(transfers) as bench:
             await asyncio.wait_for(test(bench), 60)
@@ -58,7 +58,7 @@ def test_a_stream_that_nobody_reads_ends() -> None:
         call.cancel()
         await until(lambda: bench.transfers.held.held == 0)
 
-    on_bench(test, Transfers(1.0, 2**25, 2**30))
+    on_bench(test, MessageTransfer(1.0, 2**25, 2**30))
 
 
 def test_a_client_that_reads_late_learns_why_it_was_cut_off() -> None:
@@ -74,7 +74,7 @@ def test_a_client_that_reads_late_learns_why_it_was_cut_off() -> None:
         assert caught.value.details() == "the answer has not been read within 1 s; read answers as they come"
         await until(lambda: bench.transfers.held.held == 0)
 
-    on_bench(test, Transfers(1.0, 2**25, 2**30))
+    on_bench(test, MessageTransfer(1.0, 2**25, 2**30))
 
 
 def test_a_single_answer_that_nobody_reads() -> None:
@@ -94,7 +94,7 @@ def test_a_single_answer_that_nobody_reads() -> None:
         gone.cancel()
         await until(lambda: bench.transfers.held.held == 0)
 
-    on_bench(test, Transfers(1.0, 2**25, 2**30))
+    on_bench(test, MessageTransfer(1.0, 2**25, 2**30))
 
 
 def test_answers_that_are_not_read_leave_no_room_for_more() -> None:
@@ -112,7 +112,7 @@ def test_answers_that_are_not_read_leave_no_room_for_more() -> None:
         await until(lambda: bench.transfers.held.held == 0)
         assert (await bench.single(b"large")).ByteSize() > LARGE_BYTES
 
-    on_bench(test, Transfers(60.0, 2**25, 3 * LARGE_BYTES // 2))
+    on_bench(test, MessageTransfer(60.0, 2**25, 3 * LARGE_BYTES // 2))
 
 
 async def arriving(after_s: float) -> AsyncIterator[bytes]:
@@ -132,7 +132,7 @@ def test_large_messages_have_the_time_they_take_on_a_slow_line(monkeypatch: pyte
             await asyncio.sleep(self.seconds)
 
     async def test() -> None:
-        transfers = Transfers(0.1, 2 * MEGABYTE, 2**30)
+        transfers = MessageTransfer(0.1, 2 * MEGABYTE, 2**30)
         assert await transfers.receive(arriving(0.5)) == b"request"
         with transfers.held.share() as share:
             await transfers.deliver(Line(0.5), bytes(2 * MEGABYTE), share, True)
@@ -149,7 +149,7 @@ def test_a_slow_request_counts_for_what_may_have_come(monkeypatch: pytest.Monkey
     """Sixteen of the largest fill the room, and many more that are only a little late."""
 
     async def test() -> None:
-        transfers = Transfers(60, 2**25, 2**30)
+        transfers = MessageTransfer(60, 2**25, 2**30)
         soon = [transfers.receive(arriving(0.05)) for _ in range(60)]
         assert await asyncio.gather(*soon) == [b"request"] * 60
         late = [transfers.receive(arriving(2.5)) for _ in range(20)]
@@ -167,7 +167,7 @@ def test_a_slow_request_counts_for_what_may_have_come(monkeypatch: pytest.Monkey
 
 def test_what_has_not_arrived_is_sent_away_in_the_end() -> None:
     async def test() -> None:
-        transfers = Transfers(60, 2**25, 2**30)
+        transfers = MessageTransfer(60, 2**25, 2**30)
         waiting = [asyncio.create_task(transfers.receive(arriving(30))) for _ in range(2)]
         await asyncio.sleep(0.01)
         waiting[0].cancel()
@@ -182,7 +182,7 @@ def test_what_has_not_arrived_is_sent_away_in_the_end() -> None:
 
 def test_a_share_is_given_back_once() -> None:
     async def test() -> None:
-        holdings, unread = Holdings(10), asyncio.get_running_loop().create_future()
+        holdings, unread = ByteBudget(10), asyncio.get_running_loop().create_future()
         with holdings.share() as share:
             part = share.part(5)
             part.__enter__()
