@@ -31,7 +31,8 @@ from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.conditions import CLEAN, CLEAN_KIND, Condition, mixtures, supplied_grid
 from speakerlens.training.loop import learning_rate_at, make_optimiser, margin_at
 from speakerlens.training.model.network import Activations, SpeakerNetwork
-from speakerlens.training.model.objectives import compute_loss, distance, find_variant
+from speakerlens.training.model.objectives import compute_loss, distance
+from speakerlens.training.variants import find_variant
 
 SNRS_DB = (10.0, 5.0, 0.0, -5.0)
 DECAY = 0.99  # of the averaged teacher's weights
@@ -41,7 +42,7 @@ DECAY = 0.99  # of the averaged teacher's weights
 class Recipe:
     """How a batch is laid out, and what aligns it.
 
-    variant: of `training.model.objectives.VARIANTS`, for the layout of the batch.
+    variant: of `training.variants.VARIANTS`, for the layout of the batch.
     teacher: who hears the originals: the network as it is ("live"), with the running statistics of its normalisation
         ("eval"), or an exponential average of its weights ("averaged"); "pair": they are rows of the batch themselves;
         "configured": the objective that training itself has, with what the configuration says is aligned, and how.

@@ -27,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` would be this very file
 
 from speakerlens.training.checkpoint import code_revision
+from speakerlens.training.compute import choose_device
 from speakerlens.training.config import Config, load_config
 from speakerlens.training.data.batches import BatchSource, ReadAhead
 from speakerlens.training.data.crops import CropReader
@@ -34,9 +35,8 @@ from speakerlens.training.data.interference import InterferenceSource
 from speakerlens.training.data.manifest import Corpus, load_corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import write_whole
-from speakerlens.training.fit import choose_device
 from speakerlens.training.loop import Trainer
-from speakerlens.training.model.objectives import VARIANTS, find_variant
+from speakerlens.training.variants import VARIANTS, find_variant
 
 WARM_UP = 3
 

@@ -51,7 +51,7 @@ class Checkpoint(TypedDict):
 class Run:
     """A training run, loaded for use.
 
-    variant: a key of `training.model.objectives.VARIANTS`, or an imported network's name.
+    variant: a key of `training.variants.VARIANTS`, or an imported network's name.
     speakers: their order is the order of the labels.
     network: in evaluation mode; the average of the last updates' weights, where one was taken.
     corpus: absolute path of the corpus folder. step: updates done.

@@ -22,7 +22,7 @@ COMMANDS = {
     "pack": Command("data.prepare.pack", "copy a corpus to one file that training maps into memory"),
     "fit": Command("fit", "train one variant"),
     "evaluate": Command("evaluation.evaluate", "measure trained variants under interference"),
-    "import-wespeaker": Command("model.import_wespeaker", "make a run of a WeSpeaker ResNet"),
+    "import-wespeaker": Command("import_wespeaker", "make a run of a WeSpeaker ResNet"),
     "study": Command("study.cli", "train, evaluate and compare all variants over several seeds"),
 }
 

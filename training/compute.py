@@ -1,4 +1,4 @@
-"""How a network is computed: precision, the layout of its activations, compiled kernels."""
+"""How a network is computed: device, precision, the layout of its activations, compiled kernels."""
 
 import os
 import shutil
@@ -9,6 +9,16 @@ from torch import nn
 from speakerlens.training.config import ComputeConfig
 from speakerlens.training.distributed import World
 from speakerlens.training.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """Resolve auto, cpu or cuda. Raises UserError if there is no CUDA device where one is asked for."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False  # what is not in bfloat16, the front end above all, needs all of float32
+    return torch.device("cuda")
 
 
 def uses_bfloat16(config: ComputeConfig, device: torch.device) -> bool:

@@ -97,7 +97,7 @@ def _default_snr() -> Mapping[InterferenceKind, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class InterferenceConfig:
-    """What corrupts a copy. The variant says which rows of a batch are copies (`training/model/objectives.py`)."""
+    """What corrupts a copy. The variant says which rows of a batch are copies (`training/variants.py`)."""
 
     share: Share = 0.5
     """Share of the rows of `da`, `da-2x` and `act-da` that are corrupted; `clean` has none, pairs one of each two"""

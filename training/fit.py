@@ -30,6 +30,7 @@ from speakerlens.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from speakerlens.training.compute import choose_device
 from speakerlens.training.config import Config, dump_config, load_config, parse_config
 from speakerlens.training.data.batches import Batch, BatchSource, ReadAhead
 from speakerlens.training.data.manifest import Corpus, load_corpus
@@ -39,7 +40,7 @@ from speakerlens.training.evaluation.dev import make_dev_set
 from speakerlens.training.files import make_folder
 from speakerlens.training.logs import Report, Value
 from speakerlens.training.loop import DivergedError, Figures, Trainer
-from speakerlens.training.model.objectives import VARIANTS, find_variant
+from speakerlens.training.variants import VARIANTS, find_variant
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -82,16 +83,6 @@ def run(arguments: argparse.Namespace) -> int:
             if world.leads:
                 raise
             return 2  # the first process says why
-
-
-def choose_device(name: str) -> torch.device:
-    """Resolve auto, cpu or cuda. Raises UserError if there is no CUDA device where one is asked for."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.backends.cudnn.allow_tf32 = False  # what is not in bfloat16, the front end above all, needs all of float32
-    return torch.device("cuda")
 
 
 def fit(config: Config, variant: str, corpus: Corpus, out: Path, device: torch.device, world: World = ALONE) -> int:

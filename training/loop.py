@@ -18,7 +18,8 @@ from speakerlens.training.distributed import ALONE, World
 from speakerlens.training.errors import UserError
 from speakerlens.training.model.network import SpeakerNetwork
 from speakerlens.training.model.normalisation import synchronise_normalisation
-from speakerlens.training.model.objectives import Loss, Variant, compute_loss, find_variant
+from speakerlens.training.model.objectives import Loss, compute_loss
+from speakerlens.training.variants import Variant, find_variant
 
 _NAMED_ROWS = 3
 
@@ -44,7 +45,7 @@ class Trainer:
 
     Args:
         config: the run's configuration; its seed makes the initial weights.
-        variant: a key of `training.model.objectives.VARIANTS`.
+        variant: a key of `training.variants.VARIANTS`.
         corpus: gives the speakers.
         device: where to compute.
         world: the processes that train together, each with its share of every batch; all have the same weights.

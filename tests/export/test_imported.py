@@ -16,8 +16,8 @@ from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.model.network import SpeakerNetwork
 from speakerlens.training.model.saliency import layercam
 from tests.serving.harness import ServerProcess, raw
-from tests.training.model.wespeaker_reference import Foreign, make, write
 from tests.training.toy import SPEAKERS, make_corpus
+from tests.training.wespeaker_reference import Foreign, make, write
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from speakerlens.training.evaluation.dev import DevSet
 from speakerlens.training.fit import fit
 from speakerlens.training.loop import DivergedError, Trainer, is_averaged, learning_rate_at, make_optimiser, margin_at
 from speakerlens.training.model.network import SpeakerNetwork
-from speakerlens.training.model.objectives import VARIANTS
+from speakerlens.training.variants import VARIANTS
 from tests.training.toy import make_corpus, toy_config, write_config
 
 CPU = torch.device("cpu")

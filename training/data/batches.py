@@ -26,7 +26,7 @@ from speakerlens.training.data.manifest import Clip, Corpus, Split
 from speakerlens.training.data.perturbation import draw_codec, draw_speeds, transmit
 from speakerlens.training.distributed import ALONE, World
 from speakerlens.training.errors import UserError
-from speakerlens.training.model.objectives import Variant
+from speakerlens.training.variants import Variant
 
 
 class Batch(NamedTuple):

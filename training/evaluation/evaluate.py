@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 from speakerlens.training.checkpoint import Run, load_run
+from speakerlens.training.compute import choose_device
 from speakerlens.training.data.audio import write_audio
 from speakerlens.training.data.manifest import Corpus, load_corpus
 from speakerlens.training.errors import UserError
@@ -34,7 +35,6 @@ from speakerlens.training.evaluation.results import (
     write_json,
 )
 from speakerlens.training.files import make_folder
-from speakerlens.training.fit import choose_device
 from speakerlens.training.provenance import machine, moment, tested, versions
 
 Runs = Mapping[str, Run]

@@ -13,7 +13,7 @@ from speakerlens.training.evaluation.figures import example_title, looks
 from speakerlens.training.evaluation.measure import EXAMPLE_SNR_DB, FUSED, MAPS, Example
 from speakerlens.training.evaluation.pages import data_address, render
 from speakerlens.training.evaluation.results import Deletion, Evaluation, Interval
-from speakerlens.training.model.objectives import VARIANTS
+from speakerlens.training.variants import VARIANTS
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 

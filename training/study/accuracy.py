@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.training.evaluation.conditions import CLEAN_KIND, SNRS_DB, Condition
-from speakerlens.training.model.objectives import VARIANTS
 from speakerlens.training.study.measuring import Findings
 from speakerlens.training.study.plan import Plan, PlannedRun
 from speakerlens.training.study.statistics import Estimate, over_resamples, over_seeds, resample
+from speakerlens.training.variants import VARIANTS
 
 MEAN = "mean"
 """Over all conditions with interference, each counted the same."""

@@ -7,7 +7,6 @@ import torch
 
 from speakerlens.training.config import dump_config
 from speakerlens.training.evaluation.conditions import SEED
-from speakerlens.training.model.objectives import VARIANTS
 from speakerlens.training.provenance import machine, moment, tested, versions
 from speakerlens.training.study.accuracy import Accuracy, compare_accuracy
 from speakerlens.training.study.calibrating import Calibrating, compare_calibration
@@ -20,6 +19,7 @@ from speakerlens.training.study.map_claims import deletion_claim, faithfulness_c
 from speakerlens.training.study.measuring import Findings
 from speakerlens.training.study.plan import Plan
 from speakerlens.training.study.worth import Worth, judge_maps
+from speakerlens.training.variants import VARIANTS
 
 
 @dataclass(frozen=True)

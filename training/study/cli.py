@@ -15,12 +15,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from speakerlens.training.compute import choose_device
 from speakerlens.training.config import load_config
 from speakerlens.training.data.manifest import load_corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import make_folder
-from speakerlens.training.fit import choose_device
-from speakerlens.training.model.objectives import VARIANTS
 from speakerlens.training.study.analysis import Study, analyse
 from speakerlens.training.study.history import starts
 from speakerlens.training.study.measuring import measure
@@ -29,6 +28,7 @@ from speakerlens.training.study.plan import make_plan
 from speakerlens.training.study.report import write_report
 from speakerlens.training.study.runner import default_jobs, train
 from speakerlens.training.study.setting import survey
+from speakerlens.training.variants import VARIANTS
 
 _LOCK = ".lock"
 

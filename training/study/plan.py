@@ -9,7 +9,7 @@ from speakerlens.training.config import Config
 from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.fit import check_same_run
-from speakerlens.training.model.objectives import VARIANTS, find_variant
+from speakerlens.training.variants import VARIANTS, find_variant
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class PlannedRun:
 
     Attributes:
         seed: of its initial weights and its batches.
-        variant: a key of `training.model.objectives.VARIANTS`.
+        variant: a key of `training.variants.VARIANTS`.
         folder: its run folder, `OUT/runs/seed-S/VARIANT`.
     """
 

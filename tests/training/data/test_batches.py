@@ -16,7 +16,7 @@ from speakerlens.training.data.manifest import Clip, Corpus, write_corpus
 from speakerlens.training.distributed import World
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.dev import make_dev_set
-from speakerlens.training.model.objectives import VARIANTS
+from speakerlens.training.variants import VARIANTS
 from tests.training.toy import SPEAKERS, make_corpus, noting, toy_config
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from speakerlens.training.data.interference import InterferenceSource
 from speakerlens.training.data.manifest import Clip, Corpus, Split, load_corpus, write_corpus
 from speakerlens.training.data.packing import PACKED
 from speakerlens.training.evaluation.dev import make_dev_set
-from speakerlens.training.model.objectives import VARIANTS
+from speakerlens.training.variants import VARIANTS
 from tests.training.toy import make_corpus, noting, toy_config
 
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ from speakerlens.training.data.perturbation import (
     samples_at_speed,
     transmit,
 )
-from speakerlens.training.model.objectives import VARIANTS
+from speakerlens.training.variants import VARIANTS
 from tests.training.toy import make_corpus, toy_config
 
 CODECS: tuple[Codec, ...] = get_args(Codec)

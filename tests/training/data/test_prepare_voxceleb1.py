@@ -11,7 +11,7 @@ from speakerlens.training.cli import main
 from speakerlens.training.data.audio import SAMPLE_RATE
 from speakerlens.training.data.batches import BatchSource
 from speakerlens.training.data.manifest import MANIFEST, Corpus, Split, load_corpus
-from speakerlens.training.model.objectives import VARIANTS
+from speakerlens.training.variants import VARIANTS
 from tests.training.data.unpacked import (
     SPEAKERS,
     make_musan,

@@ -9,7 +9,8 @@ from torch import Tensor
 from speakerlens.training.config import Distance, HeadConfig, NetworkConfig, ObjectiveConfig
 from speakerlens.training.errors import UserError
 from speakerlens.training.model.network import SpeakerNetwork
-from speakerlens.training.model.objectives import VARIANTS, align, compute_loss, distance, find_variant
+from speakerlens.training.model.objectives import align, compute_loss, distance
+from speakerlens.training.variants import VARIANTS, find_variant
 
 SHAPES = [(3, 7), (3, 4, 5, 6)]
 

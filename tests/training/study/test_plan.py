@@ -11,8 +11,8 @@ from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.fit import fit
 from speakerlens.training.loop import Trainer
-from speakerlens.training.model.objectives import VARIANTS
 from speakerlens.training.study.plan import make_plan, updates_done
+from speakerlens.training.variants import VARIANTS
 from tests.training.toy import make_corpus, toy_config
 
 CPU = torch.device("cpu")

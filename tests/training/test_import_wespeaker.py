@@ -19,8 +19,8 @@ from speakerlens.training.data.audio import read_audio
 from speakerlens.training.data.manifest import Corpus, load_corpus, write_corpus
 from speakerlens.training.evaluation.calibration import calibrate
 from speakerlens.training.evaluation.reliability import fit_temperature
-from tests.training.model.wespeaker_reference import SCALE, Foreign, make, write
 from tests.training.toy import SPEAKERS
+from tests.training.wespeaker_reference import SCALE, Foreign, make, write
 
 Audio = NDArray[np.float32]
 STRUCTURES = {"ResNet18": ((2, 2, 2, 2), False), "ResNet34": ((3, 4, 6, 3), False), "ResNet50": ((3, 4, 6, 3), True)}

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from speakerlens.training.checkpoint import CHECKPOINT, CONFIG, code_revision, new_checkpoint, write_checkpoint
+from speakerlens.training.compute import choose_device
 from speakerlens.training.config import Config, DataConfig, HeadConfig, NetworkConfig, dump_config, parse_config
 from speakerlens.training.data.manifest import Corpus, load_corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.enrolment import enrol, enrolment_steps
 from speakerlens.training.evaluation.reliability import is_at_bound
 from speakerlens.training.files import make_folder
-from speakerlens.training.fit import choose_device
 from speakerlens.training.model.heads import AAMHead
 from speakerlens.training.model.network import SpeakerNetwork
 from speakerlens.training.model.wespeaker import (
