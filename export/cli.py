@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from speakerlens.arguments import ArgumentParser
 from speakerlens.export import parity
 from speakerlens.export.bundle import MANIFEST, ExportError, Written, export_run
 from speakerlens.export.verify import verify_bundle
@@ -23,20 +24,25 @@ from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, FEWEST
 _EXPORT_HELP = """\
 Turn training runs into model bundles: ONNX and TorchScript, verified against the network they come from.
 
-  python -m export RUN [RUN ...] --out BUNDLES     write BUNDLES/<variant>/<version>/
-  python -m export verify BUNDLE [BUNDLE ...]      repeat a bundle's verification, on any machine
+  {program} RUN [RUN ...] --out BUNDLES     write BUNDLES/<variant>/<version>/
+  {program} verify BUNDLE [BUNDLE ...]      repeat a bundle's verification, on any machine
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 1 if something does not hold, 2 for wrong input."""
+def main(arguments: Sequence[str] | None = None, program: str = "python -m export") -> int:
+    """Run a command line and return the exit code: 1 if something does not hold, 2 for wrong input.
+
+    Args:
+        arguments: the words after `program`; None: those of the process.
+        program: how the command was called, for usage lines and errors.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verifying = arguments[:1] == ["verify"]
     try:
         if verifying:
-            _verify(_verify_parser().parse_args(arguments[1:]).bundles)
+            _verify(_verify_parser(program).parse_args(arguments[1:]).bundles)
         else:
-            parsed = _export_parser().parse_args(arguments)
+            parsed = _export_parser(program).parse_args(arguments)
             _export(parsed.runs, parsed.out, parsed.false_acceptance, parsed.probes)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -50,9 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _export_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m export", description=_EXPORT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+def _export_parser(program: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=program,
+        description=_EXPORT_HELP.format(program=program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folder of a finished training run")
     parser.add_argument("--out", metavar="BUNDLES", type=Path, required=True, help="folder of the bundles")
@@ -83,8 +91,8 @@ def _share(text: str) -> float:
     return share
 
 
-def _verify_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m export verify", description="Repeat a bundle's verification.")
+def _verify_parser(program: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"{program} verify", description="Repeat a bundle's verification.")
     parser.add_argument("bundles", metavar="BUNDLE", type=Path, nargs="+", help="a bundle, such as bundles/act-da/1")
     return parser
 

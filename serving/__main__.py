@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.logging import configure
 from speakerlens.serving.memory import steady
-from speakerlens.serving.settings import parse
+from speakerlens.serving.settings import PROGRAM, parse
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the server.
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Run the server; `program` is how it was called, for usage lines and errors.
 
     Returns:
         The exit status: 0 after a stop by signal, 1 if it could not start, or had to cut calls short when it stopped.
     """
-    config = parse(sys.argv[1:] if argv is None else argv)
+    config = parse(sys.argv[1:] if argv is None else argv, program=program)
     steady()
     configure(config.log_level, config.log_format)
     try:

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -13,8 +12,9 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from speakerlens.arguments import ArgumentParser, suggestion
 from speakerlens.serving.config import PREFIX, Config, ConfigError, Option, check, options
 
 PROGRAM = "python -m serving"
@@ -37,20 +37,20 @@ class Setting:
     origin: str
 
 
-def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Config:
+def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ, program: str = PROGRAM) -> Config:
     """Reads flags, then environment variables, then the file, then defaults.
 
     A wrong value ends the process with status 2 and a line that names the flag, and the variable or the file's line if
     it came from there; `--print-config` and `--help` end it with status 0.
     """
     known = options()
-    given = _arguments(known.values(), argv)
+    given = _arguments(known.values(), argv, program)
     try:
         settings = gather(known, given, environ)
         config = Config(**{name: setting.value for name, setting in settings.items()})
         check(config)
     except ConfigError as error:
-        sys.stderr.write(f"error: {error} (see {PROGRAM} --help)\n")
+        sys.stderr.write(f"error: {error} (see {program} --help)\n")
         raise SystemExit(2) from None
     if given["print_config"]:
         sys.stdout.write(document(settings))
@@ -94,25 +94,12 @@ def document(settings: Mapping[str, Setting]) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, with the nearest flag for one that is unknown."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--[^ =]+)", message)
-        if unknown:
-            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            message = f"there is no flag {unknown[1]}{_nearest(unknown[1], flags)}"
-        sys.stderr.write(f"error: {message} (see {self.prog} --help)\n")
-        raise SystemExit(2)
-
-
-def _arguments(known: Iterable[Option], argv: Sequence[str]) -> dict[str, Any]:
-    parser = _Parser(
-        prog=PROGRAM,
+def _arguments(known: Iterable[Option], argv: Sequence[str], program: str) -> dict[str, Any]:
+    parser = ArgumentParser(
+        prog=program,
         description="Serves speaker identification with saliency over gRPC, and Prometheus metrics over HTTP.",
         epilog=f"Each option can also be set by an environment variable, as --max-batch by {PREFIX}MAX_BATCH, and in "
         "the file, as max_batch. A flag wins over the environment, the environment over the file.",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help=f"read options from a TOML file (or {PREFIX}CONFIG)")
     parser.add_argument(
@@ -147,7 +134,7 @@ def _variables(known: Mapping[str, Option], environ: Mapping[str, str]) -> dict[
         if variable in names:
             found[names[variable]] = text
         elif variable != PREFIX + "CONFIG":
-            raise ConfigError(f"there is no variable {variable}{_nearest(variable, names)}")
+            raise ConfigError(f"there is no variable {variable}{suggestion(variable, names)}")
     return found
 
 
@@ -163,7 +150,7 @@ def _read_file(known: Mapping[str, Option], path: Path) -> dict[str, Setting]:
     for key, value in entries.items():
         place = f"{path}, line {_line(text, key)}"
         if key not in known:
-            raise ConfigError(f"--config {place}: there is no option {key!r}{_nearest(key, known)}")
+            raise ConfigError(f"--config {place}: there is no option {key!r}{suggestion(key, known)}")
         if isinstance(value, str) and (known[key].many or known[key].kind not in (str, Path)):
             raise ConfigError(f"--config {place}: {key} is no text; write it without quotes")
         found[key] = Setting(_value(known[key], value, f" ({place})"), place)
@@ -174,11 +161,6 @@ def _line(text: str, key: str) -> int:
     """The line, from 1, on which a key of the file is set; tomllib does not say."""
     pattern = re.compile(rf"\s*\[*\s*[\"']?{re.escape(key)}[\"']?\s*[\].=]")
     return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; the nearest is {close[0]}" if close else ""
 
 
 def _value(option: Option, raw: Any, origin: str) -> Any:

@@ -6,6 +6,7 @@
 ...     print(result["act-da"].best.speaker, result["act-da"].explanation.maps["fused"].values.shape)
 """
 
+from speakerlens._version import __version__
 from speakerlens.aio import AsyncSpeakerClient
 from speakerlens.client import SpeakerClient
 from speakerlens.credentials import Tls
@@ -73,4 +74,5 @@ __all__ = [
     "Tls",
     "UnauthenticatedError",
     "WindowResult",
+    "__version__",
 ]

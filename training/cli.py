@@ -1,12 +1,12 @@
 """The command line `python -m training`: prepare a corpus, fit a variant, evaluate what was trained."""
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
+from speakerlens.arguments import ArgumentParser
 from speakerlens.training.errors import UserError
 
 
@@ -27,11 +27,17 @@ COMMANDS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 2 for wrong input, which one line on stderr explains."""
+def main(arguments: Sequence[str] | None = None, program: str = "python -m training") -> int:
+    """Run a command line and return the exit code: 2 for wrong input, explained by one line on stderr.
+
+    Args:
+        arguments: the words after `program`; None: those of the process.
+        program: how the command was called, for usage lines and errors.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        parsed = _parser(next((word for word in arguments if word in COMMANDS), None)).parse_args(arguments)
+        chosen = next((word for word in arguments if word in COMMANDS), None)
+        parsed = _parser(program, chosen).parse_args(arguments)
         code: int = parsed.run(parsed)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -42,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
+def _parser(program: str, chosen: str | None) -> ArgumentParser:
     """Describe the command line; only the chosen command is imported, so that help is quick."""
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser = ArgumentParser(prog=program, description=__doc__)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         if name == chosen:

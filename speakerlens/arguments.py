@@ -1,0 +1,61 @@
+"""The argument parser of every command of the project; imports the standard library only.
+
+A command's `main(arguments, program)` takes the words after the command, and how it was called (`python -m training`,
+or `speakerlens`), which goes into `prog` and so into every usage line and error.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from speakerlens._version import __version__
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An `argparse.ArgumentParser` with one-line errors, suggestions for what was mistyped, and `--version`.
+
+    A wrong command line ends the process with status 2 and one line on stderr. Flags cannot be abbreviated. The
+    parsers of subcommands are of the same class.
+    """
+
+    error_prefix = "error"
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("allow_abbrev", False)
+        super().__init__(*args, **options)
+        if self.add_help:
+            text = "print the version and exit"
+            self.add_argument("--version", action="version", version=f"speakerlens {__version__}", help=text)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line on stderr and exit with status 2."""
+        line = " ".join(message.split())
+        sys.stderr.write(f"{self.error_prefix}: {line} (see {self.prog} --help)\n")
+        raise SystemExit(2)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse; refuse what is unknown here, where the flags to suggest are those of the subcommand."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flags = [word.partition("=")[0] for word in unknown if word.startswith("-") and word != "-"]
+            if not flags:
+                self.error(f"unexpected argument {unknown[0]!r}")
+            known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            self.error(f"there is no flag {flags[0]}{suggestion(flags[0], known)}")
+        return parsed, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # The choices of subcommands map a name to its parser.
+        if isinstance(action.choices, Mapping) and value not in action.choices:
+            self.error(f"there is no command {value!r}{suggestion(value, action.choices)}")
+        super()._check_value(action, value)
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Return "; the nearest is NAME" for what `name` may be a misspelling of, or an empty string."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; the nearest is {close[0]}" if close else ""
