@@ -48,7 +48,7 @@ from benchmarks.surroundings import surroundings
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 
-MODEL_RATE = 16_000
+SAMPLE_RATE = 16_000
 CALLERS = 12
 SETTLE_SECONDS = 2.0
 PATIENCE_SECONDS = 60.0
@@ -130,11 +130,11 @@ class Client:
     def _request(self) -> pb.IdentifyRequest:
         load, rng = self._load, self._rng
         # Something that passes for speech: a pitch with overtones, that comes and goes.
-        time_s = np.arange(round(rng.uniform(*load.lengths) * MODEL_RATE)) / MODEL_RATE
+        time_s = np.arange(round(rng.uniform(*load.lengths) * SAMPLE_RATE)) / SAMPLE_RATE
         pitch = 2 * np.pi * rng.uniform(100, 250) * time_s
         voiced = sum(np.sin(order * pitch) / order for order in range(1, 9)) * (np.sin(9 * time_s) > -0.5)
         samples = (4000 * voiced + rng.normal(0, 40, len(time_s))).astype("<i2")
-        raw = pb.RawAudio(samples=samples.tobytes(), format=pb.SAMPLE_FORMAT_INT16, sample_rate=MODEL_RATE, channels=1)
+        raw = pb.RawAudio(samples=samples.tobytes(), format=pb.SAMPLE_FORMAT_INT16, sample_rate=SAMPLE_RATE, channels=1)
         options = pb.ExplainOptions(encoding=pb.ENCODING_UINT8) if load.explain else None
         return pb.IdentifyRequest(
             audio=pb.Audio(raw=raw), models=[pb.ModelSelector(variant=load.variant)], explain=options

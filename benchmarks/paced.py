@@ -11,8 +11,8 @@ import time
 from typing import Any
 
 from speakerlens.serving.__main__ import main
+from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.engine.session import BatchInputs, Graph
-from speakerlens.serving.pipeline.decode import MODEL_RATE
 
 compute = Graph.compute
 
@@ -21,7 +21,7 @@ def paced(self: Graph[Any, Any], feed: BatchInputs[Any]) -> list[Any]:
     """Answers when the device would be done."""
     started = time.monotonic()
     answers = compute(self, feed)
-    needed = float(sys.argv[1]) * feed.arrays["audio"].size / MODEL_RATE
+    needed = float(sys.argv[1]) * feed.arrays["audio"].size / SAMPLE_RATE
     time.sleep(max(0.0, started + needed - time.monotonic()))
     return answers
 

@@ -34,13 +34,13 @@ from speakerlens.serving.api.voice_messages import (
     utterances_of,
     verify_response_of,
 )
+from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics, variant_label
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.concurrency import ConcurrencyLimit, retry_when_full
-from speakerlens.serving.pipeline.decode import MODEL_RATE
 from speakerlens.serving.pipeline.enroll import AsyncSpeakerStore, Enroller, spoken_of
 from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.pipeline.idle import IdleBudget
@@ -205,7 +205,7 @@ class Service(SpeakerIdentificationServicer):
             provider=core.models.provider,
             limits=pb.Limits(
                 max_bytes=self._config.max_message_bytes,
-                min_seconds=shortest / MODEL_RATE,
+                min_seconds=shortest / SAMPLE_RATE,
                 max_seconds=self._config.max_seconds,
                 max_requests=self._config.max_requests,
             ),

@@ -12,12 +12,13 @@ from speakerlens.protos.inference import inference_pb2 as pb
 from speakerlens.serving.api.inference_request import Ask, Limits, read
 from speakerlens.serving.api.inference_response import written
 from speakerlens.serving.api.inference_tensors import AUDIO
+from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.graphs import PREDICTED, Job, Prediction
 from speakerlens.serving.errors import InvalidArgumentError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model
-from speakerlens.serving.pipeline.decode import MODEL_RATE, DurationLimit, RawAudio, check_minimum, decode
+from speakerlens.serving.pipeline.decode import DurationLimit, RawAudio, check_minimum, decode
 from speakerlens.serving.pipeline.enroll import spoken_of
 from speakerlens.serving.pipeline.explain import ExplainOptions
 from speakerlens.serving.pipeline.identify import Pipeline
@@ -53,7 +54,7 @@ class Inference:
         self._metrics = metrics
         # Maps may be asked for of every row, and a row is there as a whole anyway.
         self._longest = DurationLimit(min(config.max_seconds, config.max_explained_seconds))
-        self._limits = Limits(config.max_batch, round(self._longest.seconds * MODEL_RATE))
+        self._limits = Limits(config.max_batch, round(self._longest.seconds * SAMPLE_RATE))
 
     async def infer(self, request: pb.ModelInferRequest, model: Model, deadline: float | None) -> pb.ModelInferResponse:
         """Answers a request to a leased model, and counts it in the model's statistics.
@@ -107,7 +108,7 @@ class Inference:
     def _checked(self, row: int, samples: NDArray[np.float32], model: Model) -> NDArray[np.float32]:
         """The samples of a row, checked as the typed calls check theirs."""
         try:
-            waveform = decode(RawAudio(samples.tobytes(), "float32", MODEL_RATE, 1), self._longest)
+            waveform = decode(RawAudio(samples.tobytes(), "float32", SAMPLE_RATE, 1), self._longest)
             check_minimum(waveform.info, len(waveform.samples), self._identifier.min_samples(model))
         except InvalidArgumentError as error:
             _, _, why = str(error).partition(": ")
@@ -133,12 +134,12 @@ class Inference:
                 pass
             [said] = await hearing.whole()
         assert isinstance(said, ModelOutput), "a model that fails alone fails the request"
-        seconds = len(job.audio) / MODEL_RATE
+        seconds = len(job.audio) / SAMPLE_RATE
         answered = MonitoredAnswer([model], [said], hearing.sounds, seconds, hearing.kept)
         return Row(said.prediction, hearing.watch.timings().inference, question, answered)
 
     def _count(self, model: Model, ask: Ask, phases: Mapping[str, float]) -> None:
-        seconds = float(ask.lengths.sum()) / MODEL_RATE
+        seconds = float(ask.lengths.sum()) / SAMPLE_RATE
         for phase, spent in phases.items():
             self._metrics.page.observe(self._metrics.phase.labels(phase), spent, current_context.get().id)
         self._metrics.answers.labels(model.bundle.variant, "explain" if ask.explains else "predict").inc(len(ask.audio))

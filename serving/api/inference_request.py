@@ -22,11 +22,10 @@ from speakerlens.serving.api.inference_tensors import (
     is_map,
     outputs,
 )
-from speakerlens.serving.bundle import Bundle
+from speakerlens.serving.bundle import SAMPLE_RATE, Bundle
 from speakerlens.serving.engine.graphs import PREDICTED
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
-from speakerlens.serving.pipeline.decode import MODEL_RATE
 
 # Where the values of a datatype are when they are not raw.
 CONTENTS = {"FP32": "fp32_contents", "INT64": "int64_contents"}
@@ -169,7 +168,7 @@ def _check_audio(given: pb.ModelInferRequest.InferInputTensor, limits: Limits) -
         raise InvalidArgumentError(
             Reason.TOO_LONG,
             f"inputs.{AUDIO}.shape: {samples} samples; the most are {limits.samples}, which are "
-            f"{limits.samples / MODEL_RATE:g} s",
+            f"{limits.samples / SAMPLE_RATE:g} s",
         )
 
 

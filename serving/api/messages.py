@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason
 from speakerlens.serving.models.registry import Model, Selector
 from speakerlens.serving.pipeline.answers import Answer, Failed, Identification, WindowAnswer
-from speakerlens.serving.pipeline.decode import MODEL_RATE, AudioInfo, EncodedAudio, RawAudio
+from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.explain import Encoding, ExplainOptions, Explanation, Plane, Resolution, StageName
 from speakerlens.serving.pipeline.query import Query, QueryOptions
 from speakerlens.serving.pipeline.stream import Form
@@ -289,7 +290,7 @@ def model_of(model: Model) -> pb.Model:
         variant=bundle.variant,
         version=bundle.version,
         speakers=bundle.speakers,
-        sample_rate=MODEL_RATE,
+        sample_rate=SAMPLE_RATE,
         mel_bins=bundle.mel_bins,
         embedding_size=bundle.embedding_size,
         stages=[

@@ -9,19 +9,19 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Final
 
-from speakerlens.serving.pipeline.decode import MODEL_RATE
+from speakerlens.serving.bundle import SAMPLE_RATE
 
 DEFAULT_ROWS = 8
 DEFAULT_LONGEST_SECONDS = 10.0
 
-CPU_STEP = MODEL_RATE // 2
+CPU_STEP = SAMPLE_RATE // 2
 # Beyond three seconds, warming up on a CPU tells nothing new.
-CPU_WARM_SAMPLES = 3 * MODEL_RATE
+CPU_WARM_SAMPLES = 3 * SAMPLE_RATE
 CPU_BATCH_SECONDS = 10.0
 CPU_PADDING = 0.15
 
 CUDA_SECONDS = (1, 2, 3, 4, 6, 8, 10)
-CUDA_STEP = 5 * MODEL_RATE
+CUDA_STEP = 5 * SAMPLE_RATE
 CUDA_BATCH_SECONDS = 120.0
 CUDA_PADDING = 0.5
 
@@ -74,7 +74,7 @@ class Buckets:
 
 def cpu_buckets(limits: Limits) -> Buckets:
     """Steps of half a second and any number of rows; warmed up at every length up to 3 s, and once together."""
-    longest = max(CPU_STEP, round(limits.longest_seconds * MODEL_RATE))
+    longest = max(CPU_STEP, round(limits.longest_seconds * SAMPLE_RATE))
     lengths = tuple(range(CPU_STEP, longest + CPU_STEP, CPU_STEP))
     batch_samples = _samples(limits, CPU_BATCH_SECONDS)
     warm = [(1, length) for length in lengths if length <= CPU_WARM_SAMPLES]
@@ -92,10 +92,10 @@ def cpu_buckets(limits: Limits) -> Buckets:
 def cuda_buckets(limits: Limits) -> Buckets:
     """Some seven lengths, and powers of two of rows; every shape within the limits is warmed up."""
     longest = max(1.0, limits.longest_seconds)
-    lengths = [second * MODEL_RATE for second in CUDA_SECONDS]
-    while lengths[-1] < longest * MODEL_RATE:
+    lengths = [second * SAMPLE_RATE for second in CUDA_SECONDS]
+    while lengths[-1] < longest * SAMPLE_RATE:
         lengths.append(lengths[-1] + CUDA_STEP)
-    shorter = [length for length in lengths if length < longest * MODEL_RATE]
+    shorter = [length for length in lengths if length < longest * SAMPLE_RATE]
     lengths = lengths[: len(shorter) + 1]
     sizes = [2**power for power in range(limits.rows.bit_length()) if 2**power < limits.rows]
     sizes.append(limits.rows)
@@ -117,4 +117,4 @@ def cuda_buckets(limits: Limits) -> Buckets:
 
 
 def _samples(limits: Limits, default_seconds: float) -> int:
-    return round((limits.batch_seconds or default_seconds) * MODEL_RATE)
+    return round((limits.batch_seconds or default_seconds) * SAMPLE_RATE)

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.serving.bundle import EXPLAIN, PREDICT, VERIFY, Bundle, BundleError, read_bundle
+from speakerlens.serving.bundle import EXPLAIN, PREDICT, VERIFY, Bundle
 from speakerlens.serving.engine.buckets import DEFAULT_LIMITS, Limits
 from speakerlens.serving.engine.session import Graph, GraphSpec, Row
 
@@ -213,13 +213,11 @@ class Engine:
         log.info("warmed up %s: %d shapes in %.1f s", self._bundle.name, shapes, time.monotonic() - started)
 
     def reopen(self) -> None:
-        """Opens every graph anew and warms it up; takes seconds, in any thread.
+        """Open every graph again and warm it up; takes seconds, in any thread.
 
         Raises:
-            BundleError: the graphs do not work, or the folder holds another bundle by now.
+            BundleError: a graph does not work.
         """
-        if read_bundle(self._bundle.folder).digest != self._bundle.digest:
-            raise BundleError("the folder holds another bundle by now")
         for graph in self._graphs:
             graph.open()
         self.warm_up()

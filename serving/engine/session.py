@@ -14,10 +14,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.serving.bundle import Bundle, BundleError
+from speakerlens.serving.bundle import SAMPLE_RATE, Bundle, BundleError
 from speakerlens.serving.engine.buckets import DEFAULT_LIMITS, Buckets, Limits, cpu_buckets, cuda_buckets
 from speakerlens.serving.errors import StartupError
-from speakerlens.serving.pipeline.decode import MODEL_RATE
 
 # ONNX Runtime reads it on import, and would report usage otherwise.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -190,7 +189,7 @@ class Graph(Generic[JobT, ResultT]):
     def _try(self, rows: int, samples: int) -> None:
         """Computes a row of `samples` and, beside it, rows that are padded."""
         noise = np.random.default_rng(0).normal(0, 0.05, samples).astype(np.float32)
-        shorter = noise[: max(self._bundle.min_samples, samples - MODEL_RATE // 10)]
+        shorter = noise[: max(self._bundle.min_samples, samples - SAMPLE_RATE // 10)]
         jobs = [self._spec.example(self._bundle, audio) for audio in [noise, *[shorter] * (rows - 1)]]
         for job, answer in zip(jobs, self.compute(self.prepare(jobs)), strict=True):
             actual = [value.shape for value in answer.arrays()]

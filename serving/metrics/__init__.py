@@ -5,6 +5,6 @@ client writes never becomes a label. docs/metrics.md has every metric.
 """
 
 from speakerlens.serving.metrics.robustness import Robustness
-from speakerlens.serving.metrics.service import NO_VARIANT, Metrics, variant_label
+from speakerlens.serving.metrics.service import NO_VARIANT, Metrics, ModelInfo, variant_label
 
-__all__ = ["NO_VARIANT", "Metrics", "Robustness", "variant_label"]
+__all__ = ["NO_VARIANT", "Metrics", "ModelInfo", "Robustness", "variant_label"]

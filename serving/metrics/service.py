@@ -7,11 +7,11 @@ A message over gRPC's own limit (`--max-message-bytes`) is refused before it rea
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import prometheus_client as prometheus
 
-from speakerlens.serving.bundle import VARIANT_NAME, Bundle, Fault
+from speakerlens.serving.bundle import VARIANT_NAME
 from speakerlens.serving.errors import Reason
 from speakerlens.serving.metrics.registry import Page
 from speakerlens.serving.metrics.robustness import Robustness
@@ -43,14 +43,13 @@ class QueueMetrics:
         self.seconds.observe(seconds)
 
 
-class Listener(Protocol):
-    """Hears which bundles are served."""
+class ModelInfo(NamedTuple):
+    """The labels of `model_info`."""
 
-    def add_model(self, bundle: Bundle) -> None:
-        """One is served from now on."""
-
-    def remove_model(self, bundle: Bundle) -> None:
-        """One is served no longer."""
+    variant: str
+    version: str
+    code_revision: str
+    training_data_digest: str
 
 
 class Metrics:
@@ -63,8 +62,7 @@ class Metrics:
     def __init__(self, exemplars: bool = False) -> None:
         self.page = page = Page(exemplars)
         self.registry = page.registry
-        self.listeners: list[Listener] = []
-        self._refused: set[tuple[str, Fault]] = set()
+        self._refused: set[tuple[str, str]] = set()
         self.requests = page.counter("requests", "Finished calls, by gRPC status.", "method", "variant", "code")
         self.duration = page.histogram(
             "request_duration_seconds",
@@ -122,24 +120,20 @@ class Metrics:
         for phase in PHASES:
             self.phase.labels(phase)
 
-    def add_model(self, bundle: Bundle) -> None:
-        """Announces a loaded model."""
-        self.robustness.add_variant(bundle.variant)
+    def add_model(self, model: ModelInfo) -> None:
+        """Show a loaded model, and start the counters of its variant at 0."""
+        self.robustness.add_variant(model.variant)
         for outcome in REBUILDS:
-            self.engine_rebuilds.labels(bundle.variant, outcome)
+            self.engine_rebuilds.labels(model.variant, outcome)
         for code in FAILURES:
-            self.model_failures.labels(bundle.variant, code)
-        self.model_info.labels(*_facts(bundle)).set(1)
-        for listener in self.listeners:
-            listener.add_model(bundle)
+            self.model_failures.labels(model.variant, code)
+        self.model_info.labels(*model).set(1)
 
-    def remove_model(self, bundle: Bundle) -> None:
-        """Takes the announcement back."""
-        self.model_info.remove(*_facts(bundle))
-        for listener in self.listeners:
-            listener.remove_model(bundle)
+    def remove_model(self, model: ModelInfo) -> None:
+        """Remove a model that is no longer served; the counters of its variant remain."""
+        self.model_info.remove(*model)
 
-    def report_refused(self, refused: Mapping[tuple[str, Fault], int]) -> None:
+    def report_refused(self, refused: Mapping[tuple[str, str], int]) -> None:
         """Which bundles are refused now, by the variant that their folder names and what is wrong with them."""
         counts = dict.fromkeys(self._refused, 0)
         for (variant, fault), count in refused.items():
@@ -163,10 +157,6 @@ class Metrics:
             self.batch_size.labels(variant, kind),
             self.batch_duration.labels(variant, kind),
         )
-
-
-def _facts(bundle: Bundle) -> tuple[str, str, str, str]:
-    return bundle.variant, str(bundle.version), bundle.code_revision, bundle.training_data_digest
 
 
 def variant_label(variants: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ import logging
 import time
 from functools import partial
 
-from speakerlens.serving.bundle import Bundle, BundleError, Fault, read_bundle
+from speakerlens.serving.bundle import Bundle, BundleError, Fault
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.buckets import Limits
@@ -16,6 +16,7 @@ from speakerlens.serving.engine.session import Graph, JobT, ResultT
 from speakerlens.serving.engine.statistics import CountingObserver, Statistics
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.folders import BundleFolder, stamp_of
+from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.models.registry import Model
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple
 
 def build_model(bundle: Bundle, engine: Engine, device: Scheduler, config: Config, metrics: Metrics) -> Model:
     """Puts queues in front of an open engine. Runs on the event loop, where the queues live."""
-    repair = EngineRecovery(bundle.name, engine.reopen, partial(metrics.count_rebuild, bundle.variant))
+    reopen = partial(_reopen, bundle, engine)
+    repair = EngineRecovery(bundle.name, reopen, partial(metrics.count_rebuild, bundle.variant))
     statistics = Statistics()
     queue_of = partial(metrics.queue, bundle.variant, capacity=config.queue_size)
     predict = CountingObserver(statistics, queue_of("predict"))
@@ -64,6 +66,17 @@ def build_model(bundle: Bundle, engine: Engine, device: Scheduler, config: Confi
         _queue(f"{bundle.name} verify", engine.verify, device, config, verify, repair),
         statistics,
     )
+
+
+def _reopen(bundle: Bundle, engine: Engine) -> None:
+    """Check the files again and reopen the graphs; takes seconds, in any thread.
+
+    Raises:
+        BundleError: the graphs do not work, or the folder holds another bundle by now.
+    """
+    if read_bundle(bundle.folder).digest != bundle.digest:
+        raise BundleError("the folder holds another bundle by now")
+    engine.reopen()
 
 
 def _queue(

@@ -13,7 +13,7 @@ from speakerlens.serving.engine.graphs import ComparedJob, Comparison, Explained
 from speakerlens.serving.engine.recovery import EngineRecovery
 from speakerlens.serving.engine.statistics import Statistics
 from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
-from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.metrics import Metrics, ModelInfo
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,12 @@ class Model:
     explain: Batcher[Job, ExplainedPrediction]
     verify: Batcher[ComparedJob, Comparison]
     statistics: Statistics
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model as the metrics show it."""
+        bundle = self.bundle
+        return ModelInfo(bundle.variant, str(bundle.version), bundle.code_revision, bundle.training_data_digest)
 
     async def close(self) -> None:
         """Stops the queues; the engine goes with the last that refers to it."""
@@ -80,7 +86,7 @@ class Models:
         key = (model.bundle.variant, model.bundle.version)
         self.take_out(self._models.get(key))
         self._models[key] = model
-        self._metrics.add_model(model.bundle)
+        self._metrics.add_model(model.info)
         self._tell()
 
     def take_out(self, model: Model | None) -> None:
@@ -88,7 +94,7 @@ class Models:
         if model is None:
             return
         del self._models[model.bundle.variant, model.bundle.version]
-        self._metrics.remove_model(model.bundle)
+        self._metrics.remove_model(model.info)
         self._tell()
         if model not in self._leases:
             self._unload(model)

@@ -9,9 +9,10 @@ written is refused only once it has stopped changing, and a model goes only when
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from speakerlens.serving.bundle import Bundle, BundleError, Fault
 from speakerlens.serving.config import Config
@@ -22,9 +23,18 @@ from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.folders import BundleFolder, Stamp, list_bundles
 from speakerlens.serving.models.loader import build_model, open_engine
 from speakerlens.serving.models.registry import Model, Models
-from speakerlens.serving.rpc.health import Health
 
 log = logging.getLogger(__name__)
+
+
+class Health(Protocol):
+    """Receives the state of models and bundles."""
+
+    def report_models(self, working: Mapping[str, bool]) -> None:
+        """Replace the known variants, and whether the engine of each one's newest model works."""
+
+    def report_bundles(self, current: Mapping[str, bool]) -> None:
+        """Replace the variants on disk, and whether the newest version of each is the one served."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,9 @@ class Repository:
             if opened is not None:
                 model = self._put(*opened)
         except BundleError as error:
-            self._refuse(Refusal(found, error.fault, str(error), unchanged or not (patient and error.fault.may_pass)))
+            self._refuse(
+                Refusal(found, error.fault, str(error), unchanged or not (patient and error.fault.may_be_transient))
+            )
             return model
         except StartupError as error:
             if not patient:

@@ -21,9 +21,9 @@ import soxr
 from numpy.typing import NDArray
 
 from speakerlens.measures.sound import clipped_share
+from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.errors import InvalidArgumentError, Reason
 
-MODEL_RATE = 16_000
 MIN_RATE, MAX_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
 # Float samples may exceed full scale a little; sixteen-fold is a mistake of units, and far more overflows the features.
@@ -104,7 +104,7 @@ class Intake:
         self._frames = 0
         self._low, self._high = np.inf, -np.inf
         self._resampler = (
-            None if sample_rate == MODEL_RATE else soxr.ResampleStream(sample_rate, MODEL_RATE, 1, dtype="float32")
+            None if sample_rate == SAMPLE_RATE else soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32")
         )
 
     @property
@@ -202,7 +202,7 @@ class Recording:
             self._blocks = _raw_blocks(frames)
             self._intake = Intake("audio.raw.samples", audio.sample_rate, audio.channels, longest)
         info = self._intake.info
-        self._alters = (info.sample_rate, info.channels) != (MODEL_RATE, 1)
+        self._alters = (info.sample_rate, info.channels) != (SAMPLE_RATE, 1)
         self._clipped = 0.0
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
@@ -336,5 +336,5 @@ def check_minimum(info: AudioInfo, samples: int, min_samples: int) -> None:
     if samples < min_samples:
         raise InvalidArgumentError(
             Reason.TOO_SHORT,
-            f"audio: {info.seconds:.3f} s long; the shortest accepted is {min_samples / MODEL_RATE:.3f} s",
+            f"audio: {info.seconds:.3f} s long; the shortest accepted is {min_samples / SAMPLE_RATE:.3f} s",
         )

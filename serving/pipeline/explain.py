@@ -7,9 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.serving.bundle import Bundle, StageSpec
+from speakerlens.serving.bundle import SAMPLE_RATE, Bundle, StageSpec
 from speakerlens.serving.engine.graphs import ExplainedPrediction, Mapped
-from speakerlens.serving.pipeline.decode import MODEL_RATE
 from speakerlens.serving.pipeline.png import png
 from speakerlens.serving.pipeline.resize import centres, resize
 
@@ -82,7 +81,7 @@ def encoded(bundle: Bundle, answer: Mapped, options: ExplainOptions, speaker: st
     What was explained, the score of `speaker`, begins `start` samples into the audio, and the times of columns count
     from the audio's beginning.
     """
-    offset = np.float32(start / MODEL_RATE)
+    offset = np.float32(start / SAMPLE_RATE)
     frames = answer.features.shape[1]
     planes = []
     for name in options.stages:
@@ -133,7 +132,7 @@ def native_axes(
 
 
 def _seconds(bundle: Bundle, frame: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.float32]:
-    return ((frame * bundle.frame_shift + bundle.frame_length / 2) / MODEL_RATE).astype(np.float32)
+    return ((frame * bundle.frame_shift + bundle.frame_length / 2) / SAMPLE_RATE).astype(np.float32)
 
 
 def encode(

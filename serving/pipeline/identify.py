@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
+from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.config import Config
 from speakerlens.serving.errors import Reason, RequestError, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model, Models
 from speakerlens.serving.pipeline.answers import Answer, Identification, answer_of
 from speakerlens.serving.pipeline.concurrency import FULL
-from speakerlens.serving.pipeline.decode import MODEL_RATE, AudioInfo, DurationLimit
+from speakerlens.serving.pipeline.decode import AudioInfo, DurationLimit
 from speakerlens.serving.pipeline.query import MonitoringScope, Query, QueryOptions, target_of
 from speakerlens.serving.pipeline.reply_time import ReplyTimeEstimator
 from speakerlens.serving.pipeline.session import RequestSession
@@ -58,7 +59,7 @@ class Pipeline:
 
     def min_samples(self, model: Model) -> int:
         """Shortest audio that a model answers here, in samples of 16 kHz."""
-        return max(model.bundle.min_samples, round(self._config.min_seconds * MODEL_RATE))
+        return max(model.bundle.min_samples, round(self._config.min_seconds * SAMPLE_RATE))
 
     def shape(self, models: Sequence[Model]) -> Windowing:
         """How audio is cut for these models."""

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.measures.sound import Sound, together
+from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.engine.graphs import PREDICTED, ExplainedPrediction, Job, Prediction
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import WindowAggregator
 from speakerlens.serving.pipeline.concurrency import ConcurrencyLimit
-from speakerlens.serving.pipeline.decode import MODEL_RATE
 from speakerlens.serving.pipeline.ordered import map_ordered
 from speakerlens.serving.pipeline.query import QueryOptions
 from speakerlens.serving.pipeline.stitching import Piece, stitched
@@ -263,7 +263,7 @@ class RequestSession:
     def _take(self, heard: WindowOutput) -> None:
         self._windows += 1
         # As it is answered, not at the end: whoever hangs up before that has had it all the same.
-        charge((heard.window.stop - (self._last.stop if self._last else 0)) / MODEL_RATE)
+        charge((heard.window.stop - (self._last.stop if self._last else 0)) / SAMPLE_RATE)
         self._last = heard.window
         self.sounds.add(heard.sound)
         if self._keep and self.kept is None and heard.speech:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.errors import InvalidArgumentError, Reason
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.answers import Identification, WindowAnswer, answer_of
 from speakerlens.serving.pipeline.decode import (
-    MODEL_RATE,
     SAMPLE_TYPES,
     AudioInfo,
     DurationLimit,
@@ -133,7 +133,7 @@ async def identify_stream(
 
     def keeps_pace(window: Window) -> bool:
         """Whether the audio comes no faster than it is spoken; a file that is poured in is bulk work."""
-        return window.stop <= (time.monotonic() - started) * MODEL_RATE + ahead
+        return window.stop <= (time.monotonic() - started) * SAMPLE_RATE + ahead
 
     with core.hearing(question, models, live=True) as hearing:
         windows = live.windows(chunks, core.run_in_thread, hearing.watch)
@@ -158,11 +158,11 @@ async def _answered(
                 answer_of(question, model, each, window.start) for model, each in zip(models, said, strict=bool(said))
             )
         )
-    return WindowAnswer(window.start / MODEL_RATE, window.stop / MODEL_RATE, heard.speech, answers, watch.timings())
+    return WindowAnswer(window.start / SAMPLE_RATE, window.stop / SAMPLE_RATE, heard.speech, answers, watch.timings())
 
 
 def _tell(core: Pipeline, question: QueryOptions, models: Sequence[Model], heard: WindowOutput) -> None:
-    sounds, seconds = SoundMeasures(), len(heard.window.samples) / MODEL_RATE
+    sounds, seconds = SoundMeasures(), len(heard.window.samples) / SAMPLE_RATE
     sounds.add(heard.sound)
     if heard.speech:
         answered = MonitoredAnswer(models, heard.said, sounds, seconds, heard)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from speakerlens.serving.pipeline.decode import MODEL_RATE
+from speakerlens.serving.bundle import SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def speaker_turns(windows: Sequence[WindowVote]) -> tuple[SpeakerTurn, ...]:
 def _stretch(owned: Sequence[tuple[float, WindowVote, float]]) -> SpeakerTurn:
     votes = [window.vote for _, window, _ in owned if window.vote is not None]
     return SpeakerTurn(
-        start_s=owned[0][0] / MODEL_RATE,
-        end_s=owned[-1][2] / MODEL_RATE,
+        start_s=owned[0][0] / SAMPLE_RATE,
+        end_s=owned[-1][2] / SAMPLE_RATE,
         label=votes[0].label,
         probability=sum(vote.probability for vote in votes) / len(votes),
         logit=sum(vote.logit for vote in votes) / len(votes),

@@ -10,9 +10,9 @@ figures.
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.serving.pipeline.decode import MODEL_RATE
+from speakerlens.serving.bundle import SAMPLE_RATE
 
-RATE = MODEL_RATE // 2
+RATE = SAMPLE_RATE // 2
 FRAME, SHIFT, TRANSFORM = RATE // 25, RATE // 50, 512
 # At a time: more fall out of the processor's cache.
 FRAMES_AT_ONCE = 64

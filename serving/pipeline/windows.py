@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.serving.bundle import Bundle
+from speakerlens.serving.bundle import SAMPLE_RATE, Bundle
 from speakerlens.serving.pipeline.decode import (
-    MODEL_RATE,
     AudioInfo,
     DurationLimit,
     EncodedAudio,
@@ -37,7 +36,7 @@ class Windowing:
 def windowing(seconds: float, bundles: Iterable[Bundle]) -> Windowing:
     """Windows of this many seconds, about half of which is the hop, on a grid that suits all of `bundles`."""
     grid = math.lcm(*(bundle.frame_shift * stage.stride for bundle in bundles for stage in bundle.stages))
-    length = round(seconds * MODEL_RATE)
+    length = round(seconds * SAMPLE_RATE)
     return Windowing(length, max(length // 2 // grid, 1) * grid, grid)
 
 

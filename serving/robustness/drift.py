@@ -7,15 +7,14 @@ asked for. Every loaded bundle has a window of its own, so that a new version be
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from speakerlens.measures.distribution import population_stability_index
-from speakerlens.serving.bundle import Bundle
+from speakerlens.serving.bundle import Bundle, Distribution
 from speakerlens.serving.metrics.registry import PREFIX
-from speakerlens.serving.models.baseline import Distribution
 
 
 class Window:
@@ -57,20 +56,16 @@ class Drift(Collector):
         self._lock = threading.Lock()
         self._bundles: dict[str, tuple[Bundle, dict[str, Window]]] = {}
 
-    def add_model(self, bundle: Bundle) -> None:
-        """A bundle is served from now on."""
-        windows = {
-            name: Window(expected, self._samples)
-            for name, expected in bundle.baseline.clean.items()
-            if expected.samples
-        }
+    def set_bundles(self, bundles: Iterable[Bundle]) -> None:
+        """Replace the loaded bundles; the windows of those that stay are kept."""
         with self._lock:
-            self._bundles[bundle.digest] = bundle, windows
+            self._bundles = {
+                each.digest: self._bundles.get(each.digest) or (each, self._windows(each)) for each in bundles
+            }
 
-    def remove_model(self, bundle: Bundle) -> None:
-        """A bundle is served no longer."""
-        with self._lock:
-            self._bundles.pop(bundle.digest, None)
+    def _windows(self, bundle: Bundle) -> dict[str, Window]:
+        measures = bundle.baseline.clean.items()
+        return {name: Window(expected, self._samples) for name, expected in measures if expected.samples}
 
     def saw(self, bundle: Bundle, values: Mapping[str, float]) -> None:
         """Takes the measures of one answer, by name; NaN is none."""

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.measures.sound import Sound, hear
-from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.metrics import Metrics
@@ -46,25 +45,26 @@ class RobustnessObserver:
         self._metrics = metrics.robustness
         self._models = models
         self._executor = BoundedExecutor(metrics.robustness)
-        drift = Drift(config.drift_samples)
+        self._drift = drift = Drift(config.drift_samples)
         metrics.page.registry.register(drift)
-        metrics.listeners += [drift, self]
         self._meter = AnswerMeter(metrics, drift)
         self._samples = SampleTasks(models, metrics.robustness, self._meter, self._run_in_thread)
         self._saliency, self._shadow = Sampler(config.saliency_share), Sampler(config.shadow_share)
         self._background = Background(device, metrics.robustness)
         self._variants: set[str] = set()
         self._read = config.metrics  # what nobody reads is not worth any work
+        models.subscribe(self._on_change)
+        self._on_change()
 
-    def add_model(self, bundle: Bundle) -> None:
-        """A bundle is served from now on."""
-        if self._shadow.share:
-            for other in self._variants - {bundle.variant}:
-                self._metrics.add_pair(*sorted((bundle.variant, other)))
-        self._variants.add(bundle.variant)
-
-    def remove_model(self, bundle: Bundle) -> None:
-        """A bundle is served no longer; what was counted of it stays."""
+    def _on_change(self) -> None:
+        """Follow the loaded models; what was counted of a variant that is gone remains."""
+        bundles = [model.bundle for model in self._models]
+        self._drift.set_bundles(bundles)
+        for variant in {bundle.variant for bundle in bundles} - self._variants:
+            if self._shadow.share:
+                for other in self._variants:
+                    self._metrics.add_pair(*sorted((variant, other)))
+            self._variants.add(variant)
 
     @property
     def samples(self) -> bool:

@@ -24,15 +24,15 @@ import numpy as np
 
 from speakerlens.measures.probes import CLEAN, MAX_SECONDS, RESAMPLED, Condition, ProbeSet
 from speakerlens.measures.saliency import deletion_index
+from speakerlens.serving.bundle import SAMPLE_RATE, ExpectedProbe
 from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.graphs import ComparedJob, ExplainedPrediction, Job
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.engine.session import Arrays
 from speakerlens.serving.metrics.robustness import ConditionResult, Probes
-from speakerlens.serving.models.baseline import ExpectedProbe
 from speakerlens.serving.models.registry import Model, Models, Selector
 from speakerlens.serving.pipeline.concurrency import retry_when_full
-from speakerlens.serving.pipeline.decode import MODEL_RATE, DurationLimit, EncodedAudio, RawAudio, decode
+from speakerlens.serving.pipeline.decode import DurationLimit, EncodedAudio, RawAudio, decode
 from speakerlens.serving.pipeline.explain import displayed
 
 log = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def _audio(probes: ProbeSet, index: int, condition: Condition) -> EncodedAudio |
     """A probe as a client would send it."""
     if condition.interference == RESAMPLED:
         return EncodedAudio(probes.encoded(index))
-    return RawAudio(probes.mixture(index, condition).astype("<f4").tobytes(), "float32", MODEL_RATE, 1)
+    return RawAudio(probes.mixture(index, condition).astype("<f4").tobytes(), "float32", SAMPLE_RATE, 1)
 
 
 def _deletion_index(

@@ -12,8 +12,8 @@ from speakerlens.measures.distribution import quantile_bins
 from speakerlens.measures.prediction import scores
 from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
 from speakerlens.measures.sound import hear
-from speakerlens.serving.bundle import read_bundle
 from speakerlens.serving.engine.graphs import Engine, Job
+from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.pipeline.explain import displayed
 from speakerlens.training.data.audio import read_sound
 from speakerlens.training.data.manifest import Clip, Corpus, load_corpus

@@ -19,7 +19,7 @@ from speakerlens.export.cli import main
 from speakerlens.export.kinks import Kinks
 from speakerlens.export.onnx_graphs import GraphError, check_graph
 from speakerlens.export.verify import verify_bundle
-from speakerlens.serving.bundle import read_bundle
+from speakerlens.serving.models.reader import read_bundle
 from speakerlens.training.checkpoint import Run, load_run
 from speakerlens.training.data.manifest import Corpus, load_corpus
 from speakerlens.training.errors import UserError

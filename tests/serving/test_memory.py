@@ -49,7 +49,7 @@ GRAPHS = (
     "import numpy as np\n"
     "from speakerlens.serving.engine.graphs import PREDICT_SPEC, Job\n"
     "from speakerlens.serving.engine.session import Graph\n"
-    "from speakerlens.serving.bundle import read_bundle\n"
+    "from speakerlens.serving.models.reader import read_bundle\n"
     f"{RESIDENT}"
     "bundle = read_bundle(Path(sys.argv[1]))\n"
     "graphs = [Graph(PREDICT_SPEC, bundle, 'cpu', 1) for _ in range(8)]\n"

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speakerlens.serving.bundle import read_bundle
+from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.engine.buckets import Limits, cpu_buckets, cuda_buckets
 from speakerlens.serving.engine.graphs import Engine, Job
-from speakerlens.serving.pipeline.decode import MODEL_RATE
+from speakerlens.serving.models.reader import read_bundle
 from tests.serving import toy
 from tests.serving.harness import voice
 
@@ -20,9 +20,9 @@ LIMITS = st.builds(
 )
 
 
-@given(LIMITS, st.integers(1, 50 * MODEL_RATE), st.integers(1, 40))
+@given(LIMITS, st.integers(1, 50 * SAMPLE_RATE), st.integers(1, 40))
 def test_everything_is_rounded_up_and_not_far(limits: Limits, samples: int, count: int) -> None:
-    for buckets, step in ((cpu_buckets(limits), MODEL_RATE // 2), (cuda_buckets(limits), 5 * MODEL_RATE)):
+    for buckets, step in ((cpu_buckets(limits), SAMPLE_RATE // 2), (cuda_buckets(limits), 5 * SAMPLE_RATE)):
         length = buckets.length(samples)
         assert samples <= length < samples + step
         assert buckets.length(length) == length

@@ -13,10 +13,10 @@ import onnx
 import pytest
 
 from speakerlens.measures.distribution import Bins
-from speakerlens.serving.bundle import Bundle, BundleError, Fault, read_bundle
+from speakerlens.serving.bundle import Bundle, BundleError, Distribution, ExpectedProbe, Fault
 from speakerlens.serving.engine.graphs import Engine
-from speakerlens.serving.models.baseline import Distribution, ExpectedProbe
 from speakerlens.serving.models.folders import list_bundles, stamp_of
+from speakerlens.serving.models.reader import read_bundle
 from tests.serving import toy
 
 
@@ -110,8 +110,8 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("an unknown stage to fuse", altered(fused_stages=["s5"]), "at fused_stages[0]"),
     ("no threshold", altered(calibration={}), "at calibration"),
     ("no verification", altered(verification={}), "at verification"),
-    ("no threshold for two utterances", altered(verification=thresholds(2, 3)), "begin with 1 utterance"),
-    ("thresholds in disorder", altered(verification=thresholds(1, 3, 2)), "and rise"),
+    ("no threshold for two utterances", altered(verification=thresholds(2, 3)), "start with 1 utterance"),
+    ("thresholds in disorder", altered(verification=thresholds(1, 3, 2)), "and ascend"),
     ("an unknown key", altered(extra=1), "'extra' was unexpected"),
     ("too deep", lambda f: (f / "bundle.json").write_text("[" * 100_000), "bundle.json cannot be read"),
     ("no speakers", without("speakers"), "'speakers' is a required property"),
@@ -137,7 +137,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
         "baseline.json cannot be read: it holds NaN",
     ),
     ("a calibration of no size", altered(calibration={"temperature": math.inf, "threshold": 0.0}), "holds Infinity"),
-    ("samples nobody counted", baseline(samples=99), "counts 100 of 99 samples"),
+    ("samples nobody counted", baseline(samples=99), "counts of 100 for 99 samples"),
     ("probes without utterances", altered(probes={"utterances": []}), "at probes"),
     ("not a graph", resealed(lambda f: (f / "predict.onnx").write_bytes(b"x" * 99)), "predict.onnx cannot be opened"),
     ("weights in a file", resealed(weights_in_a_file), "predict.onnx cannot be opened"),
@@ -180,7 +180,7 @@ def test_a_broken_baseline_is_a_fault_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(BundleError) as caught:
         read_bundle(folder)
     assert caught.value.fault == Fault.BASELINE
-    assert not caught.value.fault.may_pass
+    assert not caught.value.fault.may_be_transient
 
 
 def test_baseline_and_probes_are_read(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def expecting_little(folder: Path) -> None:
     ("change", "reason"),
     [
         (unlisted, "bundle.json records no digest of probes/noise/01.npy"),
-        (resealed(expecting_little), "baseline.json does not say what to expect of probes under noise 0 dB"),
+        (resealed(expecting_little), "baseline.json has no expected result of probes under noise 0 dB"),
         (
             resealed(lambda f: (f / "probes/noise/00.npy").write_bytes(b"no")),
             "probes/noise/00.npy cannot be read as an",
@@ -229,7 +229,7 @@ def test_probes_that_do_not_hold_are_a_fault_of_their_own(
         read_bundle(folder)
     assert reason in str(caught.value)
     assert caught.value.fault == Fault.PROBES
-    assert not caught.value.fault.may_pass
+    assert not caught.value.fault.may_be_transient
 
 
 def test_files_outside_the_bundle_are_not_read(tmp_path: Path) -> None:

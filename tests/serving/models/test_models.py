@@ -9,13 +9,13 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from speakerlens.serving.bundle import read_bundle
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.graphs import Engine, Job
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import NotFoundError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.loader import build_model
+from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.models.registry import Model, Models, Selector
 from tests.serving import toy
 from tests.serving.harness import voice

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speakerlens.picture import levels
-from speakerlens.serving.bundle import read_bundle
 from speakerlens.serving.engine.graphs import ExplainedPrediction
+from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.pipeline.explain import Encoding, ExplainOptions, encode, explain, normalised
 from speakerlens.serving.pipeline.resize import resize
 

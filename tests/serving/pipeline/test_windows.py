@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from speakerlens.serving.bundle import Bundle, read_bundle
+from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
+from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.pipeline.aggregate import WindowAggregator
 from speakerlens.serving.pipeline.ordered import map_ordered
 from speakerlens.serving.pipeline.stitching import Piece, stitched

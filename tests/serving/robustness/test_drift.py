@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from speakerlens.measures.distribution import Bins, population_stability_index
-from speakerlens.serving.bundle import Bundle, read_bundle
+from speakerlens.serving.bundle import Bundle, Distribution
 from speakerlens.serving.metrics import Metrics
-from speakerlens.serving.models.baseline import Distribution
+from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.robustness.drift import Drift, Window
 from tests.serving import toy
 
@@ -38,7 +38,7 @@ def test_a_window_forgets_the_oldest() -> None:
 
 def test_the_page_shows_the_newest_version_and_begins_anew_with_it(tmp_path: Path) -> None:
     drift, first, second = Drift(100), bundle(tmp_path, 1), bundle(tmp_path, 2)
-    drift.add_model(first)
+    drift.set_bundles([first])
     assert page(drift)["drift_samples", "v", "snr_db"] == 0
     assert ("drift_psi", "v", "snr_db") not in page(drift)
     for value in (30.0, 30.0, 10.0, math.nan):
@@ -49,16 +49,16 @@ def test_the_page_shows_the_newest_version_and_begins_anew_with_it(tmp_path: Pat
     assert shown["drift_psi", "v", "snr_db"] == population_stability_index((50, 50), (1, 2))
     assert {measure for _, _, measure in shown} == toy.baseline()["distributions"]["clean"].keys()
 
-    drift.add_model(second)
+    drift.set_bundles([first, second])
     assert page(drift)["drift_samples", "v", "snr_db"] == 0
     drift.saw(first, {"snr_db": 30.0})
     assert page(drift)["drift_samples", "v", "snr_db"] == 0
     drift.saw(second, {"snr_db": 30.0})
     assert page(drift)["drift_samples", "v", "snr_db"] == 1
 
-    drift.remove_model(second)
+    drift.set_bundles([first])
     assert page(drift)["drift_samples", "v", "snr_db"] == 4
-    drift.remove_model(first)
+    drift.set_bundles([])
     assert page(drift) == {}
     drift.saw(first, {"snr_db": 30.0})
     assert page(drift) == {}
@@ -67,13 +67,12 @@ def test_the_page_shows_the_newest_version_and_begins_anew_with_it(tmp_path: Pat
 def test_it_stands_on_the_page_of_metrics(tmp_path: Path) -> None:
     metrics, drift, one = Metrics(), Drift(10), bundle(tmp_path, 1)
     metrics.page.registry.register(drift)
-    metrics.listeners.append(drift)
-    metrics.add_model(one)
+    drift.set_bundles([one])
     drift.saw(one, {"entropy": 0.1})
     labels = {"variant": "v", "measure": "entropy"}
     assert metrics.registry.get_sample_value("speakerlens_drift_samples", labels) == 1
     assert metrics.registry.get_sample_value("speakerlens_drift_psi", labels) == pytest.approx(
         population_stability_index((50, 50), (1, 0))
     )
-    metrics.remove_model(one)
+    drift.set_bundles([])
     assert metrics.registry.get_sample_value("speakerlens_drift_samples", labels) is None

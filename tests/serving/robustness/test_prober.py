@@ -10,12 +10,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from speakerlens.serving.bundle import Bundle, read_bundle
+from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.graphs import ComparedJob, Comparison, ExplainedPrediction, Job, Prediction
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.engine.queue import JobResult
 from speakerlens.serving.errors import Reason, ResourceExhaustedError, UnavailableError
 from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.models.registry import Model, Models
 from speakerlens.serving.robustness.probes import Prober
 from tests.serving import toy

@@ -1,0 +1,202 @@
+"""Read bundles from disk, and check everything before it is used.
+
+A bundle is accepted only if `bundle.json` and `baseline.json` fit their schemas, every file has the SHA-256 recorded in
+`bundle.json`, the export's parity verification holds, and the folder's name is `<variant>/<version>`. Whether the
+graphs fit is checked by the engine when it opens them.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonschema
+
+from speakerlens.measures.distribution import Bins
+from speakerlens.measures.probes import ProbeError, ProbeSet, files
+from speakerlens.serving.bundle import (
+    EXPLAIN,
+    PREDICT,
+    STAGES,
+    VERIFY,
+    Baseline,
+    Bundle,
+    BundleError,
+    Distribution,
+    ExpectedProbe,
+    Fault,
+    StageSpec,
+)
+
+MANIFEST, BASELINE, PARITY = "bundle.json", "baseline.json", "parity.json"
+SCHEMA_VERSION = 4
+# The largest that the wire contract can name (int32).
+MAX_VERSION = 2**31 - 1
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Return the bundle in `folder`, which is named <variant>/<version>, after checking all of it.
+
+    Raises:
+        BundleError: the bundle must not be served; says why.
+    """
+    content = _read(folder / MANIFEST)
+    manifest = _parse(MANIFEST, content)
+    _check_manifest(manifest)
+    if (folder.parent.name, folder.name) != (manifest["variant"], str(manifest["version"])):
+        where = f"{manifest['variant']}/{manifest['version']}"
+        raise BundleError(f"{MANIFEST} is of {where}, the folder is not", Fault.MISPLACED)
+    _check_files(folder, manifest["files"])
+    if _parse(PARITY, _read(folder / PARITY)).get("holds") is not True:
+        raise BundleError(f"{PARITY}: the export's own verification does not hold", Fault.PARITY)
+    front_end, calibration = manifest["front_end"], manifest["calibration"]
+    verification = manifest["verification"]["thresholds"]
+    baseline = _read_baseline(folder / BASELINE)
+    bundle = Bundle(
+        folder=folder,
+        variant=manifest["variant"],
+        version=manifest["version"],
+        speakers=tuple(manifest["speakers"]),
+        frame_length=front_end["frame_length"],
+        frame_shift=front_end["frame_shift"],
+        mel_centres_hz=tuple(front_end["mel_centres_hz"]),
+        embedding_size=manifest["network"]["embedding"],
+        stages=tuple(StageSpec(**stage) for stage in manifest["stages"]),
+        fused_stages=tuple(manifest["fused_stages"]),
+        min_samples=manifest["min_samples"],
+        score_scale=manifest["network"]["scale"],
+        temperature=calibration["temperature"],
+        threshold=calibration["threshold"],
+        verification_thresholds=tuple((each["utterances"], each["threshold"]) for each in verification),
+        code_revision=manifest["code_revision"],
+        training_data_digest=manifest["training_data_digest"],
+        digest=hashlib.sha256(content).hexdigest(),
+        baseline=baseline,
+        probes=_read_probes(folder, manifest, baseline),
+    )
+    _check_consistency(bundle, front_end["mel_bins"])
+    return bundle
+
+
+def _read_baseline(path: Path) -> Baseline:
+    content = _parse(BASELINE, _read(path))
+    _check_schema(BASELINE, content, "baseline.schema.json", Fault.BASELINE)
+    for condition, measures in content["distributions"].items():
+        for measure, found in measures.items():
+            _check_distribution(f"distributions.{condition}.{measure}", found)
+    clean = {
+        measure: Distribution(Bins(tuple(found["edges"])), tuple(found["counts"]), found["samples"], found["mean"])
+        for measure, found in content["distributions"]["clean"].items()
+    }
+    return Baseline(clean, tuple(ExpectedProbe(**probe) for probe in content["probes"]))
+
+
+def _check_distribution(where: str, found: Mapping[str, Any]) -> None:
+    edges, counts = found["edges"], found["counts"]
+    if len(counts) != len(edges) + 1:
+        raise BundleError(f"{BASELINE} has {len(counts)} counts for {len(edges)} edges at {where}", Fault.BASELINE)
+    if any(not low < high for low, high in itertools.pairwise(edges)):
+        raise BundleError(f"{BASELINE} has edges that do not ascend at {where}", Fault.BASELINE)
+    if sum(counts) != found["samples"]:
+        message = f"{BASELINE} has counts of {sum(counts)} for {found['samples']} samples at {where}"
+        raise BundleError(message, Fault.BASELINE)
+
+
+def _read_probes(folder: Path, manifest: dict[str, Any], baseline: Baseline) -> ProbeSet | None:
+    for name in files(manifest["probes"]) if manifest["probes"] else ():
+        if name not in manifest["files"]:
+            raise BundleError(f"{MANIFEST} records no digest of {name}", Fault.PROBES)
+    try:
+        probes = ProbeSet.read(folder, manifest)
+    except ProbeError as error:
+        raise BundleError(str(error), Fault.PROBES) from error
+    expected = [(each.interference, each.snr_db) for each in baseline.probes]
+    for condition in probes.conditions if probes else ():
+        if condition not in expected:
+            raise BundleError(f"{BASELINE} has no expected result of probes under {condition}", Fault.PROBES)
+    return probes
+
+
+@cache
+def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    text = resources.files("speakerlens.protos").joinpath(schema).read_text(encoding="utf-8")
+    return jsonschema.Draft202012Validator(json.loads(text))
+
+
+def _check_schema(name: str, content: dict[str, Any], schema: str, fault: Fault) -> None:
+    error = jsonschema.exceptions.best_match(_validator(schema).iter_errors(content))
+    if error is not None:
+        where = error.json_path.removeprefix("$").removeprefix(".") or "top level"
+        raise BundleError(f"{name} does not fit the schema at {where}: {error.message[:200]}", fault)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{path.name} is missing", Fault.UNREADABLE) from None
+    except OSError as error:
+        raise BundleError(f"{path.name} cannot be read: {error.strerror}", Fault.UNREADABLE) from error
+
+
+def _parse(name: str, content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{name} cannot be read: {error}", Fault.UNREADABLE) from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{name} is not a JSON object", Fault.MANIFEST)
+    return value
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    """Raise ValueError: JSON has no NaN or infinity, and NaN passes every bound of a schema."""
+    raise ValueError(f"it holds {constant}")
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    version = manifest.get("schema_version")
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{MANIFEST} has schema version {version}, this server reads {SCHEMA_VERSION}; export it again",
+            Fault.MANIFEST,
+        )
+    _check_schema(MANIFEST, manifest, "bundle.schema.json", Fault.MANIFEST)
+
+
+def _check_files(folder: Path, digests: dict[str, str]) -> None:
+    for required in (PREDICT, EXPLAIN, VERIFY, PARITY, BASELINE):
+        if required not in digests:
+            raise BundleError(f"{MANIFEST} records no digest of {required}", Fault.MANIFEST)
+    for name, expected in digests.items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BundleError(f"{MANIFEST} names a file outside the bundle: {name}", Fault.MANIFEST)
+        try:
+            with path.open("rb") as file:
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise BundleError(f"{name} is missing", Fault.UNREADABLE) from None
+        except OSError as error:
+            raise BundleError(f"{name} cannot be read: {error.strerror}", Fault.UNREADABLE) from error
+        if actual != expected:
+            message = f"{name} is not the file that was exported: SHA-256 {actual[:12]}…, not {expected[:12]}…"
+            raise BundleError(message, Fault.DIGEST)
+
+
+def _check_consistency(bundle: Bundle, mel_bins: int) -> None:
+    if bundle.version > MAX_VERSION:
+        raise BundleError(f"{MANIFEST} is of version {bundle.version}, above {MAX_VERSION}", Fault.MANIFEST)
+    if bundle.mel_bins != mel_bins:
+        raise BundleError(f"{MANIFEST} gives {bundle.mel_bins} mel centres for {mel_bins} mel bins", Fault.MANIFEST)
+    if tuple(stage.name for stage in bundle.stages) != STAGES:
+        raise BundleError(f"{MANIFEST} must list the stages {', '.join(STAGES)} in this order", Fault.MANIFEST)
+    if bundle.min_samples < bundle.frame_length:
+        raise BundleError(f"{MANIFEST}: min_samples {bundle.min_samples} is shorter than a frame", Fault.MANIFEST)
+    sizes = [size for size, _ in bundle.verification_thresholds]
+    if sizes[0] != 1 or sizes != sorted(set(sizes)):
+        raise BundleError(f"{MANIFEST}: verification.thresholds must start with 1 utterance and ascend", Fault.MANIFEST)
