@@ -130,7 +130,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("an empty baseline", resealed(lambda f: (f / "baseline.json").write_text("{}")), "baseline.json does not fit"),
     ("a baseline in words", baseline(mean="loud"), "at distributions.clean.level_dbfs.mean"),
     ("too few edges", baseline(edges=[]), "2 counts for 0 edges at distributions.clean.level_dbfs"),
-    ("edges that fall", baseline(edges=[2.0, 1.0], counts=[40, 30, 30]), "do not rise"),
+    ("edges that fall", baseline(edges=[2.0, 1.0], counts=[40, 30, 30]), "do not ascend"),
     (
         "edges of no size",
         baseline(edges=[math.nan, 1.0], counts=[40, 30, 30]),
