@@ -8,11 +8,10 @@ to blame it is repaired, and the batch waits for that.
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
-from speakerlens.serving.engine.latency import EXPECTATION_MEMORY, LatencyEstimator
+from speakerlens.serving.engine.latency import LatencyEstimator, OverrunEstimator
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.engine.queue import (
     JobResult,
@@ -20,9 +19,11 @@ from speakerlens.serving.engine.queue import (
     PriorityQueue,
     QueuedJob,
     QueueLimits,
+    deadline_at_risk,
     deadline_missed,
     deadline_unmeetable,
     engine_unusable,
+    now,
 )
 from speakerlens.serving.engine.recovery import EngineRecovery
 from speakerlens.serving.engine.scheduler import Scheduler, Work
@@ -63,8 +64,7 @@ class Batcher(Generic[JobT, ResultT]):
         self._repair = repair
         self._pace = LatencyEstimator()
         self._turnover = LatencyEstimator()
-        # By priority: seconds until a job was answered, for each second that was expected when it came.
-        self._waits = tuple(LatencyEstimator(EXPECTATION_MEMORY) for _ in Priority)
+        self._overruns = tuple(OverrunEstimator() for _ in Priority)
         self._lanes: tuple[PriorityQueue[JobT, ResultT], ...] = tuple(
             PriorityQueue(name, bounds, self._pace, self._turnover, observer) for _ in Priority
         )
@@ -83,7 +83,7 @@ class Batcher(Generic[JobT, ResultT]):
 
         Raises:
             UnavailableError: the engine is broken, and cannot be opened; or nothing is computed any more.
-            ResourceExhaustedError: the queue is full.
+            ResourceExhaustedError: the queue is full, or runs so late that the deadline is at risk.
             DeadlineError: what waits already takes longer than the caller has.
         """
         if self._repair.failing or self._device.failed.done():
@@ -96,8 +96,8 @@ class Batcher(Generic[JobT, ResultT]):
                 f"{self._bounds.waiting} requests wait for {self._name} already; try again later",
                 delay,
             )
-        if deadline is not None and delay and time.monotonic() + self._at_worst(delay, priority) >= deadline:
-            raise deadline_unmeetable(self._name, delay, 0.0)
+        if deadline is not None and delay:
+            self._check_expected(priority, deadline - now(), delay, 0.0)
 
     async def submit(
         self, job: JobT, deadline: float | None = None, priority: Priority = Priority.INTERACTIVE
@@ -106,11 +106,12 @@ class Batcher(Generic[JobT, ResultT]):
 
         Args:
             job: what to compute.
-            deadline: on the clock of `time.monotonic`, or None.
+            deadline: on the clock of the event loop, or None.
             priority: whether somebody is waiting for the answer.
 
         Raises:
-            ResourceExhaustedError: the queue is full, which is known at once; or the job alone needs too much memory.
+            ResourceExhaustedError: the queue is full or runs late, which is known at once; or the job alone needs too
+                much memory.
             UnavailableError: the engine is broken, and attempts to open it anew were in vain.
             DeadlineError: the deadline passed before the answer was there, or would have.
         """
@@ -157,20 +158,20 @@ class Batcher(Generic[JobT, ResultT]):
                 entry.fail(error)
 
     async def _run(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], feed: Any | None) -> None:
-        started = time.monotonic()
+        started = now()
         begun = self._device.begun(min(entry.arrived for entry in batch))
         try:
             results = await self._device.compute(self.work, [entry.job for entry in batch], feed)
         except Exception as error:
             await self._failed(priority, batch, error)
             return
-        seconds = time.monotonic() - started
+        seconds = now() - started
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
                 entry.future.set_result(JobResult(result, started - entry.arrived, seconds))
-        self._pace.ran(self._lanes[priority].batch_cost(batch), seconds)
+        self._pace.record(self._lanes[priority].batch_cost(batch), seconds)
         # What waits counts without padding, so that padding is part of what it takes.
-        self._turnover.ran(sum(entry.cost for entry in batch), time.monotonic() - begun)
+        self._turnover.record(sum(entry.cost for entry in batch), now() - begun)
         self._observer.ran(len(batch), seconds)
 
     async def _failed(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], error: Exception) -> None:
@@ -208,23 +209,27 @@ class Batcher(Generic[JobT, ResultT]):
         needed = self._pace.seconds(entry.cost)
         delay = self._device.delay(self._lanes[priority], priority, needed)
         entry.expected = delay + needed
-        left = entry.deadline - time.monotonic()
+        left = entry.deadline - now()
         if left <= 0:
             raise deadline_missed(self._name)
-        if left <= self._at_worst(entry.expected, priority):
-            if not delay:
-                self._pace.decay()
-                self._waits[priority].decay()
-            raise deadline_unmeetable(self._name, delay, needed)
+        if left <= needed and not delay:
+            self._pace.decay()
+        self._check_expected(priority, left, delay, needed)
 
-    def _at_worst(self, expected: float, priority: Priority) -> float:
-        """How long it takes until a job is answered, by what became of such expectations."""
-        return max(expected, self._waits[priority].cautious_seconds(expected))
+    def _check_expected(self, priority: Priority, left: float, delay: float, needed: float) -> None:
+        """Raise an error where a job that waits `delay` and then takes `needed` would not be answered within `left`."""
+        expected = delay + needed
+        if left <= expected:
+            raise deadline_unmeetable(self._name, delay, needed, left)
+        # An idle device starts at once; only what waits can be late by what waits before it.
+        at_worst = expected * self._overruns[priority].factor(now()) if delay else expected
+        if left <= at_worst:
+            raise deadline_at_risk(self._name, expected, at_worst, left)
 
     def _learn(self, entry: QueuedJob[JobT, ResultT], priority: Priority) -> None:
         """What became of an expectation; of those who were too late no more is known than that they were."""
         if entry.expected:
-            self._waits[priority].ran(entry.expected, time.monotonic() - entry.arrived)
+            self._overruns[priority].record(entry.expected, now() - entry.arrived, now())
 
     def _on_repair(self, _works: bool) -> None:
         if self._repair.failing:

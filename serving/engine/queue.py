@@ -2,19 +2,23 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from speakerlens.serving.engine.latency import LatencyEstimator
-from speakerlens.serving.errors import DeadlineError, Reason, UnavailableError
+from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedError, UnavailableError
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
 # A request waits for company no longer than this share of the time it has.
 WAIT_SHARE = 0.1
+
+
+def now() -> float:
+    """Return the time in seconds on the running event loop's clock, by default that of `time.monotonic`."""
+    return asyncio.get_running_loop().time()
 
 
 class Observer(Protocol):
@@ -68,7 +72,7 @@ class QueuedJob(Generic[JobT, ResultT]):
     """A job that waits for its answer; must be made on the event loop.
 
     Attributes:
-        deadline: on the clock of `time.monotonic`.
+        deadline: on the event loop's clock.
         together: the most jobs with which it may be computed; less once a batch with it has failed.
         retried: it failed alone, on an engine that was broken.
         expected: how many seconds after its arrival it should be answered, by what was known then; 0 if nothing was.
@@ -81,7 +85,7 @@ class QueuedJob(Generic[JobT, ResultT]):
         self.together: float = math.inf
         self.retried = False
         self.expected = 0.0
-        self.arrived = time.monotonic()
+        self.arrived = now()
         self.future: asyncio.Future[JobResult[ResultT]] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: Exception) -> None:
@@ -189,15 +193,15 @@ class PriorityQueue(Generic[JobT, ResultT]):
         needed = sum(each.cost for each in together)
         if cost > self._bounds.batch_cost or cost - needed > self._bounds.padding * cost:
             return False
-        return time.monotonic() + self._pace.seconds(cost) < min(each.deadline for each in together)
+        return now() + self._pace.seconds(cost) < min(each.deadline for each in together)
 
     def _refuse_late(self, entry: QueuedJob[JobT, ResultT]) -> bool:
         """Answers an entry whose deadline has passed, or would even if it were computed alone; whether that is so."""
-        left, needed = entry.deadline - time.monotonic(), self._pace.seconds(entry.cost)
+        left, needed = entry.deadline - now(), self._pace.seconds(entry.cost)
         if left > needed:
             return False
         entry.future.set_exception(
-            deadline_missed(self._name) if left <= 0 else deadline_unmeetable(self._name, 0.0, needed)
+            deadline_missed(self._name) if left <= 0 else deadline_unmeetable(self._name, 0.0, needed, left)
         )
         return True
 
@@ -211,10 +215,23 @@ def deadline_missed(name: str) -> DeadlineError:
     return DeadlineError(Reason.DEADLINE, f"the deadline passed while waiting for {name}")
 
 
-def deadline_unmeetable(name: str, waiting: float, needed: float) -> DeadlineError:
-    """A deadline that would pass."""
-    before = f"about {waiting:.3g} s of work waits before it, and " if waiting else ""
-    return DeadlineError(Reason.DEADLINE, f"the deadline cannot be met: {before}{name} takes about {needed:.3g} s")
+def deadline_unmeetable(name: str, delay: float, needed: float, left: float) -> DeadlineError:
+    """Return the error of a job whose deadline is sooner than its expected answer; all times in seconds."""
+    before = f"about {delay:.3g} s of work waits before it, " if delay else ""
+    return DeadlineError(
+        Reason.DEADLINE,
+        f"the deadline cannot be met: {before}{name} takes about {needed:.3g} s, and {left:.3g} s are left",
+    )
+
+
+def deadline_at_risk(name: str, expected: float, at_worst: float, left: float) -> ResourceExhaustedError:
+    """Return the error of a job that the estimate would allow, but whose queue runs late; all times in seconds."""
+    return ResourceExhaustedError(
+        Reason.DEADLINE,
+        f"{name} is overloaded: an answer is expected in {expected:.3g} s but may take {at_worst:.3g} s, "
+        f"and {left:.3g} s are left; try again later",
+        expected,
+    )
 
 
 def engine_unusable(name: str) -> UnavailableError:

@@ -9,13 +9,12 @@ import asyncio
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import PriorityQueue
+from speakerlens.serving.engine.queue import PriorityQueue, now
 from speakerlens.serving.errors import Reason, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -133,7 +132,7 @@ class Scheduler:
         Other queues of its priority take turns with this one, so they delay it by no more than its own lane does.
         """
         own = lane.seconds
-        delay = max(0.0, self._ends - time.monotonic()) + own if self._running is not None else own
+        delay = max(0.0, self._ends - now()) + own if self._running is not None else own
         for turn in self._turns:
             other = turn.lane
             if other is not None and other is not lane and turn.priority <= priority:
@@ -142,7 +141,7 @@ class Scheduler:
 
     def begun(self, arrived: float) -> float:
         """When the batch that is being started, with a job that came at `arrived`, might have been begun at best."""
-        return self._ended_at if arrived <= self._ended_at else time.monotonic()
+        return self._ended_at if arrived <= self._ended_at else now()
 
     async def compute(self, work: Work[JobT, ResultT], jobs: Sequence[JobT], feed: Any | None) -> list[ResultT]:
         """Computes on the device's thread; one answer per job, or an error.
@@ -223,7 +222,7 @@ class Scheduler:
             at = min((turn.lane.ready_at() for turn in self._turns if turn.lane is not None), default=math.inf)
             if self._running is not None:
                 at = max(at, self._ends - self._preparing_s - AHEAD_SECONDS)
-            left = at - time.monotonic()
+            left = at - now()
             if left <= 0:
                 return
             with contextlib.suppress(TimeoutError):
@@ -232,14 +231,13 @@ class Scheduler:
 
     def _choose(self) -> tuple[_Turn, list[Any]] | None:
         """The next batch, still in its lane."""
-        now = time.monotonic()
-        for turn in self._order(now):
+        for turn in self._order(now()):
             batch = turn.lane.form() if turn.lane is not None else []
             if batch:
                 return turn, batch
         return None
 
-    def _order(self, now: float) -> list[_Turn]:
+    def _order(self, at: float) -> list[_Turn]:
         """Who may form a batch now, the first first."""
         waiting = sorted((turn for turn in self._turns if turn.lane), key=lambda turn: turn.served)
         interactive = [turn for turn in waiting if turn.priority is Priority.INTERACTIVE]
@@ -248,7 +246,7 @@ class Scheduler:
             return interactive
         bulk = [turn for turn in waiting if turn.priority is Priority.BULK]
         order = [*bulk, *interactive] if self._since_bulk >= BULK_PATIENCE else [*interactive, *bulk]
-        return [turn for turn in order if turn.lane and turn.lane.ready_at() <= now]
+        return [turn for turn in order if turn.lane and turn.lane.ready_at() <= at]
 
     def _start(self, turn: _Turn, batch: list[Any], feed: Any | None) -> None:
         self._count += 1
@@ -259,27 +257,27 @@ class Scheduler:
             self._since_bulk += 1
         for entry in batch:
             turn.queue.lanes[turn.priority].remove(entry)
-        self._ends = time.monotonic() + turn.queue.expected(batch)
+        self._ends = now() + turn.queue.expected(batch)
         self._runs_for = turn.queue
         self._running = asyncio.create_task(turn.queue.run(turn.priority, batch, feed))
         self._running.add_done_callback(self._ended)
 
     def _ended(self, _task: object) -> None:
         self._running = self._runs_for = None
-        self._ended_at = time.monotonic()
+        self._ended_at = now()
         if self._bulk_ended == math.inf:
-            self._bulk_ended = time.monotonic()
+            self._bulk_ended = now()
         self._news.set()
 
     async def _prepare(self, turn: _Turn, batch: list[Any]) -> Any | None:
         """None where it fails: then it fails again on the device's thread, and is dealt with as any failure there."""
-        started = time.monotonic()
+        started = now()
         jobs = [entry.job for entry in batch]
         try:
             feed = await asyncio.get_running_loop().run_in_executor(self._preparing, turn.queue.work.prepare, jobs)
         except Exception:
             return None
-        seconds = time.monotonic() - started
+        seconds = now() - started
         self._preparing_s = max(seconds, PREPARING_MEMORY * self._preparing_s)
         return feed
 

@@ -18,7 +18,7 @@ class ReplyTimeEstimator:
 
     def gone(self, seconds: float) -> None:
         """An answer was ready so long after the device was."""
-        self._pace.ran(1, seconds)
+        self._pace.record(1, seconds)
 
     def compute_deadline(self, deadline: float | None) -> float | None:
         """When the device must be done with what should be answered by `deadline`, on the clock of `time.monotonic`."""

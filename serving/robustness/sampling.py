@@ -22,7 +22,7 @@ from speakerlens.measures.sound import Sound
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.graphs import Prediction
 from speakerlens.serving.engine.scheduler import Scheduler
-from speakerlens.serving.errors import DeadlineError, RequestError, ResourceExhaustedError, UnavailableError
+from speakerlens.serving.errors import DeadlineError, Reason, RequestError, ResourceExhaustedError, UnavailableError
 from speakerlens.serving.metrics import Robustness
 from speakerlens.serving.pipeline.concurrency import FULL
 
@@ -139,7 +139,7 @@ class Background:
             except (Dropped, DeadlineError, UnavailableError):
                 pass
             except Exception as error:
-                if not (isinstance(error, ResourceExhaustedError) and error.reason in FULL):
+                if not (isinstance(error, ResourceExhaustedError) and error.reason in (*FULL, Reason.DEADLINE)):
                     outcome = "failed"
                     trace = None if isinstance(error, RequestError) else error
                     log.warning("a %s sample failed: %s", work, error, exc_info=trace)

@@ -128,13 +128,13 @@ def test_an_entry_is_answered_once() -> None:
 
 
 AT_FAULT = """
-import pathlib, speakerlens.serving.engine.queue as lane
-form = lane.Lane.form
+import pathlib, speakerlens.serving.engine.queue as queue
+form = queue.PriorityQueue.form
 def at_fault(self):
     if pathlib.Path({trigger!r}).exists():
         raise ZeroDivisionError("a fault of ours")
     return form(self)
-lane.Lane.form = at_fault
+queue.PriorityQueue.form = at_fault
 """
 
 
