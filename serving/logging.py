@@ -11,8 +11,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from speakerlens.serving.rpc.interceptor import current_context
-from speakerlens.serving.rpc.tokens import current_caller
+from speakerlens.serving.context import current_context
 from speakerlens.serving.standard_error import capture
 
 TEXT = "%(asctime)s %(levelname)s %(name)s %(request)s%(message)s"
@@ -56,10 +55,10 @@ class JsonFormatter(logging.Formatter):
 
 def _note_request(record: logging.LogRecord) -> bool:
     """Writes into the record which request it belongs to, and the name of the token that the request came with."""
-    call, account = current_context.get(None), current_caller.get()
+    call = current_context.get(None)
     record.request_id = call.id if call else None
-    record.caller = account.name if account else None
-    caller = f"caller={account.name} " if account else ""
+    record.caller = call.caller if call else None
+    caller = f"caller={call.caller} " if call and call.caller else ""
     record.request = f"request={call.id} {caller}" if call else ""
     return True
 

@@ -36,6 +36,7 @@ from speakerlens.serving.api.voice_messages import (
 )
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.config import Config
+from speakerlens.serving.context import current_context
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics, variant_label
@@ -47,8 +48,6 @@ from speakerlens.serving.pipeline.idle import IdleBudget
 from speakerlens.serving.pipeline.query import Query
 from speakerlens.serving.pipeline.stream import LiveWindows, identify_stream
 from speakerlens.serving.pipeline.verify import Verifier
-from speakerlens.serving.rpc.budget import reserve_answer
-from speakerlens.serving.rpc.interceptor import current_context
 from speakerlens.serving.rpc.wire import size_of
 
 T = TypeVar("T")
@@ -112,7 +111,7 @@ class Service(SpeakerIdentificationServicer):
                 raise ResourceExhaustedError(
                     Reason.ANSWER_SIZE, f"the answer would be above {MAX_ANSWER_BYTES} bytes; ask for fewer in one call"
                 )
-            reserve_answer(added)
+            current_context.get().reserve_answer(added)
             size += added
             return response
 

@@ -9,10 +9,10 @@ from speakerlens.serving.api.identification import deadline_of
 from speakerlens.serving.api.inference_infer import Inference
 from speakerlens.serving.api.inference_models import config_of, index_of, metadata_of, statistics_of
 from speakerlens.serving.config import Config
+from speakerlens.serving.context import current_context
 from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
 from speakerlens.serving.models.registry import Model, Models, Selector
 from speakerlens.serving.rpc.health import MODEL, Health
-from speakerlens.serving.rpc.interceptor import current_context
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 # Asked while the server starts and drains, to learn just that.

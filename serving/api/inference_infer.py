@@ -14,6 +14,7 @@ from speakerlens.serving.api.inference_response import written
 from speakerlens.serving.api.inference_tensors import AUDIO
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.config import Config
+from speakerlens.serving.context import current_context
 from speakerlens.serving.engine.graphs import PREDICTED, Job, Prediction
 from speakerlens.serving.errors import InvalidArgumentError
 from speakerlens.serving.metrics import Metrics
@@ -26,8 +27,6 @@ from speakerlens.serving.pipeline.query import QueryOptions
 from speakerlens.serving.pipeline.session import ModelOutput
 from speakerlens.serving.pipeline.windows import cut
 from speakerlens.serving.robustness.measure import MonitoredAnswer
-from speakerlens.serving.rpc.interceptor import current_context
-from speakerlens.serving.rpc.tracing import tell_phases
 
 
 class Row(NamedTuple):
@@ -140,11 +139,12 @@ class Inference:
 
     def _count(self, model: Model, ask: Ask, phases: Mapping[str, float]) -> None:
         seconds = float(ask.lengths.sum()) / SAMPLE_RATE
+        call = current_context.get()
         for phase, spent in phases.items():
-            self._metrics.page.observe(self._metrics.phase.labels(phase), spent, current_context.get().id)
+            self._metrics.page.observe(self._metrics.phase.labels(phase), spent, call.id)
         self._metrics.answers.labels(model.bundle.variant, "explain" if ask.explains else "predict").inc(len(ask.audio))
         self._metrics.audio.inc(seconds)
-        tell_phases(phases)
+        call.report_phases(phases)
 
 
 def _answer(request: pb.ModelInferRequest, ask: Ask, model: Model, rows: Sequence[Row]) -> pb.ModelInferResponse:

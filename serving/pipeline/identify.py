@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.config import Config
+from speakerlens.serving.context import current_context
 from speakerlens.serving.errors import Reason, RequestError, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model, Models
@@ -23,8 +24,6 @@ from speakerlens.serving.pipeline.timing import Stopwatch
 from speakerlens.serving.pipeline.windows import Window, Windowing, WindowReader, windowing
 from speakerlens.serving.robustness.measure import MonitoredAnswer
 from speakerlens.serving.robustness.observer import RobustnessObserver
-from speakerlens.serving.rpc.interceptor import current_context
-from speakerlens.serving.rpc.tracing import tell_phases
 
 T = TypeVar("T")
 
@@ -159,7 +158,8 @@ class Pipeline:
         call = current_context.get(None)
         for phase, seconds in vars(result.timings).items():
             self._metrics.page.observe(self._metrics.phase.labels(phase), seconds, call.id if call else None)
-        tell_phases(vars(result.timings))
+        if call is not None:
+            call.report_phases(vars(result.timings))
         for answer in result.answers:
             if isinstance(answer, Answer):
                 self._metrics.answers.labels(answer.variant, "explain" if question.explain else "predict").inc()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from speakerlens.measures.sound import Sound, together
 from speakerlens.serving.bundle import SAMPLE_RATE
+from speakerlens.serving.context import current_context
 from speakerlens.serving.engine.graphs import PREDICTED, ExplainedPrediction, Job, Prediction
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
@@ -33,7 +34,6 @@ from speakerlens.serving.pipeline.timeline import SpeakerTurn
 from speakerlens.serving.pipeline.timing import Stopwatch
 from speakerlens.serving.pipeline.vad import holds_speech
 from speakerlens.serving.pipeline.windows import Window
-from speakerlens.serving.rpc.tokens import charge
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +263,9 @@ class RequestSession:
     def _take(self, heard: WindowOutput) -> None:
         self._windows += 1
         # As it is answered, not at the end: whoever hangs up before that has had it all the same.
-        charge((heard.window.stop - (self._last.stop if self._last else 0)) / SAMPLE_RATE)
+        call = current_context.get(None)
+        if call is not None:
+            call.charge((heard.window.stop - (self._last.stop if self._last else 0)) / SAMPLE_RATE)
         self._last = heard.window
         self.sounds.add(heard.sound)
         if self._keep and self.kept is None and heard.speech:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from speakerlens.measures.sound import Sound, hear
 from speakerlens.serving.config import Config
+from speakerlens.serving.context import current_context
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Models
@@ -24,7 +25,6 @@ from speakerlens.serving.robustness.executor import BoundedExecutor
 from speakerlens.serving.robustness.measure import AnswerMeter, MonitoredAnswer
 from speakerlens.serving.robustness.sampling import Background, Sample, Sampler
 from speakerlens.serving.robustness.shadow import SampleTasks
-from speakerlens.serving.rpc.interceptor import current_context
 
 log = logging.getLogger(__name__)
 

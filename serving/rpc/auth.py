@@ -5,9 +5,10 @@ from typing import Any
 
 import grpc
 
+from speakerlens.serving.context import CallContext, current_context
 from speakerlens.serving.errors import RequestError
-from speakerlens.serving.rpc.interceptor import HANDLERS, CallContext, current_context
-from speakerlens.serving.rpc.tokens import Tokens, current_caller
+from speakerlens.serving.rpc.interceptor import HANDLERS
+from speakerlens.serving.rpc.tokens import Tokens
 
 # A load balancer and an orchestrator have no token, and learn from it only whether the server is ready.
 OPEN = "/grpc.health.v1.Health/"
@@ -37,7 +38,9 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         except RequestError as error:
             # As if the request were streamed, which on the wire is the same: then it is not read.
             return HANDLERS[True, handler.response_streaming](*_refusing(handler.response_streaming, error))
-        current_caller.set(account)
+        call = current_context.get(None)
+        if call is not None:
+            call.caller, call.charge = account.name, account.charge
         return handler
 
 

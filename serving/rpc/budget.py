@@ -8,7 +8,6 @@ takes up to four times as much.
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from speakerlens.serving.errors import Reason, ResourceExhaustedError
 
@@ -66,6 +65,11 @@ class Reservation:
         self._holdings.take(size)
         self._size += size
 
+    def reserve_answer(self, size: int) -> None:
+        """Reserve bytes of an answer under construction; `answered` sums them. Errors as for `ByteBudget.take`."""
+        self.take(size)
+        self.answered += size
+
     @contextmanager
     def part(self, size: int) -> Iterator[None]:
         """Holds so many bytes more within the block; errors as for `ByteBudget.take`."""
@@ -94,18 +98,3 @@ class Reservation:
         size = min(size, self._size)  # a part may be left after the whole was, by a generator that nobody closed
         self._holdings.held -= size
         self._size -= size
-
-
-current_reservation: ContextVar[Reservation | None] = ContextVar("current_share", default=None)
-
-
-def reserve_answer(size: int) -> None:
-    """Puts bytes of an answer that is being gathered on the share of the call in work, where there is one.
-
-    Raises:
-        ResourceExhaustedError: there is no room for them.
-    """
-    share = current_reservation.get()
-    if share is not None:
-        share.take(size)
-        share.answered += size

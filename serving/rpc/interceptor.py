@@ -12,17 +12,16 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from concurrent.futures import Executor
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from speakerlens.serving.context import ID_HEADER, CallContext, current_context
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, UnavailableError
-from speakerlens.serving.metrics import NO_VARIANT, Metrics
-from speakerlens.serving.rpc.budget import Reservation, current_reservation
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.rpc.budget import Reservation
 from speakerlens.serving.rpc.transfer import MessageTransfer
 from speakerlens.serving.rpc.wire import is_large, serialised
 
@@ -32,8 +31,6 @@ log = logging.getLogger(__name__)
 DETAIL_CHARACTERS = 2000
 # A caller hangs up when its deadline passes, which by the server's count is a network's way too early.
 DEADLINE_SLACK_SECONDS = 0.05
-ID_HEADER = "x-request-id"
-RETRY_HEADER = "retry-after-ms"
 # An id that comes from outside goes into headers and log lines: printable ASCII without spaces, and not a novel.
 FOREIGN_ID = re.compile(r"[!-~]{1,64}")
 
@@ -46,34 +43,6 @@ HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
     (True, False): grpc.stream_unary_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
-
-
-@dataclass
-class CallContext:
-    """What is known of the call in work; the service fills in the variants once it knows them."""
-
-    method: str
-    id: str
-    variant: str = NO_VARIANT
-    started: float = field(default_factory=time.monotonic)
-    status: str = "OK"
-    detail: str = ""
-    retry_after_s: float | None = None
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What the log says of it, beside its id."""
-        return {"method": self.method, "variant": self.variant, "code": self.status}
-
-    @property
-    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
-        """What the caller is told beside the answer."""
-        if self.retry_after_s is None:
-            return ((ID_HEADER, self.id),)
-        return (ID_HEADER, self.id), (RETRY_HEADER, str(max(1, round(self.retry_after_s * 1000))))
-
-
-current_context: ContextVar[CallContext] = ContextVar("current_context")
 
 
 class CallGate:
@@ -144,26 +113,29 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Replaces the method's handler by one that is surrounded."""
-        handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.removeprefix("/").rpartition("/")
+        if service not in self._services:
+            return await continuation(handler_call_details)
+        # For the interceptors further in as well; they and the handler run in the call's own task.
+        call = CallContext(method, _request_id(handler_call_details.invocation_metadata))
+        current_context.set(call)
+        handler = await continuation(handler_call_details)
         # There is a handler for known methods only, which bounds the label `method`.
-        if handler is None or service not in self._services:
-            return handler
+        if handler is None:
+            return None
 
         gate = None if handler_call_details.method in self._always else self._gate
 
         async def surrounded(incoming: Any, context: Any) -> bytes | None:
             with self._transfers.held.share() as share:
-                current_reservation.set(share)
-                return await self._surround(method, handler, gate, incoming, context, share)
+                call.reserve_answer = share.reserve_answer
+                return await self._surround(call, handler, gate, incoming, context, share)
 
         return HANDLERS[True, handler.response_streaming](surrounded)
 
     async def _surround(
-        self, method: str, handler: Any, gate: CallGate | None, incoming: Any, context: Any, share: Reservation
+        self, call: CallContext, handler: Any, gate: CallGate | None, incoming: Any, context: Any, share: Reservation
     ) -> bytes | None:
-        call = CallContext(method, _request_id(context))
-        current_context.set(call)
         self._metrics.in_flight.inc()
         payload = None
         try:
@@ -254,7 +226,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         log.info(
             "method=%s variant=%s code=%s seconds=%.4f%s",
             call.method, call.variant, call.status, seconds, text,
-            extra={"fields": call.facts | {"seconds": round(seconds, 4)}},
+            extra={
+                "fields": {
+                    "method": call.method, "variant": call.variant, "code": call.status, "seconds": round(seconds, 4)
+                }
+            },
         )  # fmt: skip
 
 
@@ -266,9 +242,9 @@ def error_status(error: Exception) -> tuple[str, str]:
     return "INTERNAL", f"internal error; the server's log has it under {current_context.get().id}"
 
 
-def _request_id(context: Any) -> str:
-    """The caller's own id, where it sends one that is fit for a log; else a new one."""
-    for key, value in context.invocation_metadata() or ():
+def _request_id(metadata: Any) -> str:
+    """Return the caller's own id if it is safe in a log line, else a new one."""
+    for key, value in metadata or ():
         if key == ID_HEADER and isinstance(value, str) and FOREIGN_ID.fullmatch(value):
             return value
     return uuid.uuid4().hex[:16]

@@ -19,8 +19,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from speakerlens.serving.rpc.interceptor import HANDLERS, current_context
-from speakerlens.serving.rpc.tracing import current_listener
+from speakerlens.serving.context import current_context
+from speakerlens.serving.rpc.interceptor import HANDLERS
 
 FLUSH_SECONDS = 2.0
 # Errors of the server; those of the caller leave a server's span in peace.
@@ -74,7 +74,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                 trace.SpanKind.SERVER,
                 {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
             )
-            current_listener.set(_Phases(self._tracer, span))
+            current_context.get().report_phases = _Phases(self._tracer, span)
             try:
                 return await behaviour(incoming, context)
             finally:

@@ -9,7 +9,6 @@ import hmac
 import re
 import time
 from collections.abc import Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,16 +73,6 @@ class Caller:
         today = _today()
         if today != self._day:
             self._day, self._seconds = today, 0.0
-
-
-current_caller: ContextVar[Caller | None] = ContextVar("current_caller", default=None)
-
-
-def charge(seconds: float) -> None:
-    """Puts answered audio on the account of the call in work, where there is one."""
-    account = current_caller.get()
-    if account is not None:
-        account.charge(seconds)
 
 
 class Tokens:

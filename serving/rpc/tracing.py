@@ -1,10 +1,6 @@
-"""Tracing, off by default: the door to `serving.rpc.spans`, which needs the extra `otel`.
+"""Tracing, off by default: opens `serving.rpc.spans`, which needs the extra `otel`."""
 
-Whoever measures the phases of a request tells them here; without tracing nobody listens.
-"""
-
-from collections.abc import Callable, Collection, Mapping
-from contextvars import ContextVar
+from collections.abc import Collection
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -12,17 +8,6 @@ import grpc
 
 from speakerlens.serving.config import Config
 from speakerlens.serving.errors import StartupError
-
-Listener = Callable[[Mapping[str, float]], None]
-
-current_listener: ContextVar[Listener | None] = ContextVar("current_listener", default=None)
-
-
-def tell_phases(phases: Mapping[str, float]) -> None:
-    """Tells what the call in work has just done: seconds by phase, one after the other, the last of them ending now."""
-    listener = current_listener.get()
-    if listener is not None:
-        listener(phases)
 
 
 class Tracing(Protocol):

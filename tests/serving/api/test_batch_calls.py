@@ -10,9 +10,9 @@ import pytest
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.api.identification import Service
 from speakerlens.serving.config import Config
+from speakerlens.serving.context import CallContext, current_context
 from speakerlens.serving.pipeline.enroll import AsyncSpeakerStore
-from speakerlens.serving.rpc.budget import ByteBudget, current_reservation
-from speakerlens.serving.rpc.interceptor import CallContext, current_context
+from speakerlens.serving.rpc.budget import ByteBudget
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 from tests.serving.models.test_repository import World, play
@@ -89,9 +89,9 @@ def test_what_would_make_an_answer_too_large_is_refused_alone(tmp_path: Path, mo
             sizes = [result.response.ByteSize() for result in whole.results]
             most = sizes[0] + sizes[2] + 64
             with ByteBudget(most).share() as share:
-                current_reservation.set(share)
+                current_context.set(CallContext("IdentifyBatch", "2", reserve_answer=share.reserve_answer))
                 crowded = await service.IdentifyBatch(message, context)
-            current_reservation.set(None)
+            current_context.set(CallContext("IdentifyBatch", "3"))
             monkeypatch.setattr("speakerlens.serving.api.identification.MAX_ANSWER_BYTES", most)
             bounded = await service.IdentifyBatch(message, context)
         assert [result.HasField("response") for result in whole.results] == [True] * 4

@@ -10,9 +10,10 @@ import grpc
 import pytest
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.serving.context import current_context
 from speakerlens.serving.errors import InvalidArgumentError, Reason, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics
-from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor, current_context
+from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor
 from speakerlens.serving.rpc.transfer import MessageTransfer
 
 SERVICE = "test.Service"
