@@ -3,8 +3,8 @@
   python benchmarks/alignment.py --corpus DIR --recipes da-2x,act-da --seeds 2 --updates 800
   python benchmarks/alignment.py --corpus DIR --recipes configured --set objective.align=[s4]
 
-Every recipe puts about two batch sizes through the network, forward and back, in an update. Prints, for each recipe and
-seed, the share of dev utterances named at the last update: clean, by kind of interference, and the mean of the kinds.
+Every recipe passes about two batch sizes through the network, forward and backward, in an update. Prints, for each
+recipe and seed, the accuracy on dev utterances after the last update: clean, by kind of interference, and their mean.
 """
 
 import argparse
@@ -40,13 +40,13 @@ DECAY = 0.99  # of the averaged teacher's weights
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a batch is laid out, and what aligns it.
+    """A layout of the batch and a way of alignment.
 
     variant: of `training.variants.VARIANTS`, for the layout of the batch.
-    teacher: who hears the originals: the network as it is ("live"), with the running statistics of its normalisation
-        ("eval"), or an exponential average of its weights ("averaged"); "pair": they are rows of the batch themselves;
-        "configured": the objective that training itself has, with what the configuration says is aligned, and how.
-    weight: of the embeddings' squared distance; posterior_weight: of the divergence of the scores' softmax.
+    teacher: the network that embeds the originals: the trained network ("live"), the same with the running statistics
+        of its normalisation ("eval"), or an exponential average of its weights ("averaged"); "pair": they are rows of
+        the batch; "configured": the objective of training, as configured.
+    weight: of the embeddings' squared distance; posterior_weight: of the divergence of the logits' softmax.
     """
 
     variant: str
@@ -70,8 +70,8 @@ RECIPES = {
 }
 
 
-def main() -> int:
-    """Run what the command line asks for; returns the exit code: 2 for wrong input, which one line explains."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code, 2 for wrong input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("training/configs/study.yaml"), help="(%(default)s)")
     parser.add_argument("--corpus", type=Path, required=True, help="folder that `prepare` made")
@@ -79,9 +79,14 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (%(default)s)")
     parser.add_argument("--updates", type=int, default=800, metavar="N", help="(%(default)s)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="over the configuration's"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="override a value of the configuration",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
         compare(
             arguments.recipes.split(","),
@@ -100,9 +105,9 @@ def main() -> int:
 def compare(
     recipes: Sequence[str], config_file: Path, folder: Path, seeds: int, updates: int, settings: Sequence[str]
 ) -> None:
-    """Train each recipe from each seed, and print what it names; UserError for wrong input, before any training."""
+    """Train each recipe from each seed and print its accuracy; raise UserError for wrong input before any training."""
     if unknown := [name for name in recipes if name not in RECIPES]:
-        raise UserError(f'--recipes: there is no "{unknown[0]}"; the recipes are {", ".join(RECIPES)}')
+        raise UserError(f'--recipes: unknown recipe "{unknown[0]}"; the recipes are {", ".join(RECIPES)}')
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {seeds}")
     configs = [load_config(config_file, [*settings, f"updates={updates}", f"seed={seed}"]) for seed in range(seeds)]
@@ -158,7 +163,7 @@ def _loss(recipe: Recipe, network: SpeakerNetwork, averaged: SpeakerNetwork, bat
     if recipe.teacher == "pair":
         originals, copies = activations.embedding.chunk(2)
     else:
-        originals = _hear(recipe, teacher, batch.originals).embedding
+        originals = _embed_originals(recipe, teacher, batch.originals).embedding
         copies = activations.embedding[: len(batch.originals)]
     originals = originals.detach()
     aligned = distance(originals, copies, "mse").mean()
@@ -166,7 +171,7 @@ def _loss(recipe: Recipe, network: SpeakerNetwork, averaged: SpeakerNetwork, bat
     return loss + recipe.weight * aligned + recipe.posterior_weight * F.kl_div(given, wanted, reduction="batchmean")
 
 
-def _hear(recipe: Recipe, teacher: SpeakerNetwork, originals: Tensor) -> Activations:
+def _embed_originals(recipe: Recipe, teacher: SpeakerNetwork, originals: Tensor) -> Activations:
     training = teacher.training
     if recipe.teacher == "eval":
         teacher.eval()
@@ -185,7 +190,7 @@ def _follow(averaged: SpeakerNetwork, network: SpeakerNetwork, decay: float) -> 
 
 
 def dev_accuracy(network: SpeakerNetwork, corpus: Corpus) -> dict[str, float]:
-    """Top-1 accuracy in percent, on clean dev utterances and by kind of interference, and the mean over the kinds."""
+    """Return top-1 accuracy in percent: on clean dev utterances, by kind of interference, and the mean of the kinds."""
     conditions: Sequence[Condition] = [CLEAN, *(Condition(kind, snr_db) for kind in KINDS for snr_db in SNRS_DB)]
     hits: dict[str, list[Tensor]] = defaultdict(list)
     with torch.inference_mode():

@@ -32,7 +32,7 @@ from speakerlens.training.model.network import STAGES
 NOISY = Condition("noise", 5.0)
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Print all tables of one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
@@ -40,7 +40,7 @@ def main() -> int:
         "--split", choices=["dev", "test"], default="dev", help="utterances to measure on (%(default)s)"
     )
     parser.add_argument("--utterances", type=int, default=24, help="how many (%(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
         judge(arguments.run, arguments.split, arguments.utterances)
     except UserError as error:

@@ -1,12 +1,12 @@
-"""How fast training is: the loader alone, the step alone, and both together as `fit` runs them.
+"""Measure the speed of training: the loader alone, the step alone, and both together as `fit` runs them.
 
   python benchmarks/training.py training/configs/demo.yaml --corpus build/demo/corpus
 
-Prints utterances (rows of a batch) a second for each variant, the median over repeats that take turns, and the ratio
-of both together to the slower of the two: 1 where the one hides behind the other entirely; the goal is 0.9 and more.
-Where loader and step share the cores of a CPU they cannot hide, and the ratio says little. Then what an utterance
-costs the loader, in milliseconds of one core: reading crops, drawing interference, and the rest, most of it mixing; of
-work on a GPU that is the time it takes to start it. Has not been run on a GPU yet.
+Prints utterances (rows of a batch) per second for each variant, the median over interleaved repeats, and the ratio of
+both together to the slower of the two: 1 if they overlap completely; the goal is at least 0.9. Where loader and step
+share the cores of a CPU they cannot overlap, and the ratio says little. Then the loader's cost of an utterance, in
+milliseconds of one core: reading crops, drawing interference, and the rest, mostly mixing; work on a GPU counts with
+the time to launch it. Not yet run on a GPU.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` would be this very file
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` would be this file
 
 from speakerlens.training.checkpoint import code_revision
 from speakerlens.training.compute import choose_device
@@ -43,7 +43,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Speed:
-    """Utterances a second of a variant, medians; `ratio` is that of `together` to the slower of the others.
+    """Utterances per second of a variant, medians; `ratio` is `together` over the slower of the other two.
 
     `reading`, `drawing` and `mixing` are the loader's milliseconds of one core per utterance.
     """
@@ -68,26 +68,26 @@ class Bench:
         self._trainer = Trainer(config, variant, corpus, device)
         self._ready = [self._source.batch(step) for step in range(WARM_UP)]
         self.rows = self._source.rows
-        self._drawn = 0  # batches so far: none is drawn twice, so that nothing helps but what helps a run
+        self._drawn = 0  # batches so far; none is drawn twice, so that caches help no more than in a run
 
     def loader(self) -> float:
-        """Draw batches as `fit` does, and do nothing with them."""
+        """Return the rate of drawing batches as `fit` does."""
         return self._timed(self._ahead, lambda step, batches: batches.next())
 
     def step(self) -> float:
-        """Update the network, always on the same few batches."""
+        """Return the rate of updates on the same few batches."""
         return self._timed(self._ahead_of_nothing, lambda step, _: self._update(step, self._ready[step % WARM_UP]))
 
     def together(self) -> float:
-        """Do both, as `fit` does."""
+        """Return the rate of both, as in `fit`."""
         return self._timed(self._ahead, lambda step, batches: self._update(step, batches.next()))
 
     def parts(self) -> dict[str, float]:
-        """Measure the loader's milliseconds per utterance, on one thread."""
+        """Return the loader's milliseconds per utterance on one thread, by part."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         spent = {"reading": 0.0, "drawing": 0.0}
-        with _noting(CropReader, "read", spent, "reading"), _noting(InterferenceSource, "draw", spent, "drawing"):
+        with _timing(CropReader, "read", spent, "reading"), _timing(InterferenceSource, "draw", spent, "drawing"):
             began = time.thread_time()
             for _ in range(self._updates):
                 self._source.batch(self._next())
@@ -97,7 +97,7 @@ class Bench:
         return {name: 1e3 * seconds / self._updates / self.rows for name, seconds in spent.items()}
 
     def _timed(self, ahead: Callable[[int], Any], work: Callable[[int, Any], Any]) -> float:
-        """Give utterances a second, from when the first few batches are through."""
+        """Return utterances per second after the warm-up."""
         with ahead(WARM_UP + self._updates) as batches:
             for step in range(WARM_UP):
                 work(step, batches)
@@ -130,8 +130,8 @@ class Bench:
 
 
 @contextmanager
-def _noting(owner: type, name: str, spent: dict[str, float], part: str) -> Iterator[None]:
-    """Add up the time that a method takes."""
+def _timing(owner: type, name: str, spent: dict[str, float], part: str) -> Iterator[None]:
+    """Add the time spent in a method to `spent[part]`, within the context."""
     original = getattr(owner, name)
 
     def timed(*arguments: Any, **named: Any) -> Any:
@@ -149,7 +149,7 @@ def _noting(owner: type, name: str, spent: dict[str, float], part: str) -> Itera
 
 
 def measure(bench: Bench, variant: str, repeats: int) -> Speed:
-    """Measure a variant; the three take turns, so that a busy machine is as busy for each."""
+    """Measure a variant; the three measurements are interleaved, so that load on the machine affects each alike."""
     figures: dict[str, list[float]] = {"loader": [], "step": [], "together": []}
     for _ in range(repeats):
         for name, values in figures.items():
@@ -159,18 +159,18 @@ def measure(bench: Bench, variant: str, repeats: int) -> Speed:
     return Speed(variant=variant, rows=bench.rows, **medians, ratio=ratio, **bench.parts())
 
 
-def main() -> int:
-    """Print the table of a configuration on a corpus."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Print the table of a configuration on a corpus; return the exit code, 2 for wrong input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file, such as training/configs/demo.yaml")
     parser.add_argument("--corpus", type=Path, required=True, help="folder that `prepare` or `pack` made")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
     parser.add_argument("--variants", metavar="A,B,…", default=",".join(VARIANTS), help="which to measure (all)")
     parser.add_argument("--updates", type=int, default=20, metavar="N", help="updates of a repeat (20)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repeats, of which the median counts (3)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repeats; the median is reported (3)")
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="as for fit")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    arguments = parser.parse_args()
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    arguments = parser.parse_args(words)
     try:
         return run(arguments)
     except UserError as error:
@@ -179,7 +179,7 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code. Raises UserError."""
+    """Run the command; return the exit code, or raise UserError."""
     if arguments.updates < 1 or arguments.repeats < 1:
         raise UserError("--updates and --repeats must be at least 1")
     config = load_config(arguments.config, arguments.overrides)

@@ -1,7 +1,7 @@
-"""Run folders: the checkpoint that training resumes from, and the trained network that others load.
+"""Run folders: the checkpoint that training resumes from, and the trained network that evaluation and export load.
 
-A run folder holds config.yaml (every value, defaults included), checkpoint.pt, log.jsonl and tensorboard/. The
-checkpoint is a dictionary of plain values and tensors, read with `weights_only=True`: nothing in it can run code.
+A run folder contains config.yaml (all values, including defaults), checkpoint.pt, log.jsonl and tensorboard/. The
+checkpoint is a dictionary of plain values and tensors, read with `weights_only=True`: it cannot execute code.
 """
 
 import os
@@ -27,11 +27,11 @@ TENSORBOARD = "tensorboard"
 
 _FORMAT = 2
 _WITHOUT_AVERAGE = 1
-"""A format that is read as well: the one before, which knew no averaged weights."""
+"""The previous format, which is read too; it has no averaged weights."""
 
 
 class Checkpoint(TypedDict):
-    """Everything a run needs to go on as if it had never stopped; the batches follow from `seed` and `step`."""
+    """Everything needed to resume a run exactly; the batches follow from the seed and `step`."""
 
     format: int
     step: int  # updates done
@@ -49,12 +49,17 @@ class Checkpoint(TypedDict):
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, loaded for use.
+    """A loaded training run.
 
-    variant: a key of `training.variants.VARIANTS`, or an imported network's name.
-    speakers: their order is the order of the labels.
-    network: in evaluation mode; the average of the last updates' weights, where one was taken.
-    corpus: absolute path of the corpus folder. step: updates done.
+    Attributes:
+        variant: a key of `training.variants.VARIANTS`, or the name of an imported network.
+        config: as trained.
+        speakers: in the order of the labels.
+        network: in evaluation mode; with the averaged weights of the last updates where the run has them.
+        corpus: absolute path of the corpus folder.
+        corpus_digest: SHA-256 of its manifest.
+        step: updates done.
+        code_revision: of the code that trained it.
     """
 
     variant: str
@@ -73,9 +78,10 @@ class Run:
 
 
 def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
-    """Load the network of a run folder, in evaluation mode.
+    """Load a run folder, with its network on `device` in evaluation mode.
 
-    Raises UserError if there is no checkpoint, or it is damaged, or is not one of ours.
+    Raises:
+        UserError: the checkpoint is missing, damaged, or not one of this program.
     """
     checkpoint = read_checkpoint(run)
     config = parse_config(checkpoint["config"], f"{run / CHECKPOINT} (its configuration)")
@@ -97,13 +103,17 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
 
 
 def read_checkpoint(run: Path) -> Checkpoint:
-    """Read a run folder's checkpoint, tensors on the CPU; UserError if it is missing, damaged or not one of ours."""
+    """Return a run folder's checkpoint, with its tensors on the CPU.
+
+    Raises:
+        UserError: it is missing, damaged, or not one of this program.
+    """
     path = run / CHECKPOINT
     if not path.is_file():
-        raise UserError(f"{run}: no {CHECKPOINT} there; `python -m training fit --out {run} …` makes one")
+        raise UserError(f"{run}: has no {CHECKPOINT}; `python -m training fit --out {run} …` makes one")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes lead the unpickler to errors of any kind
+    except Exception as error:  # damaged bytes raise all kinds of errors in the unpickler
         raise UserError(f"{path}: damaged, or not a checkpoint; delete the folder and train again") from error
     if isinstance(content, dict) and content.get("format") == _WITHOUT_AVERAGE:
         content |= {"format": _FORMAT, "average": {}}
@@ -115,7 +125,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
 
 
 def _result(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Give the weights that a run is about: the average of the last, if there is one yet."""
+    """Return the resulting weights of a run: the averaged weights if there are any, else the last."""
     average = checkpoint["average"]
     if not average or not average["n_averaged"]:
         return checkpoint["network"]
@@ -124,7 +134,7 @@ def _result(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
-    """Replace a run folder's checkpoint in one step: whatever happens, the old one or the new one is there, whole."""
+    """Replace a run folder's checkpoint atomically."""
     unfinished = run / f".{CHECKPOINT}.{os.getpid()}"
     try:
         with unfinished.open("wb") as file:
@@ -145,7 +155,7 @@ def new_checkpoint(
     optimiser: dict[str, Any],
     average: dict[str, Tensor],
 ) -> Checkpoint:
-    """Put a checkpoint together, with torch's random states as they are now."""
+    """Return a checkpoint with the current states of torch's random generators."""
     return {
         "format": _FORMAT,
         "step": step,
@@ -166,7 +176,7 @@ def new_checkpoint(
 
 
 def restore_random(checkpoint: Checkpoint) -> None:
-    """Put torch's generators back to where they were."""
+    """Restore the states of torch's random generators."""
     torch.set_rng_state(checkpoint["random"]["cpu"])
     if torch.cuda.is_available() and len(checkpoint["random"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
@@ -174,7 +184,7 @@ def restore_random(checkpoint: Checkpoint) -> None:
 
 @cache
 def code_revision() -> str:
-    """Name the code: `git describe` if it runs from its own checkout, else the package's version."""
+    """Return `git describe` if the code runs from its own checkout, else the package's version."""
     package = Path(__file__).resolve().parent
     try:
         top = _git(package, "rev-parse", "--show-toplevel")

@@ -12,25 +12,25 @@ from speakerlens.training.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """Resolve auto, cpu or cuda. Raises UserError if there is no CUDA device where one is asked for."""
+    """Return the device for auto, cpu or cuda; raise UserError if CUDA is requested and not available."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
+        raise UserError("--device cuda: torch finds no CUDA device; use --device cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.backends.cudnn.allow_tf32 = False  # what is not in bfloat16, the front end above all, needs all of float32
+    torch.backends.cudnn.allow_tf32 = False  # the front end and all else outside autocast need full float32
     return torch.device("cuda")
 
 
 def uses_bfloat16(config: ComputeConfig, device: torch.device) -> bool:
-    """Whether autocast is on in training: as configured, and by itself on a CUDA device."""
+    """Return whether training uses autocast: as configured; with "auto", on a CUDA device."""
     return config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
 
 
-def lay_out(encoder: nn.Module, config: ComputeConfig, device: torch.device, world: World) -> None:
-    """Lay an encoder out for its device, and have it compiled at its first batch, where the configuration says so.
+def prepare_encoder(encoder: nn.Module, config: ComputeConfig, device: torch.device, world: World) -> None:
+    """Apply the configured memory format to an encoder; if configured, compile it at its first batch.
 
     Raises:
-        UserError: it is to be compiled, and that cannot be done here.
+        UserError: compilation is configured and not possible on this machine.
     """
     if device.type == "cuda" and config.channels_last:
         encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -41,13 +41,12 @@ def lay_out(encoder: nn.Module, config: ComputeConfig, device: torch.device, wor
 
 def _check_compiler(config: ComputeConfig, device: torch.device, world: World) -> None:
     if device.type == "cpu" and uses_bfloat16(config, device):
-        # Seen with torch 2.13: kernels compiled for bfloat16 on a CPU write where they must not.
-        raise UserError("compute.compile: on a CPU only with compute.precision float32, not bfloat16")
+        # torch 2.13: kernels compiled for bfloat16 on a CPU write out of bounds.
+        raise UserError("compute.compile: on a CPU, compute.precision must be float32, not bfloat16")
     if device.type == "cpu" and world.size > 1:
-        raise UserError("compute.compile: on CPUs only in a single process, not under torchrun")
+        raise UserError("compute.compile: on a CPU it needs a single process, not torchrun")
     variable, *names = ["CXX", "g++", "clang++"] if device.type == "cpu" else ["CC", "gcc", "clang"]
     if not any(shutil.which(name) for name in [os.environ.get(variable, ""), *names]):
         raise UserError(
-            f"compute.compile: needs a compiler ({' or '.join(names)}), and there is none; install one, or leave "
-            "compute.compile false"
+            f"compute.compile: needs a compiler ({' or '.join(names)}); install one, or set compute.compile to false"
         )

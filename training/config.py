@@ -1,4 +1,4 @@
-"""What a training run is made of: one frozen dataclass per concern, read from YAML (`training/configs/`)."""
+"""The configuration of a training run: one frozen dataclass per concern, read from YAML (`training/configs/`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,32 +62,32 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How crops of speech are drawn."""
+    """Crops of speech."""
 
     crop_seconds: Annotated[float, Range(0.2, 60)] = 2.0
     batch_size: Annotated[int, Range(2)] = 32
-    """Crops per update; variants of pairs see each of them twice, `da-2x` draws twice as many, `act-da` 1.75 times"""
+    """Crops per update; pair variants use each twice, `da-2x` draws twice as many, `act-da` 1.75 times"""
     read_ahead: Count = 4
-    """Batches that are read while the network is busy"""
+    """Batches that are read while the network computes"""
     readers: Count = 1
     """Threads that read them"""
     cache_megabytes: NotNegative = 512.0
-    """Training speech that takes no more than this as 16-bit samples (31 MiB per 1,000 s) is decoded once and held in
-    memory, in each process; crops of a longer one are read by seeking in its files"""
+    """Training speech up to this size as 16-bit samples (31 MiB per 1,000 s) is decoded once and cached per process;
+    crops of larger corpora are read by seeking in the files"""
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How the network is computed in training; accuracy on the dev split and evaluation are always in float32."""
+    """How training computes the network; dev accuracy and evaluation always use float32."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of convolutions and matrix products (front end, pooling and head always in float32); auto: bfloat16 on a CUDA
     device, float32 on a CPU"""
     channels_last: bool = True
-    """Whether the channels of a bin lie side by side, as tensor cores want them; on a CUDA device only"""
+    """Whether activations use the memory format that tensor cores prefer; CUDA only"""
     compile: bool = False
-    """Whether `torch.compile` makes kernels for the encoder, in the first minutes; they round differently. On a CPU
-    only in float32, and with a C++ compiler"""
+    """Whether to compile the encoder (`torch.compile`), which takes minutes and rounds differently; on a CPU it needs
+    float32 and a C++ compiler"""
 
 
 def _default_snr() -> Mapping[InterferenceKind, tuple[float, float]]:
@@ -97,22 +97,22 @@ def _default_snr() -> Mapping[InterferenceKind, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class InterferenceConfig:
-    """What corrupts a copy. The variant says which rows of a batch are copies (`training/variants.py`)."""
+    """The corruption of copies. The variant decides which rows of a batch are copies (`training/variants.py`)."""
 
     share: Share = 0.5
-    """Share of the rows of `da`, `da-2x` and `act-da` that are corrupted; `clean` has none, pairs one of each two"""
+    """Share of the rows of `da`, `da-2x` and `act-da` that are corrupted; `clean` has none, pairs half"""
     snr_db: Mapping[InterferenceKind, tuple[Decibel, Decibel]] = field(default_factory=_default_snr)
     """Lowest and highest SNR of each kind, drawn uniformly in dB (`reverb`: direct sound to reverberation); a kind
     that is not listed is not used"""
     weights: Mapping[InterferenceKind, Positive] = field(default_factory=dict)
-    """How likely a kind is beside the others; a listed kind without a weight has 1"""
+    """Relative probability of each kind; 1 for a kind without a weight"""
     talkers: tuple[Talkers, Talkers] = (3, 7)
     """Fewest and most talkers in babble"""
     combine: Share = 0.0
-    """Share of the copies that are under two different kinds at once, each at its own SNR to the dry speech"""
+    """Share of the copies with two different kinds at once, each at its own SNR to the dry speech"""
 
     def __post_init__(self) -> None:
-        """Refuse ranges that are upside down, no kind at all, and what names or needs kinds that are not listed."""
+        """Refuse inverted ranges, an empty list, and settings of or for kinds that are not listed."""
         for kind, (low, high) in self.snr_db.items():
             if low > high:
                 raise ValueError(f"snr_db.{kind} must be [lowest, highest], not [{low:g}, {high:g}]")
@@ -129,16 +129,16 @@ class InterferenceConfig:
 
 @dataclass(frozen=True)
 class PerturbationConfig:
-    """What may be done to speech besides interference (`training/data/perturbation.py`); off by default."""
+    """Speed perturbation and codecs (`training/data/perturbation.py`); off by default."""
 
     speed: Share = 0.0
-    """Share of the crops, of every variant, that are played slower or faster; the speaker counts as the same"""
+    """Share of the crops, in every variant, whose speed is changed; the speaker stays the same"""
     factors: tuple[Speed, ...] = (0.95, 1.05)
-    """At which of these speeds; pitch and formants move along"""
+    """Speeds to draw from; pitch and formants change along"""
     codec: Share = 0.0
     """Share of the corrupted copies that pass through a codec, speech and interference together"""
     codecs: tuple[Codec, ...] = ("mu-law", "a-law", "gsm", "vorbis")
-    """Through which of these; all but `vorbis` cut off at 4 kHz"""
+    """Codecs to draw from; all but `vorbis` are limited to 4 kHz"""
 
     def __post_init__(self) -> None:
         """Refuse empty or repeating lists."""
@@ -157,7 +157,7 @@ class ObjectiveConfig:
     weight: NotNegative = 1.0
     """Weight of the mean distance beside the cross-entropy"""
     clean_gradient: bool = False
-    """Whether the clean original is pulled towards its copy as well (which makes an update of `act-da` dearer), or is a
+    """Whether the clean original is pulled towards its copy too (an update of `act-da` then costs more); else it is a
     fixed target"""
 
     def __post_init__(self) -> None:
@@ -168,7 +168,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """How the weights move: linear warm-up to the learning rate, then decay to its final value at the last update."""
+    """The optimiser: linear warm-up to the learning rate, then decay to its final value at the last update."""
 
     kind: Literal["sgd", "adamw"] = "adamw"
     learning_rate: Positive = 0.003
@@ -180,29 +180,29 @@ class OptimiserConfig:
     momentum: Annotated[float, Range(0, 0.9999)] = 0.9
     """Nesterov momentum (`sgd`), or the first beta (`adamw`)"""
     weight_decay: NotNegative = 1e-4
-    """On weight matrices and kernels only: not on biases and normalisation"""
+    """On weight matrices and kernels only"""
     clip_norm: Positive = 5.0
-    """Longest gradient; a longer one is scaled down"""
+    """Largest norm of the gradient; larger ones are scaled down"""
     average_last: Share = 0.0
-    """Share of the updates, the last ones, whose weights are averaged: that average is what the run gives (stochastic
-    weight averaging, Izmailov et al. 2018). 0 gives the last update's weights"""
+    """Share of the updates, the last ones, whose averaged weights are the result (stochastic weight averaging,
+    Izmailov et al. 2018); 0 uses the last update's weights"""
 
 
 @dataclass(frozen=True)
 class IntervalConfig:
-    """How often something is written, in updates."""
+    """Intervals, in updates."""
 
     log: Count = 10
     dev: Count = 100
     """Accuracy on the dev split, clean and corrupted"""
     checkpoint: Count = 100
     dev_utterances: Count = 128
-    """Utterances of the dev split that are looked at (all, if it has fewer)"""
+    """Most utterances of the dev split to measure accuracy on"""
 
 
 @dataclass(frozen=True)
 class Config:
-    """One training run, whatever its variant."""
+    """A training run of any variant."""
 
     network: NetworkConfig
     updates: Count

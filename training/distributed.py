@@ -1,7 +1,7 @@
 """One run on several processes, started by torchrun; each has a share of every batch.
 
-What they tell each other of their state goes from CPU to CPU (gloo), so that no GPU has to be waited for; gradients,
-statistics of normalisation and figures of the loss go from device to device.
+State is exchanged between CPUs (gloo), so that it does not wait for a GPU; gradients, statistics of normalisation and
+figures of the loss are exchanged between devices.
 """
 
 import io
@@ -24,9 +24,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together: `size` of them, of which this is number `rank`, counted from 0.
+    """The processes that train together. All must call the methods in the same order.
 
-    `local_rank` is its number on its machine. Every process must call the methods in the same order.
+    Attributes:
+        rank: of this process, from 0.
+        size: number of processes.
+        local_rank: of this process on its machine, from 0.
     """
 
     rank: int = 0
@@ -35,20 +38,20 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def together(self, action: Callable[[], Result]) -> Result:
-        """Do something that may fail on any process, and go on only if it did on none.
+        """Return the result of `action`, which every process runs; raise on all if it fails on any.
 
         Raises:
-            UserError: it did on this process or another; on all of them the message is the first failed one's.
-            Exception: what the action raised here, if that is no UserError.
+            UserError: it failed; all processes raise the message of the first that failed.
+            Exception: what `action` raised on this process, unless a UserError.
         """
         return self.agree(action, 0)[0]
 
     def agree(self, action: Callable[[], Result], number: int) -> tuple[Result, int]:
-        """Do the same as `together`, and tell the largest `number` of any process."""
+        """Do as `together`, and return the largest `number` of all processes too."""
         if self.size == 1:
             return action(), number
         results, error = [], None
@@ -66,7 +69,7 @@ class World:
         return results[0], largest
 
     def largest(self, number: int) -> int:
-        """Find the largest of the processes' numbers."""
+        """Return the largest of the processes' numbers."""
         return self._largest(number)[0] if self.size > 1 else number
 
     def _largest(self, *numbers: int) -> list[int]:
@@ -76,7 +79,7 @@ class World:
         return found
 
     def mean(self, values: Tensor) -> Tensor:
-        """Average tensors of one shape over the processes."""
+        """Return the mean of the processes' tensors, which have one shape."""
         if self.size == 1:
             return values
         total = values.clone()
@@ -84,13 +87,13 @@ class World:
         return total / self.size
 
     def gather(self, text: str) -> list[str]:
-        """Give every process's text, by rank."""
+        """Return every process's text, by rank."""
         if self.size == 1:
             return [text]
         return [self._broadcast(text.encode(), rank).decode() for rank in range(self.size)]
 
     def share(self, content: Any) -> Any:
-        """Give what the first process has, tensors and plain values alone, to all; elsewhere `content` is ignored."""
+        """Return the first process's `content` (tensors and plain values) on all; the others' is ignored."""
         if self.size == 1:
             return content
         buffer = io.BytesIO()
@@ -100,7 +103,7 @@ class World:
         return content if self.leads else torch.load(io.BytesIO(received), map_location="cpu", weights_only=True)
 
     def _broadcast(self, content: bytes, source: int) -> bytes:
-        """Give `content` of process `source`."""
+        """Return `content` of process `source`."""
         size = torch.tensor(len(content))
         dist.broadcast(size, source)
         if not size:
@@ -118,7 +121,7 @@ ALONE = World()
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
-    """Join the processes that torchrun started, if it did; gives them, and which device this one shall compute on.
+    """Join the processes started by torchrun, if any; yield the world and this process's device.
 
     Raises:
         UserError: there are more processes than GPUs, or the others cannot be reached.
@@ -142,5 +145,5 @@ def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"process {world.rank} cannot join the other {world.size - 1} ({error})") from error
     yield world, device
-    # Not after an exception that the others know nothing of: to part in order could mean to wait for them for ever.
+    # Not after an exception on this process alone: destroying the group might wait for the others forever.
     dist.destroy_process_group()

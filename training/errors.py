@@ -1,5 +1,5 @@
-"""Errors that a person can mend."""
+"""Errors that the user can correct."""
 
 
 class UserError(Exception):
-    """Wrong input: the message says what was wrong, where, and what would be right."""
+    """Invalid input; the message says what is wrong, where, and what is valid."""

@@ -2,10 +2,10 @@
 
   python -m training fit --config training/configs/demo.yaml --variant act-da --corpus DIR --out RUN
 
-Running the same command again goes on where an interrupted run stopped, to the same weights bit for bit
-(on a CPU, with the same number of threads and processes), and says so if there is nothing left to do.
+Repeat the command to resume an interrupted run. The result is bit-identical to an uninterrupted run (on a CPU, with the
+same number of threads and processes).
 
-On several GPUs or machines, each process with its share of every batch:
+On several GPUs or machines, each process takes a share of every batch:
 
   torchrun --nproc-per-node 4 -m training fit …
 """
@@ -53,25 +53,25 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file; see training/configs/")
-    parser.add_argument("--variant", choices=list(VARIANTS), required=True, help="how to augment; see below")
-    parser.add_argument("--corpus", type=Path, required=True, help="folder that `prepare` made")
+    parser.add_argument("--variant", choices=list(VARIANTS), required=True, help="augmentation; see below")
+    parser.add_argument("--corpus", type=Path, required=True, help="corpus folder")
     parser.add_argument("--out", type=Path, required=True, help="run folder: checkpoint, configuration and logs")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
-    parser.add_argument("--seed", metavar="N", help="the same as --set seed=N")
-    parser.add_argument("--updates", metavar="N", help="the same as --set updates=N")
+    parser.add_argument("--seed", metavar="N", help="short for --set seed=N")
+    parser.add_argument("--updates", metavar="N", help="short for --set updates=N")
     parser.add_argument(
         "--set",
         dest="overrides",
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="lay a value over the file's, such as --set optimiser.learning_rate=0.01; may be given several times",
+        help="override a value, such as --set optimiser.learning_rate=0.01; repeatable",
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run the command; return the exit code."""
     overrides = list(arguments.overrides)
     overrides += [f"{key}={value}" for key in ("seed", "updates") if (value := getattr(arguments, key)) is not None]
     with joined(choose_device(arguments.device)) as (world, device):
@@ -82,15 +82,20 @@ def run(arguments: argparse.Namespace) -> int:
         except UserError:
             if world.leads:
                 raise
-            return 2  # the first process says why
+            return 2  # the first process prints the message
 
 
 def fit(config: Config, variant: str, corpus: Corpus, out: Path, device: torch.device, world: World = ALONE) -> int:
-    """Train a variant in run folder `out`, going on with what is there; returns 0, or 128 + signal if interrupted.
+    """Train a variant in run folder `out`, resuming if it has a checkpoint.
 
-    Of several processes the first reads and writes the run folder; the others need the corpus alone.
+    Of several processes only the first reads and writes the run folder.
 
-    Raises UserError if the folder belongs to another run, and DivergedError at the first loss that is not finite.
+    Returns:
+        The exit code: 0, or 128 + the number of the signal that interrupted the run.
+
+    Raises:
+        UserError: the folder belongs to another run.
+        DivergedError: a loss is not finite.
     """
     console = Console(quiet=not world.leads)
     torch.backends.cudnn.benchmark = True  # all batches have one shape; without effect on a CPU
@@ -103,19 +108,19 @@ def fit(config: Config, variant: str, corpus: Corpus, out: Path, device: torch.d
     )
     first = _resume_or_begin(trainer, out, config, variant, corpus, world)
     if first >= config.updates:
-        console.print(f"{out}: {variant} is trained already, {first} updates", highlight=False, soft_wrap=True)
+        console.print(f"{out}: {variant} is already trained, {first} updates", highlight=False, soft_wrap=True)
         return 0
     run = out if world.leads else None
     with Report(run, variant, first, config.updates, console) as report, StopRequest(world.size > 1) as stop:
         report.start(_describe(trainer, source, corpus, world), source.rows)
         if source.missing:
-            report.say(f"{corpus.root}: has no {', '.join(source.missing)} to train with; goes on without")
-        return _Fit(trainer, source, out, world, report, stop).go_on(first)
+            report.say(f"{corpus.root}: has no {', '.join(source.missing)} for training; continuing without")
+        return _Fit(trainer, source, out, world, report, stop).run(first)
 
 
 @dataclass
 class _Fit:
-    """A run at work: updates, and between them what is measured, written and said."""
+    """A running fit: updates, dev accuracy, checkpoints and reports."""
 
     trainer: Trainer
     source: BatchSource
@@ -124,8 +129,8 @@ class _Fit:
     report: Report
     stop: "StopRequest"
 
-    def go_on(self, first: int) -> int:
-        """Do the updates from `first` on; returns the exit code."""
+    def run(self, first: int) -> int:
+        """Run the updates from `first` on; return the exit code."""
         config, world, report = self.trainer.config, self.world, self.report
         data, updates = config.data, config.updates
         dev_set = world.together(lambda: make_dev_set(self.source.corpus, config))
@@ -136,7 +141,7 @@ class _Fit:
                 if signal_number:
                     if saved != done:
                         self._save(done)
-                    report.stop(done, f"stopped after update {done} of {updates}; the same command goes on")
+                    report.stop(done, f"stopped after update {done} of {updates}; repeat the command to resume")
                     return 128 + signal_number
                 report.update(done + 1, self._update(done, batch, saved), self._is_due(done + 1, config.intervals.log))
                 if dev_set is not None and self._is_due(done + 1, config.intervals.dev):
@@ -158,7 +163,7 @@ class _Fit:
             raise DivergedError(f"{error}. {self.out / CHECKPOINT} still holds update {saved}") from error
 
     def _save(self, done: int) -> None:
-        """Write the checkpoint; nobody goes on, or ends, before it is there."""
+        """Write the checkpoint; all processes wait for it."""
         self.world.together(
             lambda: write_checkpoint(self.out, self.trainer.checkpoint(done)) if self.world.leads else None
         )
@@ -174,7 +179,7 @@ def _check_same_work(config: Config, variant: str, corpus: Corpus, world: World)
 
 
 def _resume_or_begin(trainer: Trainer, out: Path, config: Config, variant: str, corpus: Corpus, world: World) -> int:
-    """Restore what a run folder holds, or lay a new one out; returns how many updates are done."""
+    """Restore the run in a folder, or create the folder; return how many updates are done."""
 
     def look() -> Checkpoint | None:
         if not world.leads:
@@ -203,7 +208,7 @@ def check_same_run(out: Path, checkpoint: Checkpoint, config: Config, variant: s
     if checkpoint["variant"] != variant:
         problem = f"holds a run of variant {checkpoint['variant']}, not {variant}"
     elif checkpoint["corpus_digest"] != corpus.digest:
-        problem = f"was trained on another corpus ({checkpoint['corpus']}, or it was prepared anew since)"
+        problem = f"was trained on another corpus ({checkpoint['corpus']}, or an earlier version of it)"
     elif differing:
         key = differing[0]
         more = f", and {len(differing) - 1} more values differ" if len(differing) > 1 else ""
@@ -214,7 +219,7 @@ def check_same_run(out: Path, checkpoint: Checkpoint, config: Config, variant: s
 
 
 def _flat(config: Config) -> dict[str, object]:
-    """List every value of a configuration under its dotted key."""
+    """Return every value of a configuration by its dotted key."""
     values: dict[str, object] = {}
 
     def walk(prefix: str, value: object) -> None:
@@ -229,7 +234,7 @@ def _flat(config: Config) -> dict[str, object]:
 
 
 def _describe(trainer: Trainer, source: BatchSource, corpus: Corpus, world: World) -> dict[str, Value]:
-    """Collect what the log's first line says of a run, beside its configuration."""
+    """Return the facts in the log's first line."""
     return {
         "corpus": str(corpus.root),
         "corpus_digest": corpus.digest,
@@ -245,10 +250,10 @@ def _describe(trainer: Trainer, source: BatchSource, corpus: Corpus, world: Worl
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a wish that the loop looks at; a second one acts at once, as ever.
+    """Record the first SIGINT or SIGTERM for the loop; the second terminates immediately.
 
-    A context manager; `signal` is the number of the signal that came, 0 before. A `patient` one never acts at once:
-    torchrun sends its processes the signal that the terminal has sent them already, and kills them if they tarry.
+    A context manager; `signal` is the number of the recorded signal, 0 before. With `patient` the second is ignored:
+    torchrun forwards the signal that the terminal has sent to its processes already.
     """
 
     def __init__(self, patient: bool = False) -> None:

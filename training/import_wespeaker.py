@@ -1,7 +1,7 @@
-"""Make a run folder of a WeSpeaker ResNet: `evaluate`, `export` and serving take it like one that was trained here.
+"""Make a run folder from a WeSpeaker ResNet, for evaluation and export.
 
 If the checkpoint has its classifier, --speakers names its classes. Without one, or with --enrol, a classifier is fitted
-on the train utterances of the corpus: each speaker's weight is the mean of his embeddings, and the factor on the
+on the train utterances of the corpus: each speaker's weight is the mean of their embeddings, and the scale of the
 cosines is calibrated on the dev split.
 """
 
@@ -35,8 +35,8 @@ from speakerlens.training.model.wespeaker import (
 )
 
 _AT_BOUND = (
-    "warning: {}: the scale {:.4g} is where the search for it ends, as dev utterances are all named rightly by far, or "
-    "not told apart at all; probabilities are not to be believed until dev has more utterances, and interference"
+    "warning: {}: the scale {:.4g} is at the bound of its search, as the dev utterances are all correct by a wide "
+    "margin, or not at all; probabilities are unreliable until dev has more utterances, and interference"
 )
 
 
@@ -54,10 +54,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--speakers",
         type=Path,
         metavar="LIST",
-        help='the classes in their order: a name in each line, or WeSpeaker\'s "name number"',
+        help='the classes in their order: one name per line, or WeSpeaker\'s "name number"',
     )
     parser.add_argument(
-        "--enrol", action="store_true", help="leave out the checkpoint's classifier; its classes are other speakers"
+        "--enrol", action="store_true", help="ignore the checkpoint's classifier, whose classes are other speakers"
     )
     parser.add_argument(
         "--corpus", type=Path, required=True, metavar="DIR", help="a corpus of the speakers, to calibrate and test on"
@@ -68,10 +68,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run the command; return the exit code."""
     out: Path = arguments.out
     if (out / CHECKPOINT).exists():
-        raise UserError(f"{out}: holds a run already; choose another --out")
+        raise UserError(f"{out}: already contains a run; choose another --out")
     source = _read(arguments.checkpoint, arguments.config)
     corpus = load_corpus(arguments.corpus)
     listed = read_speakers(arguments.speakers) if arguments.speakers else None
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Source(NamedTuple):
-    """What the two files of WeSpeaker's hold; `path` is the checkpoint's."""
+    """The contents of WeSpeaker's two files; `path` is the checkpoint's."""
 
     path: Path
     settings: Settings
@@ -102,13 +102,13 @@ class _Source(NamedTuple):
     network: NetworkConfig
 
     def config(self, scale: float) -> Config:
-        """A configuration that says that all updates are done; UserError if a value is beyond this program's bounds."""
+        """Return a configuration of one update; raise UserError if a value is out of this program's bounds."""
         data = DataConfig(crop_seconds=self.settings.crop_seconds)
         config = Config(self.network, updates=1, head=HeadConfig(kind="aam", scale=scale), data=data)
         return parse_config(dump_config(config), f"{self.path} (as a configuration of this program)")
 
     def model(self, config: Config, classes: int) -> SpeakerNetwork:
-        """The network with the checkpoint's encoder, in evaluation mode."""
+        """Return a network with the checkpoint's encoder, in evaluation mode."""
         model = SpeakerNetwork(config.network, config.head, classes)
         model.encoder.load_state_dict(self.weights.encoder)
         return model.eval()
@@ -121,7 +121,7 @@ def _read(checkpoint: Path, config: Path) -> _Source:
 
 
 def _keep(source: _Source, speakers: Sequence[str]) -> tuple[Config, SpeakerNetwork]:
-    """The network with the checkpoint's own classifier."""
+    """Return the network with the checkpoint's own classifier."""
     classes = classes_of(source.weights, speakers, source.settings, source.path)
     config = source.config(source.settings.scale)
     model = source.model(config, len(speakers))
@@ -134,7 +134,7 @@ def _keep(source: _Source, speakers: Sequence[str]) -> tuple[Config, SpeakerNetw
 def _enrol(
     source: _Source, corpus: Corpus, speakers: Sequence[str], device: torch.device, console: Console
 ) -> tuple[Config, SpeakerNetwork]:
-    """The network with a classifier fitted on the corpus."""
+    """Return the network with a classifier fitted on the corpus."""
     model = source.model(source.config(1.0), len(speakers)).to(device)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("enrolling", total=enrolment_steps(corpus, speakers))
@@ -143,7 +143,7 @@ def _enrol(
 
 
 def _classes(listed: Sequence[str] | None, corpus: Corpus, source: _Source) -> tuple[str, ...]:
-    """Who the checkpoint's own classes are; the corpus may lack some of them."""
+    """Return the speakers of the checkpoint's classes; the corpus may lack some."""
     if listed is None:
         raise UserError(
             f"{source.path}: has a classifier; name its classes with --speakers, or leave it out with --enrol"
@@ -158,7 +158,7 @@ def _classes(listed: Sequence[str] | None, corpus: Corpus, source: _Source) -> t
 
 
 def _speakers_to_enrol(listed: Sequence[str] | None, corpus: Corpus) -> tuple[str, ...]:
-    """The corpus's speakers, in the order of the list if there is one."""
+    """Return the corpus's speakers, in the order of the list if there is one."""
     speakers = tuple(listed or corpus.speakers)
     if set(speakers) != set(corpus.speakers):
         odd = sorted(set(speakers) ^ set(corpus.speakers))
@@ -167,7 +167,7 @@ def _speakers_to_enrol(listed: Sequence[str] | None, corpus: Corpus) -> tuple[st
             "(without --speakers they are the corpus's)"
         )
     if len(speakers) < 2:
-        raise UserError(f"{corpus.root}: has one speaker; to tell speakers apart at least two are needed")
+        raise UserError(f"{corpus.root}: has one speaker; at least two are needed")
     return speakers
 
 

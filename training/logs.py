@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines and TensorBoard for later, a progress bar or plain lines for now."""
+"""Report a run: JSON lines and TensorBoard on disk, a progress bar or plain lines on the terminal."""
 
 import json
 import time
@@ -23,7 +23,7 @@ class RunLog:
     """Writes RUN/log.jsonl and RUN/tensorboard. A context manager.
 
     Each line is an object with `event` ("start", "update", "dev", "stop"), `step` (updates done), `time` (seconds since
-    1970) and the event's figures. On resuming at `step`, what was logged after it is dropped, for it will come again.
+    1970) and the event's figures. On resuming at `step`, later lines are dropped, as those updates are repeated.
     """
 
     def __init__(self, run: Path, step: int) -> None:
@@ -53,7 +53,7 @@ class RunLog:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drop the lines of a log after `step`, and a last one that was cut short."""
+    """Drop the lines of a log after `step`, and an incomplete last line."""
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -65,9 +65,9 @@ def _keep_until(path: Path, step: int) -> None:
 
 
 class Report:
-    """A run's voice: the log on disk, and a progress bar on a terminal, else a line every few seconds.
+    """The log on disk, and a progress bar on a terminal, else a line every few seconds.
 
-    A context manager. With `run` None nothing is written or said.
+    A context manager. With `run` None it writes and prints nothing.
     """
 
     def __init__(self, run: Path | None, title: str, done: int, updates: int, console: Console) -> None:
@@ -76,7 +76,7 @@ class Report:
         self._log = None if run is None else RunLog(run, done)
         self._rows = 0
         self._counted, self._since = done, time.monotonic()
-        self._spoke = time.monotonic()
+        self._printed = time.monotonic()
         self._rate = self._dev = ""
         self._bar: Progress | None = None
         if self._console.is_terminal:
@@ -99,13 +99,13 @@ class Report:
             self._log.__exit__(kind, error, trace)
 
     def start(self, facts: Mapping[str, Value], rows: int) -> None:
-        """Log what the run is; `rows` are the utterances of an update."""
+        """Log the facts of a run; `rows` is the number of utterances per update."""
         self._rows = rows
         self._write("start", self._counted, {"variant": self._title, **facts})
         self._since = time.monotonic()
 
     def update(self, done: int, figures: Figures, to_log: bool) -> None:
-        """Tell of an update."""
+        """Show an update's figures; log them if `to_log`."""
         if to_log:
             rate = (done - self._counted) * self._rows / max(1e-9, time.monotonic() - self._since)
             self._counted, self._since = done, time.monotonic()
@@ -113,13 +113,13 @@ class Report:
             self._write("update", done, {**figures._asdict(), "utterances_per_second": round(rate, 1)})
         if self._bar is not None:
             self._bar.update(self._task, completed=done, figures=f"loss {figures.loss:.2f}{self._dev}")
-        elif time.monotonic() - self._spoke >= _SECONDS_BETWEEN_LINES or done == self._updates:
-            self._spoke = time.monotonic()
+        elif time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES or done == self._updates:
+            self._printed = time.monotonic()
             shown = f"loss {figures.loss:.2f}  accuracy {figures.accuracy:.0f} %{self._dev}{self._rate}"
             self.say(f"{self._title}: {done}/{self._updates}  {shown}")
 
     def dev(self, done: int, measure: Callable[[], Mapping[str, float]]) -> None:
-        """Tell of the accuracy on the dev split, in percent by condition; measuring it does not count as training."""
+        """Measure and log the accuracy on the dev split, in percent by condition; exclude its time from the rate."""
         began = time.monotonic()
         accuracy = measure()
         self._since += time.monotonic() - began
@@ -127,7 +127,7 @@ class Report:
         self._dev = "  dev " + " ".join(f"{name} {value:.0f}" for name, value in accuracy.items())
 
     def stop(self, done: int, why: str) -> None:
-        """Tell of the end of the run."""
+        """Log and print the end of the run."""
         self._write("stop", done, {"why": why})
         if self._bar is not None:
             self._bar.stop()
@@ -138,5 +138,5 @@ class Report:
             self._log.write(event, step, figures)
 
     def say(self, line: str) -> None:
-        """Print a line that stays, of whatever length."""
+        """Print a line above the progress bar, without wrapping."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""One update after the other: schedules, forward and backward, and the state that a checkpoint holds."""
+"""The update: schedules, forward and backward pass, optimiser step, and the state in a checkpoint."""
 
 import math
 from typing import NamedTuple, cast
@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from speakerlens.training.checkpoint import Checkpoint, new_checkpoint, restore_random
-from speakerlens.training.compute import lay_out, uses_bfloat16
+from speakerlens.training.compute import prepare_encoder, uses_bfloat16
 from speakerlens.training.config import Config, HeadConfig, OptimiserConfig
 from speakerlens.training.data.audio import SAMPLE_RATE
 from speakerlens.training.data.batches import Batch
@@ -25,11 +25,11 @@ _NAMED_ROWS = 3
 
 
 class DivergedError(UserError):
-    """The loss or its gradient is NaN or infinite; the message says at which update, which part, which utterances."""
+    """The loss or its gradient is NaN or infinite; the message names the update, the part and the utterances."""
 
 
 class Figures(NamedTuple):
-    """What is logged of an update; `accuracy` in percent over its rows, without margin."""
+    """The logged figures of an update; `accuracy` in percent over its rows, without margin."""
 
     loss: float
     cross_entropy: float
@@ -41,7 +41,7 @@ class Figures(NamedTuple):
 
 
 class Trainer:
-    """A network in training: everything that changes from update to update, but for the batches.
+    """A network in training, with its optimiser and averaged weights.
 
     Args:
         config: the run's configuration; its seed makes the initial weights.
@@ -50,7 +50,8 @@ class Trainer:
         device: where to compute.
         world: the processes that train together, each with its share of every batch; all have the same weights.
 
-    Raises UserError if the configuration asks for what the device cannot do.
+    Raises:
+        UserError: the device does not support the configuration.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Trainer:
         network = SpeakerNetwork(config.network, config.head, len(corpus.speakers)).to(device).train()
         if world.size > 1:
             network = synchronise_normalisation(network, device)
-        lay_out(network.encoder, config.compute, device, world)
+        prepare_encoder(network.encoder, config.compute, device, world)
         self.network = network
         self._optimiser = make_optimiser(network, config.optimiser)
         self._average = AveragedModel(network, use_buffers=True) if config.optimiser.average_last else None
@@ -76,14 +77,14 @@ class Trainer:
             self._settle()
 
     def _settle(self) -> None:
-        """Let DistributedDataParallel lay out its buckets of gradients for good, as it does after one backward pass.
+        """Run one backward pass, after which DistributedDataParallel's gradient buckets keep their layout.
 
-        Sums over three processes and more round by where in a bucket they stand. So a resumed run would leave the path
-        of an uninterrupted one if its first update, and the other's only, had the first layout.
+        Over three or more processes, rounding of a sum depends on the position in a bucket. Without this pass the first
+        update of a resumed run would use another layout than the same update of an uninterrupted run.
         """
-        self.network.eval()  # which leaves the running statistics alone
+        self.network.eval()  # keeps the running statistics
         silence = torch.zeros(2, SAMPLE_RATE, device=self.device)
-        with torch.compiler.set_stance("force_eager"):  # not for this shape
+        with torch.compiler.set_stance("force_eager"):  # do not compile for this shape
             loss: Loss = self._objective(silence, silence.new_zeros(2, dtype=torch.int64), silence, 0.0)
             loss.total.backward()  # type: ignore[no-untyped-call]
         self._optimiser.zero_grad()
@@ -91,15 +92,16 @@ class Trainer:
 
     @property
     def result(self) -> SpeakerNetwork:
-        """What the run would give if it ended now: the network, or the average of its last weights."""
+        """The result of the run so far: the network, or the average of its last weights."""
         if self._average is None or not self._average.n_averaged:
             return self.network
         return cast(SpeakerNetwork, self._average.module)
 
     def update(self, step: int, batch: Batch) -> Figures:
-        """Do update `step` (from 0) on this process's share of a batch; the figures are those of the whole.
+        """Do update `step` (from 0) on this process's share of a batch; return the figures of the whole batch.
 
-        Raises DivergedError, with the weights still as they were before.
+        Raises:
+            DivergedError: the loss or gradient is not finite; the weights are unchanged.
         """
         learning_rate = learning_rate_at(self.config.optimiser, step, self.config.updates)
         margin = margin_at(self.config.head, step, self.config.updates)
@@ -107,7 +109,7 @@ class Trainer:
             group["lr"] = learning_rate
         self._optimiser.zero_grad()
         if self.device.type == "cuda":
-            # Made on another stream, and not to be overwritten by it.
+            # Made on another stream, which must not reuse their memory yet.
             for tensor in (batch.audio, batch.labels, batch.originals):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
         loss: Loss = self._objective(batch.audio, batch.labels, batch.originals, margin)
@@ -121,7 +123,7 @@ class Trainer:
         return figures
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """Collect the state after `step` updates."""
+        """Return the state after `step` updates."""
         return new_checkpoint(
             step=step,
             variant=self._variant_name,
@@ -133,7 +135,7 @@ class Trainer:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put back the state of a checkpoint of the same configuration."""
+        """Restore the state of a checkpoint of the same configuration."""
         self.network.load_state_dict(checkpoint["network"])
         self._optimiser.load_state_dict(checkpoint["optimiser"])
         if self._average is not None:
@@ -142,7 +144,7 @@ class Trainer:
 
 
 class _Objective(nn.Module):
-    """The network and its loss as one module, which is what DistributedDataParallel takes."""
+    """The network and its loss as one module, as DistributedDataParallel requires."""
 
     def __init__(
         self, network: SpeakerNetwork, config: Config, variant: Variant, device: torch.device, world: World
@@ -153,18 +155,18 @@ class _Objective(nn.Module):
         self._in_bfloat16 = uses_bfloat16(config.compute, device)
 
     def forward(self, audio: Tensor, labels: Tensor, originals: Tensor, margin: float) -> Loss:
-        """Audio [rows, samples], labels [rows] and originals [copies, samples] -> their loss."""
+        """Return the loss of audio [rows, samples], labels [rows], originals [copies, samples]; margin in radians."""
         with torch.autocast(audio.device.type, torch.bfloat16, enabled=self._in_bfloat16):
             loss = compute_loss(self.network, audio, labels, originals, self._variant, self._config, margin)
         if not len(originals):
             return loss
-        # One process may have more copies than another, and the mean of the processes shall be that of all copies.
+        # Processes may have different numbers of copies; their mean must be the mean over all copies.
         weight = len(originals) / self._world.mean(torch.tensor(float(len(originals)))).item()
         return loss._replace(total=loss.total + (weight - 1) * self._config.weight * loss.alignment.mean())
 
 
 def make_optimiser(network: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
-    """Make the configured optimiser; weight decay on matrices and kernels, not on biases and normalisation."""
+    """Return the configured optimiser, with weight decay on matrices and kernels only."""
     parameters = list(network.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -177,7 +179,7 @@ def make_optimiser(network: nn.Module, config: OptimiserConfig) -> torch.optim.O
 
 
 def learning_rate_at(config: OptimiserConfig, step: int, updates: int) -> float:
-    """Learning rate of update `step` (from 0) of `updates`: up in a straight line, then down to the final rate."""
+    """Return the learning rate of update `step` (from 0) of `updates`: linear warm-up, then decay."""
     warmup = round(config.warmup * updates)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -191,17 +193,17 @@ def learning_rate_at(config: OptimiserConfig, step: int, updates: int) -> float:
 
 
 def margin_at(config: HeadConfig, step: int, updates: int) -> float:
-    """Margin in radians at update `step` (from 0) of `updates`."""
+    """Return the margin in radians at update `step` (from 0) of `updates`."""
     begin, end = config.margin_from * updates, config.margin_until * updates
     if step >= end:
         return config.margin
-    if step <= begin:  # also where the margin grows in no time at all
+    if step <= begin:  # also if the growth takes no updates
         return 0.0
     return config.margin * (step - begin) / (end - begin)
 
 
 def is_averaged(config: OptimiserConfig, step: int, updates: int) -> bool:
-    """Whether the weights after update `step` (from 0) are among those that are averaged: at least the last are."""
+    """Return whether the weights after update `step` (from 0) are averaged; those of the last update always are."""
     return step >= min(updates - 1, round((1 - config.average_last) * updates))
 
 
@@ -214,7 +216,7 @@ def _figures(loss: Loss, grad_norm: Tensor, learning_rate: float, margin: float,
 
 
 def _check_finite(figures: Figures, loss: Loss, batch: Batch, step: int, world: World) -> None:
-    """Raise DivergedError if a part of the loss or the gradient is not finite; on all processes alike."""
+    """Raise DivergedError on all processes if a part of the loss or the gradient is not finite."""
     parts = {
         "cross-entropy": figures.cross_entropy,
         "alignment": figures.alignment,
@@ -224,13 +226,13 @@ def _check_finite(figures: Figures, loss: Loss, batch: Batch, step: int, world: 
     broken = next(((name, value) for name, value in parts.items() if not math.isfinite(value)), None)
     if broken is None:
         return
-    # A broken waveform spoils every row through batch normalisation, so it is named before the rows it spoiled.
+    # Through batch normalisation one broken waveform makes every row NaN, so waveforms are checked before losses.
     bad = ~torch.isfinite(batch.audio).all(dim=1)
     if not world.largest(int(bad.any())):
         distances = torch.zeros_like(loss.cross_entropy)
-        if len(batch.originals):  # of the copies, the first rows
+        if len(batch.originals):  # copies are the first rows
             distances[: len(loss.alignment)] = loss.alignment
-        elif len(loss.alignment):  # of every pair
+        elif len(loss.alignment):  # pairs: copies and originals
             distances = loss.alignment.repeat(2)
         bad = ~torch.isfinite(loss.cross_entropy + distances)
     own = [name for name, is_bad in zip(batch.names, bad.tolist(), strict=True) if is_bad]

@@ -1,4 +1,4 @@
-"""What a report says of its making: when and by what command, on which data, with which machine and versions."""
+"""The origin of a report: time, command, data, machine and versions."""
 
 import platform
 import shlex
@@ -16,7 +16,7 @@ _PACKAGES = ("speakerlens", "torch", "numpy", "scipy", "soundfile", "soxr", "mat
 
 
 def moment() -> dict[str, object]:
-    """Say when, by what command and with which code this process works."""
+    """Return the time, the command line and the code revision of this process."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "training", *sys.argv[1:]]),
@@ -25,7 +25,7 @@ def moment() -> dict[str, object]:
 
 
 def tested(corpus: Corpus) -> dict[str, object]:
-    """Name a corpus and the size of its test split."""
+    """Return a corpus's digest and the size of its test split."""
     utterances = corpus.utterances("test")
     return {
         "digest": corpus.digest,
@@ -36,7 +36,7 @@ def tested(corpus: Corpus) -> dict[str, object]:
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """Describe the machine and the device on it."""
+    """Return the device, processor, threads and operating system."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processor": _processor(),
@@ -46,12 +46,12 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that figures depend on."""
+    """Return the versions of Python and of the packages that figures depend on."""
     return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
 def _processor() -> str:
-    """Name the processor; the standard library knows it on few systems."""
+    """Return the processor's name, from /proc where `platform` does not know it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

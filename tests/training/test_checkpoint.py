@@ -40,7 +40,7 @@ def test_a_run_is_loaded_as_it_was_saved(trainer: Trainer, run: Path) -> None:
 
 
 def test_a_run_without_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no checkpoint\.pt there; `python -m training fit"):
+    with pytest.raises(UserError, match=r"has no checkpoint\.pt; `python -m training fit"):
         load_run(tmp_path)
 
 

@@ -133,7 +133,7 @@ def test_wrong_input_is_told_once_and_stops_both(done: Done) -> None:
         assert (codes["uneven"], codes["other seed"], codes["diverged"]) == (2, 2, 2)
     errors = [line for line in done.printed.splitlines() if line.startswith("error: ")]
     assert errors[:2] == [
-        "error: data.batch_size 7 makes 7 crops, which cannot be shared out equally to 2 processes; choose another",
+        "error: data.batch_size 7 makes 7 crops, which cannot be divided equally among 2 processes; choose another",
         "error: process 1 has another configuration than process 0; all machines must have the same",
     ]
     assert errors[2].startswith("error: update 2: the cross-entropy is")
@@ -141,7 +141,7 @@ def test_wrong_input_is_told_once_and_stops_both(done: Done) -> None:
     assert len(errors) == 3
     assert "Traceback" not in done.printed
     assert "Warning" not in done.printed
-    assert done.printed.count("stopped: stopped after update 3 of 6; the same command goes on") == 1
+    assert done.printed.count("stopped: stopped after update 3 of 6; repeat the command to resume") == 1
 
 
 def test_a_run_of_two_processes_goes_on_in_one(done: Done, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_torchrun_stops_by_a_signal_with_a_checkpoint(done: Done, tmp_path: Path
     output, _ = process.communicate(timeout=120)
     run = load_run(tmp_path / "run")
     assert run.step > 2
-    assert output.count(f"stopped after update {run.step} of 100000; the same command goes on") == 1
+    assert output.count(f"stopped after update {run.step} of 100000; repeat the command to resume") == 1
     assert [line["step"] for line in events(tmp_path / "run", "update")] == list(range(1, run.step + 1))
 
 

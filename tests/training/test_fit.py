@@ -118,7 +118,7 @@ def test_a_finished_run_says_so(
 ) -> None:
     before = (uninterrupted / "checkpoint.pt").stat().st_mtime_ns
     assert fit(config, "act-da", corpus, uninterrupted, CPU) == 0
-    assert "act-da is trained already, 6 updates" in capsys.readouterr().out
+    assert "act-da is already trained, 6 updates" in capsys.readouterr().out
     assert (uninterrupted / "checkpoint.pt").stat().st_mtime_ns == before
 
 
@@ -184,7 +184,7 @@ def test_every_variant_trains(
 ) -> None:
     short = replace(config, updates=2)
     assert fit(short, variant, corpus, tmp_path, CPU) == 0
-    told = f"{corpus.root}: has no music, babble to train with; goes on without" in capsys.readouterr().out
+    told = f"{corpus.root}: has no music, babble for training; continuing without" in capsys.readouterr().out
     assert told == (variant != "clean")
     aligned = [line["alignment"] for line in log_lines(tmp_path, "update")]
     assert all((value > 0) == VARIANTS[variant].aligned for value in aligned)
@@ -335,7 +335,7 @@ def test_compiling_is_refused_where_it_cannot_be(
         wanted = replace(config, compute=ComputeConfig(precision=precision, compile=True))
         return Trainer(wanted, "da", corpus, CPU)
 
-    with pytest.raises(UserError, match=r"compute\.compile: on a CPU only with compute\.precision float32"):
+    with pytest.raises(UserError, match=r"compute\.compile: on a CPU, compute\.precision must be float32"):
         compiled("bfloat16")
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
@@ -402,7 +402,7 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(corpus: Corpus, tmp_path: Pa
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 128 + number, output
         steps.append(read_checkpoint(out)["step"])
-        assert f"stopped after update {steps[-1]} of 100000; the same command goes on" in output
+        assert f"stopped after update {steps[-1]} of 100000; repeat the command to resume" in output
     assert steps[1] > steps[0] > 0
     logged = [line["step"] for line in log_lines(out, "update")]
     assert logged == list(range(1, steps[1] + 1))

@@ -141,7 +141,7 @@ def test_a_scale_at_the_end_of_the_search_is_warned_of(
     files = write(tmp_path, make((1, 1, 1, 1), False, 0))
     assert bring_in(tmp_path, toy_corpus, files, None) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
-    assert f"{toy_corpus}: the scale {1 / temperature:g} is where the search for it ends" in line
+    assert f"{toy_corpus}: the scale {1 / temperature:g} is at the bound of its search" in line
 
 
 def test_the_run_is_evaluated_like_any_other(toy_corpus: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ BROKEN: list[Broken] = [
     ("learnt features", settings(dataset_args={"frontend": "s3prl"}), "dataset_args.frontend must be fbank"),
     ("no scale", settings(projection_args={"scale": -1}), "projection_args.scale must be a number above 0"),
     ("hours", settings(dataset_args={"num_frms": 10**6}), "crop_seconds must be a number, at least 0.2 and at most 60"),
-    ("sub-centres", settings(projection_args={"project_type": "arc_margin_intertopk_subcenter"}), "leave it out with"),
+    ("sub-centres", settings(projection_args={"project_type": "arc_margin_intertopk_subcenter"}), "use --enrol to fit"),
     (
         "plain softmax",
         weights(lambda w: w.update({"projection.trans.0.weight": w.pop("projection.weight")})),
@@ -213,9 +213,9 @@ BROKEN: list[Broken] = [
     ("a weight missing", weights(lambda w: w.pop("layer2.0.bn1.bias")), "lacks layer2.0.bn1.bias"),
     ("a weight too many", weights(lambda w: w.update({"pool.linear1.bias": torch.ones(1)})), "pool.linear1.bias"),
     ("a weight askew", weights(lambda w: w.update({"bn1.bias": torch.ones(5)})), "bn1.bias has the shape 5"),
-    ("no number", weights(lambda w: w["bn1.bias"].fill_(torch.nan)), "bn1.bias holds NaN"),
+    ("no number", weights(lambda w: w["bn1.bias"].fill_(torch.nan)), "bn1.bias contains NaN"),
     ("no ResNet", weights(lambda w: w.pop("conv1.weight")), "not a WeSpeaker ResNet"),
-    ("no tensors", weights(lambda w: w.update({"epoch": 3})), "must hold a dictionary of tensors"),
+    ("no tensors", weights(lambda w: w.update({"epoch": 3})), "must be a dictionary of tensors"),
 ]
 
 
@@ -266,7 +266,7 @@ def test_a_run_is_not_overwritten(toy_corpus: Path, tmp_path: Path, capsys: pyte
     files = write(tmp_path, make((1, 1, 1, 1), False, classes=3))
     assert bring_in(tmp_path, toy_corpus, files, "\n".join(SPEAKERS)) == 0
     assert bring_in(tmp_path, toy_corpus, files, "\n".join(SPEAKERS)) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
 
 
 class Evil:

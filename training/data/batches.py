@@ -1,7 +1,7 @@
-"""Batches: crops drawn afresh for every update, corrupted on the device, read ahead while the network is busy.
+"""Batches: random crops for every update, corrupted on the device, read ahead while the network computes.
 
-Batch `t` is a pure function of the corpus, the configuration, the variant's layout and (seed, t). So a run that is
-resumed at update t goes on with the very batch it would have seen; no position in the data needs storing.
+Batch `t` is a pure function of the corpus, the configuration, the variant and (seed, t). A run resumed at update t
+therefore continues with the same batch, without a stored position in the data.
 """
 
 import threading
@@ -30,11 +30,14 @@ from speakerlens.training.variants import Variant
 
 
 class Batch(NamedTuple):
-    """What goes through the network in one update.
+    """The input of one update.
 
-    audio: [rows, samples] on the device. labels: index into `Corpus.speakers`, [rows].
-    originals: what the copies were before, [copies, samples], where the variant needs them beside the rows; else empty.
-    names: which crop each row is, and how it was corrupted, for messages.
+    Attributes:
+        audio: float32 [rows, samples], on the device.
+        labels: indices into `Corpus.speakers`, int64 [rows].
+        originals: the clean originals of the corrupted copies, float32 [copies, samples], where the variant aligns
+            them and they are not rows of the batch; else empty.
+        names: for messages, each row's crop and corruption.
     """
 
     audio: Tensor
@@ -44,10 +47,7 @@ class Batch(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """An utterance to be.
-
-    It has a speaker, a clip, a place in it, in [0, 1), a speed, and what seeds its corruption, if it has one.
-    """
+    """The plan of a row: place in [0, 1) within the clip; the seed of the corruption, None for a clean row."""
 
     label: int
     clip: Clip
@@ -57,18 +57,20 @@ class _Row(NamedTuple):
 
 
 class BatchSource:
-    """Draws the batches of a training run; `batch` may be called from several threads.
+    """Draws the batches of a training run; thread-safe.
 
-    Where several processes train together, each reads its share of the rows of every batch: of rows 0, 1, 2 … those
-    whose number divided by the processes' leaves its rank, a crop's copy along with the crop. All shares together are
-    the batch of a process that trains alone, and each has about as many copies as the others.
+    Of several processes that train together, each reads the rows whose index modulo the number of processes is its
+    rank, and a crop's copy along with the crop. All shares together are the batch of a single process, and each has
+    about the same number of copies.
 
-    corpus: where they are drawn from.
-    kinds: the configured kinds of interference that the corpus can supply; none for a variant without copies.
-    missing: those that it cannot.
+    Attributes:
+        corpus: the source of the clips.
+        kinds: the configured kinds of interference that the corpus can supply; empty for a variant without copies.
+        missing: the configured kinds that it cannot supply.
 
-    Raises UserError if a speaker has nothing to train on, if copies are wanted and the corpus can supply no kind of
-    interference that the configuration lists, or if the processes cannot have equally many crops, or a copy each.
+    Raises:
+        UserError: a speaker has no training utterance; copies are wanted and the corpus can supply none of the
+            configured kinds of interference; or the crops cannot be divided equally, or leave a process without a copy.
     """
 
     def __init__(
@@ -77,10 +79,10 @@ class BatchSource:
         self._drawn = round(config.data.batch_size * variant.crops)
         if self._drawn % world.size:
             raise UserError(
-                f"data.batch_size {config.data.batch_size} makes {self._drawn} crops, which cannot be shared out "
-                f"equally to {world.size} processes; choose another"
+                f"data.batch_size {config.data.batch_size} makes {self._drawn} crops, which cannot be divided equally "
+                f"among {world.size} processes; choose another"
             )
-        # A process without a copy would not take part where the others wait for each other.
+        # A process without a copy would skip the collective operations of the alignment.
         if variant.aligned and variant.copies == "share":
             copies = round(config.interference.share * self._drawn)
             if copies < world.size:
@@ -111,17 +113,17 @@ class BatchSource:
 
     @property
     def rows(self) -> int:
-        """Rows of every batch, all processes' together."""
+        """Rows of every batch, over all processes."""
         return round(self._config.data.batch_size * self._variant.rows)
 
     def batch(self, step: int) -> Batch:
-        """Draw this process's rows of the batch of update `step`, counted from 0."""
+        """Return this process's rows of the batch of update `step`, counted from 0."""
         plan = self._plan(step)
         with self._own_stream():
             return self._realise(plan)
 
     def _realise(self, plan: list[_Row]) -> Batch:
-        """Read the crops of the rows, and corrupt those that are copies."""
+        """Read the crops of the rows and corrupt the copies."""
         crops = [self._crops.read(row.clip, row.place, row.speed) for row in plan]
         speech = torch.from_numpy(np.stack([samples for samples, _ in crops])).to(self._device)
         names = tuple(
@@ -132,7 +134,7 @@ class BatchSource:
         copied = [row for row in plan if row.corruption is not None]
         if not copied:
             return Batch(speech, labels, speech[:0], names)
-        count = len(copied)  # they come first
+        count = len(copied)  # copies come first
         rngs = [np.random.default_rng(row.corruption) for row in copied]
         corruptions = [draw_corruption(self.kinds, self._config.interference, rng) for rng in rngs]
         speakers = [self.corpus.speakers[row.label] for row in copied]
@@ -149,7 +151,7 @@ class BatchSource:
         return Batch(torch.cat([copies, speech[count:]]), labels, originals, copy_names + names[count:])
 
     def _plan(self, step: int) -> list[_Row]:
-        """Draw the whole batch, which costs little, and give the rows that this process has to read."""
+        """Draw the plan of the whole batch, which is cheap, and return this process's rows."""
         rng = np.random.default_rng([self._config.seed, step])
         drawn = self._draw_speakers(self._drawn, rng).tolist()
         clips = [self._clips[label][rng.integers(len(self._clips[label]))] for label in drawn]
@@ -163,7 +165,7 @@ class BatchSource:
 
     @contextmanager
     def _own_stream(self) -> Iterator[None]:
-        """Work on a stream of this thread's own, on a CUDA device: on the network's it would wait for the network."""
+        """Use a CUDA stream of this thread, as work on the network's stream would wait for the network."""
         if self._device.type != "cuda":
             yield
             return
@@ -174,15 +176,15 @@ class BatchSource:
             self._local.stream.synchronize()
 
     def _draw_speakers(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Draw labels at random, every speaker's equally often as far as `count` allows."""
+        """Draw labels [count]; the numbers of two speakers' occurrences differ by at most one."""
         rounds = [rng.permutation(len(self._clips)) for _ in range(-(-count // len(self._clips)))]
         return np.concatenate(rounds)[:count].astype(np.int64)
 
 
 class ReadAhead:
-    """Calls `make(step)` for first <= step < last on other threads, up to `ahead` steps before they are asked for.
+    """Calls `make(step)` for first <= step < last in threads, up to `ahead` steps ahead of `next`.
 
-    A context manager; `next` gives them in order. An error of `make` is raised at its step.
+    A context manager. `next` returns the batches in order, and raises an error of `make` at its step.
     """
 
     def __init__(self, make: Callable[[int], Batch], first: int, last: int, ahead: int, threads: int) -> None:
@@ -202,7 +204,7 @@ class ReadAhead:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def next(self) -> Batch:
-        """Give the next batch, waiting for it."""
+        """Wait for the next batch and return it."""
         batch = self._pending.popleft().result()
         self._submit_next()
         return batch

@@ -1,6 +1,6 @@
-"""What corrupts a row of a batch: drawn by a generator of the row's own, then mixed in on the speech's device.
+"""Corrupt the rows of a batch: each row has its own random generator; mixing runs on the device of the speech.
 
-No row depends on another: whoever realises only some rows of a batch, such as one process of several, gets the same.
+Rows are independent: a process that makes only its share of a batch gets the same rows.
 """
 
 from collections.abc import Sequence
@@ -17,23 +17,23 @@ from speakerlens.training.data.mixing import Mixture, late_reverberation, mix, s
 
 
 class Layer(NamedTuple):
-    """One kind of interference at a ratio in decibels to the speech; for "reverb", the direct-to-reverberant ratio."""
+    """One kind of interference and its SNR in dB; for "reverb", the direct-to-reverberant ratio."""
 
     kind: str
     snr_db: float
 
     def __str__(self) -> str:
-        """As messages name it."""
+        """Return the text used in messages."""
         return f"{self.kind} at {self.snr_db:.1f} dB"
 
 
 Corruption = tuple[Layer, ...]
-"""All that is added to one row, each layer at its own ratio to the dry speech. So with "reverb" among them the others
-are set against the direct sound, as Kaldi's augmentation sets them against the direct sound and early reflections."""
+"""Everything that is added to one row, each layer at its own SNR to the dry speech. With "reverb" among them, the SNR
+of the others refers to the direct sound; in Kaldi's augmentation, to the direct sound and early reflections."""
 
 
 def usable_kinds(source: InterferenceSource, config: InterferenceConfig) -> tuple[InterferenceKind, ...]:
-    """List the configured kinds of interference that a source can supply."""
+    """Return the configured kinds of interference that a source can supply."""
     return tuple(kind for kind in config.snr_db if kind in source.kinds)
 
 
@@ -48,7 +48,7 @@ def draw_corruption(
 
 
 def draw_layer(kind: InterferenceKind, config: InterferenceConfig, rng: np.random.Generator) -> Layer:
-    """Draw the ratio of a kind, uniformly in decibels within its configured range."""
+    """Draw the SNR of a kind, uniformly in dB within its configured range."""
     return Layer(kind, float(rng.uniform(*config.snr_db[kind])))
 
 
@@ -59,14 +59,17 @@ def corrupt(
     source: InterferenceSource,
     rngs: Sequence[np.random.Generator],
 ) -> Mixture:
-    """Corrupt a batch of speech, each row by a corruption of its own.
+    """Corrupt a batch of speech, each row by its own corruption.
 
     Args:
-        speech: [B, N] in [-1, 1], on the device where mixing shall happen.
-        speakers: who talks in each row.
-        corruptions: what is added to each row, of `source.kinds`.
-        source: where interference comes from.
-        rngs: for each row its only source of randomness.
+        speech: float32 [B, N] in [-1, 1], on the device to mix on.
+        speakers: speaker of each row.
+        corruptions: of each row, of kinds in `source.kinds`.
+        source: supplies the interference.
+        rngs: each row's only source of randomness.
+
+    Returns:
+        The mixture and its two parts, each [B, N].
 
     Raises:
         UserError: the source cannot supply a kind.
@@ -77,26 +80,26 @@ def corrupt(
     for place in range(max(map(len, corruptions), default=0)):
         chosen = [row for row, layers in enumerate(corruptions) if place < len(layers)]
         layers = [corruptions[row][place] for row in chosen]
-        sounds = [
+        drawn = [
             source.draw(layer.kind, speech.shape[1], rngs[row], speakers[row])
             for row, layer in zip(chosen, layers, strict=True)
         ]
         rows = torch.tensor(chosen, device=speech.device)
         ratios = torch.tensor([layer.snr_db for layer in layers], device=speech.device)
         dry = speech[rows]
-        interference[rows] += scale_to_snr(dry, _heard(dry, [layer.kind for layer in layers], sounds), ratios)
+        interference[rows] += scale_to_snr(dry, _added(dry, [layer.kind for layer in layers], drawn), ratios)
     return mix(speech, interference)
 
 
-def _heard(speech: Tensor, kinds: Sequence[str], sounds: Sequence[NDArray[np.float32]]) -> Tensor:
-    """Compute what is added to each row of `speech` [B, N], at any level: impulse responses become reverberation."""
+def _added(speech: Tensor, kinds: Sequence[str], drawn: Sequence[NDArray[np.float32]]) -> Tensor:
+    """Return the unscaled interference of each row of `speech` [B, N]; impulse responses become reverberation."""
     added = np.zeros(speech.shape, dtype=np.float32)
     rooms = [row for row, kind in enumerate(kinds) if kind == "reverb"]
-    for row, sound in enumerate(sounds):
+    for row, waveform in enumerate(drawn):
         if row not in rooms:
-            added[row] = sound
+            added[row] = waveform
     interference = torch.from_numpy(added).to(speech.device)
     if rooms:
-        responses = torch.from_numpy(np.stack([sounds[row] for row in rooms])).to(speech.device)
+        responses = torch.from_numpy(np.stack([drawn[row] for row in rooms])).to(speech.device)
         interference[rooms] = late_reverberation(speech[rooms], responses)
     return interference

@@ -1,4 +1,4 @@
-"""Interference drawn at random from a corpus; what is drawn depends on the generator handed in and on nothing else."""
+"""Draw interference from a corpus; the random generator passed in determines the result."""
 
 import threading
 from collections import OrderedDict, defaultdict
@@ -17,10 +17,10 @@ RESPONSE_SAMPLES = 8_000
 """Impulse responses are cut or padded to half a second."""
 
 TALKERS = (3, 7)
-"""Fewest and most talkers in babble, as the evaluation hears it."""
+"""Fewest and most talkers in the babble of evaluations."""
 
 _CROSS_FADE = SAMPLE_RATE // 100
-_SILENT = 1e-4  # peak; some three steps of a 16-bit file
+_SILENT = 1e-4  # peak; about three 16-bit quantisation steps
 _DRAWS = 100
 _KEPT_SECONDS = 30.0
 _CACHE_BYTES = 512 << 20
@@ -29,13 +29,13 @@ _Waveform = NDArray[np.float32]
 
 
 class InterferenceSource:
-    """The interference of one split of a corpus; several threads may draw from it, each with its own generator.
+    """The interference of one split of a corpus; thread-safe.
 
-    Talkers for babble and for the non-target speaker come from the corpus's "speech" clips; where the split has none,
-    from the other speakers' utterances of the same split.
+    Talkers for babble and for the interfering speaker come from the corpus's "speech" clips; where the split has none,
+    from the other speakers' utterances of the split.
 
     Attributes:
-        kinds: those of `KINDS` that the corpus can supply, with `talkers` as the fewest and most in babble.
+        kinds: those of `KINDS` that the corpus can supply, given the fewest and most `talkers` in babble.
     """
 
     kinds: tuple[str, ...]
@@ -59,22 +59,22 @@ class InterferenceSource:
         self._cache = _ClipCache(_CACHE_BYTES)
 
     def draw(self, kind: str, samples: int, rng: np.random.Generator, speaker: str | None = None) -> _Waveform:
-        """Draw a waveform of a kind; silent stretches are drawn again.
+        """Draw a waveform of a kind that is not silent.
 
         Args:
             kind: one of `kinds`.
-            samples: the length wanted.
+            samples: length of the waveform.
             rng: the only source of randomness.
-            speaker: the target, who never talks in the interference.
+            speaker: the target, who is never among the interfering talkers.
 
         Returns:
-            [samples], at any level and without a constant offset: noise and music are one clip from a random place on,
-            looped with a short cross-fade if it is too short; "speaker" is one other talker; "babble" the sum of
-            several, all equally loud.
-            For "reverb" the impulse response [8000], beginning at most 2.5 ms before its direct sound.
+            float32 [samples], at any level, with mean 0: for noise and music, one clip from a random position, looped
+            with a short cross-fade if it is too short; for "speaker", one other talker; for "babble", the sum of
+            several talkers of equal energy.
+            For "reverb", the impulse response [8000], which begins at most 2.5 ms before its direct sound.
 
         Raises:
-            UserError: the corpus cannot supply the kind, or only silence was found.
+            UserError: the corpus cannot supply the kind, or only silence was drawn.
         """
         if kind not in self.kinds:
             raise UserError(f"{self._where}: has no interference of kind {kind}; it has {', '.join(self.kinds)}")
@@ -84,7 +84,7 @@ class InterferenceSource:
             return self._babble(samples, rng, speaker)
         if kind == "speaker":
             return self._talk(self._draw_talkers(1, rng, speaker)[0], samples, rng)
-        return self._stretch(self._clips[_sound(kind)], samples, rng)
+        return self._draw_crop(self._clips[_sound(kind)], samples, rng)
 
     def _babble(self, samples: int, rng: np.random.Generator, speaker: str | None) -> _Waveform:
         fewest, most = self._babble_of
@@ -96,19 +96,18 @@ class InterferenceSource:
         return babble
 
     def _draw_talkers(self, count: int, rng: np.random.Generator, speaker: str | None) -> list[str]:
-        """Talkers other than `speaker`; nobody twice unless there are too few."""
+        """Draw talkers other than `speaker`; none occurs twice unless there are too few."""
         others = [talker for talker in self._talkers if talker != speaker]
         rounds = [rng.permutation(len(others)) for _ in range(-(-count // len(others)))]
         return [others[index] for index in np.concatenate(rounds)[:count]]
 
     def _talk(self, talker: str, samples: int, rng: np.random.Generator) -> _Waveform:
-        return self._stretch(self._talkers[talker], samples, rng)
+        return self._draw_crop(self._talkers[talker], samples, rng)
 
-    def _stretch(self, clips: Sequence[Clip], samples: int, rng: np.random.Generator) -> _Waveform:
-        """Draw a stretch of a random clip that is not silent, without its constant offset.
+    def _draw_crop(self, clips: Sequence[Clip], samples: int, rng: np.random.Generator) -> _Waveform:
+        """Draw a crop [samples] of a random clip that is not silent, with its mean subtracted.
 
-        The offset is the stretch's own: that of the whole clip would make a constant, which nobody hears and which
-        counts as sound, of digital silence beside a part with an offset.
+        The mean is the crop's: subtracting that of the whole clip would turn digital silence into an offset.
         """
         for _ in range(_DRAWS):
             clip = clips[int(rng.integers(len(clips)))]
@@ -116,10 +115,10 @@ class InterferenceSource:
             waveform = without_offset(self._crop(clip, samples, position))
             if np.abs(waveform).max() > _SILENT:
                 return waveform
-        raise UserError(f"{clips[0].path}: {_DRAWS} stretches drawn from files like this one were all silent")
+        raise UserError(f"{clips[0].path}: all of {_DRAWS} crops drawn from it and similar files were silent")
 
     def _crop(self, clip: Clip, samples: int, position: float) -> _Waveform:
-        """Read `samples` of a clip; `position` in [0, 1) is where to begin among all the places that fit."""
+        """Return `samples` samples of a clip; `position` in [0, 1) selects one of the possible starts."""
         seconds = samples / SAMPLE_RATE
         if clip.duration > max(_KEPT_SECONDS, seconds):
             whole = int(clip.duration * SAMPLE_RATE)
@@ -141,11 +140,11 @@ class InterferenceSource:
             if np.abs(response[direct + DIRECT_SAMPLES + 1 :]).max(initial=0.0) > 0:
                 cut = response[max(0, direct - DIRECT_SAMPLES) :][:RESPONSE_SAMPLES]
                 return np.pad(cut, (0, RESPONSE_SAMPLES - len(cut)))
-        raise UserError(f"{clips[0].path}: this and other impulse responses hold nothing after the direct sound")
+        raise UserError(f"{clips[0].path}: this and other impulse responses contain only the direct sound")
 
 
 class _ClipCache:
-    """Decoded clips, shared by threads; those used longest ago go first once they hold more than `limit` bytes."""
+    """Decoded clips, shared by threads; above `limit` bytes the least recently used are dropped."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -159,10 +158,10 @@ class _ClipCache:
             if key in self._clips:
                 self._clips.move_to_end(key)
                 return self._clips[key]
-        # Twice, if two threads want it at once.
+        # Outside the lock: two threads may decode the same clip at once.
         waveform = read_audio(clip.path, clip.start, clip.duration)
         if not len(waveform):
-            raise UserError(f"{clip.path}: holds no audio at {clip.start:g} s")
+            raise UserError(f"{clip.path}: has no audio at {clip.start:g} s")
         with self._lock:
             if key not in self._clips:
                 self._clips[key] = waveform
@@ -173,7 +172,7 @@ class _ClipCache:
 
 
 def _loop(waveform: _Waveform, samples: int, first: int) -> _Waveform:
-    """Give `samples` of a waveform repeated without a click: its end fades into its beginning."""
+    """Return `samples` samples of a waveform [N] looped from sample `first`, with a cross-fade at the seam."""
     if len(waveform) == samples:
         return waveform
     fade = min(_CROSS_FADE, len(waveform) // 4)
@@ -186,7 +185,7 @@ def _loop(waveform: _Waveform, samples: int, first: int) -> _Waveform:
 
 
 def _by_talker(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
-    """Group clips by who talks; a clip without a name counts as a talker of its own."""
+    """Group clips by talker; a clip without a name counts as a talker of its own."""
     groups: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         groups[clip.speaker or f"{clip.path} {clip.start!r}"].append(clip)

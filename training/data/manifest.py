@@ -1,4 +1,4 @@
-"""The manifest: which clip is what, in JSON lines. Every corpus, real or synthesised, is a folder with one."""
+"""Corpora: a folder with a manifest of its clips, in JSON lines."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from speakerlens.training.errors import UserError
 
 MANIFEST = "manifest.jsonl"
 SHORTEST_UTTERANCE = 0.2
-"""Seconds: the network's last stages need some frames to look at."""
+"""Seconds; the network's last stages need a few frames."""
 
 Kind = Literal["utterance", "noise", "music", "speech", "rir"]
 Split = Literal["train", "dev", "test"]
@@ -25,21 +25,20 @@ _KEYS = {"path", "kind", "split", "start", "duration", "speaker"}
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 _SPLITS: tuple[Split, ...] = get_args(Split)
 _LISTERS = 8
-"""Threads that list folders, so that a network's file system is not waited for one folder at a time."""
+"""Threads that list folders, as each listing may wait for a network file system."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A stretch of an audio file.
+    """A part of an audio file.
 
     Attributes:
         path: the file; absolute once loaded, relative to the manifest's folder in the manifest.
-        kind: an utterance of a known speaker, or what interference it is. "speech" is a talker from
-            outside the speaker set.
-        split: the part of the corpus it belongs to.
-        start: where it begins in the file, in seconds.
+        kind: "utterance" of a known speaker, or a kind of interference; "speech" is a talker outside the speaker set.
+        split: part of the corpus that it belongs to.
+        start: position in the file, in seconds.
         duration: its length in seconds; at least 0.2 for an utterance.
-        speaker: who talks; always given for an utterance, for "speech" where known, else None.
+        speaker: name; always given for an utterance, for "speech" where known, else None.
     """
 
     path: Path
@@ -66,7 +65,7 @@ class Corpus:
 
     @cached_property
     def speakers(self) -> tuple[str, ...]:
-        """The speakers to tell apart, sorted; their order is the order of the labels."""
+        """The known speakers, sorted; their order is that of the labels."""
         return tuple(sorted({clip.speaker for clip in self.clips if clip.kind == "utterance" and clip.speaker}))
 
     def utterances(self, split: Split) -> tuple[Clip, ...]:
@@ -89,7 +88,7 @@ class Corpus:
 
 
 def spread(clips: Sequence[Clip], count: int) -> list[Clip]:
-    """Choose at most `count` clips, at equal distances in the order of the manifest."""
+    """Return at most `count` clips, evenly spaced in the order given."""
     if len(clips) <= count:
         return list(clips)
     return [clips[position * (len(clips) - 1) // max(count - 1, 1)] for position in range(count)]
@@ -128,10 +127,10 @@ def load_corpus(folder: Path) -> Corpus:
 
 
 def write_corpus(folder: Path, clips: Iterable[Clip]) -> Corpus:
-    """Write `folder`/manifest.jsonl in one step, so that a reader sees all of it or none, and load it.
+    """Write `folder`/manifest.jsonl atomically, and load it.
 
-    A clip's path may be absolute or relative to `folder`. Files under `folder` are named relative to it, so that
-    the folder can be moved; the same holds for files elsewhere as long as they move along.
+    A clip's path may be absolute or relative to `folder`. The manifest stores paths relative to `folder`, so that the
+    folder can be moved, together with the files outside it that it refers to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     root = folder.resolve()
@@ -147,7 +146,7 @@ def write_corpus(folder: Path, clips: Iterable[Clip]) -> Corpus:
 
 def _record(clip: Clip, root: Path) -> dict[str, str | float | None]:
     path = clip.path if clip.path.is_absolute() else root / clip.path
-    # Not resolved: a link keeps its name. relpath, because Path.relative_to cannot climb before Python 3.12.
+    # Not resolved, so that links keep their names. relpath, because Path.relative_to cannot climb before Python 3.12.
     relative = Path(os.path.relpath(path, root)).as_posix()
     return {
         "path": relative,
@@ -160,7 +159,7 @@ def _record(clip: Clip, root: Path) -> dict[str, str | float | None]:
 
 
 def _missing(paths: Iterable[str]) -> set[str]:
-    """Find which of `paths` are no files, by listing the folders they are in, which are far fewer."""
+    """Return which of `paths` are not files, by listing their folders, which are far fewer."""
     named: dict[str, set[str]] = defaultdict(set)
     for path in paths:
         parent, name = os.path.split(path)
@@ -168,7 +167,7 @@ def _missing(paths: Iterable[str]) -> set[str]:
 
     def look(parents: Sequence[str]) -> list[Path]:
         gone = [Path(parent, name) for parent in parents for name in named[parent] - _files(parent)]
-        # Asked once more by name: a folder may be open to those who know what is in it, but not to be listed.
+        # Checked once more by name: some folders can be searched but not listed.
         return [path for path in gone if not path.is_file()]
 
     with ThreadPoolExecutor(_LISTERS) as threads:
@@ -185,7 +184,7 @@ def _files(folder: str) -> set[str]:
 
 
 def _parse(line: bytes, root: str) -> Clip:
-    """Read a line of the manifest; a ValueError says what is wrong with it."""
+    """Return the clip of a line of the manifest; raise ValueError saying what is wrong with it."""
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -206,7 +205,7 @@ def _parse(line: bytes, root: str) -> Clip:
         raise ValueError("an utterance needs a speaker")
     if not isinstance(record["path"], str) or not record["path"]:
         raise ValueError(f"path must be a file name, not {record['path']!r}")
-    path = Path(os.path.normpath(os.path.join(root, record["path"])))  # noqa: PTH118 (a Path costs more than the rest)
+    path = Path(os.path.normpath(os.path.join(root, record["path"])))  # noqa: PTH118 (Path is slower than the rest of this function)
     return Clip(path, cast(Kind, kind), cast(Split, split), start, duration, speaker)
 
 

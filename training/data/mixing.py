@@ -1,4 +1,4 @@
-"""Speech under interference at an asked signal-to-noise ratio: batched, on the device the speech is on."""
+"""Mix speech with interference at a given signal-to-noise ratio: batched, on the device of the speech."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from speakerlens.training.data.audio import SAMPLE_RATE
 KINDS = ("noise", "music", "babble", "speaker", "reverb")
 
 DIRECT_SAMPLES = SAMPLE_RATE * 25 // 10_000
-"""2.5 ms: what arrives up to this long after the direct sound counts as direct (Zahorik, "Direct-to-reverberant energy
-ratio sensitivity", J. Acoust. Soc. Am. 112, 2002)."""
+"""2.5 ms: sound up to this long after the largest sample counts as direct (Zahorik, "Direct-to-reverberant energy ratio
+sensitivity", J. Acoust. Soc. Am. 112, 2002)."""
 
 SILENT_NORM = 1e-10
-"""Root of the energy up to which a signal counts as silent: squares much smaller than its square vanish in float32."""
+"""L2 norm up to which a signal counts as silent; the squares of much smaller samples underflow in float32."""
 
 
 class Mixture(NamedTuple):
@@ -26,15 +26,15 @@ class Mixture(NamedTuple):
 
 
 def scale_to_snr(speech: Tensor, interference: Tensor, snr_db: Tensor) -> Tensor:
-    """Scale interference to a signal-to-noise ratio, which is 10 log10 of the ratio of the energies.
+    """Scale interference to an SNR, 10 log10 of the ratio of the energies.
 
     Args:
-        speech: [B, N].
-        interference: [B, N], at any level.
-        snr_db: [B], in decibels.
+        speech: float32 [B, N].
+        interference: float32 [B, N], at any level.
+        snr_db: [B], in dB.
 
     Returns:
-        [B, N]; zeros where either of the two is silent, as no gain gives the ratio then.
+        float32 [B, N]; zeros where speech or interference is silent, as no gain gives the SNR then.
     """
     loudness, unwanted = torch.linalg.vector_norm(speech, dim=1), torch.linalg.vector_norm(interference, dim=1)
     audible = (loudness > SILENT_NORM) & (unwanted > SILENT_NORM)
@@ -43,22 +43,22 @@ def scale_to_snr(speech: Tensor, interference: Tensor, snr_db: Tensor) -> Tensor
 
 
 def mix(speech: Tensor, interference: Tensor) -> Mixture:
-    """Add interference [B, N] to speech [B, N] in [-1, 1].
+    """Add interference [B, N] to speech [B, N].
 
-    A sum that would leave [-1, 1] is scaled down whole, speech and interference alike, which keeps their ratio.
+    Rows that exceed [-1, 1] are scaled down, speech and interference alike, which keeps the SNR.
     """
     audio = speech + interference
     peak = torch.linalg.vector_norm(audio, ord=torch.inf, dim=1, keepdim=True)
-    scale = torch.where(peak > 1.0, (1.0 - 1e-6) / peak, 1.0)  # rounding must not lead out of the range again
+    scale = torch.where(peak > 1.0, (1.0 - 1e-6) / peak, 1.0)  # keeps the scaled peak below 1 despite rounding
     return Mixture(audio.mul_(scale), speech * scale, interference * scale)
 
 
 def late_reverberation(speech: Tensor, response: Tensor) -> Tensor:
-    """Compute what a room adds to dry speech after the direct sound.
+    """Compute the late reverberation of dry speech.
 
-    The direct sound is the largest sample of the impulse response; it is taken to arrive at once and unchanged, so that
-    the speech stays where it is in time, and all that comes more than 2.5 ms after it is late. Mixing the
-    result with the speech at a ratio of R dB gives a direct-to-reverberant ratio of R dB.
+    The direct sound is the largest sample of the impulse response; it is moved to sample 0, so that the speech keeps
+    its place in time. What comes more than 2.5 ms after it is late. Mixed with the speech at an SNR of R dB, the result
+    has a direct-to-reverberant ratio of R dB.
 
     Args:
         speech: [B, N], zero where it is not valid.
@@ -76,7 +76,7 @@ def late_reverberation(speech: Tensor, response: Tensor) -> Tensor:
 
 
 def late_tail(response: Tensor) -> Tensor:
-    """Cut out the late part [B, L] of impulse responses [B, L], with the direct sound at sample 0 and of height 1."""
+    """Return the late part [B, L] of impulse responses [B, L], after scaling the direct sound to 1 at sample 0."""
     taps = response.shape[1]
     direct = response.abs().argmax(dim=1, keepdim=True)
     delay = torch.arange(taps, device=response.device)
@@ -87,7 +87,7 @@ def late_tail(response: Tensor) -> Tensor:
 
 
 def _fast_length(at_least: int) -> int:
-    """Find the smallest size from `at_least` on with no prime factor above 5: Fourier transforms of these are fast."""
+    """Return the smallest size of at least `at_least` without prime factors above 5, for a fast Fourier transform."""
     size = at_least
     while True:
         rest = size

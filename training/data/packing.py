@@ -1,7 +1,7 @@
-"""One flat file of 16-bit samples for a whole corpus, mapped into memory: a crop is a slice of it.
+"""The packed corpus: one flat file of 16-bit samples, mapped into memory; a crop is a slice of it.
 
-The file is RF64 (EBU Tech 3306), the 64-bit sibling of WAV, so that libsndfile, sox and ffmpeg read it too; its header
-always has the same layout.
+The file is RF64 (EBU Tech 3306), the 64-bit version of WAV, which libsndfile, sox and ffmpeg read too. Its header has a
+fixed layout.
 """
 
 import struct
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from speakerlens.training.errors import UserError
 
 PACKED = "packed.rf64"
-"""The name of the file in a packed corpus."""
+"""Name of the file in a packed corpus."""
 
 HEADER_BYTES = 80
 PCM_SCALE = 32_768
-"""16-bit samples of full scale, as libsndfile counts them."""
+"""Full scale of 16-bit samples, as in libsndfile."""
 
-_IN_DS64 = 0xFFFFFFFF  # stands for a size that the ds64 chunk gives
+_IN_DS64 = 0xFFFFFFFF  # the size is in the ds64 chunk
 
 
 def packed_header(samples: int, rate: int) -> bytes:
-    """Give the header [80 bytes] of a mono 16-bit RF64 file."""
+    """Return the header (80 bytes) of a mono 16-bit RF64 file."""
     size = 2 * samples
     riff = struct.pack("<4sI4s", b"RF64", _IN_DS64, b"WAVE")
     sizes = struct.pack("<4sIQQQI", b"ds64", 28, HEADER_BYTES - 8 + size, size, samples, 0)
@@ -33,9 +33,11 @@ def packed_header(samples: int, rate: int) -> bytes:
 
 
 def packed_samples(path: Path, rate: int) -> NDArray[np.int16]:
-    """Map a packed file into memory, [samples].
+    """Map a packed file into memory; return its samples [N], int16.
 
-    Raises OSError if it cannot be read, UserError if it is not whole, or not a packed file of that rate.
+    Raises:
+        OSError: it cannot be read.
+        UserError: it is incomplete, or not a packed file of that rate.
     """
     status = path.stat()
     return _mapped(path, rate, status.st_size, status.st_mtime_ns)
@@ -53,10 +55,10 @@ def _mapped(path: Path, rate: int, size: int, changed: int) -> NDArray[np.int16]
 
 
 def to_pcm(samples: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Round samples in [-1, 1] to 16 bits; exact for what was read from 16-bit samples. Louder ones are clipped."""
+    """Return float32 samples [N] rounded to int16 and clipped to [-1, 1]; exact for 16-bit sources."""
     return np.clip(np.rint(samples * PCM_SCALE), -PCM_SCALE, PCM_SCALE - 1).astype("<i2")
 
 
 def from_pcm(samples: NDArray[np.int16]) -> NDArray[np.float32]:
-    """Scale 16-bit samples to float32 in [-1, 1), as libsndfile does."""
+    """Return int16 samples [N] as float32 in [-1, 1), scaled as libsndfile does."""
     return np.multiply(samples, 1 / PCM_SCALE, dtype=np.float32)

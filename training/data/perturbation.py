@@ -1,7 +1,7 @@
-"""Speech played faster or slower, and sound that has been through a codec: options of training, off by default.
+"""Speed perturbation and codecs: options of training, off by default.
 
-Speed is a matter of the speech: whatever is made of a crop, clean or corrupted, has the crop's speed, so that the two
-of a pair stay aligned in time. A codec is one of the channel: it carries a copy's speech and interference together.
+Speed changes the speech before anything is mixed in, so that a clean crop and its corrupted copy stay aligned in time.
+A codec is part of the channel: it encodes a copy's speech and interference together.
 """
 
 import io
@@ -23,7 +23,7 @@ _Waveform = NDArray[np.float32]
 
 
 class _Format(NamedTuple):
-    """How libsndfile names a codec; the sampling rate it works at; its compression, where there is a choice."""
+    """libsndfile's names of a codec, its sampling rate in Hz, and its compression level if it has one."""
 
     container: str
     encoding: str
@@ -40,45 +40,50 @@ _FORMATS: dict[Codec, _Format] = {
 
 
 def draw_speeds(count: int, config: PerturbationConfig, rng: np.random.Generator) -> list[float]:
-    """Draw the speed of each of `count` crops: 1 but for the configured share, which has one of the factors."""
+    """Draw the speeds of `count` crops: one of the factors for the configured share, else 1."""
     changed = rng.random(count) < config.speed
     factors = rng.choice(np.array(config.factors), size=count)
     return [float(speed) for speed in np.where(changed, factors, 1.0)]
 
 
 def samples_at_speed(samples: int, speed: float) -> int:
-    """How many samples to read for `samples` of a speed."""
+    """Return how many samples to read for `samples` samples at a speed."""
     return math.ceil(samples * speed)
 
 
 def change_speed(audio: _Waveform, speed: float, samples: int) -> _Waveform:
-    """Play audio [samples_at_speed(samples, speed)] at `speed` times its speed; pitch and formants move along.
+    """Change tempo, pitch and formants by the factor `speed`, by resampling.
+
+    Args:
+        audio: [samples_at_speed(samples, speed)], float32.
+        speed: above 1 is faster.
+        samples: length of the result.
 
     Returns:
-        [samples], as resampling from `speed` times the sampling rate gives them.
+        [samples], float32.
     """
     if speed == 1.0:
         return audio
-    played = np.asarray(soxr.resample(audio, SAMPLE_RATE * speed, SAMPLE_RATE, quality="HQ"), dtype=np.float32)
-    return np.pad(played[:samples], (0, max(0, samples - len(played))))
+    resampled = np.asarray(soxr.resample(audio, SAMPLE_RATE * speed, SAMPLE_RATE, quality="HQ"), dtype=np.float32)
+    return np.pad(resampled[:samples], (0, max(0, samples - len(resampled))))
 
 
 def draw_codec(config: PerturbationConfig, rng: np.random.Generator) -> Codec | None:
-    """Draw the codec of a copy: none but for the configured share."""
+    """Draw the codec of a copy: one of the configured codecs for the configured share, else None."""
     if rng.random() >= config.codec:
         return None
     return config.codecs[int(rng.integers(len(config.codecs)))]
 
 
 def transmit(audio: Tensor, codecs: Sequence[Codec | None]) -> Tensor:
-    """Encode and decode rows of audio, each by a codec of its own, on the CPU.
+    """Encode and decode rows of audio, each with its own codec, on the CPU.
 
     Args:
-        audio: [B, N] in [-1, 1], on any device.
-        codecs: one for each row; None leaves it alone.
+        audio: [B, N], float32 in [-1, 1], on any device.
+        codecs: one for each row; None leaves the row unchanged.
 
     Returns:
-        [B, N] in [-1, 1], on the same device and not moved in time.
+        [B, N], float32 in [-1, 1], on the same device and without delay.
     """
     rows = [row for row, codec in enumerate(codecs) if codec is not None]
     if not rows:
@@ -91,10 +96,10 @@ def transmit(audio: Tensor, codecs: Sequence[Codec | None]) -> Tensor:
 
 
 def round_trip(samples: _Waveform, codec: Codec) -> _Waveform:
-    """Encode and decode samples [N] in [-1, 1] at 16 kHz; the same length, range and place in time come back.
+    """Encode and decode 16 kHz samples [N], float32 in [-1, 1]; keep length, range and time alignment.
 
-    "mu-law" and "a-law" are ITU-T G.711, the fixed telephone network's; "gsm" is full rate (ETSI GSM 06.10), of mobile
-    telephones; all three cut off at 4 kHz. "vorbis" is Ogg Vorbis at its lowest quality, some 35 kbit/s.
+    "mu-law" and "a-law" are ITU-T G.711 (fixed telephony), "gsm" is full rate (ETSI GSM 06.10, mobile telephony); all
+    three are limited to 4 kHz. "vorbis" is Ogg Vorbis at its lowest quality, about 35 kbit/s.
     """
     form = _FORMATS[codec]
     sent = soxr.resample(samples, SAMPLE_RATE, form.rate) if form.rate != SAMPLE_RATE else samples
@@ -105,6 +110,6 @@ def round_trip(samples: _Waveform, codec: Codec) -> _Waveform:
     file.seek(0)
     received, _ = soundfile.read(file, dtype="float32")
     received = received[: len(sent)]  # GSM pads to its frames
-    heard = soxr.resample(received, form.rate, SAMPLE_RATE) if form.rate != SAMPLE_RATE else received
-    heard = np.pad(heard[: len(samples)], (0, max(0, len(samples) - len(heard))))
-    return np.asarray(np.clip(heard, -1.0, 1.0), dtype=np.float32)
+    decoded = soxr.resample(received, form.rate, SAMPLE_RATE) if form.rate != SAMPLE_RATE else received
+    decoded = np.pad(decoded[: len(samples)], (0, max(0, len(samples) - len(decoded))))
+    return np.asarray(np.clip(decoded, -1.0, 1.0), dtype=np.float32)

@@ -1,9 +1,9 @@
-"""Kaldi-compatible log-mel features as plain convolution and matrix product.
+"""Kaldi-compatible log-mel features as a convolution and a matrix product.
 
-The front end is part of the network, so what a checkpoint was trained on is what an exported graph computes. Every step
-before the power spectrum (scaling, DC removal, pre-emphasis, window, Fourier transform) is linear in the frame; they
-fold into the kernel of one `Conv1d`, which needs no STFT operator. Settings are those of Kaldi's `compute-fbank-feats`
-in WeSpeaker's ResNet recipes.
+The front end is part of the network, so an exported graph computes the features of training. All steps before the power
+spectrum (scaling, DC removal, pre-emphasis, window, Fourier transform) are linear in the frame and are folded into the
+kernel of one `Conv1d`; no STFT operator is needed. The settings are those of Kaldi's `compute-fbank-feats` in
+WeSpeaker's ResNet recipes.
 """
 
 import math
@@ -44,12 +44,12 @@ class LogMel(nn.Module):
         self.register_buffer("filters", mel_filters(mel_bins).float(), persistent=False)
 
     def mel_power(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Mel-filtered power of 16 kHz audio in [-1, 1], [batch, samples] -> [batch, mel, frames].
+        """Return the mel-filtered power of 16 kHz audio in [-1, 1], [batch, samples] -> [batch, mel, frames].
 
-        Only the rows' `lengths` first samples count, where they are given; frames beyond them are meaningless.
+        Only the first `lengths` [batch] samples of each row are valid (None: all); frames beyond them are meaningless.
         """
-        # Each frame loses its mean inside the kernel, so a constant offset changes nothing; but in float32 a large one
-        # would leave its rounding errors in quiet bins (0.01 in the log for an offset of -0.08, as recordings have).
+        # The kernel removes each frame's mean, but in float32 a large constant offset would leave rounding errors in
+        # quiet bins (0.01 in the log for an offset of -0.08, as found in recordings).
         if lengths is None:
             offset = audio.mean(dim=1, keepdim=True)
         else:
@@ -59,14 +59,14 @@ class LogMel(nn.Module):
         return torch.matmul(self.filters, real * real + imaginary * imaginary)
 
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute the features of a batch.
+        """Return the log-mel features of a batch, with the mean over time subtracted.
 
         Args:
             audio: 16 kHz samples in [-1, 1], [batch, samples], at least 400 samples.
             lengths: valid samples of each row, [batch]; all of them where it is None.
 
         Returns:
-            The features, [batch, mel, frames], zero beyond a row's valid frames, and the valid frames, [batch].
+            Features, float32 [batch, mel, frames], zero beyond the valid frames, and those, int64 [batch].
         """
         log_mel = self.mel_power(audio, lengths).clamp_min(self.log_floor).log()
         if lengths is None:
@@ -78,26 +78,26 @@ class LogMel(nn.Module):
         return (log_mel - mean) * mask, frames
 
     def centres_hz(self) -> list[float]:
-        """Centre frequency of each filter, in Hz."""
+        """Return the centre frequency of each filter in Hz, [mel]."""
         low, high = _mel(torch.tensor(LOW_HZ)).item(), _mel(torch.tensor(HIGH_HZ)).item()
         step = (high - low) / (self.mel_bins + 1)
         return [700.0 * (math.exp((low + step * (i + 1)) / 1127.0) - 1.0) for i in range(self.mel_bins)]
 
 
 def frame_count(lengths: Tensor, frame_length: int = FRAME_LENGTH, frame_shift: int = FRAME_SHIFT) -> Tensor:
-    """Number of whole frames in `lengths` samples (Kaldi's `snip_edges`); at least one."""
+    """Return the number of complete frames in `lengths` samples [batch] (Kaldi's `snip_edges`), at least 1."""
     return torch.div((lengths - frame_length).clamp_min(0), frame_shift, rounding_mode="floor") + 1
 
 
 def time_mask(frames: Tensor, columns: int) -> Tensor:
-    """One for the valid columns of each row and zero beyond them, float32 [batch, columns]."""
+    """Return 1 for the first `frames` [batch] columns of each row and 0 beyond them, float32 [batch, columns]."""
     return (torch.arange(columns, device=frames.device) < frames.unsqueeze(1)).to(torch.float32)
 
 
 def mel_filters(mel_bins: int) -> Tensor:
-    """Kaldi's triangular filters, linear in mel, over FFT bins 1 to 255, float64 [mel, 255].
+    """Return Kaldi's triangular filters, linear in mel, over FFT bins 1 to 255, float64 [mel, 255].
 
-    Bin 0 lies below 20 Hz, and Kaldi leaves out the Nyquist bin; neither has weight in any filter.
+    Bin 0 is below 20 Hz and Kaldi excludes the Nyquist bin; neither has weight in any filter.
     """
     frequencies = torch.arange(1, _FFT_SIZE // 2, dtype=torch.float64) * (SAMPLE_RATE / _FFT_SIZE)
     edges = torch.linspace(
@@ -117,16 +117,16 @@ def _mel(hz: Tensor) -> Tensor:
 
 
 def _frame_kernel() -> Tensor:
-    """Everything from the samples of a frame to its spectrum as one matrix, float64 [2 x 255, 400]."""
+    """Return the matrix from a frame's samples to its spectrum (real parts, then imaginary), float64 [2 x 255, 400]."""
     size = FRAME_LENGTH
     identity = torch.eye(size, dtype=torch.float64)
     remove_mean = identity - 1.0 / size
-    previous = torch.cat([identity[:1], identity[:-1]])  # Kaldi takes the first sample as its own predecessor
+    previous = torch.cat([identity[:1], identity[:-1]])  # in Kaldi the first sample is its own predecessor
     pre_emphasis = identity - _PRE_EMPHASIS * previous
     time = torch.arange(size, dtype=torch.float64)
     window = 0.54 - 0.46 * torch.cos(2 * math.pi * time / (size - 1))
     bins = torch.arange(1, _FFT_SIZE // 2, dtype=torch.float64)
-    # Reduced modulo the period before the multiplication by pi, so that the angles stay exact.
+    # Reduced modulo the period first, so that the angles are exact.
     angle = 2 * math.pi / _FFT_SIZE * torch.remainder(torch.outer(bins, time), _FFT_SIZE)
     transform = torch.cat([torch.cos(angle), -torch.sin(angle)])
     return _FULL_SCALE * (transform * window) @ pre_emphasis @ remove_mean

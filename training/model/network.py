@@ -4,9 +4,8 @@ The ResNet is WeSpeaker's (He et al., CVPR 2016, with a 3x3 stem and no max pool
 al., ICASSP 2018), and its parameters carry the same names, so that `SpeakerNetwork.encoder` loads the state dict of a
 WeSpeaker `ResNet34`, and of its siblings of basic blocks or bottlenecks.
 
-Utterances of different lengths share a batch by masking: padding is set to zero after every ReLU, which is what the
-convolutions' own zero padding looks like to an utterance that ends there. So its answer does not depend on what it was
-batched with.
+Utterances of different lengths share a batch by masking: padding is set to zero after every ReLU, which equals the
+convolutions' own zero padding at the end of an utterance. So its output does not depend on the rest of the batch.
 """
 
 from typing import Literal, NamedTuple
@@ -27,13 +26,16 @@ Tap = Literal["stage-output", "last-block-input"]
 
 
 class Activations(NamedTuple):
-    """What the network computed on the way to the embedding.
+    """The network's activations up to the embedding.
 
-    features: log-mel, [batch, mel, frames]; frames: valid frames, [batch].
-    stages: output of each of the four stages, [batch, channels, rows, columns];
-    stage_frames: valid columns of each, [batch].
-    block_inputs: what each stage's last block received, in the same shapes.
-    statistics: mean and standard deviation over time, [batch, 2 x channels x rows]; embedding: [batch, size].
+    Attributes:
+        features: log-mel, [batch, mel, frames].
+        frames: valid frames, [batch].
+        stages: output of each of the four stages, [batch, channels, rows, columns].
+        block_inputs: input of each stage's last block; with the shape of the stage's output where it has more than one.
+        stage_frames: valid columns of each stage, [batch].
+        statistics: mean and standard deviation over time, [batch, 2 x channels x rows].
+        embedding: [batch, size].
     """
 
     features: Tensor
@@ -46,7 +48,7 @@ class Activations(NamedTuple):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; `expansion` is channels that leave it for each of its width."""
+    """Two 3x3 convolutions and a shortcut; it has `expansion` x width output channels."""
 
     expansion = 1
 
@@ -60,9 +62,9 @@ class BasicBlock(nn.Module):
         self.shortcut = _shortcut(inputs, width, stride)
 
     def forward(self, x: Tensor, before: Tensor | None, mask: Tensor | None) -> Tensor:
-        """[batch, inputs, rows, columns] -> [batch, width, rows / stride, columns / stride].
+        """Return the output, [batch, inputs, rows, columns] -> [batch, width, rows / stride, columns / stride].
 
-        `before` is the mask of the input, `mask` that of the output; None where there is no padding.
+        `before` masks the input, `mask` the output, [batch, 1, 1, columns]; None without padding.
         """
         hidden = _masked(F.relu(self.bn1(self.conv1(x))), mask)
         return _masked(F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x)), mask)
@@ -85,7 +87,7 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(inputs, self.expansion * width, stride)
 
     def forward(self, x: Tensor, before: Tensor | None, mask: Tensor | None) -> Tensor:
-        """[batch, inputs, rows, columns] -> [batch, 4 x width, rows / stride, columns / stride]; masks as above."""
+        """Return the output, [batch, inputs, rows, columns] -> [batch, 4 x width, rows / stride, columns / stride]."""
         hidden = _masked(F.relu(self.bn1(self.conv1(x))), before)
         hidden = _masked(F.relu(self.bn2(self.conv2(hidden))), mask)
         return _masked(F.relu(self.bn3(self.conv3(hidden)) + self.shortcut(x)), mask)
@@ -122,9 +124,9 @@ class ResNet(nn.Module):
     def taps(self) -> tuple[Tap, ...]:
         """Where each stage's saliency map is taken.
 
-        The gradient that comes back through a strided convolution has a 2x2 grid in it, as the authors of LayerCAM
-        warn; one block further down it is weaker (figures in `docs/decisions.md`). The last stage feeds no such
-        convolution, and a stage of one block has no other input than the stage before.
+        The gradient through a strided convolution contains a 2x2 grid, as the authors of LayerCAM warn; at the input of
+        the last block it is weaker. The last stage feeds no strided convolution, and in a stage of one block that input
+        is the output of the stage before.
         """
         return tuple(
             "last-block-input" if stage < len(STAGES) - 1 and len(blocks) > 1 else "stage-output"
@@ -132,7 +134,7 @@ class ResNet(nn.Module):
         )
 
     def forward(self, features: Tensor, frames: Tensor, masked: bool) -> Activations:
-        """Encode features [batch, mel, frames], `frames` [batch] of them valid; `masked` False says that all are."""
+        """Encode features [batch, mel, frames], of which `frames` [batch] are valid; with `masked` False, all are."""
         mask = time_mask(frames, features.shape[2])[:, None, None, :] if masked else None
         x = _masked(F.relu(self.bn1(self.conv1(features.unsqueeze(1)))), mask)
         stages, block_inputs, stage_frames = [], [], []
@@ -157,7 +159,7 @@ class ResNet(nn.Module):
 
 
 class SpeakerNetwork(nn.Module):
-    """Waveform in, speaker scores and embedding out.
+    """From waveforms to speaker logits and embeddings.
 
     Args:
         network: sizes of the encoder.
@@ -173,32 +175,37 @@ class SpeakerNetwork(nn.Module):
         self.head = make_head(head, network.embedding, classes)
 
     def activations(self, audio: Tensor, lengths: Tensor | None = None) -> Activations:
-        """Run the encoder on 16 kHz audio [batch, samples], of which `lengths` [batch] are valid (None: all)."""
+        """Encode 16 kHz audio, float32 [batch, samples], of which `lengths` [batch] are valid (None: all)."""
         with torch.no_grad(), torch.autocast(audio.device.type, enabled=False):
             features, frames = self.front_end(audio, lengths)
         activations: Activations = self.encoder(features, frames, masked=lengths is not None)
         return activations
 
     def logits(self, embedding: Tensor) -> Tensor:
-        """Scores of the speakers without margin, [batch, embedding] -> [batch, classes]."""
+        """Return logits without margin, [batch, embedding] -> [batch, classes]."""
         logits: Tensor = self.head(embedding)
         return logits
 
     def training_logits(self, embedding: Tensor, labels: Tensor, margin: float) -> Tensor:
-        """Scores with the margin on the true class, for cross-entropy."""
+        """Return logits [batch, classes] with the margin (radians) on the true class, for cross-entropy."""
         return self.head.training_logits(embedding, labels, margin)
 
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scores [batch, classes] and embedding [batch, size]."""
+        """Return logits [batch, classes] and embeddings [batch, size] of 16 kHz audio [batch, samples]."""
         embedding = self.activations(audio, lengths).embedding
         return self.logits(embedding), embedding
 
 
 def pool_statistics(x: Tensor, columns: Tensor, variance_floor: float = 1e-7) -> Tensor:
-    """Mean and standard deviation over the valid columns.
+    """Return mean and standard deviation over the valid columns.
 
-    [batch, channels, rows, columns] -> [batch, 2 x channels x rows]. `x` must be zero beyond the valid columns. The
-    variance is unbiased; of a single column it is zero.
+    Args:
+        x: [batch, channels, rows, columns], zero beyond the valid columns.
+        columns: valid columns, [batch].
+        variance_floor: added to the variance, which is unbiased, and zero for a single column.
+
+    Returns:
+        float32 [batch, 2 x channels x rows].
     """
     x = x.float()  # sums over time lose too much in bfloat16
     count = columns.to(x.dtype)[:, None, None]

@@ -1,7 +1,7 @@
-"""Batch normalisation over the batch of all processes, not each one's share.
+"""Batch normalisation over the whole batch of all processes.
 
-Ioffe and Szegedy (ICML 2015) normalise by the batch's mean and variance. A process that took those of its own share
-would train another network than one process with the whole batch does.
+Ioffe and Szegedy (ICML 2015) normalise by the batch's mean and variance. With the statistics of each process's share,
+several processes would train another network than one process does.
 """
 
 from typing import Any, TypeVar, cast
@@ -14,7 +14,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def synchronise_normalisation(network: Network, device: torch.device) -> Network:
-    """Make a network's batch normalisation see all processes' rows; the names of its parameters stay."""
+    """Make a network's batch normalisation use all processes' rows; parameter names are unchanged."""
     if device.type == "cuda":
         return cast(Network, nn.SyncBatchNorm.convert_sync_batchnorm(network))  # type: ignore[no-untyped-call]
     for module in network.modules():
@@ -24,13 +24,13 @@ def synchronise_normalisation(network: Network, device: torch.device) -> Network
 
 
 class _SyncBatchNorm2d(nn.BatchNorm2d):
-    """What `nn.SyncBatchNorm` does, on a CPU, which that refuses."""
+    """`nn.SyncBatchNorm` for CPUs, which it does not support."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[rows, channels, mel, frames] -> the same."""
+        """Normalise [rows, channels, mel, frames]."""
         if not self.training:
             return super().forward(x)
-        # In float32 and in two passes: the difference of two large sums would lose the variance.
+        # In float32 and in two passes: the difference of two large sums would cancel.
         values = x.float()
         count = values.new_tensor([x.numel() / x.shape[1]])
         sums = _sum_of_all(torch.cat([values.mean(dim=(0, 2, 3)) * count, count]))
@@ -42,7 +42,7 @@ class _SyncBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics, which hold the unbiased variance."""
+        """Update the running statistics; their variance is unbiased."""
         running = cast(list[Tensor], [self.running_mean, self.running_var, self.num_batches_tracked])
         running[0].lerp_(mean, cast(float, self.momentum))
         running[1].lerp_(variance * count / (count - 1), cast(float, self.momentum))
@@ -50,7 +50,7 @@ class _SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _SumOfAll(torch.autograd.Function):
-    """The sum over processes; as every process's loss depends on it, so is its gradient."""
+    """The sum over processes; its gradient is summed too, as every process's loss depends on it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -16,10 +16,11 @@ from speakerlens.training.variants import Variant
 class Loss(NamedTuple):
     """The parts of a batch's loss.
 
-    total: what is minimised, a scalar. cross_entropy: of each row, [rows].
-    alignment: distance of each copy from its original, [copies], without its weight; empty for variants that do not
-    align.
-    correct: whether the best score, without margin, is the row's speaker, bool [rows].
+    Attributes:
+        total: the scalar to minimise.
+        cross_entropy: of each row, [rows].
+        alignment: unweighted distance of each copy from its original, [copies]; empty for variants that do not align.
+        correct: whether the largest logit, without margin, is the row's speaker, bool [rows].
     """
 
     total: Tensor
@@ -37,11 +38,20 @@ def compute_loss(
     objective: ObjectiveConfig,
     margin: float,
 ) -> Loss:
-    """Run a batch through the network: audio [rows, samples], labels [rows], originals [copies, samples] -> its loss.
+    """Return the loss of a batch.
 
-    The total is the mean cross-entropy of all rows, plus, for an aligned variant, the weight times the mean distance of
-    copies and activations (within-sample invariance, Cai et al., arXiv 2002.00924). `originals` are what the batch's
-    copies were before, for an aligned variant whose batch does not hold them; else empty.
+    The total is the mean cross-entropy of all rows, plus, for an aligned variant, the weight times the mean distance
+    over copies and activations (within-sample invariance, Cai et al., arXiv 2002.00924).
+
+    Args:
+        network: in training mode.
+        audio: float32 [rows, samples].
+        labels: int64 [rows].
+        originals: clean originals of the copies, float32 [copies, samples], for an aligned variant whose rows do not
+            include them; else empty.
+        variant: layout of the batch.
+        objective: configuration of the alignment.
+        margin: of the head, in radians.
     """
     activations = network.activations(audio)
     scores = network.training_logits(activations.embedding, labels, margin)
@@ -59,7 +69,7 @@ def compute_loss(
 def _alignment(
     network: SpeakerNetwork, activations: Activations, originals: Tensor, variant: Variant, objective: ObjectiveConfig
 ) -> Tensor:
-    """Distance of each of a batch's copies from its original, [copies]."""
+    """Return the distance of each copy from its original, [copies]."""
     rows = [_activation(activations, name) for name in objective.align]
     if variant.copies == "pair":
         pairs = len(activations.embedding) // 2
@@ -68,13 +78,13 @@ def _alignment(
         clean = network.activations(originals)
     copies = len(originals)
     return align(
-        [(_activation(clean, name), heard[:copies]) for name, heard in zip(objective.align, rows, strict=True)],
+        [(_activation(clean, name), both[:copies]) for name, both in zip(objective.align, rows, strict=True)],
         objective,
     )
 
 
 def align(chosen: Sequence[tuple[Tensor, Tensor]], objective: ObjectiveConfig) -> Tensor:
-    """Distance of each original from its copy, averaged over activations: pairs of [copies, ...] in, [copies] out."""
+    """Return the distance of each original from its copy, averaged over activations: pairs [copies, …] -> [copies]."""
     distances = [
         distance(clean if objective.clean_gradient else clean.detach(), copy, objective.distance)
         for clean, copy in chosen
@@ -83,10 +93,10 @@ def align(chosen: Sequence[tuple[Tensor, Tensor]], objective: ObjectiveConfig) -
 
 
 def distance(clean: Tensor, copy: Tensor, kind: Distance) -> Tensor:
-    """Distance of each row of two activations [pairs, ...] -> [pairs]; none depends on their scale.
+    """Return the scale-invariant distance of each row of two activations, [pairs, …] -> [pairs].
 
-    "mse" and "l1": both scaled to a root mean square of 1 over the row, then the mean squared or absolute difference.
-    "cosine": 1 - cosine along the channels, averaged over the bins of a stage; a vector has a single cosine.
+    "mse", "l1": mean squared or absolute difference after scaling each row to a root mean square of 1.
+    "cosine": 1 - cosine along the channels, averaged over the bins of a stage; for a vector, of the whole vector.
     """
     clean, copy = clean.float(), copy.float()
     if kind == "cosine":

@@ -1,4 +1,4 @@
-"""LayerCAM by autograd: the reference that evaluation uses and that exported graphs are verified against.
+"""LayerCAM by autograd: used in evaluation, and the reference that exported graphs are verified against.
 
 Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE TIP 2021.
 """
@@ -17,12 +17,16 @@ FUSED_STAGES = (1, 2, 3)  # S2, S3 and S4
 
 
 class Saliency(NamedTuple):
-    """Maps of one batch.
+    """Saliency maps of a batch.
 
-    target: the explained class, [batch]; logits: [batch, classes]; embedding: [batch, size].
-    features: log-mel, [batch, mel, frames]; frames: valid frames, [batch].
-    maps: raw map of each stage, [batch, rows, columns], zero beyond the valid columns;
-    columns: valid columns of each, [batch].
+    Attributes:
+        target: the explained class, [batch].
+        logits: [batch, classes].
+        embedding: [batch, size].
+        features: log-mel, [batch, mel, frames].
+        frames: valid frames, [batch].
+        maps: raw map of each stage, [batch, rows, columns], zero beyond the valid columns.
+        columns: valid columns of each stage, [batch].
     """
 
     target: Tensor
@@ -37,7 +41,7 @@ class Saliency(NamedTuple):
 def layercam(
     network: SpeakerNetwork, audio: Tensor, lengths: Tensor | None = None, target: Tensor | None = None
 ) -> Saliency:
-    """LayerCAM maps at the taps of the four stages: ReLU(sum over channels of ReLU(dy/dA) x A).
+    """Return LayerCAM maps at the taps of the four stages: ReLU(sum over channels of ReLU(dy/dA) x A).
 
     Args:
         network: in evaluation mode.
@@ -53,7 +57,7 @@ def layercam(
 def layercam_of_features(
     network: SpeakerNetwork, features: Tensor, frames: Tensor, masked: bool, target: Tensor | None = None
 ) -> Saliency:
-    """The same from log-mel features [batch, mel, frames]; `masked` as in `ResNet.forward`."""
+    """Return the maps of `layercam` from log-mel features [batch, mel, frames]; `masked` as in `ResNet.forward`."""
     with torch.enable_grad():
         scored = score_target(network, features.detach().clone().requires_grad_(), frames, masked, target)
         taps = tapped(network, scored.activations)
@@ -63,9 +67,11 @@ def layercam_of_features(
 
 
 class CosineSaliency(NamedTuple):
-    """Maps of the cosine between each row's embedding and a reference.
+    """Saliency maps of the cosine between each row's embedding and a reference.
 
-    score: the cosine, [batch]; embedding, features and maps: as in `Saliency`.
+    Attributes:
+        score: the cosine, [batch].
+        embedding, features, maps: as in `Saliency`.
     """
 
     score: Tensor
@@ -77,12 +83,12 @@ class CosineSaliency(NamedTuple):
 def cosine_layercam(
     network: SpeakerNetwork, audio: Tensor, reference: Tensor, lengths: Tensor | None = None
 ) -> CosineSaliency:
-    """LayerCAM maps of a verification score: as `layercam`, with the cosine in place of a class's score.
+    """Return LayerCAM maps of a verification score: as `layercam`, of the cosine in place of a logit.
 
     Args:
         network: in evaluation mode.
         audio: 16 kHz, [batch, samples].
-        reference: what each row's embedding is compared with, of any length, [batch, size].
+        reference: embedding to compare each row with, of any norm, [batch, size].
         lengths: valid samples, [batch]; None means all.
     """
     with torch.no_grad():
@@ -93,7 +99,7 @@ def cosine_layercam(
 def cosine_layercam_of_features(
     network: SpeakerNetwork, features: Tensor, frames: Tensor, masked: bool, reference: Tensor
 ) -> CosineSaliency:
-    """The same from log-mel features [batch, mel, frames]; `masked` as in `ResNet.forward`."""
+    """Return the maps of `cosine_layercam` from log-mel features [batch, mel, frames]."""
     with torch.enable_grad():
         activations = network.encoder(features.detach().clone().requires_grad_(), frames, masked)
         score = F.cosine_similarity(activations.embedding, reference)
@@ -104,10 +110,13 @@ def cosine_layercam_of_features(
 
 
 class Scored(NamedTuple):
-    """A batch on its way to maps.
+    """Activations and scores of a batch, before the gradients.
 
-    activations: of the network; logits: [batch, classes]; target: the explained class, [batch].
-    score: sum of the targets' logits, whose gradient in a row's activations is that row's own.
+    Attributes:
+        activations: of the network.
+        logits: [batch, classes].
+        target: the explained class, [batch].
+        score: sum of the targets' logits; rows are independent, so its gradient is each row's own.
     """
 
     activations: Activations
@@ -116,7 +125,7 @@ class Scored(NamedTuple):
     score: Tensor
 
     def saliency(self, maps: tuple[Tensor, ...]) -> Saliency:
-        """Put the answer together with the stages' raw maps."""
+        """Return the result with the stages' raw maps."""
         found = self.activations
         answer = self.target, self.logits.detach(), found.embedding.detach()
         return Saliency(*answer, found.features.detach(), found.frames, maps, found.stage_frames)
@@ -125,7 +134,7 @@ class Scored(NamedTuple):
 def score_target(
     network: SpeakerNetwork, features: Tensor, frames: Tensor, masked: bool, target: Tensor | None = None
 ) -> Scored:
-    """Score the class to explain; gradients are kept if they are enabled and `features` asks for them."""
+    """Compute the logit of the class to explain; `target` as in `layercam`, `masked` as in `ResNet.forward`."""
     activations = network.encoder(features, frames, masked)
     logits = network.logits(activations.embedding)
     predicted = logits.argmax(dim=1)
@@ -134,7 +143,7 @@ def score_target(
 
 
 def tapped(network: SpeakerNetwork, activations: Activations) -> list[Tensor]:
-    """Give the activation of each stage that its map is taken at."""
+    """Return the activation of each stage at its tap."""
     return [
         (activations.block_inputs if tap == "last-block-input" else activations.stages)[stage]
         for stage, tap in enumerate(network.encoder.taps)
@@ -142,21 +151,22 @@ def tapped(network: SpeakerNetwork, activations: Activations) -> list[Tensor]:
 
 
 def layercam_map(gradient: Tensor, activation: Tensor) -> Tensor:
-    """LayerCAM of one activation, [batch, channels, rows, columns] -> [batch, rows, columns]."""
+    """Return the LayerCAM of an activation, [batch, channels, rows, columns] -> [batch, rows, columns]."""
     return (gradient.relu() * activation).sum(dim=1).relu()
 
 
 def display(stage_map: Tensor, columns: Tensor, frames: Tensor, mel_bins: int, width: int) -> Tensor:
-    """Maps of one stage as they are shown: divided by their maximum, bilinear (half-pixel) to mel x own frames.
+    """Return the maps of one stage for display: divided by their maximum and resized (bilinear, half-pixel centres).
 
     Args:
-        stage_map: [batch, rows, columns]; columns: valid ones, [batch].
+        stage_map: [batch, rows, columns].
+        columns: valid columns, [batch].
         frames: valid frames, [batch].
         mel_bins: rows of the result.
-        width: columns of the result, at least the largest of `frames`; zero beyond a row's own.
+        width: columns of the result, at least the largest of `frames`.
 
     Returns:
-        [batch, mel_bins, width].
+        [batch, mel_bins, width], zero beyond a row's valid frames.
     """
     shown = stage_map.new_zeros(stage_map.shape[0], mel_bins, width)
     for row, (count, frame_count) in enumerate(zip(columns.tolist(), frames.tolist(), strict=True)):
@@ -170,14 +180,14 @@ def display(stage_map: Tensor, columns: Tensor, frames: Tensor, mel_bins: int, w
 
 
 def fused(saliency: Saliency, stages: Sequence[int] = FUSED_STAGES) -> Tensor:
-    """Mean of the displayed maps of the given stages (0 is S1), [batch, mel, frames]."""
+    """Return the mean of the displayed maps of the given stages (0 is S1), [batch, mel, frames]."""
     mel_bins, width = saliency.features.shape[1:]
     shown = [display(saliency.maps[s], saliency.columns[s], saliency.frames, mel_bins, width) for s in stages]
     return torch.stack(shown).mean(dim=0)
 
 
 def dominated_bins(front_end: LogMel, speech: Tensor, interference: Tensor) -> Tensor:
-    """Where the interference is louder than the speech, from the two parts of a mixture [batch, samples].
+    """Return the bins in which interference has more power than speech, from both parts of a mixture [batch, samples].
 
     Returns:
         bool [batch, mel, frames].
@@ -186,9 +196,9 @@ def dominated_bins(front_end: LogMel, speech: Tensor, interference: Tensor) -> T
 
 
 def deletion_index(saliency_map: Tensor, dominated: Tensor, frames: Tensor) -> Tensor:
-    """Share of the saliency mass on interference-dominated bins over those bins' share of the area.
+    """Return the share of saliency on interference-dominated bins, divided by those bins' share of the area.
 
-    1 means that the map is blind to the interference; the lower, the more the model deletes it.
+    1 means that the map ignores the interference; lower values mean that the model deletes it.
 
     Args:
         saliency_map: non-negative, [batch, mel, frames].
@@ -196,7 +206,7 @@ def deletion_index(saliency_map: Tensor, dominated: Tensor, frames: Tensor) -> T
         frames: valid frames, [batch].
 
     Returns:
-        [batch]; NaN where the map is empty, or where nothing is dominated.
+        [batch]; NaN where the map is zero, or where no bin is dominated.
     """
     valid = time_mask(frames, saliency_map.shape[2]).unsqueeze(1).expand_as(saliency_map)
     inside = dominated.to(valid.dtype) * valid

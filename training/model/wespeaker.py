@@ -1,7 +1,7 @@
-"""What WeSpeaker writes, read and checked: a ResNet's weights and its configuration.
+"""Read and check WeSpeaker's files: a ResNet's weights and its configuration.
 
-The structure is read off the weights themselves; the configuration adds what they do not tell (features, pooling, the
-classifier's kind and scale), and the two must agree. Nothing in either file is executed.
+The structure is inferred from the weights; the configuration adds features, pooling, and the classifier's kind and
+scale. The two must agree. Nothing in either file is executed.
 """
 
 import math
@@ -21,7 +21,7 @@ from speakerlens.training.model.network import ResNet
 
 _CLASSES = "projection.weight"
 _SPEEDS = 3
-"""With speed perturbation there is a class for every speaker at each of 1.0, 0.9 and 1.1; those at 1.0 come first."""
+"""With speed perturbation every speaker has a class at each of the speeds 1.0, 0.9 and 1.1; those at 1.0 come first."""
 
 _COSINE_CLASSIFIERS = ("arc_margin", "add_margin")
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
@@ -31,12 +31,15 @@ _FRAMES_PER_SECOND = 100
 
 @dataclass(frozen=True)
 class Settings:
-    """What a WeSpeaker config.yaml says that matters for inference.
+    """The settings of a WeSpeaker config.yaml that inference needs.
 
     Attributes:
-        model: such as "ResNet34"; depth: its number.
-        mel_bins: rows of the log-mel features; embedding: size of the embedding.
-        classifier: kind of the projection ("arc_margin", …), None if the file names none; scale: of its cosines.
+        model: such as "ResNet34".
+        depth: the number in it.
+        mel_bins: rows of the log-mel features.
+        embedding: size of the embedding.
+        classifier: kind of the projection ("arc_margin", …), or None.
+        scale: factor on its cosines.
         crop_seconds: length of the training crops.
     """
 
@@ -50,7 +53,7 @@ class Settings:
 
 
 class Weights(NamedTuple):
-    """Weights under WeSpeaker's names: of the encoder, and of the classifier (projection.…), empty if there is none."""
+    """Weights by WeSpeaker's names: of the encoder, and of the classifier (projection.…), which may be empty."""
 
     encoder: dict[str, Tensor]
     classifier: dict[str, Tensor]
@@ -60,8 +63,8 @@ def read_settings(path: Path) -> Settings:
     """Read a WeSpeaker config.yaml.
 
     Raises:
-        UserError: it cannot be read, or describes something else than a ResNet that this program has: other features,
-            another pooling, two embedding layers.
+        UserError: it cannot be read, or describes something that this program does not support: another network, other
+            features, another pooling, two embedding layers.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -94,7 +97,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def _check_features(data: "_Section", mel_bins: int) -> None:
-    """Refuse other features than Kaldi's log-mel with the mean taken off, which are the only ones there are here."""
+    """Refuse features other than Kaldi's log-mel with the mean subtracted."""
     why = "the features of this program are fixed"
     data.must_be("frontend", "fbank", why)
     data.must_be("resample_rate", 16000, why)
@@ -109,10 +112,10 @@ def _check_features(data: "_Section", mel_bins: int) -> None:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a WeSpeaker checkpoint: plain weights, or wrapped in a dictionary or in DataParallel's prefixes.
+    """Read a WeSpeaker checkpoint: plain weights, or wrapped in a dictionary or with DataParallel's prefixes.
 
     Raises:
-        UserError: it cannot be read, or holds anything but tensors, or other numbers than finite ones.
+        UserError: it cannot be read, or contains anything but tensors of finite numbers.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -124,23 +127,25 @@ def read_weights(path: Path) -> Weights:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path}: not a checkpoint of WeSpeaker's; it must hold a dictionary of tensors")
+        raise UserError(f"{path}: not a WeSpeaker checkpoint; it must be a dictionary of tensors")
     weights = {_plain_name(str(name)): value for name, value in content.items()}
     broken = [name for name, value in weights.items() if not value.float().isfinite().all()]
     if broken:
-        raise UserError(f"{path}: {broken[0]} holds NaN or infinity")
+        raise UserError(f"{path}: {broken[0]} contains NaN or infinity")
     classifier = {name: value for name, value in weights.items() if name.startswith("projection.")}
     return Weights({name: value for name, value in weights.items() if name not in classifier}, classifier)
 
 
 def network_config(encoder: Mapping[str, Tensor], settings: Settings, path: Path) -> NetworkConfig:
-    """Find the network that weights belong to, and check them against it and against the settings.
+    """Return the network that weights belong to, checked against the settings.
 
     Args:
-        encoder: from `read_weights`; settings: from `read_settings`; path: of the checkpoint, for messages.
+        encoder: from `read_weights`.
+        settings: from `read_settings`.
+        path: of the checkpoint, for messages.
 
     Raises:
-        UserError: they are not those of a ResNet with one embedding layer, or the settings are of another network.
+        UserError: the weights are not a ResNet's with one embedding layer, or the settings are of another network.
     """
     if "seg_2.weight" in encoder:
         raise UserError(
@@ -172,10 +177,10 @@ def network_config(encoder: Mapping[str, Tensor], settings: Settings, path: Path
 
 
 def read_speakers(path: Path) -> tuple[str, ...]:
-    """Read a list of speakers in the order of the classes: a name in each line, or WeSpeaker's "name number".
+    """Read a list of speakers in the order of the classes: one name per line, or WeSpeaker's "name number".
 
     Raises:
-        UserError: it cannot be read, is empty, names somebody twice, or its numbers are not 0, 1, 2 and so on.
+        UserError: it cannot be read, has fewer than two speakers or a duplicate, or its numbers are not 0, 1, 2, ….
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -192,24 +197,25 @@ def read_speakers(path: Path) -> tuple[str, ...]:
         names = [order[number] for number in range(len(lines))]
     if len(set(names)) < len(names):
         twice = next(name for position, name in enumerate(names) if name in names[:position])
-        raise UserError(f"{path}: names {twice} twice; every class has a name of its own")
+        raise UserError(f"{path}: names {twice} twice; every class needs its own name")
     if len(names) < 2:
         raise UserError(f"{path}: names {len(names)} speakers; at least two are needed")
     return tuple(names)
 
 
 def classes_of(weights: Weights, speakers: Sequence[str], settings: Settings, path: Path) -> Tensor:
-    """Give the classifier's weights of the speakers at their own speed, [speakers, embedding].
+    """Return the classifier's weights of the speakers at speed 1.0, float32 [speakers, embedding].
 
     Args:
-        weights: from `read_weights`, with a classifier; settings: from `read_settings`.
-        speakers: whose they are.
+        weights: from `read_weights`, with a classifier.
+        speakers: of the classes, in their order.
+        settings: from `read_settings`.
         path: of the checkpoint, for messages.
 
     Raises:
-        UserError: it is of a kind that this program does not have, or has another number of classes.
+        UserError: its kind is not supported, or its number of classes does not fit.
     """
-    instead = "leave it out with --enrol to fit one on the corpus's speakers"
+    instead = "use --enrol to fit a classifier on the corpus's speakers"
     classes = weights.classifier.get(_CLASSES)
     if settings.classifier not in _COSINE_CLASSIFIERS or classes is None:
         kinds = " and ".join(_COSINE_CLASSIFIERS)
@@ -223,7 +229,7 @@ def classes_of(weights: Weights, speakers: Sequence[str], settings: Settings, pa
     if classes.shape[0] not in (count, _SPEEDS * count):
         raise UserError(
             f"{path}: its classifier has {classes.shape[0]} classes, but {count} speakers are listed; there must be as "
-            f"many, or a third with speed perturbation; {instead}"
+            f"many, or a third as many with speed perturbation; {instead}"
         )
     return classes[:count].float()
 
@@ -235,7 +241,7 @@ def _plain_name(name: str) -> str:
 
 
 def _count_blocks(encoder: Mapping[str, Tensor], stage: int) -> int:
-    """Count the blocks of a stage; those after a gap are missed by the check of names that follows."""
+    """Return the number of blocks of a stage up to the first gap; `_check_shapes` reports blocks after it."""
     count = 0
     while f"layer{stage}.{count}.conv1.weight" in encoder:
         count += 1
@@ -265,7 +271,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 class _Section:
-    """A mapping of a foreign YAML file; what is not in it has its default."""
+    """A mapping in a WeSpeaker configuration; missing keys have defaults."""
 
     def __init__(self, path: Path, name: str, content: Any) -> None:
         if content is None:
@@ -296,7 +302,7 @@ class _Section:
         return float(value)
 
     def must_be(self, key: str, wanted: str | bool | int, why: str) -> None:
-        """Refuse any other value than `wanted`, or none."""
+        """Raise UserError if the key has another value than `wanted`."""
         value = self._content.get(key, wanted)
         if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
             self._refuse(key, value, f"{yaml.safe_dump(wanted).split()[0]}: {why}")

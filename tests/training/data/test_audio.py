@@ -93,7 +93,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     for path, reason in (
         (text, "cannot be read as audio"),
         (tmp_path / "missing.wav", "cannot be read as audio"),
-        (broken, "NaN or infinite"),
+        (broken, "NaN or infinity"),
     ):
         with pytest.raises(UserError, match=reason) as error:
             read_audio(path)
@@ -104,5 +104,5 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 
 def test_a_crop_beyond_the_end_is_refused(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.flac", np.zeros(16_000, dtype=np.float32))
-    with pytest.raises(UserError, match="ends at 1 s, but is to be read from 2 s"):
+    with pytest.raises(UserError, match="ends at 1 s, cannot be read from 2 s"):
         read_audio(tmp_path / "a.flac", 2.0, 1.0)

@@ -153,7 +153,7 @@ def test_a_process_reads_its_own_share_alone(corpus: Corpus, config: Config, mon
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(corpus: Corpus, config: Config) -> None:
-    with pytest.raises(UserError, match=r"data\.batch_size 6 makes 10 crops, which .* equally to 4 processes"):
+    with pytest.raises(UserError, match=r"data\.batch_size 6 makes 10 crops, which .* equally among 4 processes"):
         BatchSource(corpus, config, VARIANTS["act-da"], CPU, World(0, 4))
 
 

@@ -90,7 +90,7 @@ def test_its_help_says_that_its_reports_are_not_to_be_compared(capsys: pytest.Ca
     """They hold other interference: it is drawn by a clip's path and start, which packing changes."""
     with pytest.raises(SystemExit):
         main(["pack", "--help"])
-    assert "are not to be compared with reports of the original" in " ".join(capsys.readouterr().out.split())
+    assert "cannot be compared with reports made on the original" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_crop_reads_no_more_than_itself(packed: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_what_is_not_16_bit_at_16_khz_is_converted_and_said_so(
     clips = [Clip(tmp_path / "low.wav", "utterance", split, 0.0, 1.0, "ada") for split in splits]
     write_corpus(tmp_path, clips)
     assert main(["pack", "--corpus", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
-    assert "3 clips were not 16-bit at 16 kHz, and were rounded to that" in capsys.readouterr().out
+    assert "3 clips were not 16-bit at 16 kHz and were rounded" in capsys.readouterr().out
     clip = load_corpus(tmp_path / "out").clips[1]
     expected = read_audio(tmp_path / "low.wav")
     np.testing.assert_allclose(read_audio(clip.path, clip.start, clip.duration), expected, atol=0.51 / 32_768)
@@ -145,7 +145,7 @@ def test_wrong_input_is_named_and_leaves_nothing(
     refused(corpus.root, tmp_path / "full", "full: is not empty")
     short = tmp_path / "short"
     write_corpus(short, [*corpus.clips, replace(corpus.clips[1], duration=1.5)])
-    refused(short, tmp_path / "out", "has 1.00 s from 0 s on, and the manifest says 1.50 s; prepare the corpus again")
+    refused(short, tmp_path / "out", "has 1.00 s from 0 s on, but the manifest says 1.50 s; prepare the corpus again")
     monkeypatch.setattr(
         "speakerlens.training.data.prepare.pack.shutil.disk_usage", lambda folder: type("U", (), {"free": 1000})
     )
@@ -164,5 +164,5 @@ def test_what_the_disk_garbled_is_found(
 
     monkeypatch.setattr("speakerlens.training.data.prepare.pack.write_corpus", garble)
     assert main(["pack", "--corpus", str(corpus.root), "--out", str(tmp_path / "out")]) == 2
-    assert "what was written at 0 s reads otherwise" in capsys.readouterr().err
+    assert "samples at 0 s differ from what was written" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

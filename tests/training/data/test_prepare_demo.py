@@ -10,11 +10,17 @@ from speakerlens.training.cli import main
 from speakerlens.training.data.audio import SAMPLE_RATE, read_audio
 from speakerlens.training.data.manifest import MANIFEST, load_corpus
 from speakerlens.training.data.prepare import demo_voices
-from speakerlens.training.data.prepare.demo import split_counts
+from speakerlens.training.data.prepare.demo import draw_sentences, split_counts
 from speakerlens.training.data.prepare.demo_interference import NOISES, coloured_noise, make_music, make_noise
-from speakerlens.training.data.prepare.demo_voices import OUTSIDERS, SPEAKERS, distinct_voices, waveform_distance
-from speakerlens.training.data.prepare.espeak import Espeak, Voice, espeak_files
-from speakerlens.training.data.prepare.sentences import draw_sentences
+from speakerlens.training.data.prepare.demo_voices import (
+    OUTSIDERS,
+    SPEAKERS,
+    Espeak,
+    Voice,
+    distinct_voices,
+    espeak_files,
+    waveform_distance,
+)
 from speakerlens.training.errors import UserError
 
 SMALL = ("--speakers", "4", "--utterances-per-speaker", "4")
@@ -99,7 +105,7 @@ def test_other_settings_do_not_overwrite_it(small: Path, capsys: pytest.CaptureF
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("do not lose")
     assert prepare(tmp_path) == 2
-    assert "is not empty and no demo corpus" in capsys.readouterr().err
+    assert "is neither empty nor a demo corpus" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

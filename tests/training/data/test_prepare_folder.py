@@ -227,7 +227,7 @@ def test_a_file_that_breaks_while_it_is_read_is_named_and_nothing_is_left(
 ) -> None:
     soundfile.write(speech / "bo" / "bad.wav", np.r_[chirp(0, 0.5), np.inf, 0.1], 16_000, subtype="FLOAT")
     error = refused(capsys, "--speech", speech, "--out", tmp_path / "out")
-    assert f"{speech / 'bo' / 'bad.wav'}: holds samples that are NaN or infinite" in error
+    assert f"{speech / 'bo' / 'bad.wav'}: contains NaN or infinity" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["speech"]
 
 
@@ -243,7 +243,7 @@ def test_utterances_without_enough_to_hear_are_named_before_anything_is_written(
     assert "3 of 40 utterances cannot be used" in error
     assert f"{speech / 'ana' / '03.flac'}: lasts 0.19 s, and must last at least 0.2 s" in error
     assert f"{speech / 'bo' / 'session' / '04.wav'}: lasts 0.00997732 s" in error
-    assert f"{speech / 'bo' / 'session' / '05.wav'}: holds nothing but digital silence" in error
+    assert f"{speech / 'bo' / 'session' / '05.wav'}: is digital silence" in error
     assert "--min-seconds" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["speech"]
     assert prepare(*arguments, "--min-seconds", 1.5) == 0  # each of them is joined with another
@@ -254,7 +254,7 @@ def test_utterances_that_conversion_leaves_without_enough_to_hear_are_named(
 ) -> None:
     arguments = ("--speech", speech, "--out", tmp_path / "out")
     soundfile.write(speech / "bo" / "faint.wav", np.full(8820, 1e-6), 44_100, subtype="FLOAT")
-    assert f"{speech / 'bo' / 'faint.wav'}: is digital silence in 16 bits" in refused(capsys, *arguments)
+    assert f"{speech / 'bo' / 'faint.wav'}: is digital silence as 16-bit mono" in refused(capsys, *arguments)
     (speech / "bo" / "faint.wav").unlink()
     (speech / "cy").mkdir()
     for number in range(39):  # 13 of them last 0.2002 s, but each loses a third of a sample to resampling

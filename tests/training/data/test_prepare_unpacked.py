@@ -10,7 +10,7 @@ from speakerlens.training.cli import main
 from speakerlens.training.data.audio import read_audio
 from speakerlens.training.data.interference import InterferenceSource
 from speakerlens.training.data.manifest import Kind, Split, load_corpus
-from speakerlens.training.data.prepare.rirs import rirs, room_of
+from speakerlens.training.data.prepare.collection import rirs, room_of
 from tests.training.data.unpacked import MEASURED, SIMULATED, make_musan, make_rirs, make_voxceleb1, tone, write_wav
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -130,17 +130,17 @@ def test_what_is_no_such_corpus_is_refused(tmp_path: Path, speech: Path, capsys:
     make_musan(tmp_path)
     (tmp_path / "musan" / "music").rename(tmp_path / "musan" / "tunes")
     error = refused(capsys, *arguments, "--musan", tmp_path)
-    assert "is not MUSAN as it unpacks, a folder with noise, music and speech in it: there is no music" in error
+    assert "is not an unpacked MUSAN, a folder with noise, music and speech: there is no music" in error
     (tmp_path / "musan" / "tunes").rename(tmp_path / "musan" / "music")
     (tmp_path / "musan" / "music" / "fma" / "music-fma-0001.wav").write_bytes(b"RIFF")
     error = refused(capsys, *arguments, "--musan", tmp_path / "musan")
     assert "1 of 4 files cannot be used" in error
     assert "music-fma-0001.wav: cannot be read as audio" in error
     error = refused(capsys, *arguments, "--rirs", tmp_path)
-    assert "is not RIRS_NOISES as it unpacks" in error
+    assert "is not an unpacked RIRS_NOISES" in error
     real = make_rirs(tmp_path) / "RIRS_NOISES" / "real_rirs_isotropic_noises"
     (real / f"{MEASURED[0]}.wav").unlink()
-    assert f"names 1 impulse responses that are not beside it, such as {MEASURED[0]}.wav" in refused(
+    assert f"names 1 impulse responses that are missing, such as {MEASURED[0]}.wav" in refused(
         capsys, *arguments, "--rirs", tmp_path
     )
     write_wav(tmp_path / "lone" / "simulated_rirs" / "smallroom" / "Room001" / "Room001-00001.wav", tone(100))

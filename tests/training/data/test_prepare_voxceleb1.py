@@ -154,10 +154,10 @@ def spoil(vox: Path) -> dict[str, list[str]]:
         "cut short": [f"{train[10]}: 0.2 s of 0.4 s"],
         "too short": [f"{train[7]}: 0.1 s"],
         "not 16 kHz mono PCM in WAV or FLAC": [f"{train[8]}: 8000 Hz, 1 ch", f"{train[9]}: 16000 Hz, 2 ch"],
-        "speakers with nothing to train on": [SPEAKERS[2]],
-        "listed twice, taken once": [train[1]],
-        "in two folders, the first taken": [train[1]],
-        "not in the split file, passed over": ["id10001/another/00001.wav", "id10009/stranger/00001.wav"],
+        "speakers without training utterances": [SPEAKERS[2]],
+        "listed twice, used once": [train[1]],
+        "in two folders, the first used": [train[1]],
+        "not in the split file, ignored": ["id10001/another/00001.wav", "id10009/stranger/00001.wav"],
     }
 
 
@@ -183,7 +183,7 @@ def test_every_fault_is_in_one_report_before_anything_is_made(vox: Path, capsys:
 def test_what_cannot_be_used_is_left_out_where_that_is_allowed(vox: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = spoil(vox)
     assert prepare(vox, "--allow-missing") == 2  # in two splits: nobody knows which is meant
-    assert "1 listed in two splits; mend this; " in capsys.readouterr().err
+    assert "1 listed in two splits; correct this; " in capsys.readouterr().err
     write_split(vox / "iden_split.txt", utterances())
     assert prepare(vox) == 2
     assert "6 missing" in (error := capsys.readouterr().err)
@@ -194,7 +194,7 @@ def test_what_cannot_be_used_is_left_out_where_that_is_allowed(vox: Path, capsys
     bad = {line.split(":")[0] for lines in list(expected.values())[1:6] for line in lines}
     for number, split in enumerate(SPLITS, start=1):
         assert names(corpus, split) == {name for name in listed(number) - bad if SPEAKERS[2] not in name}
-    assert report(vox)["speakers with nothing to train on"] == [SPEAKERS[2]]
+    assert report(vox)["speakers without training utterances"] == [SPEAKERS[2]]
     assert len(report(vox)["missing"]) == 6
 
 
@@ -233,7 +233,7 @@ def test_damaged_interference_is_told_before_there_is_too_little_of_it(
     for path in broken:
         path.write_bytes(b"RIFF but no more")
     assert prepare(vox, "--musan", tmp_path / "musan") == 2
-    assert "4 unreadable; mend this or leave them out" in capsys.readouterr().err
+    assert "4 unreadable; correct this or leave them out" in capsys.readouterr().err
     assert [line.split(":")[0] for line in report(vox)["unreadable"]] == [str(path) for path in broken]
     (tmp_path / "out" / "report.txt").unlink()
     assert prepare(vox, "--musan", tmp_path / "musan", "--allow-missing") == 2
@@ -277,7 +277,7 @@ def test_wrong_folders_and_files_are_named(vox: Path, tmp_path: Path, capsys: py
     assert "none: names no file" in refused("--split", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert "holds none of the 30 files" in refused("--root", tmp_path / "empty")
-    assert "is not MUSAN as it unpacks" in refused("--musan", tmp_path / "empty")
+    assert "is not an unpacked MUSAN" in refused("--musan", tmp_path / "empty")
     write_split(tmp_path / "one", utterances(SPEAKERS[:1]))
     assert "utterances of at least 2 speakers are needed, not of 1" in refused("--split", tmp_path / "one")
     assert not (tmp_path / "out").exists()
@@ -297,4 +297,4 @@ def test_names_that_are_not_utf8_are_reported(vox: Path, capsys: pytest.CaptureF
     write_wav(vox / "wav" / "id10001" / "01video1" / "odd.wav", tone(300))
     (vox / "wav" / "id10001" / "01video1" / "odd.wav").rename(odd)
     assert prepare(vox) == 0
-    assert r"not in the split file, passed over: 1 (id10001/01video1/\udcff.wav)" in capsys.readouterr().out
+    assert r"not in the split file, ignored: 1 (id10001/01video1/\udcff.wav)" in capsys.readouterr().out

@@ -179,5 +179,5 @@ def test_a_gradient_into_the_originals_costs_the_way_back() -> None:
 
 def test_an_unknown_variant_is_named_with_those_there_are() -> None:
     there_are = "the variants are clean, da, act-da, act-pair, da-pair, da-2x"
-    with pytest.raises(UserError, match=f'no variant "dada"; {there_are}'):
+    with pytest.raises(UserError, match=f'unknown variant "dada"; {there_are}'):
         find_variant("dada")

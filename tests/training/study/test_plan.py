@@ -59,7 +59,7 @@ def test_work_depends_on_the_share_and_on_the_clean_side(corpus: Corpus, config:
 @pytest.mark.parametrize(
     ("variants", "seeds", "message"),
     [
-        (["da", "fast"], 2, 'no variant "fast"'),
+        (["da", "fast"], 2, 'unknown variant "fast"'),
         (["da", "clean", "da"], 2, "names a variant twice"),
         (["da"], 0, "--seeds must be at least 1, not 0"),
     ],

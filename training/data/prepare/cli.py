@@ -1,4 +1,4 @@
-"""`python -m training prepare …`: make a corpus."""
+"""The command `prepare`: make a corpus."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,7 @@ from speakerlens.training.data.prepare.voxceleb1 import Voxceleb1Settings, prepa
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `prepare` with its commands to the command line."""
+    """Add `prepare` and its subcommands to the command line."""
     parser = subparsers.add_parser("prepare", help="make a corpus: audio files and one manifest", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
@@ -30,7 +30,7 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "demo",
         help="synthesise the demo corpus",
         description="Synthesise speakers with espeak-ng, and noises, music and rooms. The same settings give the same "
-        "corpus; one that is already there is reused.",
+        "corpus; an existing one is reused.",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the corpus")
     parser.add_argument(
@@ -48,7 +48,7 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         help="at least 3; about 70%% train, 10%% dev and 20%% test (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=defaults.seed, metavar="N", help="seed of all that is drawn (default: %(default)s)"
+        "--seed", type=int, default=defaults.seed, metavar="N", help="seed of all random choices (default: %(default)s)"
     )
     parser.set_defaults(run=_run_demo)
 
@@ -64,8 +64,8 @@ _INTERFERENCE: dict[str, tuple[Kind, str]] = {
     "music": ("music", "music"),
     "interfering_speech": (
         "speech",
-        "talkers other than the speakers, for babble and for a second voice; never counted as strangers, as "
-        "nobody knows who they are: see --outsiders",
+        "talkers for babble and for a second voice; never used as out-of-set speakers, as their identity is "
+        "unknown: see --outsiders",
     ),
     "rir": ("rir", "room impulse responses"),
 }
@@ -74,13 +74,13 @@ _INTERFERENCE: dict[str, tuple[Kind, str]] = {
 def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "folder",
-        help="take one's own speakers and interference from folders",
-        description="Every speaker's files, and the files of every kind of interference, are shared out to train, dev "
-        "and test at random. 16 kHz mono WAV and FLAC files stay where they are; all others (any format that "
-        "libsndfile reads, any rate) are converted. An utterance must last at least "
+        help="use your own recordings of speakers and interference",
+        description="Assign every speaker's files, and the files of every kind of interference, to train, dev and test "
+        "at random. 16 kHz mono WAV and FLAC files stay in place; all others (any format that libsndfile reads, any "
+        "rate) are converted. An utterance must last at least "
         f"{SHORTEST_UTTERANCE:g} s.",
     )
-    parser.add_argument("--speech", type=Path, required=True, metavar="DIR", help="holds a folder for each speaker")
+    parser.add_argument("--speech", type=Path, required=True, metavar="DIR", help="contains a folder per speaker")
     for name, (_, what) in _INTERFERENCE.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="DIR", help=f"{what}; may be nested")
     _add_unpacked(parser)
@@ -99,9 +99,9 @@ def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=int,
         default=FolderSettings.outsiders,
         metavar="N",
-        help="take N speakers, drawn by the seed, out of the speaker set: they are the interfering talkers and the "
-        "strangers, each in one split only; 0 or at least 3, and 9 for the three strangers in dev and in test that "
-        "calibration asks for (default: %(default)s)",
+        help="use N speakers, drawn by the seed, as interfering talkers and out-of-set speakers, each in one split "
+        "only; 0 or at least 3, and 9 for the three out-of-set speakers in dev and in test that calibration needs "
+        "(default: %(default)s)",
     )
     for name in ("dev", "test"):
         default = getattr(Shares, name)
@@ -109,17 +109,15 @@ def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
             f"--{name}", type=float, default=default, metavar="SHARE", help=f"share for {name} (default: %(default)s)"
         )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of all that is drawn (default: %(default)s)"
+        "--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: %(default)s)"
     )
     parser.set_defaults(run=_run_folder)
 
 
 def _add_unpacked(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--musan", type=Path, metavar="DIR", help="unpacked MUSAN: noise, music and interfering speech")
     parser.add_argument(
-        "--musan", type=Path, metavar="DIR", help="MUSAN as it unpacks: noise, music and interfering speech"
-    )
-    parser.add_argument(
-        "--rirs", type=Path, metavar="DIR", help="RIRS_NOISES as it unpacks: simulated and measured impulse responses"
+        "--rirs", type=Path, metavar="DIR", help="unpacked RIRS_NOISES: simulated and measured impulse responses"
     )
 
 
@@ -141,12 +139,12 @@ def _run_folder(arguments: argparse.Namespace) -> int:
 def _add_voxceleb1(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "voxceleb1",
-        help="take VoxCeleb1 with its identification split, where it lies",
-        description="Every file is looked at before anything is written, and what is missing, doubled or unusable is "
-        "told at once, and in report.txt. MUSAN and the rooms of RIRS_NOISES are shared out to train, dev and test.",
+        help="use VoxCeleb1 with its identification split, in place",
+        description="Check every file before anything is written, and list all that are missing, duplicate or unusable "
+        "in report.txt. The files of MUSAN and the rooms of RIRS_NOISES are assigned to train, dev and test at random.",
     )
     parser.add_argument(
-        "--root", type=Path, required=True, metavar="DIR", help="VoxCeleb1 as it unpacks: wav, or dev/wav and test/wav"
+        "--root", type=Path, required=True, metavar="DIR", help="unpacked VoxCeleb1: wav, or dev/wav and test/wav"
     )
     parser.add_argument(
         "--split", type=Path, required=True, metavar="FILE", help="the identification split, iden_split.txt"
@@ -158,7 +156,7 @@ def _add_voxceleb1(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--allow-missing",
         action="store_true",
-        help="leave out files that are missing or cannot be used, and speakers who then have nothing to train on",
+        help="leave out missing and unusable files, and speakers without training utterances",
     )
     parser.set_defaults(run=_run_voxceleb1)
 
@@ -176,8 +174,8 @@ def _add_rooms(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "rooms",
         help="simulate impulse responses of rooms",
-        description="Simulate rooms of random size, talkers and microphones at random places in them, with a "
-        f"reverberation time (RT60) from {low:g} to {high:g} s. The folder can be given to `prepare folder --rir`.",
+        description="Simulate rooms of random size, with talker and microphone at random positions and a reverberation "
+        f"time (RT60) from {low:g} to {high:g} s. Use the folder with `prepare folder --rir`.",
     )
     parser.add_argument("--count", type=int, required=True, metavar="N", help="number of rooms")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for them, missing or empty")

@@ -1,5 +1,13 @@
-"""A collection of interference: files of one kind, and which of them must stay together when they are shared out."""
+"""Collections of interference, and which of their files must stay in one split.
 
+MUSAN (Snyder, Chen and Povey, arXiv 1510.08484) holds noise, music and speech. A speech file counts as one talker, as
+MUSAN does not list its talkers. RIRS_NOISES (Ko et al., ICASSP 2017; OpenSLR 28) holds impulse responses and noises:
+`simulated_rirs` has responses only; in `real_rirs_isotropic_noises` the file `rir_list` names the responses; the noises
+of `pointsource_noises` are MUSAN's.
+"""
+
+import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +17,7 @@ from speakerlens.training.data.prepare.pieces import SPLITS, Piece, Shares, Sour
 from speakerlens.training.errors import UserError
 
 _STEM = 50
-"""How many characters of a file's name go into that of what it is converted to: 255 bytes hold them all in UTF-8."""
+"""Characters of a source file's name that its converted file keeps; in UTF-8 they fit into 255 bytes."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +25,12 @@ class Collection:
     """Files of one kind of interference.
 
     Attributes:
-        name: what it is called, which seeds how it is shared out; what is converted goes into a folder of this name.
-        where: the folder it is from.
+        name: seeds the assignment to splits; converted files go into a folder of this name.
+        where: source folder.
         kind: of all its files.
-        groups: absolute paths by group. A group is in one split only: a file by itself, or all of a room.
-        member: what a group is, for messages.
-        named: whether the names of the groups are those of talkers.
+        groups: absolute paths by group; the files of a group (one file, or all of a room) stay in one split.
+        member: what messages call a group.
+        named: whether group names are talkers' names.
     """
 
     name: str
@@ -34,21 +42,21 @@ class Collection:
 
     @property
     def paths(self) -> list[Path]:
-        """All files, group by group."""
+        """All files, ordered by group."""
         return [path for paths in self.groups.values() for path in paths]
 
 
 def one_by_one(name: str, folder: Path, kind: Kind) -> Collection:
-    """Take all audio files in a folder, at any depth, each of them a group by itself."""
+    """Return all audio files in a folder, at any depth, as a collection in which every file is its own group."""
     paths = audio_files(folder)
     return Collection(name, folder, kind, {path.relative_to(folder.resolve()).as_posix(): (path,) for path in paths})
 
 
 def collection_pieces(collection: Collection, sources: Mapping[Path, Source], shares: Shares) -> list[Piece]:
-    """Share out those files of a collection that are in `sources`; a group that has none there is left out.
+    """Assign the files of a collection that are in `sources` to splits, group by group.
 
     Raises:
-        UserError: fewer than three groups are left, too few for three splits.
+        UserError: fewer than three groups have files in `sources`.
     """
     groups = {name: [sources[path] for path in paths if path in sources] for name, paths in collection.groups.items()}
     groups = {name: members for name, members in groups.items() if members}
@@ -67,3 +75,83 @@ def collection_pieces(collection: Collection, sources: Mapping[Path, Source], sh
             speaker = name if collection.named else None
             pieces.append(Piece((source,), target, collection.kind, split, speaker))
     return pieces
+
+
+_KINDS: tuple[Kind, ...] = ("noise", "music", "speech")
+
+
+def musan(folder: Path) -> list[Collection]:
+    """Return the noise, music and speech of MUSAN; `folder` is MUSAN itself or the folder it was unpacked in.
+
+    Raises:
+        UserError: one of the three is missing.
+    """
+    root = folder / "musan" if (folder / "musan").is_dir() else folder
+    if missing := [kind for kind in _KINDS if not (root / kind).is_dir()]:
+        raise UserError(
+            f"{folder}: is not an unpacked MUSAN, a folder with noise, music and speech: there is no "
+            f"{' and no '.join(missing)}"
+        )
+    return [_collection(root / kind, kind) for kind in _KINDS]
+
+
+def _collection(folder: Path, kind: Kind) -> Collection:
+    # Keyed by the path below the folder, as two sources may have files of the same name.
+    groups = {f"musan-{path.relative_to(folder.resolve()).as_posix()}": (path,) for path in audio_files(folder)}
+    return Collection(f"musan-{kind}", folder, kind, groups, named=kind == "speech")
+
+
+_REAL = "real_rirs_isotropic_noises"
+_ROOMS = (
+    re.compile(r"(?P<base>RVB2014)_type\d_rir_(?P<room>[a-z]+\d+)_"),
+    re.compile(r"(?P<base>RWCP)_type\d_rir_(?:circle|cirline)_(?P<room>[a-z]+\d*[a-z]?)_"),
+    re.compile(r"(?P<base>air)_type\d_air_(?:binaural|phone_bt|phone)_(?P<room>aula_carolina|[a-z]+)"),
+)
+"""File names as in Kaldi's ASpIRE recipe: database, room, then positions and microphones."""
+
+
+def rirs(folder: Path) -> Collection:
+    """Return the impulse responses of RIRS_NOISES, grouped by room; `folder` is it or the folder it was unpacked in.
+
+    Raises:
+        UserError: there are none, or a listed file is missing.
+    """
+    root = folder / "RIRS_NOISES" if (folder / "RIRS_NOISES").is_dir() else folder
+    simulated = root / "simulated_rirs"
+    if not simulated.is_dir() and not (root / _REAL).is_dir():
+        raise UserError(
+            f"{folder}: is not an unpacked RIRS_NOISES, a folder with simulated_rirs and {_REAL}: both are missing"
+        )
+    rooms: dict[str, list[Path]] = defaultdict(list)
+    for path in audio_files(simulated):
+        rooms[path.parent.relative_to(simulated.resolve()).as_posix()].append(path)
+    for path in _real_responses(root / _REAL):
+        rooms[room_of(path.name)].append(path)
+    return Collection("rirs", folder, "rir", {room: tuple(paths) for room, paths in rooms.items()}, member="room")
+
+
+def room_of(name: str) -> str:
+    """Return the room of a measured response from its file name; the database's name where the room is unknown."""
+    for pattern in _ROOMS:
+        if match := pattern.match(name):
+            return f"{match['base']}/{match['room']}"
+    return name.split("_", maxsplit=1)[0]
+
+
+def _real_responses(folder: Path) -> list[Path]:
+    """Return the files that `rir_list` names or, without that file, all without "noise" in their name.
+
+    Selecting "rir" would lose the Aachen database, whose files begin with "air_type1_air".
+    """
+    paths = audio_files(folder)
+    listing = folder / "rir_list"
+    if not listing.is_file():
+        return [path for path in paths if "noise" not in path.name.lower()]
+    lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
+    named = {Path(line.split()[-1]).name for line in lines if line.strip()}
+    if missing := sorted(named - {path.name for path in paths}):
+        raise UserError(
+            f"{listing}: names {len(missing)} impulse responses that are missing, such as {missing[0]}; "
+            "unpack RIRS_NOISES again"
+        )
+    return [path for path in paths if path.name in named]

@@ -1,6 +1,7 @@
-"""The demo's own interference: noises and tonal music, made from random numbers and no recording.
+"""Synthetic interference for the demo: noises and tonal music, without recordings.
 
-Every function takes the generator that decides and returns 16 kHz samples; sounds have their peak at 0.7.
+Every function takes the random generator and returns 16 kHz samples [N]; `make_noise` and `make_music` scale their peak
+to 0.7.
 """
 
 from collections.abc import Callable
@@ -18,19 +19,19 @@ _PERIOD = 4096
 
 
 def coloured_noise(samples: int, slope_db: float, rng: np.random.Generator) -> _Waveform:
-    """Gaussian noise whose spectrum falls by `slope_db` an octave: 0 is white, 3 pink, 6 brown; flat below 30 Hz."""
+    """Return Gaussian noise whose spectrum falls by `slope_db` per octave above 30 Hz: 0 white, 3 pink, 6 brown."""
     return _at_peak(_coloured(samples, slope_db, rng))
 
 
-def make_noise(sort: str, seconds: float, rng: np.random.Generator) -> _Waveform:
-    """Make a noise of one of `NOISES`, with its parameters drawn at random."""
-    return _at_peak(NOISES[sort](round(seconds * SAMPLE_RATE), rng))
+def make_noise(kind: str, seconds: float, rng: np.random.Generator) -> _Waveform:
+    """Return a noise of a kind in `NOISES` with random parameters, float32 [16000 x seconds]."""
+    return _at_peak(NOISES[kind](round(seconds * SAMPLE_RATE), rng))
 
 
 def make_music(seconds: float, rng: np.random.Generator) -> _Waveform:
-    """Make tonal music: chords of four degrees over and over, a bass below them, a melody above.
+    """Return tonal music, float32 [16000 x seconds]: a repeated progression of four chords, a bass and a melody.
 
-    Key, mode, tempo, the instruments' overtones and envelopes, and what is played are drawn at random.
+    Key, mode, tempo, notes, and the overtones and envelopes of the instruments are random.
     """
     samples = round(seconds * SAMPLE_RATE)
     beat = 60.0 / rng.uniform(80, 150)
@@ -56,7 +57,7 @@ def make_music(seconds: float, rng: np.random.Generator) -> _Waveform:
 
 
 class _Instrument:
-    """A sound of harmonics with an attack and a decay, bright at first and duller as it fades."""
+    """Harmonics with attack and decay; the higher harmonics fade faster."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         orders = np.arange(1, int(rng.integers(4, 7)))  # at most 6: the highest note's lie below 8 kHz
@@ -66,7 +67,7 @@ class _Instrument:
         self._vibrato = rng.uniform(0.0, 0.006)
 
     def play(self, music: _Array, start: float, seconds: float, note: float, loudness: float) -> None:
-        """Add a note, given as MIDI number, to `music`; what goes beyond its end is cut."""
+        """Add a note (MIDI number) to `music` [N] in place, cut at its end; `start` and `seconds` in seconds."""
         first = round(start * SAMPLE_RATE)
         length = min(round(seconds * SAMPLE_RATE), len(music) - first)
         if length <= 0:
@@ -86,7 +87,7 @@ def _degree(scale: NDArray[np.int_], tonic: int, degree: int) -> int:
 
 
 def _modulated(samples: int, rng: np.random.Generator) -> _Array:
-    """Noise that swells and ebbs, from waves on a beach to a flutter."""
+    """Return noise with sinusoidal amplitude modulation of 0.3 to 12 Hz."""
     time = np.arange(samples) / SAMPLE_RATE
     depth, rate = rng.uniform(0.6, 1.0), np.exp(rng.uniform(np.log(0.3), np.log(12)))
     swell = 1 + depth * np.sin(2 * np.pi * rate * time + rng.uniform(0, 2 * np.pi))
@@ -95,25 +96,25 @@ def _modulated(samples: int, rng: np.random.Generator) -> _Array:
 
 
 def _clicks(samples: int, rng: np.random.Generator) -> _Array:
-    """Short ringing knocks at random times, over a little noise."""
-    sound = 0.02 * _coloured(samples, 3, rng)
+    """Return short ringing clicks at random times over faint noise."""
+    clicks = 0.02 * _coloured(samples, 3, rng)
     for first in rng.integers(0, samples, int(rng.uniform(3, 12) * samples / SAMPLE_RATE)):
         length = min(samples - first, round(rng.uniform(0.005, 0.06) * SAMPLE_RATE))
         time = np.arange(length) / SAMPLE_RATE
         ring = np.sin(2 * np.pi * rng.uniform(300, 4000) * time) + 0.5 * rng.standard_normal(length)
-        sound[first : first + length] += rng.uniform(0.3, 1) * ring * np.exp(-6 * np.arange(length) / length)
-    return sound
+        clicks[first : first + length] += rng.uniform(0.3, 1) * ring * np.exp(-6 * np.arange(length) / length)
+    return clicks
 
 
 def _rain(samples: int, rng: np.random.Generator) -> _Array:
-    """So many tiny drops that they almost run together."""
+    """Return dense decaying impulses, like rain."""
     drops = rng.standard_normal(samples) * (rng.random(samples) < rng.uniform(0.002, 0.02))
     decay = np.exp(-np.arange(160) / rng.uniform(8, 30)) * rng.standard_normal(160)
     return np.convolve(drops, decay)[:samples] + 0.02 * rng.standard_normal(samples)
 
 
 def _hum(samples: int, rng: np.random.Generator) -> _Array:
-    """Mains hum with its harmonics, over noise."""
+    """Return mains hum (50 or 60 Hz and harmonics) over noise."""
     mains = float(rng.choice([50.0, 60.0])) * rng.uniform(0.99, 1.01)
     strengths = rng.random(24) / np.arange(1, 25) ** 0.7
     hum = _repeat(_period(strengths, rng.random(24)), mains * np.arange(samples) / SAMPLE_RATE)
@@ -121,16 +122,16 @@ def _hum(samples: int, rng: np.random.Generator) -> _Array:
 
 
 def _engine(samples: int, rng: np.random.Generator) -> _Array:
-    """A motor that speeds up and slows down: a train of harmonics over rumble."""
+    """Return harmonics of a varying fundamental over low-frequency noise, like a motor."""
     time = np.arange(samples) / SAMPLE_RATE
-    turns = rng.uniform(25, 90) * (1 + 0.3 * np.sin(2 * np.pi * rng.uniform(0.05, 0.4) * time + rng.uniform(0, 6)))
+    hertz = rng.uniform(25, 90) * (1 + 0.3 * np.sin(2 * np.pi * rng.uniform(0.05, 0.4) * time + rng.uniform(0, 6)))
     strengths = rng.random(30) / np.arange(1, 31)
-    motor = _repeat(_period(strengths, rng.random(30)), np.cumsum(turns) / SAMPLE_RATE)
+    motor = _repeat(_period(strengths, rng.random(30)), np.cumsum(hertz) / SAMPLE_RATE)
     return motor + rng.uniform(0.2, 0.8) * _coloured(samples, 5, rng)
 
 
 def _sirens(samples: int, rng: np.random.Generator) -> _Array:
-    """Tones that glide or jump between pitches: sirens, alarms, birds."""
+    """Return tones that glide or jump between two pitches, like sirens."""
     time = np.arange(samples) / SAMPLE_RATE
     centre, width, rate = rng.uniform(500, 2500), rng.uniform(0.1, 0.5), rng.uniform(0.3, 8)
     glide = np.sin(2 * np.pi * rate * time)
@@ -151,7 +152,7 @@ NOISES: dict[str, Callable[[int, np.random.Generator], _Array]] = {
     "engine": _engine,
     "sirens": _sirens,
 }
-"""The sorts of noise: each maps a number of samples and a generator to a waveform at any level."""
+"""Kinds of noise: functions of the number of samples and the generator; their level is arbitrary."""
 
 
 def _coloured(samples: int, slope_db: float, rng: np.random.Generator) -> _Array:
@@ -163,20 +164,20 @@ def _coloured(samples: int, slope_db: float, rng: np.random.Generator) -> _Array
 
 
 def _period(strengths: _Array, phases: _Array | None = None) -> _Array:
-    """Compute one period [4096] of a wave from its harmonics' strengths and phases (in turns), with unit power."""
+    """Return one period [4096] of a wave of unit power, from its harmonics' strengths and phases (in cycles)."""
     spectrum = np.zeros(_PERIOD // 2 + 1, dtype=np.complex128)
-    turns = np.zeros(len(strengths)) if phases is None else phases
-    spectrum[1 : len(strengths) + 1] = strengths * np.exp(2j * np.pi * turns)
+    cycles = np.zeros(len(strengths)) if phases is None else phases
+    spectrum[1 : len(strengths) + 1] = strengths * np.exp(2j * np.pi * cycles)
     wave: _Array = np.fft.irfft(spectrum)
     wave /= wave.std()
     return wave
 
 
 def _repeat(period: _Array, cycles: _Array) -> _Array:
-    """Read a wave's period at the given cycles, counted from its beginning."""
+    """Sample a periodic wave, given as one period [4096], at times [N] in cycles."""
     wave: _Array = period[(cycles * _PERIOD).astype(np.int64) % _PERIOD]
     return wave
 
 
-def _at_peak(sound: _Array) -> _Waveform:
-    return np.asarray(sound * (_PEAK / np.abs(sound).max()), dtype=np.float32)
+def _at_peak(samples: _Array) -> _Waveform:
+    return np.asarray(samples * (_PEAK / np.abs(samples).max()), dtype=np.float32)

@@ -1,15 +1,122 @@
-"""The demo's speakers: espeak-ng voices, checked to differ, saying sentences into files."""
+"""The demo's speakers: espeak-ng voices, checked to differ, saying sentences into files.
 
+espeak-ng is called through the C library of the `espeakng-loader` wheel. The library keeps its state in globals that
+outlive a call, a voice and even a new initialisation: the same sentence said twice differs a little. Waveforms repeat
+only from one `Espeak` in a fresh process that makes the same calls in the same order.
+"""
+
+import ctypes
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import soxr
 from numpy.typing import NDArray
 
 from speakerlens.training.data.audio import SAMPLE_RATE, write_audio
-from speakerlens.training.data.prepare.espeak import Espeak, Voice, espeak_files
-from speakerlens.training.data.prepare.processes import in_processes
+from speakerlens.training.data.prepare.pieces import in_processes
+from speakerlens.training.errors import UserError
+
+# From espeak-ng's speak_lib.h.
+_OUTPUT_SYNCHRONOUS = 2
+_DO_NOT_EXIT = 0x8000
+_CHARS_UTF8 = 1
+_BUFFER_MS = 200
+_RATE, _PITCH, _RANGE = 1, 3, 4
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A voice of espeak-ng.
+
+    Attributes:
+        accent: espeak-ng language, such as "en-us".
+        variant: espeak-ng voice variant, which sets formants and timbre; "" for none.
+        pitch: 0 to 99, within the variant's own pitches.
+        range: 0 to 99, how much the pitch moves.
+        rate: words per minute.
+    """
+
+    accent: str
+    variant: str
+    pitch: int = 50
+    range: int = 50
+    rate: int = 170
+
+
+@contextmanager
+def espeak_files() -> Iterator[tuple[Path, Path]]:
+    """Yield the paths of espeak-ng's library and of its data, valid within the context.
+
+    The data path is a short link, as the library truncates paths of more than 160 characters.
+
+    Raises:
+        UserError: the `espeakng-loader` wheel is not installed.
+    """
+    try:
+        import espeakng_loader  # noqa: PLC0415  optional, and only needed here
+    except ImportError as error:
+        raise UserError(
+            "the demo corpus needs the espeak-ng voices: install the extra `demo` (pip install 'speakerlens[demo]')"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="espeak") as folder:
+        link = Path(folder) / "espeak-ng-data"
+        link.symlink_to(espeakng_loader.get_data_path(), target_is_directory=True)
+        yield Path(espeakng_loader.get_library_path()), link
+
+
+class Espeak:
+    """The synthesiser: one per process, used from one thread.
+
+    Raises:
+        UserError: the library or its data cannot be loaded.
+    """
+
+    def __init__(self, library: Path, data: Path) -> None:
+        try:
+            self._library = ctypes.CDLL(str(library))
+        except OSError as error:
+            raise UserError(f"{library}: the espeak-ng library cannot be loaded ({error})") from error
+        self._rate = self._library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, _BUFFER_MS, str(data).encode(), _DO_NOT_EXIT)
+        if self._rate <= 0:
+            raise UserError(f"{data}: espeak-ng does not start with the voices there")
+        self._library.espeak_ng_SetRandSeed(1)  # otherwise the clock seeds the noise of breathy voices
+        self._chunks: list[NDArray[np.int16]] = []
+        self._callback = _Callback(self._receive)  # the library holds no reference to it
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    def say(self, voice: Voice, text: str) -> NDArray[np.float32]:
+        """Return text as speech: 16 kHz samples [N], float32 in [-1, 1].
+
+        Raises:
+            UserError: the accent does not exist. espeak-ng ignores an unknown variant.
+        """
+        name = f"{voice.accent}+{voice.variant}" if voice.variant else voice.accent
+        if self._library.espeak_SetVoiceByName(name.encode()) != 0:
+            raise UserError(f"espeak-ng has no voice {name}")
+        for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.range)):
+            self._library.espeak_SetParameter(parameter, value, 0)
+        self._chunks.clear()
+        content = text.encode()
+        failed = self._library.espeak_Synth(
+            content, ctypes.c_size_t(len(content) + 1), 0, 1, 0, _CHARS_UTF8, None, None
+        )
+        if failed or not self._chunks:
+            raise UserError(f"espeak-ng gave no sound for {text!r} in the voice {name}")
+        samples = np.concatenate(self._chunks).astype(np.float32) / 32768.0
+        return np.asarray(soxr.resample(samples, self._rate, SAMPLE_RATE, quality="HQ"), dtype=np.float32)
+
+    def _receive(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, _events: int | None) -> int:
+        """Store a chunk of the waveform; return 0, which asks the library for the next."""
+        if samples and count > 0:
+            self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
 
 SPEAKERS: tuple[Voice, ...] = (
     Voice("en-us", "f1", 45, 55, 165),
@@ -49,7 +156,7 @@ SPEAKERS: tuple[Voice, ...] = (
     Voice("en-gb-scotland", "m8", 55, 60, 155),
     Voice("en-gb-x-gbcwmd", "m2", 60, 55, 175),
 )
-"""Who can be a speaker, in the order in which they are taken."""
+"""Voices of the speakers, in the order in which they are used."""
 
 OUTSIDERS: tuple[Voice, ...] = (
     Voice("en-us", "f4", 45, 50, 170),
@@ -67,22 +174,25 @@ OUTSIDERS: tuple[Voice, ...] = (
     Voice("en-us-nyc", "klatt4", 45, 50, 170),
     Voice("en-gb-scotland", "m4", 60, 60, 165),
 )
-"""Who only ever talks in the background."""
+"""Voices that occur only as interference."""
 
 PROBE = "The grey heron waited beside a narrow river for most of the morning."
 
 _SAME = 0.5
-"""Distance of waveforms up to which two variants count as one. Measured over all of espeak-ng's: those that differ in
-loudness alone lie at 0.03, in voicing alone at up to 0.3, in pitch or formants mostly at 1.4, as unrelated ones do."""
+"""Distance of waveforms up to which two variants count as the same voice. Measured over all variants of espeak-ng:
+variants that differ only in loudness are 0.03 apart, only in voicing up to 0.3, in pitch or formants mostly 1.4."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Something to say: where to, what, how (the voice as varied for this utterance) and at which level.
+    """An utterance to synthesise into a file.
 
     Attributes:
-        level_db: root mean square of the utterance over full scale, in decibels.
-        floor_db: the recording's white noise, in decibels below the speech.
+        path: the file to write.
+        text: the sentence.
+        voice: as varied for this utterance.
+        level_db: root mean square of the utterance, in dB relative to full scale.
+        floor_db: level of the added white noise, in dB below the speech.
         seed: of that noise.
     """
 
@@ -95,7 +205,7 @@ class Line:
 
 
 def vary(voice: Voice, path: Path, text: str, rng: np.random.Generator) -> Line:
-    """Let a voice say a sentence with a little variation in pitch, melody, tempo, level and noise floor."""
+    """Return a sentence to say, with pitch, melody, tempo, level and noise floor varied a little."""
     varied = replace(
         voice,
         pitch=int(np.clip(voice.pitch + rng.integers(-6, 7), 0, 99)),
@@ -107,11 +217,10 @@ def vary(voice: Voice, path: Path, text: str, rng: np.random.Generator) -> Line:
 
 
 def distinct_voices(candidates: Iterable[Voice]) -> tuple[list[Voice], list[Voice]]:
-    """Part the voices that sound like nobody before them from those that do.
+    """Separate voices that differ from all earlier ones from those that do not.
 
-    Each variant says the same sentence with the same accent, pitch and rate, so that only the variant can tell them
-    apart; the voice without any variant is the first of all, for that is what espeak-ng silently gives for an
-    unknown variant.
+    Every variant says the same sentence with the same accent, pitch and rate. The voice without a variant comes first,
+    as espeak-ng uses it for every variant it does not know.
 
     Returns:
         The distinct voices and the others, both in the order given.
@@ -134,9 +243,9 @@ def distinct_voices(candidates: Iterable[Voice]) -> tuple[list[Voice], list[Voic
 
 
 def waveform_distance(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Give the distance of two waveforms at equal energy: 0 for the same, about 1.4 for unrelated ones.
+    """Return the L2 distance of two waveforms [N] scaled to unit energy: 0 if equal, about 1.4 if unrelated.
 
-    It is 2, the most there can be, for different lengths: one sentence that takes two voices different times.
+    Waveforms of different lengths have distance 2, the maximum: the voices differ in tempo.
     """
     if len(first) != len(second):
         return 2.0
@@ -147,10 +256,10 @@ def speak(scripts: Iterable[list[Line]]) -> Iterator[list[float]]:
     """Synthesise scripts, each the lines of one voice, into their files.
 
     Yields:
-        The seconds of each line of a script, scripts in the order given.
+        For each script, in the order given, the seconds of its lines.
     """
     with espeak_files() as (library, data):
-        # Only in a process of its own does espeak-ng repeat itself.
+        # espeak-ng is reproducible only in a fresh process.
         yield from in_processes(_speak, [(library, data, script) for script in scripts], fresh=True)
 
 
@@ -171,7 +280,7 @@ def _speak(job: tuple[Path, Path, list[Line]]) -> list[float]:
 
 
 def _record(speech: NDArray[np.float32], line: Line) -> NDArray[np.float32]:
-    """Bring speech to its level over a faint noise, without which its pauses would be digital silence."""
+    """Scale speech [N] to its level and add faint noise, so that its pauses are not digital silence."""
     speech = speech / np.sqrt(np.mean(np.square(speech)))
     noise = np.random.default_rng(line.seed).standard_normal(len(speech), dtype=np.float32)
     recorded = (speech + 10 ** (-line.floor_db / 20) * noise) * 10 ** (line.level_db / 20)

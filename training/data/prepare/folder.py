@@ -1,4 +1,4 @@
-"""A corpus from one's own sound: a folder for each speaker, and folders of interference."""
+"""A corpus of one's own recordings: a folder per speaker, and folders of interference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,11 +10,9 @@ from rich.progress import track
 
 from speakerlens.training.data.audio import is_silent
 from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, Kind, Split, write_corpus
-from speakerlens.training.data.prepare.building import building
-from speakerlens.training.data.prepare.collection import Collection, collection_pieces, one_by_one
-from speakerlens.training.data.prepare.musan import musan
+from speakerlens.training.data.prepare.collection import Collection, collection_pieces, musan, one_by_one, rirs
 from speakerlens.training.data.prepare.pieces import (
-    CURE,
+    REMEDY,
     SPLITS,
     Piece,
     Shares,
@@ -27,24 +25,23 @@ from speakerlens.training.data.prepare.pieces import (
     split_randomly,
     too_short,
 )
-from speakerlens.training.data.prepare.rirs import rirs
 from speakerlens.training.data.prepare.survey import describe
 from speakerlens.training.errors import UserError
+from speakerlens.training.files import building
 
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """What goes into a corpus.
+    """What a corpus is made of.
 
     Attributes:
-        speech: has a folder for each speaker, with audio files at any depth.
-        interference: folder by kind; audio files at any depth.
-        musan, rirs: MUSAN and RIRS_NOISES as they unpack.
-        min_seconds: clips of a speaker are joined into utterances of at least this long.
-        shares: of a speaker's files, and of each kind of interference, for dev and test; the seed decides as well who
-            becomes an outsider.
-        outsiders: how many speakers are taken out of the speaker set, to be interfering talkers and strangers; each
-            of them is in one split only. 0, or at least one for each split.
+        speech: contains a folder per speaker, with audio files at any depth.
+        interference: folders by kind, with audio files at any depth.
+        musan, rirs: unpacked MUSAN and RIRS_NOISES.
+        min_seconds: consecutive clips of a speaker are joined into utterances of at least this length.
+        shares: shares of each speaker's files and of each kind of interference for dev and test, and the seed.
+        outsiders: how many speakers, drawn by the seed, become interfering talkers and out-of-set speakers, each in
+            one split only; 0 or at least 3.
     """
 
     speech: Path
@@ -57,12 +54,12 @@ class FolderSettings:
 
 
 def prepare_folder(out: Path, settings: FolderSettings, console: Console) -> None:
-    """Make a corpus in `out`. 16 kHz mono WAV and FLAC files are referred to, all others converted to such.
+    """Make a corpus in `out`: 16 kHz mono WAV and FLAC files stay in place, all others are converted.
 
-    Everything is checked before anything is written.
+    All files are checked before anything is written.
 
     Raises:
-        UserError: a folder or file is missing, cannot be read or holds too little; the message names it.
+        UserError: a setting is wrong, or a folder or file is missing, unreadable or too short; the message names it.
     """
     _check_settings(settings)
     with building(out) as folder:
@@ -93,7 +90,7 @@ def _check_settings(settings: FolderSettings) -> None:
 
 
 def _speech_pieces(settings: FolderSettings, console: Console) -> list[Piece]:
-    """Split each speaker's files, then join the files of a split into utterances that are long enough."""
+    """Assign each speaker's files to splits, then join the files of a split into utterances of `min_seconds`."""
     files = {folder.name: audio_files(folder) for folder in _speaker_folders(settings)}
     outsiders = _draw_outsiders(list(files), settings)
     needed = {name: 1 if name in outsiders else len(SPLITS) for name in files}
@@ -140,23 +137,23 @@ def _speaker_folders(settings: FolderSettings) -> list[Path]:
 
 
 def _draw_outsiders(names: Sequence[str], settings: FolderSettings) -> dict[str, Split]:
-    """Draw who becomes an outsider, and deal them round to train, dev and test."""
+    """Draw the outsiders and assign them to train, dev and test in turn."""
     rng = np.random.default_rng([settings.shares.seed, *b"outsiders"])
     drawn = rng.permutation(len(names))[: settings.outsiders]
     return {names[index]: SPLITS[place % len(SPLITS)] for place, index in enumerate(drawn)}
 
 
 def _check_utterances(pieces: Sequence[Piece], console: Console) -> None:
-    """Name every utterance that is too short for the network, or in which there is nothing to hear."""
+    """Raise UserError naming the utterances that are too short for the network or digital silence."""
     refused: list[str] = []
-    for piece in track(pieces, "listening", console=console, transient=True):
+    for piece in track(pieces, "checking", console=console, transient=True):
         seconds = sum(source.header.seconds for source in piece.sources)
         if seconds < SHORTEST_UTTERANCE:
             refused.append(too_short(piece, seconds))
         elif all(is_silent(source.path) for source in piece.sources):
-            refused.append(f"{piece.sources[0].path}: holds nothing but digital silence")
+            refused.append(f"{piece.sources[0].path}: is digital silence")
     if refused:
-        raise UserError(f"{len(refused)} of {len(pieces)} utterances cannot be used: {some(refused, '; ')}; {CURE}")
+        raise UserError(f"{len(refused)} of {len(pieces)} utterances cannot be used: {some(refused, '; ')}; {REMEDY}")
 
 
 def _split(sources: Sequence[Source], name: str, settings: FolderSettings) -> dict[Split, list[Source]]:
@@ -165,7 +162,7 @@ def _split(sources: Sequence[Source], name: str, settings: FolderSettings) -> di
 
 
 def _join(sources: Sequence[Source], min_seconds: float) -> list[tuple[Source, ...]]:
-    """Join consecutive files into utterances that are long enough; a short rest goes to the last, if there is one."""
+    """Join consecutive files into utterances of at least `min_seconds`; a shorter rest joins the last utterance."""
     utterances: list[tuple[Source, ...]] = []
     pending: tuple[Source, ...] = ()
     for source in sources:

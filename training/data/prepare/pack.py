@@ -1,4 +1,4 @@
-"""A corpus in one flat file: `python -m training pack --corpus DIR --out DIR`."""
+"""Copy a corpus to one flat file: `python -m training pack --corpus DIR --out DIR`."""
 
 import argparse
 import os
@@ -19,17 +19,17 @@ from rich.progress import Progress, track
 from speakerlens.training.data.audio import SAMPLE_RATE, read_audio
 from speakerlens.training.data.manifest import Clip, Corpus, load_corpus, write_corpus
 from speakerlens.training.data.packing import HEADER_BYTES, PACKED, from_pcm, packed_header, to_pcm
-from speakerlens.training.data.prepare.building import building
 from speakerlens.training.errors import UserError
+from speakerlens.training.files import building
 
 _THREADS = 8
 _AHEAD = 16
 _MISSING_SECONDS = 0.01
-"""A file may be this much shorter than its clip says: lengths in headers of compressed files are rounded."""
+"""A file may be this much shorter than its clip: headers of compressed files round the length."""
 
 
 class _Decoded(NamedTuple):
-    """A clip as 16-bit samples, and whether it was rounded or clipped to become so."""
+    """A clip as 16-bit samples [N], and whether rounding or clipping changed it."""
 
     samples: NDArray[np.int16]
     rounded: bool
@@ -41,10 +41,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "pack",
         help="copy a corpus to one file that training maps into memory",
         description="Copy all clips of a corpus, speech and interference, to one file of 16-bit samples at 16 kHz "
-        "(115 MB an hour), from which training reads crops without opening and decoding files. It stands alone: the "
-        "corpus it was made of is no longer needed. What is evaluated on it has other mixtures, as the interference of "
-        "an evaluation is drawn by a clip's path and start: its reports are not to be compared with reports of the "
-        "original.",
+        "(115 MB per hour), from which training reads crops without decoding files. The original corpus is no "
+        "longer needed. Evaluations draw interference by a clip's path and start, so reports made on the packed "
+        "corpus cannot be compared with reports made on the original.",
     )
     parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="folder that `prepare` made")
     parser.add_argument(
@@ -54,7 +53,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run the command; return the exit code."""
     pack(arguments.corpus, arguments.out, Console())
     return 0
 
@@ -62,14 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
 def pack(corpus_folder: Path, out: Path, console: Console) -> Corpus:
     """Copy all clips of a corpus, speech and interference, to one file of 16-bit samples; return the new corpus.
 
-    The clips keep their order and all that the manifest says of them but where they lie, so that the same crops and the
-    same interference are drawn in training; the digest is another. The mixtures of an evaluation are others as well,
-    for they are drawn by a clip's path and start: reports of the two corpora are not to be compared. Afterwards every
-    clip is read back, as training will read it, and compared by checksum. Memory holds a few clips at a time.
+    Clips change only their path and start, so that training draws the same crops and interference; the digest changes.
+    Evaluations draw mixtures by path and start: reports of the two corpora cannot be compared. At the end every clip is
+    read back as training reads it and compared by checksum. Only a few clips are in memory at a time.
 
     Raises:
-        UserError: `out` is not free or the disk too small, or a clip cannot be read or is shorter than the manifest
-            says; nothing is left behind then.
+        UserError: `out` is not free or its disk too small, or a clip is unreadable or shorter than the manifest says;
+            `out` is not made then.
     """
     corpus = load_corpus(corpus_folder)
     with building(out) as folder:
@@ -83,13 +81,13 @@ def pack(corpus_folder: Path, out: Path, console: Console) -> Corpus:
         _verify(packed, checksums, out, console)
     megabytes = 2 * seconds * SAMPLE_RATE / 1e6
     console.print(
-        f"{out}: {len(clips)} clips, {seconds / 3600:.1f} hours, {megabytes:,.0f} MB, read back and found equal",
+        f"{out}: {len(clips)} clips, {seconds / 3600:.1f} hours, {megabytes:,.0f} MB, verified",
         soft_wrap=True,
         markup=False,
         highlight=False,
     )
     if rounded:
-        console.print(f"{rounded} clips were not 16-bit at 16 kHz, and were rounded to that", highlight=False)
+        console.print(f"{rounded} clips were not 16-bit at 16 kHz and were rounded", highlight=False)
     return load_corpus(out)
 
 
@@ -100,12 +98,12 @@ def _check_space(folder: Path, out: Path, needed: int) -> None:
 
 
 def _write(corpus: Corpus, path: Path, console: Console) -> tuple[list[Clip], list[int], int]:
-    """Write the samples; return where each clip lies now, the checksum of each, and how many had to be rounded."""
+    """Write the samples; return the new clips, their checksums, and how many clips had to be rounded."""
     clips: list[Clip] = []
     checksums: list[int] = []
     rounded = written = 0
     with path.open("wb") as file, Progress(console=console) as progress:
-        file.write(bytes(HEADER_BYTES))  # known at the end
+        file.write(bytes(HEADER_BYTES))  # written last, when the size is known
         task = progress.add_task("packing", total=len(corpus.clips))
         for clip, decoded in zip(corpus.clips, _decode_all(corpus.clips), strict=True):
             samples = decoded.samples
@@ -128,7 +126,7 @@ def _finish(file: BinaryIO, samples: int) -> None:
 
 
 def _decode_all(clips: tuple[Clip, ...]) -> Iterator[_Decoded]:
-    """Decode clips on several threads, in order and only so far ahead."""
+    """Yield decoded clips in order, read ahead by several threads."""
     with ThreadPoolExecutor(_THREADS) as threads:
         pending: deque[Future[_Decoded]] = deque()
         try:
@@ -146,7 +144,7 @@ def _decode(clip: Clip) -> _Decoded:
     audio = read_audio(clip.path, clip.start, clip.duration)
     if len(audio) < (clip.duration - _MISSING_SECONDS) * SAMPLE_RATE:
         raise UserError(
-            f"{clip.path}: has {len(audio) / SAMPLE_RATE:.2f} s from {clip.start:g} s on, and the manifest says "
+            f"{clip.path}: has {len(audio) / SAMPLE_RATE:.2f} s from {clip.start:g} s on, but the manifest says "
             f"{clip.duration:.2f} s; prepare the corpus again"
         )
     samples = to_pcm(audio)
@@ -154,8 +152,8 @@ def _decode(clip: Clip) -> _Decoded:
 
 
 def _verify(packed: Corpus, checksums: list[int], out: Path, console: Console) -> None:
-    """Read every clip as training does, and compare. Raises UserError."""
+    """Read every clip as training does and compare its checksum; raise UserError on a difference."""
     pairs = zip(packed.clips, checksums, strict=True)
     for clip, checksum in track(pairs, "checking", total=len(checksums), console=console):
         if zlib.crc32(to_pcm(read_audio(clip.path, clip.start, clip.duration)).data) != checksum:
-            raise UserError(f"{out}: what was written at {clip.start:g} s reads otherwise; is the disk in order?")
+            raise UserError(f"{out}: samples at {clip.start:g} s differ from what was written; check the disk")

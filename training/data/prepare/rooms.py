@@ -1,4 +1,4 @@
-"""Simulated rooms: impulse responses of random shoeboxes by pyroomacoustics, for the demo and for any other corpus."""
+"""Simulated impulse responses of random shoebox rooms, by pyroomacoustics."""
 
 import csv
 import importlib
@@ -13,11 +13,11 @@ from rich.progress import track
 
 from speakerlens.training.data.audio import SAMPLE_RATE, write_audio
 from speakerlens.training.data.mixing import DIRECT_SAMPLES
-from speakerlens.training.data.prepare.building import building
 from speakerlens.training.errors import UserError
+from speakerlens.training.files import building
 
 RT60_RANGE = (0.2, 0.9)
-"""Seconds: from furnished to bare, for rooms of a size that people talk in."""
+"""Seconds; typical of furnished to bare rooms."""
 
 TABLE = "rooms.csv"
 
@@ -27,15 +27,18 @@ _SCATTERING = 0.1
 _WALL_DISTANCE = 0.5
 _NEAREST = 0.5
 _DRAWS = 100
-_CORRECTIONS = 3  # the decay is no straight line: what is measured moves as it is corrected
+_CORRECTIONS = 3  # iterated, as the decay is not exactly exponential
 
 _Array = NDArray[np.float64]
 
 
 class Room(NamedTuple):
-    """A shoebox: its size [3] and the positions [3] of talker and microphone in metres, its reverberation in seconds.
+    """A shoebox room.
 
-    rt60: time in which its sound decays by 60 dB.
+    Attributes:
+        size: width, depth and height [3], in metres.
+        talker, microphone: positions [3], in metres.
+        rt60: reverberation time (decay by 60 dB), in seconds.
     """
 
     size: _Array
@@ -50,10 +53,10 @@ class Room(NamedTuple):
 
 
 def draw_room(rng: np.random.Generator) -> Room:
-    """Draw a room of 3 to 10 by 3 to 8 by 2.4 to 4 m, with talker and microphone half a metre or more off its walls.
+    """Return a random room of 3 to 10 by 3 to 8 by 2.4 to 4 m, talker and microphone at least 0.5 m off the walls.
 
-    They are at least half a metre apart, and at most 0.6 of the shorter side: near enough for the direct sound to
-    be the loudest, which is what aligns a response in time.
+    They are at least 0.5 m apart, and at most 0.6 of the shorter side, so that the direct sound is the largest sample:
+    responses are aligned by it.
     """
     rt60 = float(rng.uniform(*RT60_RANGE))
     size = np.array([rng.uniform(3, 10), rng.uniform(3, 8), rng.uniform(2.4, 4)])
@@ -65,26 +68,25 @@ def draw_room(rng: np.random.Generator) -> Room:
 
 
 def simulate(room: Room, seconds: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Simulate a room's impulse response: mirrored sources for early reflections, traced rays for the late ones.
+    """Simulate a room's impulse response: image sources for early reflections, ray tracing for late ones.
 
-    Walls absorb as Sabine's formula asks for, a tenth of what they reflect is scattered, and the air absorbs too. What
-    decay this makes depends on the shape of the room, in flat ones by as much as a fifth. The response is therefore
-    multiplied by the exponential that leads from the reverberation time measured to the one asked for: every path
-    loses as much more, or less, as it is long, as if the air absorbed more or less.
+    Wall absorption follows Sabine's formula, with 10 % scattering and air absorption. The resulting decay depends on
+    the room's shape and is off by up to a fifth in flat rooms. The response is therefore multiplied by the exponential
+    that turns the measured reverberation time into the wanted one, as a change of the air's absorption would.
 
     Args:
-        room: what to simulate.
+        room: the room.
         seconds: length of the response.
         rng: the only source of randomness.
 
     Returns:
-        [seconds * 16000], its peak 0.7. The direct sound comes 2.5 ms after the start.
+        float32 [seconds x 16000] with peak 0.7; the direct sound comes 2.5 ms after the start.
 
     Raises:
         UserError: pyroomacoustics is not installed.
     """
     acoustics = room_simulator()
-    acoustics.constants.set("num_threads", 1)  # how sums are rounded depends on it
+    acoustics.constants.set("num_threads", 1)  # sums round differently with the number of threads
     acoustics.random.seed(rng)
     absorption, _ = acoustics.inverse_sabine(room.rt60, room.size)
     box = acoustics.ShoeBox(
@@ -110,27 +112,27 @@ def simulate(room: Room, seconds: float, rng: np.random.Generator) -> NDArray[np
 
 
 def make_room(seconds: float | None, rng: np.random.Generator) -> tuple[Room, NDArray[np.float32]]:
-    """Draw a room whose direct sound is the loudest, and simulate it.
+    """Draw and simulate rooms until the direct sound of one is its largest sample.
 
     Args:
         seconds: length of the response; None for the room's own reverberation time.
         rng: the only source of randomness.
 
     Returns:
-        The room and its response, as `simulate` gives it.
+        The room, and its response as `simulate` returns it.
     """
     for _ in range(_DRAWS):
         room = draw_room(rng)
         response = simulate(room, room.rt60 if seconds is None else seconds, rng)
         if abs(int(np.abs(response).argmax()) - DIRECT_SAMPLES) <= 1:
             return room, response
-    raise RuntimeError(f"of {_DRAWS} rooms none had a direct sound louder than its reflections")
+    raise RuntimeError(f"none of {_DRAWS} rooms had a direct sound louder than its reflections")
 
 
 def reverberation_time(response: _Array) -> float:
-    """Measure the seconds to a decay by 60 dB, from that between -5 and -25 dB (T20 of ISO 3382-2).
+    """Return the reverberation time of a response [N] in seconds: T20 of ISO 3382-2.
 
-    The decay is Schroeder's backward integral of the response [N] after its largest sample.
+    A line is fitted to Schroeder's backward integral after the largest sample, between -5 and -25 dB.
     """
     after = response[int(np.abs(response).argmax()) + 1 :]
     energy = np.cumsum(after[::-1] ** 2)[::-1]
@@ -141,9 +143,9 @@ def reverberation_time(response: _Array) -> float:
 
 
 def prepare_rooms(out: Path, count: int, seed: int, console: Console) -> None:
-    """Write `count` impulse responses of random rooms to `out`, and a table of what the rooms are like.
+    """Write `count` impulse responses of random rooms to `out`, and a table of the rooms' properties.
 
-    Each room has random numbers of its own: the first of more rooms are the same.
+    Each room has its own random generator, so a larger count begins with the same rooms.
 
     Raises:
         UserError: `out` is not free, a number is wrong, or pyroomacoustics is not installed.
@@ -164,14 +166,14 @@ def prepare_rooms(out: Path, count: int, seed: int, console: Console) -> None:
 
 
 def _direct(acoustics: ModuleType, room: Room) -> int:
-    """Find the sample of the direct sound in a simulated response, which begins with half a sinc of delay."""
+    """Return the sample of the direct sound: its travel time and the delay of the simulator's interpolation filter."""
     travel: float = room.distance / acoustics.constants.get("c") * SAMPLE_RATE
     delay: int = acoustics.constants.get("frac_delay_length") // 2
     return round(travel) + delay
 
 
 def room_simulator() -> ModuleType:
-    """Import pyroomacoustics. Raises UserError if it is not installed."""
+    """Import pyroomacoustics; raise UserError if it is not installed."""
     try:
         return importlib.import_module("pyroomacoustics")
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What was found in the files that a corpus is made of, told at once: in brief on screen, in full in a file."""
+"""Findings about the source files of a corpus: a summary for the screen, the full list in a file."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ _TITLE = "What was found when this corpus was prepared\n"
 
 
 class Finding(Enum):
-    """A sort of what can be wrong; its value is what a report calls it."""
+    """What can be wrong with a file or speaker; the value is its text in a report."""
 
     TWO_SPLITS = "listed in two splits"
     MISSING = "missing"
@@ -21,10 +21,10 @@ class Finding(Enum):
     CUT = "cut short"
     TOO_SHORT = "too short"
     FORMAT = "not 16 kHz mono PCM in WAV or FLAC"
-    UNTRAINED = "speakers with nothing to train on"
-    TWICE = "listed twice, taken once"
-    TWO_PLACES = "in two folders, the first taken"
-    UNLISTED = "not in the split file, passed over"
+    UNTRAINED = "speakers without training utterances"
+    TWICE = "listed twice, used once"
+    TWO_PLACES = "in two folders, the first used"
+    UNLISTED = "not in the split file, ignored"
 
 
 _OMISSIBLE = {
@@ -39,42 +39,43 @@ _REFUSED = _OMISSIBLE | {Finding.TWO_SPLITS}
 
 
 class Survey:
-    """Collects findings; the order of the sorts is that of `Finding`, the order within one that of their coming."""
+    """Findings, ordered by kind as in `Finding`, then as they were added."""
 
     def __init__(self) -> None:
         self._facts: list[str] = []
         self._found: dict[Finding, list[str]] = defaultdict(list)
 
     def note(self, fact: str) -> None:
-        """Add a sentence that stands before the findings."""
+        """Add a sentence to be printed before the findings."""
         self._facts.append(fact)
 
     def add(self, finding: Finding, names: Iterable[str]) -> None:
-        """Add files or speakers to a sort; there may be none."""
-        # Bytes of a name that are not UTF-8 could be neither printed nor written.
+        """Add files or speakers, possibly none, to a kind of finding."""
+        # Names that are not UTF-8 could not be printed or written.
         self._found[finding] += [name.encode("utf-8", "backslashreplace").decode() for name in names]
 
     def summary(self) -> str:
-        """Give the facts, and of each sort how many there are and the first few; lines without an end."""
+        """Return the facts, and each kind's count and first few names, as lines without a final newline."""
         found = [f"{finding.value}: {len(names):,} ({some(names)})" for finding, names in self._sorted()]
         return "\n".join([*self._facts, *found])
 
     def refusal(self, omit: bool) -> str | None:
-        """Say what no corpus can be made with, if there is any.
+        """Return the findings that prevent making a corpus, or None.
 
         Args:
-            omit: whether what cannot be used may be left out.
+            omit: whether unusable files may be left out.
         """
         refused = _REFUSED - _OMISSIBLE if omit else _REFUSED
         faults = [(finding, names) for finding, names in self._sorted() if finding in refused]
         if not faults:
             return None
-        told = ", ".join(f"{len(names):,} {finding.value}" for finding, names in faults)
-        cure = " or leave them out with --allow-missing" if all(sort in _OMISSIBLE for sort, _ in faults) else ""
-        return f"{told}; mend this{cure}"
+        counts = ", ".join(f"{len(names):,} {finding.value}" for finding, names in faults)
+        omissible = all(finding in _OMISSIBLE for finding, _ in faults)
+        remedy = " or leave them out with --allow-missing" if omissible else ""
+        return f"{counts}; correct this{remedy}"
 
     def write(self, folder: Path) -> None:
-        """Write everything, every name on a line of its own, into `folder`/report.txt."""
+        """Write `folder`/report.txt with all facts and findings, one name per line."""
         lines = [_TITLE, *(f"{fact}\n" for fact in self._facts)]
         for finding, names in self._sorted():
             lines += [f"\n{finding.value}: {len(names):,}\n", *(f"  {name}\n" for name in names)]
@@ -85,7 +86,7 @@ class Survey:
 
 
 def holds_only_report(folder: Path) -> bool:
-    """Whether there is nothing in a folder but the report that a refused run left."""
+    """Return whether a folder contains only the report of a refused run."""
     try:
         names = [path.name for path in folder.iterdir()]
         with (folder / REPORT).open(encoding="utf-8", errors="replace") as file:
@@ -95,10 +96,10 @@ def holds_only_report(folder: Path) -> bool:
 
 
 def describe(corpus: Corpus) -> str:
-    """Count what is in a corpus, in one line."""
+    """Return the counts of a corpus in one line."""
     utterances = {split: corpus.utterances(split) for split in SPLITS}
     outside = {clip.speaker for split in SPLITS for clip in corpus.interference("speech", split)} - {None}
-    talkers = f", {len(outside):,} talkers from outside" if outside else ""
+    talkers = f", {len(outside):,} out-of-set talkers" if outside else ""
     others = len(corpus.clips) - sum(map(len, utterances.values()))
     counts = count_splits({split: len(clips) for split, clips in utterances.items()})
     length = _length(sum(clip.duration for clips in utterances.values() for clip in clips))
@@ -114,5 +115,5 @@ def _length(seconds: float) -> str:
 
 
 def count_splits(counts: dict[Split, int]) -> str:
-    """Write how many each split has."""
+    """Return the counts of the splits as text."""
     return ", ".join(f"{split} {counts[split]:,}" for split in SPLITS)

@@ -1,6 +1,6 @@
-"""VoxCeleb1 (Nagrani, Chung and Zisserman, Interspeech 2017) with its identification split; nothing is copied.
+"""VoxCeleb1 (Nagrani, Chung and Zisserman, Interspeech 2017) with its identification split, used in place.
 
-Every file is looked at before anything is written. The duration of an utterance is that in its file's header.
+Every file's header is read before anything is written; it gives the duration of the utterance.
 """
 
 import os
@@ -13,14 +13,11 @@ from pathlib import Path
 from rich.console import Console
 
 from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, Clip, Split, write_corpus
-from speakerlens.training.data.prepare.building import building, is_free
-from speakerlens.training.data.prepare.collection import Collection, collection_pieces
-from speakerlens.training.data.prepare.musan import musan
+from speakerlens.training.data.prepare.collection import Collection, collection_pieces, musan, rirs
 from speakerlens.training.data.prepare.pieces import SPLITS, Piece, Shares, Source, convert, in_threads, read_headers
-from speakerlens.training.data.prepare.rirs import rirs
 from speakerlens.training.data.prepare.survey import REPORT, Finding, Survey, count_splits, describe, holds_only_report
 from speakerlens.training.errors import UserError
-from speakerlens.training.files import make_folder
+from speakerlens.training.files import building, is_free, make_folder
 
 OFFICIAL_SPEAKERS = 1_251
 OFFICIAL_COUNTS: dict[Split, int] = {"train": 138_361, "dev": 6_904, "test": 8_251}
@@ -30,19 +27,19 @@ _LINE = re.compile(r"([123])\s+([^/\s.][^/\s]*/[^/\s.][^/\s]*/[^/\s.][^/\s]*\.wa
 _NUMBERS: dict[str, Split] = {"1": "train", "2": "dev", "3": "test"}
 _SPEAKER = re.compile(r"id\d{5}")
 _PLACES = ("", "wav", "dev/wav", "test/wav")
-"""Where the speakers' folders may be: in one archive's `wav`, or with the archives in folders of their own."""
+"""Where the speakers' folders may be: both archives unpacked together, or each in its own folder."""
 _LISTERS = 16
 
 
 @dataclass(frozen=True)
 class Voxceleb1Settings:
-    """What goes into the corpus.
+    """What the corpus is made of.
 
     Attributes:
         root: the folder that VoxCeleb1 was unpacked in.
         split: the file iden_split.txt.
-        musan, rirs: MUSAN and RIRS_NOISES as they unpack.
-        allow_missing: leave out what cannot be used, rather than to refuse.
+        musan, rirs: unpacked MUSAN and RIRS_NOISES.
+        allow_missing: leave out unusable files instead of refusing.
     """
 
     root: Path
@@ -53,32 +50,32 @@ class Voxceleb1Settings:
 
 
 def prepare_voxceleb1(out: Path, settings: Voxceleb1Settings, console: Console) -> None:
-    """Make a corpus of VoxCeleb1 in `out`, with a report of what was found.
+    """Make a corpus of VoxCeleb1 in `out`, with a report of the findings.
 
     Raises:
-        UserError: a file is missing or cannot be used and may not be left out, in which case the report is all that
-            `out` holds; the split file is not one; or `out` is not free.
+        UserError: a file is missing or unusable and may not be left out (`out` then holds only the report), the split
+            file is invalid, or `out` is not free.
     """
     for folder in (settings.root, settings.musan, settings.rirs):
         if folder is not None and not folder.is_dir():
             raise UserError(f"{folder}: is not a folder")
     if not is_free(out) and not holds_only_report(out):
-        raise UserError(f"{out}: is not empty; remove it or name another folder with --out")
+        raise UserError(f"{out}: is not empty; remove it or choose another folder with --out")
     survey = Survey()
     collections = [
         *(musan(settings.musan) if settings.musan else []),
         *([rirs(settings.rirs)] if settings.rirs else []),
     ]
     clips = _speech(settings, survey, console)
-    usable = [_look(collection, survey, console) for collection in collections]
+    usable = [_inspect(collection, survey, console) for collection in collections]
     console.print(survey.summary(), soft_wrap=True, markup=False, highlight=False)
     if holds_only_report(out):
         (out / REPORT).unlink()
     if refusal := survey.refusal(settings.allow_missing):
         _leave_report(survey, out)
-        raise UserError(f"{settings.root}: {refusal}; {out / REPORT} names every one")
+        raise UserError(f"{settings.root}: {refusal}; {out / REPORT} lists all")
     try:
-        pieces = _share_out(collections, usable)
+        pieces = _all_pieces(collections, usable)
     except UserError:
         _leave_report(survey, out)
         raise
@@ -90,7 +87,7 @@ def prepare_voxceleb1(out: Path, settings: Voxceleb1Settings, console: Console) 
     console.print(f"{out}: {describe(corpus)}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _share_out(collections: Sequence[Collection], usable: Sequence[Mapping[Path, Source]]) -> list[Piece]:
+def _all_pieces(collections: Sequence[Collection], usable: Sequence[Mapping[Path, Source]]) -> list[Piece]:
     pairs = zip(collections, usable, strict=True)
     return [piece for collection, sources in pairs for piece in collection_pieces(collection, sources, Shares())]
 
@@ -101,14 +98,14 @@ def _leave_report(survey: Survey, out: Path) -> None:
 
 
 def _speech(settings: Voxceleb1Settings, survey: Survey, console: Console) -> list[Clip]:
-    """Look at every utterance of the split; those that cannot be used are in the survey, and left out."""
+    """Return the usable utterances of the split; add the others to the survey."""
     listed = _read_split(settings.split, survey)
     speakers = {name.split("/", 1)[0] for name in listed}
     found = _find(settings.root.resolve(), speakers, survey, console)
     if not found.keys() & listed.keys():
         raise UserError(
             f"{settings.root}: holds none of the {len(listed):,} files that {settings.split} names, such as "
-            f"{next(iter(listed))}; they may be in it, in wav, or in dev/wav and test/wav"
+            f"{next(iter(listed))}; they may be directly in it, in wav, or in dev/wav and test/wav"
         )
     survey.add(Finding.MISSING, (name for name in listed if name not in found))
     survey.add(Finding.UNLISTED, sorted(found.keys() - listed.keys()))
@@ -128,7 +125,7 @@ def _speech(settings: Voxceleb1Settings, survey: Survey, console: Console) -> li
 
 
 def _read_split(path: Path, survey: Survey) -> dict[str, Split]:
-    """Read which utterance is in which split, in the file's order."""
+    """Return the split of each utterance, in the file's order."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -169,7 +166,7 @@ def _compare_with_official(path: Path, listed: Mapping[str, Split], survey: Surv
 
 
 def _find(root: Path, speakers: set[str], survey: Survey, console: Console) -> dict[str, Path]:
-    """Find all utterances of speakers, by their names in the split file."""
+    """Return the paths of all utterances, by their names in the split file."""
     folders = []
     for place in dict.fromkeys((root / place).resolve() for place in _PLACES):
         inside = sorted(place.iterdir()) if place.is_dir() else []
@@ -187,7 +184,7 @@ def _find(root: Path, speakers: set[str], survey: Survey, console: Console) -> d
 
 
 def _wavs(speaker: Path) -> list[str]:
-    """List speaker/video/file.wav."""
+    """Return the names speaker/video/file.wav of a speaker's folder."""
     names = []
     try:
         for video in sorted(path for path in speaker.iterdir() if path.is_dir()):
@@ -200,7 +197,7 @@ def _wavs(speaker: Path) -> list[str]:
 
 
 def _fits(name: str, source: Source, survey: Survey) -> bool:
-    """Whether training can read an utterance as it is; if not, it goes into the survey."""
+    """Return whether training can read an utterance as it is; if not, add it to the survey."""
     header = source.header
     if header.cut_short:
         survey.add(Finding.CUT, [_cut(name, source)])
@@ -219,8 +216,8 @@ def _cut(name: str, source: Source) -> str:
     return f"{name}: {source.header.seconds:g} s of {source.header.promised:g} s"
 
 
-def _look(collection: Collection, survey: Survey, console: Console) -> dict[Path, Source]:
-    """Look at every file of MUSAN or RIRS_NOISES; those that cannot be used are in the survey, and left out."""
+def _inspect(collection: Collection, survey: Survey, console: Console) -> dict[Path, Source]:
+    """Return the usable files of MUSAN or RIRS_NOISES; add the others to the survey."""
     sources, refused = read_headers(collection.paths, collection.name, console)
     survey.add(Finding.UNREADABLE, refused.values())
     survey.add(Finding.CUT, (_cut(str(path), source) for path, source in sources.items() if source.header.cut_short))
