@@ -45,7 +45,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ({"--set": "optimizer.kind=sgd"}, 'unknown key "optimizer" in the file (did you mean "optimiser"?)'),
         ({"--out": "{tmp}/toy.yaml"}, "toy.yaml: cannot be made a folder (a file is in the way)"),
         ({"--out": "{tmp}/toy.yaml/run"}, "run: cannot be made a folder (a file is in the way)"),
-        ({"--device": "cuda"}, "--device cuda: torch finds no CUDA device here"),
+        ({"--device": "cuda"}, "--device cuda: torch finds no CUDA device"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(
