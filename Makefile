@@ -7,19 +7,42 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve soak prometheus robustness-drill test test-slow fuzz lint types protos dashboards dashboards-preview image clean
+.PHONY: help install lock demo serve soak prometheus robustness-drill test test-slow fuzz lint types protos dashboards image clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
 
 install: $(INSTALLED)  ## create the virtual environment and install everything in it
 
-$(INSTALLED): pyproject.toml constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell sed -n '/^torch==/p' requirements/constraints.txt)
+
+# torch comes from whatever index pip is set up with: its builds for CPUs and for CUDA have the same version.
+$(INSTALLED): pyproject.toml requirements/dev.txt requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[cpu,client,otel,train,demo,dev]'
+	$(PIP) install --progress-bar on --no-deps --require-hashes -r requirements/dev.txt
+	$(PIP) install --progress-bar on $(TORCH)
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	$(PIP) check
 	@touch $@
+
+# The packages below come with torch's build for CUDA. No index is named in a lock: pip uses the one it is set up with.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command 'make lock' --constraints requirements/constraints.txt $(if $(UPGRADE),--upgrade)
+WITH_TORCH := $(addprefix --no-emit-package ,torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas \
+	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
+	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx)
+
+$(BIN)/uv:
+	$(MAKE) install
+
+lock: | $(BIN)/uv  ## pin every dependency with its hashes, in requirements/ (UPGRADE=1: take newer versions)
+	$(COMPILE) requirements/build.in --output-file requirements/build.txt
+	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/serve-cpu.txt
+	$(COMPILE) pyproject.toml --extra gpu --output-file requirements/serve-gpu.txt
+	$(COMPILE) pyproject.toml requirements/build.in $(foreach extra,cpu client otel train demo dev,--extra $(extra)) $(WITH_TORCH) \
+		--output-file requirements/dev.txt
 
 demo: $(INSTALLED)  ## train, evaluate, export, serve and ask, on synthetic speech (FRESH=1: from the start)
 ifeq ($(FRESH),1)
@@ -37,7 +60,7 @@ soak: $(INSTALLED)  ## 20 minutes of mixed traffic against a real server: its an
 prometheus: $(INSTALLED)  ## fetch prometheus and promtool into the virtual environment (Debian; elsewhere, install them)
 	@deploy/prometheus/fetch.sh $(abspath $(BIN))
 
-robustness-drill: $(INSTALLED)  ## noise and babble come and go before the demo's bundles; alerts must tell of it (MINUTES=2: shorter)
+robustness-drill: $(INSTALLED)  ## play noise and babble to the demo's bundles, and check that the alerts fire and clear (MINUTES=2: shorter)
 	@deploy/prometheus/fetch.sh $(abspath $(BIN))
 	$(BIN)/python -m deploy.drill --minutes $(or $(MINUTES),5)
 
@@ -66,9 +89,6 @@ protos: $(INSTALLED)  ## regenerate the code of the wire contract
 
 dashboards: $(INSTALLED)  ## write Grafana's JSON from deploy/grafana
 	$(BIN)/python -m deploy.grafana
-
-dashboards-preview: $(INSTALLED)  ## draw the dashboards: of a short run, or of a Prometheus that has data (URL=…, MINUTES=60)
-	$(BIN)/python -m deploy.grafana.preview $(if $(URL),--url $(URL)) --minutes $(or $(MINUTES),2)
 
 image: ## build the serving image for CPUs (needs docker)
 	docker build --target cpu -t speakerlens:cpu .

@@ -44,7 +44,7 @@ class MissingError(Exception):
 
 
 def installed() -> tuple[Path, dict[str, str]]:
-    """The program and the environment it runs in, fetched at the first call.
+    """Return the program and its environment; both are fetched at the first call.
 
     Raises:
         MissingError: it does not run here, or something cannot be fetched.
@@ -119,7 +119,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, str]]:
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    """The columns that matter; times in milliseconds."""
+    """Return the relevant columns; times in milliseconds."""
     lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
     for row in rows:
         callers, rate, *microseconds = (row[name] for name in COLUMNS)
@@ -128,7 +128,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> int:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("server", help="HOST:PORT of gRPC")
     parser.add_argument("model", help="a variant")

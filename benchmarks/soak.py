@@ -1,12 +1,12 @@
-"""Whether the server stays right and stays small: mixed traffic for many minutes against a real server process.
+"""Check statuses and memory of a real server under mixed traffic for many minutes.
 
   python -m benchmarks.soak --minutes 20 [--bundles build/demo/bundles]
 
-Every kind of call of benchmarks/traffic.py, from several clients at once: short and long, explained and not, bad input,
-cancellations, tight deadlines, reconnects. Prints how often each call ended in which status, and how the server's
-resident memory grew from the end of the warm-up (a quarter of the time) to the end of the run: the medians of a tenth
-of the time each. Exits with 1 for any status that was not asked for, a warning in the log, growth above the limit, work
-left over, or an unclean end. Without --bundles it serves the demo's, or toy ones where there is no demo.
+Every kind of call of benchmarks/traffic.py, from several clients at once: short and long, with and without maps, bad
+input, cancellations, tight deadlines, reconnects. Prints how often each call ended in which status, and how the
+server's resident memory grew from the end of the warm-up (a quarter of the time) to the end of the run: the medians of
+a tenth of the time each. Exits with 1 for an unexpected status, a warning in the log, growth above the limit, work left
+over, or an unclean end. Without --bundles it serves the demo's bundles, or toy ones if there is no demo.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.surroundings import surroundings
-from benchmarks.traffic import PATIENCE_SECONDS, SCENARIOS, Caller, outcome
+from benchmarks.traffic import LIMIT_SECONDS, SCENARIOS, Caller, outcome
 from tests.serving import toy
 from tests.serving.harness import ServerProcess
 
@@ -39,7 +39,7 @@ WARNING = re.compile(r" (WARNING|ERROR|CRITICAL) |^Traceback")
 
 @dataclass
 class Tally:
-    """What happened so far."""
+    """Counts, faults and memory samples (seconds, MB) so far."""
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -48,11 +48,11 @@ class Tally:
 
 
 def main() -> int:
-    """Runs the soak; the exit status is 0 where nothing was wrong."""
-    parser = argparse.ArgumentParser(description="Soak the server, and watch its memory and its answers.")
+    """Run the soak; return 0 if there was no fault, else 1."""
+    parser = argparse.ArgumentParser(description="Check statuses and memory of a server under mixed traffic.")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--bundles", type=Path, help=f"(default: {DEMO}, or toy ones)")
-    parser.add_argument("--json", type=Path, help="write the figures here as well, and the log beside it")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, and the log beside it")
     arguments = parser.parse_args()
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def soak(server: ServerProcess, seconds: float, tally: Tally) -> None:
-    """Traffic for so many seconds, sampling the server's memory meanwhile."""
+    """Send traffic for so many seconds, and sample the server's memory every second."""
     variants = sorted({name.partition("/")[0] for name in server.ready["models"]})
     end = threading.Event()
     callers = [
@@ -91,15 +91,15 @@ def soak(server: ServerProcess, seconds: float, tally: Tally) -> None:
         end.set()
         for caller in callers:
             caller.join()
-    patience = time.monotonic() + PATIENCE_SECONDS
-    while (left := _left_over(server)) and time.monotonic() < patience:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while (left := _left_over(server)) and time.monotonic() < deadline:
         time.sleep(SAMPLE_SECONDS)
     if left:
         tally.faults.append(f"work is left over: {left}")
 
 
 def growth(memory: list[tuple[float, float]], seconds: float) -> tuple[float, float]:
-    """Median MB in the tenth of the time after the warm-up, and in the last tenth."""
+    """Return the median MB of the tenth of the time after the warm-up, and of the last tenth."""
     begin, width = WARM_UP_SHARE * seconds, WINDOW_SHARE * seconds
     first = [size for at, size in memory if begin <= at < begin + width]
     last = [size for at, size in memory if at >= seconds - width]
@@ -107,7 +107,7 @@ def growth(memory: list[tuple[float, float]], seconds: float) -> tuple[float, fl
 
 
 def report(tally: Tally, seconds: float, file: Path | None) -> int:
-    """Prints what was found; 1 where anything was wrong."""
+    """Print the figures; return 1 if there was a fault, else 0."""
     print(f"{'call':<22}{'status':<20}{'count':>8}")
     for (call, status), count in sorted(tally.counts.items()):
         print(f"{call:<22}{status:<20}{count:>8}")
@@ -143,7 +143,7 @@ def report(tally: Tally, seconds: float, file: Path | None) -> int:
 def _call(caller: Caller, end: threading.Event, tally: Tally) -> None:
     weights = [scenario.weight for scenario in SCENARIOS]
     while not end.is_set():
-        (scenario,) = caller.dice.choices(SCENARIOS, weights)
+        (scenario,) = caller.rng.choices(SCENARIOS, weights)
         status, details = outcome(scenario, caller)
         with tally.lock:
             tally.counts[scenario.run.__name__, status] += 1
@@ -153,7 +153,7 @@ def _call(caller: Caller, end: threading.Event, tally: Tally) -> None:
 
 
 def _left_over(server: ServerProcess) -> dict[str, float]:
-    """What the server says that it still has to do."""
+    """Return the server's gauges of work in progress that are not 0."""
     return {name: value for name, value in server.metrics().items() if value and name.startswith(LEFT_OVER)}
 
 

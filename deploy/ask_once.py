@@ -9,22 +9,22 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Run the round once; returns the exit code of what failed, or 0."""
+    """Run once; return the exit code of the step that failed, or 0."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="utterances to ask about")
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="utterances to identify")
     parser.add_argument("--bundles", metavar="DIR", type=Path, required=True, help="folder of the bundles")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where plots and metrics go")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for plots and metrics")
     arguments = parser.parse_args()
     command = [sys.executable, "-m", "serving", "--bundles", str(arguments.bundles), "--port=0", "--metrics-port=0"]
     command.append("--log-level=warning")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        line = server.stdout.readline()  # written when the models are warm; empty if the server could not start
+        line = server.stdout.readline()  # written when the models are warm; empty if the server did not start
         if not line:
             return server.wait() or 1
         try:
             ready = json.loads(line)
-            asked = _ask(ready["grpc"], arguments.files, arguments.out / "answer.png")
+            identified = _identify(ready["grpc"], arguments.files, arguments.out / "answer.png")
             with urllib.request.urlopen(ready["metrics"], timeout=10) as page:  # noqa: S310
                 (arguments.out / "metrics.txt").write_bytes(page.read())
         finally:
@@ -34,11 +34,11 @@ def main() -> int:
             except subprocess.TimeoutExpired:
                 server.kill()
                 stopped = 1
-    print(f"metrics kept in {arguments.out / 'metrics.txt'}; the server stopped with exit code {stopped}")
-    return asked or stopped
+    print(f"metrics written to {arguments.out / 'metrics.txt'}; the server stopped with exit code {stopped}")
+    return identified or stopped
 
 
-def _ask(address: str, files: list[Path], plot: Path) -> int:
+def _identify(address: str, files: list[Path], plot: Path) -> int:
     command = [str(Path(sys.executable).parent / "speakerlens"), "identify", *map(str, files), "--server", address]
     return subprocess.run([*command, "--variants", "all", "--explain", "--plot", str(plot)], check=False).returncode
 

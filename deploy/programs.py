@@ -1,4 +1,4 @@
-"""Programs that are not Python's: where `make prometheus` puts them, or anywhere on the PATH."""
+"""Find programs in the virtual environment, where `make prometheus` puts them, or on the PATH."""
 
 import os
 import shutil
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def find(name: str) -> str | None:
-    """Where a program is: beside the interpreter, or on the PATH."""
+    """Return the path of a program beside the interpreter or on the PATH; None if there is none."""
     return shutil.which(name, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))

@@ -1,4 +1,4 @@
-"""What a Prometheus answers to PromQL, over its HTTP API."""
+"""Query Prometheus over its HTTP API."""
 
 import json
 import urllib.error
@@ -16,7 +16,7 @@ TIMEOUT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Series:
-    """One series: its labels, the moments of its samples in seconds since 1970, [samples], and their values, alike."""
+    """One series: labels, times in seconds since 1970 (float64 [samples]), and values (float64 [samples])."""
 
     labels: Mapping[str, str]
     times: NDArray[np.float64]
@@ -24,7 +24,7 @@ class Series:
 
 
 class QueryError(Exception):
-    """Prometheus cannot answer the expression: its own words."""
+    """Prometheus refused the expression; the message is its own."""
 
 
 class Prometheus:
@@ -34,33 +34,33 @@ class Prometheus:
         self.url = url.rstrip("/")
 
     def query(self, expression: str, at: float | None = None) -> list[Series]:
-        """The value now, or at a moment in seconds since 1970: a sample for each series, none where there is nothing.
+        """Return the series of an instant query, one sample each, now or at a time in seconds since 1970.
 
         Raises:
             QueryError: the expression is wrong, or takes too long.
-            OSError: there is no Prometheus.
+            OSError: Prometheus cannot be reached.
         """
         return _series(self.get("query", query=expression, **({} if at is None else {"time": at})))
 
     def query_range(self, expression: str, start: float, end: float, step: float) -> list[Series]:
-        """The values every `step` seconds from `start` to `end`, both in seconds since 1970.
+        """Return the series of a range query, every `step` seconds from `start` to `end` (seconds since 1970).
 
         Raises:
             QueryError: the expression is wrong, or takes too long.
-            OSError: there is no Prometheus.
+            OSError: Prometheus cannot be reached.
         """
         return _series(self.get("query_range", query=expression, start=start, end=end, step=step))
 
     def metrics(self) -> set[str]:
-        """The names of all metrics that are stored."""
+        """Return the names of all stored metrics."""
         return set(self.get("label/__name__/values"))
 
     def get(self, path: str, **fields: object) -> Any:
-        """The `data` of the answer to any path under /api/v1/.
+        """Return the field `data` of the answer to a path under /api/v1/.
 
         Raises:
-            QueryError: it is refused.
-            OSError: there is no Prometheus.
+            QueryError: the request is refused.
+            OSError: Prometheus cannot be reached.
         """
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(fields)}"
         try:

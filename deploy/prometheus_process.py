@@ -1,4 +1,4 @@
-"""A Prometheus of one's own for a while: a process with its storage in a folder, on a free port."""
+"""Run a Prometheus process with its storage in a folder, on a free port."""
 
 import json
 import socket
@@ -19,16 +19,16 @@ STOP_SECONDS = 30.0
 
 
 class PrometheusProcess(Prometheus):
-    """Scrapes servers and evaluates rules until the end of its `with`.
+    """A Prometheus that scrapes servers and evaluates rules until the end of its `with`.
 
     Args:
-        folder: for its configuration, storage and log; made where it is missing.
+        folder: for its configuration, storage and log; is created if it does not exist.
         targets: HOST:PORT of the servers' metrics pages.
         rules: files of recording rules and alerts.
-        interval: between two scrapes, and two evaluations of rules, in seconds.
+        interval: between two scrapes and between two evaluations of rules, in seconds.
 
     Raises:
-        RuntimeError: the program is not installed, or does not start; says what it wrote.
+        RuntimeError: the program is not installed, or does not start; the message holds its log.
     """
 
     def __init__(self, folder: Path, targets: Sequence[str], rules: Sequence[Path] = (), interval: float = 1.0) -> None:
@@ -58,15 +58,16 @@ class PrometheusProcess(Prometheus):
             raise
 
     def wait_for(self, condition: Callable[[], object], seconds: float) -> None:
-        """Returns once the condition holds.
+        """Return once the condition is true.
 
         Raises:
-            RuntimeError: it does not hold in time, or the process has ended.
+            RuntimeError: it is not true in time, or the process has ended.
         """
         deadline = time.monotonic() + seconds
         while not condition():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"waited in vain; Prometheus wrote:\n{self._log.read_text('utf-8')[-4000:]}")
+                written = self._log.read_text("utf-8")[-4000:]
+                raise RuntimeError(f"the condition did not become true; Prometheus wrote:\n{written}")
             time.sleep(0.1)
 
     def _ready(self) -> bool:
@@ -77,7 +78,7 @@ class PrometheusProcess(Prometheus):
             return False
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)

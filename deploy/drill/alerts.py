@@ -1,4 +1,4 @@
-"""What alerts did over a drill: when each began to fire, and when it was over."""
+"""When alerts began to fire and cleared during a drill."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ Labels = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Change:
-    """An alert began to fire, or ceased: so many seconds after the beginning."""
+    """An alert began to fire or cleared, so many seconds after the beginning."""
 
     seconds: float
     firing: bool
@@ -18,18 +18,18 @@ class Change:
     labels: Labels
 
     def __str__(self) -> str:
-        """For people: `FIRES  SpeakerlensDrift (snr_db, act-da)`."""
+        """Return one line: `FIRES   SpeakerlensDrift (snr_db, act-da)`."""
         of = ", ".join(self.labels[name] for name in ("measure", "variant", "first", "second") if name in self.labels)
         return f"{'FIRES ' if self.firing else 'clears'}  {self.name}{f' ({of})' if of else ''}"
 
 
 @dataclass(frozen=True)
 class Expected:
-    """An alert that a drill must set off.
+    """An alert that must fire in a drill.
 
     Attributes:
         name: of the alert.
-        labels: that it must have, among others.
+        labels: required labels; others are ignored.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Expected:
 
 @dataclass
 class Watch:
-    """Looks at the alerts of a Prometheus again and again."""
+    """Record the changes of a Prometheus' alerts, one poll at a time."""
 
     prometheus: Prometheus
     changes: list[Change] = field(default_factory=list)
     _firing: dict[tuple[tuple[str, str], ...], Labels] = field(default_factory=dict)
 
-    def look(self, seconds: float) -> list[Change]:
-        """What has changed since the last look, so many seconds after the beginning."""
+    def poll(self, seconds: float) -> list[Change]:
+        """Return the changes since the last poll, stamped with the seconds since the beginning."""
         alerts = [each["labels"] for each in self.prometheus.get("alerts")["alerts"] if each["state"] == "firing"]
         firing: dict[tuple[tuple[str, str], ...], Labels] = {tuple(sorted(each.items())): each for each in alerts}
         found = [Change(seconds, True, firing[key]["alertname"], firing[key]) for key in firing.keys() - self._firing]
@@ -57,7 +57,7 @@ class Watch:
 
 
 def faults(changes: Sequence[Change], expected: Sequence[Expected], begin: float, end: float) -> list[str]:
-    """What was not as it should be; nothing, if every expected alert fired while there was interference, and cleared.
+    """Return what went wrong, as sentences: an expected alert that did not fire in time or clear, or a critical one.
 
     Args:
         changes: of the whole drill, in order.

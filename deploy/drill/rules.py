@@ -1,7 +1,7 @@
-"""The rules of deploy/prometheus in fast motion: for a drill of minutes, an alert cannot wait ten of them.
+"""The rules of deploy/prometheus at a shorter time scale, for a drill of minutes.
 
-Made from the very files, by shortening every range and every `for` alike; thresholds, and what is asked, stay. Alerts
-of probes keep their durations: probes take the time that they take.
+Every range and every `for` of the rules is multiplied by one factor; thresholds and expressions stay. Alerts on probes
+keep their durations, because probes cannot run faster.
 """
 
 import re
@@ -20,15 +20,15 @@ UNCHANGED_GROUPS = ("speakerlens-probes",)
 
 
 def write(folder: Path, scale: float, interval: float) -> list[Path]:
-    """Writes the shortened rules into a folder, and returns the files.
+    """Write the shortened rules into a folder, and return the files.
 
     Args:
-        folder: where they go; made where it is missing.
-        scale: by which durations are multiplied.
+        folder: is created if it does not exist.
+        scale: factor of all durations.
         interval: between scrapes, in seconds; no range is shorter than four of them.
 
     Raises:
-        ValueError: a duration is written in a way that this cannot read.
+        ValueError: a duration has a form that is not supported, such as `1m30s`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -54,5 +54,5 @@ def _shorten(rule: dict[str, Any], scale: float, interval: float) -> None:
 def _shorter(duration: str, scale: float, least: float) -> str:
     found = DURATION.fullmatch(duration)
     if found is None:
-        raise ValueError(f"{duration!r} is no single duration")
+        raise ValueError(f"{duration!r} is not a single duration")
     return f"{round(1000 * max(least, scale * int(found[1]) * UNITS[found[2]]))}ms"

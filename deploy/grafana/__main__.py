@@ -1,4 +1,4 @@
-"""Writes the dashboards' JSON: `python -m deploy.grafana`."""
+"""Write the dashboards' JSON: `python -m deploy.grafana`."""
 
 from pathlib import Path
 

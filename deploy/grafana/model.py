@@ -1,6 +1,6 @@
-"""What a dashboard is made of, and where its panels stand: the little of Grafana's format that ours need.
+"""Dataclasses for dashboards and panels, and the layout of panels on the grid.
 
-`deploy.grafana.rendering` turns it into Grafana's JSON, `deploy.grafana.drawing` draws it from a live Prometheus.
+`deploy.grafana.rendering` turns them into Grafana's JSON.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ class Colour(StrEnum):
 class Query:
     """A PromQL expression with Grafana's variables in it, and the name of its series: `{{label}}` is a label's value.
 
-    A reference is what the others are compared with, for instance the accuracy that was expected: it is drawn dashed.
+    A reference, such as the expected accuracy, is drawn dashed.
     """
 
     expression: str
@@ -60,7 +60,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Threshold:
-    """From this value on, the colour."""
+    """A colour from a value on."""
 
     value: float
     colour: Colour
@@ -112,7 +112,7 @@ class Panel:
 
     @property
     def description(self) -> str:
-        """What Grafana shows when the pointer is on the panel's (i)."""
+        """Return the text of the panel's (i)."""
         return f"{self.question}\n\n{self.action}"
 
 
@@ -127,7 +127,7 @@ class Number(Panel):
 
 @dataclass(frozen=True)
 class Row:
-    """Panels under a headline, from left to right, in as many lines as they need."""
+    """Panels under a title, from left to right, in as many lines as they need."""
 
     title: str
     panels: tuple[Panel, ...]
@@ -154,13 +154,13 @@ class Dashboard:
 
     @property
     def panels(self) -> list[Panel]:
-        """All panels, in order."""
+        """Return all panels, in order."""
         return [panel for row in self.rows for panel in row.panels]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands on the grid."""
+    """A place on the grid, in columns and units of height."""
 
     x: int
     y: int
@@ -169,7 +169,7 @@ class Place:
 
 
 def layout(dashboard: Dashboard) -> Iterator[tuple[Row | Panel, Place]]:
-    """Every headline and panel with its place, in order.
+    """Yield every row title and panel with its place, in order.
 
     Raises:
         ValueError: a panel is wider than the grid.

@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 def render(dashboard: Dashboard) -> str:
-    """The file's text."""
+    """Return the JSON text of a dashboard's file."""
     return json.dumps(_dashboard(dashboard), indent=2, ensure_ascii=False) + "\n"
 
 

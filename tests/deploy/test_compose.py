@@ -1,4 +1,4 @@
-"""deploy/compose.yaml, as far as can be said without an engine: everything it names is there and fits together."""
+"""deploy/compose.yaml, checked without a container engine: all that it names exists and fits together."""
 
 import ast
 import json
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deploy.traffic.__main__ import parser
-from deploy.traffic.programme import parse
+from deploy.traffic.scenario import parse
 from speakerlens.serving import settings
 from tests.conftest import ROOT
 
@@ -22,7 +22,7 @@ PORTS = {"server": 8000, "prometheus": 9090, "grafana": 3000}
 
 
 def mounts(service: str) -> dict[str, str]:
-    """What is mounted from this machine, by where it is in the container, read-only all of it."""
+    """Return the mounted paths by their place in the container; all must be read-only."""
     found = {}
     for text in SERVICES[service].get("volumes", ()):
         source, target, *mode = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", text).split(":")
@@ -33,13 +33,13 @@ def mounts(service: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_what_is_mounted_is_there(service: str) -> None:
+def test_mounted_paths_exist(service: str) -> None:
     for source in mounts(service).values():
         path = (FOLDER / source).resolve()
         assert path.exists() or path.is_relative_to(ROOT / "build"), source
 
 
-def test_ports_are_this_machines_own_and_images_of_a_version() -> None:
+def test_ports_are_local_and_images_are_pinned() -> None:
     for name, service in SERVICES.items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
         assert re.fullmatch(r"speakerlens:cpu|[\w/]+:v?\d+\.\d+\.\d+", service["image"]), name
@@ -48,20 +48,20 @@ def test_ports_are_this_machines_own_and_images_of_a_version() -> None:
     assert (FOLDER / SERVICES["server"]["build"]["context"]).resolve() == ROOT
 
 
-def test_commands_are_ones_that_the_programs_know() -> None:
+def test_commands_are_accepted_by_the_programs() -> None:
     config = settings.parse(SERVICES["server"]["command"], {})
     assert config.shadow_share == 1
     options = parser().parse_args(SERVICES["traffic"]["command"])
     assert options.repeat
     assert options.server == "server:50051"
-    assert str(options.sounds) in mounts("traffic")
+    assert str(options.source) in mounts("traffic")
     # Within two minutes there are noise and clean speech before it.
-    programme = parse(options.programme)
-    assert programme.at(0)[1] is None
-    assert (programme.at(110)[1] or 99) < 5
+    scenario = parse(options.scenario)
+    assert scenario.at(0)[1] is None
+    assert (scenario.at(110)[1] or 99) < 5
 
 
-def test_traffic_is_found_where_it_is_mounted() -> None:
+def test_traffic_is_importable_where_it_is_mounted() -> None:
     service = SERVICES["traffic"]
     assert service["entrypoint"] == ["python", "-m", "deploy.traffic"]
     (target,) = [target for target, source in mounts("traffic").items() if source == "."]
@@ -69,8 +69,8 @@ def test_traffic_is_found_where_it_is_mounted() -> None:
     assert service["image"] == SERVICES["server"]["image"]
 
 
-def test_traffic_needs_no_more_than_the_image_has() -> None:
-    there = {"deploy", "serving", "numpy", "soundfile", "soxr", *sys.stdlib_module_names}
+def test_traffic_imports_only_what_the_image_has() -> None:
+    there = {"deploy", "speakerlens", "numpy", "soundfile", "soxr", *sys.stdlib_module_names}
     for file in (FOLDER / "traffic").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -106,3 +106,12 @@ def test_grafana_finds_prometheus_and_its_dashboards() -> None:
     home = Path(environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert str(home.parent) == folder
     assert json.loads((FOLDER / inside[folder] / home.name).read_text("utf-8"))["panels"]
+
+
+def test_image_is_built_from_what_is_not_ignored() -> None:
+    kept = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines()}
+    for line in (ROOT / "Dockerfile").read_text("utf-8").splitlines():
+        if line.startswith("COPY ") and "--from" not in line:
+            *sources, _ = line.split()[1:]
+            assert {source.partition("/")[0] for source in sources} <= kept, line
+            assert all((ROOT / source).exists() for source in sources), line

@@ -1,4 +1,4 @@
-"""The drill: the rules in fast motion, what counts as told, and, slow, the drill itself."""
+"""The drill: its rules, its verdict, its picture, and, slow, the drill itself."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import yaml
 
 from deploy.drill import rules
 from deploy.drill.alerts import Change, Expected, Watch, faults
-from deploy.drill.picture import dashboard
+from deploy.drill.picture import PANELS, draw
 from deploy.prometheus_process import PrometheusProcess
 from tests.conftest import ROOT
 from tests.deploy.prometheus import needs_prometheus
@@ -21,7 +21,7 @@ DRIFT = {"measure": "snr_db", "variant": "da", "severity": "warning"}
 EXPECTED = [Expected("Drift", {"measure": "snr_db"})]
 
 
-def test_rules_are_the_same_but_for_their_durations(tmp_path: Path) -> None:
+def test_rules_differ_only_in_durations(tmp_path: Path) -> None:
     for file in rules.write(tmp_path, scale=0.05, interval=1.0):
         slow = [rule for group in read(FOLDER / file.name) for rule in group["rules"]]
         fast = [rule for group in read(file) for rule in group["rules"]]
@@ -42,13 +42,13 @@ def test_rules_are_the_same_but_for_their_durations(tmp_path: Path) -> None:
             assert "[4320000ms]" in text
 
 
-def test_no_range_is_shorter_than_what_a_rate_needs(tmp_path: Path) -> None:
+def test_ranges_hold_at_least_four_scrapes(tmp_path: Path) -> None:
     recording, _ = rules.write(tmp_path, scale=0.001, interval=1.0)
     assert "[4000ms]" in recording.read_text("utf-8")
 
 
 @needs_prometheus
-def test_prometheus_takes_the_shortened_rules(tmp_path: Path) -> None:
+def test_shortened_rules_are_valid(tmp_path: Path) -> None:
     promtool("check", "rules", *rules.write(tmp_path, scale=0.05, interval=1.0))
 
 
@@ -73,12 +73,12 @@ def changes(*steps: tuple[float, bool]) -> list[Change]:
         ([(100, True), (120, False), (130, True)], "has not cleared"),
     ],
 )
-def test_what_counts_as_told(steps: list[tuple[float, bool]], fault: str) -> None:
+def test_verdict_on_an_alert(steps: list[tuple[float, bool]], fault: str) -> None:
     found = faults(changes(*steps), EXPECTED, begin=75, end=180)
     assert (fault in found[0] and found[0].startswith("Drift (snr_db) ")) if fault else not found
 
 
-def test_another_measure_or_a_critical_alert_is_not_it() -> None:
+def test_other_measure_or_critical_alert_fails() -> None:
     other = [Change(100, True, "Drift", {**DRIFT, "measure": "seconds"})]
     assert faults(other, EXPECTED, 75, 180) == ["Drift (snr_db) never fired"]
     down = Change(90, True, "TargetDown", {"severity": "critical"})
@@ -86,28 +86,30 @@ def test_another_measure_or_a_critical_alert_is_not_it() -> None:
 
 
 @needs_prometheus
-def test_watches_alerts_fire_and_clear(tmp_path: Path) -> None:
+def test_alerts_are_seen_to_fire_and_clear(tmp_path: Path) -> None:
     alert = {"alert": "Odd", "expr": "vector(time() % 6) < 3", "labels": {"measure": "x"}}
     file = tmp_path / "rules.yml"
     file.write_text(json.dumps({"groups": [{"name": "odd", "rules": [alert]}]}), "utf-8")
     with PrometheusProcess(tmp_path / "prometheus", [], [file], interval=0.5) as prometheus:
         watch = Watch(prometheus)
-        prometheus.wait_for(lambda: watch.look(1.0) is not None and len(watch.changes) >= 3, 60)
+        prometheus.wait_for(lambda: watch.poll(1.0) is not None and len(watch.changes) >= 3, 60)
     assert [change.firing for change in watch.changes[:3]] == [True, False, True]
     assert str(watch.changes[0]) == "FIRES   Odd (x)"
     assert str(watch.changes[1]) == "clears  Odd (x)"
 
 
-def test_the_picture_has_panels_of_the_dashboard_and_one_of_alerts() -> None:
-    titles = [panel.title for panel in dashboard("a drill", "of two minutes").panels]
-    assert titles[0] == "SNR of the requests"
-    assert titles[-1] == "Alerts that fire"
+def test_committed_drill_can_be_drawn(tmp_path: Path) -> None:
+    facts = json.loads((ROOT / "docs" / "drill.json").read_text("utf-8"))
+    assert list(facts["panels"]) == [panel.title for panel in PANELS]
+    assert facts["panels"]["Alerts that fire"]
+    draw(facts, tmp_path / "drill.png")
+    assert (tmp_path / "drill.png").read_bytes().startswith(b"\x89PNG")
 
 
 @needs_prometheus
 @pytest.mark.slow
-def test_alerts_tell_of_noise(bundles: Path, corpus: Path, tmp_path: Path) -> None:
-    command = ["--bundles", bundles, "--sounds", corpus, "--out", tmp_path, "--minutes", "2.5"]
+def test_drill_passes_on_trained_bundles(bundles: Path, corpus: Path, tmp_path: Path) -> None:
+    command = ["--bundles", bundles, "--audio", corpus, "--out", tmp_path, "--minutes", "2.5"]
     done = subprocess.run(
         [sys.executable, "-m", "deploy.drill", *map(str, command)],
         capture_output=True,

@@ -3,10 +3,10 @@
 import subprocess
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from deploy.grafana.preview import address
 from deploy.programs import find
 from deploy.prometheus_process import PrometheusProcess
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
@@ -30,7 +30,9 @@ def bundles(tmp_path: Path) -> Path:
 
 def test_rules_hold_on_a_real_server(bundles: Path, tmp_path: Path) -> None:
     with ServerProcess(bundles, "--shadow-share=1", "--saliency-share=1", "--drift-samples=50") as server:
-        with PrometheusProcess(tmp_path / "prometheus", [address(server)], RULE_FILES) as prometheus:
+        with PrometheusProcess(
+            tmp_path / "prometheus", [urlsplit(server.ready["metrics"]).netloc], RULE_FILES
+        ) as prometheus:
             prometheus.wait_for(lambda: prometheus.query("up == 1"), 60)
             for seed in range(8):
                 server.identify(pb.IdentifyRequest(audio=raw(talk(2.0, seed=seed))))

@@ -1,4 +1,4 @@
-"""The traffic generator: its programme, its mixtures, and its calls to a real server."""
+"""The traffic generator: scenario, mixtures, and calls to a real server."""
 
 import json
 import os
@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 import soundfile
 
-from deploy.traffic.programme import DEFAULT, parse
-from deploy.traffic.sounds import RATE, find, mixture, read
+from deploy.traffic.scenario import DEFAULT, parse
+from deploy.traffic.source import RATE, find, mixture, read
 from tests.conftest import ROOT
 from tests.serving import toy
 from tests.serving.harness import ServerProcess, talk, voice
 
 
 def snr_db(speech: np.ndarray, mixed: np.ndarray) -> float:
-    """Of a mixture that was not scaled down."""
+    """Return the SNR in dB of a mixture that was not scaled down."""
     rest = mixed - speech
     return 10 * float(np.log10(speech @ speech / (rest @ rest)))
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Seven speakers with an utterance for testing each, and a noise at another rate."""
+    """Seven speakers with one test utterance each, and a noise at another rate."""
     clips = []
     for number in range(7):
         soundfile.write(tmp_path / f"{number}.flac", talk(3.0, RATE, number), RATE)
@@ -42,7 +42,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """What there is of probes in a bundle of act-da, beside one of clean without."""
+    """A bundle of act-da with probes, beside one of clean without."""
     folder = tmp_path / "act-da" / "1"
     for name in ("utterances", "probes/noise"):
         (folder / name).mkdir(parents=True)
@@ -56,33 +56,33 @@ def bundle(tmp_path: Path) -> Path:
     return folder
 
 
-def test_programme_moves_the_snr() -> None:
-    programme = parse("clean@1 noise:20..-5@2 babble:0@1 clean@1", minutes=2.5)
-    assert programme.seconds == pytest.approx(150)
-    assert programme.kinds == {"noise", "babble"}
-    assert programme.at(0) == (0, None)
-    assert programme.at(30) == (1, 20)
-    assert programme.at(60) == (1, 7.5)
-    assert programme.at(100) == (2, 0)
-    assert programme.at(1000) == (3, None)
+def test_scenario_moves_the_snr() -> None:
+    scenario = parse("clean@1 noise:20..-5@2 babble:0@1 clean@1", minutes=2.5)
+    assert scenario.seconds == pytest.approx(150)
+    assert scenario.kinds == {"noise", "babble"}
+    assert scenario.at(0) == (0, None)
+    assert scenario.at(30) == (1, 20)
+    assert scenario.at(60) == (1, 7.5)
+    assert scenario.at(100) == (2, 0)
+    assert scenario.at(1000) == (3, None)
     assert parse(DEFAULT).seconds == 300
 
 
 @pytest.mark.parametrize("text", ["", "noise@1", "clean:3@1", "noise:5", "noise:5@0", "noise:a@1", "noise:1..@1"])
-def test_programmes_that_make_no_sense(text: str) -> None:
+def test_invalid_scenarios_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"phase|clean has no SNR"):
         parse(text)
 
 
-def test_a_corpus_gives_its_test_split(corpus: Path) -> None:
-    sounds = find(corpus)
-    assert sounds.count == 7
-    assert sounds.kinds == {"noise", "babble"}
-    utterance = sounds.utterance(3)
+def test_corpus_yields_its_test_split(corpus: Path) -> None:
+    source = find(corpus)
+    assert source.count == 7
+    assert source.kinds == {"noise", "babble"}
+    utterance = source.utterance(3)
     assert utterance.speaker == "s3"
     np.testing.assert_array_equal(utterance.samples, read(corpus / "3.flac")[RATE // 2 :][: 2 * RATE])
     for kind in ("noise", "babble"):
-        unwanted = sounds.interference(kind, utterance, Random(0))  # noqa: S311
+        unwanted = source.interference(kind, utterance, Random(0))  # noqa: S311
         assert unwanted.shape == utterance.samples.shape
         assert unwanted.dtype == np.float32
         mixed = mixture(utterance.samples, unwanted, 5.0)
@@ -92,33 +92,33 @@ def test_a_corpus_gives_its_test_split(corpus: Path) -> None:
     assert len(read(corpus / "noise.wav")) == RATE
 
 
-def test_nobody_babbles_over_himself(corpus: Path) -> None:
-    sounds = find(corpus)
-    for place in range(sounds.count):
-        utterance = sounds.utterance(place)
-        babble = sounds.interference("babble", utterance, Random(place))  # noqa: S311
-        heard = [float(babble @ sounds.utterance(other).samples) for other in range(sounds.count)]
-        strength = [value / float(np.linalg.norm(sounds.utterance(other).samples)) for other, value in enumerate(heard)]
+def test_babble_excludes_the_speaker(corpus: Path) -> None:
+    source = find(corpus)
+    for place in range(source.count):
+        utterance = source.utterance(place)
+        babble = source.interference("babble", utterance, Random(place))  # noqa: S311
+        heard = [float(babble @ source.utterance(other).samples) for other in range(source.count)]
+        strength = [value / float(np.linalg.norm(source.utterance(other).samples)) for other, value in enumerate(heard)]
         assert sum(value > 0.5 for value in strength) == 5
         assert strength[place] < 0.5
 
 
 @pytest.mark.parametrize("up", [0, 2])
-def test_a_bundle_gives_its_probes(bundle: Path, up: int) -> None:
-    sounds = find(bundle if up == 0 else bundle.parents[1])
-    assert sounds.count == 1
-    assert sounds.kinds == {"noise"}
-    utterance = sounds.utterance(0)
+def test_bundle_yields_its_probes(bundle: Path, up: int) -> None:
+    source = find(bundle if up == 0 else bundle.parents[1])
+    assert source.count == 1
+    assert source.kinds == {"noise"}
+    utterance = source.utterance(0)
     assert utterance.speaker == "x"
-    unwanted = sounds.interference("noise", utterance, Random(0))  # noqa: S311
+    unwanted = source.interference("noise", utterance, Random(0))  # noqa: S311
     np.testing.assert_array_equal(unwanted, read(bundle / "probes" / "noise" / "00.flac"))
 
 
-def test_what_has_no_sounds(bundle: Path, tmp_path: Path) -> None:
+def test_folder_without_audio_is_refused(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without probes"):
         find(bundle.parents[1] / "a" / "1")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="is no corpus"):
+    with pytest.raises(ValueError, match="is neither a corpus"):
         find(tmp_path / "empty")
 
 
@@ -135,12 +135,12 @@ def play(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_calls_a_server_at_the_rate_that_was_asked(corpus: Path, tmp_path: Path) -> None:
+def test_calls_come_at_the_requested_rate(corpus: Path, tmp_path: Path) -> None:
     for seed, variant in enumerate(("act-da", "clean")):
         toy.write_bundle(tmp_path / "bundles", variant, 1, seed)
     with ServerProcess(tmp_path / "bundles") as server:
         address = ("--server", server.ready["grpc"])
-        done = play(corpus, *address, "--programme", "clean@0.05 noise:10@0.05", "--rate", "5", "--json")
+        done = play(corpus, *address, "--scenario", "clean@0.05 noise:10@0.05", "--rate", "5", "--json")
         assert done.returncode == 0, done.stderr
         answered = Counter[str]()
         for line in done.stdout.splitlines():
@@ -151,22 +151,22 @@ def test_calls_a_server_at_the_rate_that_was_asked(corpus: Path, tmp_path: Path)
             asked = f'speakerlens_requests_total{{code="OK",method="Identify",variant="{variant}"}}'
             assert served[asked] == answered[variant]
         (corpus / "3.flac").unlink()
-        broken = play(corpus, *address, "--programme", "clean@1", "--rate", "20")
+        broken = play(corpus, *address, "--scenario", "clean@1", "--rate", "20")
         assert broken.returncode == 2
         assert "3.flac" in broken.stderr
-        lacking = play(corpus, *address, "--programme", "music:0@1")
+        lacking = play(corpus, *address, "--scenario", "music:0@1")
         assert lacking.returncode == 2
-        assert "there is no music among the sounds, but babble, noise" in lacking.stderr
+        assert "there is no music in the source, but babble, noise" in lacking.stderr
 
 
-@pytest.mark.parametrize("flags", [("--rate", "0"), ("--callers", "0"), ("--minutes", "nan"), ("--programme", "x")])
-def test_bad_options(corpus: Path, flags: tuple[str, str]) -> None:
+@pytest.mark.parametrize("flags", [("--rate", "0"), ("--callers", "0"), ("--minutes", "nan"), ("--scenario", "x")])
+def test_bad_options_are_refused(corpus: Path, flags: tuple[str, str]) -> None:
     done = play(corpus, *flags)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
-def test_says_that_there_is_no_server(corpus: Path) -> None:
+def test_missing_server_is_reported(corpus: Path) -> None:
     done = play(corpus, "--server", "127.0.0.1:1", "--wait", "0")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

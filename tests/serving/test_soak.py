@@ -19,10 +19,10 @@ def test_growth_leaves_the_warm_up_out() -> None:
 def test_a_status_that_was_not_asked_for_is_a_fault(
     toy_server: ServerProcess, monkeypatch: pytest.MonkeyPatch, statuses: tuple[str, ...], faults: bool
 ) -> None:
-    monkeypatch.setattr(soak, "SCENARIOS", (Scenario(traffic.stranger, 1, statuses),))
+    monkeypatch.setattr(soak, "SCENARIOS", (Scenario(traffic.unknown_variant, 1, statuses),))
     tally = soak.Tally()
     soak.soak(toy_server, 1.0, tally)
-    assert set(tally.counts) == {("stranger", "NOT_FOUND")}
+    assert set(tally.counts) == {("unknown_variant", "NOT_FOUND")}
     assert bool(tally.faults) is faults
     assert all(size > 10 for _, size in tally.memory)
 

@@ -14,7 +14,7 @@ def _pairs(*matchers: str, by: str) -> str:
 
 
 def disagreement(by: str) -> str:
-    """The share of comparisons with different answers; 0 where none was different yet."""
+    """Return the share of comparisons with different answers; 0 while there is none."""
     everything = _pairs(by=by)
     return f"({_pairs(DIFFERENT, by=by)} or 0 * {everything}) / ({everything} > 0)"
 

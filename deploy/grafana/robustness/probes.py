@@ -8,7 +8,7 @@ CORRUPTED = 'snr!=""'
 
 
 def mean_of(gauge: str, *matchers: str, by: str = "variant") -> str:
-    """The mean of a gauge of the probes, over conditions and servers."""
+    """Return the mean of a gauge of the probes over conditions and servers."""
     return f"avg by ({by}) ({select(gauge, VARIANT, *matchers)})"
 
 

@@ -1,4 +1,4 @@
-"""The dashboards as they are written: complete, readable, and with queries that mean what they say."""
+"""The dashboards: committed JSON, layout, and rules for queries."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from deploy.grafana.catalogue import DASHBOARDS
-from deploy.grafana.filling import everything, fill, name, rate_interval
 from deploy.grafana.model import COLUMNS, Dashboard, Kind, Matrix, Panel, Query, Row, Unit, layout
 from deploy.grafana.rendering import render
 from deploy.grafana.robustness import ROBUSTNESS
@@ -16,6 +15,7 @@ from deploy.grafana.robustness.probes import shortfall
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.robustness.drift import Drift
 from tests.conftest import ROOT
+from tests.deploy.grafana.filling import everything, fill
 from tests.deploy.prometheus import needs_prometheus
 from tests.deploy.promql import Selector, selectors
 from tests.deploy.test_rules import promtool
@@ -31,13 +31,13 @@ OVER_TIME = {"rate", "increase", "irate"}
 
 
 def asked(dashboard: Dashboard, panel: Panel) -> list[Selector]:
-    """All selectors of a panel's queries."""
+    """Return all selectors of a panel's queries."""
     filled = [fill(query.expression, everything(dashboard), 60) for query in panel.queries]
     return [selector for expression in filled for selector in selectors(expression)]
 
 
 def known_series() -> dict[str, str]:
-    """The names of the series of the server's page, with the kinds of their metrics."""
+    """Return the type of each metric on the server's page, by the name of its series."""
     names: dict[str, str] = {}
     registry = Metrics().registry
     registry.register(Drift(100))
@@ -51,7 +51,7 @@ KNOWN = known_series()
 
 
 @pytest.mark.parametrize("stem", DASHBOARDS)
-def test_the_committed_json_is_up_to_date(stem: str) -> None:
+def test_committed_json_is_up_to_date(stem: str) -> None:
     committed = (FOLDER / "dashboards" / f"{stem}.json").read_text("utf-8")
     assert committed == render(DASHBOARDS[stem]), "run `make dashboards`"
 
@@ -64,7 +64,7 @@ def test_names_are_unique() -> None:
 
 
 @pytest.mark.parametrize("stem", DASHBOARDS)
-def test_panels_stand_beside_one_another(stem: str) -> None:
+def test_panels_do_not_overlap(stem: str) -> None:
     written = json.loads((FOLDER / "dashboards" / f"{stem}.json").read_text("utf-8"))
     assert len({panel["id"] for panel in written["panels"]}) == len(written["panels"])
     taken: set[tuple[int, int]] = set()
@@ -80,12 +80,12 @@ def test_panels_stand_beside_one_another(stem: str) -> None:
         assert cells, panel["title"]
         assert not cells & taken, panel["title"]
         taken |= cells
-    # A line of panels leaves no hole: whoever scrolls sees nothing missing.
+    # Lines of panels leave no holes.
     height = max(y for _, y in taken) + 1
     assert len(taken) == COLUMNS * height
 
 
-def test_a_line_that_is_full_begins_the_next() -> None:
+def test_full_line_wraps() -> None:
     def panel(title: str, width: int, height: int) -> Panel:
         return Panel(title, "?", "", Unit.COUNT, (), width=width, height=height)
 
@@ -104,7 +104,7 @@ def test_a_line_that_is_full_begins_the_next() -> None:
 
 
 @every_panel
-def test_a_panel_explains_itself(dashboard: Dashboard, panel: Panel) -> None:
+def test_panel_has_question_and_action(dashboard: Dashboard, panel: Panel) -> None:
     assert "?" in panel.question
     assert len(panel.action) > 20
     assert panel.queries
@@ -121,7 +121,7 @@ def test_every_metric_exists(dashboard: Dashboard, panel: Panel) -> None:
 
 
 @every_panel
-def test_what_only_grows_stands_under_a_rate(dashboard: Dashboard, panel: Panel) -> None:
+def test_counters_are_read_through_a_rate(dashboard: Dashboard, panel: Panel) -> None:
     for selector in asked(dashboard, panel):
         if KNOWN.get(selector.name) in {"counter", "histogram"}:
             assert selector.around, selector.text
@@ -131,7 +131,7 @@ def test_what_only_grows_stands_under_a_rate(dashboard: Dashboard, panel: Panel)
 
 
 @every_panel
-def test_quantiles_are_taken_over_the_sum_of_rates(dashboard: Dashboard, panel: Panel) -> None:
+def test_quantiles_are_of_summed_rates(dashboard: Dashboard, panel: Panel) -> None:
     for selector in asked(dashboard, panel):
         if "histogram_quantile" in selector.around:
             assert selector.around[:3] == ("rate", "sum", "histogram_quantile"), selector.text
@@ -143,7 +143,7 @@ def test_quantiles_are_taken_over_the_sum_of_rates(dashboard: Dashboard, panel: 
 
 
 @every_panel
-def test_the_chosen_instances_are_asked(dashboard: Dashboard, panel: Panel) -> None:
+def test_queries_filter_by_instance(dashboard: Dashboard, panel: Panel) -> None:
     for selector in asked(dashboard, panel):
         if selector.name == "ALERTS":
             assert selector.matchers["alertname"] == "=~Speakerlens.*", "Prometheus may have other alerts, too"
@@ -162,17 +162,13 @@ def test_queries_are_filled_in() -> None:
     )
     with pytest.raises(ValueError, match="variant"):
         fill(expression, {"instance": ".*"}, 60)
-    assert rate_interval(15, 10) == 60
-    assert rate_interval(15, 300) == 315
-    assert name("{{variant}} at {{snr}} dB", {"variant": "da", "snr": "10"}) == "da at 10 dB"
-    assert name("{{variant}} {{code}}", {"variant": "none"}) == "none"
 
 
 def provisioning(path: str) -> Any:
     return yaml.safe_load((FOLDER / "provisioning" / path).read_text("utf-8"))
 
 
-def test_provisioning_says_where_things_are() -> None:
+def test_provisioning_names_source_and_folder() -> None:
     (source,) = provisioning("datasources/prometheus.yaml")["datasources"]
     assert (source["type"], source["isDefault"]) == ("prometheus", True)
     (provider,) = provisioning("dashboards/speakerlens.yaml")["providers"]
@@ -180,7 +176,7 @@ def test_provisioning_says_where_things_are() -> None:
     assert Path(provider["options"]["path"]).is_absolute()
 
 
-def test_json_says_what_grafana_needs() -> None:
+def test_json_matches_the_panels() -> None:
     for dashboard in DASHBOARDS.values():
         made = json.loads(render(dashboard))
         assert [each["name"] for each in made["templating"]["list"]] == ["source", "instance", "variant"]
@@ -199,8 +195,8 @@ def test_json_says_what_grafana_needs() -> None:
 
 @needs_prometheus
 @pytest.mark.parametrize("by", ["variant", "variant, interference, snr"])
-def test_one_broken_server_of_many_shows(tmp_path: Path, by: str) -> None:
-    """What it misses is not spread over those that are well."""
+def test_one_broken_server_of_many_is_visible(tmp_path: Path, by: str) -> None:
+    """Its shortfall is not averaged with the healthy servers."""
     series = [
         {
             "series": f'speakerlens_probe_{kind}accuracy_ratio{{job="speakerlens", instance="{instance}", '
@@ -219,7 +215,7 @@ def test_one_broken_server_of_many_shows(tmp_path: Path, by: str) -> None:
     promtool("test", "rules", file)
 
 
-def test_a_reference_is_dashed() -> None:
+def test_reference_is_dashed() -> None:
     queries = (Query("a", "a"), Query("b", "b", reference=True))
     panel = Panel("p", "?", "", Unit.COUNT, queries, stacked=True)
     made = json.loads(render(Dashboard("uid", "title", "", (Row("row", (panel,)),))))["panels"][1]
@@ -228,7 +224,7 @@ def test_a_reference_is_dashed() -> None:
     assert override["properties"][0]["value"]["fill"] == "dash"
 
 
-def test_a_matrix_is_sorted_and_named() -> None:
+def test_matrix_is_sorted_and_named() -> None:
     panel = Panel("p", "?", "", Unit.COUNT, (Query("a", "a"),), kind=Kind.TABLE, matrix=Matrix("snr", "variant"))
     made = json.loads(render(Dashboard("uid", "title", "", (Row("row", (panel,)),))))["panels"][1]
     steps = [(each["id"], each["options"]) for each in made["transformations"]]

@@ -1,6 +1,5 @@
-"""Every panel's and every rule's PromQL, against a Prometheus that has watched the real server under mixed traffic."""
+"""Run every panel's and every rule's PromQL against a Prometheus that scraped the real server."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +7,10 @@ import pytest
 import yaml
 
 from deploy.grafana.catalogue import DASHBOARDS
-from deploy.grafana.drawing import draw
-from deploy.grafana.filling import MARK, everything, fill
 from deploy.grafana.model import Dashboard, Kind, Panel
-from deploy.grafana.plots import Span
 from deploy.prometheus_api import Series
 from tests.deploy.grafana.conftest import RULES, VARIANTS, WINDOW_SECONDS, Watched
+from tests.deploy.grafana.filling import MARK, everything, fill
 from tests.deploy.prometheus import needs_prometheus
 from tests.deploy.promql import selectors
 
@@ -25,7 +22,7 @@ PANELS = [
     for stem, dashboard in DASHBOARDS.items()
     for panel in dashboard.panels
 ]
-# What may be absent while nothing is wrong: the panel says so with a series of its own.
+# Absent while nothing is wrong; the panel then shows a series `none`.
 ON_EVENT = {"speakerlens_engine_rebuilds_total", "ALERTS"}
 
 
@@ -36,7 +33,7 @@ def rules() -> list[Any]:
 
 
 def answers(watched: Watched, panel: Panel, choices: dict[str, str]) -> list[tuple[str, list[Series]]]:
-    """What each query of a panel gives, with its legend, as the panel would ask it."""
+    """Return the legend and the series of each query, as the panel would ask for them."""
     filled = [(query.legend, fill(query.expression, choices, WINDOW_SECONDS)) for query in panel.queries]
     if panel.kind is Kind.TABLE:
         return [(legend, watched.prometheus.query(expression, watched.end)) for legend, expression in filled]
@@ -51,7 +48,7 @@ def instances(watched: Watched) -> set[str]:
 
 
 @pytest.mark.parametrize(("dashboard", "panel"), PANELS)
-def test_a_panel_has_data(watched: Watched, dashboard: Dashboard, panel: Panel) -> None:
+def test_panel_has_data(watched: Watched, dashboard: Dashboard, panel: Panel) -> None:
     for legend, found in answers(watched, panel, everything(dashboard)):
         assert found, legend
         assert any(np.isfinite(series.values).any() for series in found), legend
@@ -67,13 +64,13 @@ def test_a_panel_has_data(watched: Watched, dashboard: Dashboard, panel: Panel) 
 
 
 def _may_lack(series: Series) -> set[str]:
-    """The series that says that nothing happened has one label alone."""
+    """Return the labels that the series `none` lacks."""
     return {"code", "outcome", "reason"} if "none" in series.labels.values() else set()
 
 
 @pytest.mark.parametrize(("dashboard", "panel"), PANELS)
-def test_a_panel_has_data_of_a_chosen_variant(watched: Watched, dashboard: Dashboard, panel: Panel) -> None:
-    """And of no other, wherever there is a label that tells."""
+def test_panel_has_data_of_a_chosen_variant(watched: Watched, dashboard: Dashboard, panel: Panel) -> None:
+    """And of no other variant, wherever the series has that label."""
     (instance,) = instances(watched)
     for legend, found in answers(watched, panel, {"variant": "(clean)", "instance": f"({instance})"}):
         assert found, legend
@@ -84,7 +81,7 @@ def test_a_panel_has_data_of_a_chosen_variant(watched: Watched, dashboard: Dashb
 
 
 @pytest.mark.parametrize(("dashboard", "panel"), PANELS)
-def test_variables_are_used_wherever_the_label_is(watched: Watched, dashboard: Dashboard, panel: Panel) -> None:
+def test_variables_filter_every_series_with_their_label(watched: Watched, dashboard: Dashboard, panel: Panel) -> None:
     for query in panel.queries:
         for selector in selectors(fill(query.expression, everything(dashboard), 60)):
             known = watched.prometheus.query(selector.name, watched.end)
@@ -99,31 +96,18 @@ def test_variables_are_used_wherever_the_label_is(watched: Watched, dashboard: D
 
 
 @pytest.mark.parametrize("expression", rules())
-def test_a_rule_asks_for_what_there_is(watched: Watched, expression: str) -> None:
-    watched.prometheus.query(expression, watched.end)  # raises where Prometheus refuses it
+def test_rule_selects_existing_series(watched: Watched, expression: str) -> None:
+    watched.prometheus.query(expression, watched.end)  # raises if Prometheus refuses it
     for selector in selectors(expression):
-        # What is recorded has a rule of its own here.
+        # Recorded series have a rule of their own in this list.
         if selector.name not in ON_EVENT and not selector.name.startswith("speakerlens:"):
             assert watched.prometheus.query_range(selector.text, watched.start, watched.end, STEP), selector.text
 
 
 @pytest.mark.parametrize("stem", DASHBOARDS)
-def test_variables_offer_what_is_served(watched: Watched, stem: str) -> None:
+def test_variables_offer_the_served_variants(watched: Watched, stem: str) -> None:
     dashboard = DASHBOARDS[stem]
     for variable in dashboard.variables:
         series = watched.prometheus.query(fill(variable.series, everything(dashboard), 60), watched.end)
         offered = {each.labels[variable.name] for each in series}
         assert offered == {"variant": set(VARIANTS), "instance": instances(watched)}[variable.name]
-
-
-@pytest.mark.parametrize("stem", DASHBOARDS)
-def test_a_dashboard_is_drawn(watched: Watched, stem: str, tmp_path: Path) -> None:
-    dashboard, picture = DASHBOARDS[stem], tmp_path / "picture.png"
-    span = Span(watched.start, watched.end, STEP, {watched.start + 10: "noise"})
-    draw(dashboard, watched.prometheus.url, span, picture, scrape_interval=1, titles=[dashboard.panels[0].title])
-    small = picture.stat().st_size
-    draw(dashboard, watched.prometheus.url, span, picture, scrape_interval=1)
-    assert picture.stat().st_size > 5 * small
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="no panel No such"):
-        draw(dashboard, watched.prometheus.url, span, picture, scrape_interval=1, titles=["No such"])

@@ -1,4 +1,4 @@
-"""What is played when: phases of clean speech and of interference at a level that may move."""
+"""Phases of clean speech and of interference, at a constant or a moving SNR."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _PHASE = re.compile(
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the programme.
+    """One phase.
 
     Attributes:
         kind: of interference, or `CLEAN`.
@@ -32,70 +32,70 @@ class Phase:
     seconds: float
 
     def __str__(self) -> str:
-        """For people: `noise 20 to -5 dB`."""
+        """Return a label: `noise 20 to -5 dB`."""
         if self.first_db is None or self.last_db is None:
             return self.kind
         levels = f"{self.first_db:g}" if self.first_db == self.last_db else f"{self.first_db:g} to {self.last_db:g}"
         return f"{self.kind} {levels} dB"
 
     def snr_db(self, seconds: float) -> float | None:
-        """The SNR so many seconds after its beginning; None where there is no interference."""
+        """Return the SNR in dB so many seconds after the beginning; None without interference."""
         if self.first_db is None or self.last_db is None:
             return None
         return self.first_db + (self.last_db - self.first_db) * min(seconds / self.seconds, 1.0)
 
 
 @dataclass(frozen=True)
-class Programme:
-    """Phases, one after the other."""
+class Scenario:
+    """Phases in sequence."""
 
     phases: Sequence[Phase]
 
     @property
     def seconds(self) -> float:
-        """The length of the whole."""
+        """Return the length in seconds."""
         return sum(phase.seconds for phase in self.phases)
 
     @property
     def kinds(self) -> set[str]:
-        """The interference that is asked for."""
+        """Return the kinds of interference, without `CLEAN`."""
         return {phase.kind for phase in self.phases} - {CLEAN}
 
     def spans(self) -> list[tuple[Phase, float, float]]:
-        """Each phase with its beginning and end, in seconds from the programme's beginning."""
+        """Return each phase with its beginning and end, in seconds from the beginning of the scenario."""
         bounds = accumulate((phase.seconds for phase in self.phases), initial=0.0)
         return [(phase, begin, end) for phase, (begin, end) in zip(self.phases, pairwise(bounds), strict=True)]
 
     def at(self, seconds: float) -> tuple[int, float | None]:
-        """Which phase it is, as its place in `phases`, and the SNR; the last one goes on after its end."""
+        """Return the index of the phase at a time in seconds, and the SNR in dB; the last phase never ends."""
         spans = self.spans()
         place = next((place for place, (_, _, end) in enumerate(spans) if seconds < end), len(spans) - 1)
         phase, begin, _ = spans[place]
         return place, phase.snr_db(seconds - begin)
 
 
-def parse(text: str, minutes: float | None = None) -> Programme:
-    """Reads `clean@1 noise:20..-5@2.5 babble:0@1`.
+def parse(text: str, minutes: float | None = None) -> Scenario:
+    """Parse `clean@1 noise:20..-5@2.5 babble:0@1`.
 
     Args:
         text: phases as in `GRAMMAR`.
-        minutes: the length of the whole, to which all phases are stretched or shrunk alike.
+        minutes: total length that all phases are scaled to; None keeps their lengths.
 
     Raises:
-        ValueError: it is no such text.
+        ValueError: the text does not follow `GRAMMAR`.
     """
     phases = [_phase(part) for part in text.split()]
     if not phases:
-        raise ValueError("a programme needs a phase")
+        raise ValueError("a scenario needs a phase")
     length = sum(phase.seconds for phase in phases)
     scale = 1.0 if minutes is None else 60.0 * minutes / length
-    return Programme([Phase(each.kind, each.first_db, each.last_db, each.seconds * scale) for each in phases])
+    return Scenario([Phase(each.kind, each.first_db, each.last_db, each.seconds * scale) for each in phases])
 
 
 def _phase(text: str) -> Phase:
     found = _PHASE.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} is no phase: {GRAMMAR}")
+        raise ValueError(f"{text!r} is not a phase: {GRAMMAR}")
     kind = found["kind"]
     first = None if found["first"] is None else float(found["first"])
     last = first if found["last"] is None else float(found["last"])

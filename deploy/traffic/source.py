@@ -1,4 +1,4 @@
-"""Speech of known speakers and interference to mix with it: from a corpus, or from the probes of a model bundle."""
+"""Utterances of known speakers, and interference to mix with them: from a corpus or from a bundle's probes."""
 
 import json
 from abc import ABC, abstractmethod
@@ -25,19 +25,19 @@ Samples = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance: its samples at 16 kHz, float32 [samples], who speaks, and its place among all."""
+    """One utterance: samples at 16 kHz, float32 [samples], its speaker, and its place in the source."""
 
     samples: Samples
     speaker: str
     place: int
 
 
-class Sounds(ABC):
-    """Where speech and interference come from.
+class AudioSource(ABC):
+    """Utterances and interference.
 
     Attributes:
-        kinds: of interference that there are.
-        count: of utterances.
+        kinds: kinds of interference.
+        count: number of utterances.
     """
 
     kinds: frozenset[str]
@@ -45,21 +45,21 @@ class Sounds(ABC):
 
     @abstractmethod
     def utterance(self, place: int) -> Utterance:
-        """One of `count` utterances."""
+        """Return the utterance at a place, from 0 to `count` - 1."""
 
     @abstractmethod
-    def interference(self, kind: str, utterance: Utterance, dice: Random) -> Samples:
-        """A stretch of interference as long as the utterance, at any level, in which its speaker is not heard."""
+    def interference(self, kind: str, utterance: Utterance, rng: Random) -> Samples:
+        """Return interference without the utterance's speaker: float32 [samples], as long as it, at any level."""
 
 
-class CorpusSounds(Sounds):
+class CorpusSource(AudioSource):
     """The test split of a corpus: utterances, clips of noise and music, and other talkers as babble.
 
     Args:
         folder: with a manifest.jsonl.
 
     Raises:
-        ValueError: it has no utterances for testing.
+        ValueError: its test split is empty.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,23 +75,23 @@ class CorpusSounds(Sounds):
         self._talkers: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for clip in self._clips["speech"] or self._clips["utterance"]:
             self._talkers[clip.get("speaker") or clip["path"]].append(clip)
-        others = len(self._talkers) - (0 if self._clips["speech"] else 1)  # the speaker himself is one of them
+        others = len(self._talkers) - (0 if self._clips["speech"] else 1)  # without the speaker of the utterance
         enough = {"babble"} if others >= FEWEST_TALKERS else set()
         self.kinds = frozenset(enough | {kind for kind in ("noise", "music") if self._clips[kind]})
 
     def utterance(self, place: int) -> Utterance:
-        """One of `count` utterances."""
+        """Return the utterance at a place, from 0 to `count` - 1."""
         clip = self._clips["utterance"][place]
         return Utterance(self._read(clip), clip["speaker"], place)
 
-    def interference(self, kind: str, utterance: Utterance, dice: Random) -> Samples:
-        """Noise and music are one clip from a random place on; babble is the sum of talkers, equally loud."""
+    def interference(self, kind: str, utterance: Utterance, rng: Random) -> Samples:
+        """Return a random part of one clip of noise or music, or babble: the sum of 3 to 5 equally loud talkers."""
         samples = len(utterance.samples)
         if kind != "babble":
-            return _stretch(self._read(dice.choice(self._clips[kind])), samples, dice)
+            return _stretch(self._read(rng.choice(self._clips[kind])), samples, rng)
         talkers = sorted(self._talkers.keys() - {utterance.speaker})
-        others = dice.sample(talkers, min(MOST_TALKERS, len(talkers)))
-        voices = [_stretch(self._read(dice.choice(self._talkers[talker])), samples, dice) for talker in others]
+        others = rng.sample(talkers, min(MOST_TALKERS, len(talkers)))
+        voices = [_stretch(self._read(rng.choice(self._talkers[talker])), samples, rng) for talker in others]
         babble = np.zeros(samples, np.float32)
         for voice in voices:
             babble += voice / max(float(np.linalg.norm(voice)), SILENT_NORM)
@@ -101,7 +101,7 @@ class CorpusSounds(Sounds):
         return read(self._folder / clip["path"], clip["start"], clip["duration"])
 
 
-class BundleSounds(Sounds):
+class BundleSource(AudioSource):
     """The probes of a model bundle: a few utterances, and for each one its own interference of each kind.
 
     Args:
@@ -122,34 +122,40 @@ class BundleSounds(Sounds):
         self.kinds = frozenset(probes["interference"])
 
     def utterance(self, place: int) -> Utterance:
-        """One of `count` utterances."""
+        """Return the utterance at a place, from 0 to `count` - 1."""
         probe = self._utterances[place]
         return Utterance(read(self._folder / probe["file"]), probe["speaker"], place)
 
-    def interference(self, kind: str, utterance: Utterance, dice: Random) -> Samples:
-        """The utterance's own interference, from a random place on."""
-        return _stretch(read(self._probes / kind / f"{utterance.place:02d}.flac"), len(utterance.samples), dice)
+    def interference(self, kind: str, utterance: Utterance, rng: Random) -> Samples:
+        """Return the probe's own interference, from a random place on."""
+        return _stretch(read(self._probes / kind / f"{utterance.place:02d}.flac"), len(utterance.samples), rng)
 
 
-def find(folder: Path) -> Sounds:
-    """What a folder holds: a corpus, a bundle, or bundles in folders <variant>/<version>, one of which has probes.
+def find(folder: Path) -> AudioSource:
+    """Open a corpus, a bundle, or a folder of bundles (<variant>/<version>) of which the first with probes is taken.
 
     Raises:
-        ValueError: none of these.
-        OSError: it cannot be read.
+        ValueError: the folder is none of these.
+        OSError: a file cannot be read.
     """
     if (folder / "manifest.jsonl").is_file():
-        return CorpusSounds(folder)
+        return CorpusSource(folder)
     if (folder / "bundle.json").is_file():
-        return BundleSounds(folder)
+        return BundleSource(folder)
     for manifest in sorted(folder.glob("*/*/bundle.json")):
         if json.loads(manifest.read_text("utf-8"))["probes"] is not None:
-            return BundleSounds(manifest.parent)
-    raise ValueError(f"{folder} is no corpus (manifest.jsonl), and holds no bundle with probes (bundle.json)")
+            return BundleSource(manifest.parent)
+    raise ValueError(f"{folder} is neither a corpus (manifest.jsonl) nor holds a bundle with probes (bundle.json)")
 
 
 def mixture(speech: Samples, interference: Samples, snr_db: float) -> Samples:
-    """The sum of the two at a ratio of their energies; scaled down whole where it would leave [-1, 1]."""
+    """Return speech plus interference at an SNR, scaled to stay within [-1, 1]: float32 [samples].
+
+    Args:
+        speech: float32 [samples].
+        interference: float32 [samples], as long.
+        snr_db: energy of the speech over that of the interference, in dB.
+    """
     loudness, unwanted = float(np.linalg.norm(speech)), float(np.linalg.norm(interference))
     gain = loudness / max(unwanted, SILENT_NORM) * 10 ** (-snr_db / 20)
     mixed = (speech + gain * interference).astype(np.float32)
@@ -158,24 +164,29 @@ def mixture(speech: Samples, interference: Samples, snr_db: float) -> Samples:
 
 @lru_cache(KEPT_FILES)
 def read(file: Path, start: float = 0.0, duration: float | None = None) -> Samples:
-    """A stretch of an audio file, given in seconds, as one channel at 16 kHz: float32 [samples].
+    """Read a part of an audio file as one channel at 16 kHz: float32 [samples].
+
+    Args:
+        file: of any format that libsndfile reads.
+        start: in seconds.
+        duration: in seconds; None reads to the end.
 
     Raises:
-        OSError: it cannot be read as audio.
+        OSError: the file cannot be read as audio.
     """
     try:
-        with soundfile.SoundFile(file) as sound:
-            rate = sound.samplerate
-            sound.seek(round(start * rate))
+        with soundfile.SoundFile(file) as audio:
+            rate = audio.samplerate
+            audio.seek(round(start * rate))
             frames = -1 if duration is None else round(duration * rate)
-            samples = sound.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+            samples = audio.read(frames, dtype="float32", always_2d=True).mean(axis=1)
     except soundfile.LibsndfileError as error:
         raise OSError(str(error)) from error
     resampled: Samples = samples if rate == RATE else soxr.resample(samples, rate, RATE)
     return resampled
 
 
-def _stretch(samples: Samples, length: int, dice: Random) -> Samples:
-    """`length` samples from a random place on, over and over where there are fewer."""
-    first = dice.randrange(max(len(samples) - length, 0) + 1)
+def _stretch(samples: Samples, length: int, rng: Random) -> Samples:
+    """Return `length` samples from a random place on, repeated where there are fewer."""
+    first = rng.randrange(max(len(samples) - length, 0) + 1)
     return np.resize(samples[first:], length)
