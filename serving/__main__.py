@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from speakerlens.serving.config import PROGRAM, parse
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.logging import configure
 from speakerlens.serving.memory import steady
-from speakerlens.serving.settings import PROGRAM, parse
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:

@@ -1,268 +1,317 @@
-"""The server's configuration: one frozen dataclass, the schema of the flags, the environment and the file.
+"""The server's configuration: flags win over environment variables, those over the file, that over defaults.
 
-Every field is a flag (`max_batch` is `--max-batch`), an environment variable (`SPEAKERLENS_MAX_BATCH`) and a key of the
-configuration file (`max_batch`); `serving.settings` reads them. No field holds a secret: secrets lie in files of their
-own, and a field names the file.
+Every field of `Config` is a flag (`max_batch` is `--max-batch`), an environment variable (`SPEAKERLENS_MAX_BATCH`) and
+a key of the TOML file that `--config` names (`max_batch`). No field holds a secret: a field names the file that does.
 """
 
-import math
-from dataclasses import MISSING, dataclass, field, fields
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+
+from speakerlens.arguments import ArgumentParser, suggestion
+from speakerlens.settings import Place, Settings, SettingsError, Tree, read_toml, text_value, validate
+
+PROGRAM = "python -m serving"
 PREFIX = "SPEAKERLENS_"
-DEVICES = ("auto", "cpu", "cuda")
-LOG_LEVELS = ("debug", "info", "warning", "error")
-LOG_FORMATS = ("text", "json")
-PORTS = (0, 65535)
+# The client's own variables, such as SPEAKERLENS_CLIENT_SERVER.
+CLIENT_PREFIX = PREFIX + "CLIENT_"
+# Kubernetes sets SPEAKERLENS_PORT=tcp://10.0.0.1:50051 in containers beside a Service named speakerlens. It tells where
+# that Service is, not where this server should listen.
+LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
+LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
+METAVARS = {int: "N", float: "SECONDS", str: "NAME", Path: "PATH"}
+
+MODELS, NETWORK, SECURITY = "models", "network", "security"
+LIMITS, COMPUTE, MONITORING, LOGS = "limits", "compute", "monitoring", "logs and stopping"
+PORT: dict[str, Any] = {"ge": 0, "le": 65_535}
+SHARE: dict[str, Any] = {"ge": 0.0, "le": 1.0}
+DAY = 86_400.0
 
 
-def _about(
-    help_text: str,
-    limits: tuple[float, float] = (-math.inf, math.inf),
-    choices: tuple[str, ...] | None = None,
-    unit: str | None = None,
-) -> dict[str, Any]:
-    return {"help": help_text, "limits": limits, "choices": choices, "unit": unit}
+def _path(value: Any) -> Any:
+    if value == "":
+        raise ValueError("a path must not be empty")
+    return value
 
 
-@dataclass(frozen=True)
-class Config:
+Location = Annotated[Path, BeforeValidator(_path)]
+
+
+def _option(group: str, default: Any, about: str, metavar: str | None = None, **bounds: Any) -> Any:
+    extra: JsonDict = {"group": group, "metavar": metavar}
+    return Field(default=default, description=about, json_schema_extra=extra, **bounds)
+
+
+class Config(Settings):
     """Everything an operator can set. Durations are in seconds, sizes in bytes unless the name says otherwise."""
 
-    bundles: Path = field(
-        default=Path("bundles"), metadata=_about("folder with the model bundles, <variant>/<version>/bundle.json")
+    bundles: Location = _option(MODELS, Path("bundles"), "folder of the model bundles, <variant>/<version>/bundle.json")
+    watch: float = _option(
+        MODELS, 0.0, "look for new and removed bundles this often, in seconds; 0: only at the start", ge=0, le=DAY
     )
-    watch: float = field(
-        default=0.0,
-        metadata=_about(
-            "look for new and removed bundles this often, in seconds; 0 never looks again", (0.0, 86_400.0)
-        ),
-    )
-    keep_versions: int = field(
-        default=2, metadata=_about("newest versions of each variant that are kept loaded", (1, 1000))
-    )
-    speakers: Path | None = field(
-        default=None, metadata=_about("file that enrolled speakers are kept in (SQLite); none by default", unit="FILE")
-    )
-    host: str = field(default="127.0.0.1", metadata=_about("address that gRPC listens on"))
-    port: int = field(default=50051, metadata=_about("port of gRPC; 0 lets the system choose", PORTS))
-    metrics: bool = field(default=True, metadata=_about("serve /metrics over HTTP on a port of its own"))
-    metrics_host: str = field(default="127.0.0.1", metadata=_about("address that /metrics listens on (HTTP)"))
-    metrics_port: int = field(default=8000, metadata=_about("port of /metrics; 0 lets the system choose", PORTS))
-    tls_certificate: Path | None = field(
-        default=None, metadata=_about("serve TLS with this certificate (chain), PEM; read again when it changes")
-    )
-    tls_key: Path | None = field(default=None, metadata=_about("key of the certificate, PEM, not encrypted"))
-    tls_client_ca: Path | None = field(
-        default=None, metadata=_about("accept only clients with a certificate of these authorities, PEM")
-    )
-    tokens: Path | None = field(
-        default=None, metadata=_about("accept only calls with a bearer token of this file; read again when it changes")
-    )
-    token_rate: float = field(
-        default=0.0, metadata=_about("calls a second of one token; 0 is no limit", (0.0, 1e6), unit="CALLS")
-    )
-    token_burst: int = field(default=20, metadata=_about("calls of one token at once, above its rate", (1, 1_000_000)))
-    token_seconds_per_day: float = field(
-        default=0.0, metadata=_about("audio of one token a day (UTC), in seconds; 0 is no limit", (0.0, 1e9))
-    )
-    reflection: bool = field(default=True, metadata=_about("answer gRPC reflection"))
-    device: str = field(
-        default="auto", metadata=_about("where models run; auto is CUDA where it works, else the CPU", choices=DEVICES)
-    )
-    threads: int = field(default=0, metadata=_about("threads of ONNX Runtime per model; 0 is one per core", (0, 1024)))
-    codec_threads: int = field(default=2, metadata=_about("threads that decode audio and encode answers", (1, 256)))
-    max_message_bytes: int = field(
-        default=32 * 1024 * 1024, metadata=_about("largest request, in bytes", (1024, 2**31 - 1))
-    )
-    min_seconds: float = field(
-        default=0.5, metadata=_about("shortest audio, in seconds (or more, where a model needs it)", (0.0, 3600.0))
-    )
-    max_seconds: float = field(default=10_800.0, metadata=_about("longest audio, in seconds", (0.1, 86_400.0)))
-    max_explained_seconds: float = field(
-        default=120.0, metadata=_about("longest audio where maps are asked for, in seconds", (0.1, 86_400.0))
-    )
-    window_seconds: float = field(
-        default=3.0, metadata=_about("longer audio is answered from overlapping windows of this length", (1.0, 60.0))
-    )
-    stream_idle_seconds: float = field(
-        default=30.0,
-        metadata=_about(
-            "how long a stream may keep the server waiting, in seconds; each second of audio buys ten", (0.1, 86_400.0)
-        ),
-    )
-    max_requests: int = field(default=256, metadata=_about("utterances in one IdentifyBatch", (1, 100_000)))
-    max_in_flight: int = field(
-        default=128,
-        metadata=_about(
-            "requests in work at once, at most half of them live streams; more are refused", (1, 1_000_000)
-        ),
-    )
-    queue_size: int = field(
-        default=64,
-        metadata=_about("requests that wait per model, kind of answer and priority; more are refused", (1, 1_000_000)),
-    )
-    max_batch: int = field(default=8, metadata=_about("utterances computed together", (1, 1024)))
-    max_batch_seconds: float | None = field(
-        default=None,
-        metadata=_about(
-            "audio computed together, padding included, in seconds; by default 10 on a CPU and 120 with CUDA",
-            (0.1, 1e6),
-        ),
-    )
-    batch_wait_seconds: float = field(
-        default=0.0, metadata=_about("how long a request waits for others on an idle device, in seconds", (0.0, 1.0))
-    )
-    max_streams: int = field(
-        default=256, metadata=_about("calls at once on one connection; more wait at the client", (1, 1_000_000))
-    )
-    max_connections: int = field(
-        default=1024, metadata=_about("connections at once; more are not accepted", (1, 1_000_000))
-    )
-    max_held_bytes: int = field(
-        default=1024 * 1024 * 1024,
-        metadata=_about("requests and answers that all calls hold together, in bytes; more are refused", (1024, 2**40)),
-    )
-    transfer_seconds: float = field(
-        default=60.0,
-        metadata=_about(
-            "how long a request may take to arrive, and an answer to be read, in seconds, beside its time at 1 Mbit/s",
-            (0.1, 86_400.0),
-        ),
-    )
-    connection_age_seconds: float = field(
-        default=1800.0,
-        metadata=_about(
-            "age at which a connection is replaced, so that load spreads to new servers; 0 is never", (0.0, 1e7)
-        ),
-    )
-    connection_grace_seconds: float = field(
-        default=0.0, metadata=_about("how long calls of a replaced connection may last; 0 is no limit", (0.0, 1e7))
-    )
-    keepalive_seconds: float = field(
-        default=30.0, metadata=_about("how often a quiet connection is pinged; 0 is never", (0.0, 1e6))
-    )
-    metric_exemplars: bool = field(
-        default=False,
-        metadata=_about("keep ids of requests beside the histograms of /metrics, for OpenMetrics scrapes"),
-    )
-    probe_seconds: float = field(
-        default=300.0,
-        metadata=_about(
-            "how often each variant answers its bundle's own probes, in seconds; 0 is never", (0.0, 86_400.0)
-        ),
-    )
-    saliency_share: float = field(
-        default=0.0,
-        metadata=_about(
-            "share of requests without maps whose maps are measured all the same, on an idle device",
-            (0.0, 1.0),
-            unit="N",
-        ),
-    )
-    shadow_share: float = field(
-        default=0.0,
-        metadata=_about(
-            "share of requests that the other variants answer as well, on an idle device, to compare them",
-            (0.0, 1.0),
-            unit="N",
-        ),
-    )
-    drift_samples: int = field(
-        default=1000,
-        metadata=_about("last answers of each variant that are compared with its bundle's baseline", (10, 1_000_000)),
-    )
-    trace_endpoint: str | None = field(
-        default=None,
-        metadata=_about("send traces to this OTLP collector, http://HOST:4317 (needs the extra otel)", unit="URL"),
-    )
-    trace_share: float = field(
-        default=1.0,
-        metadata=_about("share of calls traced, of those without a trace of their own", (0.0, 1.0), unit="N"),
-    )
-    drain_seconds: float = field(
-        default=30.0, metadata=_about("how long SIGTERM waits for requests in flight, in seconds", (0.0, 3600.0))
-    )
-    log_level: str = field(default="info", metadata=_about("least severe log line on stderr", choices=LOG_LEVELS))
-    log_format: str = field(
-        default="text", metadata=_about("lines for people, or one JSON object a line", choices=LOG_FORMATS)
+    keep_versions: int = _option(MODELS, 2, "newest versions of each variant to keep loaded", ge=1, le=1000)
+    speakers: Location | None = _option(MODELS, None, "SQLite file for enrolled speakers; none by default", "FILE")
+
+    host: str = _option(NETWORK, "127.0.0.1", "address of the gRPC port", min_length=1)
+    port: int = _option(NETWORK, 50051, "gRPC port; 0: chosen by the system", **PORT)
+    metrics: bool = _option(NETWORK, True, "serve Prometheus metrics over HTTP on their own port")
+    metrics_host: str = _option(NETWORK, "127.0.0.1", "address of the metrics port", min_length=1)
+    metrics_port: int = _option(NETWORK, 8000, "port of /metrics; 0: chosen by the system", **PORT)
+    reflection: bool = _option(NETWORK, True, "serve gRPC reflection")
+    max_connections: int = _option(NETWORK, 1024, "open connections; more are refused", ge=1, le=1_000_000)
+    connection_age_seconds: float = _option(
+        NETWORK,
+        1800.0,
+        "age at which a client is asked to reconnect, so that load spreads to new servers; 0: never",
+        ge=0,
+        le=1e7,
     )
 
+    tls_certificate: Location | None = _option(
+        SECURITY, None, "serve TLS with this certificate chain, PEM; reloaded when it changes"
+    )
+    tls_key: Location | None = _option(SECURITY, None, "key of the certificate, PEM, not encrypted")
+    tls_client_ca: Location | None = _option(
+        SECURITY, None, "accept only clients with a certificate of these authorities, PEM"
+    )
+    tokens: Location | None = _option(
+        SECURITY, None, "accept only calls with a bearer token of this file; reloaded when it changes"
+    )
 
-@dataclass(frozen=True)
-class Option:
-    """One field of the schema: its name, the type of one value, and what limits it."""
+    max_message_bytes: int = _option(LIMITS, 32 * 2**20, "largest request, in bytes", ge=1024, le=2**31 - 1)
+    max_held_bytes: int = _option(
+        LIMITS,
+        2**30,
+        "requests and answers that all calls together hold, in bytes; more is refused",
+        ge=1024,
+        le=2**40,
+    )
+    max_in_flight: int = _option(
+        LIMITS, 128, "requests in progress, at most half of them live streams; more are refused", ge=1, le=1_000_000
+    )
+    queue_size: int = _option(
+        LIMITS, 64, "requests that wait per model, kind of answer and priority; more are refused", ge=1, le=1_000_000
+    )
+    min_seconds: float = _option(LIMITS, 0.5, "shortest audio, in seconds; a model may need more", ge=0, le=3600)
+    max_seconds: float = _option(LIMITS, 10_800.0, "longest audio, in seconds", ge=0.1, le=DAY)
+    max_explained_seconds: float = _option(
+        LIMITS, 120.0, "longest audio of a request for saliency maps, in seconds", ge=0.1, le=DAY
+    )
+    stream_idle_seconds: float = _option(
+        LIMITS,
+        30.0,
+        "how long a stream may keep the server waiting, in seconds; each second of audio adds ten, up to this again",
+        ge=0.1,
+        le=DAY,
+    )
+    transfer_seconds: float = _option(
+        LIMITS,
+        60.0,
+        "time for a request to arrive and for an answer to be read, in seconds, beside its time at 1 Mbit/s",
+        ge=0.1,
+        le=DAY,
+    )
 
-    name: str
-    kind: type
-    many: bool
-    default: Any
-    help: str = ""
-    limits: tuple[float, float] = (-math.inf, math.inf)
-    choices: tuple[str, ...] | None = None
-    unit: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = _option(
+        COMPUTE, "auto", "where models run; auto: CUDA where it works, else the CPU"
+    )
+    threads: int = _option(COMPUTE, 0, "threads of ONNX Runtime per model; 0: one per core", ge=0, le=1024)
+    codec_threads: int = _option(COMPUTE, 2, "threads that decode audio and encode answers", ge=1, le=256)
+    window_seconds: float = _option(
+        COMPUTE, 3.0, "length of the overlapping windows into which longer audio is cut, in seconds", ge=1, le=60
+    )
+    max_batch: int = _option(COMPUTE, 8, "utterances in one batch", ge=1, le=1024)
+    max_batch_seconds: float | None = _option(
+        COMPUTE,
+        None,
+        "audio in one batch, padding included, in seconds; by default 10 on a CPU and 120 with CUDA",
+        ge=0.1,
+        le=1e6,
+    )
 
-    @property
-    def flag(self) -> str:
-        """`max_batch` is `--max-batch`."""
-        return flag_of(self.name)
+    probe_seconds: float = _option(
+        MONITORING, 300.0, "how often each variant is tested on its bundle's probes, in seconds; 0: never", ge=0, le=DAY
+    )
+    saliency_share: float = _option(
+        MONITORING,
+        0.0,
+        "share of the requests without maps to compute maps for, on an idle device, as a measurement",
+        "N",
+        **SHARE,
+    )
+    shadow_share: float = _option(
+        MONITORING,
+        0.0,
+        "share of the requests to repeat on the other variants, on an idle device, to compare them",
+        "N",
+        **SHARE,
+    )
+    drift_samples: int = _option(
+        MONITORING,
+        1000,
+        "last answers of each variant to compare with its bundle's baseline",
+        ge=10,
+        le=1_000_000,
+    )
+    metric_exemplars: bool = _option(
+        MONITORING, False, "keep request ids beside the histograms of /metrics, for OpenMetrics scrapes"
+    )
+    trace_endpoint: str | None = _option(
+        MONITORING, None, "send traces to this OTLP collector, http://HOST:4317 (needs the extra otel)", "URL"
+    )
 
-    @property
-    def variable(self) -> str:
-        """`max_batch` is SPEAKERLENS_MAX_BATCH."""
-        return PREFIX + self.name.upper()
+    drain_seconds: float = _option(
+        LOGS, 30.0, "how long to finish requests in progress after SIGTERM, in seconds", ge=0, le=3600
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _option(LOGS, "info", "least severe line of the log")
+    log_format: Literal["text", "json"] = _option(LOGS, "text", "text for people, or one JSON object per line")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        """Refuse values that do not fit together."""
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(f"--min-seconds {self.min_seconds:g} is above --max-seconds {self.max_seconds:g}")
+        if self.max_held_bytes < self.max_message_bytes:
+            raise ValueError(
+                f"--max-held-bytes {self.max_held_bytes} is below --max-message-bytes {self.max_message_bytes}"
+            )
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            given, missing = ("key", "certificate") if self.tls_certificate is None else ("certificate", "key")
+            raise ValueError(f"--tls-{given} needs --tls-{missing}")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("--tls-client-ca needs --tls-certificate and --tls-key")
+        # The last window of a recording may be a little shorter than the others.
+        if self.min_seconds > self.window_seconds / 2:
+            raise ValueError(
+                f"--min-seconds {self.min_seconds:g} is above half of --window-seconds {self.window_seconds:g}"
+            )
+        return self
 
 
-class ConfigError(Exception):
-    """The configuration cannot be used: one sentence that names the flag, and the variable or file it came from."""
+def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ, program: str = PROGRAM) -> Config:
+    """Return the configuration of flags, environment, file and defaults.
+
+    A wrong value ends the process with status 2 and one line that names the flag, and the variable or the file's line
+    if it came from there; `--print-config` and `--help` end it with status 0.
+    """
+    given = vars(_parser(program).parse_args(argv))
+    try:
+        tree = _gather(given, environ)
+        config = validate(Config, tree, _label)
+    except SettingsError as error:
+        sys.stderr.write(f"error: {error} (see {program} --help)\n")
+        raise SystemExit(2) from None
+    if given["print_config"]:
+        sys.stdout.write(_document(config, tree))
+        raise SystemExit(0)
+    return config
 
 
 def flag_of(name: str) -> str:
-    """The flag of a field: `max_batch` is `--max-batch`."""
+    """Return the flag of a field: `max_batch` is `--max-batch`."""
     return "--" + name.replace("_", "-")
 
 
-def options(schema: type = Config) -> dict[str, Option]:
-    """The options of a dataclass by name; its fields are bool, int, float, str or Path, `X | None` or `tuple[X, ...]`.
+def _parser(program: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=program,
+        description="Serve speaker identification with saliency maps over gRPC, and Prometheus metrics over HTTP.",
+        epilog=f"Each option can also be set by an environment variable, as --max-batch by {PREFIX}MAX_BATCH, and in "
+        "the file, as max_batch. A flag wins over the environment, the environment over the file.",
+    )
+    parser.add_argument("--config", metavar="FILE", help=f"read options from a TOML file (or {PREFIX}CONFIG)")
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the options in force as such a file, each with its origin, and exit",
+    )
+    groups: dict[str, Any] = {}
+    for name, field in Config.model_fields.items():
+        facts: Any = field.json_schema_extra
+        group = groups.setdefault(facts["group"], None) or parser.add_argument_group(facts["group"])
+        groups[facts["group"]] = group
+        about = f"{field.description} (default: {field.default})"
+        if field.annotation is bool:
+            group.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, default=None, help=about)
+        else:
+            group.add_argument(flag_of(name), metavar=facts["metavar"] or _metavar(field), help=about)
+    return parser
+
+
+def _metavar(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return "{" + ",".join(get_args(field.annotation)) + "}"
+    kinds = [field.annotation, *(kind for kind in get_args(field.annotation) if kind is not NoneType)]
+    return next((METAVARS[kind] for kind in kinds if kind in METAVARS), METAVARS[Path])
+
+
+def _gather(given: Mapping[str, Any], environ: Mapping[str, str]) -> Tree:
+    """Return the file's values, with the variables laid over them and the flags over both.
 
     Raises:
-        TypeError: a field has another type, or no default.
+        SettingsError: the file cannot be read, a variable is unknown, or a flag is empty.
     """
-    hints = get_type_hints(schema)
-    return {each.name: _option(each, hints[each.name]) for each in fields(schema)}
-
-
-def check(config: Config) -> None:
-    """Whether the values go together.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    if config.min_seconds > config.max_seconds:
-        raise ConfigError(f"--min-seconds {config.min_seconds:g} is above --max-seconds {config.max_seconds:g}")
-    if config.max_held_bytes < config.max_message_bytes:
-        raise ConfigError(
-            f"--max-held-bytes {config.max_held_bytes} is below --max-message-bytes {config.max_message_bytes}"
+    path = environ.get(PREFIX + "CONFIG") or None if given["config"] is None else given["config"]
+    tree = Tree() if path is None else read_toml(Path(path))
+    for name, text in _variables(environ):
+        tree.set((name,), text_value(Config.model_fields[name].annotation, text), PREFIX + name.upper())
+    for name, field in Config.model_fields.items():
+        value = given[name]
+        if value is None:
+            continue
+        flag = flag_of(name)
+        if value == "":
+            raise SettingsError(f"{flag} must not be empty")
+        tree.set(
+            (name,),
+            text_value(field.annotation, value) if isinstance(value, str) else value,
+            flag.replace("--", "--no-", 1) if value is False else flag,
         )
-    if (config.tls_certificate is None) != (config.tls_key is None):
-        given, missing = ("key", "certificate") if config.tls_certificate is None else ("certificate", "key")
-        raise ConfigError(f"--tls-{given} needs --tls-{missing} as well")
-    if config.tls_client_ca is not None and config.tls_certificate is None:
-        raise ConfigError("--tls-client-ca needs --tls-certificate and --tls-key as well")
-    # The last window of a recording may be a little shorter than the others.
-    if config.min_seconds > config.window_seconds / 2:
-        raise ConfigError(
-            f"--min-seconds {config.min_seconds:g} is above half of --window-seconds {config.window_seconds:g}"
-        )
+    return tree
 
 
-def _option(each: Any, hint: Any) -> Option:
-    parts = get_args(hint)
-    many = len(parts) == 2 and parts[1] is Ellipsis
-    optional = isinstance(hint, UnionType) and type(None) in parts
-    kind = parts[0] if many or optional else hint
-    if kind not in (bool, int, float, str, Path) or each.default is MISSING:
-        raise TypeError(f"{each.name}: {hint} is no type of an option, or there is no default")
-    return Option(each.name, kind, many, each.default, **each.metadata)
+def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the field and text of each variable that is set; an empty one counts as not set."""
+    names = {PREFIX + name.upper(): name for name in Config.model_fields}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable.startswith(CLIENT_PREFIX) or not text:
+            continue
+        if LINK.search(variable) or (variable.endswith("_PORT") and LINK_VALUE.match(text)):
+            continue
+        if variable in names:
+            yield names[variable], text
+        elif variable != PREFIX + "CONFIG":
+            raise SettingsError(f"there is no variable {variable}{suggestion(variable, names)}")
+
+
+def _label(place: Place) -> str:
+    return flag_of(str(place[0])) if place else ""
+
+
+def _document(config: Config, tree: Tree) -> str:
+    """Return the configuration as a TOML file, each value with its origin in a comment."""
+    lines = []
+    for name in Config.model_fields:
+        value = getattr(config, name)
+        origin = tree.origin((name,)) if name in tree.values else "default"
+        lines.append(f"# {name} is not set  # {origin}" if value is None else f"{name} = {_toml(value)}  # {origin}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    # JSON's strings are TOML's, but for the last control character.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

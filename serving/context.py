@@ -33,7 +33,6 @@ class CallContext:
         retry_after_s: seconds after which a retry may succeed, None where that is unknown.
         reserve_answer: reserves bytes of an answer under construction; raises ResourceExhaustedError where they do not
             fit into the memory limit.
-        charge: counts seconds of answered audio for the caller.
         report_phases: receives the seconds of each phase that just ended, in order.
     """
 
@@ -46,7 +45,6 @@ class CallContext:
     detail: str = ""
     retry_after_s: float | None = None
     reserve_answer: Callable[[int], None] = _ignore
-    charge: Callable[[float], None] = _ignore
     report_phases: Callable[[Mapping[str, float]], None] = _ignore
 
     @property

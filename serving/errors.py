@@ -45,8 +45,6 @@ class Reason(StrEnum):
     OTHER_BUNDLE = "other_bundle"
     ANSWER_SIZE = "answer_size"
     UNAUTHENTICATED = "unauthenticated"
-    RATE_LIMIT = "rate_limit"
-    QUOTA = "quota"
     UNSUPPORTED = "unsupported"
 
 

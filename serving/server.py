@@ -33,14 +33,13 @@ from speakerlens.serving.pipeline.enroll import AsyncSpeakerStore
 from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.robustness.probes import Prober
-from speakerlens.serving.rpc.auth import AuthInterceptor
+from speakerlens.serving.rpc.auth import AuthInterceptor, Tokens
 from speakerlens.serving.rpc.builtin import BuiltinServicesInterceptor
 from speakerlens.serving.rpc.channels import channel_arguments, exposure
 from speakerlens.serving.rpc.drain import hang_up
 from speakerlens.serving.rpc.health import Health
 from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor
 from speakerlens.serving.rpc.tls import server_credentials
-from speakerlens.serving.rpc.tokens import tokens_of
 from speakerlens.serving.rpc.tracing import tracing_of
 from speakerlens.serving.rpc.transfer import MessageTransfer
 
@@ -103,14 +102,13 @@ class Server:
         self._probing: asyncio.Task[None] | None = None
         self._port = 0
         self._ports: dict[str, str] = {}
-        tokens = tokens_of(config)
         self._transfers = _transfers(config, config.max_held_bytes)
         self._tracing = tracing_of(config, services)
         self._grpc = grpc.aio.server(
             interceptors=[
                 *([self._tracing.interceptor] if self._tracing else []),
                 CallInterceptor(services, self._gate, self.metrics, self._codec, self._transfers, ALWAYS),
-                *([AuthInterceptor(tokens)] if tokens else []),
+                *([AuthInterceptor(Tokens(config.tokens))] if config.tokens else []),
                 # Health asks for no token: who fills its room with slow requests must not fill that of the others.
                 BuiltinServicesInterceptor(services, _transfers(config, config.max_held_bytes // 4)),
             ],

@@ -200,11 +200,12 @@ def validate(model: type[M], tree: Tree, label: Callable[[Place], str] = dotted)
             place = place[:-1]
         origin = tree.origin(place[:-1] if first["type"] == "missing" else place, of_key=unknown)
         problem = _unknown(model, first) if unknown else _problem(first, label)
-        raise SettingsError(f"{origin}: {problem}" if origin else problem) from error
+        # A flag is its own origin, and the problem begins with its name.
+        raise SettingsError(problem if problem.startswith(origin) else f"{origin}: {problem}") from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean "x"?)` where a known name is close, else nothing."""
+    """Return ` (did you mean "x"?)` where a known name is close, else an empty text."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f' (did you mean "{close[0]}"?)' if close else ""
 
@@ -233,7 +234,7 @@ def _unknown(model: type[BaseModel], error: Any) -> str:
         key, section = place[-1], place[:-1]
         known = list(_model_at(model, section).model_fields)
     where = dotted(section) or "the file"
-    return f'unknown key "{key}" in {where}{nearest(str(key), known)}; known keys: {", ".join(known)}'
+    return f'unknown key "{key}" in {where}{nearest(str(key), known) or "; known keys: " + ", ".join(known)}'
 
 
 def _model_at(model: type[BaseModel], place: Place) -> type[BaseModel]:

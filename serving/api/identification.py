@@ -54,6 +54,8 @@ T = TypeVar("T")
 MessageT = TypeVar("MessageT", bound=Message)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].full_name
+# Utterances in one IdentifyBatch.
+MAX_REQUESTS: Final = 256
 # Of one batch, so that a few large ones leave room to others.
 MAX_ANSWER_BYTES: Final = 2**28
 
@@ -92,10 +94,11 @@ class Service(SpeakerIdentificationServicer):
         self, request: pb.IdentifyBatchRequest, context: Any
     ) -> pb.IdentifyBatchResponse:
         """Names the speakers of many utterances, all with the models that are loaded when the call begins."""
-        core, most = self._core(), self._config.max_requests
-        if not 1 <= len(request.requests) <= most:
+        core = self._core()
+        if not 1 <= len(request.requests) <= MAX_REQUESTS:
             raise InvalidArgumentError(
-                Reason.ARGUMENT, f"requests: {len(request.requests)}; send 1 to {most}, and more in further calls"
+                Reason.ARGUMENT,
+                f"requests: {len(request.requests)}; send 1 to {MAX_REQUESTS}, and more in further calls",
             )
         deadline, size = deadline_of(context), 0
 
@@ -206,7 +209,7 @@ class Service(SpeakerIdentificationServicer):
                 max_bytes=self._config.max_message_bytes,
                 min_seconds=shortest / SAMPLE_RATE,
                 max_seconds=self._config.max_seconds,
-                max_requests=self._config.max_requests,
+                max_requests=MAX_REQUESTS,
             ),
         )
 

@@ -93,7 +93,6 @@ def _queue(
         batch_cost=graph.buckets.batch_samples,
         padding=graph.buckets.padding,
         rows=graph.buckets.rows,
-        wait_s=config.batch_wait_seconds,
     )
     return Batcher(name, graph, device, bounds, observer, repair)
 

@@ -19,8 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.measures.sound import Sound, together
-from speakerlens.serving.bundle import SAMPLE_RATE
-from speakerlens.serving.context import current_context
 from speakerlens.serving.engine.graphs import PREDICTED, ExplainedPrediction, Job, Prediction
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
@@ -262,10 +260,6 @@ class RequestSession:
 
     def _take(self, heard: WindowOutput) -> None:
         self._windows += 1
-        # As it is answered, not at the end: whoever hangs up before that has had it all the same.
-        call = current_context.get(None)
-        if call is not None:
-            call.charge((heard.window.stop - (self._last.stop if self._last else 0)) / SAMPLE_RATE)
         self._last = heard.window
         self.sounds.add(heard.sound)
         if self._keep and self.kept is None and heard.speech:

@@ -1,4 +1,4 @@
-"""What is read from files, and read again when they change."""
+"""Values read from files, and reloaded when the files change."""
 
 import logging
 import stat
@@ -11,18 +11,18 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-Signature = tuple[tuple[int, int, int] | None, ...]
+_Signature = tuple[tuple[int, int, int] | None, ...]
 
 
 class ReloadingFile(Generic[T]):
-    """The value of some files; one that cannot be read again keeps the value before, and says so once.
+    """The value of some files; when reloading fails, the previous value stays and the log has one line.
 
-    Looking costs a `stat` per file, so whoever needs the value simply asks. Any thread may.
+    Each use costs a `stat` per file. Thread-safe.
 
     Args:
-        what: for the log, such as `tokens`.
+        what: name for the log, such as `tokens`.
         paths: the files.
-        read: makes the value of them; raises OSError or ValueError with a sentence for the operator.
+        read: returns the value; raises OSError or ValueError with a sentence for the operator.
 
     Raises:
         OSError: the first reading failed.
@@ -38,31 +38,31 @@ class ReloadingFile(Generic[T]):
         self._value = read()
 
     def value(self) -> T:
-        """What the files say now, or said last when they made sense."""
+        """Return the value of the files as they are, or as they last were valid."""
         with self._lock:
             signature = self._sign()
             if signature != self._signature:
-                # Signed before it is read: what is written meanwhile differs at the next look.
+                # Before reading, so that a change during it is found by the next call.
                 self._signature = signature
-                self._renew()
+                self._reload()
             return self._value
 
-    def _renew(self) -> None:
+    def _reload(self) -> None:
         try:
             self._value = self._read()
         except (OSError, ValueError) as error:
-            log.error("the new %s cannot be used, the old ones stay in force: %s", self._what, error)  # noqa: TRY400
+            log.error("the new %s cannot be used, the previous ones stay in force: %s", self._what, error)  # noqa: TRY400
         else:
-            log.info("read the new %s", self._what)
+            log.info("reloaded the %s", self._what)
 
-    def _sign(self) -> Signature:
+    def _sign(self) -> _Signature:
         return tuple(_sign(path) for path in self._paths)
 
 
 def warn_if_public(flag: str, path: Path) -> None:
-    """Says so where others than the owner and the group may read a secret."""
+    """Log a warning where others than the owner and the group may read a secret."""
     if path.stat().st_mode & stat.S_IROTH:
-        log.warning("%s %s: everybody on this machine can read it; chmod 640 or less is right", flag, path)
+        log.warning("%s %s: every user of this machine can read it; use chmod 640 or less", flag, path)
 
 
 def _sign(path: Path) -> tuple[int, int, int] | None:

@@ -16,7 +16,6 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from speakerlens.serving.context import current_context
@@ -32,14 +31,13 @@ class Spans:
 
     Args:
         endpoint: of the collector: http://HOST:PORT or https://HOST:PORT.
-        share: of the calls without a parent that are traced, 0 to 1; the others follow their parent.
         services: full names of the services that are watched.
     """
 
-    def __init__(self, endpoint: str, share: float, services: Collection[str]) -> None:
+    def __init__(self, endpoint: str, services: Collection[str]) -> None:
         self._exporter = OTLPSpanExporter(endpoint=endpoint)
         self._provider = TracerProvider(
-            ParentBasedTraceIdRatio(share), Resource.create({"service.name": "speakerlens"}), shutdown_on_exit=False
+            resource=Resource.create({"service.name": "speakerlens"}), shutdown_on_exit=False
         )
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self.interceptor = _Interceptor(self._provider.get_tracer("speakerlens"), frozenset(services))

@@ -41,4 +41,4 @@ def tracing_of(config: Config, services: Collection[str]) -> Tracing | None:
         raise StartupError(
             f'--trace-endpoint needs OpenTelemetry ({error}): install it with pip install "speakerlens[otel]"'
         ) from error
-    return Spans(config.trace_endpoint, config.trace_share, services)
+    return Spans(config.trace_endpoint, services)

@@ -12,7 +12,7 @@ import yaml
 
 from deploy.traffic.__main__ import parser
 from deploy.traffic.scenario import parse
-from speakerlens.serving import settings
+from speakerlens.serving import config as serving_config
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "deploy"
@@ -49,7 +49,7 @@ def test_ports_are_local_and_images_are_pinned() -> None:
 
 
 def test_commands_are_accepted_by_the_programs() -> None:
-    config = settings.parse(SERVICES["server"]["command"], {})
+    config = serving_config.parse(SERVICES["server"]["command"], {})
     assert config.shadow_share == 1
     options = parser().parse_args(SERVICES["traffic"]["command"])
     assert options.repeat

@@ -21,7 +21,7 @@ DA, CLEAN = pb.ModelSelector(variant="da"), pb.ModelSelector(variant="clean", ve
 @pytest.fixture(scope="module")
 def server(toy_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     store = tmp_path_factory.mktemp("store") / "speakers.db"
-    with ServerProcess(toy_bundles, f"--speakers={store}", "--max-requests=40", "--window-seconds=3") as process:
+    with ServerProcess(toy_bundles, f"--speakers={store}", "--window-seconds=3") as process:
         yield process
 
 
@@ -307,10 +307,10 @@ def test_a_batch_answers_each_and_errors_are_each_ones_own(server: ServerProcess
 
 def test_a_batch_has_limits_that_are_named(server: ServerProcess) -> None:
     one = pb.IdentifyRequest(audio=raw(voice(0.5)))
-    for count in (0, 41):
+    for count in (0, 257):
         code, text = refused(server.stub.IdentifyBatch, pb.IdentifyBatchRequest(requests=[one] * count))
         assert code == "INVALID_ARGUMENT"
-        assert text.startswith(f"requests: {count}; send 1 to 40")
+        assert text.startswith(f"requests: {count}; send 1 to 256")
 
 
 def test_a_batch_larger_than_the_queue_waits_and_leaves_room(toy_bundles: Path) -> None:

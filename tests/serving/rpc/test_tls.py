@@ -43,11 +43,11 @@ def test_a_new_certificate_is_seen_by_new_connections(toy_bundles: Path, tmp_pat
             assert greets(address, new)
             assert not greets(address, old)
             stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
-        assert "read the new TLS files" in server.log
+        assert "reloaded the TLS files" in server.log
 
         replace(pair.certificate, b"not a certificate")
         assert greets(address, new)
-        server.wait_for_log(r"ERROR .* the new TLS files cannot be used, the old ones stay in force: --tls-certificate")
+        server.wait_for_log(r"ERROR .* the new TLS files cannot be used, the previous ones stay.*: --tls-certificate")
         replace(pair.key, b"")
         assert greets(address, new)
         pair.key.unlink()
@@ -118,7 +118,7 @@ def test_a_key_that_everybody_can_read_is_warned_of(toy_bundles: Path, tmp_path:
     pair.key.chmod(0o644)
     with ServerProcess(toy_bundles, *flags(pair)) as server:
         assert (
-            f"WARNING speakerlens.serving.rpc.reload --tls-key {pair.key}: everybody on this machine can read it"
+            f"WARNING speakerlens.serving.rpc.reload --tls-key {pair.key}: every user of this machine can read it"
             in server.log
         )
 

@@ -94,10 +94,13 @@ def test_a_request_and_its_phases_below_the_callers_span(toy_bundles: Path, coll
     assert phases[2].end_time_unix_nano > phases[2].start_time_unix_nano
 
 
-def test_status_and_sampling(toy_bundles: Path, collector: tuple[Collector, str]) -> None:
-    """Nothing is traced unless the caller's own trace is; a caller's mistake is no fault of the server's."""
+def test_status_and_sampling(
+    toy_bundles: Path, collector: tuple[Collector, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only calls within a sampled trace are recorded; a caller's mistake is not an error of the server's span."""
     kept, endpoint = collector
-    with ServerProcess(toy_bundles, f"--trace-endpoint={endpoint}", "--trace-share=0") as server:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
+    with ServerProcess(toy_bundles, f"--trace-endpoint={endpoint}") as server:
         server.identify(request())
         server.stub.Identify(request(), metadata=(("traceparent", f"00-{TRACE}-{PARENT}-00"),), timeout=CALL_SECONDS)
         for scale, code in ((0.0, grpc.StatusCode.INVALID_ARGUMENT), (20.0, grpc.StatusCode.INTERNAL)):
