@@ -5,9 +5,11 @@ BUILD ?= build
 DEMO := $(BUILD)/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Processes that run tests side by side.
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo serve soak prometheus robustness-drill test test-slow fuzz lint types protos dashboards image clean
+.PHONY: help install lock demo serve soak prometheus robustness-drill test test-quick test-slow fuzz lint types protos dashboards image clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -67,8 +69,11 @@ robustness-drill: $(INSTALLED)  ## play noise and babble to the demo's bundles, 
 # Without Prometheus' programs the tests that need them are skipped, and named at the end; .ci/run has none of that.
 test: $(INSTALLED)  ## run the tests but for the slow ones
 	@deploy/prometheus/fetch.sh $(abspath $(BIN)) || echo 'Tests that need prometheus or promtool will be skipped.' >&2
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	@echo 'Not run: what is marked slow; `make test-slow` runs it.'
+
+test-quick: $(INSTALLED)  ## run the unit tests: those that start no process, for the loop of a developer
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "unit and not slow" -n $(WORKERS) --dist loadfile
 
 fuzz: $(INSTALLED)  ## try EXAMPLES (5000) new bad inputs of each kind, and print what came of them
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest tests/serving/fuzz

@@ -1,4 +1,7 @@
-"""One small world for all tests: a corpus, trained variants, their bundles and a server, made by the real commands."""
+"""One small world for all tests: a corpus, trained variants, their bundles and a server, made by the real commands.
+
+Every test is marked `unit` or `process`: `process` where it or a fixture of it starts a server or a command.
+"""
 
 import subprocess
 import sys
@@ -7,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.marking import mark
 from tests.serving.harness import ServerProcess
+from tests.sharing import made_once
 
 VARIANTS = ("clean", "act-da")
 ROOT = Path(__file__).resolve().parents[1]
+# These take longest and begin first, so that two workers end together.
+FIRST = ("test_readme", "test_study", "test_end_to_end", "test_trained_bundles", "test_imported", "test_fit")
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -21,38 +28,58 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A demo corpus of eight speakers."""
-    folder = tmp_path_factory.mktemp("world") / "corpus"
-    run("training", "prepare", "demo", "--speakers", "8", "--utterances-per-speaker", "10", "--out", folder)
-    return folder
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test, and put the files that take longest first."""
+    for item in items:
+        mark(item)
+    items.sort(key=lambda item: item.path.stem not in FIRST)
 
 
 @pytest.fixture(scope="session")
-def runs(corpus: Path) -> dict[str, Path]:
-    """Two variants of the demo's network, trained just enough to tell speakers apart."""
+def corpus(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Return a demo corpus of eight speakers."""
+    small = ("--speakers", "8", "--utterances-per-speaker", "10")
+    return made_once(
+        tmp_path_factory, worker_id, "corpus", lambda out: run("training", "prepare", "demo", *small, "--out", out)
+    )
+
+
+@pytest.fixture(scope="session")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, Path]:
+    """Return two variants of the demo's network, trained just enough to tell speakers apart."""
     settings = [
         f"--set={setting}"
         for setting in ("data.batch_size=16", "data.crop_seconds=1.0", "intervals.dev=60", "optimiser.warmup=0.2")
     ]
-    folders = {variant: corpus.parent / "runs" / variant for variant in VARIANTS}
-    for variant, folder in folders.items():
-        config = ("--config", "training/configs/demo.yaml", "--updates", "60")
-        run("training", "fit", *config, *settings, "--variant", variant, "--corpus", corpus, "--out", folder)
-    return folders
+    config = ("--config", "training/configs/demo.yaml", "--updates", "60", *settings)
+
+    def train(out: Path) -> None:
+        for variant in VARIANTS:
+            run("training", "fit", *config, "--variant", variant, "--corpus", corpus, "--out", out / variant)
+
+    folder = made_once(tmp_path_factory, worker_id, "runs", train)
+    return {variant: folder / variant for variant in VARIANTS}
 
 
 @pytest.fixture(scope="session")
-def bundles(runs: dict[str, Path]) -> Path:
-    """The exported bundles of those variants."""
-    folder = next(iter(runs.values())).parents[1] / "bundles"
-    run("export", *runs.values(), "--out", folder)
-    return folder
+def bundles(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Return the folder with the exported bundles of those variants."""
+    return made_once(tmp_path_factory, worker_id, "bundles", lambda out: run("export", *runs.values(), "--out", out))
 
 
 @pytest.fixture(scope="session")
 def server(bundles: Path) -> Iterator[ServerProcess]:
-    """A real server process with these bundles."""
+    """Yield a real server process with these bundles."""
     with ServerProcess(bundles) as process:
         yield process
+
+
+@pytest.fixture(autouse=True)
+def _no_process_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that is marked `unit` and starts a process all the same."""
+    if request.node.get_closest_marker("unit"):
+        monkeypatch.setattr("subprocess.Popen.__init__", _refuse_process)
+
+
+def _refuse_process(*arguments: object, **_: object) -> None:
+    raise AssertionError(f"a test marked `unit` starts {arguments[1:]}; tests/marking.py does not see that it does")

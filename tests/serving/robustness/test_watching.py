@@ -175,7 +175,7 @@ def test_long_audio_counts_once_and_its_sound_is_that_of_all_its_windows(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("tells", "counted"),
+    ("monitoring", "counted"),
     [(MonitoringScope.ANSWER, (1, 1)), (MonitoringScope.SOUND, (1, 0)), (MonitoringScope.NOTHING, (0, 0))],
 )
 def test_what_a_question_tells(tmp_path: Path, monitoring: MonitoringScope, counted: tuple[int, int]) -> None:
