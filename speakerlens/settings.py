@@ -11,15 +11,17 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 if TYPE_CHECKING:
     import yaml
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M")
+STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=False)
 Place = tuple[str | int, ...]
 """Where a value is in a tree: ("network", "blocks", 2)."""
 
@@ -35,6 +37,7 @@ PROBLEMS = {
     "list_type": "must be a list, not {shown}",
     "dict_type": "must be a section of keys, not {shown}",
     "model_type": "must be a section of keys, not {shown}",
+    "dataclass_type": "must be a section of keys, not {shown}",
     "literal_error": "must be one of {choices}, not {shown}",
     "greater_than_equal": "must be at least {ge}, not {shown}",
     "less_than_equal": "must be at most {le}, not {shown}",
@@ -47,6 +50,10 @@ PROBLEMS = {
 """What is wrong, by pydantic's type of error."""
 
 
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+"""pydantic's types of error for an unknown key: of a model, of a dataclass."""
+
+
 class SettingsError(Exception):
     """Raised when settings cannot be used: one sentence that names the place, the key and what would be right."""
 
@@ -54,7 +61,7 @@ class SettingsError(Exception):
 class Settings(BaseModel):
     """Base of a settings model: frozen, strict types, finite numbers, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=False)
+    model_config = STRICT
 
 
 class Tree:
@@ -181,7 +188,7 @@ def validate(model: type[M], tree: Tree, label: Callable[[Place], str] = dotted)
     """Return the tree as a model.
 
     Args:
-        model: the settings, usually a `Settings`.
+        model: the settings: a `Settings`, or a dataclass with `__pydantic_config__ = STRICT`.
         tree: values and their origins.
         label: names a place in messages, such as `--port` for ("port",).
 
@@ -190,12 +197,12 @@ def validate(model: type[M], tree: Tree, label: Callable[[Place], str] = dotted)
     """
     try:
         # By way of JSON, in which strict pydantic takes a list for a tuple and text for a path, but no 1 for true.
-        return model.model_validate_json(json.dumps(tree.values, default=str))
+        return TypeAdapter(model).validate_json(json.dumps(tree.values, default=str))
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        first = min(errors, key=lambda each: each["type"] != "extra_forbidden" and each["loc"][-1:] != ("[key]",))
+        first = min(errors, key=lambda each: each["type"] not in UNKNOWN and each["loc"][-1:] != ("[key]",))
         place: Place = first["loc"]
-        unknown = first["type"] == "extra_forbidden" or place[-1:] == ("[key]",)
+        unknown = first["type"] in UNKNOWN or place[-1:] == ("[key]",)
         if place[-1:] == ("[key]",):
             place = place[:-1]
         origin = tree.origin(place[:-1] if first["type"] == "missing" else place, of_key=unknown)
@@ -226,23 +233,30 @@ def _problem(error: Any, label: Callable[[Place], str]) -> str:
     return f"{name} {PROBLEMS[kind].format(**facts, shown=_shown(error['input']), choices=choices)}"
 
 
-def _unknown(model: type[BaseModel], error: Any) -> str:
+def _unknown(model: type[Any], error: Any) -> str:
     place = error["loc"]
     if place[-1] == "[key]":
         key, section, known = place[-2], place[:-2], _choices(error["ctx"])
     else:
         key, section = place[-1], place[:-1]
-        known = list(_model_at(model, section).model_fields)
+        known = list(_fields(_model_at(model, section)))
     where = dotted(section) or "the file"
     return f'unknown key "{key}" in {where}{nearest(str(key), known) or "; known keys: " + ", ".join(known)}'
 
 
-def _model_at(model: type[BaseModel], place: Place) -> type[BaseModel]:
+def _model_at(model: type[Any], place: Place) -> type[Any]:
     for part in place:
-        annotation = model.model_fields[str(part)].annotation
+        annotation = _fields(model)[str(part)]
         found = [each for each in (annotation, *get_args(annotation)) if isinstance(each, type)]
-        model = next((each for each in found if issubclass(each, BaseModel)), model)
+        model = next((each for each in found if issubclass(each, BaseModel) or is_dataclass(each)), model)
     return model
+
+
+def _fields(model: type[Any]) -> dict[str, Any]:
+    """Return the names and types of a model's or a dataclass's fields."""
+    if issubclass(model, BaseModel):
+        return {name: field.annotation for name, field in model.model_fields.items()}
+    return {field.name: get_type_hints(model)[field.name] for field in fields(model)}
 
 
 def _choices(context: Mapping[str, Any]) -> list[str]:

@@ -1,29 +1,38 @@
 """The configuration of a training run: one frozen dataclass per concern, read from YAML (`training/configs/`)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from speakerlens.training import typed_yaml
-from speakerlens.training.typed_yaml import Range
+import yaml
+from pydantic import ConfigDict, Field
+
+from speakerlens.settings import STRICT, SettingsError, Tree, override_yaml, parse_yaml, read_yaml, validate
+from speakerlens.training.errors import UserError
 
 InterferenceKind = Literal["noise", "music", "babble", "speaker", "reverb"]
 Activation = Literal["s1", "s2", "s3", "s4", "statistics", "embedding"]
 Distance = Literal["mse", "l1", "cosine"]
 Codec = Literal["mu-law", "a-law", "gsm", "vorbis"]
 
-Count = Annotated[int, Range(1)]
-Share = Annotated[float, Range(0, 1)]
-Positive = Annotated[float, Range(0, above=True)]
-NotNegative = Annotated[float, Range(0)]
-Decibel = Annotated[float, Range(-60, 60)]
-Talkers = Annotated[int, Range(2, 100)]
-Speed = Annotated[float, Range(0.9, 1.1)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Decibel = Annotated[float, Field(ge=-60, le=60)]
+Talkers = Annotated[int, Field(ge=2, le=100)]
+Speed = Annotated[float, Field(ge=0.9, le=1.1)]
+
+
+class _Section:
+    """Base of a section: strict types, finite numbers, no unknown keys, when read from YAML."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(_Section):
     """The ResNet; blocks (3, 4, 6, 3), width 32 and embedding 256 are ResNet-34, and ResNet-50 with bottlenecks."""
 
     blocks: tuple[Count, Count, Count, Count]
@@ -32,20 +41,20 @@ class NetworkConfig:
     """Channels of the first stage; each further stage has twice as many as the one before"""
     embedding: Count
     """Size of the speaker embedding"""
-    mel_bins: Annotated[int, Range(8, 256)] = 80
+    mel_bins: Annotated[int, Field(ge=8, le=256)] = 80
     """Rows of the log-mel front end"""
     block: Literal["basic", "bottleneck"] = "basic"
     """Two 3x3 convolutions; or 1x1, 3x3 and 1x1, and four times as many channels between blocks"""
 
 
 @dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(_Section):
     """The objective on the embedding: additive angular margin (ArcFace, Deng et al. 2019) or plain softmax."""
 
     kind: Literal["aam", "softmax"] = "aam"
     scale: Positive = 32.0
     """Factor on the cosines (`aam` only)"""
-    margin: Annotated[float, Range(0, 1.5)] = 0.2
+    margin: Annotated[float, Field(ge=0, le=1.5)] = 0.2
     """Angle in radians added between an utterance and its own speaker, once fully grown (`aam` only)"""
     margin_from: Share = 0.0
     """Share of the updates before the margin begins to grow from 0"""
@@ -61,11 +70,11 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Section):
     """Crops of speech."""
 
-    crop_seconds: Annotated[float, Range(0.2, 60)] = 2.0
-    batch_size: Annotated[int, Range(2)] = 32
+    crop_seconds: Annotated[float, Field(ge=0.2, le=60)] = 2.0
+    batch_size: Annotated[int, Field(ge=2)] = 32
     """Crops per update; pair variants use each twice, `da-2x` draws twice as many, `act-da` 1.75 times"""
     read_ahead: Count = 4
     """Batches that are read while the network computes"""
@@ -77,7 +86,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ComputeConfig:
+class ComputeConfig(_Section):
     """How training computes the network; dev accuracy and evaluation always use float32."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -96,7 +105,7 @@ def _default_snr() -> Mapping[InterferenceKind, tuple[float, float]]:
 
 
 @dataclass(frozen=True)
-class InterferenceConfig:
+class InterferenceConfig(_Section):
     """The corruption of copies. The variant decides which rows of a batch are copies (`training/variants.py`)."""
 
     share: Share = 0.5
@@ -128,7 +137,7 @@ class InterferenceConfig:
 
 
 @dataclass(frozen=True)
-class PerturbationConfig:
+class PerturbationConfig(_Section):
     """Speed perturbation and codecs (`training/data/perturbation.py`); off by default."""
 
     speed: Share = 0.0
@@ -148,7 +157,7 @@ class PerturbationConfig:
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(_Section):
     """The alignment term of `act-da` and `act-pair`; the other variants have none."""
 
     align: tuple[Activation, ...] = ("embedding",)
@@ -167,7 +176,7 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
-class OptimiserConfig:
+class OptimiserConfig(_Section):
     """The optimiser: linear warm-up to the learning rate, then decay to its final value at the last update."""
 
     kind: Literal["sgd", "adamw"] = "adamw"
@@ -177,7 +186,7 @@ class OptimiserConfig:
     warmup: Share = 0.1
     """Share of the updates"""
     decay: Literal["cosine", "exponential", "none"] = "cosine"
-    momentum: Annotated[float, Range(0, 0.9999)] = 0.9
+    momentum: Annotated[float, Field(ge=0, le=0.9999)] = 0.9
     """Nesterov momentum (`sgd`), or the first beta (`adamw`)"""
     weight_decay: NotNegative = 1e-4
     """On weight matrices and kernels only"""
@@ -189,7 +198,7 @@ class OptimiserConfig:
 
 
 @dataclass(frozen=True)
-class IntervalConfig:
+class IntervalConfig(_Section):
     """Intervals, in updates."""
 
     log: Count = 10
@@ -201,13 +210,13 @@ class IntervalConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(_Section):
     """A training run of any variant."""
 
     network: NetworkConfig
     updates: Count
     """Optimiser steps"""
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     head: HeadConfig = HeadConfig()
     data: DataConfig = DataConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -219,18 +228,36 @@ class Config:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration; `overrides` are `section.key=value`, checked the same way.
+    """Read a configuration from a file, with `overrides` of the form `section.key=value`.
 
-    Raises UserError naming the file, the line (or the override) and what would be right.
+    Raises:
+        UserError: it is invalid; the message names the file and line, or the override, and what is valid.
     """
-    return typed_yaml.load(Config, path, overrides)
+    try:
+        tree = read_yaml(path)
+        for override in overrides:
+            override_yaml(tree, override)
+    except SettingsError as error:
+        raise UserError(str(error)) from error
+    return _config(tree)
 
 
 def parse_config(text: str, name: str) -> Config:
-    """Read a configuration from its text; `name` is what messages call it. Raises UserError."""
-    return typed_yaml.parse(Config, text, name)
+    """Read a configuration from its text; `name` is what messages call it. Raise UserError if it is invalid."""
+    try:
+        tree = parse_yaml(text, name)
+    except SettingsError as error:
+        raise UserError(str(error)) from error
+    return _config(tree)
 
 
 def dump_config(config: Config) -> str:
-    """Write every value, defaults included; `parse_config` reads back an equal configuration."""
-    return typed_yaml.dump(config)
+    """Return YAML of every value, including defaults, from which `parse_config` reads an equal configuration."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=120)
+
+
+def _config(tree: Tree) -> Config:
+    try:
+        return validate(Config, tree)
+    except SettingsError as error:
+        raise UserError(str(error)) from error

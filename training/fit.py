@@ -12,7 +12,7 @@ On several GPUs or machines, each process takes a share of every batch:
 
 import argparse
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -21,7 +21,6 @@ from typing import Any, Self
 import torch
 from rich.console import Console
 
-from speakerlens.training import typed_yaml
 from speakerlens.training.checkpoint import (
     CHECKPOINT,
     CONFIG,
@@ -229,7 +228,7 @@ def _flat(config: Config) -> dict[str, object]:
         else:
             values[prefix] = value
 
-    walk("", typed_yaml.plain(config))
+    walk("", asdict(config))
     return values
 
 

@@ -38,10 +38,10 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--config": "{tmp}/none.yaml"}, "none.yaml: not a readable configuration"),
+        ({"--config": "{tmp}/none.yaml"}, "none.yaml: No such file"),
         ({"--corpus": "{tmp}/none"}, "none: no manifest.jsonl to read"),
-        ({"--updates": "0"}, "updates must be a whole number, at least 1, not 0"),
-        ({"--seed": "x"}, "seed must be a whole number, not x"),
+        ({"--updates": "0"}, "updates must be at least 1, not 0"),
+        ({"--seed": "x"}, "seed must be a whole number, not 'x'"),
         ({"--set": "optimizer.kind=sgd"}, 'unknown key "optimizer" in the file (did you mean "optimiser"?)'),
         ({"--out": "{tmp}/toy.yaml"}, "toy.yaml: cannot be made a folder (a file is in the way)"),
         ({"--out": "{tmp}/toy.yaml/run"}, "run: cannot be made a folder (a file is in the way)"),
