@@ -2,7 +2,7 @@
 
 Where an activation is zero but for rounding, the gradient of its ReLU is one or zero by chance, and the maps below it
 change by far more than rounding: on trained networks by up to 1e-2 of their norm, also between the eager network in
-float32 and in float64 (figures in `docs/decisions.md`).
+float32 and in float64 (figures in `docs/decisions/0002-relu-boundary-references.md`).
 """
 
 import copy

@@ -8,7 +8,7 @@ energy that repeats is a ratio of harmonics to noise (Boersma 1993, see `measure
 noise that comes and goes, the second by hum and music; how fast the energy changes tells which to believe. A quadratic
 function of eight such features, fitted to mixtures of known ratio, gives decibels: its coefficients are in `snr.json`,
 `python -m benchmarks.snr --fit` makes them, and `python -m benchmarks.snr` says how well it does on other speakers and
-noises, beside WADA-SNR and others. docs/decisions.md has the figures.
+noises, beside WADA-SNR and others. docs/decisions/0008-sound-measures.md has the figures.
 """
 
 import json

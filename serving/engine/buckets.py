@@ -1,8 +1,9 @@
 """Which shapes of batches a device sees: lengths and numbers of rows are rounded up, so that there are few of them.
 
 The graph's `lengths` input makes what is added invisible. What rounding costs and gains differs by device
-(docs/decisions.md): on a CPU a new shape costs nothing and padding is computed like audio, so steps are fine, rows are
-not rounded and batches are small; with CUDA every new shape is searched for and allocated, and large batches pay.
+(docs/decisions/0027-batches.md): on a CPU a new shape costs nothing and padding is computed like audio, so steps are
+fine, rows are not rounded and batches are small; with CUDA every new shape is searched for and allocated, and large
+batches pay.
 """
 
 from bisect import bisect_left

@@ -3,8 +3,8 @@
 Voices are periodic, and louder than what lies behind them: a frame of 40 ms counts where its autocorrelation has a
 peak between 70 and 400 Hz, and its level stands above -60 dBFS and above that of the window's quietest tenth. A window
 holds speech where a fifth of a second of it counts. Rain, wind, hum and hiss do not; babies, music and engines may. The
-decision depends on the window alone, so that live audio is judged as a whole recording is. docs/decisions.md has the
-figures.
+decision depends on the window alone, so that live audio is judged as a whole recording is. The figures are in
+docs/decisions/0011-windows.md.
 """
 
 import numpy as np
