@@ -3,9 +3,9 @@
     python -m benchmarks.hearing build/demo/bundles clean
 
 Starts a server on these bundles, sends it Predict and Explain requests for 3 s of the bundle's own speech, one at a
-time, and reads the process's time before and after; one thread for each model, as several spin while they wait, which
-is no work. In between, `measures.sound.hear` and its parts are timed in this process on the same samples, so that both
-see the same machine. Medians, and the least disturbed of each: a twentieth is below, for machines that have other work.
+time, and reads the process's CPU time before and after; one thread per model, as several would spin while they wait.
+In between, `measures.sound.measure_sound` and its parts are timed in this process on the same samples, so that both see
+the same machine. Reports medians, and the fifth percentile for machines that have other work.
 Linux only.
 """
 
@@ -23,8 +23,7 @@ import numpy as np
 import soundfile
 
 from speakerlens.measures import sound
-from speakerlens.measures.frames import RATE, Array, frames
-from speakerlens.measures.snr import snr_db
+from speakerlens.measures.snr import RATE, Array, analyse, snr_db
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving.harness import ServerProcess
 
@@ -42,10 +41,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/hearing.json"))
     arguments = parser.parse_args()
     speech = spoken(arguments.bundles / arguments.variant)
-    analysed = frames(speech)
+    analysed = analyse(speech)
     parts: dict[str, Callable[[], object]] = {
-        "hear": lambda: sound.hear(speech),
-        "frames": lambda: frames(speech),
+        "hear": lambda: sound.measure_sound(speech),
+        "frames": lambda: analyse(speech),
         "snr": lambda: snr_db(analysed),
         "speech share": lambda: sound._speech_share(analysed),
         "clipped share": lambda: sound.clipped_share(speech),

@@ -36,8 +36,7 @@ import soundfile
 from numpy.typing import NDArray
 
 import speakerlens.measures.snr
-from speakerlens.measures.frames import RATE, frames
-from speakerlens.measures.snr import Quadratic, features
+from speakerlens.measures.snr import RATE, Quadratic, analyse, features
 
 Array = NDArray[np.float32]
 SNRS = (-5, 0, 5, 10, 15, 20)
@@ -87,7 +86,7 @@ def main() -> None:
     figures = []
     for mixture in part("fit", FITTED_SNRS, max(arguments.each // 2, 1)):
         known.append(mixture.snr_db)
-        figures.append(features(frames(mixture.samples)))
+        figures.append(features(analyse(mixture.samples)))
         for name, estimate in OTHERS.items():
             raw[name].append(estimate(mixture.samples))
     truth = np.array(known, float)
@@ -99,7 +98,7 @@ def main() -> None:
     errors: dict[str, dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for mixture in part("validation", SNRS, arguments.each):
         at = (mixture.kind, mixture.snr_db)
-        errors["ours"][at].append(bounded(fitted.at(features(frames(mixture.samples)))) - mixture.snr_db)
+        errors["ours"][at].append(bounded(fitted.value(features(analyse(mixture.samples)))) - mixture.snr_db)
         for name, estimate in OTHERS.items():
             errors[name][at].append(curves[name](estimate(mixture.samples)) - mixture.snr_db)
     write_report(errors, arguments)
@@ -208,7 +207,7 @@ def fit(figures: NDArray[np.float64], truth: NDArray[np.float64]) -> Quadratic:
     k = figures.shape[1]
     zeros = np.zeros(k)
     raw = Quadratic(figures.mean(axis=0), figures.std(axis=0), 0.0, zeros, np.zeros((k, k)))
-    scaled = raw.scaled(figures)
+    scaled = raw.standardised(figures)
     first, second = np.triu_indices(k)
     terms = np.concatenate([np.ones((len(scaled), 1)), scaled, scaled[:, first] * scaled[:, second]], axis=1)
     weights = np.ones(len(terms))

@@ -24,7 +24,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from speakerlens.measures.sound import hear
+from speakerlens.measures.sound import measure_sound
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.metrics import Metrics
@@ -142,7 +142,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             found["cases"][name] = await compared(core, query, max(2, round(arguments.pairs * share)))
         await core.close()
     samples = speech(arguments.bundles, arguments.variant, 3.0)
-    found["hear, 3 s, alone, processor ms"] = alone(lambda: hear(samples))
+    found["hear, 3 s, alone, processor ms"] = alone(lambda: measure_sound(samples))
     return found
 
 

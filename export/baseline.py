@@ -20,7 +20,7 @@ from speakerlens.export.parity import MAPS, load_runtimes
 from speakerlens.measures.distribution import Bins, quantile_bins
 from speakerlens.measures.prediction import scores
 from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
-from speakerlens.measures.sound import hear
+from speakerlens.measures.sound import measure_sound
 from speakerlens.training.data.manifest import Clip, Corpus, spread
 from speakerlens.training.evaluation.conditions import (
     CLEAN,
@@ -145,7 +145,7 @@ def _measures(batch: MixtureBatch, outputs: dict[str, Tensor], temperature: floa
         logits, shown = outputs["logits"][row].numpy(), maps[row, :, :frames].numpy()
         interference = estimated_interference(saliency.features[row, :, :frames].numpy())
         found = {
-            **asdict(hear(batch.mixture.audio[row, :samples].numpy())),
+            **asdict(measure_sound(batch.mixture.audio[row, :samples].numpy())),
             **scores(logits, temperature)._asdict(),
             "best_logit": float(logits.max()),
             "deletion_index": deletion_index(shown, interference),

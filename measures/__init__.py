@@ -1,5 +1,5 @@
-"""Measures of a request: of the sound that comes in, of the answer, and of the map that explains it.
+"""Measures of sound, predictions and saliency maps, shared by the exporter and the server.
 
-The exporter writes their distributions into a bundle's baseline, the server compares its traffic with these: both take
-the numbers from here. Imports nothing else of this project, and numpy alone besides (soundfile for the probes).
+The exporter writes their distributions into a bundle's baseline, and the server compares its traffic with them. Imports
+nothing else of this project; needs numpy, and soundfile for the probes.
 """

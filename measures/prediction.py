@@ -1,4 +1,4 @@
-"""How sure a prediction is."""
+"""Confidence of a prediction."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 class Scores(NamedTuple):
-    """Of one prediction: the best probability, its lead over the second, and the entropy of all in nats."""
+    """Top-1 probability, its margin over the second, and the entropy of all probabilities in nats."""
 
     top1_probability: float
     margin: float
@@ -15,10 +15,10 @@ class Scores(NamedTuple):
 
 
 def scores(logits: NDArray[np.floating], temperature: float) -> Scores:
-    """Scores of softmax(logits / temperature).
+    """Return the scores of softmax(logits / temperature).
 
     Args:
-        logits: finite, [classes], two classes at least.
+        logits: finite, [classes], at least two classes.
         temperature: above 0.
     """
     scaled = np.asarray(logits, np.float64) / temperature

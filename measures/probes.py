@@ -1,9 +1,7 @@
-"""A bundle's sealed probe set: utterances of known speakers, alone and under interference, with the right answers.
+"""A bundle's sealed probe set: utterances of known speakers, clean and under interference, with the correct answers.
 
-What is heard is made from its parts when it is asked for, by the formula of the training side's evaluation: the speech
-is that of the bundle's utterances, the interference lies beside it alone, and a gain sets the ratio. So one file of
-interference serves every ratio. Files are read whole, once, and are checked before anything is made of them; nothing is
-unpickled.
+Speech and interference are stored apart and mixed on demand, by the formula of the training side's evaluation, so one
+file of interference serves every SNR. Files are read once, whole, and checked before use; nothing is unpickled.
 """
 
 import io
@@ -18,24 +16,24 @@ import soundfile
 from numpy.typing import NDArray
 
 RATE = 16_000
-MAX_SECONDS = 3.0  # what a server hears at once, unless told otherwise
+MAX_SECONDS = 3.0  # a server's window by default
 CLEAN, RESAMPLED = "clean", "resampled"
-# Squares much smaller than the square of this vanish in float32: such a signal counts as silent.
+# The square of a smaller norm vanishes in float32: such a signal counts as silent.
 SILENT_NORM = 1e-10
-# A name that is a folder of its own, of no other place.
+# A plain folder name, without separators or dots.
 _FOLDER = re.compile(r"[a-z][a-z+-]*")
 
 
 class ProbeError(ValueError):
-    """A probe set that does not hold: one sentence that says which file, and why."""
+    """A probe set that cannot be used; one sentence that names the file and the reason."""
 
 
 class Condition(NamedTuple):
-    """What a probe is heard under.
+    """What a probe's speech is combined with.
 
     Attributes:
         interference: `clean`, `resampled`, or a kind of interference.
-        snr_db: ratio of speech to interference in decibels, as the kind has it; None without interference.
+        snr_db: ratio of speech to interference in decibels; None without interference.
     """
 
     interference: str
@@ -43,25 +41,27 @@ class Condition(NamedTuple):
 
     @property
     def mixed(self) -> bool:
-        """Whether there is interference in it."""
+        """Whether it has interference."""
         return self.snr_db is not None
 
     @property
     def snr(self) -> str:
-        """The ratio as labels have it: `10`, or nothing."""
+        """The ratio as in metric labels: `10`, or empty without interference."""
         return "" if self.snr_db is None else f"{self.snr_db:g}"
 
     def __str__(self) -> str:
-        """As messages name it."""
+        """Return the name used in messages."""
         return f"{self.interference} {self.snr} dB" if self.mixed else self.interference
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One utterance's interference of one kind: a file with its waveform, and int8 [mel, frames].
+    """One utterance's interference of one kind.
 
-    `levels` says how far the speech stands above the interference in each bin, in decibels rounded down, at a ratio
-    of 0 dB: at a ratio of whole decibels s, the interference is louder exactly where levels + s < 0.
+    Attributes:
+        sound: an audio file, the interference alone.
+        levels: int8 [mel, frames], local SNR of each bin in decibels, rounded down, at an SNR of 0 dB: at an SNR of s
+            whole decibels, the interference is louder exactly where levels + s < 0.
     """
 
     sound: bytes
@@ -70,7 +70,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance: who speaks, its file, the same at another rate as a file, and its interference by kind."""
+    """One utterance: its speaker, its audio file, the same at another rate, and its interference by kind."""
 
     speaker: str
     sound: bytes
@@ -83,7 +83,7 @@ class ProbeSet:
     """The probes of one bundle.
 
     Attributes:
-        conditions: in which every utterance is heard.
+        conditions: applied to every utterance.
         utterances: of known speakers.
     """
 
@@ -99,10 +99,10 @@ class ProbeSet:
             manifest: its `bundle.json`, which fits the schema.
 
         Returns:
-            None where the bundle has no probes.
+            None if the bundle has no probes.
 
         Raises:
-            ProbeError: a file is missing, or is not what it should be.
+            ProbeError: a file is missing or does not fit the manifest.
         """
         entry = manifest["probes"]
         if entry is None:
@@ -112,10 +112,10 @@ class ProbeSet:
         return cls(conditions(entry["interference"], entry["snrs_db"]), tuple(read))
 
     def mixture(self, index: int, condition: Condition) -> NDArray[np.float32]:
-        """What the model is to hear, [samples] at 16 kHz; `resampled` is heard as the file that `encoded` gives.
+        """Return the audio of a probe, float32 [samples] at 16 kHz; for `resampled`, use `encoded` instead.
 
-        The mixture of `training.data.mixing`: interference is scaled so that 10 log10 of the ratio of the energies is
-        the condition's, and a sum that would leave [-1, 1] is scaled down whole.
+        Mixed as in `training.data.mixing`: the interference is scaled to the condition's SNR (10 log10 of the ratio of
+        energies), and a mixture that exceeds [-1, 1] is scaled down as a whole.
         """
         utterance = self.utterances[index]
         speech = read_speech(utterance.sound)
@@ -124,11 +124,11 @@ class ProbeSet:
         return mix(speech, _samples(utterance.layers[condition.interference].sound), float(condition.snr_db or 0.0))
 
     def encoded(self, index: int) -> bytes:
-        """The clean utterance as an audio file of another rate."""
+        """Return the clean utterance as an audio file at another sample rate."""
         return self.utterances[index].resampled
 
     def dominated(self, index: int, condition: Condition) -> NDArray[np.bool_] | None:
-        """Where the interference is louder than the speech, [mel, frames]; None where there is none."""
+        """Return where interference is louder than speech, bool [mel, frames]; None without interference."""
         if condition.snr_db is None:
             return None
         levels = self.utterances[index].layers[condition.interference].levels
@@ -137,13 +137,13 @@ class ProbeSet:
 
 
 def conditions(interference: Sequence[str], snrs_db: Sequence[float]) -> tuple[Condition, ...]:
-    """The conditions of a probe set with these kinds of interference and ratios."""
+    """Return the conditions of a probe set with these kinds of interference and SNRs."""
     mixed = (Condition(kind, float(snr_db)) for kind in interference for snr_db in snrs_db)
     return (Condition(CLEAN, None), Condition(RESAMPLED, None), *mixed)
 
 
 def files(entry: Mapping[str, Any]) -> list[str]:
-    """The files that a probe set is read from, by their path in the bundle; `entry` is `probes` of `bundle.json`."""
+    """Return the paths, relative to the bundle, of a probe set's files; `entry` is `probes` of `bundle.json`."""
     named = [each["file"] for each in entry["utterances"]]
     for number in range(len(named)):
         named.append(_path(entry, RESAMPLED, number, "flac"))
@@ -152,7 +152,7 @@ def files(entry: Mapping[str, Any]) -> list[str]:
 
 
 def mix(speech: NDArray[np.float32], interference: NDArray[np.float32], snr_db: float) -> NDArray[np.float32]:
-    """Mix speech [n] with interference [n] at any level; where either is silent, the speech stays alone."""
+    """Return float32 [n]: speech [n] plus interference [n] at an SNR; the speech alone if either is silent."""
     loudness, unwanted = np.linalg.norm(speech), np.linalg.norm(interference)
     audible = loudness > SILENT_NORM and unwanted > SILENT_NORM
     gain = loudness / unwanted * np.float32(10.0) ** np.float32(-snr_db / 20.0) if audible else np.float32(0.0)
@@ -162,7 +162,7 @@ def mix(speech: NDArray[np.float32], interference: NDArray[np.float32], snr_db: 
 
 
 def read_speech(sound: bytes) -> NDArray[np.float32]:
-    """The speech of an utterance's file: its beginning, without its constant offset, [samples] at 16 kHz."""
+    """Return the start of an utterance's file without constant offset, float32 [samples] at 16 kHz, 3 s at most."""
     samples = _samples(sound, round(MAX_SECONDS * RATE))
     return samples - samples.mean(dtype=np.float64).astype(np.float32) if len(samples) else samples
 
@@ -179,7 +179,7 @@ def _path(entry: Mapping[str, Any], kind: str, number: int, ending: str) -> str:
 def _check_names(entry: Mapping[str, Any], speakers: Sequence[str]) -> None:
     for kind in entry["interference"]:
         if not _FOLDER.fullmatch(kind) or kind in (CLEAN, RESAMPLED):
-            raise ProbeError(f"probes: {kind!r} is no kind of interference")
+            raise ProbeError(f"probes: {kind!r} is not a kind of interference")
     for each in entry["utterances"]:
         if each["speaker"] not in speakers:
             raise ProbeError(f"probes: {each['file']} is of {each['speaker']!r}, who is not among the speakers")
@@ -192,9 +192,7 @@ def _read_utterance(folder: Path, manifest: Mapping[str, Any], number: int) -> U
     _check_sound(named["file"], sound, RATE)
     samples = len(read_speech(sound))
     if samples < manifest["min_samples"]:
-        raise ProbeError(
-            f"{named['file']} has {samples} samples, the shortest that is answered {manifest['min_samples']}"
-        )
+        raise ProbeError(f"{named['file']} has {samples} samples, fewer than the minimum of {manifest['min_samples']}")
     frames = 1 + (samples - front_end["frame_length"]) // front_end["frame_shift"]
     resampled = _path(entry, RESAMPLED, number, "flac")
     again = _read(folder, resampled)
@@ -216,7 +214,7 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def _check_sound(name: str, sound: bytes, rate: int, samples: int | None = None) -> None:
-    """Whether a file is mono audio of this rate, and of so many samples, whatever its header says of them."""
+    """Raise ProbeError unless a file is mono audio of this rate and length; counts samples, ignores the header."""
     most = round(MAX_SECONDS * rate) if samples is None else samples
     try:
         with soundfile.SoundFile(io.BytesIO(sound)) as file:
@@ -233,7 +231,7 @@ def _check_sound(name: str, sound: bytes, rate: int, samples: int | None = None)
 
 
 def _read_levels(name: str, content: bytes, shape: tuple[int, int]) -> NDArray[np.int8]:
-    """The array of a file of NumPy's format: by its header, and without unpickling anything."""
+    """Return the array of an .npy file, int8 of this shape, without unpickling."""
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)

@@ -1,4 +1,4 @@
-"""What a saliency map looks at, in numbers."""
+"""Measures of a saliency map: deletion index and concentration."""
 
 import math
 
@@ -12,22 +12,21 @@ _NEPER_DB = 10.0 / math.log(10.0)
 
 
 def estimated_interference(features: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Where stationary interference is probably louder than the speech, from the mixture alone.
+    """Estimate the bins where stationary interference is louder than speech, from the mixture alone.
 
-    The level of the interference in a mel row is taken to be a low percentile of the row over time, which speech does
-    not reach as it pauses everywhere now and then (quantile-based noise estimation: Stahl, Fischer and Bippus, ICASSP
-    2000), plus the bias of that percentile to the mean of a noise's power (as minimum statistics are corrected for
-    theirs: Martin, IEEE Trans. Speech and Audio Processing 9(5), 2001). Interference and speech of equal power are 3
-    dB above either, so bins up to there are the interference's. What comes and goes as speech does, such as another
-    talker, is not found.
+    The noise level of a mel row is a low percentile of the row over time, as speech pauses in every row now and then
+    (quantile-based noise estimation: Stahl, Fischer and Bippus, ICASSP 2000), plus the bias of that percentile against
+    the mean noise power (cf. minimum statistics: Martin, IEEE Trans. Speech and Audio Processing 9(5), 2001). Where
+    both have equal power the mixture is 3 dB above either, so bins up to there belong to the interference. Interference
+    that comes and goes like speech, such as another talker, is not found.
 
     Args:
-        features: natural logarithm of the mel power, [mel, frames]; a constant added to a row changes nothing.
+        features: natural logarithm of the mel power, [mel, frames]; an offset per row has no effect.
 
     Returns:
-        [mel, frames].
+        bool [mel, frames].
     """
-    # As np.percentile, which takes eight times as long.
+    # Equal to np.percentile, which takes eight times as long.
     place = FLOOR_PERCENTILE / 100 * (features.shape[1] - 1)
     low, high = math.floor(place), math.ceil(place)
     ordered = np.partition(features, (low, high), axis=1)
@@ -37,16 +36,16 @@ def estimated_interference(features: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 def deletion_index(saliency_map: NDArray[np.floating], where: NDArray[np.bool_]) -> float:
-    """Share of a map's mass on the interference's bins over those bins' share of the area.
+    """Return the share of a map's mass on interference over those bins' share of the area.
 
-    1 means that the map is blind to the interference; the lower, the more the model deletes it.
+    1: the map does not depend on the interference; the lower, the more the model deletes it.
 
     Args:
         saliency_map: non-negative, [mel, frames].
-        where: the interference's bins, the same shape.
+        where: bins of the interference, bool [mel, frames].
 
     Returns:
-        NaN where the map is empty, or where there are no such bins.
+        NaN if the map is all zero, or `where` has no bin.
     """
     total, area = float(saliency_map.sum(dtype=np.float64)), np.count_nonzero(where) / where.size
     if not total or not area:
@@ -55,21 +54,20 @@ def deletion_index(saliency_map: NDArray[np.floating], where: NDArray[np.bool_])
 
 
 def concentration(saliency_map: NDArray[np.floating]) -> float:
-    """Gini coefficient of a map's bins: 0 where all are equal, 1 where one has everything.
+    """Return the Gini coefficient of a map's bins: 0 if all are equal, 1 if one bin has all the mass.
 
-    (Of the measures of sparsity the one that keeps the most of their wanted properties: Hurley and Rickard,
-    "Comparing measures of sparsity", IEEE Trans. Information Theory 55(10), 2009.)
+    Hurley and Rickard, "Comparing measures of sparsity", IEEE Trans. Information Theory 55(10), 2009.
 
     Args:
         saliency_map: non-negative, of any shape.
 
     Returns:
-        NaN where the map is empty.
+        NaN if the map is all zero, or has fewer than two bins.
     """
     values = np.sort(saliency_map, axis=None)
     total, count = float(values.sum(dtype=np.float64)), values.size
     if not total or count < 2:
         return math.nan
-    # No product of vectors: BLAS would wake its threads for it.
+    # Not a dot product, for which BLAS would wake its threads.
     ranks = np.arange(1 - count, count, 2, dtype=np.float64)
     return float((ranks * values).sum(dtype=np.float64)) / (total * (count - 1))

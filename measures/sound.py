@@ -1,7 +1,6 @@
-"""What can be told of a recording from its samples alone, at a cost that no request notices.
+"""Measures of a recording from its samples alone: SNR, speech share, clipping, level and bandwidth.
 
-All of it is blind: nobody knows what was said, or what the noise was. `measures/snr.py` says how far the estimate of
-the signal-to-noise ratio can be trusted.
+All are blind estimates, without clean speech to compare with, and cheap enough for every request.
 """
 
 import math
@@ -11,59 +10,59 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.measures.frames import RATE, STRIDE, Array, Frames, frames
-from speakerlens.measures.snr import HIGHEST_DB, LOWEST_DB, snr_db
+from speakerlens.measures.snr import HIGHEST_DB, LOWEST_DB, RATE, STRIDE, Array, Frames, analyse, snr_db
 
 SILENT_DBFS = -100.0
-"""The level of silence, which has none; anything quieter counts as this."""
+"""Level reported for silence, and for anything quieter."""
 
 VOICED, VOICED_DBFS, ABOVE_FLOOR, FLOOR_SHARE = 0.6, -60.0, 2.0, 0.1
 REACH = 2
-"""Frames, of 48 ms, around a voiced one in which what is loud enough is its consonant."""
+"""Frames (of 48 ms) around a voiced one in which loud sound counts as a consonant."""
 
 STEP_16_BIT = 2.0**-15
 FLAT = 1.5 * STEP_16_BIT
 FLAT_RUN = 3
 FULL_SCALE = 0.999
 LEAST_CLIPPED = 0.02
-"""Height below which a sound's tops are flat from quantisation alone."""
+"""Amplitude below which quantisation alone makes flat tops."""
 
 SHORT = 128
 LOOKED_AT = 10
 AUDIBLE = 1e-6
-"""Power of a band against that of the strongest, -60 dB, from which it counts as in use."""
+"""Power of a band over that of the strongest (-60 dB) from which it counts as used."""
 
 _TAPER = np.blackman(SHORT + 1)[:-1].astype(np.float32)
 _LEAST_POWER = 20 * STEP_16_BIT**2 / 12 * float(_TAPER @ _TAPER)
-"""Of a band of two bins: 10 dB above the quantisation of 16 bits."""
+"""Of a band of two bins: 10 dB above 16-bit quantisation noise."""
 
 
 @dataclass(frozen=True)
 class Sound:
-    """The sound of one window, or of all windows of one recording."""
+    """Measures of one window, or of all windows of one recording."""
 
     seconds: float
-    """Duration."""
+    """Duration in seconds."""
     snr_db: float
-    """Speech over all else, energies over the whole, in decibels; NaN where it cannot be told (silence)."""
+    """Energy of speech over that of everything else, in decibels; NaN in silence."""
     speech_share: float
-    """Share of the time in which somebody speaks, 0 to 1: voices, as their periodicity tells, and what else has it."""
+    """Share of the time with speech, 0 to 1; found by periodicity, so other periodic sound counts too."""
     clipped_share: float
-    """Share of the samples that were cut off at the top or bottom, 0 to 1."""
+    """Share of the samples that are clipped, 0 to 1."""
     level_dbfs: float
-    """Root mean square of what lies above 50 Hz, so without a constant offset, in decibels of full scale (a square wave
-    of height 1); from frames that cover two thirds of the time, so within some tenths of a decibel."""
+    """RMS above 50 Hz (without a constant offset) in decibels of full scale, where a square wave of amplitude 1 is 0.
+    The frames cover two thirds of the time, so it is exact to some tenths of a decibel."""
     bandwidth_hz: float
-    """Frequency up to which there is sound; 0 in silence."""
+    """Highest frequency in use, in hertz; 0 in silence."""
 
 
-def hear(samples: NDArray[np.float32]) -> Sound:
-    """Measure one window of sound, [n] at 16 kHz in [-1, 1], finite, n >= 400.
+def measure_sound(samples: NDArray[np.float32]) -> Sound:
+    """Measure one window, float32 [n] at 16 kHz in [-1, 1], finite, n >= 400.
 
-    Never raises on such input: silence has an SNR of NaN, a level of -100 dBFS, and a bandwidth of 0.
+    Returns:
+        For silence: SNR NaN, level -100 dBFS, bandwidth 0.
     """
     seconds = len(samples) / RATE
-    analysed = frames(samples)
+    analysed = analyse(samples)
     level = _decibels(float(analysed.energy.sum()) / len(analysed.energy))
     if level <= SILENT_DBFS:
         return Sound(seconds, math.nan, 0.0, 0.0, SILENT_DBFS, 0.0)
@@ -77,14 +76,14 @@ def hear(samples: NDArray[np.float32]) -> Sound:
     )
 
 
-def together(sounds: Sequence[Sound]) -> Sound:
-    """Join the measures of the windows of one recording, as if it had been measured whole.
+def join(sounds: Sequence[Sound]) -> Sound:
+    """Combine the measures of one recording's windows into those of the whole.
 
-    Energies add up, shares are means weighted by duration, the bandwidth is the widest. Durations are summed: where
-    windows overlap, what they share counts twice.
+    Energies add up, shares are means weighted by duration, the bandwidth is the largest. Durations add up, so an
+    overlap counts twice.
 
     Raises:
-        ValueError: if there is no window.
+        ValueError: there is no window.
     """
     if not sounds:
         raise ValueError("no window to join")
@@ -112,7 +111,7 @@ def _decibels(power: float) -> float:
 
 
 def _speech_share(analysed: Frames) -> float:
-    """Voiced frames that stand out of the quietest tenth, and what is loud close by: consonants."""
+    """Return the share of frames that are voiced and above the noise floor, or loud and next to one that is."""
     energy = analysed.energy
     floor = float(np.sort(energy)[int(FLOOR_SHARE * len(energy))])
     loud = energy > max(10 ** (VOICED_DBFS / 10), ABOVE_FLOOR * floor)
@@ -124,11 +123,11 @@ def _speech_share(analysed: Frames) -> float:
 
 
 def clipped_share(samples: Array) -> float:
-    """Share of samples [n], at any rate, that were cut off at the top or the bottom.
+    """Return the share of samples, float32 [n] at any rate, that are clipped.
 
-    A side is clipped where three samples or more in a row lie within 1.5 steps of 16 bits of its extreme, and fall out
-    of that range suddenly, as a wave that is merely round at its top does not; then all samples that near to the
-    extreme count. Resampling takes the flat tops away: ask before it.
+    A side is clipped if at least three samples in a row lie within 1.5 steps of 16 bits of its extreme and the wave
+    leaves that range abruptly, unlike a round top; then all samples within that range count. Resampling removes the
+    flat tops, so measure before it.
     """
     highest, lowest = int(samples.argmax()), int(samples.argmin())
     high, low = float(samples[highest]), float(samples[lowest])
@@ -143,14 +142,14 @@ def clipped_share(samples: Array) -> float:
 
 
 def _is_flat(samples: Array, extreme: int) -> bool:
-    """Whether the first sample at the extreme has a neighbour as high: saves most sounds the search."""
+    """Return whether the first sample at the extreme has an equal neighbour; most audio needs no further search."""
     around = samples[max(extreme - 1, 0) : extreme + 2].tolist()
     top = float(samples[extreme])
     return [abs(sample - top) <= FLAT for sample in around].count(True) > 1
 
 
 def _at_ceiling(samples: Array, extreme: NDArray[np.bool_]) -> int:
-    """How many samples are at the extreme, if it is a ceiling."""
+    """Return how many samples are at the extreme if it is a clipping level, else 0."""
     edges = np.flatnonzero(np.diff(extreme.view(np.int8), prepend=0, append=0))
     starts, ends = edges[::2], edges[1::2]
     long = ends - starts >= FLAT_RUN
@@ -162,9 +161,9 @@ def _at_ceiling(samples: Array, extreme: NDArray[np.bool_]) -> int:
 
 
 def _bandwidth_hz(samples: Array, energy: Array) -> float:
-    """The highest band of 250 Hz that any of ten frames uses, frames spread over the louder half.
+    """Return the upper end of the highest band of 250 Hz in use, in hertz, from ten frames of the louder half.
 
-    The strongest frames are vowels, which may have no treble: consonants are among the others.
+    They are spread over that half: the loudest frames are vowels with little treble, consonants are quieter.
     """
     if len(samples) < STRIDE:
         samples = np.pad(samples, (0, STRIDE - len(samples)))
@@ -178,10 +177,10 @@ def _bandwidth_hz(samples: Array, energy: Array) -> float:
 
 
 def _fourier() -> Array:
-    """[samples, bands x 4]: the tapered cosines and sines of two bins for each band, from bin 3 on.
+    """Return float32 [samples, bands x 4]: tapered cosines and sines of two bins per band, from bin 3 on.
 
-    The taper leaks a constant offset into the first three bins, and hardly further. For ten short frames a product is
-    cheaper than a fast transform with all its calls.
+    The taper leaks a constant offset into the first three bins. For ten short frames a matrix product is cheaper than
+    an FFT.
     """
     bins = np.arange(3, SHORT // 2 + 1)
     angles = 2 * np.pi * np.outer(np.arange(SHORT), bins) / SHORT

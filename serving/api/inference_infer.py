@@ -23,10 +23,10 @@ from speakerlens.serving.pipeline.decode import DurationLimit, RawAudio, check_m
 from speakerlens.serving.pipeline.enroll import spoken_of
 from speakerlens.serving.pipeline.explain import ExplainOptions
 from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.observer import MonitoredAnswer
 from speakerlens.serving.pipeline.query import QueryOptions
 from speakerlens.serving.pipeline.session import ModelOutput
 from speakerlens.serving.pipeline.windows import cut
-from speakerlens.serving.robustness.measure import MonitoredAnswer
 
 
 class Row(NamedTuple):
@@ -94,7 +94,7 @@ class Inference:
         }
         self._count(model, ask, phases)
         for row in rows:
-            self._identifier.watcher.answered(row.question, row.answered)
+            self._identifier.observer.record(row.question, row.answered)
         return response, phases
 
     def _heard(self, request: pb.ModelInferRequest, model: Model, deadline: float | None) -> tuple[Ask, list[Job]]:

@@ -17,13 +17,12 @@ from speakerlens.serving.models.registry import Model, Models
 from speakerlens.serving.pipeline.answers import Answer, Identification, answer_of
 from speakerlens.serving.pipeline.concurrency import FULL
 from speakerlens.serving.pipeline.decode import AudioInfo, DurationLimit
+from speakerlens.serving.pipeline.observer import MonitoredAnswer, Observer
 from speakerlens.serving.pipeline.query import MonitoringScope, Query, QueryOptions, target_of
 from speakerlens.serving.pipeline.reply_time import ReplyTimeEstimator
 from speakerlens.serving.pipeline.session import RequestSession
 from speakerlens.serving.pipeline.timing import Stopwatch
 from speakerlens.serving.pipeline.windows import Window, Windowing, WindowReader, windowing
-from speakerlens.serving.robustness.measure import MonitoredAnswer
-from speakerlens.serving.robustness.observer import RobustnessObserver
 
 T = TypeVar("T")
 
@@ -41,17 +40,17 @@ class Pipeline:
         config: limits.
         metrics: hears of phases, answers and audio.
         codec: threads that decode and encode, so that the event loop never does.
-        watcher: is told of every answer.
+        observer: receives every answer.
     """
 
     def __init__(
-        self, models: Models, config: Config, metrics: Metrics, codec: ThreadPoolExecutor, watcher: RobustnessObserver
+        self, models: Models, config: Config, metrics: Metrics, codec: ThreadPoolExecutor, observer: Observer
     ) -> None:
         self.models = models
         self._config = config
         self._metrics = metrics
         self._codec = codec
-        self.watcher = watcher
+        self.observer = observer
         self._in_flight = 0
         self._live = 0
         self._reply_time = ReplyTimeEstimator()
@@ -111,10 +110,10 @@ class Pipeline:
         _check_room(question, models)
         self._in_flight += 1
         self._live += live
-        listen = None if question.monitoring is MonitoringScope.NOTHING else self.watcher.listen
+        listen = None if question.monitoring is MonitoringScope.NOTHING else self.observer.measure_sound
         asked = list(zip(models, targets, strict=True))
         # Of live audio each window is an answer.
-        keep = not live and self.watcher.samples
+        keep = not live and self.observer.keeps_windows
         hearing = RequestSession(asked, question, self.run_in_thread, Stopwatch(whole), listen, keep)
         try:
             yield hearing
@@ -138,7 +137,7 @@ class Pipeline:
         result = Identification(answers, info, hearing.watch.timings())
         self._count(question, result)
         answered = MonitoredAnswer(models, said, hearing.sounds, info.seconds, hearing.kept, info.clipped_share)
-        self.watcher.answered(question, answered)
+        self.observer.record(question, answered)
         return result
 
     async def run_in_thread(self, function: Callable[[], T], /) -> T:

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.measures.sound import Sound, together
+from speakerlens.measures.sound import Sound, join
 from speakerlens.serving.engine.graphs import PREDICTED, ExplainedPrediction, Job, Prediction
 from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
@@ -104,7 +104,7 @@ class SoundMeasures:
     def _join(self, sound: "Future[Sound | None]") -> None:
         result = sound.result()
         if result is not None:
-            self._joined = [together([*self._joined, result])]
+            self._joined = [join([*self._joined, result])]
 
 
 @dataclass

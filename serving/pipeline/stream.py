@@ -26,11 +26,11 @@ from speakerlens.serving.pipeline.decode import (
     floats,
 )
 from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.observer import MonitoredAnswer
 from speakerlens.serving.pipeline.query import MonitoringScope, QueryOptions
 from speakerlens.serving.pipeline.session import RunInThread, SoundMeasures, WindowOutput
 from speakerlens.serving.pipeline.timing import Stopwatch
 from speakerlens.serving.pipeline.windows import Window, WindowCutter, Windowing
-from speakerlens.serving.robustness.measure import MonitoredAnswer
 
 # A large chunk is taken in pieces, so that it does not become a crowd of windows at once.
 PIECE_BYTES = 64 * 1024
@@ -168,4 +168,4 @@ def _tell(core: Pipeline, question: QueryOptions, models: Sequence[Model], heard
         answered = MonitoredAnswer(models, heard.said, sounds, seconds, heard)
     else:
         answered = MonitoredAnswer((), (), sounds, seconds, None)
-    core.watcher.answered(question, answered)
+    core.observer.record(question, answered)

@@ -1,1 +1,1 @@
-"""Whether the answers can still be trusted: what each one tells of that, samples that are looked into, drift."""
+"""Robustness monitoring: measures of every answer, drift, sampled re-inference, and active probes."""

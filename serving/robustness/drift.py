@@ -1,7 +1,7 @@
-"""How far traffic has moved from what was usual when a bundle was made: its last answers against `baseline.json`.
+"""Drift: the last answers of each loaded bundle against the distributions in its `baseline.json`.
 
-Of every measure only the bin of each value is kept, so a value costs a few steps, and the index is computed when it is
-asked for. Every loaded bundle has a window of its own, so that a new version begins anew; shown is that of the newest.
+Only the bin of each value is kept, and the index is computed when the metrics are scraped. Every loaded bundle has its
+own windows, so a new version starts empty; the metrics show the newest version of each variant.
 """
 
 import math
@@ -18,37 +18,42 @@ from speakerlens.serving.metrics.registry import PREFIX
 
 
 class Window:
-    """The last values of one measure, as the baseline's bins."""
+    """The last values of one measure, as bins of the baseline.
+
+    Args:
+        expected: distribution of the measure in the baseline.
+        samples: number of values to keep.
+    """
 
     def __init__(self, expected: Distribution, samples: int) -> None:
         self._expected = expected
-        self._places: deque[int] = deque(maxlen=samples)
+        self._indices: deque[int] = deque(maxlen=samples)
         self._counts = [0] * len(expected.counts)
 
     def add(self, value: float) -> None:
-        """Takes a value in, and the oldest out where there are enough."""
-        if len(self._places) == self._places.maxlen:
-            self._counts[self._places[0]] -= 1
-        place = self._expected.bins.index(value)
-        self._places.append(place)
-        self._counts[place] += 1
+        """Add a value; drops the oldest if the window is full."""
+        if len(self._indices) == self._indices.maxlen:
+            self._counts[self._indices[0]] -= 1
+        index = self._expected.bins.index(value)
+        self._indices.append(index)
+        self._counts[index] += 1
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     @property
     def index(self) -> float:
-        """Population stability index; NaN without values."""
+        """Population stability index against the baseline; NaN without values."""
         return population_stability_index(self._expected.counts, self._counts)
 
 
 class Drift(Collector):
-    """The windows of all loaded bundles, and their place on the metrics page; may be used from any thread.
+    """The windows of all loaded bundles, as a Prometheus collector; thread-safe.
 
-    Measures without a baseline are left out, and a measure whose baseline has no values.
+    Measures without values in the baseline are ignored.
 
     Args:
-        samples: how many last values count.
+        samples: length of each window.
     """
 
     def __init__(self, samples: int) -> None:
@@ -67,8 +72,8 @@ class Drift(Collector):
         measures = bundle.baseline.clean.items()
         return {name: Window(expected, self._samples) for name, expected in measures if expected.samples}
 
-    def saw(self, bundle: Bundle, values: Mapping[str, float]) -> None:
-        """Takes the measures of one answer, by name; NaN is none."""
+    def add(self, bundle: Bundle, values: Mapping[str, float]) -> None:
+        """Add measures of one answer, by name; NaN is ignored, as is a bundle that is not loaded."""
         with self._lock:
             _, windows = self._bundles.get(bundle.digest, (bundle, {}))
             for name, value in values.items():
@@ -76,7 +81,7 @@ class Drift(Collector):
                     windows[name].add(value)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The two metrics, of the newest version of each variant."""
+        """Yield both metrics, with the newest version of each variant."""
         index, samples = self.describe()
         with self._lock:
             newest: dict[str, tuple[Bundle, dict[str, Window]]] = {}
@@ -91,7 +96,7 @@ class Drift(Collector):
         yield samples
 
     def describe(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
-        """The two metrics without values."""
+        """Return both metrics without values."""
         labels = ("variant", "measure")
         return (
             GaugeMetricFamily(

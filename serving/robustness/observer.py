@@ -1,63 +1,103 @@
-"""Sees to it that every answer is measured, and some are looked into, without delaying or failing any.
+"""Measure every answer, and pick some for re-inference, without delaying or failing a request.
 
-Sound is measured by a thread of its own while the device computes; the rest once the answer is on its way.
+Sound is measured in one background thread while the device computes; the rest after the answer has been sent.
 """
 
 import asyncio
 import logging
+import random
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.measures.sound import Sound, hear
+from speakerlens.measures.prediction import scores
+from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
+from speakerlens.measures.sound import Sound, measure_sound
+from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.config import Config
 from speakerlens.serving.context import current_context
+from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
 from speakerlens.serving.engine.scheduler import Scheduler
-from speakerlens.serving.metrics import Metrics
-from speakerlens.serving.models.registry import Models
+from speakerlens.serving.metrics import Metrics, Robustness
+from speakerlens.serving.models.registry import Model, Models
+from speakerlens.serving.pipeline.answers import known
+from speakerlens.serving.pipeline.explain import displayed
+from speakerlens.serving.pipeline.observer import MonitoredAnswer
 from speakerlens.serving.pipeline.query import MonitoringScope, QueryOptions
 from speakerlens.serving.pipeline.session import ModelOutput, WindowOutput
 from speakerlens.serving.robustness.drift import Drift
-from speakerlens.serving.robustness.executor import BoundedExecutor
-from speakerlens.serving.robustness.measure import AnswerMeter, MonitoredAnswer
-from speakerlens.serving.robustness.sampling import Background, Sample, Sampler
-from speakerlens.serving.robustness.shadow import SampleTasks
+from speakerlens.serving.robustness.sampling import Background, Sample, SampleTasks
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+# Each may hold a window of audio. Measuring takes a fraction of the inference time, so more than a few wait only on an
+# overloaded machine.
+MOST_WAITING = 100
 
 
 class RobustnessObserver:
-    """Told of every answer; lives on the event loop.
+    """The pipeline's `Observer`: measures answers, tracks drift, samples. Event-loop only.
 
     Args:
-        config: what is looked into.
-        metrics: where it counts.
-        models: what is loaded.
-        device: what samples are computed on while it is idle.
+        config: shares to sample, length of the drift windows, whether metrics are served at all.
+        metrics: receives the measures.
+        models: loaded models.
+        scheduler: of the device that samples are computed on while it is idle.
     """
 
-    def __init__(self, config: Config, metrics: Metrics, models: Models, device: Scheduler) -> None:
+    def __init__(self, config: Config, metrics: Metrics, models: Models, scheduler: Scheduler) -> None:
         self._metrics = metrics.robustness
         self._models = models
         self._executor = BoundedExecutor(metrics.robustness)
-        self._drift = drift = Drift(config.drift_samples)
-        metrics.page.registry.register(drift)
-        self._meter = AnswerMeter(metrics, drift)
-        self._samples = SampleTasks(models, metrics.robustness, self._meter, self._run_in_thread)
+        self._drift = Drift(config.drift_samples)
+        metrics.page.registry.register(self._drift)
+        self._meter = AnswerMeter(metrics, self._drift)
+        self._tasks = SampleTasks(models, metrics.robustness, self._measure_map)
         self._saliency, self._shadow = Sampler(config.saliency_share), Sampler(config.shadow_share)
-        self._background = Background(device, metrics.robustness)
+        self._background = Background(scheduler, metrics.robustness)
         self._variants: set[str] = set()
-        self._read = config.metrics  # what nobody reads is not worth any work
+        self._enabled = config.metrics  # without a metrics page, measuring is wasted work
         models.subscribe(self._on_change)
         self._on_change()
 
+    @property
+    def keeps_windows(self) -> bool:
+        """Whether any answer may be sampled."""
+        return self._enabled and bool(self._saliency.share or self._shadow.share)
+
+    def measure_sound(self, samples: NDArray[np.float32], /) -> "Future[Sound | None] | None":
+        """Measure the sound of a window, float32 [n] at 16 kHz, in the background thread.
+
+        Returns:
+            None if it is not measured; the future holds None if measuring failed.
+        """
+        return self._executor.submit(self._measure_sound, samples) if self._enabled else None
+
+    def record(self, question: QueryOptions, answer: MonitoredAnswer) -> None:
+        """Measure and count an answer in the background; to be called within the call that is answered."""
+        if not self._enabled or question.monitoring is MonitoringScope.NOTHING:
+            return
+        call = current_context.get(None)
+        request_id = call.id if call else None
+        self._executor.submit(self._measure_answer, question, answer, request_id)
+        if question.monitoring is MonitoringScope.ANSWER and answer.kept is not None:
+            self._sample(question, answer, answer.kept, request_id)
+
+    async def close(self) -> None:
+        """Drop waiting samples and stop the background thread."""
+        await self._background.close()
+        self._executor.close()
+
     def _on_change(self) -> None:
-        """Follow the loaded models; what was counted of a variant that is gone remains."""
+        """Follow the loaded models; counts of a variant that is gone remain."""
         bundles = [model.bundle for model in self._models]
         self._drift.set_bundles(bundles)
         for variant in {bundle.variant for bundle in bundles} - self._variants:
@@ -66,64 +106,169 @@ class RobustnessObserver:
                     self._metrics.add_pair(*sorted((variant, other)))
             self._variants.add(variant)
 
-    @property
-    def samples(self) -> bool:
-        """Whether any answer is looked into."""
-        return self._read and bool(self._saliency.share or self._shadow.share)
-
-    def listen(self, samples: NDArray[np.float32]) -> "Future[Sound | None] | None":
-        """How a window of samples, [n] at 16 kHz, sounds; None where that is not measured, or measuring failed."""
-        return self._executor.submit(self._heard, samples) if self._read else None
-
-    def answered(self, question: QueryOptions, answer: MonitoredAnswer) -> None:
-        """Measures and counts an answer, some time soon; to be called in the call that asked."""
-        if not self._read or question.monitoring is MonitoringScope.NOTHING:
-            return
-        call = current_context.get(None)
-        request_id = call.id if call else None
-        self._executor.submit(self._measured, question, answer, request_id)
-        if question.monitoring is MonitoringScope.ANSWER and answer.kept is not None:
-            self._look_into(question, answer, answer.kept, request_id)
-
-    async def close(self) -> None:
-        """Ends the samples, and what is measured."""
-        await self._background.close()
-        self._executor.close()
-
-    def _look_into(
+    def _sample(
         self, question: QueryOptions, answer: MonitoredAnswer, kept: WindowOutput, request_id: str | None
     ) -> None:
-        """Draws for one answer."""
         saliency = question.explain is None and self._saliency.sample()
         shadow = len({model.bundle.variant for model in self._models}) > 1 and self._shadow.sample()
         if not (saliency or shadow):
             return
-        said = tuple(
-            (model.bundle, said.prediction)
-            for model, said in zip(answer.models, kept.said, strict=True)
-            if isinstance(said, ModelOutput)
+        predictions = tuple(
+            (model.bundle, output.prediction)
+            for model, output in zip(answer.models, kept.said, strict=True)
+            if isinstance(output, ModelOutput)
         )
-        sample = Sample(kept.window.samples, said, kept.sound, request_id)
+        sample = Sample(kept.window.samples, predictions, kept.sound, request_id)
         if saliency:
-            self._background.offer("saliency", self._samples.explain, sample)
+            self._background.offer("saliency", self._tasks.explain, sample)
         if shadow:
-            self._background.offer("shadow", self._samples.compare, sample)
+            self._background.offer("shadow", self._tasks.compare, sample)
 
-    async def _run_in_thread(self, function: Callable[[], T], /) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor.thread, function)
+    async def _measure_map(self, model: Model, prediction: ExplainedPrediction, request_id: str | None) -> None:
+        run = asyncio.get_running_loop().run_in_executor
+        await run(self._executor.thread, self._meter.record_map, model, prediction, request_id)
 
-    def _heard(self, samples: NDArray[np.float32]) -> Sound | None:
+    def _measure_sound(self, samples: NDArray[np.float32]) -> Sound | None:
         try:
-            return hear(samples)
-        except Exception:  # whatever it is, the request goes on
+            return measure_sound(samples)
+        except Exception:  # the request goes on, whatever the error
             log.exception("the sound of a request could not be measured")
             self._executor.count("failed")
             return None
 
-    def _measured(self, question: QueryOptions, answer: MonitoredAnswer, request_id: str | None) -> None:
+    def _measure_answer(self, question: QueryOptions, answer: MonitoredAnswer, request_id: str | None) -> None:
         try:
-            self._meter.answered(question, answer, request_id)
+            self._meter.record_answer(question, answer, request_id)
             self._executor.count("done")
-        except Exception:  # whatever it is, the answer has been given
+        except Exception:  # the answer has been sent already
             log.exception("an answer could not be measured")
             self._executor.count("failed")
+
+
+class AnswerMeter:
+    """Measures answers and counts the results; thread-safe.
+
+    Args:
+        metrics: receives the measures.
+        drift: receives the same measures, for comparison with the bundle's baseline.
+    """
+
+    def __init__(self, metrics: Metrics, drift: Drift) -> None:
+        self._page = metrics.page
+        self._robustness = metrics.robustness
+        self._drift = drift
+
+    def record_answer(self, question: QueryOptions, answer: MonitoredAnswer, request_id: str | None) -> None:
+        """Measure and count an answer; waits for its sound measures."""
+        sound = answer.sounds.whole()
+        if sound is not None and answer.clipped_share is not None:
+            sound = replace(sound, clipped_share=answer.clipped_share)
+        if sound is not None:
+            self._record_sound(sound, answer.seconds, request_id)
+        if question.monitoring is not MonitoringScope.ANSWER:
+            return
+        for model, output in zip(answer.models, answer.said, strict=True):
+            if isinstance(output, Exception):
+                continue
+            self._record_prediction(model, output.prediction, request_id)
+            if sound is not None:
+                self._drift.add(model.bundle, drift_measures(sound, answer.seconds))
+            explained = output.prediction
+            # The map of a speaker chosen by the caller does not show how the model reached its own answer.
+            if isinstance(explained, ExplainedPrediction) and explained.target == explained.logits.argmax():
+                self.record_map(model, explained, request_id)
+
+    def record_map(self, model: Model, prediction: ExplainedPrediction, request_id: str | None) -> None:
+        """Measure and count the fused map of a model's top speaker."""
+        bundle, saliency = model.bundle, self._robustness.saliency
+        index, gini = map_measures(bundle, prediction)
+        self._page.observe(saliency.deletion_index.labels(bundle.variant), index, request_id)
+        self._page.observe(saliency.concentration.labels(bundle.variant), gini, request_id)
+        self._drift.add(bundle, {"deletion_index": index, "concentration": gini})
+
+    def _record_sound(self, sound: Sound, seconds: float, request_id: str | None) -> None:
+        to = self._robustness.input
+        for histogram, value in (
+            (to.snr, sound.snr_db),
+            (to.speech, sound.speech_share),
+            (to.clipped, sound.clipped_share),
+            (to.level, sound.level_dbfs),
+            (to.bandwidth, sound.bandwidth_hz),
+            (to.duration, seconds),
+        ):
+            self._page.observe(histogram, value, request_id)
+
+    def _record_prediction(self, model: Model, prediction: Prediction, request_id: str | None) -> None:
+        bundle, to = model.bundle, self._robustness.prediction
+        logit = float(prediction.logits.max())
+        found = scores(prediction.logits, bundle.temperature)
+        for histogram, value in (
+            (to.top1_probability, found.top1_probability),
+            (to.margin, found.margin),
+            (to.entropy, found.entropy),
+        ):
+            self._page.observe(histogram.labels(bundle.variant), value, request_id)
+        to.decisions.labels(bundle.variant, "known" if known(model, logit) else "unknown").inc()
+        self._drift.add(bundle, found._asdict() | {"best_logit": logit})
+
+
+def drift_measures(sound: Sound, seconds: float) -> dict[str, float]:
+    """Return the sound measures under the baseline's names; `seconds` replaces a sum over overlapping windows."""
+    return {**asdict(sound), "seconds": seconds}
+
+
+def map_measures(bundle: Bundle, prediction: ExplainedPrediction) -> tuple[float, float]:
+    """Return deletion index (by the estimated noise floor) and concentration of the fused map; NaN where undefined."""
+    fused = displayed(bundle, prediction, "fused")
+    return deletion_index(fused, estimated_interference(prediction.features)), concentration(fused)
+
+
+class Sampler:
+    """Chooses a random share of the answers.
+
+    Args:
+        share: to choose, 0 to 1.
+        chance: draws from [0, 1). Random, as a regular choice would always pick the same of several callers that
+            alternate.
+    """
+
+    def __init__(self, share: float, chance: Callable[[], float] = random.random) -> None:
+        self.share = share
+        self._chance = chance
+
+    def sample(self) -> bool:
+        """Return whether the next answer is chosen."""
+        return self.share > 0 and self._chance() < self.share
+
+
+class BoundedExecutor:
+    """One thread with a bounded queue, apart from the decoding threads; what does not fit is dropped and counted.
+
+    Args:
+        metrics: counts the outcomes.
+    """
+
+    def __init__(self, metrics: Robustness) -> None:
+        self._metrics = metrics
+        self._room = threading.Semaphore(MOST_WAITING)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="measuring")
+
+    def submit(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> "Future[T] | None":
+        """Queue a call; None if it is dropped."""
+        if not self._room.acquire(blocking=False):
+            self.count("dropped")
+            return None
+        try:
+            future = self.thread.submit(function, *arguments, **named)
+        except RuntimeError:  # closed, while a call that is being cut short still runs
+            return None
+        future.add_done_callback(lambda _: self._room.release())
+        return future
+
+    def count(self, outcome: str) -> None:
+        """Count the outcome of one measurement."""
+        self._metrics.background.labels("measure", outcome).inc()
+
+    def close(self) -> None:
+        """Stop the thread; waiting calls are cancelled."""
+        self.thread.shutdown(wait=False, cancel_futures=True)

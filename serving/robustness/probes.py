@@ -1,12 +1,11 @@
-"""Active probes: the newest version of each variant answers its bundle's own questions on a timer.
+"""Active probes: the newest version of each variant identifies its bundle's sealed probe set on a timer.
 
-A bundle's probe set (`measures.probes`) is heard through the very decoder and queues that requests use, so that a
-regression shows though nobody asks: a wrong model, broken resampling, an overflow. Every utterance goes through both
-graphs that name a speaker, and counts as right only if both are right; clean ones are compared with themselves as well.
+Probes pass through the decoder and the queues that requests use, so a regression (a wrong model, broken resampling, an
+overflow) shows without traffic. Every utterance runs through both graphs that identify, and is right only if both are;
+a clean one is also verified against its own embedding.
 
-Probes are bulk work, one utterance at a time, with pauses: a request waits for one of them at most, and rarely does.
-They count in no metric of requests. What a round found is shown when all of it is there, and taken away when the model
-is the variant's newest no longer.
+Probes run one at a time at bulk priority, with pauses, so a request waits for at most one of them. They count in no
+metric of requests. Results are shown when a round is complete, and removed when its model is no longer the newest.
 """
 
 import asyncio
@@ -41,18 +40,23 @@ T = TypeVar("T")
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT", bound=Arrays)
 
-# After each utterance, the device is left alone for so many times as long as it took; but a round is to be over in
-# this share of the time from one to the next.
+# After each probe, pause for this multiple of its duration; but finish a round within this share of the period.
 PAUSES, ROUND_SHARE = 4.0, 0.5
-# An utterance is as close to itself as this in every runtime that computes in float32.
+# The cosine of an utterance with itself is 1 within this, in every float32 runtime.
 SELF_TOLERANCE = 1e-3
-# A device that rounds otherwise may lose an utterance on the edge between two speakers; more is a regression.
+# Other rounding may flip one utterance on the boundary between two speakers; more is a regression.
 EDGE_UTTERANCES = 1
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What came of one utterance: right, wrong or failed; seconds from the audio to its speaker; deletion index."""
+    """The result of one probe.
+
+    Attributes:
+        outcome: `right`, `wrong` or `failed`.
+        seconds: from audio to prediction; NaN if it failed.
+        deletion_index: by the true mask; NaN where it is not defined.
+    """
 
     outcome: str
     seconds: float = math.nan
@@ -61,26 +65,26 @@ class ProbeResult:
 
 @dataclass
 class ProbeRound:
-    """What one model did with its probes."""
+    """The results of one model in one round."""
 
     model: Model
-    heard: dict[Condition, list[ProbeResult]] = field(default_factory=dict)
+    results: dict[Condition, list[ProbeResult]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
     def count(self, outcome: str) -> int:
-        """How many utterances ended so."""
-        return sum(each.outcome == outcome for heard in self.heard.values() for each in heard)
+        """Return the number of probes with this outcome."""
+        return sum(each.outcome == outcome for results in self.results.values() for each in results)
 
 
 class Prober:
-    """Lives on the event loop.
+    """Runs the rounds of probes. Event-loop only.
 
     Args:
-        models: what is loaded.
-        metrics: what the rounds are shown by.
+        models: loaded models.
+        metrics: show the results.
         codec: threads that mix, decode and measure.
-        seconds: from the beginning of one round of all models to the next.
+        seconds: period, from the start of one round to the start of the next.
     """
 
     def __init__(self, models: Models, metrics: Probes, codec: Executor, seconds: float) -> None:
@@ -88,69 +92,71 @@ class Prober:
         self._metrics = metrics
         self._codec = codec
         self._seconds = seconds
-        self._begun: dict[str, Model] = {}
+        self._probed: dict[str, Model] = {}
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Round after round, until it is cancelled; a model that is new is asked at once."""
+        """Run rounds until cancelled; a newly loaded model is probed at once."""
         self._metrics.period.set(self._seconds)
         self._models.subscribe(self._on_change)
         self._on_change()
         due = -math.inf
         while True:
             self._changed.clear()
-            everyone = time.monotonic() >= due
-            if everyone:
+            all_due = time.monotonic() >= due
+            if all_due:
                 due = time.monotonic() + self._seconds
-            asked = [each for each in self._newest() if everyone or self._begun.get(each.bundle.variant) is not each]
-            pace = _Pauses(ROUND_SHARE * self._seconds, sum(_size(model.bundle.probes) for model in asked))
-            for model in asked:
-                self._begun[model.bundle.variant] = model
+            newest = self._newest()
+            due_models = [each for each in newest if all_due or self._probed.get(each.bundle.variant) is not each]
+            probes = sum(_size(model.bundle.probes) for model in due_models)
+            pauses = _Pauses(ROUND_SHARE * self._seconds, probes)
+            for model in due_models:
+                self._probed[model.bundle.variant] = model
                 try:
-                    await self._round(model, pace)
-                except Exception:  # whatever it is, the next round is not to miss
+                    await self._round(model, pauses)
+                except Exception:  # the next round must run, whatever the error
                     log.exception("probing %s failed unexpectedly", model.bundle.name)
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, due - time.monotonic())):
                     await self._changed.wait()
 
-    async def _round(self, model: Model, pause: "_Pauses") -> None:
+    async def _round(self, model: Model, pauses: "_Pauses") -> None:
         probes, done = model.bundle.probes, ProbeRound(model)
         assert probes is not None
         for condition in probes.conditions:
-            heard = done.heard[condition] = []
+            results = done.results[condition] = []
             for index in range(len(probes.utterances)):
                 if model not in self._newest():
                     return
                 started = time.monotonic()
-                heard.append(await self._ask(done, probes, index, condition))
-                await pause.rest(time.monotonic() - started)
+                results.append(await self._probe(done, probes, index, condition))
+                await pauses.rest(time.monotonic() - started)
         if model in self._newest():
             self._show(done)
 
-    async def _ask(self, done: ProbeRound, probes: ProbeSet, index: int, condition: Condition) -> ProbeResult:
-        """What came of an utterance; the model stays loaded meanwhile."""
+    async def _probe(self, done: ProbeRound, probes: ProbeSet, index: int, condition: Condition) -> ProbeResult:
+        """Return the result of one probe; leases the model."""
         bundle = done.model.bundle
         with self._models.lease([Selector(bundle.variant, bundle.version)]):
             try:
-                heard = await self._answer(done.model, probes, index, condition)
+                result = await self._answer(done.model, probes, index, condition)
             except Exception as error:
                 done.errors.append(f"{condition}: {error or type(error).__name__}")
-                heard = ProbeResult("failed")
-        self._metrics.utterances.labels(bundle.variant, heard.outcome).inc()
-        return heard
+                result = ProbeResult("failed")
+        self._metrics.utterances.labels(bundle.variant, result.outcome).inc()
+        return result
 
     async def _answer(self, model: Model, probes: ProbeSet, index: int, condition: Condition) -> ProbeResult:
         audio = await self._run_in_thread(partial(_audio, probes, index, condition))
         started = time.monotonic()
         samples = (await self._run_in_thread(partial(decode, audio, DurationLimit(2 * MAX_SECONDS)))).samples
-        prediction = await _computed(model.predict, Job(samples))
+        prediction = await _compute(model.predict, Job(samples))
         seconds = time.monotonic() - started
-        explained = await _computed(model.explain, Job(samples))
+        explained = await _compute(model.explain, Job(samples))
         label = model.bundle.speakers.index(probes.utterances[index].speaker)
         right = int(prediction.logits.argmax()) == int(explained.logits.argmax()) == label
         if condition.interference == CLEAN:
-            itself = await _computed(model.verify, ComparedJob(samples, prediction.embedding))
+            itself = await _compute(model.verify, ComparedJob(samples, prediction.embedding))
             right = right and abs(itself.score - 1.0) <= SELF_TOLERANCE
         deleted = await self._run_in_thread(partial(_deletion_index, model, explained, probes, index, condition))
         return ProbeResult("right" if right else "wrong", seconds, deleted)
@@ -159,48 +165,48 @@ class Prober:
         return await asyncio.get_running_loop().run_in_executor(self._codec, function)
 
     def _newest(self) -> list[Model]:
-        """Of each variant the model that answers, as far as it has probes."""
+        """Return the newest model of each variant, if it has probes."""
         return [model for model in self._models.select(()) if model.bundle.probes is not None]
 
     def _on_change(self) -> None:
-        """Takes away what is shown of models that are the newest no longer, or that were to be asked and are gone."""
+        """Remove the results of models that are no longer the newest, and wake `run` for new ones."""
         newest = {model.bundle.variant: model for model in self._newest()}
-        self._begun = {variant: model for variant, model in self._begun.items() if newest.get(variant) is model}
-        for variant in self._metrics.shown - self._begun.keys():
+        self._probed = {variant: model for variant, model in self._probed.items() if newest.get(variant) is model}
+        for variant in self._metrics.shown - self._probed.keys():
             self._metrics.forget(variant)
-        for variant in newest.keys() - self._begun.keys():
+        for variant in newest.keys() - self._probed.keys():
             self._metrics.begin(variant)
         self._changed.set()
 
     def _show(self, done: ProbeRound) -> None:
         bundle, seconds = done.model.bundle, time.monotonic() - done.started
         expected = {Condition(each.interference, each.snr_db): each for each in bundle.baseline.probes}
-        results = [_probed(condition, heard, expected[condition]) for condition, heard in done.heard.items()]
+        results = [_summarise(condition, found, expected[condition]) for condition, found in done.results.items()]
         self._metrics.show(bundle.variant, results, seconds)
-        _tell(done, seconds)
+        _log_round(done, seconds)
 
 
 class _Pauses:
-    """Pauses between utterances, as long as the time for all of them allows.
+    """Pauses between probes, shortened so that a round ends in time.
 
     Args:
-        seconds: for all.
-        asked: how many there are.
+        seconds: for the round.
+        probes: in the round.
     """
 
-    def __init__(self, seconds: float, asked: int) -> None:
+    def __init__(self, seconds: float, probes: int) -> None:
         self._until = time.monotonic() + seconds
-        self._left = asked
+        self._left = probes
 
     async def rest(self, took: float) -> None:
-        """After an utterance that took so many seconds."""
+        """Pause after a probe that took so many seconds."""
         share = max(0.0, self._until - time.monotonic()) / max(1, self._left)
         self._left -= 1
         await asyncio.sleep(min(PAUSES * took, share))
 
 
-async def _computed(queue: Batcher[JobT, ResultT], job: JobT) -> ResultT:
-    """The answer of a queue, however long that takes.
+async def _compute(queue: Batcher[JobT, ResultT], job: JobT) -> ResultT:
+    """Return the result of a job at bulk priority, without a deadline.
 
     Raises:
         FloatingPointError: it holds NaN or infinity.
@@ -212,7 +218,7 @@ async def _computed(queue: Batcher[JobT, ResultT], job: JobT) -> ResultT:
 
 
 def _audio(probes: ProbeSet, index: int, condition: Condition) -> EncodedAudio | RawAudio:
-    """A probe as a client would send it."""
+    """Return a probe as a client would send it."""
     if condition.interference == RESAMPLED:
         return EncodedAudio(probes.encoded(index))
     return RawAudio(probes.mixture(index, condition).astype("<f4").tobytes(), "float32", SAMPLE_RATE, 1)
@@ -221,27 +227,27 @@ def _audio(probes: ProbeSet, index: int, condition: Condition) -> EncodedAudio |
 def _deletion_index(
     model: Model, explained: ExplainedPrediction, probes: ProbeSet, index: int, condition: Condition
 ) -> float:
-    """Of the fused map of the predicted speaker, as the export measured it; NaN where nothing is mixed in."""
+    """Return the deletion index of the predicted speaker's fused map by the true mask; NaN without interference."""
     dominated = probes.dominated(index, condition)
     if dominated is None:
         return math.nan
     return deletion_index(displayed(model.bundle, explained, "fused"), dominated)
 
 
-def _probed(condition: Condition, heard: Sequence[ProbeResult], expected: ExpectedProbe) -> ConditionResult:
+def _summarise(condition: Condition, results: Sequence[ProbeResult], expected: ExpectedProbe) -> ConditionResult:
     return ConditionResult(
         condition.interference,
         condition.snr,
-        accuracy=sum(each.outcome == "right" for each in heard) / len(heard),
-        seconds=_mean([each.seconds for each in heard]),
-        deletion_index=_mean([each.deletion_index for each in heard]),
+        accuracy=sum(each.outcome == "right" for each in results) / len(results),
+        seconds=_mean([each.seconds for each in results]),
+        deletion_index=_mean([each.deletion_index for each in results]),
         expected_accuracy=expected.accuracy,
         expected_deletion_index=expected.deletion_index,
     )
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    """Of what is defined; None if nothing is."""
+    """Return the mean of the finite values; None if there are none."""
     defined = [value for value in values if math.isfinite(value)]
     return sum(defined) / len(defined) if defined else None
 
@@ -250,23 +256,23 @@ def _size(probes: ProbeSet | None) -> int:
     return 0 if probes is None else len(probes.conditions) * len(probes.utterances)
 
 
-def _tell(done: ProbeRound, seconds: float) -> None:
-    """One line for the log: a warning where less is right than at export, and says where."""
-    asked, right = sum(map(len, done.heard.values())), done.count("right")
+def _log_round(done: ProbeRound, seconds: float) -> None:
+    """Log one line: a warning if probes failed, or conditions fell below the accuracy at export."""
+    probes, right = sum(map(len, done.results.values())), done.count("right")
     expected = {Condition(each.interference, each.snr_db): each.accuracy for each in done.model.bundle.baseline.probes}
-    fallen = _fallen(done.heard, expected)
-    line = f"probes of {done.model.bundle.name}: {right} of {asked} right in {seconds:.1f} s"
+    regressed = _regressed(done.results, expected)
+    line = f"probes of {done.model.bundle.name}: {right} of {probes} right in {seconds:.1f} s"
     if done.errors:
         line += f", {len(done.errors)} failed, first {done.errors[0]}"
-    if fallen:
-        line += f"; at export more were right: {', '.join(fallen)}"
-    log.log(logging.WARNING if fallen or done.errors else logging.INFO, "%s", line)
+    if regressed:
+        line += f"; more were right at export: {', '.join(regressed)}"
+    log.log(logging.WARNING if regressed or done.errors else logging.INFO, "%s", line)
 
 
-def _fallen(heard: Mapping[Condition, Sequence[ProbeResult]], expected: Mapping[Condition, float]) -> list[str]:
-    """The conditions in which more than one utterance fewer is right than was expected, in words."""
+def _regressed(results: Mapping[Condition, Sequence[ProbeResult]], expected: Mapping[Condition, float]) -> list[str]:
+    """Return a phrase for each condition in which more than one probe fewer is right than at export."""
     found = []
-    for condition, each in heard.items():
+    for condition, each in results.items():
         right = sum(one.outcome == "right" for one in each)
         wanted = round(expected[condition] * len(each))
         if right < wanted - EDGE_UTTERANCES:

@@ -11,7 +11,7 @@ from speakerlens.export import baseline
 from speakerlens.measures.distribution import quantile_bins
 from speakerlens.measures.prediction import scores
 from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
-from speakerlens.measures.sound import hear
+from speakerlens.measures.sound import measure_sound
 from speakerlens.serving.engine.graphs import Engine, Job
 from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.pipeline.explain import displayed
@@ -29,7 +29,7 @@ def test_serving_measures_the_same_of_the_same_speech(bundles: Path, corpus: Pat
         (answer,) = engine.explain.compute(engine.explain.prepare([Job(audio)]))
         shown = displayed(bundle, answer, "fused")
         found = {
-            **asdict(hear(audio)),
+            **asdict(measure_sound(audio)),
             **scores(answer.logits, bundle.temperature)._asdict(),
             "best_logit": float(answer.logits.max()),
             "deletion_index": deletion_index(shown, estimated_interference(answer.features)),

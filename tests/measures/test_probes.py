@@ -178,7 +178,7 @@ DAMAGE: list[tuple[str, str, bytes | None, str]] = [
     ("too short", NOISE, flac(sound(0, 15_999)), "does not hold the 16000 samples of its utterance"),
     ("too long", NOISE, flac(sound(0, 16_001)), "does not hold the 16000 samples of its utterance"),
     ("cut off", NOISE, flac(sound(0, 16_000))[:9000], "probes/noise/00.flac"),
-    ("nothing to answer", CLEAN, flac(sound(0, 1599)), "has 1599 samples, the shortest that is answered 1600"),
+    ("nothing to answer", CLEAN, flac(sound(0, 1599)), "has 1599 samples, fewer than the minimum of 1600"),
     ("not finite", NOISE, flac(np.full(16_000, np.nan), subtype="FLOAT", container="WAV"), "NaN or infinite"),
     ("pickled", PLANE, pickled(), "is not an array of 8 x 98 bytes"),
     ("not an array", PLANE, b"PK\x03\x04" + bytes(900), "cannot be read as an array"),
@@ -206,9 +206,9 @@ def test_damage_is_refused_in_a_sentence(folder: Path, name: str, content: bytes
     ("change", "reason"),
     [
         (lambda entry: entry["utterances"][1].update(speaker="c"), "'c', who is not among the speakers"),
-        (lambda entry: entry["interference"].append("clean"), "'clean' is no kind of interference"),
-        (lambda entry: entry["interference"].append("resampled"), "'resampled' is no kind of interference"),
-        (lambda entry: entry["interference"].append("../noise"), "'../noise' is no kind of interference"),
+        (lambda entry: entry["interference"].append("clean"), "'clean' is not a kind of interference"),
+        (lambda entry: entry["interference"].append("resampled"), "'resampled' is not a kind of interference"),
+        (lambda entry: entry["interference"].append("../noise"), "'../noise' is not a kind of interference"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused(

@@ -5,15 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from speakerlens.measures.frames import STRIDE, frames
-from speakerlens.measures.snr import FITTED, HIGHEST_DB, LOWEST_DB, features, snr_db
+from speakerlens.measures.snr import FITTED, HIGHEST_DB, LOWEST_DB, STRIDE, analyse, features, snr_db
 from tests.measures.sounds import RATE, Samples, mixed, noise, sine, voice
 
 LEVEL = np.float32(0.05)
 
 
 def estimate(samples: Samples) -> float:
-    return snr_db(frames(samples))
+    return snr_db(analyse(samples))
 
 
 @pytest.mark.parametrize("seconds", [3.0, 6.0])
@@ -49,8 +48,8 @@ def test_a_very_short_sound_has_an_estimate_within_the_range(samples: int) -> No
 
 def test_features_so_far_out_that_nothing_was_fitted_to_them_are_bounded() -> None:
     for far in (-1e9, 1e9):
-        assert math.isfinite(FITTED.at(np.full(8, far)))
-        assert FITTED.at(np.full(8, far)) == FITTED.at(np.full(8, 2 * far))
+        assert math.isfinite(FITTED.value(np.full(8, far)))
+        assert FITTED.value(np.full(8, far)) == FITTED.value(np.full(8, 2 * far))
 
 
 def test_silence_has_none() -> None:
@@ -61,10 +60,10 @@ def test_silence_has_none() -> None:
 def test_energies_are_those_of_the_samples() -> None:
     samples = LEVEL * noise(30.0, 5)
     count = len(samples) // STRIDE
-    assert frames(samples).energy.mean() == pytest.approx(0.05**2, rel=0.05)
+    assert analyse(samples).energy.mean() == pytest.approx(0.05**2, rel=0.05)
     steps = samples * np.repeat(10 ** np.linspace(-1, 1, 10), len(samples) // 10).astype(np.float32)
     direct = (steps[: count * STRIDE].reshape(count, -1)[:, :512] ** 2).mean(axis=1)
-    assert np.corrcoef(np.log(direct), np.log(frames(steps).energy))[0, 1] > 0.98
+    assert np.corrcoef(np.log(direct), np.log(analyse(steps).energy))[0, 1] > 0.98
 
 
 @pytest.mark.parametrize("hertz", [85.0, 120.0, 200.0, 310.0])
@@ -72,26 +71,26 @@ def test_a_voice_repeats_and_noise_does_not(hertz: float) -> None:
     pulses = np.zeros(3 * RATE, np.float32)
     pulses[np.arange(0, 3 * RATE - 1, RATE / hertz).astype(int)] = 1
     low = np.convolve(pulses, np.hanning(24), "same").astype(np.float32)
-    assert frames(low).voiced.mean() > 0.8
-    assert frames(noise(3.0, 6)).voiced.mean() < 0.45
-    assert frames(noise(3.0, 6)).periodic.mean() < 0.3
+    assert analyse(low).voiced.mean() > 0.8
+    assert analyse(noise(3.0, 6)).voiced.mean() < 0.45
+    assert analyse(noise(3.0, 6)).periodic.mean() < 0.3
 
 
 def test_the_share_that_repeats_is_that_of_the_harmonics() -> None:
     tone = sum((sine(1.0, 150.0 * harmonic) for harmonic in range(1, 6)), np.zeros(3 * RATE, np.float32))
     for snr in (10, 0):
-        found = frames(LEVEL * mixed(tone / tone.std(), noise(3.0, 7), snr))
+        found = analyse(LEVEL * mixed(tone / tone.std(), noise(3.0, 7), snr))
         share = 10 ** (snr / 10) / (1 + 10 ** (snr / 10))
         assert float(found.energy @ found.periodic / found.energy.sum()) == pytest.approx(share, abs=0.12)
 
 
 def test_long_sounds_are_analysed_in_parts_that_do_not_show() -> None:
     samples = LEVEL * mixed(voice(12.0, 8)[0], noise(12.0, 9), 8)
-    whole, first = frames(samples), frames(samples[: 50 * STRIDE])
+    whole, first = analyse(samples), analyse(samples[: 50 * STRIDE])
     assert len(whole.energy) == len(samples) // STRIDE
     for all_of_it, part in zip(whole, first, strict=True):
         np.testing.assert_allclose(all_of_it[:50], part, rtol=1e-4, atol=1e-6)
 
 
 def test_the_features_are_eight() -> None:
-    assert features(frames(noise(1.0, 1))).shape == FITTED.mean.shape == (8,)
+    assert features(analyse(noise(1.0, 1))).shape == FITTED.mean.shape == (8,)

@@ -7,14 +7,14 @@ import pytest
 import soxr
 from numpy.typing import NDArray
 
-from speakerlens.measures.sound import SILENT_DBFS, Sound, hear, together
+from speakerlens.measures.sound import SILENT_DBFS, Sound, join, measure_sound
 from tests.measures.sounds import RATE, Samples, mixed, noise, sine, voice
 
 
 @pytest.mark.parametrize("offset", [0.0, -0.085])
 @pytest.mark.parametrize("height", [0.5, 0.01])
 def test_the_level_is_that_of_the_root_mean_square_without_the_offset(height: float, offset: float) -> None:
-    sound = hear(sine(height) + np.float32(offset))
+    sound = measure_sound(sine(height) + np.float32(offset))
     assert sound.level_dbfs == pytest.approx(20 * math.log10(height / math.sqrt(2)), abs=0.01)
     assert sound.seconds == 3.0
 
@@ -22,19 +22,19 @@ def test_the_level_is_that_of_the_root_mean_square_without_the_offset(height: fl
 @pytest.mark.parametrize("seed", range(4))
 def test_the_level_of_speech_and_of_noise_is_about_that_of_all_samples(seed: int) -> None:
     for samples in (noise(3.0, seed), voice(6.0, seed)[0]):
-        assert hear(np.float32(0.1) * samples).level_dbfs == pytest.approx(-20, abs=0.5)
+        assert measure_sound(np.float32(0.1) * samples).level_dbfs == pytest.approx(-20, abs=0.5)
 
 
 @pytest.mark.parametrize("samples", [np.zeros(48_000), np.full(48_000, 0.25), np.zeros(400)])
 def test_silence_has_no_ratio(samples: NDArray[np.float64]) -> None:
-    sound = hear(samples.astype(np.float32))
+    sound = measure_sound(samples.astype(np.float32))
     assert math.isnan(sound.snr_db)
     assert (sound.level_dbfs, sound.speech_share, sound.clipped_share, sound.bandwidth_hz) == (SILENT_DBFS, 0, 0, 0)
 
 
 @pytest.mark.parametrize("samples", [400, 401, 513, 1000, 16_000])
 def test_anything_that_is_long_enough_can_be_heard(samples: int) -> None:
-    sound = hear(np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32))
+    sound = measure_sound(np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32))
     assert sound.seconds == samples / RATE
     assert not math.isnan(sound.snr_db)
 
@@ -45,15 +45,15 @@ def test_a_clipped_sine_says_how_much_of_it_was_cut_off(ceiling: float, offset: 
     drive = 1.25
     expected = 1 - 2 / math.pi * math.asin(1 / drive)
     clipped = np.clip(sine(ceiling * drive, 441.7), -ceiling, ceiling)
-    assert hear(in_16_bits(clipped + np.float32(offset))).clipped_share == pytest.approx(expected, abs=0.01)
+    assert measure_sound(in_16_bits(clipped + np.float32(offset))).clipped_share == pytest.approx(expected, abs=0.01)
 
 
 def test_what_is_clipped_on_one_side_alone_counts_once() -> None:
     speech = 0.2 * voice(3.0, 1)[0]
     ceiling = np.float32(0.25)
     cut = in_16_bits(np.minimum(speech, ceiling))
-    assert hear(cut).clipped_share == pytest.approx(float((speech >= ceiling).mean()), rel=0.1)
-    assert hear(cut).clipped_share > 0.001
+    assert measure_sound(cut).clipped_share == pytest.approx(float((speech >= ceiling).mean()), rel=0.1)
+    assert measure_sound(cut).clipped_share > 0.001
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -61,20 +61,20 @@ def test_speech_that_reached_full_scale_says_how_much_of_it_is_lost(seed: int) -
     speech = voice(3.0, seed)[0]
     speech = speech * np.float32(2 / np.abs(speech).max())
     lost = float((np.abs(speech) >= 1).mean())
-    assert hear(in_16_bits(speech)).clipped_share == pytest.approx(lost, rel=0.02)
+    assert measure_sound(in_16_bits(speech)).clipped_share == pytest.approx(lost, rel=0.02)
 
 
 @pytest.mark.parametrize("hertz", [50.0, 100.0, 441.7, 3000.0])
 @pytest.mark.parametrize("height", [0.001, 0.2, 1.0])
 def test_a_wave_that_is_round_at_its_top_is_not_clipped(hertz: float, height: float) -> None:
-    assert hear(in_16_bits(sine(height, hertz))).clipped_share == 0
+    assert measure_sound(in_16_bits(sine(height, hertz))).clipped_share == 0
 
 
 def test_speech_and_noise_that_nobody_cut_are_not_clipped() -> None:
     for seed in range(5):
         speech = voice(3.0, seed)[0]
         for sound in (speech, mixed(speech, noise(3.0, seed), 5)):
-            assert hear(in_16_bits(sound / np.abs(sound).max())).clipped_share == 0
+            assert measure_sound(in_16_bits(sound / np.abs(sound).max())).clipped_share == 0
 
 
 def in_16_bits(samples: NDArray[np.floating]) -> Samples:
@@ -84,7 +84,9 @@ def in_16_bits(samples: NDArray[np.floating]) -> Samples:
 @pytest.mark.parametrize("edge", [1000, 2000, 3400, 4000, 6000, 7900])
 @pytest.mark.parametrize("level", [0.2, 0.002])
 def test_the_bandwidth_of_low_passed_noise_is_its_edge(edge: float, level: float) -> None:
-    assert hear(in_16_bits(np.float32(level) * noise(3.0, 1, (0, edge)))).bandwidth_hz == pytest.approx(edge, abs=550)
+    assert measure_sound(in_16_bits(np.float32(level) * noise(3.0, 1, (0, edge)))).bandwidth_hz == pytest.approx(
+        edge, abs=550
+    )
 
 
 def test_telephone_audio_shows_however_it_is_scaled_and_wide_speech_is_wide() -> None:
@@ -92,21 +94,21 @@ def test_telephone_audio_shows_however_it_is_scaled_and_wide_speech_is_wide() ->
         speech = 0.1 * voice(3.0, seed)[0]
         telephone = soxr.resample(soxr.resample(speech, RATE, 8000), 8000, RATE).astype(np.float32)
         for gain in (1.0, 0.03):
-            assert 3000 <= hear(in_16_bits(gain * telephone)).bandwidth_hz <= 4250
-            assert hear(in_16_bits(gain * speech)).bandwidth_hz >= 6000
+            assert 3000 <= measure_sound(in_16_bits(gain * telephone)).bandwidth_hz <= 4250
+            assert measure_sound(in_16_bits(gain * speech)).bandwidth_hz >= 6000
 
 
 def test_neither_silence_around_nor_an_offset_changes_the_bandwidth() -> None:
     telephone = 0.1 * noise(1.0, 2, (300, 3400))
     silence = np.zeros(RATE, np.float32)
     around = np.concatenate([silence, telephone, silence]) - np.float32(0.085)
-    assert hear(in_16_bits(around)).bandwidth_hz == hear(in_16_bits(telephone)).bandwidth_hz
+    assert measure_sound(in_16_bits(around)).bandwidth_hz == measure_sound(in_16_bits(telephone)).bandwidth_hz
 
 
 @pytest.mark.parametrize("snr", [60, 15])
 def test_the_share_of_speech_is_that_of_the_time_with_a_voice(snr: float) -> None:
     said = [voice(6.0, seed, pauses) for seed, pauses in enumerate((0.1, 0.3, 0.5, 0.7))]
-    heard = [hear(np.float32(0.05) * mixed(speech, noise(6.0, 9), snr)).speech_share for speech, _ in said]
+    heard = [measure_sound(np.float32(0.05) * mixed(speech, noise(6.0, 9), snr)).speech_share for speech, _ in said]
     shares = [share for _, share in said]
     assert np.abs(np.array(heard) - shares).mean() < 0.2
     assert np.corrcoef(heard, shares)[0, 1] > 0.9
@@ -114,21 +116,21 @@ def test_the_share_of_speech_is_that_of_the_time_with_a_voice(snr: float) -> Non
 
 def test_noise_is_no_speech() -> None:
     for band in ((0, 8000), (0, 1000), (300, 3400)):
-        assert hear(np.float32(0.05) * noise(3.0, 3, band)).speech_share < 0.05
+        assert measure_sound(np.float32(0.05) * noise(3.0, 3, band)).speech_share < 0.05
 
 
 def test_windows_together_say_what_the_whole_says() -> None:
-    loud, quiet = hear(sine(0.5, seconds=1.0)), hear(sine(0.05, seconds=3.0))
-    whole = hear(np.concatenate([sine(0.5, seconds=1.0), sine(0.05, seconds=3.0)]))
-    both = together([loud, quiet])
+    loud, quiet = measure_sound(sine(0.5, seconds=1.0)), measure_sound(sine(0.05, seconds=3.0))
+    whole = measure_sound(np.concatenate([sine(0.5, seconds=1.0), sine(0.05, seconds=3.0)]))
+    both = join([loud, quiet])
     assert both.seconds == 4.0
     assert both.level_dbfs == pytest.approx(whole.level_dbfs, abs=0.1)
 
 
 def test_windows_of_a_noisy_recording_say_what_the_whole_says() -> None:
     whole = np.float32(0.05) * mixed(voice(12.0, 4)[0], noise(12.0, 5), 8)
-    both = together([hear(window) for window in np.split(whole, 4)])
-    at_once = hear(whole)
+    both = join([measure_sound(window) for window in np.split(whole, 4)])
+    at_once = measure_sound(whole)
     assert both.snr_db == pytest.approx(at_once.snr_db, abs=1.5)
     assert both.speech_share == pytest.approx(at_once.speech_share, abs=0.1)
     assert both.level_dbfs == pytest.approx(at_once.level_dbfs, abs=0.2)
@@ -138,7 +140,7 @@ def test_windows_of_a_noisy_recording_say_what_the_whole_says() -> None:
 def test_energies_add_up_over_windows() -> None:
     clean = Sound(seconds=1.0, snr_db=20.0, speech_share=1.0, clipped_share=0.0, level_dbfs=-20.0, bandwidth_hz=8000.0)
     noisy = Sound(seconds=3.0, snr_db=0.0, speech_share=0.0, clipped_share=0.4, level_dbfs=-20.0, bandwidth_hz=4000.0)
-    both = together([clean, noisy])
+    both = join([clean, noisy])
     speech, noise = 100 / 101 + 3 / 2, 1 / 101 + 3 / 2
     assert both.snr_db == pytest.approx(10 * math.log10(speech / noise))
     assert (both.speech_share, both.bandwidth_hz) == (0.25, 8000.0)
@@ -147,8 +149,8 @@ def test_energies_add_up_over_windows() -> None:
 
 
 def test_silent_windows_say_nothing_of_the_ratio() -> None:
-    silence, tone = hear(np.zeros(48_000, np.float32)), hear(sine(0.1))
-    assert together([silence, tone]).snr_db == pytest.approx(tone.snr_db)
-    assert math.isnan(together([silence, silence]).snr_db)
+    silence, tone = measure_sound(np.zeros(48_000, np.float32)), measure_sound(sine(0.1))
+    assert join([silence, tone]).snr_db == pytest.approx(tone.snr_db)
+    assert math.isnan(join([silence, silence]).snr_db)
     with pytest.raises(ValueError, match="no window"):
-        together([])
+        join([])

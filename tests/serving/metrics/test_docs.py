@@ -16,7 +16,7 @@ from speakerlens.serving.errors import Reason
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.metrics.robustness import AGREEMENTS, DECISIONS, OUTCOMES, SNR_BANDS, WORKS
 from speakerlens.serving.robustness.drift import Drift
-from speakerlens.serving.robustness.shadow import BANDS
+from speakerlens.serving.robustness.sampling import BANDS
 from tests.conftest import ROOT
 from tests.serving import toy
 from tests.serving.harness import ServerProcess, raw, talk

@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from speakerlens.serving.metrics import Metrics
-from speakerlens.serving.robustness import executor
-from speakerlens.serving.robustness.executor import BoundedExecutor
+from speakerlens.serving.robustness import observer
+from speakerlens.serving.robustness.observer import BoundedExecutor
 
 
 def dropped(metrics: Metrics) -> float | None:
@@ -15,7 +15,7 @@ def dropped(metrics: Metrics) -> float | None:
 
 
 def test_what_comes_while_enough_waits_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "MOST_WAITING", 3)
+    monkeypatch.setattr(observer, "MOST_WAITING", 3)
     metrics, gate = Metrics(), threading.Event()
     thread = BoundedExecutor(metrics.robustness)
     first = thread.submit(gate.wait, 20)

@@ -42,7 +42,7 @@ def test_the_page_shows_the_newest_version_and_begins_anew_with_it(tmp_path: Pat
     assert page(drift)["drift_samples", "v", "snr_db"] == 0
     assert ("drift_psi", "v", "snr_db") not in page(drift)
     for value in (30.0, 30.0, 10.0, math.nan):
-        drift.saw(first, {"snr_db": value, "margin": 0.9, "of no baseline": 1.0})
+        drift.add(first, {"snr_db": value, "margin": 0.9, "of no baseline": 1.0})
     shown = page(drift)
     assert shown["drift_samples", "v", "snr_db"] == 3
     assert shown["drift_samples", "v", "margin"] == 4
@@ -51,16 +51,16 @@ def test_the_page_shows_the_newest_version_and_begins_anew_with_it(tmp_path: Pat
 
     drift.set_bundles([first, second])
     assert page(drift)["drift_samples", "v", "snr_db"] == 0
-    drift.saw(first, {"snr_db": 30.0})
+    drift.add(first, {"snr_db": 30.0})
     assert page(drift)["drift_samples", "v", "snr_db"] == 0
-    drift.saw(second, {"snr_db": 30.0})
+    drift.add(second, {"snr_db": 30.0})
     assert page(drift)["drift_samples", "v", "snr_db"] == 1
 
     drift.set_bundles([first])
     assert page(drift)["drift_samples", "v", "snr_db"] == 4
     drift.set_bundles([])
     assert page(drift) == {}
-    drift.saw(first, {"snr_db": 30.0})
+    drift.add(first, {"snr_db": 30.0})
     assert page(drift) == {}
 
 
@@ -68,7 +68,7 @@ def test_it_stands_on_the_page_of_metrics(tmp_path: Path) -> None:
     metrics, drift, one = Metrics(), Drift(10), bundle(tmp_path, 1)
     metrics.page.registry.register(drift)
     drift.set_bundles([one])
-    drift.saw(one, {"entropy": 0.1})
+    drift.add(one, {"entropy": 0.1})
     labels = {"variant": "v", "measure": "entropy"}
     assert metrics.registry.get_sample_value("speakerlens_drift_samples", labels) == 1
     assert metrics.registry.get_sample_value("speakerlens_drift_psi", labels) == pytest.approx(

@@ -241,7 +241,7 @@ async def test_an_unforeseen_error_ends_a_round_and_not_the_prober(
         failed.append(1)
         raise KeyError("nobody knows")
 
-    monkeypatch.setattr("speakerlens.serving.robustness.probes._probed", fail)
+    monkeypatch.setattr("speakerlens.serving.robustness.probes._summarise", fail)
     async with World(FakeModel(bundle("a")), seconds=0.1) as world:
         await until(lambda: len(failed) >= 2)
         assert world.clean("a") is None

@@ -138,7 +138,7 @@ def test_other_weights_show_within_a_period(probed: Path) -> None:
         assert time.monotonic() - began < 5 + ROUND_SECONDS
         log = server.log
     assert accuracies(metrics, "v")["clean", ""] < accuracies(metrics, "v", "expected_accuracy_ratio")["clean", ""]
-    assert re.search(r"WARNING .*probes of v/1: \d of 8 right in .*at export more were right: clean 0 of 2, not 2", log)
+    assert re.search(r"WARNING .*probes of v/1: \d of 8 right in .*more were right at export: clean 0 of 2, not 2", log)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.robustness import sampling
-from speakerlens.serving.robustness.sampling import MOST_WAITING, Background, IdleSlot, Sample, Sampler
+from speakerlens.serving.robustness.observer import Sampler
+from speakerlens.serving.robustness.sampling import MOST_WAITING, Background, IdleSlot, Sample
 from tests.serving.fakes import Recorder, until, working
 
 SAMPLE = Sample(np.zeros(1600, np.float32), (), None, None)
@@ -84,7 +85,7 @@ def test_nothing_begins_while_the_device_is_busy() -> None:
     async def scenario(world: World) -> None:
         answer = await world.busy(1)
         world.offer(0)
-        await asyncio.sleep(10 * sampling.LOOK_SECONDS)
+        await asyncio.sleep(10 * sampling.POLL_SECONDS)
         assert world.done == []
         world.work.gate.set()
         await answer
@@ -105,7 +106,7 @@ def test_one_at_a_time_and_in_order() -> None:
         for number in range(3):
             world.offer(number, wait)
         await until(lambda: bool(begun))
-        await asyncio.sleep(5 * sampling.LOOK_SECONDS)
+        await asyncio.sleep(5 * sampling.POLL_SECONDS)
         assert len(begun) == 1
         go_on.set()
         await until(lambda: world.done == [0, 1, 2])
@@ -131,7 +132,7 @@ def test_what_comes_while_enough_waits_is_dropped() -> None:
 
 
 def test_what_does_not_get_its_turn_in_time_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(sampling, "MAX_WAIT_SECONDS", 0.05)
 
     async def scenario(world: World) -> None:
         answer = await world.busy(1)

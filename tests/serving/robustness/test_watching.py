@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from speakerlens.measures.prediction import scores
 from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
-from speakerlens.measures.sound import hear, together
+from speakerlens.measures.sound import join, measure_sound
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.graphs import ExplainedPrediction
 from speakerlens.serving.engine.priority import Priority
@@ -29,7 +29,7 @@ from speakerlens.serving.pipeline.query import MonitoringScope, Query
 from speakerlens.serving.pipeline.windows import WindowCutter
 from speakerlens.serving.robustness import observer, sampling
 from speakerlens.serving.robustness.observer import RobustnessObserver
-from speakerlens.serving.robustness.shadow import band_of
+from speakerlens.serving.robustness.sampling import band_of
 from tests.serving import toy
 from tests.serving.fakes import until
 from tests.serving.harness import talk, voice
@@ -88,7 +88,7 @@ def test_an_answer_is_measured_as_a_baseline_is(tmp_path: Path) -> None:
     async def scenario(scene: Scene) -> None:
         await scene.ask(audio, "clean", "da")
         await scene.settled("prediction_entropy_nats_count", 1, variant="da")
-        sound = hear(audio)
+        sound = measure_sound(audio)
         assert scene.value("input_duration_seconds_sum") == pytest.approx(2.5)
         assert scene.value("input_speech_ratio_sum") == pytest.approx(sound.speech_share)
         assert scene.value("input_bandwidth_hertz_sum") == pytest.approx(sound.bandwidth_hz)
@@ -166,7 +166,7 @@ def test_long_audio_counts_once_and_its_sound_is_that_of_all_its_windows(tmp_pat
         await scene.settled("prediction_margin_count", 1, variant="clean")
         shape = scene.core.shape(scene.models.select([Selector("clean")]))
         cutter = WindowCutter(shape)
-        whole = together([hear(window.samples) for window in cutter.feed(audio) + cutter.finish()])
+        whole = join([measure_sound(window.samples) for window in cutter.feed(audio) + cutter.finish()])
         assert scene.value("input_duration_seconds_sum") == pytest.approx(9.0)
         assert scene.value("input_speech_ratio_count") == 1
         assert scene.value("input_speech_ratio_sum") == pytest.approx(whole.speech_share)
@@ -199,14 +199,14 @@ def test_a_measure_that_fails_fails_no_request(
     def broken(_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(observer, "hear", broken)
+    monkeypatch.setattr(observer, "measure_sound", broken)
 
     async def scenario(scene: Scene) -> None:
         await scene.ask(talk(7.0), "clean")
         await scene.settled("prediction_margin_count", 1, variant="clean")
         assert scene.value("input_duration_seconds_count") == 0
         assert "the sound of a request could not be measured" in caplog.text
-        monkeypatch.setattr("speakerlens.serving.robustness.measure.scores", broken)
+        monkeypatch.setattr("speakerlens.serving.robustness.observer.scores", broken)
         await scene.ask(talk(1.0), "clean")
         await until(lambda: "an answer could not be measured" in caplog.text)
 
@@ -242,7 +242,7 @@ def test_the_other_variants_hear_the_same_and_all_are_compared(tmp_path: Path) -
             expected: dict[tuple[str, str], int] = {}
             for samples in audio:
                 best = [toy.expected(toy.weights(SEEDS[name]), samples)["logits"].argmax() for name in (first, second)]
-                key = band_of(hear(samples).snr_db), "same" if best[0] == best[1] else "different"
+                key = band_of(measure_sound(samples).snr_db), "same" if best[0] == best[1] else "different"
                 expected[key] = expected.get(key, 0) + 1
             for (band, agreement), count in expected.items():
                 labels = {"first": first, "second": second, "snr_band": band, "agreement": agreement}
@@ -310,7 +310,7 @@ def test_samples_wait_for_an_idle_device_and_models_that_went_meanwhile_are_not_
         monkeypatch.setattr(type(scene.device), "idle", property(lambda _: idle))
         await scene.ask(talk(1.0), "clean")
         await scene.ask(talk(1.0), "da")
-        await asyncio.sleep(5 * sampling.LOOK_SECONDS)
+        await asyncio.sleep(5 * sampling.POLL_SECONDS)
         assert scene.value("background_total", work="saliency", outcome="done") == 0
         assert not scene.models._leases
         scene.models.take_out(scene.models.select([Selector("clean")])[0])
