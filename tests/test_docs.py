@@ -35,7 +35,7 @@ def test_named_paths_exist(page: Path) -> None:
 
 
 def test_pages_named_in_comments_exist() -> None:
-    named = re.compile(r"(?<![\w/])docs/[\w/-]+\.md")
+    named = re.compile(r"(?<![\w/])docs/[a-z0-9/_-]+\.md")
     pages = [(file, page) for file in SOURCES for page in named.findall(file.read_text("utf-8"))]
     assert pages
     for file, page in pages:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts the two programs of Debian's package `prometheus` into a folder, unless they are there or on the PATH. The package
-# is unpacked, not installed: that starts no service, changes nothing else, and needs no root but for an empty apt cache.
+# Put the two programs of Debian's package `prometheus` into a folder, unless they are there or on the PATH. The package
+# is unpacked, not installed: no service starts, and root is needed only if apt's cache is empty.
 set -euo pipefail
 
 folder=$1

@@ -1,6 +1,6 @@
-"""Marks tests that need the programs of Debian's package `prometheus`: they are skipped where these are not installed.
+"""Mark tests that need the programs of Debian's package `prometheus`.
 
-Unless REQUIRE_PROMETHEUS is set, as continuous integration has it: then they fail.
+Without these programs the tests are skipped, or fail if REQUIRE_PROMETHEUS is set, as in continuous integration.
 """
 
 import os

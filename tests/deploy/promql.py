@@ -1,4 +1,4 @@
-"""What a PromQL expression asks for: its selectors, and the calls and sums around each."""
+"""Parse PromQL: the selectors of an expression, with the functions and aggregations around each."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class Selector:
     Args:
         name: of the metric.
         matchers: by label, as `=~value`.
-        around: names of the functions and aggregations it stands in, the innermost first.
-        kept: the labels that each aggregation around it keeps, the innermost first; none where it says `without`.
-        text: the selector alone, without its range.
+        around: names of the enclosing functions and aggregations, the innermost first.
+        kept: labels that each enclosing aggregation keeps, the innermost first; empty for `without`.
+        text: the selector without its range.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Selector:
 
 
 def selectors(expression: str) -> list[Selector]:
-    """All selectors of an expression with its variables filled in; raises ValueError where it cannot be parsed."""
+    """Return all selectors of an expression without variables; raise ValueError if it cannot be parsed."""
     return list(_walk(promql.parse(expression), (), ()))
 
 

@@ -1,4 +1,4 @@
-"""The Prometheus of the tests, the preview and the drill: it scrapes, evaluates rules and answers."""
+"""The Prometheus of tests and drill: it scrapes, evaluates rules and answers queries."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.deploy.prometheus import needs_prometheus
 pytestmark = needs_prometheus
 
 
-def test_scrapes_and_evaluates(tmp_path: Path) -> None:
+def test_process_scrapes_and_evaluates(tmp_path: Path) -> None:
     registry = prometheus_client.CollectorRegistry()
     prometheus_client.Gauge("height_metres", "Of a tree.", ("tree",), registry=registry).labels("oak").set(20)
     page, thread = prometheus_client.start_http_server(0, "127.0.0.1", registry=registry)
@@ -35,7 +35,7 @@ def test_scrapes_and_evaluates(tmp_path: Path) -> None:
     thread.join(5)
 
 
-def test_says_why_it_does_not_start(tmp_path: Path) -> None:
+def test_failed_start_is_explained(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yml"
     rules.write_text("groups: [{name: broken, rules: [{record: x, expr: 'sum('}]}]", "utf-8")
     with pytest.raises(RuntimeError, match="parse error"):

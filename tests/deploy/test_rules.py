@@ -1,5 +1,4 @@
-"""The rules and alerts of deploy/prometheus: that Prometheus takes them, that they fire when they should and only then,
-and that whoever is woken finds what to do."""
+"""The rules and alerts of deploy/prometheus: valid, firing when they should and only then, and documented."""
 
 import re
 import subprocess
@@ -49,11 +48,11 @@ def test_promtool_accepts_the_configuration() -> None:
 
 @needs_prometheus
 @pytest.mark.parametrize("file", UNIT_TESTS, ids=lambda file: file.stem)
-def test_alerts_fire_when_they_should_and_only_then(file: Path) -> None:
+def test_alerts_fire_only_when_they_should(file: Path) -> None:
     promtool("test", "rules", file)
 
 
-def test_every_alert_is_seen_to_fire_and_to_keep_still() -> None:
+def test_every_alert_is_tested_firing_and_silent() -> None:
     cases: dict[str, set[bool]] = {name: set() for name in ALERTS}
     for file in UNIT_TESTS:
         for test in yaml.safe_load(file.read_text("utf-8"))["tests"]:
@@ -62,7 +61,7 @@ def test_every_alert_is_seen_to_fire_and_to_keep_still() -> None:
     assert not {name: seen for name, seen in cases.items() if len(seen) < 2}
 
 
-def test_every_alert_says_what_it_means_and_where_to_read_on() -> None:
+def test_every_alert_is_documented() -> None:
     page = (ROOT / "docs" / "operation.md").read_text("utf-8")
     sections = set(re.findall(r"^### (Speakerlens\w+)$", page, re.MULTILINE))
     assert sections == set(ALERTS)
@@ -76,7 +75,7 @@ def test_every_alert_says_what_it_means_and_where_to_read_on() -> None:
         assert anchor in anchors(page)
 
 
-def test_recorded_ranges_are_what_their_names_say() -> None:
+def test_recorded_ranges_match_their_names() -> None:
     ranged = 0
     for rule in RECORDED:
         if named := re.search(r"_(?:rate|avg|increase)(\d+[mhd])$|:increase(\d+[mhd])$", rule["record"]):
@@ -85,7 +84,7 @@ def test_recorded_ranges_are_what_their_names_say() -> None:
     assert ranged > 20
 
 
-def test_rules_ask_for_what_there_is() -> None:
+def test_rules_select_existing_metrics() -> None:
     registry = Metrics().registry
     registry.register(Drift(100))
     served = {
@@ -101,7 +100,7 @@ def test_rules_ask_for_what_there_is() -> None:
                 assert set(values.split("|")) <= known, expression
 
 
-def test_unit_tests_evaluate_what_is_recorded_first() -> None:
+def test_unit_tests_evaluate_recorded_rules_first() -> None:
     groups = [group["name"] for file in RULE_FILES for group in yaml.safe_load(file.read_text("utf-8"))["groups"]]
     for file in UNIT_TESTS:
         assert yaml.safe_load(file.read_text("utf-8"))["group_eval_order"] == groups, file

@@ -1,4 +1,4 @@
-"""The metrics page of a real server, and our rules on what Prometheus scrapes from it."""
+"""Rules on the metrics that a real Prometheus scrapes from a real server."""
 
 import subprocess
 from functools import partial
@@ -20,7 +20,7 @@ pytestmark = needs_prometheus
 
 @pytest.fixture
 def bundles(tmp_path: Path) -> Path:
-    """Two variants, and a bundle of one of them that is refused."""
+    """Two variants, and a refused bundle of one of them."""
     for seed, variant in enumerate(("act-da", "clean")):
         toy.write_bundle(tmp_path / "bundles", variant, 1, seed)
     (tmp_path / "bundles" / "clean" / "2").mkdir()

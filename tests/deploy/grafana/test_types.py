@@ -26,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where Grafana's types and the compiler are installed."""
+    """A folder with Grafana's types and the compiler."""
     made = tmp_path_factory.mktemp("types")
     (made / "package.json").write_text("{}", "utf-8")
     install = f"{NPM} @grafana/schema@{VERSION} typescript@5"
@@ -37,17 +37,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compiled(folder: Path, dashboards: dict[str, Any]) -> str:
-    """What the compiler has to say, with an empty string for nothing."""
+    """Return the compiler's messages, empty if there are none."""
     (folder / "check.ts").write_text(program(dashboards), encoding="utf-8")
     done = subprocess.run(COMPILE, shell=True, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
     return done.stdout + done.stderr
 
 
-def test_dashboards_are_of_grafanas_types(folder: Path) -> None:
+def test_dashboards_match_grafanas_types(folder: Path) -> None:
     assert compiled(folder, {stem: json.loads(render(each)) for stem, each in DASHBOARDS.items()}) == ""
 
 
-def test_a_mistake_would_be_seen(folder: Path) -> None:
+def test_wrong_value_is_found(folder: Path) -> None:
     content = json.loads(render(DASHBOARDS["service"]))
     panel = next(each for each in content["panels"] if each["type"] == "timeseries")
     panel["options"]["legend"]["placement"] = "below"
