@@ -7,7 +7,16 @@ from types import CodeType, FunctionType
 import pytest
 
 # Code that refers to one of these starts a process.
-STARTERS = frozenset({"ServerProcess", "subprocess", "create_subprocess_exec", "SpawnProcess", "ProcessPoolExecutor"})
+STARTERS = frozenset(
+    {
+        "ServerProcess",
+        "subprocess",
+        "create_subprocess_exec",
+        "SpawnProcess",
+        "ProcessPoolExecutor",
+        "PrometheusProcess",
+    }
+)
 
 
 def mark(item: pytest.Item) -> None:

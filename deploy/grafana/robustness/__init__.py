@@ -1,4 +1,4 @@
-"""The dashboard *Robustness*: whether the models hold against the sound that comes in, and why not."""
+"""The dashboard *Robustness*: whether the models work on the current traffic, and why not."""
 
 from deploy.grafana.expressions import VARIABLES
 from deploy.grafana.model import Dashboard
@@ -12,7 +12,7 @@ from deploy.grafana.robustness.sound import SOUND
 ROBUSTNESS = Dashboard(
     uid="speakerlens-robustness",
     title="speakerlens: Robustness",
-    description="Do the models still hold against the sound that comes in, and if not, why?",
+    description="Do the models still work on the current traffic, and if not, why?",
     rows=(GLANCE, PROBES, SOUND, ANSWERS, AGREEMENT, MOVED),
     variables=VARIABLES,
 )

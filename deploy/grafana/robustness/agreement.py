@@ -1,4 +1,4 @@
-"""Where the variants part."""
+"""Panels on agreement between variants."""
 
 from deploy.grafana.expressions import select, total
 from deploy.grafana.model import Panel, Query, Row, Unit
@@ -7,7 +7,7 @@ DIFFERENT = 'agreement="different"'
 
 
 def _pairs(*matchers: str, by: str) -> str:
-    """Comparisons a second of pairs that have a chosen variant on either side."""
+    """Return comparisons per second of pairs with a chosen variant on either side."""
     sides = ('first=~"$variant"', 'second=~"$variant"')
     rates = (f"rate({select('shadow_comparisons_total', side, *matchers)}[$__rate_interval])" for side in sides)
     return total(" or ".join(rates), by)
@@ -33,15 +33,15 @@ AGREEMENT = Row(
         Panel(
             "Disagreement by SNR",
             "At which SNR do variants answer differently?",
-            "High only in the low bands: it is the noise. High above 20 dB: a model is wrong, or strangers call.",
+            "High only in the low bands: noise. High above 20 dB: a model is wrong, or the speakers are unknown.",
             Unit.SHARE,
             (Query(disagreement("snr_band"), "{{snr_band}}"),),
             limits=(0, 1),
         ),
         Panel(
             "Comparisons",
-            "On how many comparisons does that rest, and at which SNR?",
-            "Few: raise --shadow-share; none while there are calls: the device has no time for them.",
+            "How many comparisons is that, and at which SNR?",
+            "Few: raise --shadow-share. None while there are calls: the device has no idle time.",
             Unit.PER_SECOND,
             (Query(_pairs(by="snr_band"), "{{snr_band}}"),),
             stacked=True,

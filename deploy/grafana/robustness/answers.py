@@ -1,4 +1,4 @@
-"""What the models say, and what they looked at."""
+"""Panels on predictions and saliency maps."""
 
 from deploy.grafana.expressions import VARIANT, per_second, quantile
 from deploy.grafana.model import Colour, Panel, Query, Row, Threshold, Unit
@@ -19,24 +19,24 @@ ANSWERS = Row(
     (
         Panel(
             "Probability of the best",
-            "How sure is each variant of the speaker it names, for half of the requests?",
-            "It falls for all: the input changed. For one: that model did.",
+            "How high is the best speaker's probability (median)?",
+            "Falls for all variants: the input changed. Falls for one: that model changed.",
             Unit.SHARE,
             _by_variant("prediction_top1_probability"),
             limits=(0, 1),
         ),
         Panel(
             "Margin to the second",
-            "How far is the best speaker ahead of the second, for half of the requests?",
-            "It shrinks before accuracy does: look at SNR and drift now.",
+            "How far is the best speaker ahead of the second (median)?",
+            "It falls before accuracy does: look at SNR and drift.",
             Unit.SHARE,
             _by_variant("prediction_margin"),
             limits=(0, 1),
         ),
         Panel(
             "Entropy",
-            "Between how many speakers does each variant waver, for half of the requests? 0: none; 0.7: two.",
-            "It rises with interference, and most for `clean`. Without interference: strangers, see beside.",
+            "How uncertain is each variant (median)? 0: certain; 0.7: two equal speakers.",
+            "It rises with interference, most for `clean`. Without interference: unknown speakers, see the next panel.",
             Unit.NATS,
             _by_variant("prediction_entropy_nats"),
             limits=(0, None),
@@ -44,15 +44,15 @@ ANSWERS = Row(
         Panel(
             "Unknown speakers",
             "Which share of the requests does each variant answer with `unknown`?",
-            "It rises for all at a good SNR: strangers call. At a bad SNR: the models do not hear them any more.",
+            "Rises for all at a high SNR: unknown speakers. At a low SNR: the speech is lost in noise.",
             Unit.SHARE,
             (Query(_share_unknown(), "{{variant}}"),),
             limits=(0, 1),
         ),
         Panel(
             "Deletion index of traffic",
-            "Do the models look away from what is estimated to be noise? 1 is blind to it, lower is better.",
-            "It nears 1: answers rest on noise. Only explained requests count, and a sample (--saliency-share).",
+            "Do the maps avoid the estimated noise? 1 is blind to it, lower is better.",
+            "Near 1: answers rest on noise. Counts explained requests, and a sample (--saliency-share).",
             Unit.RATIO,
             _by_variant("saliency_deletion_index"),
             thresholds=(Threshold(1, Colour.WATCH),),
@@ -60,8 +60,8 @@ ANSWERS = Row(
         ),
         Panel(
             "Concentration of the maps",
-            "Do the models look at few places (1) or everywhere (0)?",
-            "A jump without a new version: the input is of another kind. At 0 or 1: the maps are broken.",
+            "Is the saliency on few bins (1) or on all (0)?",
+            "A jump without a new version: the input changed. At 0 or 1: the maps are broken.",
             Unit.RATIO,
             _by_variant("saliency_concentration"),
             limits=(0, 1),

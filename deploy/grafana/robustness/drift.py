@@ -1,4 +1,4 @@
-"""How far the traffic has moved from the evaluation set."""
+"""Panels on drift of the traffic from the evaluation set."""
 
 from deploy.grafana.expressions import VARIANT, select
 from deploy.grafana.model import Colour, Kind, Matrix, Panel, Query, Row, Threshold, Unit
@@ -11,8 +11,8 @@ MOVED = Row(
     (
         Panel(
             "Drift by measure",
-            "Which measure has moved, and of which variant? Below 0.1 it has not, above 0.25 it has.",
-            "Find its panel above: that shows where to. With few samples the index is large by chance: see beside.",
+            "Which measure drifted, and for which variant? Below 0.1: none; above 0.25: drift.",
+            "Its panel above shows the direction. With few samples the index is large by chance: see the next panel.",
             Unit.RATIO,
             (Query(f"max by (measure, variant) ({select('drift_psi', VARIANT)})", "{{measure}}"),),
             kind=Kind.TABLE,
@@ -22,8 +22,8 @@ MOVED = Row(
         ),
         Panel(
             "Drift over time",
-            "Since when has the traffic moved? The largest of the variants, by measure.",
-            "A step is a new kind of caller or a broken gateway; a slope is a habit that changes.",
+            "Since when has the traffic drifted? The largest of the variants, by measure.",
+            "A step is a new kind of caller or a broken gateway; a slope is a slow change.",
             Unit.RATIO,
             (Query(f"max by (measure) ({select('drift_psi', VARIANT)})", "{{measure}}"),),
             thresholds=DRIFT,
@@ -32,8 +32,8 @@ MOVED = Row(
         ),
         Panel(
             "Samples behind the drift",
-            "On how many of the last answers does the drift rest?",
-            "Below a few hundred, wait: 10 bins filled by chance look like drift.",
+            "How many of the last answers is the drift computed from?",
+            "Below a few hundred, wait: chance looks like drift.",
             Unit.COUNT,
             (Query(f"min by (measure) ({select('drift_samples', VARIANT)})", "{{measure}}"),),
             limits=(0, None),

@@ -1,4 +1,4 @@
-"""Known speakers under known interference: what the models are worth now."""
+"""Panels on probes: known speakers under known interference."""
 
 from deploy.grafana.expressions import VARIANT, per_second, select
 from deploy.grafana.model import Colour, Kind, Matrix, Panel, Query, Row, Threshold, Unit
@@ -13,14 +13,14 @@ def mean_of(gauge: str, *matchers: str, by: str = "variant") -> str:
 
 
 def _named(expression: str) -> str:
-    """With a label `condition` such as "noise 10 dB", made of `interference` and `snr`."""
+    """Return the expression with a label `condition`, such as "noise 10 dB", made of `interference` and `snr`."""
     joined = f'label_join({expression}, "condition", " ", "interference", "snr")'
     with_snr = f'label_replace({joined}, "condition", "$1 $2 dB", "condition", "([^ ]+) ([^ ]+)")'
     return f'label_replace({with_snr}, "condition", "$1", "condition", "([^ ]+) ")'
 
 
 def shortfall(by: str) -> str:
-    """By how much the mean accuracy misses what was expected, on the server where that is most; below 0 it is better.
+    """Return how far accuracy is below its expectation on the worst server; negative if it is better.
 
     The mean over servers would hide one of many that is broken.
     """
@@ -48,19 +48,19 @@ PROBES = Row(
         _accuracy(
             "Accuracy on clean speech",
             "Without interference, is each variant as good as it was at its export (dashed)?",
-            "Down by half: only the resampled or only the clean fail, see Accuracy by condition. Lower: wrong weights.",
+            "Down by half: only resampled or only clean probes fail, see Accuracy by condition. Lower: wrong weights.",
             'snr=""',
         ),
         _accuracy(
             "Accuracy at 10 dB and above",
             "In weak interference, is each variant as good as it was at its export (dashed)?",
-            "A line that leaves its dashes has lost something: see Shortfall by condition, and what was deployed then.",
+            "Below its dashed line: see Shortfall by condition, and what was deployed then.",
             'snr=~"[1-9][0-9]+"',
         ),
         _accuracy(
             "Accuracy below 10 dB",
             "In strong interference, is each variant as good as it was at its export (dashed)?",
-            "As beside. `clean` is far below the others by its training; another that joins it is not what it says.",
+            "`clean` is far below the others by its training. Another variant at its level has wrong weights.",
             'snr=~"-.*|[0-9]"',
         ),
         Panel(
@@ -77,8 +77,8 @@ PROBES = Row(
         ),
         Panel(
             "Shortfall by condition",
-            "Where does a variant do worse than at its export, on the worst server? 0 is as expected, above 0 worse.",
-            "One variant in every row: its weights. Every variant in `resampled`: the decoding. Roll it back.",
+            "Under which condition is a variant worse than at its export, on the worst server? 0 is as expected.",
+            "One variant in every row: its weights. Every variant in `resampled`: decoding. Roll back.",
             Unit.SHARE,
             (Query(_named(shortfall("variant, interference, snr")), "{{condition}}"),),
             kind=Kind.TABLE,
@@ -88,8 +88,8 @@ PROBES = Row(
         ),
         Panel(
             "Shortfall over time",
-            "Since when does a variant miss what was expected of it, on the worst server?",
-            "A step up is a change: what was deployed at that moment? Orange and red are where to look and to act.",
+            "Since when is a variant below its expected accuracy, on the worst server?",
+            "A step up: see what was deployed then. Orange: look; red: act.",
             Unit.SHARE,
             (Query(shortfall("variant"), "{{variant}}"),),
             thresholds=SHORTFALL,
@@ -97,8 +97,8 @@ PROBES = Row(
         ),
         Panel(
             "Deletion index of the probes",
-            "Do the models still look away from interference? 1 is blind to it, lower is better; dashed is expected.",
-            "It rises and accuracy falls: the model has lost its robustness. It moves alone: the maps are broken.",
+            "Do the maps still avoid interference? 1 is blind to it, lower is better; dashed is expected.",
+            "Rises while accuracy falls: the model lost robustness. Changes alone: the maps are broken.",
             Unit.RATIO,
             (
                 Query(mean_of("probe_deletion_index", CORRUPTED), "{{variant}}"),
@@ -113,8 +113,8 @@ PROBES = Row(
         ),
         Panel(
             "Latency of the probes",
-            "How long does a probe take, which waits until nobody else does?",
-            "It grows with the load; at minutes, probes say what was, not what is.",
+            "How long does a probe take? It waits until the device is idle.",
+            "It grows with the load; at minutes the probes' results are old.",
             Unit.SECONDS,
             (Query(mean_of("probe_latency_seconds"), "{{variant}}"),),
             limits=(0, None),
@@ -131,8 +131,8 @@ PROBES = Row(
         ),
         Panel(
             "Duration of a round",
-            "How long does it take to ask all probes?",
-            "Near --probe-seconds the rounds never rest: ask less often, or ship fewer probes.",
+            "How long does a round of all probes take?",
+            "Near --probe-seconds: raise the period, or export fewer probes.",
             Unit.SECONDS,
             (Query(f"max by (variant) ({select('probe_round_duration_seconds', VARIANT)})", "{{variant}}"),),
             limits=(0, None),

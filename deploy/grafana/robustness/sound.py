@@ -1,4 +1,4 @@
-"""The sound that comes in."""
+"""Panels on the audio of requests."""
 
 from deploy.grafana.expressions import buckets, mean, per_second, quantile
 from deploy.grafana.model import Colour, Kind, Panel, Query, Row, Threshold, Unit
@@ -15,8 +15,8 @@ SOUND = Row(
     (
         Panel(
             "SNR of the requests",
-            "How noisy is what callers send, and is a second crowd arriving?",
-            "A band that sinks or splits: find out whose calls they are, before the answers are complained about.",
+            "How noisy is the traffic, and is there a second group?",
+            "A band that falls or splits: find out whose calls they are.",
             Unit.DECIBELS,
             (Query(buckets("input_snr_decibels"), "{{le}}"),),
             kind=Kind.HEATMAP,
@@ -25,29 +25,29 @@ SOUND = Row(
         Panel(
             "SNR by quantile",
             "How noisy are the cleanest, the middle and the noisiest requests?",
-            "Only the lowest line falls: some callers have a problem. All fall: the way in has one.",
+            "Only the lowest line falls: some callers have a problem. All fall: the input path has one.",
             Unit.DECIBELS,
             _spread("input_snr_decibels"),
         ),
         Panel(
             "Share of speech",
-            "How much of what is sent is speech?",
-            "It falls: callers send silence, music or hold lines; answers rest on less than they seem to.",
+            "Which share of the audio is speech?",
+            "Falls: callers send silence or music; answers rest on less speech.",
             Unit.SHARE,
             _spread("input_speech_ratio"),
             limits=(0, 1),
         ),
         Panel(
             "Level",
-            "How loud is the sound, against full scale?",
-            "Far below -40 dBFS: a gain is wrong on the way. Near 0: it is clipped, see beside.",
+            "How loud is the audio, relative to full scale?",
+            "Far below -40 dBFS: a gain is wrong. Near 0: clipped, see the next panel.",
             Unit.FULL_SCALE,
             _spread("input_level_decibels"),
         ),
         Panel(
             "Clipped samples",
             "Which share of the samples is cut off at full scale, on average?",
-            "Above 0.1 %: a microphone or a gain is set too high; the harmonics it adds are interference.",
+            "Above 0.1 %: a microphone or a gain is set too high; clipping adds harmonics.",
             Unit.SHARE,
             (Query(mean("input_clipped_ratio"), "clipped"),),
             thresholds=(Threshold(0.001, Colour.WATCH), Threshold(0.01, Colour.BAD)),
@@ -55,8 +55,8 @@ SOUND = Row(
         ),
         Panel(
             "Bandwidth",
-            "Up to which frequency is there sound?",
-            "Below 4 kHz it was a telephone's, whatever its rate says now: the models were trained up to 8 kHz.",
+            "Up to which frequency does the audio reach?",
+            "Below 4 kHz: telephone audio, whatever its rate; the models were trained up to 8 kHz.",
             Unit.HERTZ,
             _spread("input_bandwidth_hertz"),
             limits=(0, None),
@@ -64,15 +64,15 @@ SOUND = Row(
         Panel(
             "Duration",
             "How long are the recordings?",
-            "Shorter ones are less certain: compare the row below before blaming noise.",
+            "Shorter recordings are less certain: compare the row below.",
             Unit.SECONDS,
             _spread("input_duration_seconds"),
             limits=(0, None),
         ),
         Panel(
             "Requests measured",
-            "On how many answered requests do these measures rest?",
-            "A few an hour: read the lines above with care, single callers move them.",
+            "How many answered requests were measured?",
+            "A few an hour: single callers move the lines above.",
             Unit.CALLS_PER_SECOND,
             (Query(per_second("input_duration_seconds_count"), "requests"),),
             limits=(0, None),

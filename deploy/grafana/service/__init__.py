@@ -1,4 +1,4 @@
-"""The dashboard *Service*: whether it is up, fast, and within what it can do."""
+"""The dashboard *Service*: availability, latency and load."""
 
 from deploy.grafana.expressions import VARIABLES
 from deploy.grafana.model import Dashboard
@@ -12,7 +12,7 @@ from deploy.grafana.service.traffic import TRAFFIC
 SERVICE = Dashboard(
     uid="speakerlens-service",
     title="speakerlens: Service",
-    description="Is it up, is it fast, and is there room?",
+    description="Is the service up, is it fast, and does it have capacity?",
     rows=(GLANCE, TRAFFIC, LATENCY, DEVICE, MODELS, PROCESS_ROW),
     variables=VARIABLES,
 )

@@ -1,4 +1,4 @@
-"""What waits for the device, and what the device does."""
+"""Panels on queues and the device."""
 
 from deploy.grafana.expressions import VARIANT, mean, per_second, quantile, select
 from deploy.grafana.model import Panel, Query, Row, Unit
@@ -8,8 +8,8 @@ DEVICE = Row(
     (
         Panel(
             "Queues",
-            "How much waits for the device, against the room there is (dashed)?",
-            "A queue that touches its room refuses calls: add servers, or raise --queue-size if clients can wait.",
+            "How many jobs wait for the device, and how many may (dashed)?",
+            "A full queue refuses calls: add servers, or raise --queue-size if clients can wait.",
             Unit.COUNT,
             (
                 Query(f"max by (variant, kind) ({select('queue_depth', VARIANT)})", "{{variant}} {{kind}}"),
@@ -20,7 +20,7 @@ DEVICE = Row(
         Panel(
             "Device's utilisation",
             "Which share of the time does the device compute, and for which model?",
-            "Near 100 % on each server: it can do no more. Low while queues are long: something else holds it up.",
+            "Near 100 % on each server: full load. Low while queues are long: another bottleneck.",
             Unit.SHARE,
             (
                 Query(
@@ -35,7 +35,7 @@ DEVICE = Row(
         Panel(
             "Requests in work",
             "How many calls are in the server at once?",
-            "At --max-in-flight more are refused. Many in work and little computed: clients send or read slowly.",
+            "At --max-in-flight more are refused. Many in work and little computed: slow clients.",
             Unit.COUNT,
             (Query(f"sum by (instance) ({select('requests_in_flight')})", "{{instance}}"),),
             limits=(0, None),
@@ -50,8 +50,8 @@ DEVICE = Row(
         ),
         Panel(
             "Time of a batch",
-            "How long does a batch hold the device? Of 20 batches, 19 are faster.",
-            "Nobody else is computed for that long: where it hurts, lower --max-batch-seconds.",
+            "How long does a batch take on the device (95th percentile)?",
+            "Other jobs wait that long: if it is too long, lower --max-batch-seconds.",
             Unit.SECONDS,
             (
                 Query(
@@ -61,9 +61,9 @@ DEVICE = Row(
             ),
         ),
         Panel(
-            "Audio against the device",
-            "How much sound is answered in a second, and how much of the device does it take?",
-            "Their ratio is what a second of sound costs. It rises: more variants are asked, or more is explained.",
+            "Audio and device time",
+            "How much audio is answered in a second, and how much device time does it take?",
+            "Their ratio is the cost of a second of audio. It rises with more variants or more explained requests.",
             Unit.TIMES_REAL_TIME,
             (
                 Query(per_second("audio_seconds_total"), "seconds of audio a second"),

@@ -1,4 +1,4 @@
-"""The first look: numbers that are green when all is well."""
+"""The first row: numbers that are green while nothing is wrong."""
 
 from deploy.grafana.expressions import FIRING, VARIANT, or_zero, per_second, quantile, select, total
 from deploy.grafana.model import Colour, Number, Query, Row, Threshold, Unit
@@ -12,7 +12,7 @@ GLANCE = Row(
         Number(
             "Servers up",
             "How many servers does Prometheus reach?",
-            "Fewer than you run: look whether the missing one is running, and whether its metrics port can be reached.",
+            "Fewer than you run: check that the missing one runs and that its metrics port can be reached.",
             Unit.COUNT,
             (Query(f"sum(up{{{PROCESS}}})", "Servers up"),),
             floor=Colour.BAD,
@@ -20,38 +20,38 @@ GLANCE = Row(
         ),
         Number(
             "Alerts firing",
-            "Is anything wrong that a rule knows of?",
-            "Above 0: open Prometheus' page of alerts; each alert says what to do. They are red lines in all panels.",
+            "Does any alert fire?",
+            "Above 0: Prometheus' page of alerts says what to do. Alerts are red lines in all panels.",
             Unit.COUNT,
             (Query(or_zero(f"count({FIRING})"), "Alerts firing"),),
             thresholds=(Threshold(1, Colour.BAD),),
         ),
         Number(
             "Calls",
-            "How much is asked?",
+            "How many calls arrive?",
             "0 where there should be traffic: look at the clients and at what balances them.",
             Unit.CALLS_PER_SECOND,
             (Query(CALLS, "Calls"),),
         ),
         Number(
-            "Errors of ours",
-            "Which share of the calls failed through the service's fault, overload included?",
+            "Server errors",
+            "Which share of the calls failed because of the server, including overload?",
             "Above 0.1 %: the panels Errors by status and Rejections by reason say which, the server's log says why.",
             Unit.SHARE,
-            (Query(SHARE_OF_ERRORS, "Errors of ours"),),
+            (Query(SHARE_OF_ERRORS, "Server errors"),),
             thresholds=(Threshold(0.001, Colour.WATCH), Threshold(0.01, Colour.BAD)),
         ),
         Number(
             "Slowest of 100",
-            "How long does one call in a hundred take, or longer? Live streams are left out.",
-            "Above what clients wait for: look in the row Latency for where the time goes.",
+            "How long do calls take (99th percentile)? Without live streams.",
+            "Too long for clients: the row Latency shows where the time goes.",
             Unit.SECONDS,
             (Query(quantile(0.99, "request_duration_seconds", VARIANT, AT_ONCE), "Slowest of 100"),),
             thresholds=(Threshold(1, Colour.WATCH), Threshold(5, Colour.BAD)),
         ),
         Number(
             "Fullest queue",
-            "How much of its room does the fullest queue use?",
+            "How full is the fullest queue?",
             "Near 100 % calls are refused: add servers, or send less.",
             Unit.SHARE,
             (Query(f"max({select('queue_depth', VARIANT)} / {select('queue_capacity', VARIANT)})", "Fullest queue"),),
@@ -59,14 +59,14 @@ GLANCE = Row(
         ),
         Number(
             "Audio",
-            "How many seconds of sound are answered in a second?",
-            "That is how many live speakers the load amounts to; compare it with the device's utilisation.",
+            "How many seconds of audio are answered in a second?",
+            "Equals the number of live speakers; compare with the device's utilisation.",
             Unit.TIMES_REAL_TIME,
             (Query(per_second("audio_seconds_total"), "Audio"),),
         ),
         Number(
             "Refused bundles",
-            "Does a model lie on the disk that is not served?",
+            "Is there a bundle on disk that is not served?",
             "Above 0: the row Models says which and why; docs/operation.md explains the reasons.",
             Unit.COUNT,
             (Query(or_zero(total(select("bundles_refused", VARIANT))), "Refused bundles"),),

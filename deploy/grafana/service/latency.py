@@ -1,9 +1,9 @@
-"""How long calls take, and where the time goes."""
+"""Panels on latency and its phases."""
 
 from deploy.grafana.expressions import VARIANT, buckets, mean, quantile
 from deploy.grafana.model import Kind, Panel, Query, Row, Unit
 
-# A live stream lasts as long as somebody talks: its duration says nothing about the service.
+# The duration of a live stream says nothing about the service.
 AT_ONCE = 'method!="IdentifyStream"'
 
 LATENCY = Row(
@@ -11,8 +11,8 @@ LATENCY = Row(
     (
         Panel(
             "Latency by quantile",
-            "How long do callers wait, in the middle and at worst? Live streams are left out.",
-            "The median rises: the work has grown. Only the top rises: queues, or long audio beside short.",
+            "How long do callers wait, by quantile? Without live streams.",
+            "The median rises: more work. Only the top rises: queues, or long audio beside short.",
             Unit.SECONDS,
             tuple(
                 Query(quantile(level, "request_duration_seconds", VARIANT, AT_ONCE), name)
@@ -21,8 +21,8 @@ LATENCY = Row(
         ),
         Panel(
             "Slowest of 20 by method",
-            "Which call is slow? Of 20 calls of a method, 19 are faster.",
-            "A batch may be slow, Identify may not: look at what it is waiting for on the right.",
+            "Which method is slow (95th percentile)?",
+            "Batches may be slow, Identify may not: the next panel shows what it waits for.",
             Unit.SECONDS,
             (Query(quantile(0.95, "request_duration_seconds", VARIANT, AT_ONCE, by="method"), "{{method}}"),),
         ),
@@ -36,14 +36,14 @@ LATENCY = Row(
         ),
         Panel(
             "Phases at worst",
-            "Which phase makes the slow calls slow? Of 20 identifications, 19 spend less in the phase.",
-            "A phase far above its mean on the left comes in bursts: many at once, or long recordings.",
+            "Which phase makes slow calls slow (95th percentile of each phase)?",
+            "Far above the mean on the left: bursts of calls, or long recordings.",
             Unit.SECONDS,
             (Query(quantile(0.95, "phase_duration_seconds", by="phase"), "{{phase}}"),),
         ),
         Panel(
             "All latencies",
-            "How are the calls' times spread?",
+            "How are the latencies distributed?",
             "Two bands are two kinds of calls (short and long audio, say); a band that climbs is a queue that grows.",
             Unit.SECONDS,
             (Query(buckets("request_duration_seconds", VARIANT, AT_ONCE), "{{le}}"),),

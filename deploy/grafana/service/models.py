@@ -1,4 +1,4 @@
-"""Which models answer, and which do not."""
+"""Panels on loaded models, engines and refused bundles."""
 
 from deploy.grafana.expressions import VARIANT, or_none, per_second, select, total
 from deploy.grafana.model import Kind, Panel, Query, Row, Unit
@@ -9,7 +9,7 @@ MODELS = Row(
         Panel(
             "Loaded models",
             "Which versions answer, and from which training data and code?",
-            "Not what you deployed: look for refused bundles on the right. Servers differ: a rollout is not over.",
+            "Not what you deployed: see refused bundles. Servers differ: a rollout is in progress.",
             Unit.COUNT,
             (Query(select("model_info", VARIANT), "{{variant}} {{version}}"),),
             kind=Kind.TABLE,
@@ -41,17 +41,17 @@ MODELS = Row(
             limits=(0, None),
         ),
         Panel(
-            "Since the disk was looked at",
-            "Does the server still look for new models?",
-            "Above --watch: the disk hangs. Without --watch it looks once, and this only grows.",
+            "Since the last look for bundles",
+            "Does the server still look for new bundles?",
+            "Above --watch: the disk hangs. Without --watch the server looks once, and this only grows.",
             Unit.SECONDS,
             (Query(f"time() - {select('bundles_scan_timestamp_seconds')}", "{{instance}}"),),
             limits=(0, None),
         ),
         Panel(
-            "Engines opened anew",
-            "Do engines break, and do they come back? `none` at 0: none broke.",
-            "failed, again and again: the model answers nobody; a broken CUDA context needs a restart.",
+            "Engines reopened",
+            "Do engines break, and do they recover? `none` at 0: none broke.",
+            "repeatedly `failed`: the model does not answer; a broken CUDA context needs a restart.",
             Unit.PER_SECOND,
             (
                 Query(

@@ -1,4 +1,4 @@
-"""The servers as processes, and their work beside the requests."""
+"""Panels on the processes and their background work."""
 
 from deploy.grafana.expressions import INSTANCE, JOB, per_second
 from deploy.grafana.model import Panel, Query, Row, Unit
@@ -11,7 +11,7 @@ PROCESS_ROW = Row(
         Panel(
             "Processor time",
             "How many cores does each server keep busy?",
-            "At the machine's cores, latency grows with every call: add servers, or give this one more.",
+            "At the number of cores latency grows with every call: add servers or cores.",
             Unit.CORES,
             (
                 Query(
@@ -24,8 +24,8 @@ PROCESS_ROW = Row(
         ),
         Panel(
             "Memory",
-            "How much memory does each server hold?",
-            "It steps up with each version and each longer audio, then stays. A steady slope is a leak: report it.",
+            "How much memory does each server use?",
+            "It steps up with each version and longer audio, then stays. A steady slope is a leak: report it.",
             Unit.BYTES,
             (Query(f"process_resident_memory_bytes{{{PROCESS}}}", "{{instance}}"),),
             width=6,
@@ -33,8 +33,8 @@ PROCESS_ROW = Row(
         ),
         Panel(
             "Open files and connections",
-            "How near is each server to the system's limit of open files (dashed)?",
-            "Near it, new connections fail: raise the limit, or look for clients that open one a call.",
+            "How many files does each server have open, and how many may it (dashed)?",
+            "Near the limit new connections fail: raise it, or find clients that open one for each call.",
             Unit.COUNT,
             (
                 Query(f"process_open_fds{{{PROCESS}}}", "{{instance}}"),
@@ -45,7 +45,7 @@ PROCESS_ROW = Row(
         ),
         Panel(
             "Background work",
-            "Does what runs beside the requests get its turn (maps of a sample, comparisons of variants)?",
+            "Does background work run (maps of a sample, comparisons of variants)?",
             "dropped: the device is busy with requests, which go first; samples are fewer. failed: see the log.",
             Unit.PER_SECOND,
             (Query(per_second("background_total", by="work, outcome"), "{{work}} {{outcome}}"),),

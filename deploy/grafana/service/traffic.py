@@ -1,4 +1,4 @@
-"""What is asked, and what is refused or fails."""
+"""Panels on calls, refusals and errors."""
 
 from deploy.grafana.expressions import VARIANT, or_none, or_zero, per_second
 from deploy.grafana.model import Colour, Panel, Query, Row, Threshold, Unit
@@ -23,7 +23,7 @@ TRAFFIC = Row(
             "Errors by status",
             "How do calls fail? `none` at 0: none failed.",
             "INVALID_ARGUMENT and NOT_FOUND are the callers' mistakes; RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED are "
-            "overload; INTERNAL, UNAVAILABLE and UNKNOWN are ours, and the log tells more.",
+            "overload; INTERNAL, UNAVAILABLE and UNKNOWN are the server's, and the log has more.",
             Unit.CALLS_PER_SECOND,
             (
                 Query(
