@@ -12,20 +12,20 @@ from typing import Any
 
 from speakerlens.serving.__main__ import main
 from speakerlens.serving.bundle import SAMPLE_RATE
-from speakerlens.serving.engine.session import BatchInputs, Graph
+from speakerlens.serving.engine.session import BatchInputs, GraphSession
 
-compute = Graph.compute
+compute = GraphSession.compute
 
 
-def paced(self: Graph[Any, Any], feed: BatchInputs[Any]) -> list[Any]:
+def paced(self: GraphSession[Any, Any], inputs: BatchInputs[Any]) -> list[Any]:
     """Answers when the device would be done."""
     started = time.monotonic()
-    answers = compute(self, feed)
-    needed = float(sys.argv[1]) * feed.arrays["audio"].size / SAMPLE_RATE
+    answers = compute(self, inputs)
+    needed = float(sys.argv[1]) * inputs.arrays["audio"].size / SAMPLE_RATE
     time.sleep(max(0.0, started + needed - time.monotonic()))
     return answers
 
 
 if __name__ == "__main__":
-    Graph.compute = paced  # type: ignore[method-assign]
+    GraphSession.compute = paced  # type: ignore[method-assign]
     sys.exit(main(sys.argv[2:]))

@@ -53,9 +53,9 @@ class Core:
 
     def __init__(self, config: Config, codec: ThreadPoolExecutor) -> None:
         metrics = Metrics()
-        self.device, self.models = Scheduler("cpu"), Models(metrics)
-        self._watcher = RobustnessObserver(config, metrics, self.models, self.device)
-        self.repository = Repository(config, self.models, self.device, metrics, Health())
+        self.scheduler, self.models = Scheduler("cpu"), Models(metrics)
+        self._watcher = RobustnessObserver(config, metrics, self.models, self.scheduler)
+        self.repository = Repository(config, self.models, self.scheduler, metrics, Health())
         self._identifier = Pipeline(self.models, config, metrics, codec, self._watcher)
 
     async def ask(self, query: Query) -> tuple[float, float]:
@@ -72,7 +72,7 @@ class Core:
         """Ends its threads."""
         await self._watcher.close()
         await self.models.close()
-        self.device.close()
+        self.scheduler.close()
 
 
 async def compared(core: Core, query: Callable[[MonitoringScope], Query], pairs: int) -> dict[str, Any]:

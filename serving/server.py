@@ -87,7 +87,7 @@ class Server:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.metrics = Metrics(config.metric_exemplars)
-        self.device = Scheduler(config.device)
+        self._scheduler = Scheduler(config.device)
         self._gate = CallGate()
         services = (SERVICE, INFERENCE)
         self._health = Health(*services)
@@ -95,8 +95,8 @@ class Server:
         self._speakers = AsyncSpeakerStore(config.speakers)
         self._service = Service(config, self.metrics, self._codec, self._speakers)
         self._models = Models(self.metrics)
-        self._watcher = RobustnessObserver(config, self.metrics, self._models, self.device)
-        self._repository = Repository(config, self._models, self.device, self.metrics, self._health)
+        self._watcher = RobustnessObserver(config, self.metrics, self._models, self._scheduler)
+        self._repository = Repository(config, self._models, self._scheduler, self.metrics, self._health)
         self._inference = InferenceService(self._models, self._health, config)
         self._prober = Prober(self._models, self.metrics.robustness.probes, self._codec, config.probe_seconds)
         self._probing: asyncio.Task[None] | None = None
@@ -181,11 +181,11 @@ class Server:
         # gRPC would cancel its own end with us, were the wait without a limit.
         ended = asyncio.ensure_future(self._grpc.wait_for_termination(FOR_EVER_SECONDS))
         try:
-            awaited: set[asyncio.Future[Any]] = {self.device.failed, ended}
+            awaited: set[asyncio.Future[Any]] = {self._scheduler.failed, ended}
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ended.cancel()
-        what = "the device gives out no turns" if self.device.failed.done() else "gRPC takes no calls"
+        what = "the scheduler has failed" if self._scheduler.failed.done() else "gRPC takes no calls"
         raise StartupError(f"{what} after an error nobody foresaw, which the log has; the server ends")
 
     def _open(self) -> None:
@@ -219,7 +219,7 @@ class Server:
         await asyncio.gather(self._grpc.stop(CLOSING_SECONDS if finished else 0), hang_up(self._port, CLOSING_SECONDS))
         await self._watcher.close()
         await self._models.close()
-        self.device.close()
+        self._scheduler.close()
         self._codec.shutdown(wait=False, cancel_futures=True)
         self._speakers.close()
         if self._tracing is not None:

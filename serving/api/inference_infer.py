@@ -72,7 +72,7 @@ class Inference:
         except BaseException:  # also where the caller has gone
             model.statistics.failed.add(time.monotonic() - started)
             raise
-        model.statistics.answered(time.monotonic() - started, phases)
+        model.statistics.record_answer(time.monotonic() - started, phases)
         return response
 
     async def _infer(

@@ -6,7 +6,7 @@ from speakerlens.protos.inference import inference_pb2 as pb
 from speakerlens.serving.api.inference_request import DEFAULT_LEVEL, PRIORITY_LEVELS
 from speakerlens.serving.api.inference_tensors import ANY, INPUTS, Datatype, Tensor, outputs
 from speakerlens.serving.config import Config
-from speakerlens.serving.engine.statistics import Span
+from speakerlens.serving.engine.statistics import Timing
 from speakerlens.serving.models.registry import Model
 
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
@@ -77,7 +77,7 @@ def statistics_of(model: Model) -> pb.ModelStatistics:
     )
 
 
-def _duration(span: Span) -> pb.StatisticDuration:
+def _duration(span: Timing) -> pb.StatisticDuration:
     return pb.StatisticDuration(count=span.count, ns=round(span.seconds * 1e9))
 
 

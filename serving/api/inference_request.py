@@ -24,7 +24,7 @@ from speakerlens.serving.api.inference_tensors import (
 )
 from speakerlens.serving.bundle import SAMPLE_RATE, Bundle
 from speakerlens.serving.engine.graphs import PREDICTED
-from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
 
 # Where the values of a datatype are when they are not raw.

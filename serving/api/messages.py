@@ -6,7 +6,7 @@ from typing import Final
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.bundle import SAMPLE_RATE
-from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason
 from speakerlens.serving.models.registry import Model, Selector
 from speakerlens.serving.pipeline.answers import Answer, Failed, Identification, WindowAnswer

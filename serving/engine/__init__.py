@@ -1,1 +1,1 @@
-"""What computes: graphs on ONNX Runtime, the queues before them, and the device whose turns they take."""
+"""Inference: ONNX Runtime sessions, batchers with their queues, and the scheduler of a device."""

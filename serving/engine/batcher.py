@@ -1,9 +1,8 @@
-"""Queues in front of a device: what waits is computed together, and everyone gets their own answer.
+"""Dynamic batching for one function of a device: jobs that wait are computed together, each with its own result.
 
-Each `Batcher` is a bounded queue for one function of a `serving.engine.scheduler.Device`, a lane for each priority.
-Nothing is computed for callers who have gone, or whose deadline has passed or would pass meanwhile; who would wait too
-long is told at once. A batch that fails is split, so that one bad job does not fail its neighbours; where the engine is
-to blame it is repaired, and the batch waits for that.
+A `Batcher` has a bounded queue for each priority. A job is not computed once its caller is cancelled or its deadline
+has passed or would pass meanwhile; a job that would wait too long is refused at once. A failed batch is split in
+halves, so that one bad job does not fail the others; where the engine is broken, the batch waits for its recovery.
 """
 
 import asyncio
@@ -12,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 from speakerlens.serving.engine.latency import LatencyEstimator, OverrunEstimator
-from speakerlens.serving.engine.priority import Priority
 from speakerlens.serving.engine.queue import (
     JobResult,
     Observer,
+    Priority,
     PriorityQueue,
     QueuedJob,
     QueueLimits,
@@ -36,64 +35,64 @@ ResultT = TypeVar("ResultT")
 
 
 class Batcher(Generic[JobT, ResultT]):
-    """A bounded queue for one function of a device.
+    """Bounded queues for one function of a device, one for each priority.
 
     Args:
         name: for messages, such as `clean/1 explain`.
         work: what to compute, and what a job of it costs.
-        device: where it runs; shared between batchers.
-        bounds: of the queue and of the batches.
-        observer: hears of every change.
-        repair: of the engine that does the work; shared between the batchers of an engine.
+        scheduler: of the device; shared by its batchers.
+        limits: of the queues and of the batches.
+        observer: receives every change of length and every batch.
+        recovery: of the engine that does the work; shared by the batchers of an engine.
     """
 
     def __init__(
         self,
         name: str,
         work: Work[JobT, ResultT],
-        device: Scheduler,
-        bounds: QueueLimits,
+        scheduler: Scheduler,
+        limits: QueueLimits,
         observer: Observer,
-        repair: EngineRecovery,
+        recovery: EngineRecovery,
     ) -> None:
         self.work = work
         self._name = name
-        self._device = device
-        self._bounds = bounds
+        self._scheduler = scheduler
+        self._limits = limits
         self._observer = observer
-        self._repair = repair
-        self._pace = LatencyEstimator()
-        self._turnover = LatencyEstimator()
+        self._recovery = recovery
+        self._inference = LatencyEstimator()
+        self._turnaround = LatencyEstimator()
         self._overruns = tuple(OverrunEstimator() for _ in Priority)
-        self._lanes: tuple[PriorityQueue[JobT, ResultT], ...] = tuple(
-            PriorityQueue(name, bounds, self._pace, self._turnover, observer) for _ in Priority
+        self._queues: tuple[PriorityQueue[JobT, ResultT], ...] = tuple(
+            PriorityQueue(name, limits, self._inference, self._turnaround, observer) for _ in Priority
         )
-        repair.subscribe(self._on_repair)
-        device.attach(self)
+        recovery.subscribe(self._on_recovery)
+        scheduler.register(self)
 
     @property
-    def lanes(self) -> Sequence[PriorityQueue[JobT, ResultT]]:
-        """By priority; none while the engine is broken."""
-        return () if self._repair.broken else self._lanes
+    def queues(self) -> Sequence[PriorityQueue[JobT, ResultT]]:
+        """The queues by priority; empty while the engine is broken."""
+        return () if self._recovery.broken else self._queues
 
     def check_room(self, deadline: float | None = None, priority: Priority = Priority.INTERACTIVE) -> None:
-        """Refuses early, before any work is spent on a request that could not wait here.
+        """Raise the error that `submit` would raise at once, before any work is spent on a request.
 
         Each priority has room of its own, so that neither shuts the other out.
 
         Raises:
-            UnavailableError: the engine is broken, and cannot be opened; or nothing is computed any more.
+            UnavailableError: the engine is broken and cannot be opened, or the scheduler has failed.
             ResourceExhaustedError: the queue is full, or runs so late that the deadline is at risk.
             DeadlineError: what waits already takes longer than the caller has.
         """
-        if self._repair.failing or self._device.failed.done():
+        if self._recovery.failing or self._scheduler.failed.done():
             raise engine_unusable(self._name)
-        lane = self._lanes[priority]
-        delay = self._device.delay(lane, priority, 0.0)
-        if len(lane) >= self._bounds.waiting:
+        queue = self._queues[priority]
+        delay = self._scheduler.delay(queue, priority, 0.0)
+        if len(queue) >= self._limits.max_waiting:
             raise ResourceExhaustedError(
                 Reason.QUEUE_FULL,
-                f"{self._bounds.waiting} requests wait for {self._name} already; try again later",
+                f"{self._limits.max_waiting} requests wait for {self._name} already; try again later",
                 delay,
             )
         if deadline is not None and delay:
@@ -102,137 +101,138 @@ class Batcher(Generic[JobT, ResultT]):
     async def submit(
         self, job: JobT, deadline: float | None = None, priority: Priority = Priority.INTERACTIVE
     ) -> JobResult[ResultT]:
-        """Waits in the queue and on the device; a caller who is cancelled leaves the queue at once.
+        """Wait in the queue and return the job's result; a cancelled caller leaves the queue at once.
 
         Args:
             job: what to compute.
-            deadline: on the clock of the event loop, or None.
-            priority: whether somebody is waiting for the answer.
+            deadline: on the event loop's clock, or None.
+            priority: INTERACTIVE where a user waits for the result.
 
         Raises:
-            ResourceExhaustedError: the queue is full or runs late, which is known at once; or the job alone needs too
-                much memory.
-            UnavailableError: the engine is broken, and attempts to open it anew were in vain.
-            DeadlineError: the deadline passed before the answer was there, or would have.
+            ResourceExhaustedError: the queue is full or runs late, which is known at once; or the job alone needs more
+                memory than the device has.
+            UnavailableError: the engine is broken, and several attempts to reopen it failed.
+            DeadlineError: the deadline passed before the result was there, or would have.
         """
         self.check_room(None, priority)
-        lane, entry = self._lanes[priority], QueuedJob[JobT, ResultT](job, self.work.cost(job), deadline)
-        self._check_deadline(entry, priority)
-        lane.add(entry)
-        self._device.notify()
+        queue, queued = self._queues[priority], QueuedJob[JobT, ResultT](job, self.work.cost(job), deadline)
+        self._check_deadline(queued, priority)
+        queue.add(queued)
+        self._scheduler.notify()
         try:
             async with asyncio.timeout_at(deadline):
-                done = await entry.future
+                done = await queued.future
         except TimeoutError:
-            self._learn(entry, priority)
+            self._record_wait(queued, priority)
             raise deadline_missed(self._name) from None
         except DeadlineError:
-            self._learn(entry, priority)
+            self._record_wait(queued, priority)
             raise
         finally:
-            lane.remove(entry)
-        self._learn(entry, priority)
+            queue.remove(queued)
+        self._record_wait(queued, priority)
         return done
 
     async def close(self) -> None:
-        """Stops taking from the queue. Callers still waiting are cancelled."""
-        await self._device.detach(self)
-        for lane in self._lanes:
-            lane.clear()
+        """Stop computing and cancel the callers that still wait."""
+        await self._scheduler.unregister(self)
+        for queue in self._queues:
+            queue.cancel_all()
 
-    def expected(self, batch: Sequence[QueuedJob[JobT, ResultT]]) -> float:
-        """Seconds that a batch will probably take."""
-        return self._pace.seconds(self._lanes[0].batch_cost(batch))
+    def expected_s(self, batch: Sequence[QueuedJob[JobT, ResultT]]) -> float:
+        """Return the expected seconds of computing a batch."""
+        return self._inference.seconds(self._queues[0].batch_cost(batch))
 
-    async def run(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], feed: Any | None) -> None:
-        """Computes and answers a batch that was taken out of its lane, made ready where `feed` is not None."""
+    async def run(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], inputs: Any | None) -> None:
+        """Compute a batch that was removed from its queue and set its results; `inputs` None if not prepared."""
         try:
-            await self._run(priority, batch, feed)
+            await self._run(priority, batch, inputs)
         except asyncio.CancelledError:
-            for entry in batch:
-                entry.future.cancel()
+            for queued in batch:
+                queued.future.cancel()
             raise
-        except Exception as error:  # nobody else would answer these
-            log.exception("answering a batch of %d for %s failed unexpectedly", len(batch), self._name)
-            for entry in batch:
-                entry.fail(error)
+        except Exception as error:  # no other code would end these jobs
+            log.exception("a batch of %d for %s failed unexpectedly", len(batch), self._name)
+            for queued in batch:
+                queued.fail(error)
 
-    async def _run(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], feed: Any | None) -> None:
+    async def _run(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], inputs: Any | None) -> None:
         started = now()
-        begun = self._device.begun(min(entry.arrived for entry in batch))
+        earliest = self._scheduler.earliest_start(min(queued.arrived for queued in batch))
         try:
-            results = await self._device.compute(self.work, [entry.job for entry in batch], feed)
+            results = await self._scheduler.compute(self.work, [queued.job for queued in batch], inputs)
         except Exception as error:
-            await self._failed(priority, batch, error)
+            await self._retry_or_fail(priority, batch, error)
             return
         seconds = now() - started
-        for entry, result in zip(batch, results, strict=True):
-            if not entry.future.done():
-                entry.future.set_result(JobResult(result, started - entry.arrived, seconds))
-        self._pace.record(self._lanes[priority].batch_cost(batch), seconds)
-        # What waits counts without padding, so that padding is part of what it takes.
-        self._turnover.record(sum(entry.cost for entry in batch), now() - begun)
-        self._observer.ran(len(batch), seconds)
+        for queued, result in zip(batch, results, strict=True):
+            if not queued.future.done():
+                queued.future.set_result(JobResult(result, started - queued.arrived, seconds))
+        self._inference.record(self._queues[priority].batch_cost(batch), seconds)
+        # Waiting jobs count without padding, so that padding is part of the time that a unit of their cost takes.
+        self._turnaround.record(sum(queued.cost for queued in batch), now() - earliest)
+        self._observer.record_batch(len(batch), seconds)
 
-    async def _failed(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], error: Exception) -> None:
-        """Puts a failed batch back, to be tried in halves; one that failed alone is answered with its error.
+    async def _retry_or_fail(
+        self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], error: Exception
+    ) -> None:
+        """Put a failed batch back, to be tried in halves; fail a job that failed alone.
 
         A job is tried as often as its batch can be halved, and once more if it failed alone on a broken engine.
         """
-        works = await self._device.works(self.work)
+        works = await self._scheduler.probe(self.work)
         log.warning("a batch of %d for %s failed: %s", len(batch), self._name, error)
         if not works:
-            self._repair.begin()
-        again = []
-        for entry in batch:
-            if entry.future.done():
+            self._recovery.start()
+        retried = []
+        for queued in batch:
+            if queued.future.done():
                 continue
-            if len(batch) == 1 and (works or entry.retried):
-                entry.future.set_exception(self._told(error))
+            if len(batch) == 1 and (works or queued.retried):
+                queued.fail(self._caller_error(error))
                 continue
-            entry.retried = len(batch) == 1
-            entry.together = max(1, len(batch) // 2)
-            again.append(entry)
-        self._lanes[priority].put_back(again)
+            queued.retried = len(batch) == 1
+            queued.max_batch = max(1, len(batch) // 2)
+            retried.append(queued)
+        self._queues[priority].put_back(retried)
 
-    def _told(self, error: Exception) -> Exception:
+    def _caller_error(self, error: Exception) -> Exception:
         if not isinstance(error, MemoryError):
             return error
-        told: RequestError = ResourceExhaustedError(
+        exhausted: RequestError = ResourceExhaustedError(
             Reason.MEMORY, f"{self._name} needs more memory for it than the device has; send less audio at once"
         )
-        told.__cause__ = error
-        return told
+        exhausted.__cause__ = error
+        return exhausted
 
-    def _check_deadline(self, entry: QueuedJob[JobT, ResultT], priority: Priority) -> None:
-        """Refuses a job that would be late, rather than let it wait for that."""
-        needed = self._pace.seconds(entry.cost)
-        delay = self._device.delay(self._lanes[priority], priority, needed)
-        entry.expected = delay + needed
-        left = entry.deadline - now()
+    def _check_deadline(self, queued: QueuedJob[JobT, ResultT], priority: Priority) -> None:
+        """Refuse a job that would be late, rather than let it wait for that."""
+        needed = self._inference.seconds(queued.cost)
+        delay = self._scheduler.delay(self._queues[priority], priority, needed)
+        queued.expected_s = delay + needed
+        left = queued.deadline - now()
         if left <= 0:
             raise deadline_missed(self._name)
         if left <= needed and not delay:
-            self._pace.decay()
+            self._inference.decay()
         self._check_expected(priority, left, delay, needed)
 
     def _check_expected(self, priority: Priority, left: float, delay: float, needed: float) -> None:
-        """Raise an error where a job that waits `delay` and then takes `needed` would not be answered within `left`."""
+        """Raise an error where a job that waits `delay` and then takes `needed` would not be done within `left`."""
         expected = delay + needed
         if left <= expected:
             raise deadline_unmeetable(self._name, delay, needed, left)
-        # An idle device starts at once; only what waits can be late by what waits before it.
+        # On an idle device a job starts at once, so that no queue can delay it.
         at_worst = expected * self._overruns[priority].factor(now()) if delay else expected
         if left <= at_worst:
             raise deadline_at_risk(self._name, expected, at_worst, left)
 
-    def _learn(self, entry: QueuedJob[JobT, ResultT], priority: Priority) -> None:
-        """What became of an expectation; of those who were too late no more is known than that they were."""
-        if entry.expected:
-            self._overruns[priority].record(entry.expected, now() - entry.arrived, now())
+    def _record_wait(self, queued: QueuedJob[JobT, ResultT], priority: Priority) -> None:
+        if queued.expected_s:
+            self._overruns[priority].record(queued.expected_s, now() - queued.arrived, now())
 
-    def _on_repair(self, _works: bool) -> None:
-        if self._repair.failing:
-            for lane in self._lanes:
-                lane.refuse(lambda: engine_unusable(self._name))
-        self._device.notify()
+    def _on_recovery(self, _works: bool) -> None:
+        if self._recovery.failing:
+            for queue in self._queues:
+                queue.fail_all(lambda: engine_unusable(self._name))
+        self._scheduler.notify()

@@ -1,9 +1,8 @@
-"""Which shapes of batches a device sees: lengths and numbers of rows are rounded up, so that there are few of them.
+"""The shapes of batches: lengths and numbers of rows are rounded up, so that a device sees few of them.
 
-The graph's `lengths` input makes what is added invisible. What rounding costs and gains differs by device
-(docs/decisions/0027-batches.md): on a CPU a new shape costs nothing and padding is computed like audio, so steps are
-fine, rows are not rounded and batches are small; with CUDA every new shape is searched for and allocated, and large
-batches pay.
+What rounding costs and gains differs by device (docs/decisions/0027-batches.md): on a CPU a new shape costs nothing and
+padding is computed like audio, so steps are short, rows are not rounded and batches are small; with CUDA every new
+shape is searched for and allocated, and large batches pay.
 """
 
 from bisect import bisect_left
@@ -16,7 +15,7 @@ DEFAULT_ROWS = 8
 DEFAULT_LONGEST_SECONDS = 10.0
 
 CPU_STEP = SAMPLE_RATE // 2
-# Beyond three seconds, warming up on a CPU tells nothing new.
+# On a CPU, longer shapes need no warm-up.
 CPU_WARM_SAMPLES = 3 * SAMPLE_RATE
 CPU_BATCH_SECONDS = 10.0
 CPU_PADDING = 0.15
@@ -28,11 +27,13 @@ CUDA_PADDING = 0.5
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What an operator sets of batches; `batch_seconds` None is the device's own default.
+class BatchLimits:
+    """Limits of batches that an operator sets.
 
-    `rows` is the most utterances together, `batch_seconds` the most audio together with its padding, and
-    `longest_seconds` the longest utterance that is expected: longer ones work, at shapes that were not warmed.
+    Attributes:
+        rows: most utterances of a batch.
+        batch_seconds: most audio of a batch of several utterances, padding included; None for the device's default.
+        longest_seconds: longest utterance that is expected; longer ones are computed at shapes without warm-up.
     """
 
     rows: int = DEFAULT_ROWS
@@ -40,19 +41,19 @@ class Limits:
     longest_seconds: float = DEFAULT_LONGEST_SECONDS
 
 
-DEFAULT_LIMITS: Final = Limits()
+DEFAULT_LIMITS: Final = BatchLimits()
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """The shapes of one device.
+    """The shapes of batches on one device.
 
     Attributes:
         lengths: in samples, ascending; longer audio is rounded up to a multiple of `step`.
-        sizes: numbers of rows, ascending; the last is the most.
-        batch_samples: the most samples of a batch of several rows, padding included.
-        padding: the most padding of a batch of several rows, as a share of its samples.
-        warm: shapes to run before serving, as (rows, samples).
+        sizes: numbers of rows, ascending; the last is the maximum.
+        batch_samples: maximum of samples of a batch of several rows, padding included.
+        padding: maximum of padding of a batch of several rows, as a share of its samples.
+        warm: shapes to compute before serving, as (rows, samples).
     """
 
     lengths: tuple[int, ...]
@@ -63,18 +64,18 @@ class Buckets:
     warm: tuple[tuple[int, int], ...]
 
     def length(self, samples: int) -> int:
-        """The length to which audio is padded."""
+        """Return the number of samples to which audio of `samples` samples is padded."""
         if samples > self.lengths[-1]:
             return -(-samples // self.step) * self.step
         return self.lengths[bisect_left(self.lengths, samples)]
 
     def rows(self, count: int) -> int:
-        """The number of rows to which a batch of at most the last of `sizes` is filled up."""
+        """Return the number of rows to which a batch of `count` jobs, at most the last of `sizes`, is filled up."""
         return self.sizes[bisect_left(self.sizes, count)]
 
 
-def cpu_buckets(limits: Limits) -> Buckets:
-    """Steps of half a second and any number of rows; warmed up at every length up to 3 s, and once together."""
+def cpu_buckets(limits: BatchLimits) -> Buckets:
+    """Return lengths in steps of 0.5 s and any number of rows; warm are all lengths up to 3 s, and one batch."""
     longest = max(CPU_STEP, round(limits.longest_seconds * SAMPLE_RATE))
     lengths = tuple(range(CPU_STEP, longest + CPU_STEP, CPU_STEP))
     batch_samples = _samples(limits, CPU_BATCH_SECONDS)
@@ -90,8 +91,8 @@ def cpu_buckets(limits: Limits) -> Buckets:
     )
 
 
-def cuda_buckets(limits: Limits) -> Buckets:
-    """Some seven lengths, and powers of two of rows; every shape within the limits is warmed up."""
+def cuda_buckets(limits: BatchLimits) -> Buckets:
+    """Return about seven lengths and powers of two of rows; every shape within the limits is warm."""
     longest = max(1.0, limits.longest_seconds)
     lengths = [second * SAMPLE_RATE for second in CUDA_SECONDS]
     while lengths[-1] < longest * SAMPLE_RATE:
@@ -107,7 +108,7 @@ def cuda_buckets(limits: Limits) -> Buckets:
         sizes=tuple(sizes),
         batch_samples=batch_samples,
         padding=CUDA_PADDING,
-        # The largest first: what they need is allocated once, and the others find room in it.
+        # The largest first: their memory is allocated once, and the others fit into it.
         warm=tuple(
             (rows, length)
             for rows in reversed(sizes)
@@ -117,5 +118,5 @@ def cuda_buckets(limits: Limits) -> Buckets:
     )
 
 
-def _samples(limits: Limits, default_seconds: float) -> int:
+def _samples(limits: BatchLimits, default_seconds: float) -> int:
     return round((limits.batch_seconds or default_seconds) * SAMPLE_RATE)

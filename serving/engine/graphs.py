@@ -1,30 +1,70 @@
-"""The graphs of a bundle: what each takes and answers, opened and warmed up together.
+"""Jobs and results of a bundle's three graphs, and what each graph takes and gives.
 
-Another graph is another `GraphSpec`, another attribute of `Engine`, and another queue in `serving.models.loader`.
+A new graph is a new `GraphSpec`, an attribute of `serving.engine.session.Engine`, and a batcher in
+`serving.models.loader`. All arrays of jobs and results are without padding.
 """
 
-import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.serving.bundle import EXPLAIN, PREDICT, VERIFY, Bundle
-from speakerlens.serving.engine.buckets import DEFAULT_LIMITS, Limits
-from speakerlens.serving.engine.session import Graph, GraphSpec, Row
 
-log = logging.getLogger(__name__)
-
+# The `target` that explains the predicted speaker.
 PREDICTED = -1
 SALIENCY = ("saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4")
 
 
+class Utterance(Protocol):
+    """Part of every job."""
+
+    @property
+    def audio(self) -> NDArray[np.float32]:
+        """Samples, float32 [samples] at 16 kHz."""
+
+
+class Arrays(Protocol):
+    """Part of every result."""
+
+    def arrays(self) -> tuple[NDArray[np.float32], ...]:
+        """Return every array that a graph computed."""
+
+
+JobT = TypeVar("JobT", bound=Utterance)
+ResultT = TypeVar("ResultT", bound=Arrays)
+# One row of every output of a graph by name, padding included.
+Row = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class GraphSpec(Generic[JobT, ResultT]):
+    """What is particular to a graph.
+
+    Attributes:
+        file: name in the bundle.
+        outputs: names of the outputs to compute, each [rows, ...].
+        inputs: type and number of axes by name, beside `audio` [rows, samples] and `lengths` [rows].
+        make_inputs: returns the values of those inputs for a batch, each [rows, ...].
+        make_result: returns the result of a job from its row.
+        example: returns a job for a waveform, for the warm-up.
+        shapes: returns the shapes of a result's `arrays()` for a number of samples.
+    """
+
+    file: str
+    outputs: tuple[str, ...]
+    inputs: Mapping[str, tuple[str, int]]
+    make_inputs: Callable[[Sequence[JobT]], dict[str, NDArray[Any]]]
+    make_result: Callable[[Bundle, JobT, Row], ResultT]
+    example: Callable[[Bundle, NDArray[np.float32]], JobT]
+    shapes: Callable[[Bundle, int], list[tuple[int, ...]]]
+
+
 @dataclass(frozen=True)
 class Job:
-    """One utterance: float32 [samples] at 16 kHz; `target` is the label to explain, or PREDICTED."""
+    """One utterance, float32 [samples] at 16 kHz, and the speaker to explain: an index of the labels, or PREDICTED."""
 
     audio: NDArray[np.float32]
     target: int = PREDICTED
@@ -32,52 +72,52 @@ class Job:
 
 @dataclass(frozen=True)
 class ComparedJob:
-    """One utterance, and what its embedding is compared with: float32 [size], of any length."""
+    """One utterance, float32 [samples] at 16 kHz, and the embedding to compare it with: float32 [size], of any norm."""
 
     audio: NDArray[np.float32]
     reference: NDArray[np.float32]
 
 
 class Mapped(Protocol):
-    """What has maps: features [mel, frames], and the raw map of each stage [rows, columns]."""
+    """A result with saliency maps."""
 
     @property
     def features(self) -> NDArray[np.float32]:
-        """The log-mel that the network saw."""
+        """Log-mel input of the network, float32 [mel, frames]."""
 
     @property
     def saliency(self) -> tuple[NDArray[np.float32], ...]:
-        """The maps, S1 first."""
+        """Raw LayerCAM map of each stage, S1 first, float32 [rows, columns]."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Scores of one utterance: logits [speakers], embedding [size]."""
+    """Scores of one utterance: logits, float32 [speakers], and embedding, float32 [size]."""
 
     logits: NDArray[np.float32]
     embedding: NDArray[np.float32]
 
     def arrays(self) -> tuple[NDArray[np.float32], ...]:
-        """Everything that the graph computed."""
+        """Return every array that the graph computed."""
         return self.logits, self.embedding
 
 
 @dataclass(frozen=True)
 class ExplainedPrediction(Prediction):
-    """The same with the explained label, features [mel, frames], and the raw map of each stage [rows, columns]."""
+    """A prediction with the explained speaker, an index of the labels, and the maps as in `Mapped`."""
 
     target: int
     features: NDArray[np.float32]
     saliency: tuple[NDArray[np.float32], ...]
 
     def arrays(self) -> tuple[NDArray[np.float32], ...]:
-        """Everything that the graph computed."""
+        """Return every array that the graph computed."""
         return *super().arrays(), self.features, *self.saliency
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The cosine to a reference, and the maps of that score; the rest as of `ExplainedPrediction`."""
+    """The cosine similarity to a reference, and the maps of that score as in `Mapped`."""
 
     embedding: NDArray[np.float32]
     score: float
@@ -85,7 +125,7 @@ class Comparison:
     saliency: tuple[NDArray[np.float32], ...]
 
     def arrays(self) -> tuple[NDArray[np.float32], ...]:
-        """Everything that the graph computed, but for the score."""
+        """Return every array that the graph computed."""
         return self.embedding, self.features, *self.saliency
 
 
@@ -93,7 +133,7 @@ def _job(_bundle: Bundle, audio: NDArray[np.float32]) -> Job:
     return Job(audio)
 
 
-def _nothing(_jobs: Sequence[Job]) -> dict[str, NDArray[Any]]:
+def _no_inputs(_jobs: Sequence[Job]) -> dict[str, NDArray[Any]]:
     return {}
 
 
@@ -115,7 +155,7 @@ def _explained(bundle: Bundle, job: Job, row: Row) -> ExplainedPrediction:
 
 
 def _maps(bundle: Bundle, samples: int, row: Row) -> tuple[NDArray[np.float32], tuple[NDArray[np.float32], ...]]:
-    """Features and maps without what the graph says of the padding."""
+    """Return features and maps without the frames of the padding."""
     saliency = tuple(
         row[name][:, : bundle.columns(samples, stage)] for name, stage in zip(SALIENCY, bundle.stages, strict=True)
     )
@@ -151,8 +191,8 @@ PREDICT_SPEC: Final = GraphSpec(
     file=PREDICT,
     outputs=("logits", "embedding"),
     inputs={},
-    feeds=_nothing,
-    answer=_prediction,
+    make_inputs=_no_inputs,
+    make_result=_prediction,
     example=_job,
     shapes=_score_shapes,
 )
@@ -160,8 +200,8 @@ EXPLAIN_SPEC: Final = GraphSpec(
     file=EXPLAIN,
     outputs=("logits", "embedding", "features", *SALIENCY),
     inputs={"target": ("tensor(int64)", 1)},
-    feeds=_targets,
-    answer=_explained,
+    make_inputs=_targets,
+    make_result=_explained,
     example=_job,
     shapes=_explained_shapes,
 )
@@ -169,55 +209,8 @@ VERIFY_SPEC: Final = GraphSpec(
     file=VERIFY,
     outputs=("embedding", "score", "features", *SALIENCY),
     inputs={"reference": ("tensor(float)", 2)},
-    feeds=_references,
-    answer=_comparison,
+    make_inputs=_references,
+    make_result=_comparison,
     example=_compared_job,
     shapes=_compared_shapes,
 )
-
-
-class Engine:
-    """The graphs of a bundle, open and checked.
-
-    Args:
-        bundle: what to load.
-        device: `auto`, `cpu` or `cuda`.
-        threads: of each graph on the CPU; 0 is one per core.
-        limits: of batches.
-
-    Raises:
-        BundleError: a graph cannot be opened, or does not fit its bundle.
-        StartupError: CUDA was asked for and does not work here.
-    """
-
-    def __init__(self, bundle: Bundle, device: str, threads: int, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._bundle = bundle
-        self.predict = Graph(PREDICT_SPEC, bundle, device, threads, limits)
-        self.explain = Graph(EXPLAIN_SPEC, bundle, device, threads, limits)
-        self.verify = Graph(VERIFY_SPEC, bundle, device, threads, limits)
-        self._graphs: tuple[Graph[Any, Any], ...] = (self.predict, self.explain, self.verify)
-
-    @property
-    def provider(self) -> str:
-        """What the graphs really run on, such as CPUExecutionProvider."""
-        return self.explain.provider
-
-    def warm_up(self) -> None:
-        """Runs every graph at the shapes that traffic will have.
-
-        Raises:
-            BundleError: a graph fails, or answers in other shapes than the bundle says.
-        """
-        started = time.monotonic()
-        shapes = sum(graph.warm_up() for graph in self._graphs)
-        log.info("warmed up %s: %d shapes in %.1f s", self._bundle.name, shapes, time.monotonic() - started)
-
-    def reopen(self) -> None:
-        """Open every graph again and warm it up; takes seconds, in any thread.
-
-        Raises:
-            BundleError: a graph does not work.
-        """
-        for graph in self._graphs:
-            graph.open()
-        self.warm_up()

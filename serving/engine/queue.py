@@ -1,9 +1,10 @@
-"""What waits in a queue at one priority, and how a batch is formed of it."""
+"""Jobs that wait at one priority, and the batches formed of them."""
 
 import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Generic, Protocol, TypeVar
 
 from speakerlens.serving.engine.latency import LatencyEstimator
@@ -12,7 +13,7 @@ from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedE
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
-# A request waits for company no longer than this share of the time it has.
+# A job waits for others to join its batch for at most this share of the time until its deadline.
 WAIT_SHARE = 0.1
 
 
@@ -21,19 +22,29 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+class Priority(IntEnum):
+    """Order in which jobs are scheduled; lower is sooner.
+
+    An INTERACTIVE job waits for at most one batch of BULK jobs, and a BULK job is computed in bounded time.
+    """
+
+    INTERACTIVE = 0
+    BULK = 1
+
+
 class Observer(Protocol):
-    """Hears what a batcher does."""
+    """Receives what a batcher does, for metrics."""
 
-    def waiting(self, change: int) -> None:
-        """The queue grew or shrank by `change`."""
+    def record_waiting(self, change: int) -> None:
+        """Record that the queue grew by `change` jobs, or shrank if negative."""
 
-    def ran(self, size: int, seconds: float) -> None:
-        """A batch of `size` took `seconds` on the device."""
+    def record_batch(self, size: int, seconds: float) -> None:
+        """Record that a batch of `size` jobs took `seconds` on the device."""
 
 
 @dataclass(frozen=True)
 class JobResult(Generic[ResultT]):
-    """An answer, how long it waited for the device, and how long its batch ran, in seconds."""
+    """A result, with the seconds that the job waited in the queue and the seconds that its batch was computed."""
 
     result: ResultT
     queue_s: float
@@ -41,182 +52,185 @@ class JobResult(Generic[ResultT]):
 
 
 def no_rounding(count: int) -> int:
-    """No rounding of rows."""
+    """Return the number of rows as it is."""
     return count
 
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """How much may wait, and how much may be computed together.
+    """How many jobs may wait, and how many may be computed together.
 
     A batch costs its rows times its dearest job, as all are padded to the longest; a single job may cost anything.
 
     Attributes:
-        waiting: the most jobs of one priority that wait.
-        batch: the most jobs of a batch.
-        batch_cost: the most that several jobs together may cost.
-        padding: the most of a batch's cost that may be padding, as a share.
-        rows: how many rows are computed for so many jobs.
-        wait_s: how long a job waits for company on an idle device, in seconds.
+        max_waiting: jobs of one priority that wait.
+        max_batch: jobs of a batch.
+        max_batch_cost: cost of a batch of several jobs.
+        max_padding: padding of a batch of several jobs, as a share of its cost.
+        rows: number of rows that are computed for a number of jobs.
+        max_wait_s: seconds that a job waits on an idle device for others to join its batch.
     """
 
-    waiting: int
-    batch: int
-    batch_cost: int
-    padding: float = 1.0
+    max_waiting: int
+    max_batch: int
+    max_batch_cost: int
+    max_padding: float = 1.0
     rows: Callable[[int], int] = no_rounding
-    wait_s: float = 0.0
+    max_wait_s: float = 0.0
 
 
 class QueuedJob(Generic[JobT, ResultT]):
-    """A job that waits for its answer; must be made on the event loop.
+    """A job and the future of its result; must be made on the event loop.
 
     Attributes:
-        deadline: on the event loop's clock.
-        together: the most jobs with which it may be computed; less once a batch with it has failed.
-        retried: it failed alone, on an engine that was broken.
-        expected: how many seconds after its arrival it should be answered, by what was known then; 0 if nothing was.
+        deadline: on the event loop's clock; infinity for none.
+        max_batch: most jobs of a batch that it may be in; less once a batch with it has failed.
+        retried: whether it failed alone on a broken engine.
+        expected_s: seconds from its arrival to its result, as estimated on arrival; 0 if nothing was known.
     """
 
     def __init__(self, job: JobT, cost: int, deadline: float | None) -> None:
         self.job = job
         self.cost = cost
         self.deadline = math.inf if deadline is None else deadline
-        self.together: float = math.inf
+        self.max_batch: float = math.inf
         self.retried = False
-        self.expected = 0.0
+        self.expected_s = 0.0
         self.arrived = now()
         self.future: asyncio.Future[JobResult[ResultT]] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: Exception) -> None:
-        """Answers it with an error, unless it is answered."""
+        """Set the error, unless the job has a result or error already."""
         if not self.future.done():
             self.future.set_exception(error)
 
 
 class PriorityQueue(Generic[JobT, ResultT]):
-    """Entries in the order of their arrival.
+    """Jobs of one priority in the order of their arrival.
 
     Args:
         name: for messages.
-        bounds: of the queue and of the batches.
-        pace: how long the device computes.
-        turnover: how long it takes from the end of one batch to the end of the next, where one waits.
-        observer: hears of every change.
+        limits: of the queue and of the batches.
+        inference: estimates how long a batch is computed.
+        turnaround: estimates how long it takes from the end of one batch to the end of the next, while jobs wait.
+        observer: receives every change of length.
     """
 
     def __init__(
-        self, name: str, bounds: QueueLimits, pace: LatencyEstimator, turnover: LatencyEstimator, observer: Observer
+        self,
+        name: str,
+        limits: QueueLimits,
+        inference: LatencyEstimator,
+        turnaround: LatencyEstimator,
+        observer: Observer,
     ) -> None:
         self._name = name
-        self._bounds = bounds
-        self._pace = pace
-        self._turnover = turnover
+        self._limits = limits
+        self._inference = inference
+        self._turnaround = turnaround
         self._observer = observer
-        self._waiting: dict[int, QueuedJob[JobT, ResultT]] = {}
+        self._jobs: dict[int, QueuedJob[JobT, ResultT]] = {}
         self.cost = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._jobs)
 
     @property
-    def seconds(self) -> float:
-        """How long all of it takes, cautiously estimated: who is let in behind it counts on that."""
-        return self._turnover.cautious_seconds(self.cost)
+    def expected_s(self) -> float:
+        """Cautious estimate of the seconds until all waiting jobs are computed."""
+        return self._turnaround.cautious_seconds(self.cost)
 
     @property
-    def oldest(self) -> float:
-        """When the first arrived; infinity where nothing waits."""
-        return next((entry.arrived for entry in self._waiting.values()), math.inf)
+    def oldest_arrival(self) -> float:
+        """When the first job arrived; infinity for an empty queue."""
+        return next((queued.arrived for queued in self._jobs.values()), math.inf)
 
-    def add(self, entry: QueuedJob[JobT, ResultT]) -> None:
-        """Puts an entry last."""
-        self._waiting[id(entry)] = entry
-        self._count(1, entry.cost)
+    def add(self, queued: QueuedJob[JobT, ResultT]) -> None:
+        """Put a job last."""
+        self._jobs[id(queued)] = queued
+        self._count(1, queued.cost)
 
-    def put_back(self, entries: Sequence[QueuedJob[JobT, ResultT]]) -> None:
-        """Puts entries that were taken in front again."""
-        self._waiting = {**{id(entry): entry for entry in entries}, **self._waiting}
-        self._count(len(entries), sum(entry.cost for entry in entries))
+    def put_back(self, batch: Sequence[QueuedJob[JobT, ResultT]]) -> None:
+        """Put jobs that were removed first again, in their order."""
+        self._jobs = {**{id(queued): queued for queued in batch}, **self._jobs}
+        self._count(len(batch), sum(queued.cost for queued in batch))
 
-    def remove(self, entry: QueuedJob[Any, Any]) -> None:
-        """Takes an entry out, if it is in here."""
-        if self._waiting.pop(id(entry), None) is not None:
-            self._count(-1, -entry.cost)
+    def remove(self, queued: QueuedJob[Any, Any]) -> None:
+        """Remove a job if it waits here."""
+        if self._jobs.pop(id(queued), None) is not None:
+            self._count(-1, -queued.cost)
 
-    def clear(self) -> None:
-        """Cancels all callers."""
-        for entry in self._waiting.values():
-            entry.future.cancel()
+    def cancel_all(self) -> None:
+        """Cancel the futures of all jobs; their callers remove them."""
+        for queued in self._jobs.values():
+            queued.future.cancel()
 
-    def refuse(self, error: Callable[[], Exception]) -> None:
-        """Answers all callers with an error."""
-        for entry in self._waiting.values():
-            entry.fail(error())
+    def fail_all(self, make_error: Callable[[], Exception]) -> None:
+        """Fail every job with an error of its own; their callers remove them."""
+        for queued in self._jobs.values():
+            queued.fail(make_error())
 
     def ready_at(self) -> float:
-        """When a batch may be formed: now, once there is enough for one, or nobody should wait for more; or never."""
-        if not self._waiting:
+        """Return when a batch may be formed: in the past if now, infinity for an empty queue."""
+        if not self._jobs:
             return math.inf
-        if not self._bounds.wait_s or len(self._waiting) >= self._bounds.batch:
+        if not self._limits.max_wait_s or len(self._jobs) >= self._limits.max_batch:
             return -math.inf
         return min(
-            entry.arrived + min(self._bounds.wait_s, WAIT_SHARE * (entry.deadline - entry.arrived))
-            for entry in self._waiting.values()
+            queued.arrived + min(self._limits.max_wait_s, WAIT_SHARE * (queued.deadline - queued.arrived))
+            for queued in self._jobs.values()
         )
 
-    def form(self) -> list[QueuedJob[JobT, ResultT]]:
-        """The next batch, which stays in the lane; takes out who has gone, and who is or would be late.
+    def form_batch(self) -> list[QueuedJob[JobT, ResultT]]:
+        """Return the next batch, whose jobs stay in the queue; remove jobs that are done, and refuse those too late.
 
-        The oldest is always in it. Others join in the order of their arrival as far as the bounds and the deadlines of
-        all in it allow; those that a batch failed with are tried among themselves.
+        The oldest job is always in the batch. Others join in the order of their arrival as far as the limits and the
+        deadlines of all in the batch allow. Jobs of a failed batch join only each other.
         """
         batch: list[QueuedJob[JobT, ResultT]] = []
-        for entry in list(self._waiting.values()):
-            if entry.future.done() or self._refuse_late(entry):
-                self.remove(entry)
-            elif not batch or self._joins(batch, entry):
-                batch.append(entry)
-                if len(batch) >= min(self._bounds.batch, entry.together):
+        for queued in list(self._jobs.values()):
+            if queued.future.done() or self._refuse_late(queued):
+                self.remove(queued)
+            elif not batch or self._may_join(batch, queued):
+                batch.append(queued)
+                if len(batch) >= min(self._limits.max_batch, queued.max_batch):
                     break
         return batch
 
     def batch_cost(self, batch: Sequence[QueuedJob[JobT, ResultT]]) -> int:
-        """What computing these together costs."""
-        return self._bounds.rows(len(batch)) * max(entry.cost for entry in batch)
+        """Return the cost of computing jobs together, padding included."""
+        return self._limits.rows(len(batch)) * max(queued.cost for queued in batch)
 
-    def _joins(self, batch: list[QueuedJob[JobT, ResultT]], entry: QueuedJob[JobT, ResultT]) -> bool:
-        if entry.together != batch[0].together:
+    def _may_join(self, batch: list[QueuedJob[JobT, ResultT]], queued: QueuedJob[JobT, ResultT]) -> bool:
+        if queued.max_batch != batch[0].max_batch:
             return False
-        together = [*batch, entry]
+        together = [*batch, queued]
         cost = self.batch_cost(together)
-        needed = sum(each.cost for each in together)
-        if cost > self._bounds.batch_cost or cost - needed > self._bounds.padding * cost:
+        padding = cost - sum(each.cost for each in together)
+        if cost > self._limits.max_batch_cost or padding > self._limits.max_padding * cost:
             return False
-        return now() + self._pace.seconds(cost) < min(each.deadline for each in together)
+        return now() + self._inference.seconds(cost) < min(each.deadline for each in together)
 
-    def _refuse_late(self, entry: QueuedJob[JobT, ResultT]) -> bool:
-        """Answers an entry whose deadline has passed, or would even if it were computed alone; whether that is so."""
-        left, needed = entry.deadline - now(), self._pace.seconds(entry.cost)
+    def _refuse_late(self, queued: QueuedJob[JobT, ResultT]) -> bool:
+        """Fail a job that would miss its deadline even if it were computed alone now; return whether that is so."""
+        left, needed = queued.deadline - now(), self._inference.seconds(queued.cost)
         if left > needed:
             return False
-        entry.future.set_exception(
-            deadline_missed(self._name) if left <= 0 else deadline_unmeetable(self._name, 0.0, needed, left)
-        )
+        queued.fail(deadline_missed(self._name) if left <= 0 else deadline_unmeetable(self._name, 0.0, needed, left))
         return True
 
-    def _count(self, entries: int, cost: int) -> None:
+    def _count(self, jobs: int, cost: int) -> None:
         self.cost += cost
-        self._observer.waiting(entries)
+        self._observer.record_waiting(jobs)
 
 
 def deadline_missed(name: str) -> DeadlineError:
-    """A deadline that has passed."""
+    """Return the error of a job whose deadline has passed."""
     return DeadlineError(Reason.DEADLINE, f"the deadline passed while waiting for {name}")
 
 
 def deadline_unmeetable(name: str, delay: float, needed: float, left: float) -> DeadlineError:
-    """Return the error of a job whose deadline is sooner than its expected answer; all times in seconds."""
+    """Return the error of a job whose deadline is sooner than its expected result; all times in seconds."""
     before = f"about {delay:.3g} s of work waits before it, " if delay else ""
     return DeadlineError(
         Reason.DEADLINE,
@@ -235,7 +249,7 @@ def deadline_at_risk(name: str, expected: float, at_worst: float, left: float) -
 
 
 def engine_unusable(name: str) -> UnavailableError:
-    """An engine that is broken for longer than callers should wait."""
+    """Return the error of jobs for an engine that is broken for longer than callers should wait."""
     return UnavailableError(
         Reason.NOT_SERVING, f"the engine of {name} is broken and cannot be opened; try again, or ask another replica"
     )

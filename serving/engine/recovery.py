@@ -1,7 +1,7 @@
-"""An engine that is broken is opened anew until it works; its queues wait for the first attempts.
+"""Reopens a broken engine until it works; its queues wait for the first attempts.
 
-After some errors (CUDA's sticky ones, a corrupted arena) everything fails that is computed on an open graph, though the
-next graph opened would work.
+After some errors (CUDA's sticky ones, a corrupted arena) everything fails that is computed on an open session, though a
+new session would work.
 """
 
 import asyncio
@@ -10,24 +10,24 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
-# After so many in vain nobody is kept waiting any longer: it may take for ever, as where the bundle's files are gone.
-PATIENT_ATTEMPTS = 3
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 30.0
+# After this many failed attempts jobs are refused: the engine may never work again, as where the bundle is deleted.
+ATTEMPTS_BEFORE_REFUSING = 3
 
 
 class EngineRecovery:
-    """Whether an engine works, and its repair; must be used on the event loop.
+    """Whether an engine works, and its reopening where it does not; must be used on the event loop.
 
     Args:
         name: for messages, such as `clean/1`.
-        reopen: opens the engine anew and makes sure that it works, or raises; takes seconds, runs in a thread.
-        counted: hears of every attempt whether it worked.
+        reopen: opens the engine again and checks it, or raises; takes seconds, runs in a thread.
+        record_attempt: called with whether an attempt succeeded.
     """
 
-    def __init__(self, name: str, reopen: Callable[[], object], counted: Callable[[bool], object]) -> None:
+    def __init__(self, name: str, reopen: Callable[[], object], record_attempt: Callable[[bool], object]) -> None:
         self._name = name
         self._reopen = reopen
-        self._counted = counted
+        self._record_attempt = record_attempt
         self._listeners: list[Callable[[bool], object]] = []
         self._task: asyncio.Task[None] | None = None
         self._failures = 0
@@ -39,56 +39,56 @@ class EngineRecovery:
 
     @property
     def failing(self) -> bool:
-        """Whether it is broken, and several attempts to open it anew were in vain."""
-        return self._failures >= PATIENT_ATTEMPTS
+        """Whether the engine is broken and several attempts to reopen it failed."""
+        return self._failures >= ATTEMPTS_BEFORE_REFUSING
 
     def subscribe(self, listener: Callable[[bool], object]) -> None:
-        """From now on tells `listener` whether the engine works: at every change, and when it becomes hopeless."""
+        """Call `listener` with whether the engine works, at every change and when it becomes failing."""
         self._listeners.append(listener)
 
-    def begin(self) -> None:
-        """The engine is broken: repairs it, unless that is being done."""
+    def start(self) -> None:
+        """Start reopening the engine, unless that is going on."""
         if self._task is None:
-            log.error("the engine of %s is broken, and opened anew", self._name)
-            self._task = asyncio.create_task(self._mend())
-            self._tell(False)
+            log.error("the engine of %s is broken and will be reopened", self._name)
+            self._task = asyncio.create_task(self._reopen_until_works())
+            self._notify(False)
 
     async def close(self) -> None:
-        """Gives up, and lets the listeners go, which refer to this and to an engine whose memory is wanted back."""
+        """Stop, and drop the listeners, which refer to an engine whose memory is to be released."""
         self._listeners.clear()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    async def _mend(self) -> None:
+    async def _reopen_until_works(self) -> None:
         pause = FIRST_PAUSE_SECONDS
-        while not await self._try():
+        while not await self._attempt():
             self._failures += 1
-            if self._failures == PATIENT_ATTEMPTS:
-                self._tell(False)
+            if self._failures == ATTEMPTS_BEFORE_REFUSING:
+                self._notify(False)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
         self._task, self._failures = None, 0
         log.warning("the engine of %s works again", self._name)
-        self._tell(True)
+        self._notify(True)
 
-    async def _try(self) -> bool:
+    async def _attempt(self) -> bool:
         try:
             await asyncio.to_thread(self._reopen)
-        except Exception as error:  # whatever it is, it is tried again
+        except Exception as error:  # any error is retried
             log.error("the engine of %s cannot be opened: %s", self._name, error)  # noqa: TRY400 - the cause says all
-            self._say(self._counted, False)
+            self._call(self._record_attempt, False)
             return False
-        self._say(self._counted, True)
+        self._call(self._record_attempt, True)
         return True
 
-    def _tell(self, works: bool) -> None:
+    def _notify(self, works: bool) -> None:
         for listener in self._listeners:
-            self._say(listener, works)
+            self._call(listener, works)
 
-    def _say(self, listener: Callable[[bool], object], works: bool) -> None:
-        """What is wrong with a listener must not end the repair."""
+    def _call(self, listener: Callable[[bool], object], works: bool) -> None:
+        """Call a listener; its errors must not end the recovery."""
         try:
             listener(works)
         except Exception:
-            log.exception("telling of the engine of %s failed unexpectedly", self._name)
+            log.exception("a listener to the engine of %s failed unexpectedly", self._name)

@@ -1,8 +1,8 @@
-"""One computing device: one batch at a time, the next made ready meanwhile, and turns that respect priorities.
+"""Schedules one device: one batch at a time, the next prepared meanwhile, in an order that respects priorities.
 
-Queues of the same priority take turns. BULK work runs when no INTERACTIVE work waits; where some always does, it gets a
-turn after BULK_PATIENCE interactive batches, as soon as nobody is waiting who was delayed by a bulk batch already. So
-nobody interactive waits for more than one batch of bulk work, and since queues are bounded, bulk work always comes up.
+Queues of the same priority take turns. BULK batches run when no INTERACTIVE job waits; where some always do, one runs
+after INTERACTIVE_PER_BULK interactive batches, as soon as no job waits that a bulk batch has delayed already. So an
+interactive job waits for at most one batch of bulk jobs, and since queues are bounded, bulk jobs wait a bounded time.
 """
 
 import asyncio
@@ -13,274 +13,277 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import PriorityQueue, now
+from speakerlens.serving.engine.queue import Priority, PriorityQueue, now
 from speakerlens.serving.errors import Reason, UnavailableError
 
 log = logging.getLogger(__name__)
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
-TakenT_contra = TypeVar("TakenT_contra", contravariant=True)
-GivenT_co = TypeVar("GivenT_co", covariant=True)
+JobT_contra = TypeVar("JobT_contra", contravariant=True)
+ResultT_co = TypeVar("ResultT_co", covariant=True)
 
-BULK_PATIENCE = 4
-# The next batch is formed this much before the device is expected to be free, beside the time that preparing takes:
-# later, the device might wait; sooner, a batch would miss what arrives meanwhile.
+INTERACTIVE_PER_BULK = 4
+# The next batch is formed this long before the device is expected to be free, in addition to the time that preparing
+# takes: later, the device might wait; sooner, the batch would miss jobs that arrive meanwhile.
 AHEAD_SECONDS = 0.002
 PREPARING_MEMORY = 0.8
-# After so many faults of ours without a batch in between nothing will be computed any more.
-MOST_FAULTS = 3
-FAULT_SECONDS = 0.05
+# After this many internal errors without a batch in between, the scheduler fails.
+MAX_FAULTS = 3
+FAULT_PAUSE_SECONDS = 0.05
 
 
-class Work(Protocol[TakenT_contra, GivenT_co]):
-    """What a device does for a queue."""
+class Work(Protocol[JobT_contra, ResultT_co]):
+    """A function of a device."""
 
-    def cost(self, job: TakenT_contra) -> int:
-        """Of one job, such as the number of samples that are computed for it."""
+    def cost(self, job: JobT_contra) -> int:
+        """Return the cost of one job, which is positive, such as the number of samples computed for it."""
 
-    def prepare(self, jobs: Sequence[TakenT_contra]) -> Any:
-        """Makes a batch, in any thread."""
+    def prepare(self, jobs: Sequence[JobT_contra]) -> Any:
+        """Return the inputs of a batch; runs in any thread."""
 
-    def compute(self, feed: Any) -> Sequence[GivenT_co]:
-        """Computes what `prepare` made, on the device's thread; answer i belongs to job i."""
+    def compute(self, inputs: Any) -> Sequence[ResultT_co]:
+        """Return the results for what `prepare` returned, one for each job in order; runs in the device's thread."""
 
     def probe(self) -> None:
-        """Computes something that is known to work, on the device's thread; an error says that nothing does now."""
+        """Compute a known-good job in the device's thread; raise if nothing can be computed."""
 
 
-class Queue(Protocol):
-    """What a device asks of whoever uses it."""
+class BatchSource(Protocol):
+    """What the scheduler needs of a batcher."""
 
     work: Work[Any, Any]
 
     @property
-    def lanes(self) -> Sequence[PriorityQueue[Any, Any]]:
-        """By priority; none while its engine is broken."""
+    def queues(self) -> Sequence[PriorityQueue[Any, Any]]:
+        """The queues by priority; empty while the engine is broken."""
 
-    def expected(self, batch: Sequence[Any]) -> float:
-        """Seconds that a batch will probably take."""
+    def expected_s(self, batch: Sequence[Any]) -> float:
+        """Return the expected seconds of computing a batch."""
 
-    async def run(self, priority: Priority, batch: Sequence[Any], feed: Any | None) -> None:
-        """Computes and answers a batch that was taken out of its lane, made ready where `feed` is not None."""
+    async def run(self, priority: Priority, batch: Sequence[Any], inputs: Any | None) -> None:
+        """Compute a batch that was removed from its queue and set its results; `inputs` None if not prepared."""
 
 
-class _Turn:
-    """A queue at one priority, and when it last had its turn."""
+class _ScheduledQueue:
+    """One queue of a source, and the number of the last batch that was taken from it."""
 
-    def __init__(self, queue: Queue, priority: Priority) -> None:
-        self.queue = queue
+    def __init__(self, source: BatchSource, priority: Priority) -> None:
+        self.source = source
         self.priority = priority
-        self.served = -1
+        self.last_batch = -1
 
     @property
-    def lane(self) -> PriorityQueue[Any, Any] | None:
-        lanes = self.queue.lanes
-        return lanes[self.priority] if lanes else None
+    def queue(self) -> PriorityQueue[Any, Any] | None:
+        queues = self.source.queues
+        return queues[self.priority] if queues else None
 
 
 class Scheduler:
-    """A thread that computes, one that prepares, and a task that gives out turns; must be used on the event loop.
+    """Runs batches in one thread and prepares them in another; must be used on the event loop.
 
     Attributes:
-        failed: done, with the error, once giving out turns has failed for good; nothing is computed from then on.
+        failed: done, with the error, once the scheduler loop has failed for good; nothing is computed from then on.
     """
 
     def __init__(self, name: str) -> None:
-        self._computing = ThreadPoolExecutor(1, thread_name_prefix=f"device-{name}")
-        self._preparing = ThreadPoolExecutor(1, thread_name_prefix=f"prepare-{name}")
+        self._device_thread = ThreadPoolExecutor(1, thread_name_prefix=f"device-{name}")
+        self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix=f"prepare-{name}")
         self._preparing_s = 0.0
-        self._turns: list[_Turn] = []
-        self._count = 0
-        self._news = asyncio.Event()
+        self._scheduled: list[_ScheduledQueue] = []
+        self._batches = 0
+        self._changed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
-        self._runs_for: Queue | None = None
-        self._ends = 0.0
+        self._running_source: BatchSource | None = None
+        self._expected_end = 0.0
         self._ended_at = -math.inf
-        self._bulk_ended = -math.inf
-        self._since_bulk = 0
-        self._worker: asyncio.Task[None] | None = None
+        self._bulk_ended_at = -math.inf
+        self._interactive_since_bulk = 0
+        self._loop_task: asyncio.Task[None] | None = None
         self._faults = 0
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
-    def attach(self, queue: Queue) -> None:
-        """Gives a queue turns from now on."""
-        self._turns += [_Turn(queue, priority) for priority in Priority]
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
+    def register(self, source: BatchSource) -> None:
+        """Schedule the queues of a source from now on."""
+        self._scheduled += [_ScheduledQueue(source, priority) for priority in Priority]
+        if self._loop_task is None:
+            self._loop_task = asyncio.create_task(self._loop())
 
-    async def detach(self, queue: Queue) -> None:
-        """Gives a queue no more turns; whoever is in its running batch is cancelled."""
-        self._turns = [turn for turn in self._turns if turn.queue is not queue]
-        if self._running is not None and self._runs_for is queue:
+    async def unregister(self, source: BatchSource) -> None:
+        """Schedule a source no longer; cancel its running batch."""
+        self._scheduled = [each for each in self._scheduled if each.source is not source]
+        if self._running is not None and self._running_source is source:
             self._running.cancel()
             await asyncio.wait({self._running})
 
     def notify(self) -> None:
-        """Something arrived, or may be computed again."""
-        self._news.set()
+        """Wake the scheduler: a job arrived, or an engine's state changed."""
+        self._changed.set()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs or waits here."""
-        return self._running is None and not any(turn.lane for turn in self._turns)
+        """Whether nothing runs or waits."""
+        return self._running is None and not any(each.queue for each in self._scheduled)
 
-    def delay(self, lane: PriorityQueue[Any, Any], priority: Priority, needed: float) -> float:
-        """How many seconds pass, probably, before a job that takes `needed` and joins this lane last is begun.
+    def delay(self, queue: PriorityQueue[Any, Any], priority: Priority, needed: float) -> float:
+        """Return the expected seconds until a job that takes `needed` seconds and joins this queue last is started.
 
-        Other queues of its priority take turns with this one, so they delay it by no more than its own lane does.
+        Other queues of its priority take turns with this one, so they delay it by no more than its own queue does.
         """
-        own = lane.seconds
-        delay = max(0.0, self._ends - now()) + own if self._running is not None else own
-        for turn in self._turns:
-            other = turn.lane
-            if other is not None and other is not lane and turn.priority <= priority:
-                delay += other.seconds if turn.priority < priority else min(other.seconds, own + needed)
+        own = queue.expected_s
+        delay = max(0.0, self._expected_end - now()) + own if self._running is not None else own
+        for each in self._scheduled:
+            other = each.queue
+            if other is not None and other is not queue and each.priority <= priority:
+                delay += other.expected_s if each.priority < priority else min(other.expected_s, own + needed)
         return delay
 
-    def begun(self, arrived: float) -> float:
-        """When the batch that is being started, with a job that came at `arrived`, might have been begun at best."""
+    def earliest_start(self, arrived: float) -> float:
+        """Return when the batch that starts now, with a job that arrived at `arrived`, could have started at best."""
         return self._ended_at if arrived <= self._ended_at else now()
 
-    async def compute(self, work: Work[JobT, ResultT], jobs: Sequence[JobT], feed: Any | None) -> list[ResultT]:
-        """Computes on the device's thread; one answer per job, or an error.
+    async def compute(self, work: Work[JobT, ResultT], jobs: Sequence[JobT], inputs: Any | None) -> list[ResultT]:
+        """Return the results of jobs, computed in the device's thread; prepare them there if `inputs` is None.
 
         Raises:
-            RuntimeError: there is another number of answers than of jobs.
+            RuntimeError: the work returned another number of results than of jobs.
         """
 
-        def whole() -> Sequence[ResultT]:
-            return work.compute(work.prepare(jobs) if feed is None else feed)
+        def prepare_and_compute() -> Sequence[ResultT]:
+            return work.compute(work.prepare(jobs) if inputs is None else inputs)
 
-        results = list(await asyncio.get_running_loop().run_in_executor(self._computing, whole))
+        results = list(await asyncio.get_running_loop().run_in_executor(self._device_thread, prepare_and_compute))
         if len(results) != len(jobs):
-            raise RuntimeError(f"{len(results)} answers for {len(jobs)} jobs")
+            raise RuntimeError(f"{len(results)} results for {len(jobs)} jobs")
         return results
 
-    async def works(self, work: Work[Any, Any]) -> bool:
-        """Whether it still computes what is known to work."""
+    async def probe(self, work: Work[Any, Any]) -> bool:
+        """Return whether the work still computes a known-good job."""
         try:
-            await asyncio.get_running_loop().run_in_executor(self._computing, work.probe)
-        except Exception:  # whatever it is, it did not work
+            await asyncio.get_running_loop().run_in_executor(self._device_thread, work.probe)
+        except Exception:  # any error means that it does not
             return False
         return True
 
     def close(self) -> None:
-        """Ends the threads once they are idle."""
-        if self._worker is not None:
-            self._worker.cancel()
-        executors: tuple[Executor, ...] = (self._computing, self._preparing)
+        """Stop scheduling, and end the threads once they are idle."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+        executors: tuple[Executor, ...] = (self._device_thread, self._prepare_thread)
         for executor in executors:
             executor.shutdown(wait=False, cancel_futures=True)
 
-    async def _work(self) -> None:
-        """A fault of ours in here would leave everybody waiting for ever, with nobody to notice."""
-        while self._faults < MOST_FAULTS:
+    async def _loop(self) -> None:
+        """Schedule batches; on an internal error fail the waiting jobs and retry.
+
+        Without this, an error in the loop would leave all callers waiting. After MAX_FAULTS in a row sets `failed`.
+        """
+        while self._faults < MAX_FAULTS:
             try:
-                await self._until_wanted()
-                await self._give_turn()
+                await self._wait_for_work()
+                await self._run_next()
             except Exception as error:
-                log.exception("giving out turns failed unexpectedly; who waits is sent away")
+                log.exception("the scheduler failed unexpectedly; waiting jobs are refused")
                 self._faults += 1
-                self._send_away()
-                if self._faults == MOST_FAULTS:
+                self._fail_waiting()
+                if self._faults == MAX_FAULTS:
                     self.failed.set_result(error)
-                await asyncio.sleep(FAULT_SECONDS)  # until they have left
+                await asyncio.sleep(FAULT_PAUSE_SECONDS)  # until the callers have left the queues
 
-    def _send_away(self) -> None:
-        for turn in self._turns:
+    def _fail_waiting(self) -> None:
+        for each in self._scheduled:
             try:
-                if turn.lane is not None:
-                    turn.lane.refuse(_at_fault)
+                if each.queue is not None:
+                    each.queue.fail_all(_internal_error)
             except Exception:
-                log.exception("not even that can be done")
+                log.exception("the waiting jobs cannot be refused")
 
-    async def _give_turn(self) -> None:
-        ahead, feed = None, None
+    async def _run_next(self) -> None:
+        prepared, inputs = None, None
         if self._running is not None:
-            ahead = self._choose()
-            feed = await self._prepare(*ahead) if ahead else None
+            prepared = self._choose()
+            inputs = await self._prepare(*prepared) if prepared else None
             if self._running is not None:
                 await asyncio.wait({self._running})
-        # Since one was prepared some may have gone, expired or arrived; or somebody more urgent has.
+        # Since the batch was prepared, jobs of it may have ended, or more urgent ones have arrived.
         chosen = self._choose()
         if chosen is None:
             return
         try:
-            self._start(*chosen, feed if ahead is not None and ahead[1] == chosen[1] else None)
+            self._start(*chosen, inputs if prepared is not None and prepared[1] == chosen[1] else None)
         except Exception:
-            for entry in chosen[1]:  # in no lane any more
-                entry.fail(_at_fault())
+            for queued in chosen[1]:  # in no queue any more
+                queued.fail(_internal_error())
             raise
         self._faults = 0
 
-    async def _until_wanted(self) -> None:
-        """Until there is something to form a batch of, and what runs, if anything, is nearly over."""
+    async def _wait_for_work(self) -> None:
+        """Wait until a batch can be formed and the running one, if any, is about to end."""
         while True:
-            self._news.clear()
-            at = min((turn.lane.ready_at() for turn in self._turns if turn.lane is not None), default=math.inf)
+            self._changed.clear()
+            at = min((each.queue.ready_at() for each in self._scheduled if each.queue is not None), default=math.inf)
             if self._running is not None:
-                at = max(at, self._ends - self._preparing_s - AHEAD_SECONDS)
+                at = max(at, self._expected_end - self._preparing_s - AHEAD_SECONDS)
             left = at - now()
             if left <= 0:
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if math.isinf(left) else left):
-                    await self._news.wait()
+                    await self._changed.wait()
 
-    def _choose(self) -> tuple[_Turn, list[Any]] | None:
-        """The next batch, still in its lane."""
-        for turn in self._order(now()):
-            batch = turn.lane.form() if turn.lane is not None else []
+    def _choose(self) -> tuple[_ScheduledQueue, list[Any]] | None:
+        """Return the next batch, still in its queue."""
+        for each in self._order():
+            batch = each.queue.form_batch() if each.queue is not None else []
             if batch:
-                return turn, batch
+                return each, batch
         return None
 
-    def _order(self, at: float) -> list[_Turn]:
-        """Who may form a batch now, the first first."""
-        waiting = sorted((turn for turn in self._turns if turn.lane), key=lambda turn: turn.served)
-        interactive = [turn for turn in waiting if turn.priority is Priority.INTERACTIVE]
-        # Somebody waits who waited for a batch of bulk work before: nothing else may come first.
-        if any(turn.lane.oldest <= self._bulk_ended for turn in interactive if turn.lane):
+    def _order(self) -> list[_ScheduledQueue]:
+        """Return the queues that may form a batch now, the most urgent first."""
+        waiting = sorted((each for each in self._scheduled if each.queue), key=lambda each: each.last_batch)
+        interactive = [each for each in waiting if each.priority is Priority.INTERACTIVE]
+        # Jobs that a bulk batch has delayed must not be delayed by another.
+        if any(each.queue.oldest_arrival <= self._bulk_ended_at for each in interactive if each.queue):
             return interactive
-        bulk = [turn for turn in waiting if turn.priority is Priority.BULK]
-        order = [*bulk, *interactive] if self._since_bulk >= BULK_PATIENCE else [*interactive, *bulk]
-        return [turn for turn in order if turn.lane and turn.lane.ready_at() <= at]
+        bulk = [each for each in waiting if each.priority is Priority.BULK]
+        bulk_first = self._interactive_since_bulk >= INTERACTIVE_PER_BULK
+        order = [*bulk, *interactive] if bulk_first else [*interactive, *bulk]
+        return [each for each in order if each.queue and each.queue.ready_at() <= now()]
 
-    def _start(self, turn: _Turn, batch: list[Any], feed: Any | None) -> None:
-        self._count += 1
-        turn.served = self._count
-        if turn.priority is Priority.BULK:
-            self._bulk_ended, self._since_bulk = math.inf, 0
-        elif any(other.lane for other in self._turns if other.priority is Priority.BULK):
-            self._since_bulk += 1
-        for entry in batch:
-            turn.queue.lanes[turn.priority].remove(entry)
-        self._ends = now() + turn.queue.expected(batch)
-        self._runs_for = turn.queue
-        self._running = asyncio.create_task(turn.queue.run(turn.priority, batch, feed))
-        self._running.add_done_callback(self._ended)
+    def _start(self, scheduled: _ScheduledQueue, batch: list[Any], inputs: Any | None) -> None:
+        self._batches += 1
+        scheduled.last_batch = self._batches
+        if scheduled.priority is Priority.BULK:
+            self._bulk_ended_at, self._interactive_since_bulk = math.inf, 0
+        elif any(each.queue for each in self._scheduled if each.priority is Priority.BULK):
+            self._interactive_since_bulk += 1
+        for queued in batch:
+            scheduled.source.queues[scheduled.priority].remove(queued)
+        self._expected_end = now() + scheduled.source.expected_s(batch)
+        self._running_source = scheduled.source
+        self._running = asyncio.create_task(scheduled.source.run(scheduled.priority, batch, inputs))
+        self._running.add_done_callback(self._on_batch_end)
 
-    def _ended(self, _task: object) -> None:
-        self._running = self._runs_for = None
+    def _on_batch_end(self, _task: object) -> None:
+        self._running = self._running_source = None
         self._ended_at = now()
-        if self._bulk_ended == math.inf:
-            self._bulk_ended = now()
-        self._news.set()
+        if self._bulk_ended_at == math.inf:
+            self._bulk_ended_at = self._ended_at
+        self._changed.set()
 
-    async def _prepare(self, turn: _Turn, batch: list[Any]) -> Any | None:
-        """None where it fails: then it fails again on the device's thread, and is dealt with as any failure there."""
+    async def _prepare(self, scheduled: _ScheduledQueue, batch: list[Any]) -> Any | None:
+        """Return the inputs of a batch; None on an error, which will occur again in the device's thread."""
         started = now()
-        jobs = [entry.job for entry in batch]
+        jobs = [queued.job for queued in batch]
         try:
-            feed = await asyncio.get_running_loop().run_in_executor(self._preparing, turn.queue.work.prepare, jobs)
+            work = scheduled.source.work
+            inputs = await asyncio.get_running_loop().run_in_executor(self._prepare_thread, work.prepare, jobs)
         except Exception:
             return None
-        seconds = now() - started
-        self._preparing_s = max(seconds, PREPARING_MEMORY * self._preparing_s)
-        return feed
+        self._preparing_s = max(now() - started, PREPARING_MEMORY * self._preparing_s)
+        return inputs
 
 
-def _at_fault() -> Exception:
-    return UnavailableError(Reason.NOT_SERVING, "the server failed to give this its turn; try again")
+def _internal_error() -> Exception:
+    return UnavailableError(Reason.NOT_SERVING, "the server failed to schedule this request; try again")

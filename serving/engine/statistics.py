@@ -1,6 +1,6 @@
-"""What a model has done since it was loaded: the batches it computed, and the calls of the inference protocol to it.
+"""Counts of a model since it was loaded: its batches, and its calls by the Open Inference Protocol.
 
-Lives on the event loop, like the queues that report to it.
+Must be used on the event loop, like the batchers that report to it.
 """
 
 import time
@@ -11,14 +11,14 @@ from speakerlens.serving.engine.queue import Observer
 
 
 @dataclass
-class Span:
-    """How often something happened, and how long it took in all."""
+class Timing:
+    """Number of events and their seconds in total."""
 
     count: int = 0
     seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Counts one more."""
+        """Count one more event."""
         self.count += 1
         self.seconds += seconds
 
@@ -28,42 +28,42 @@ class Statistics:
     """Counts of one model.
 
     Attributes:
-        batches: by batch size; all that was computed, whichever call asked for it.
-        computed_at: when the last batch was finished, in seconds since the epoch; 0 before the first.
-        succeeded: calls that were answered, with their whole time.
-        failed: calls that were not, or were given up.
-        decode: reading and checking the tensors, of the calls that were answered.
-        queue: waiting for the device, of the same.
-        inference: the batch on the device, of the same.
-        encode: writing the tensors, of the same.
+        batches: by batch size; of all APIs and background work.
+        computed_at: end of the last batch in seconds since the epoch; 0 before the first.
+        succeeded: calls that were answered, with their total time.
+        failed: calls that failed or were cancelled.
+        decode: reading and checking the tensors of the answered calls.
+        queue: waiting for the device, of the same calls.
+        inference: the batch on the device, of the same calls.
+        encode: writing the tensors, of the same calls.
     """
 
-    batches: dict[int, Span] = field(default_factory=dict)
+    batches: dict[int, Timing] = field(default_factory=dict)
     computed_at: float = 0.0
-    succeeded: Span = field(default_factory=Span)
-    failed: Span = field(default_factory=Span)
-    decode: Span = field(default_factory=Span)
-    queue: Span = field(default_factory=Span)
-    inference: Span = field(default_factory=Span)
-    encode: Span = field(default_factory=Span)
+    succeeded: Timing = field(default_factory=Timing)
+    failed: Timing = field(default_factory=Timing)
+    decode: Timing = field(default_factory=Timing)
+    queue: Timing = field(default_factory=Timing)
+    inference: Timing = field(default_factory=Timing)
+    encode: Timing = field(default_factory=Timing)
 
     @property
     def utterances(self) -> int:
-        """How many were computed."""
+        """Number of computed utterances."""
         return sum(size * span.count for size, span in self.batches.items())
 
     @property
     def executions(self) -> int:
-        """How many batches were computed."""
+        """Number of computed batches."""
         return sum(span.count for span in self.batches.values())
 
-    def ran(self, size: int, seconds: float) -> None:
-        """A batch of `size` took `seconds` on the device."""
-        self.batches.setdefault(size, Span()).add(seconds)
+    def record_batch(self, size: int, seconds: float) -> None:
+        """Record that a batch of `size` jobs took `seconds` on the device."""
+        self.batches.setdefault(size, Timing()).add(seconds)
         self.computed_at = time.time()
 
-    def answered(self, seconds: float, phases: Mapping[str, float]) -> None:
-        """A call was answered after `seconds`, of which the phases are parts."""
+    def record_answer(self, seconds: float, phases: Mapping[str, float]) -> None:
+        """Record an answered call of `seconds` in total, of which the phases take a part by name."""
         self.succeeded.add(seconds)
         for name, part in phases.items():
             getattr(self, name).add(part)
@@ -71,16 +71,16 @@ class Statistics:
 
 @dataclass(frozen=True)
 class CountingObserver:
-    """A queue's observer that also counts its batches for the model."""
+    """A batcher's observer that also counts its batches for the model."""
 
     statistics: Statistics
     observer: Observer
 
-    def waiting(self, change: int) -> None:
-        """The queue grew or shrank by `change`."""
-        self.observer.waiting(change)
+    def record_waiting(self, change: int) -> None:
+        """Record that the queue grew by `change` jobs, or shrank if negative."""
+        self.observer.record_waiting(change)
 
-    def ran(self, size: int, seconds: float) -> None:
-        """A batch of `size` took `seconds` on the device."""
-        self.statistics.ran(size, seconds)
-        self.observer.ran(size, seconds)
+    def record_batch(self, size: int, seconds: float) -> None:
+        """Record that a batch of `size` jobs took `seconds` on the device."""
+        self.statistics.record_batch(size, seconds)
+        self.observer.record_batch(size, seconds)

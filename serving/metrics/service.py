@@ -33,11 +33,11 @@ class QueueMetrics:
     size: prometheus.Histogram
     seconds: prometheus.Histogram
 
-    def waiting(self, change: int) -> None:
+    def record_waiting(self, change: int) -> None:
         """The queue grew or shrank by `change`."""
         self.depth.inc(change)
 
-    def ran(self, size: int, seconds: float) -> None:
+    def record_batch(self, size: int, seconds: float) -> None:
         """A batch of `size` took `seconds` on the device."""
         self.size.observe(size)
         self.seconds.observe(seconds)

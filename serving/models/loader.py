@@ -7,12 +7,12 @@ from functools import partial
 from speakerlens.serving.bundle import Bundle, BundleError, Fault
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.buckets import Limits
-from speakerlens.serving.engine.graphs import Engine
+from speakerlens.serving.engine.buckets import BatchLimits
+from speakerlens.serving.engine.graphs import JobT, ResultT
 from speakerlens.serving.engine.queue import Observer, QueueLimits
 from speakerlens.serving.engine.recovery import EngineRecovery
 from speakerlens.serving.engine.scheduler import Scheduler
-from speakerlens.serving.engine.session import Graph, JobT, ResultT
+from speakerlens.serving.engine.session import Engine, GraphSession
 from speakerlens.serving.engine.statistics import CountingObserver, Statistics
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.folders import BundleFolder, stamp_of
@@ -48,10 +48,10 @@ def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple
     return opened
 
 
-def build_model(bundle: Bundle, engine: Engine, device: Scheduler, config: Config, metrics: Metrics) -> Model:
+def build_model(bundle: Bundle, engine: Engine, scheduler: Scheduler, config: Config, metrics: Metrics) -> Model:
     """Puts queues in front of an open engine. Runs on the event loop, where the queues live."""
     reopen = partial(_reopen, bundle, engine)
-    repair = EngineRecovery(bundle.name, reopen, partial(metrics.count_rebuild, bundle.variant))
+    recovery = EngineRecovery(bundle.name, reopen, partial(metrics.count_rebuild, bundle.variant))
     statistics = Statistics()
     queue_of = partial(metrics.queue, bundle.variant, capacity=config.queue_size)
     predict = CountingObserver(statistics, queue_of("predict"))
@@ -60,10 +60,10 @@ def build_model(bundle: Bundle, engine: Engine, device: Scheduler, config: Confi
     return Model(
         bundle,
         engine.provider,
-        repair,
-        _queue(f"{bundle.name} predict", engine.predict, device, config, predict, repair),
-        _queue(f"{bundle.name} explain", engine.explain, device, config, explain, repair),
-        _queue(f"{bundle.name} verify", engine.verify, device, config, verify, repair),
+        recovery,
+        _queue(f"{bundle.name} predict", engine.predict, scheduler, config, predict, recovery),
+        _queue(f"{bundle.name} explain", engine.explain, scheduler, config, explain, recovery),
+        _queue(f"{bundle.name} verify", engine.verify, scheduler, config, verify, recovery),
         statistics,
     )
 
@@ -81,22 +81,22 @@ def _reopen(bundle: Bundle, engine: Engine) -> None:
 
 def _queue(
     name: str,
-    graph: Graph[JobT, ResultT],
-    device: Scheduler,
+    graph: GraphSession[JobT, ResultT],
+    scheduler: Scheduler,
     config: Config,
     observer: Observer,
-    repair: EngineRecovery,
+    recovery: EngineRecovery,
 ) -> Batcher[JobT, ResultT]:
-    bounds = QueueLimits(
-        waiting=config.queue_size,
-        batch=config.max_batch,
-        batch_cost=graph.buckets.batch_samples,
-        padding=graph.buckets.padding,
+    limits = QueueLimits(
+        max_waiting=config.queue_size,
+        max_batch=config.max_batch,
+        max_batch_cost=graph.buckets.batch_samples,
+        max_padding=graph.buckets.padding,
         rows=graph.buckets.rows,
     )
-    return Batcher(name, graph, device, bounds, observer, repair)
+    return Batcher(name, graph, scheduler, limits, observer, recovery)
 
 
-def limits_of(config: Config) -> Limits:
+def limits_of(config: Config) -> BatchLimits:
     """What an operator sets of batches."""
-    return Limits(config.max_batch, config.max_batch_seconds, min(config.max_seconds, config.window_seconds))
+    return BatchLimits(config.max_batch, config.max_batch_seconds, min(config.max_seconds, config.window_seconds))

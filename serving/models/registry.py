@@ -34,7 +34,7 @@ class Model:
 
     bundle: Bundle
     provider: str
-    repair: EngineRecovery
+    recovery: EngineRecovery
     predict: Batcher[Job, Prediction]
     explain: Batcher[Job, ExplainedPrediction]
     verify: Batcher[ComparedJob, Comparison]
@@ -48,7 +48,7 @@ class Model:
 
     async def close(self) -> None:
         """Stops the queues; the engine goes with the last that refers to it."""
-        await self.repair.close()
+        await self.recovery.close()
         await self.predict.close()
         await self.explain.close()
         await self.verify.close()

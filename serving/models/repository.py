@@ -16,8 +16,8 @@ from typing import Protocol
 
 from speakerlens.serving.bundle import Bundle, BundleError, Fault
 from speakerlens.serving.config import Config
-from speakerlens.serving.engine.graphs import Engine
 from speakerlens.serving.engine.scheduler import Scheduler
+from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.folders import BundleFolder, Stamp, list_bundles
@@ -53,15 +53,15 @@ class Repository:
     Args:
         config: where the bundles are, how many versions to keep, and what models need.
         models: what is served; kept up to date.
-        device: what the models compute on.
+        scheduler: of the device that the models compute on.
         metrics: hears of refusals.
         health: hears whether each variant's newest bundle is served, and which variants there are.
     """
 
-    def __init__(self, config: Config, models: Models, device: Scheduler, metrics: Metrics, health: Health) -> None:
+    def __init__(self, config: Config, models: Models, scheduler: Scheduler, metrics: Metrics, health: Health) -> None:
         self._config = config
         self._models = models
-        self._device = device
+        self._scheduler = scheduler
         self._metrics = metrics
         self._health = health
         self._loaded: dict[Path, tuple[Model, Stamp]] = {}
@@ -159,8 +159,8 @@ class Repository:
         return model
 
     def _put(self, bundle: Bundle, engine: Engine) -> Model:
-        model = build_model(bundle, engine, self._device, self._config, self._metrics)
-        model.repair.subscribe(self._report_models)
+        model = build_model(bundle, engine, self._scheduler, self._config, self._metrics)
+        model.recovery.subscribe(self._report_models)
         self._models.put(model)
         return model
 
@@ -203,7 +203,7 @@ class Repository:
 
     def _report_models(self, _works: bool = True) -> None:
         """Tells which variants work; called at every change of that."""
-        working = {name: not model.repair.broken for name, model in self._newest_models().items()}
+        working = {name: not model.recovery.broken for name, model in self._newest_models().items()}
         self._health.report_models(dict.fromkeys(self._variants, False) | working)
 
     def _newest_models(self) -> dict[str, Model]:

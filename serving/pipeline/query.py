@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from speakerlens.serving.engine.graphs import PREDICTED
-from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
 from speakerlens.serving.models.registry import Model, Selector
 from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from speakerlens.measures.sound import Sound, join
 from speakerlens.serving.engine.graphs import PREDICTED, ExplainedPrediction, Job, Prediction
-from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import WindowAggregator

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.graphs import ComparedJob, Comparison
-from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import FailedPreconditionError, InvalidArgumentError, Reason, quoted
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.answers import Answer

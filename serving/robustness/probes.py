@@ -25,9 +25,8 @@ from speakerlens.measures.probes import CLEAN, MAX_SECONDS, RESAMPLED, Condition
 from speakerlens.measures.saliency import deletion_index
 from speakerlens.serving.bundle import SAMPLE_RATE, ExpectedProbe
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.graphs import ComparedJob, ExplainedPrediction, Job
-from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.session import Arrays
+from speakerlens.serving.engine.graphs import Arrays, ComparedJob, ExplainedPrediction, Job
+from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.metrics.robustness import ConditionResult, Probes
 from speakerlens.serving.models.registry import Model, Models, Selector
 from speakerlens.serving.pipeline.concurrency import retry_when_full

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from speakerlens.measures.sound import Sound
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.graphs import ExplainedPrediction, Job, Prediction
-from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import DeadlineError, RequestError, ResourceExhaustedError, UnavailableError
 from speakerlens.serving.metrics import Robustness

@@ -12,7 +12,8 @@ from speakerlens.measures.distribution import quantile_bins
 from speakerlens.measures.prediction import scores
 from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
 from speakerlens.measures.sound import measure_sound
-from speakerlens.serving.engine.graphs import Engine, Job
+from speakerlens.serving.engine.graphs import Job
+from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.pipeline.explain import displayed
 from speakerlens.training.data.audio import read_sound

@@ -27,11 +27,11 @@ class Recorder:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def waiting(self, change: int) -> None:
+    def record_waiting(self, change: int) -> None:
         self.depth += change
         self.deepest = max(self.deepest, self.depth)
 
-    def ran(self, size: int, seconds: float) -> None:
+    def record_batch(self, size: int, seconds: float) -> None:
         self.ran_sizes.append(size)
 
     def cost(self, job: int) -> int:

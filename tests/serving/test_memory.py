@@ -52,7 +52,7 @@ GRAPHS = (
     "from speakerlens.serving.models.reader import read_bundle\n"
     f"{RESIDENT}"
     "bundle = read_bundle(Path(sys.argv[1]))\n"
-    "graphs = [Graph(PREDICT_SPEC, bundle, 'cpu', 1) for _ in range(8)]\n"
+    "graphs = [GraphSession(PREDICT_SPEC, bundle, 'cpu', 1) for _ in range(8)]\n"
     "jobs = [Job(np.zeros(16_000 * 120, np.float32))] * 4\n"
     "sizes = []\n"
     "for graph in graphs:\n"

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import QueueLimits
+from speakerlens.serving.engine.queue import Priority, QueueLimits
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import DeadlineError, ResourceExhaustedError
 from tests.serving.fakes import Recorder, until, working
@@ -20,7 +19,7 @@ from tests.serving.fakes import Recorder, until, working
 def run(
     scenario: Callable[["Batcher[int, int]", Recorder], Coroutine[Any, Any, Any]],
     recorder: Recorder,
-    bounds: QueueLimits = QueueLimits(waiting=100, batch=4, batch_cost=10**9),  # noqa: B008
+    bounds: QueueLimits = QueueLimits(max_waiting=100, max_batch=4, max_batch_cost=10**9),  # noqa: B008
 ) -> None:
     async def main() -> None:
         device = Scheduler("test")
@@ -63,7 +62,7 @@ def test_everyone_gets_their_own_answer(
 ) -> None:
     """Two queues of one device; numbers come and go, are poison, or have deadlines that passed or may pass."""
     works = Recorder(poison), Doubler(poison)
-    bounds = QueueLimits(waiting=100, batch=largest, batch_cost=budget, padding=padding)
+    bounds = QueueLimits(max_waiting=100, max_batch=largest, max_batch_cost=budget, max_padding=padding)
     answered: list[int] = []
 
     async def call(queue: "Batcher[int, int]", number: int, caller: tuple[int, str, int, Priority]) -> Any:
@@ -80,7 +79,7 @@ def test_everyone_gets_their_own_answer(
         return await asyncio.gather(task, return_exceptions=True)
 
     async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
-        other = Batcher[int, int]("other", works[1], batcher._device, bounds, works[1], working())
+        other = Batcher[int, int]("other", works[1], batcher._scheduler, bounds, works[1], working())
         queues = batcher, other
         outcomes = await asyncio.gather(*(call(queues[each[2]], n, each) for n, each in enumerate(callers)))
         for number, ((_, kind, queue, _), [outcome]) in enumerate(zip(callers, outcomes, strict=True)):
@@ -148,7 +147,7 @@ def test_a_full_queue_refuses_at_once_and_recovers() -> None:
         assert recorder.batches == [[0], [2, 4]]
         assert recorder.deepest == 2
 
-    run(scenario, Recorder(), QueueLimits(waiting=2, batch=4, batch_cost=10**9))
+    run(scenario, Recorder(), QueueLimits(max_waiting=2, max_batch=4, max_batch_cost=10**9))
 
 
 def test_bulk_work_leaves_room_for_who_waits_and_finds_some_beside_them() -> None:
@@ -172,7 +171,7 @@ def test_bulk_work_leaves_room_for_who_waits_and_finds_some_beside_them() -> Non
         await asyncio.gather(running, *bulk, *urgent)
         assert recorder.batches == [[0], [4, 5], [1, 7]]
 
-    run(scenario, Recorder(), QueueLimits(waiting=2, batch=4, batch_cost=10**9))
+    run(scenario, Recorder(), QueueLimits(max_waiting=2, max_batch=4, max_batch_cost=10**9))
 
 
 def test_a_deadline_in_the_queue_is_told_in_time_and_not_computed() -> None:
@@ -252,12 +251,12 @@ def test_a_deadline_that_passed_while_a_batch_failed_is_not_tried_alone() -> Non
 
         work = Expiring(frozenset({1}))
         work.gate.clear()
-        expiring = Batcher[int, int]("expiring", work, batcher._device, QueueLimits(9, 9, 10**9), work, working())
+        expiring = Batcher[int, int]("expiring", work, batcher._scheduler, QueueLimits(9, 9, 10**9), work, working())
         first = asyncio.create_task(expiring.submit(0))
         await asyncio.sleep(0.02)
         tasks = [asyncio.create_task(expiring.submit(1)), asyncio.create_task(expiring.submit(2))]
         await asyncio.sleep(0.02)
-        entries = list(expiring._lanes[0]._waiting.values())
+        entries = list(expiring._queues[0]._jobs.values())
         work.gate.set()
         await first
         one, two = await asyncio.gather(*tasks, return_exceptions=True)
@@ -289,8 +288,8 @@ def test_queues_of_a_device_take_turns() -> None:
     """A queue that is never empty does not starve another."""
 
     async def scenario(batcher: "Batcher[int, int]", recorder: Recorder) -> None:
-        device = batcher._device
-        bounds = QueueLimits(waiting=100, batch=1, batch_cost=10**9)
+        device = batcher._scheduler
+        bounds = QueueLimits(max_waiting=100, max_batch=1, max_batch_cost=10**9)
         other = Batcher[int, int]("other", recorder, device, bounds, recorder, working())
         recorder.gate.clear()
         flood = [asyncio.create_task(batcher.submit(number)) for number in range(40)]
@@ -312,7 +311,7 @@ def test_a_function_that_loses_an_answer_is_an_error_for_everyone() -> None:
                 return []
 
         lossy = Batcher[int, int]("lossy", Lossy(), Scheduler("lossy"), QueueLimits(9, 9, 9), recorder, working())
-        with pytest.raises(RuntimeError, match="0 answers for 1 jobs"):
+        with pytest.raises(RuntimeError, match="0 results for 1 jobs"):
             await lossy.submit(1)
         await lossy.close()
 

@@ -6,14 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speakerlens.serving.bundle import SAMPLE_RATE
-from speakerlens.serving.engine.buckets import Limits, cpu_buckets, cuda_buckets
-from speakerlens.serving.engine.graphs import Engine, Job
+from speakerlens.serving.engine.buckets import BatchLimits, cpu_buckets, cuda_buckets
+from speakerlens.serving.engine.graphs import Job
+from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.models.reader import read_bundle
 from tests.serving import toy
 from tests.serving.harness import voice
 
 LIMITS = st.builds(
-    Limits,
+    BatchLimits,
     rows=st.integers(1, 40),
     batch_seconds=st.none() | st.floats(1, 200),
     longest_seconds=st.floats(0.5, 40),
@@ -21,7 +22,7 @@ LIMITS = st.builds(
 
 
 @given(LIMITS, st.integers(1, 50 * SAMPLE_RATE), st.integers(1, 40))
-def test_everything_is_rounded_up_and_not_far(limits: Limits, samples: int, count: int) -> None:
+def test_everything_is_rounded_up_and_not_far(limits: BatchLimits, samples: int, count: int) -> None:
     for buckets, step in ((cpu_buckets(limits), SAMPLE_RATE // 2), (cuda_buckets(limits), 5 * SAMPLE_RATE)):
         length = buckets.length(samples)
         assert samples <= length < samples + step
@@ -32,15 +33,15 @@ def test_everything_is_rounded_up_and_not_far(limits: Limits, samples: int, coun
 
 
 @given(LIMITS, st.floats(0.1, 40), st.integers(1, 40))
-def test_cuda_sees_no_shape_that_was_not_warmed_up(limits: Limits, seconds: float, count: int) -> None:
+def test_cuda_sees_no_shape_that_was_not_warmed_up(limits: BatchLimits, seconds: float, count: int) -> None:
     buckets = cuda_buckets(limits)
     shape = buckets.rows(min(count, limits.rows)), buckets.length(round(min(seconds, limits.longest_seconds) * 16_000))
     assert shape in buckets.warm or (shape[0] > 1 and shape[0] * shape[1] > buckets.batch_samples)
 
 
 def test_the_number_of_shapes_is_small() -> None:
-    assert len(cuda_buckets(Limits()).warm) == 28
-    assert len(cpu_buckets(Limits()).warm) == 7
+    assert len(cuda_buckets(BatchLimits()).warm) == 28
+    assert len(cpu_buckets(BatchLimits()).warm) == 7
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import JobResult, QueueLimits
-from speakerlens.serving.engine.scheduler import BULK_PATIENCE, Scheduler
+from speakerlens.serving.engine.queue import JobResult, Priority, QueueLimits
+from speakerlens.serving.engine.scheduler import INTERACTIVE_PER_BULK, Scheduler
 from tests.serving.fakes import PATIENCE_SECONDS, Recorder, until, working
 
 Answer = asyncio.Task[JobResult[int]]
@@ -26,7 +25,7 @@ class Steps:
         self.running = False
         self.permits = threading.Semaphore(0)
         self.device = Scheduler("test")
-        bounds = QueueLimits(waiting=1000, batch=batch, batch_cost=10**9)
+        bounds = QueueLimits(max_waiting=1000, max_batch=batch, max_batch_cost=10**9)
         self.work = _Stepped(self)
         self.queues = [Batcher[int, int](name, self.work, self.device, bounds, self.work, working()) for name in "ab"]
         self.answers: dict[int, Answer] = {}
@@ -132,7 +131,7 @@ def test_bulk_is_not_starved_by_interactive_work_without_end() -> None:
             interactive.append(await steps.submit(rounds % 2, Priority.INTERACTIVE))
             await steps.step()
             rounds += 1
-            assert rounds <= bulk_jobs * (BULK_PATIENCE + waiting + 2)
+            assert rounds <= bulk_jobs * (INTERACTIVE_PER_BULK + waiting + 2)
         assert max(steps.bulk_before(number) for number in interactive if steps.answers[number].done()) == 1
 
     run(scenario)
@@ -183,7 +182,7 @@ def test_who_arrives_after_a_batch_was_made_ready_still_joins_it() -> None:
 
 def test_a_request_waits_for_company_as_long_as_it_may() -> None:
     async def scenario(steps: Steps) -> None:
-        bounds = QueueLimits(waiting=9, batch=2, batch_cost=100, wait_s=PATIENCE_SECONDS)
+        bounds = QueueLimits(max_waiting=9, max_batch=2, max_batch_cost=100, max_wait_s=PATIENCE_SECONDS)
         work = Recorder()
         queue = Batcher[int, int]("patient", work, steps.device, bounds, work, working())
         first = asyncio.create_task(queue.submit(1))
@@ -201,7 +200,7 @@ def test_a_request_waits_for_company_as_long_as_it_may() -> None:
 
 def test_padding_is_bounded_and_whoever_does_not_fit_comes_next() -> None:
     async def scenario(steps: Steps) -> None:
-        bounds = QueueLimits(waiting=99, batch=8, batch_cost=1000, padding=0.25)
+        bounds = QueueLimits(max_waiting=99, max_batch=8, max_batch_cost=1000, max_padding=0.25)
         work = Recorder()
         work.gate.clear()
         queue = Batcher[int, int]("thrifty", work, steps.device, bounds, work, working())
@@ -217,7 +216,9 @@ def test_padding_is_bounded_and_whoever_does_not_fit_comes_next() -> None:
 
 def test_rows_that_only_fill_up_count_for_the_budget() -> None:
     async def scenario(steps: Steps) -> None:
-        bounds = QueueLimits(waiting=99, batch=8, batch_cost=40, rows=lambda count: 1 << (count - 1).bit_length())
+        bounds = QueueLimits(
+            max_waiting=99, max_batch=8, max_batch_cost=40, rows=lambda count: 1 << (count - 1).bit_length()
+        )
         work = Recorder()
         work.gate.clear()
         queue = Batcher[int, int]("doubling", work, steps.device, bounds, work, working())

@@ -13,12 +13,12 @@ from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.queue import PriorityQueue, QueuedJob, QueueLimits
 from speakerlens.serving.engine.recovery import EngineRecovery
-from speakerlens.serving.engine.scheduler import MOST_FAULTS, Scheduler
+from speakerlens.serving.engine.scheduler import MAX_FAULTS, Scheduler
 from speakerlens.serving.errors import UnavailableError
 from tests.serving.fakes import Recorder, until, working
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
-BOUNDS = QueueLimits(waiting=9, batch=1, batch_cost=100)
+BOUNDS = QueueLimits(max_waiting=9, max_batch=1, max_batch_cost=100)
 
 
 class Faults:
@@ -52,10 +52,10 @@ def run(scenario: Callable[[Scheduler, Batcher[int, int], Faults], Any], owner: 
         asyncio.run(main())
 
 
-@pytest.mark.parametrize("method", ["ready_at", "form", "remove"])
+@pytest.mark.parametrize("method", ["ready_at", "form_batch", "remove"])
 def test_a_fault_in_giving_out_turns_stops_nobody_for_good(method: str, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(device: Scheduler, queue: Batcher[int, int], faults: Faults) -> None:
-        for _ in range(2 * MOST_FAULTS):
+        for _ in range(2 * MAX_FAULTS):
             faults.left = 1
             with pytest.raises((UnavailableError, ZeroDivisionError)):
                 await queue.submit(1)
@@ -63,20 +63,20 @@ def test_a_fault_in_giving_out_turns_stops_nobody_for_good(method: str, caplog: 
         assert not device.failed.done()
 
     run(scenario, PriorityQueue, method)
-    assert "giving out turns failed unexpectedly" in caplog.text
+    assert "the scheduler failed unexpectedly" in caplog.text
 
 
 def test_a_fault_that_stays_is_told() -> None:
     async def scenario(device: Scheduler, queue: Batcher[int, int], faults: Faults) -> None:
         faults.left = 1000
-        for _ in range(MOST_FAULTS):
+        for _ in range(MAX_FAULTS):
             with pytest.raises(UnavailableError):
                 await queue.submit(1)
         assert isinstance(await device.failed, ZeroDivisionError)
         with pytest.raises(UnavailableError):
             await queue.submit(1)
 
-    run(scenario, PriorityQueue, "form")
+    run(scenario, PriorityQueue, "form_batch")
 
 
 def test_a_batch_that_cannot_be_answered_is_answered_with_the_error() -> None:
@@ -92,7 +92,7 @@ def test_a_batch_that_cannot_be_answered_is_answered_with_the_error() -> None:
         repair = EngineRecovery("test", lambda: None, lambda _: None)
         queue = Batcher[int, int]("q", work, device, BOUNDS, work, repair)
         with (
-            mock.patch.object(EngineRecovery, "begin", side_effect=ZeroDivisionError),
+            mock.patch.object(EngineRecovery, "start", side_effect=ZeroDivisionError),
             pytest.raises(ZeroDivisionError),
         ):
             await asyncio.wait_for(queue.submit(1), 30)
@@ -109,7 +109,7 @@ def test_a_listener_at_fault_does_not_end_a_repair(caplog: pytest.LogCaptureFixt
         repair = EngineRecovery("test", lambda: None, mock.Mock(side_effect=ZeroDivisionError))
         repair.subscribe(mock.Mock(side_effect=ZeroDivisionError))
         repair.subscribe(heard.append)
-        repair.begin()
+        repair.start()
         await until(lambda: not repair.broken)
 
     asyncio.run(main())
@@ -129,12 +129,12 @@ def test_an_entry_is_answered_once() -> None:
 
 AT_FAULT = """
 import pathlib, speakerlens.serving.engine.queue as queue
-form = queue.PriorityQueue.form
+form = queue.PriorityQueue.form_batch
 def at_fault(self):
     if pathlib.Path({trigger!r}).exists():
         raise ZeroDivisionError("a fault of ours")
     return form(self)
-queue.PriorityQueue.form = at_fault
+queue.PriorityQueue.form_batch = at_fault
 """
 
 
@@ -147,11 +147,11 @@ def test_a_server_that_cannot_compute_ends(toy_bundles: Path, tmp_path: Path, mo
     request = pb.IdentifyRequest(audio=raw(voice(1.0)), models=[pb.ModelSelector(variant="da")])
     assert server.identify(request).answers
     trigger.touch()
-    for _ in range(MOST_FAULTS):
+    for _ in range(MAX_FAULTS):
         with pytest.raises(grpc.RpcError) as caught:
             server.identify(request, timeout=CALL_SECONDS)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert server.wait() == 1
     assert "a fault of ours" in server.log
-    assert "error: the device gives out no turns" in server.log
+    assert "error: the scheduler has failed" in server.log
     server.channel.close()

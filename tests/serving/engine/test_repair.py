@@ -10,8 +10,7 @@ import pytest
 
 from speakerlens.serving.engine import recovery as repairing
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import QueueLimits
+from speakerlens.serving.engine.queue import Priority, QueueLimits
 from speakerlens.serving.engine.recovery import EngineRecovery
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedError, UnavailableError
@@ -160,7 +159,7 @@ def test_jobs_wait_for_the_repair_within_their_deadlines(monkeypatch: pytest.Mon
 
 def test_nobody_waits_for_ever_for_an_engine_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repairing, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(repairing, "LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(repairing, "MAX_PAUSE_SECONDS", 0.01)
     work = Breakable(refusals=10**9)
     work.broken = True
 
@@ -169,7 +168,7 @@ def test_nobody_waits_for_ever_for_an_engine_that_cannot_be_opened(monkeypatch: 
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(outcome, UnavailableError) for outcome in outcomes)
         assert outcomes[0] is not outcomes[1]
-        assert len(work.attempts) >= repairing.PATIENT_ATTEMPTS
+        assert len(work.attempts) >= repairing.ATTEMPTS_BEFORE_REFUSING
         assert repair.broken
         with pytest.raises(UnavailableError, match="the engine of test is broken"):
             batcher.check_room()
@@ -195,7 +194,7 @@ def test_a_broken_engine_does_not_hold_up_another() -> None:
         await until(lambda: repair.broken)
         sound = Breakable()
         other_repair = EngineRecovery("other", sound.reopen, sound.attempts.append)
-        other = Batcher[int, int]("other", sound, batcher._device, QueueLimits(9, 9, 9), sound, other_repair)
+        other = Batcher[int, int]("other", sound, batcher._scheduler, QueueLimits(9, 9, 9), sound, other_repair)
         assert (await other.submit(2)).result == -2
         assert not waiting.done()
         work.opening.set()

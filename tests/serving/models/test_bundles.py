@@ -14,7 +14,7 @@ import pytest
 
 from speakerlens.measures.distribution import Bins
 from speakerlens.serving.bundle import Bundle, BundleError, Distribution, ExpectedProbe, Fault
-from speakerlens.serving.engine.graphs import Engine
+from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.models.folders import list_bundles, stamp_of
 from speakerlens.serving.models.reader import read_bundle
 from tests.serving import toy

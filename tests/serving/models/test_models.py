@@ -10,8 +10,9 @@ import onnxruntime
 import pytest
 
 from speakerlens.serving.config import Config
-from speakerlens.serving.engine.graphs import Engine, Job
+from speakerlens.serving.engine.graphs import Job
 from speakerlens.serving.engine.scheduler import Scheduler
+from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.errors import NotFoundError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.loader import build_model
@@ -29,7 +30,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.metrics = Metrics()
-        self.device = Scheduler("cpu")
+        self.scheduler = Scheduler("cpu")
         self.models = Models(self.metrics)
 
     def add(self, variant: str, version: int) -> Model:
@@ -38,7 +39,7 @@ class World:
             toy.write_bundle(self.root, variant, version)
         bundle = read_bundle(folder)
         engine = Engine(bundle, "cpu", 1)
-        model = build_model(bundle, engine, self.device, Config(), self.metrics)
+        model = build_model(bundle, engine, self.scheduler, Config(), self.metrics)
         self.models.put(model)
         return model
 
@@ -53,7 +54,7 @@ def play(root: Path, scenario: Scenario) -> None:
             await scenario(world)
         finally:
             await world.models.close()
-            world.device.close()
+            world.scheduler.close()
 
     asyncio.run(run())
 

@@ -30,14 +30,14 @@ class World:
     def __init__(self, root: Path, keep_versions: int) -> None:
         self.root = root
         self.metrics, self.health = Metrics(), Health()
-        self.device, self.models = Scheduler("cpu"), Models(self.metrics)
+        self.scheduler, self.models = Scheduler("cpu"), Models(self.metrics)
         config = Config(bundles=root, threads=1, keep_versions=keep_versions)
-        self.repository = Repository(config, self.models, self.device, self.metrics, self.health)
+        self.repository = Repository(config, self.models, self.scheduler, self.metrics, self.health)
         self.health.announce()
 
     def identifier(self, codec: ThreadPoolExecutor, config: Config) -> Pipeline:
         """The core over what is loaded."""
-        watcher = RobustnessObserver(config, self.metrics, self.models, self.device)
+        watcher = RobustnessObserver(config, self.metrics, self.models, self.scheduler)
         return Pipeline(self.models, config, self.metrics, codec, watcher)
 
     async def load(self) -> list[str]:
@@ -66,7 +66,7 @@ def play(root: Path, scenario: Callable[[World], Coroutine[Any, Any, None]], kee
             await scenario(world)
         finally:
             await world.models.close()
-            world.device.close()
+            world.scheduler.close()
 
     asyncio.run(run())
 
@@ -299,13 +299,13 @@ def test_a_broken_engine_is_told_of_its_variant_alone(tmp_path: Path, monkeypatc
     async def scenario(world: World) -> None:
         await world.load()
         [u, old, new] = world.models
-        old.repair.begin()
+        old.recovery.start()
         assert [world.health.serving(name) for name in names] == [True, True, True, True]
-        new.repair.begin()
+        new.recovery.start()
         assert [world.health.serving(name) for name in names] == [True, True, False, True]
         await world.look()
         assert [world.health.serving(name) for name in names] == [True, True, False, True]
-        u.repair.begin()
+        u.recovery.start()
         assert [world.health.serving(name) for name in names] == [False, False, False, True]
         mended.set()
         async with asyncio.timeout(30):

@@ -12,8 +12,7 @@ import pytest
 
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.graphs import ComparedJob, Comparison, ExplainedPrediction, Job, Prediction
-from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import JobResult
+from speakerlens.serving.engine.queue import JobResult, Priority
 from speakerlens.serving.errors import Reason, ResourceExhaustedError, UnavailableError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.reader import read_bundle

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.priority import Priority
-from speakerlens.serving.engine.queue import QueueLimits
+from speakerlens.serving.engine.queue import Priority, QueueLimits
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics
@@ -26,10 +25,10 @@ class World:
     """A device with one queue, and work beside it; what was done is noted."""
 
     def __init__(self) -> None:
-        self.device, self.work, self.metrics = Scheduler("test"), Recorder(), Metrics()
-        bounds = QueueLimits(waiting=10, batch=1, batch_cost=10**9)
-        self.queue = Batcher[int, int]("a", self.work, self.device, bounds, self.work, working())
-        self.background = Background(self.device, self.metrics.robustness)
+        self.scheduler, self.work, self.metrics = Scheduler("test"), Recorder(), Metrics()
+        bounds = QueueLimits(max_waiting=10, max_batch=1, max_batch_cost=10**9)
+        self.queue = Batcher[int, int]("a", self.work, self.scheduler, bounds, self.work, working())
+        self.background = Background(self.scheduler, self.metrics.robustness)
         self.done: list[int] = []
 
     def offer(self, number: int, doing: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
@@ -53,7 +52,7 @@ class World:
         """Keeps the device busy until the gate is opened."""
         self.work.gate.clear()
         task = asyncio.create_task(self.queue.submit(number))
-        await until(lambda: self.device._running is not None)
+        await until(lambda: self.scheduler._running is not None)
         return task
 
 
@@ -66,7 +65,7 @@ def play(scenario: Callable[[World], Coroutine[Any, Any, None]]) -> None:
             world.work.gate.set()
             await world.background.close()
             await world.queue.close()
-            world.device.close()
+            world.scheduler.close()
 
     asyncio.run(run())
 
@@ -190,13 +189,13 @@ def test_at_the_end_everything_is_accounted_for() -> None:
 
 def test_a_device_with_bulk_work_is_not_idle() -> None:
     async def scenario(world: World) -> None:
-        assert world.device.idle
+        assert world.scheduler.idle
         answer = await world.busy(1)
         waiting = asyncio.create_task(world.queue.submit(2, priority=Priority.BULK))
         await asyncio.sleep(0)
-        assert not world.device.idle
+        assert not world.scheduler.idle
         world.work.gate.set()
         await asyncio.gather(answer, waiting)
-        await until(lambda: world.device.idle)
+        await until(lambda: world.scheduler.idle)
 
     play(scenario)

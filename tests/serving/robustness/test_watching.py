@@ -18,7 +18,7 @@ from speakerlens.measures.saliency import concentration, deletion_index, estimat
 from speakerlens.measures.sound import join, measure_sound
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.graphs import ExplainedPrediction
-from speakerlens.serving.engine.priority import Priority
+from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import RequestError
 from speakerlens.serving.metrics.robustness import AGREEMENTS, SNR_BANDS
 from speakerlens.serving.models.registry import Selector
@@ -43,7 +43,7 @@ class Scene:
     """Three toy variants, loaded, and the core that answers."""
 
     def __init__(self, world: World, core: Pipeline) -> None:
-        self.models, self.device, self.core = world.models, world.device, core
+        self.models, self.scheduler, self.core = world.models, world.scheduler, core
         self._value = world.metrics.registry.get_sample_value
 
     def value(self, name: str, **labels: str) -> float:
@@ -71,7 +71,7 @@ def play(root: Path, scenario: Callable[[Scene], Coroutine[Any, Any, None]], **s
 
     async def run(world: World) -> None:
         with ThreadPoolExecutor(2) as codec:
-            watcher = RobustnessObserver(config, world.metrics, world.models, world.device)
+            watcher = RobustnessObserver(config, world.metrics, world.models, world.scheduler)
             await world.load()
             try:
                 await scenario(Scene(world, Pipeline(world.models, config, world.metrics, codec, watcher)))
@@ -307,7 +307,7 @@ def test_samples_wait_for_an_idle_device_and_models_that_went_meanwhile_are_not_
 
     async def scenario(scene: Scene) -> None:
         idle = False
-        monkeypatch.setattr(type(scene.device), "idle", property(lambda _: idle))
+        monkeypatch.setattr(type(scene.scheduler), "idle", property(lambda _: idle))
         await scene.ask(talk(1.0), "clean")
         await scene.ask(talk(1.0), "da")
         await asyncio.sleep(5 * sampling.POLL_SECONDS)
@@ -327,7 +327,7 @@ def test_what_was_asked_of_all_is_compared_however_busy_the_device_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(scene: Scene) -> None:
-        monkeypatch.setattr(type(scene.device), "idle", False)
+        monkeypatch.setattr(type(scene.scheduler), "idle", False)
         await scene.ask(talk(1.0))
         await scene.settled("background_total", 1, work="shadow", outcome="done")
 
@@ -370,8 +370,8 @@ def test_a_variant_that_fails_is_counted_by_name(tmp_path: Path) -> None:
 def test_a_full_queue_is_no_failure_of_the_model(tmp_path: Path) -> None:
     async def scenario(scene: Scene) -> None:
         [model] = scene.models.select([Selector("clean")])
-        full = replace(model.predict._bounds, waiting=0)
-        model.predict._bounds = full
+        full = replace(model.predict._limits, max_waiting=0)
+        model.predict._limits = full
         with pytest.raises(RequestError):
             await scene.ask(talk(1.0), "clean", priority=Priority.BULK)
         assert scene.value("model_failures_total", variant="clean", code="RESOURCE_EXHAUSTED") == 0
