@@ -17,7 +17,7 @@ from speakerlens.training.model.network import SpeakerNetwork
 from speakerlens.training.model.saliency import layercam
 from tests.serving.harness import ServerProcess, raw
 from tests.training.toy import SPEAKERS, make_corpus
-from tests.training.wespeaker_reference import Foreign, make, write
+from tests.training.wespeaker_reference import ReferenceResNet, make, write
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def foreign() -> Foreign:
+def foreign() -> ReferenceResNet:
     return make((1, 2, 1, 1), bottleneck=True, classes=9, width=2)
 
 
 @pytest.fixture(scope="module")
-def bundles(corpus: Corpus, foreign: Foreign) -> Path:
+def bundles(corpus: Corpus, foreign: ReferenceResNet) -> Path:
     """Exported, which includes its verification against eager autograd."""
     folder = corpus.root.parent
     checkpoint, config = write(folder, foreign)
@@ -45,7 +45,9 @@ def bundles(corpus: Corpus, foreign: Foreign) -> Path:
     return folder / "bundles"
 
 
-def test_the_served_answer_is_that_of_the_written_out_network(bundles: Path, corpus: Corpus, foreign: Foreign) -> None:
+def test_the_served_answer_is_that_of_the_written_out_network(
+    bundles: Path, corpus: Corpus, foreign: ReferenceResNet
+) -> None:
     clips = corpus.utterances("test")
     sounds = [read_audio(clip.path, clip.start, clip.duration) for clip in clips]
     with ServerProcess(bundles) as server:

@@ -1,17 +1,52 @@
 """A toy corpus, two variants trained on it for a moment, and their evaluation, all through the command line."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from speakerlens.training.cli import main
-from tests.training.toy import make_corpus, write_config
+from speakerlens.training.config import Config
+from speakerlens.training.data.manifest import Corpus, Split
+from tests.training.toy import make_corpus, toy_config, write_config
+
+FEW: Mapping[Split, int] = {"train": 1, "dev": 1, "test": 1}
 
 
 @pytest.fixture(scope="session")
-def toy_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three speakers with noise and rooms; no music, and too few talkers for babble."""
-    return make_corpus(tmp_path_factory.mktemp("toy-corpus")).root
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Three speakers with noise and rooms; no music, and too few talkers for babble. Not to be changed."""
+    return make_corpus(tmp_path_factory.mktemp("toy-corpus"))
+
+
+@pytest.fixture(scope="session")
+def toy_corpus(corpus: Corpus) -> Path:
+    """The folder of that corpus."""
+    return corpus.root
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The configuration of six updates."""
+    return toy_config(tmp_path_factory.mktemp("toy-config"))
+
+
+@pytest.fixture(scope="session")
+def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo corpus of four speakers with four utterances each, and little interference."""
+    pytest.importorskip("espeakng_loader")
+    out = tmp_path_factory.mktemp("demo") / "corpus"
+    assert prepare_small_demo(out) == 0
+    return out
+
+
+def prepare_small_demo(out: Path, *words: str) -> int:
+    """Make the demo corpus in `out` with as few noises, pieces of music and rooms as possible; return the exit code."""
+    module = "speakerlens.training.data.prepare.demo"
+    arguments = ["prepare", "demo", "--speakers", "4", "--utterances-per-speaker", "4", "--out", str(out), *words]
+    with mock.patch.multiple(module, _NOISES_OF_A_KIND=FEW, _PIECES=FEW, _ROOMS=FEW):
+        return main(arguments)
 
 
 @pytest.fixture(scope="session")
@@ -21,20 +56,8 @@ def toy_runs(toy_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     config = write_config(folder)
     runs = {variant: folder / variant for variant in ("clean", "act-da")}
     for variant, run in runs.items():
-        words = [
-            "fit",
-            "--config",
-            config,
-            "--variant",
-            variant,
-            "--corpus",
-            toy_corpus,
-            "--out",
-            run,
-            "--device",
-            "cpu",
-        ]
-        assert main([str(word) for word in words]) == 0
+        words = ["--config", config, "--variant", variant, "--corpus", toy_corpus, "--out", run, "--device", "cpu"]
+        assert main(["fit", *map(str, words)]) == 0
     return runs
 
 

@@ -1,4 +1,4 @@
-"""Corpora of tones: who talks can be read off the spectrum."""
+"""Corpora of tones: the spectrum shows who talks."""
 
 from pathlib import Path
 
@@ -42,8 +42,8 @@ class Builder:
         return InterferenceSource(write_corpus(self.root, self.clips), split, talkers)
 
 
-def heard(waveform: NDArray[np.floating]) -> set[str]:
-    """Who talks: the speakers whose tone stands out of the spectrum."""
+def audible_speakers(waveform: NDArray[np.floating]) -> set[str]:
+    """Return the speakers whose tone stands out of the spectrum."""
     spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
     hertz = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE)
     levels = {name: spectrum[np.abs(hertz - frequency) < 20].max() for name, frequency in FREQUENCIES.items()}

@@ -62,7 +62,7 @@ def test_script_reports_wrong_input_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--recipes", "act-da,act"], '--recipes: unknown recipe "act"; the recipes are da-2x, da-pair'),
         (["--recipes", ""], '--recipes: unknown recipe ""'),
@@ -71,19 +71,19 @@ def test_script_reports_wrong_input_in_one_line(tmp_path: Path) -> None:
         (["--updates", "0"], "updates must be"),
     ],
 )
-def test_alignment_reports_wrong_input_in_one_line(words: list[str], said: str, whole: Path, run: Run) -> None:
+def test_alignment_reports_wrong_input_in_one_line(words: list[str], message: str, whole: Path, run: Run) -> None:
     done = run(alignment.main, "--corpus", whole, "--config", whole / "toy.yaml", *words)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
 
 
 def test_alignment_needs_every_kind_in_the_dev_split(toy_corpus: Path, tmp_path: Path, run: Run) -> None:
-    for corpus, said in ((toy_corpus, "its dev split has no music"), (tmp_path, "no manifest.jsonl")):
+    for corpus, message in ((toy_corpus, "its dev split has no music"), (tmp_path, "no manifest.jsonl")):
         done = run(alignment.main, "--corpus", corpus, "--config", write_config(tmp_path / "config"))
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
         assert done.stderr.count("\n") == 1
 
 

@@ -8,15 +8,16 @@ import torch
 
 from speakerlens.training import checkpoint as module
 from speakerlens.training.checkpoint import CHECKPOINT, code_revision, load_run, read_checkpoint, write_checkpoint
+from speakerlens.training.config import Config
+from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.loop import Trainer
-from tests.training.toy import SPEAKERS, make_corpus, toy_config
+from tests.training.toy import SPEAKERS
 
 
 @pytest.fixture(scope="module")
-def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    return Trainer(toy_config(folder), "act-da", make_corpus(folder / "corpus"), torch.device("cpu"))
+def trainer(config: Config, corpus: Corpus) -> Trainer:
+    return Trainer(config, "act-da", corpus, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def run(trainer: Trainer, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_run_is_loaded_as_it_was_saved(trainer: Trainer, run: Path) -> None:
+def test_loaded_run_equals_the_saved_one(trainer: Trainer, run: Path) -> None:
     loaded = load_run(run)
     assert (loaded.variant, loaded.speakers, loaded.step, loaded.finished) == ("act-da", SPEAKERS, 6, True)
     assert loaded.config == trainer.config
@@ -39,13 +40,13 @@ def test_a_run_is_loaded_as_it_was_saved(trainer: Trainer, run: Path) -> None:
     trainer.network.train()
 
 
-def test_a_run_without_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
+def test_missing_checkpoint_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no checkpoint\.pt; `python -m training fit"):
         load_run(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
-def test_a_damaged_checkpoint_is_refused(run: Path, keep: float) -> None:
+def test_damaged_checkpoint_is_refused(run: Path, keep: float) -> None:
     content = (run / CHECKPOINT).read_bytes()
     size = int(keep * len(content)) if keep < 1 else int(keep)
     (run / CHECKPOINT).write_bytes(content[:size])
@@ -53,16 +54,16 @@ def test_a_damaged_checkpoint_is_refused(run: Path, keep: float) -> None:
         load_run(run)
 
 
-def test_rubbish_is_refused(tmp_path: Path) -> None:
+def test_file_of_random_bytes_is_refused(tmp_path: Path) -> None:
     """Bytes that lead the unpickler to an IndexError."""
     (tmp_path / CHECKPOINT).write_bytes(b"rubbish")
     with pytest.raises(UserError, match=r"checkpoint\.pt: damaged, or not a checkpoint"):
         load_run(tmp_path)
 
 
-@pytest.mark.parametrize("foreign", [{"state_dict": {}}, [1, 2], torch.zeros(3)], ids=["dictionary", "list", "tensor"])
-def test_a_foreign_checkpoint_is_refused(tmp_path: Path, foreign: object) -> None:
-    torch.save(foreign, tmp_path / CHECKPOINT)
+@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], torch.zeros(3)], ids=["dictionary", "list", "tensor"])
+def test_checkpoint_of_another_program_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / CHECKPOINT)
     with pytest.raises(UserError, match="not a checkpoint of this program"):
         load_run(tmp_path)
 
@@ -77,7 +78,7 @@ class Evil:
         return os.mkdir, (str(self.target),)
 
 
-def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     torch.save({"network": Evil(tmp_path / "pwned")}, tmp_path / CHECKPOINT)
     with pytest.raises(UserError, match="damaged, or not a checkpoint"):
         load_run(tmp_path)
@@ -92,7 +93,7 @@ def test_weights_that_do_not_fit_are_refused(trainer: Trainer, run: Path) -> Non
         load_run(run)
 
 
-def test_another_format_is_refused(trainer: Trainer, run: Path) -> None:
+def test_unknown_checkpoint_format_is_refused(trainer: Trainer, run: Path) -> None:
     saved = trainer.checkpoint(6)
     saved["format"] = 99
     write_checkpoint(run, saved)
@@ -100,7 +101,7 @@ def test_another_format_is_refused(trainer: Trainer, run: Path) -> None:
         load_run(run)
 
 
-def test_the_format_before_averaging_is_read(trainer: Trainer, run: Path) -> None:
+def test_format_without_average_is_read(trainer: Trainer, run: Path) -> None:
     saved: dict[str, Any] = {**trainer.checkpoint(6), "format": 1}
     del saved["average"]
     torch.save(saved, run / CHECKPOINT)
@@ -109,7 +110,7 @@ def test_the_format_before_averaging_is_read(trainer: Trainer, run: Path) -> Non
     assert read_checkpoint(run)["average"] == {}
 
 
-def test_a_failed_write_leaves_the_old_checkpoint(trainer: Trainer, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_checkpoint(trainer: Trainer, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_halfway(content: object, file: object) -> None:
         file.write(b"half a checkpoint")  # type: ignore[attr-defined]
         raise OSError("disk full")
@@ -122,7 +123,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(trainer: Trainer, run: Path, m
     assert [path.name for path in run.iterdir()] == [CHECKPOINT]
 
 
-def test_the_code_is_named_by_its_checkout() -> None:
+def test_code_revision_of_a_checkout_is_git_describe() -> None:
     root = Path(module.__file__).parents[1]
     if not (root / ".git").exists():
         pytest.skip("not a checkout")
@@ -131,7 +132,7 @@ def test_the_code_is_named_by_its_checkout() -> None:
     assert tagged or code_revision.__wrapped__().startswith(head.stdout[:7])
 
 
-def test_outside_a_checkout_the_version_names_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_revision_without_checkout_is_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "__file__", str(tmp_path / "training" / "checkpoint.py"))
     monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} 9.9")
     assert code_revision.__wrapped__() == "speakerlens 9.9"

@@ -72,7 +72,7 @@ def test_wrong_input_is_one_line_and_exit_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(module: str) -> None:
         raise ModuleNotFoundError(f"No module named 'torch' (for {module})", name="torch")
 
@@ -81,7 +81,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().err == "error: torch is not installed; training needs pip install 'speakerlens[train]'\n"
 
 
-def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["fot"])
     assert end.value.code == 2

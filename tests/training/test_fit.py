@@ -3,9 +3,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,22 +20,20 @@ from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.dev import DevSet
 from speakerlens.training.fit import fit
-from speakerlens.training.loop import DivergedError, Trainer, is_averaged, learning_rate_at, make_optimiser, margin_at
+from speakerlens.training.loop import (
+    DivergedError,
+    Figures,
+    Trainer,
+    is_averaged,
+    learning_rate_at,
+    make_optimiser,
+    margin_at,
+)
 from speakerlens.training.model.network import SpeakerNetwork
 from speakerlens.training.variants import VARIANTS
-from tests.training.toy import make_corpus, toy_config, write_config
+from tests.training.toy import make_corpus, write_config
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return toy_config(tmp_path_factory.mktemp("config"))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +64,7 @@ def log_lines(run: Path, event: str) -> list[dict[str, Any]]:
     return [record for record in records if record["event"] == event]
 
 
-def test_a_run_repeats_bit_for_bit(uninterrupted: Path, corpus: Corpus, config: Config, tmp_path: Path) -> None:
+def test_repeated_run_is_bit_identical(uninterrupted: Path, corpus: Corpus, config: Config, tmp_path: Path) -> None:
     fit(config, "act-da", corpus, tmp_path, CPU)
     assert_same_state(uninterrupted, tmp_path)
 
@@ -85,7 +80,7 @@ def test_seed_and_variant_change_the_weights(
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
-def test_resuming_gives_the_weights_of_an_uninterrupted_run(
+def test_resumed_run_equals_an_uninterrupted_one(
     corpus: Corpus, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     chosen = replace(config, optimiser=OptimiserConfig(kind="sgd" if kind == "sgd" else "adamw", learning_rate=0.01))
@@ -113,7 +108,7 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(
     assert figures(tmp_path / "whole") == figures(tmp_path / "broken")
 
 
-def test_a_finished_run_says_so(
+def test_finished_run_is_not_trained_again(
     uninterrupted: Path, corpus: Corpus, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (uninterrupted / "checkpoint.pt").stat().st_mtime_ns
@@ -122,7 +117,7 @@ def test_a_finished_run_says_so(
     assert (uninterrupted / "checkpoint.pt").stat().st_mtime_ns == before
 
 
-def test_a_run_folder_of_something_else_is_refused(
+def test_run_folder_of_another_run_is_refused(
     uninterrupted: Path, corpus: Corpus, config: Config, tmp_path: Path
 ) -> None:
     other_corpus = make_corpus(tmp_path, seconds=0.9)
@@ -139,7 +134,7 @@ def test_a_run_folder_of_something_else_is_refused(
     assert read_checkpoint(uninterrupted)["step"] == 6
 
 
-def test_what_is_logged(uninterrupted: Path, config: Config) -> None:
+def test_log_has_every_event_and_figure(uninterrupted: Path, config: Config) -> None:
     (start,) = log_lines(uninterrupted, "start")
     assert start["variant"] == "act-da"
     assert start["interference"] == ["noise", "speaker", "reverb"]  # three speakers are too few for babble
@@ -164,7 +159,7 @@ def test_what_is_logged(uninterrupted: Path, config: Config) -> None:
     assert logged == pytest.approx([line["loss"] for line in updates], rel=1e-6)
 
 
-def test_the_run_folder_can_be_loaded(uninterrupted: Path, config: Config, corpus: Corpus) -> None:
+def test_run_folder_is_loaded(uninterrupted: Path, config: Config, corpus: Corpus) -> None:
     run = load_run(uninterrupted)
     assert run.finished
     assert run.corpus == corpus.root.resolve()
@@ -184,13 +179,13 @@ def test_every_variant_trains(
 ) -> None:
     short = replace(config, updates=2)
     assert fit(short, variant, corpus, tmp_path, CPU) == 0
-    told = f"{corpus.root}: has no music, babble for training; continuing without" in capsys.readouterr().out
-    assert told == (variant != "clean")
+    printed = f"{corpus.root}: has no music, babble for training; continuing without" in capsys.readouterr().out
+    assert printed == (variant != "clean")
     aligned = [line["alignment"] for line in log_lines(tmp_path, "update")]
     assert all((value > 0) == VARIANTS[variant].aligned for value in aligned)
 
 
-def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
+def test_divergence_stops_and_keeps_the_last_checkpoint(
     corpus: Corpus, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_config(tmp_path)
@@ -204,7 +199,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
     assert all(torch.isfinite(tensor).all() for tensor in saved["network"].values())
 
 
-def test_a_broken_waveform_is_named_among_the_rows_it_spoils(corpus: Corpus, config: Config) -> None:
+def test_broken_waveform_is_named_and_not_its_batch(corpus: Corpus, config: Config) -> None:
     trainer = Trainer(config, "clean", corpus, CPU)
     batch = BatchSource(corpus, config, VARIANTS["clean"], CPU).batch(0)
     batch.audio[4, 100] = math.nan
@@ -215,7 +210,9 @@ def test_a_broken_waveform_is_named_among_the_rows_it_spoils(corpus: Corpus, con
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.network.named_parameters())
 
 
-def test_precision_of_the_step(corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_follows_the_configured_precision(
+    corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch = BatchSource(corpus, config, VARIANTS["act-pair"], CPU).batch(0)
     losses, types = [], []
     for precision in ("auto", "float32", "bfloat16"):
@@ -231,7 +228,7 @@ def test_precision_of_the_step(corpus: Corpus, config: Config, monkeypatch: pyte
     assert [uses_bfloat16(ComputeConfig(p), cuda) for p in ("auto", "float32", "bfloat16")] == [True, False, True]
 
 
-def test_the_last_weights_are_averaged(corpus: Corpus, config: Config, tmp_path: Path) -> None:
+def test_average_is_over_the_last_weights(corpus: Corpus, config: Config, tmp_path: Path) -> None:
     averaging = replace(config, optimiser=replace(config.optimiser, average_last=0.5))
     trainer = Trainer(averaging, "act-da", corpus, CPU)
     source = BatchSource(corpus, averaging, VARIANTS["act-da"], CPU)
@@ -252,7 +249,7 @@ def test_the_last_weights_are_averaged(corpus: Corpus, config: Config, tmp_path:
     assert all(torch.equal(value.double(), states[5][name]) for name, value in last.items())
 
 
-def test_averaging_changes_nothing_in_training(
+def test_averaging_does_not_change_training(
     uninterrupted: Path, corpus: Corpus, config: Config, tmp_path: Path
 ) -> None:
     fit(replace(config, optimiser=replace(config.optimiser, average_last=1.0)), "act-da", corpus, tmp_path, CPU)
@@ -262,7 +259,9 @@ def test_averaging_changes_nothing_in_training(
     assert [is_averaged(replace(config.optimiser, average_last=0.001), step, 6) for step in (4, 5)] == [False, True]
 
 
-def test_an_average_resumes(corpus: Corpus, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_average_equals_an_uninterrupted_one(
+    corpus: Corpus, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     averaging = replace(config, optimiser=replace(config.optimiser, average_last=0.6))
     fit(averaging, "da", corpus, tmp_path / "whole", CPU)
     original = Trainer.update
@@ -282,25 +281,25 @@ def test_an_average_resumes(corpus: Corpus, config: Config, tmp_path: Path, monk
     assert all(torch.equal(value, broken[name]) for name, value in whole.items())
 
 
-def test_the_dev_split_is_heard_by_what_the_run_gives(
+def test_dev_accuracy_uses_the_averaged_network(
     corpus: Corpus, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard = []
+    evaluated = []
     original = DevSet.accuracy
 
     def note(self: DevSet, network: SpeakerNetwork, *rest: Any) -> dict[str, float]:
-        heard.append({name: value.clone() for name, value in network.state_dict().items()})
+        evaluated.append({name: value.clone() for name, value in network.state_dict().items()})
         return original(self, network, *rest)
 
     monkeypatch.setattr(DevSet, "accuracy", note)
     averaging = replace(config, optimiser=replace(config.optimiser, average_last=0.4))
     fit(averaging, "da", corpus, tmp_path, CPU)
     given = load_run(tmp_path).network.state_dict()
-    assert len(heard) == 2
-    assert all(torch.equal(value, given[name]) for name, value in heard[1].items())
+    assert len(evaluated) == 2
+    assert all(torch.equal(value, given[name]) for name, value in evaluated[1].items())
 
 
-def test_a_compiled_network_is_averaged_under_its_own_names(
+def test_compiled_network_keeps_its_parameter_names(
     corpus: Corpus, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced as always, but run by torch itself: making kernels takes minutes on few cores."""
@@ -328,9 +327,7 @@ def test_a_compiled_network_is_averaged_under_its_own_names(
         torch.testing.assert_close(given[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_compiling_is_refused_where_it_cannot_be(
-    corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiling_is_refused_without_support(corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(precision: Literal["float32", "bfloat16"]) -> Trainer:
         wanted = replace(config, compute=ComputeConfig(precision=precision, compile=True))
         return Trainer(wanted, "da", corpus, CPU)
@@ -364,7 +361,7 @@ def test_margin_schedule() -> None:
 
 
 @pytest.mark.parametrize("updates", [10, 11])
-def test_a_margin_that_grows_in_no_time_is_a_step(updates: int) -> None:
+def test_margin_growing_over_no_updates_is_a_step(updates: int) -> None:
     head = HeadConfig(margin=0.3, margin_from=0.5, margin_until=0.5)
     margins = [margin_at(head, step, updates) for step in range(updates)]
     assert margins == [0.0] * (updates - updates // 2) + [0.3] * (updates // 2)
@@ -372,7 +369,7 @@ def test_a_margin_that_grows_in_no_time_is_a_step(updates: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
-def test_weight_decay_spares_biases_and_normalisation(corpus: Corpus, config: Config, kind: str) -> None:
+def test_weight_decay_excludes_biases_and_normalisation(corpus: Corpus, config: Config, kind: str) -> None:
     network = Trainer(config, "clean", corpus, CPU).network
     chosen = OptimiserConfig(kind="sgd" if kind == "sgd" else "adamw", weight_decay=0.1)
     decayed = {id(p): g["weight_decay"] for g in make_optimiser(network, chosen).param_groups for p in g["params"]}
@@ -381,41 +378,29 @@ def test_weight_decay_spares_biases_and_normalisation(corpus: Corpus, config: Co
     assert len(decayed) == len(list(network.parameters()))
 
 
-def test_a_signal_leaves_a_checkpoint_to_go_on_from(corpus: Corpus, tmp_path: Path) -> None:
+def test_signal_stops_a_run_with_a_checkpoint(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
-    config = write_config(tmp_path)
+    options = {"--config": write_config(tmp_path), "--variant": "da", "--corpus": corpus.root, "--out": out}
+    words = [str(word) for option in options.items() for word in option]
+    update = Trainer.update
     steps: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        options = {"--config": config, "--variant": "da", "--corpus": corpus.root, "--out": out, "--updates": 100_000}
-        words = [str(word) for option in options.items() for word in option]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "training", "fit", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        done = steps[-1] if steps else 0
-        wait_for_update(process, out, done + 2)
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 128 + number, output
+        last = (steps[-1] if steps else 0) + 2
+
+        def and_signal(self: Trainer, step: int, batch: Batch, last: int = last, number: int = number) -> Figures:
+            if step == last:
+                os.kill(os.getpid(), number)
+            return update(self, step, batch)
+
+        monkeypatch.setattr(Trainer, "update", and_signal)
+        assert main(["fit", *words, "--updates", "100000", "--device", "cpu"]) == 128 + number
         steps.append(read_checkpoint(out)["step"])
-        assert f"stopped after update {steps[-1]} of 100000; repeat the command to resume" in output
+        assert steps[-1] == last + 1
+        stopped = f"stopped after update {steps[-1]} of 100000; repeat the command to resume"
+        assert stopped in capsys.readouterr().out
     assert steps[1] > steps[0] > 0
     logged = [line["step"] for line in log_lines(out, "update")]
     assert logged == list(range(1, steps[1] + 1))
     assert load_run(out).step == steps[1]
-
-
-def wait_for_update(process: "subprocess.Popen[str]", out: Path, step: int) -> None:
-    """Wait until a training process has logged an update."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        text = (out / "log.jsonl").read_text() if (out / "log.jsonl").exists() else ""
-        if f'"event": "update", "step": {step}' in text:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    raise AssertionError("no update within two minutes")

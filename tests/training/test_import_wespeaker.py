@@ -20,7 +20,7 @@ from speakerlens.training.data.manifest import Corpus, load_corpus, write_corpus
 from speakerlens.training.evaluation.calibration import calibrate
 from speakerlens.training.evaluation.reliability import fit_temperature
 from tests.training.toy import SPEAKERS
-from tests.training.wespeaker_reference import SCALE, Foreign, make, write
+from tests.training.wespeaker_reference import SCALE, ReferenceResNet, make, write
 
 Audio = NDArray[np.float32]
 STRUCTURES = {"ResNet18": ((2, 2, 2, 2), False), "ResNet34": ((3, 4, 6, 3), False), "ResNet50": ((3, 4, 6, 3), True)}
@@ -38,7 +38,7 @@ def sounds() -> list[Audio]:
     return made
 
 
-def bring_in(folder: Path, corpus: Path, files: tuple[Path, Path], speakers: str | None, *more: str) -> int:
+def import_run(folder: Path, corpus: Path, files: tuple[Path, Path], speakers: str | None, *more: str) -> int:
     words = ["import-wespeaker", str(files[0]), "--config", str(files[1]), "--corpus", str(corpus), *more]
     if speakers is not None:
         (folder / "speakers.txt").write_text(speakers, encoding="utf-8")
@@ -53,40 +53,38 @@ def answers(run: Run, audio: Audio) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("model", STRUCTURES)
-def test_embeddings_and_scores_are_those_of_the_written_out_network(
-    model: str, toy_corpus: Path, tmp_path: Path
-) -> None:
-    foreign = make(*STRUCTURES[model], classes=9)  # three speakers at three speeds
-    assert bring_in(tmp_path, toy_corpus, write(tmp_path, foreign), "\n".join(SPEAKERS)) == 0
+def test_imported_outputs_equal_the_reference_network(model: str, toy_corpus: Path, tmp_path: Path) -> None:
+    reference = make(*STRUCTURES[model], classes=9)  # three speakers at three speeds
+    assert import_run(tmp_path, toy_corpus, write(tmp_path, reference), "\n".join(SPEAKERS)) == 0
     run = load_run(tmp_path / "run")
     assert (run.variant, run.speakers, run.finished) == (model.lower(), SPEAKERS, True)
     assert (run.config.head.scale, run.config.data.crop_seconds) == (SCALE, 1.5)
-    expected = [foreign.embed(audio) for audio in sounds()]
+    expected = [reference.embed(audio) for audio in sounds()]
     apart = min(float((expected[i] - expected[j]).norm()) for i, j in ((0, 1), (0, 2), (1, 2)))
     assert apart > 0.01 * expected[0].norm(), "sounds that all give the same embedding would show nothing"
     for audio, embedding in zip(sounds(), expected, strict=True):
         ours, answer = answers(run, audio)
         assert (answer - embedding).norm() < min(1e-4 * float(embedding.norm()), 1e-2 * apart)
-        torch.testing.assert_close(ours, foreign.scores(audio, 3), rtol=0, atol=1e-3)
+        torch.testing.assert_close(ours, reference.scores(audio, 3), rtol=0, atol=1e-3)
 
 
 def test_numbered_speakers_are_put_in_order(toy_corpus: Path, tmp_path: Path) -> None:
-    foreign = make((1, 1, 1, 1), False, classes=4)
-    assert bring_in(tmp_path, toy_corpus, write(tmp_path, foreign), "cyd 0\nada 3\neve 2\nbob 1\n") == 0
+    reference = make((1, 1, 1, 1), False, classes=4)
+    assert import_run(tmp_path, toy_corpus, write(tmp_path, reference), "cyd 0\nada 3\neve 2\nbob 1\n") == 0
     run = load_run(tmp_path / "run")
     assert run.speakers == ("cyd", "bob", "eve", "ada"), "a listed speaker may lack in the corpus"
-    torch.testing.assert_close(answers(run, sounds()[0])[0], foreign.scores(sounds()[0], 4), rtol=0, atol=1e-3)
+    torch.testing.assert_close(answers(run, sounds()[0])[0], reference.scores(sounds()[0], 4), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("prefixes", ["module.", "model.", "module.model."])
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
 def test_wrapped_weights_are_unwrapped(toy_corpus: Path, tmp_path: Path, prefixes: str, wrapper: str | None) -> None:
-    foreign = make((1, 1, 1, 1), False, classes=3)
-    files = write(tmp_path, foreign)
-    weights: dict[str, Any] = {f"{prefixes}{name}": tensor for name, tensor in foreign.state_dict().items()}
+    reference = make((1, 1, 1, 1), False, classes=3)
+    files = write(tmp_path, reference)
+    weights: dict[str, Any] = {f"{prefixes}{name}": tensor for name, tensor in reference.state_dict().items()}
     torch.save({wrapper: weights, "epoch": 3} if wrapper else weights, files[0])
-    assert bring_in(tmp_path, toy_corpus, files, "\n".join(SPEAKERS)) == 0
-    embedding = foreign.embed(sounds()[0])
+    assert import_run(tmp_path, toy_corpus, files, "\n".join(SPEAKERS)) == 0
+    embedding = reference.embed(sounds()[0])
     assert (answers(load_run(tmp_path / "run"), sounds()[0])[1] - embedding).norm() < 1e-4 * embedding.norm()
 
 
@@ -103,29 +101,29 @@ def confusing(toy_corpus: Path, tmp_path: Path) -> Corpus:
 def test_speakers_are_enrolled(
     classes: int, confusing: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    foreign = make((1, 1, 1, 1), False, classes)
-    heard = [read_audio(clip.path, clip.start, clip.duration) for clip in confusing.utterances("train")]
+    reference = make((1, 1, 1, 1), False, classes)
+    audios = [read_audio(clip.path, clip.start, clip.duration) for clip in confusing.utterances("train")]
     with torch.no_grad():  # or random weights would give everybody nearly the same direction
-        foreign.seg_1.bias.sub_(torch.stack([foreign.embed(audio) for audio in heard]).mean(0))
+        reference.seg_1.bias.sub_(torch.stack([reference.embed(audio) for audio in audios]).mean(0))
     more = ["--enrol"] if classes else []
-    assert bring_in(tmp_path, confusing.root, write(tmp_path, foreign), None, *more) == 0
+    assert import_run(tmp_path, confusing.root, write(tmp_path, reference), None, *more) == 0
     run = load_run(tmp_path / "run")
     assert run.speakers == SPEAKERS
     means = torch.zeros(3, 12)
-    for clip, audio in zip(confusing.utterances("train"), heard, strict=True):
-        embedding = foreign.embed(audio)
+    for clip, audio in zip(confusing.utterances("train"), audios, strict=True):
+        embedding = reference.embed(audio)
         means[SPEAKERS.index(str(clip.speaker))] += embedding / embedding.norm()
     torch.testing.assert_close(run.network.head.state_dict()["weight"], means / 3, rtol=1e-3, atol=1e-3)
     scale = run.config.head.scale
-    cosine = F.cosine_similarity(foreign.embed(heard[0])[None], means)
-    torch.testing.assert_close(answers(run, heard[0])[0], scale * cosine, rtol=1e-3, atol=1e-3 * scale)
+    cosine = F.cosine_similarity(reference.embed(audios[0])[None], means)
+    torch.testing.assert_close(answers(run, audios[0])[0], scale * cosine, rtol=1e-3, atol=1e-3 * scale)
     assert 0.02 < scale < 99, "found within the bounds of the search"
     assert calibrate(run.network, confusing, SPEAKERS).temperature == pytest.approx(1.0, abs=0.01)
     assert "warning" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("temperature", [0.01, 100.0])
-def test_a_scale_at_the_end_of_the_search_is_warned_of(
+def test_scale_at_the_bound_of_its_search_warns(
     temperature: float,
     toy_corpus: Path,
     tmp_path: Path,
@@ -139,23 +137,23 @@ def test_a_scale_at_the_end_of_the_search_is_warned_of(
     assert found == pytest.approx(temperature, rel=1e-3)
     monkeypatch.setattr("speakerlens.training.evaluation.calibration.fit_temperature", lambda logits, labels: found)
     files = write(tmp_path, make((1, 1, 1, 1), False, 0))
-    assert bring_in(tmp_path, toy_corpus, files, None) == 0
+    assert import_run(tmp_path, toy_corpus, files, None) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert f"{toy_corpus}: the scale {1 / temperature:g} is at the bound of its search" in line
 
 
-def test_the_run_is_evaluated_like_any_other(toy_corpus: Path, tmp_path: Path) -> None:
-    assert bring_in(tmp_path, toy_corpus, write(tmp_path, make((1, 2, 1, 1), True, 3, width=2)), "ada\nbob\ncyd") == 0
+def test_imported_run_is_evaluated(toy_corpus: Path, tmp_path: Path) -> None:
+    assert import_run(tmp_path, toy_corpus, write(tmp_path, make((1, 2, 1, 1), True, 3, width=2)), "ada\nbob\ncyd") == 0
     assert main(["evaluate", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "resnet17" in page
     assert "imported" in page
 
 
-def settings(**changes: Any) -> Callable[[Foreign, Path], None]:
+def settings(**changes: Any) -> Callable[[ReferenceResNet, Path], None]:
     """Put `changes` into config.yaml; a dictionary is laid over the section of that name."""
 
-    def change(foreign: Foreign, folder: Path) -> None:
+    def change(reference: ReferenceResNet, folder: Path) -> None:
         content = yaml.safe_load((folder / "config.yaml").read_text())
         for key, value in changes.items():
             content[key] = content.get(key, {}) | value if isinstance(value, dict) else value
@@ -164,26 +162,26 @@ def settings(**changes: Any) -> Callable[[Foreign, Path], None]:
     return change
 
 
-def weights(change: Callable[[dict[str, Any]], object]) -> Callable[[Foreign, Path], None]:
-    def apply(foreign: Foreign, folder: Path) -> None:
-        content = foreign.state_dict()
+def weights(change: Callable[[dict[str, Any]], object]) -> Callable[[ReferenceResNet, Path], None]:
+    def apply(reference: ReferenceResNet, folder: Path) -> None:
+        content = reference.state_dict()
         change(content)
         torch.save(content, folder / "avg_model.pt")
 
     return apply
 
 
-def raw(name: str, content: bytes) -> Callable[[Foreign, Path], None]:
-    def change(foreign: Foreign, folder: Path) -> None:
+def raw(name: str, content: bytes) -> Callable[[ReferenceResNet, Path], None]:
+    def change(reference: ReferenceResNet, folder: Path) -> None:
         (folder / name).write_bytes(content)
 
     return change
 
 
-Broken = tuple[str, Callable[[Foreign, Path], None], str]
+Broken = tuple[str, Callable[[ReferenceResNet, Path], None], str]
 BROKEN: list[Broken] = [
     ("no weights", raw("avg_model.pt", b"rubbish"), "cannot be read as weights"),
-    ("no configuration", lambda foreign, folder: (folder / "config.yaml").unlink(), "not a readable configuration"),
+    ("no configuration", lambda reference, folder: (folder / "config.yaml").unlink(), "not a readable configuration"),
     ("no YAML", raw("config.yaml", b"{"), "not a readable configuration"),
     ("a list", raw("config.yaml", b"[1]"), "must be a section of keys"),
     ("another model", settings(model="ECAPA_TDNN_c512"), "model is ECAPA_TDNN_c512; only WeSpeaker's plain ResNets"),
@@ -201,7 +199,7 @@ BROKEN: list[Broken] = [
     ("frames", settings(dataset_args={"fbank_args": {"frame_shift": 20}}), "fbank_args.frame_shift must be 10"),
     ("learnt features", settings(dataset_args={"frontend": "s3prl"}), "dataset_args.frontend must be fbank"),
     ("no scale", settings(projection_args={"scale": -1}), "projection_args.scale must be a number above 0"),
-    ("hours", settings(dataset_args={"num_frms": 10**6}), "crop_seconds must be a number, at least 0.2 and at most 60"),
+    ("hours", settings(dataset_args={"num_frms": 10**6}), "data.crop_seconds must be at most 60, not 10000"),
     ("sub-centres", settings(projection_args={"project_type": "arc_margin_intertopk_subcenter"}), "use --enrol to fit"),
     (
         "plain softmax",
@@ -220,17 +218,17 @@ BROKEN: list[Broken] = [
 
 
 @pytest.mark.parametrize(("change", "reason"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
-def test_what_does_not_fit_is_refused_with_the_reason(
+def test_unsupported_file_is_refused_with_the_reason(
     toy_corpus: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    change: Callable[[Foreign, Path], None],
+    change: Callable[[ReferenceResNet, Path], None],
     reason: str,
 ) -> None:
-    foreign = make((1, 1, 1, 1), False, classes=3)
-    files = write(tmp_path, foreign)
-    change(foreign, tmp_path)
-    assert bring_in(tmp_path, toy_corpus, files, "\n".join(SPEAKERS)) == 2
+    reference = make((1, 1, 1, 1), False, classes=3)
+    files = write(tmp_path, reference)
+    change(reference, tmp_path)
+    assert import_run(tmp_path, toy_corpus, files, "\n".join(SPEAKERS)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert reason in error
@@ -249,7 +247,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(
         ("ada\nbob\neve", ["--enrol"], "has other speakers than those listed, such as cyd"),
     ],
 )
-def test_lists_that_do_not_fit_are_refused(
+def test_unsuitable_list_of_speakers_is_refused(
     toy_corpus: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -258,14 +256,14 @@ def test_lists_that_do_not_fit_are_refused(
     reason: str,
 ) -> None:
     files = write(tmp_path, make((1, 1, 1, 1), False, classes=3))
-    assert bring_in(tmp_path, toy_corpus, files, speakers, *more) == 2
+    assert import_run(tmp_path, toy_corpus, files, speakers, *more) == 2
     assert reason in capsys.readouterr().err
 
 
-def test_a_run_is_not_overwritten(toy_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_run_is_not_overwritten(toy_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = write(tmp_path, make((1, 1, 1, 1), False, classes=3))
-    assert bring_in(tmp_path, toy_corpus, files, "\n".join(SPEAKERS)) == 0
-    assert bring_in(tmp_path, toy_corpus, files, "\n".join(SPEAKERS)) == 2
+    assert import_run(tmp_path, toy_corpus, files, "\n".join(SPEAKERS)) == 0
+    assert import_run(tmp_path, toy_corpus, files, "\n".join(SPEAKERS)) == 2
     assert "already contains a run" in capsys.readouterr().err
 
 
@@ -279,8 +277,8 @@ class Evil:
         return os.mkdir, (str(self.target),)
 
 
-def test_nothing_in_a_checkpoint_is_run(toy_corpus: Path, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_executed(toy_corpus: Path, tmp_path: Path) -> None:
     files = write(tmp_path, make((1, 1, 1, 1), False, classes=3))
     torch.save({"conv1.weight": Evil(tmp_path / "pwned")}, files[0])
-    assert bring_in(tmp_path, toy_corpus, files, "\n".join(SPEAKERS)) == 2
+    assert import_run(tmp_path, toy_corpus, files, "\n".join(SPEAKERS)) == 2
     assert not (tmp_path / "pwned").exists()

@@ -22,23 +22,23 @@ def speak(run: Path, console: Console) -> None:
         report.stop(3, "finished, 3 updates")
 
 
-def test_without_a_terminal_there_are_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_terminal_lines_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_SECONDS_BETWEEN_LINES", 3600.0)
     text = StringIO()
     speak(tmp_path, Console(file=text, width=40))
-    first, second = text.getvalue().splitlines()  # the last update is always told; long lines are not broken
+    first, second = text.getvalue().splitlines()  # the last update is always printed; long lines are not wrapped
     assert first.startswith("act-da: 3/3  loss 1.25  accuracy 50 %  dev clean 99 corrupted 72  ")
     assert second == f"{tmp_path}: finished, 3 updates"
 
 
-def test_on_a_terminal_there_is_a_bar_that_fits_80_columns(tmp_path: Path) -> None:
+def test_progress_bar_fits_80_columns(tmp_path: Path) -> None:
     text = StringIO()
     speak(tmp_path, Console(file=text, width=80, force_terminal=True, color_system=None))
     for part in ("act-da", "━", "3/3", "loss 1.25  dev clean 99 corrupted 72", "finished, 3 updates"):
         assert part in text.getvalue()
 
 
-def test_resuming_drops_what_was_logged_after_the_checkpoint(tmp_path: Path) -> None:
+def test_resuming_drops_lines_after_the_checkpoint(tmp_path: Path) -> None:
     with RunLog(tmp_path, 0) as log:
         for step in (1, 2, 3):
             log.write("update", step, {"loss": float(step)})

@@ -1,4 +1,4 @@
-"""What test_distributed.py has two processes do, by torchrun: one launch for many tests, for it takes seconds.
+"""The work of test_distributed.py's two processes: one launch for many tests, as it takes seconds.
 
 torchrun --nproc-per-node 2 tests/training/two_processes.py FOLDER
 """

@@ -50,7 +50,7 @@ class Projection(nn.Module):
         self.weight = nn.Parameter(torch.randn(classes, embedding))
 
 
-class Foreign(nn.Module):
+class ReferenceResNet(nn.Module):
     """The network with `classes` in its projection; 0 means that it has none."""
 
     def __init__(
@@ -90,16 +90,18 @@ class Foreign(nn.Module):
         return SCALE * F.cosine_similarity(self.embed(audio)[None], weight)
 
 
-def make(blocks: tuple[int, int, int, int], bottleneck: bool, classes: int, width: int = 4, mel: int = 80) -> Foreign:
+def make(
+    blocks: tuple[int, int, int, int], bottleneck: bool, classes: int, width: int = 4, mel: int = 80
+) -> ReferenceResNet:
     """A network with random weights and with running statistics that are not those of a new one."""
     torch.manual_seed(0)
-    network = Foreign(blocks, bottleneck, classes, width, mel).train()
+    network = ReferenceResNet(blocks, bottleneck, classes, width, mel).train()
     for _ in range(4):
         network(3 * torch.randn(4, 60, mel))
     return network.eval()
 
 
-def write(folder: Path, network: Foreign, **changes: object) -> tuple[Path, Path]:
+def write(folder: Path, network: ReferenceResNet, **changes: object) -> tuple[Path, Path]:
     """Write checkpoint and configuration as WeSpeaker does; `changes` replace the latter's entries."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), folder / "avg_model.pt")

@@ -14,7 +14,7 @@ def tone(frequency: float, seconds: float, rate: int) -> NDArray[np.float64]:
     return wave
 
 
-def test_what_is_written_is_read_within_half_a_step_of_16_bits(tmp_path: Path) -> None:
+def test_written_audio_is_read_back_within_half_a_step(tmp_path: Path) -> None:
     samples = np.random.default_rng(0).uniform(-0.9, 0.9, 4321).astype(np.float32)
     write_audio(tmp_path / "a" / "b.flac", samples)
     read = read_audio(tmp_path / "a" / "b.flac")
@@ -23,12 +23,12 @@ def test_what_is_written_is_read_within_half_a_step_of_16_bits(tmp_path: Path) -
     assert audio_header(tmp_path / "a" / "b.flac").seconds == pytest.approx(4321 / SAMPLE_RATE)
 
 
-def test_louder_than_full_scale_is_clipped_and_does_not_wrap(tmp_path: Path) -> None:
+def test_overload_is_clipped_and_does_not_wrap(tmp_path: Path) -> None:
     write_audio(tmp_path / "loud.flac", np.array([2.0, -2.0, 0.0], dtype=np.float32))
     np.testing.assert_allclose(read_audio(tmp_path / "loud.flac"), [1.0, -1.0, 0.0], atol=1e-4)
 
 
-def test_a_crop_is_the_same_stretch_of_the_whole(tmp_path: Path) -> None:
+def test_crop_equals_the_slice_of_the_whole_file(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.flac", np.random.default_rng(1).uniform(-0.5, 0.5, 5 * SAMPLE_RATE).astype(np.float32))
     whole = read_audio(tmp_path / "a.flac")
     np.testing.assert_array_equal(read_audio(tmp_path / "a.flac", 1.25, 2.0), whole[20_000:52_000])
@@ -36,7 +36,7 @@ def test_a_crop_is_the_same_stretch_of_the_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
-def test_any_rate_becomes_16_khz(tmp_path: Path, rate: int) -> None:
+def test_any_rate_is_resampled_to_16_khz(tmp_path: Path, rate: int) -> None:
     soundfile.write(tmp_path / "a.wav", tone(440, 2.0, rate), rate, subtype="FLOAT")
     inner = slice(1000, -1000)  # the resampler knows nothing beyond the ends
     whole = read_audio(tmp_path / "a.wav")
@@ -47,14 +47,14 @@ def test_any_rate_becomes_16_khz(tmp_path: Path, rate: int) -> None:
     np.testing.assert_allclose(crop[inner], tone(440, 2.0, 16_000)[8_000:24_000][inner], atol=2e-3)
 
 
-def test_channels_are_averaged_or_one_is_taken(tmp_path: Path) -> None:
+def test_channels_are_averaged_or_selected(tmp_path: Path) -> None:
     channels = np.random.default_rng(2).uniform(-0.5, 0.5, (800, 3)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", channels, 16_000, subtype="FLOAT")
     np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), channels.mean(axis=1), atol=1e-6)
     np.testing.assert_array_equal(read_audio(tmp_path / "a.wav", channel=1), channels[:, 1])
 
 
-def test_header_tells_what_the_file_says(tmp_path: Path) -> None:
+def test_header_has_format_and_length(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.ogg", np.zeros((4410, 2)), 44_100)
     header = audio_header(tmp_path / "a.ogg")
     assert header[:4] == (44_100, 2, "OGG", "VORBIS")
@@ -63,7 +63,7 @@ def test_header_tells_what_the_file_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
 @pytest.mark.parametrize("container", ["WAV", "WAVEX"])
-def test_a_wav_that_was_cut_short_says_how_long_it_was(tmp_path: Path, container: str, subtype: str) -> None:
+def test_truncated_wav_reports_its_declared_length(tmp_path: Path, container: str, subtype: str) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, tone(440, 2.0, 16_000), 16_000, subtype=subtype, format=container)
     assert not audio_header(path).cut_short
@@ -76,7 +76,7 @@ def test_a_wav_that_was_cut_short_says_how_long_it_was(tmp_path: Path, container
 
 
 @pytest.mark.parametrize("declared", [0xFFFF_FFFF, 0x7FFF_F000])
-def test_a_wav_of_a_stream_declares_no_size_and_is_not_cut_short(tmp_path: Path, declared: int) -> None:
+def test_streamed_wav_without_size_is_not_truncated(tmp_path: Path, declared: int) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, tone(440, 2.0, 16_000), 16_000, subtype="PCM_16")
     data = path.read_bytes()
@@ -85,7 +85,7 @@ def test_a_wav_of_a_stream_declares_no_size_and_is_not_cut_short(tmp_path: Path,
     assert (header.seconds, header.promised, header.cut_short) == (2.0, 2.0, False)
 
 
-def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+def test_unusable_file_is_named(tmp_path: Path) -> None:
     text, empty, broken = tmp_path / "text.wav", tmp_path / "empty.wav", tmp_path / "nan.wav"
     text.write_text("this is no audio")
     soundfile.write(empty, np.zeros(0), 16_000)
@@ -102,7 +102,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         audio_header(empty)
 
 
-def test_a_crop_beyond_the_end_is_refused(tmp_path: Path) -> None:
+def test_crop_beyond_the_end_is_refused(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.flac", np.zeros(16_000, dtype=np.float32))
     with pytest.raises(UserError, match="ends at 1 s, cannot be read from 2 s"):
         read_audio(tmp_path / "a.flac", 2.0, 1.0)

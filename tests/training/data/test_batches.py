@@ -17,19 +17,9 @@ from speakerlens.training.distributed import World
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.dev import make_dev_set
 from speakerlens.training.variants import VARIANTS
-from tests.training.toy import SPEAKERS, make_corpus, noting, toy_config
+from tests.training.toy import SPEAKERS, make_corpus, noting
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return toy_config(tmp_path_factory.mktemp("config"))
 
 
 def source(corpus: Corpus, config: Config, variant: str) -> BatchSource:
@@ -37,7 +27,7 @@ def source(corpus: Corpus, config: Config, variant: str) -> BatchSource:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_batch_depends_on_seed_and_step_alone(corpus: Corpus, config: Config, variant: str) -> None:
+def test_batch_depends_only_on_seed_and_step(corpus: Corpus, config: Config, variant: str) -> None:
     one, other = source(corpus, config, variant), source(corpus, config, variant)
     other.batch(0)
     other.batch(7)
@@ -49,7 +39,7 @@ def test_a_batch_depends_on_seed_and_step_alone(corpus: Corpus, config: Config, 
     assert not torch.equal(first.audio, source(corpus, replace(config, seed=4), variant).batch(4).audio)
 
 
-def test_crops_are_drawn_afresh_and_are_what_the_files_hold(corpus: Corpus, config: Config) -> None:
+def test_crops_differ_between_steps_and_match_the_files(corpus: Corpus, config: Config) -> None:
     clean = source(corpus, config, "clean")
     files = {clip.path.name: read_audio(clip.path) for clip in corpus.utterances("train")}
     seen = set()
@@ -72,7 +62,7 @@ def test_speakers_are_balanced(corpus: Corpus, config: Config) -> None:
         assert Counter(source(corpus, config, "da-2x").batch(step).labels.tolist()) == {0: 4, 1: 4, 2: 4}
 
 
-def test_pairs_hold_each_crop_clean_and_corrupted(corpus: Corpus, config: Config) -> None:
+def test_pairs_contain_each_crop_clean_and_corrupted(corpus: Corpus, config: Config) -> None:
     clean = source(corpus, config, "clean").batch(3)
     for variant in ("act-pair", "da-pair"):
         pairs = source(corpus, config, variant)
@@ -84,7 +74,7 @@ def test_pairs_hold_each_crop_clean_and_corrupted(corpus: Corpus, config: Config
         assert len(batch.originals) == 0
 
 
-def test_copies_come_with_their_originals_where_these_are_not_in_the_batch(corpus: Corpus, config: Config) -> None:
+def test_replaced_crops_come_with_their_originals(corpus: Corpus, config: Config) -> None:
     larger = replace(config, data=replace(config.data, batch_size=8))
     aligned = source(corpus, larger, "act-da").batch(3)
     alone = source(corpus, replace(config, data=replace(config.data, batch_size=14)), "clean").batch(3)
@@ -97,7 +87,7 @@ def test_copies_come_with_their_originals_where_these_are_not_in_the_batch(corpu
 @pytest.mark.parametrize(
     ("variant", "share", "copies"), [("da", 0.5, 3), ("da-2x", 0.25, 3), ("da", 0, 0), ("da", 1, 6)]
 )
-def test_a_share_of_the_crops_is_corrupted(
+def test_configured_share_of_the_crops_is_corrupted(
     corpus: Corpus, config: Config, variant: str, share: float, copies: int
 ) -> None:
     mixed = replace(config, interference=replace(config.interference, share=share))
@@ -110,7 +100,7 @@ def test_a_share_of_the_crops_is_corrupted(
 
 
 @pytest.mark.parametrize("variant", ["clean", "act-da"])
-def test_batches_are_the_same_whether_held_in_memory_or_read_by_seeking(
+def test_cached_and_seeking_reads_give_the_same_batches(
     corpus: Corpus, config: Config, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[Path] = []
@@ -127,9 +117,7 @@ def test_batches_are_the_same_whether_held_in_memory_or_read_by_seeking(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("size", [2, 3])
-def test_the_shares_of_processes_make_up_the_batch_of_one(
-    corpus: Corpus, config: Config, variant: str, size: int
-) -> None:
+def test_shares_of_processes_make_up_the_whole_batch(corpus: Corpus, config: Config, variant: str, size: int) -> None:
     config = replace(config, data=replace(config.data, batch_size=24))  # act-da: 42 rows
     whole = source(corpus, config, variant).batch(3)
     sources = [BatchSource(corpus, config, VARIANTS[variant], CPU, World(rank, size)) for rank in range(size)]
@@ -144,7 +132,7 @@ def test_the_shares_of_processes_make_up_the_batch_of_one(
         torch.testing.assert_close(share.originals, whole.originals[rank::size], rtol=0, atol=0)
 
 
-def test_a_process_reads_its_own_share_alone(corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_reads_only_its_share(corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
     monkeypatch.setattr("speakerlens.training.data.crops.read_audio", noting(reads))
     sought = replace(config, data=replace(config.data, cache_megabytes=0))
@@ -152,13 +140,13 @@ def test_a_process_reads_its_own_share_alone(corpus: Corpus, config: Config, mon
     assert len(reads) == 2
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(corpus: Corpus, config: Config) -> None:
+def test_indivisible_batch_is_refused(corpus: Corpus, config: Config) -> None:
     with pytest.raises(UserError, match=r"data\.batch_size 6 makes 10 crops, which .* equally among 4 processes"):
         BatchSource(corpus, config, VARIANTS["act-da"], CPU, World(0, 4))
 
 
 @pytest.mark.parametrize(("share", "size"), [(0.0, 1), (0.1, 2)])
-def test_alignment_without_a_copy_for_every_process_is_refused(
+def test_alignment_with_fewer_copies_than_processes_is_refused(
     corpus: Corpus, config: Config, share: float, size: int
 ) -> None:
     config = replace(config, data=replace(config.data, batch_size=8))
@@ -168,7 +156,7 @@ def test_alignment_without_a_copy_for_every_process_is_refused(
     assert source(corpus, few, "da-2x").rows == 16  # which aligns nothing
 
 
-def test_a_corpus_without_the_wanted_interference_is_refused(tmp_path: Path, config: Config) -> None:
+def test_corpus_without_configured_interference_is_refused(tmp_path: Path, config: Config) -> None:
     bare = make_corpus(tmp_path / "corpus", interference=False)
     noise_only = replace(config, interference=InterferenceConfig(snr_db={"noise": (0.0, 5.0)}))
     with pytest.raises(UserError, match=r"no training interference of the configured kinds \(noise\)"):
@@ -181,7 +169,7 @@ def test_a_corpus_without_the_wanted_interference_is_refused(tmp_path: Path, con
         source(bare, combined, "da")
 
 
-def test_copies_under_two_kinds_say_both(corpus: Corpus, config: Config) -> None:
+def test_name_of_a_copy_has_both_kinds(corpus: Corpus, config: Config) -> None:
     combined = replace(config, interference=InterferenceConfig(combine=1.0))
     names = source(corpus, combined, "act-pair").batch(0).names[6:]
     for name in names:
@@ -189,7 +177,7 @@ def test_copies_under_two_kinds_say_both(corpus: Corpus, config: Config) -> None
         assert len(set(kinds)) == 2
 
 
-def test_a_speaker_without_training_data_is_named(corpus: Corpus, config: Config, tmp_path: Path) -> None:
+def test_speaker_without_training_data_is_named(corpus: Corpus, config: Config, tmp_path: Path) -> None:
     def keep(clip: Clip) -> bool:
         return clip.speaker != "bob" or clip.split == "test"
 
@@ -198,7 +186,7 @@ def test_a_speaker_without_training_data_is_named(corpus: Corpus, config: Config
         source(other, config, "clean")
 
 
-def test_the_dev_set_is_the_same_whatever_the_seed(corpus: Corpus, config: Config) -> None:
+def test_dev_set_does_not_depend_on_the_seed(corpus: Corpus, config: Config) -> None:
     one, other = make_dev_set(corpus, config), make_dev_set(corpus, replace(config, seed=99))
     assert one is not None
     assert other is not None
@@ -215,7 +203,7 @@ def number(step: int) -> Batch:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_reading_ahead_keeps_the_order(threads: int) -> None:
+def test_read_ahead_keeps_the_order(threads: int) -> None:
     def slow_if_even(step: int) -> Batch:
         time.sleep(0.01 if step % 2 == 0 else 0)
         return number(step)
@@ -224,7 +212,7 @@ def test_reading_ahead_keeps_the_order(threads: int) -> None:
         assert [batches.next().labels.item() for _ in range(10)] == list(range(5, 15))
 
 
-def test_reading_ahead_overlaps_and_is_bounded() -> None:
+def test_read_ahead_overlaps_and_is_bounded() -> None:
     made: list[int] = []
     third = threading.Event()
 
@@ -236,12 +224,12 @@ def test_reading_ahead_overlaps_and_is_bounded() -> None:
 
     with ReadAhead(make, 0, 100, ahead=3, threads=1) as batches:
         batches.next()
-        assert third.wait(5)  # made although nobody asked for it
+        assert third.wait(5)  # made before `next` is called
         time.sleep(0.05)
         assert made == [0, 1, 2, 3]
 
 
-def test_an_error_is_raised_at_its_step() -> None:
+def test_read_ahead_raises_an_error_at_its_step() -> None:
     def make(step: int) -> Batch:
         if step == 2:
             raise UserError("broken file")

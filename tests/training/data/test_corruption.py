@@ -14,7 +14,7 @@ from speakerlens.training.data.audio import SAMPLE_RATE
 from speakerlens.training.data.corruption import Corruption, Layer, corrupt, draw_corruption
 from speakerlens.training.data.interference import InterferenceSource
 from speakerlens.training.data.mixing import DIRECT_SAMPLES, KINDS, Mixture
-from tests.training.sounds import Builder, heard, tone
+from tests.training.sounds import Builder, audible_speakers, tone
 
 ALL: tuple[InterferenceKind, ...] = ("noise", "music", "babble", "speaker", "reverb")
 ROOM = np.r_[0.9, 0.05 * np.random.default_rng(5).standard_normal(4000)]
@@ -48,12 +48,12 @@ def decibels(wanted: ArrayLike, unwanted: ArrayLike) -> float:
     return float(10 * np.log10(energies[0] / energies[1]))
 
 
-def test_each_row_gets_its_kind_at_its_ratio(source: InterferenceSource, tmp_path: Path) -> None:
+def test_each_row_has_its_kind_at_its_snr(source: InterferenceSource, tmp_path: Path) -> None:
     assert source.kinds == KINDS
     ratios = np.random.default_rng(0).uniform(-5, 20, 10)
     corruptions: list[Corruption] = [(Layer(kind, snr),) for kind, snr in zip([*KINDS, *KINDS], ratios, strict=True)]
     clean = speech(10)
-    clean[7] = 0.0  # a silent row harms nobody
+    clean[7] = 0.0  # a silent row is harmless
     mixture = corrupt(clean, ["a"] * 10, corruptions, source, generators(10))
     again = corrupt(clean, ["a"] * 10, corruptions, make_source(tmp_path), generators(10))
     for part, same in zip(mixture, again, strict=True):
@@ -64,7 +64,7 @@ def test_each_row_gets_its_kind_at_its_ratio(source: InterferenceSource, tmp_pat
         assert decibels(dry[row], added[row]) == pytest.approx(ratios[row], abs=0.1)
     assert not mixture.audio[7].any()
     assert np.argmax(np.abs(np.fft.rfft(added[1]))) == 150 * SAMPLES // SAMPLE_RATE  # the music's one tone
-    assert "a" not in heard(added[3])
+    assert "a" not in audible_speakers(added[3])
     assert np.corrcoef(added[4], reverberation(dry[4]))[0, 1] > 0.999
 
 
@@ -80,7 +80,7 @@ def parts(source: InterferenceSource, layers: Corruption) -> Mixture:
 
 @settings(max_examples=20, deadline=None)
 @given(kinds=st.permutations(KINDS), ratios=st.tuples(st.floats(-10, 20), st.floats(-10, 20)))
-def test_two_kinds_are_each_at_their_own_ratio_to_the_speech(
+def test_two_kinds_have_their_own_snr_to_the_speech(
     source: InterferenceSource, kinds: list[str], ratios: tuple[float, float]
 ) -> None:
     """What is added is the least-squares sum of the first kind alone and a rest that is the second kind."""
@@ -93,7 +93,7 @@ def test_two_kinds_are_each_at_their_own_ratio_to_the_speech(
     assert decibels(speech(1)[0], rest) == pytest.approx(ratios[1], abs=0.1)
 
 
-def test_a_room_and_noise_are_the_room_of_the_dry_speech_and_the_noise(source: InterferenceSource) -> None:
+def test_reverberation_with_noise_is_the_sum_of_both(source: InterferenceSource) -> None:
     """The noise comes after the room: it is not reverberated, and set against the direct sound."""
     both = parts(source, (Layer("reverb", 0.0), Layer("noise", 60.0)))
     assert np.corrcoef(both.interference.numpy(), reverberation(both.speech.numpy()))[0, 1] > 0.999
@@ -103,7 +103,7 @@ def test_a_room_and_noise_are_the_room_of_the_dry_speech_and_the_noise(source: I
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_rows_do_not_depend_on_each_other(source: InterferenceSource, data: st.DataObject) -> None:
+def test_rows_are_independent(source: InterferenceSource, data: st.DataObject) -> None:
     """Any choice of rows in any order gives what the whole batch does: a process can make just its own."""
     rows = 8
     config = InterferenceConfig(combine=0.5)
@@ -118,14 +118,14 @@ def test_rows_do_not_depend_on_each_other(source: InterferenceSource, data: st.D
     torch.testing.assert_close(realise(chosen), realise(list(range(rows)))[chosen], atol=1e-6, rtol=0)
 
 
-def test_no_rows_and_rows_without_corruption(source: InterferenceSource) -> None:
+def test_empty_batch_and_uncorrupted_rows_are_unchanged(source: InterferenceSource) -> None:
     assert corrupt(speech(0), [], [], source, []).audio.shape == (0, SAMPLES)
     mixture = corrupt(speech(2), ["a", "b"], [(), (Layer("noise", 0.0),)], source, generators(2))
     assert torch.equal(mixture.audio[0], speech(2)[0])
     assert not mixture.interference[0].any()
 
 
-def test_snr_is_uniform_within_its_kinds_range() -> None:
+def test_snr_is_uniform_within_its_range() -> None:
     config = InterferenceConfig(snr_db={"noise": (-5.0, 20.0), "reverb": (3.0, 3.0)})
     drawn = [draw_corruption(("noise", "reverb"), config, rng) for rng in generators(6000)]
     assert all(len(layers) == 1 for layers in drawn)
@@ -136,14 +136,14 @@ def test_snr_is_uniform_within_its_kinds_range() -> None:
     assert counts.min() > 500  # of 3,000 / 5
 
 
-def test_kinds_are_as_likely_as_their_weights() -> None:
+def test_kinds_occur_in_proportion_to_their_weights() -> None:
     config = InterferenceConfig(weights={"babble": 3.0, "reverb": 0.5})
     drawn = Counter(draw_corruption(ALL, config, rng)[0].kind for rng in generators(6500))
     for kind, expected in {"noise": 1000, "music": 1000, "babble": 3000, "speaker": 1000, "reverb": 500}.items():
         assert drawn[kind] == pytest.approx(expected, abs=150)
 
 
-def test_a_share_is_under_two_different_kinds() -> None:
+def test_configured_share_has_two_different_kinds() -> None:
     drawn = [draw_corruption(ALL, InterferenceConfig(combine=0.3), rng) for rng in generators(3000)]
     assert Counter(len({layer.kind for layer in layers}) for layers in drawn)[2] == pytest.approx(900, abs=120)
     assert {len(layers) for layers in drawn} == {1, 2}

@@ -6,20 +6,20 @@ import pytest
 
 from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, without_offset
 from speakerlens.training.data.crops import CropReader
-from speakerlens.training.data.manifest import Clip
+from speakerlens.training.data.manifest import Clip, Corpus
 from speakerlens.training.errors import UserError
-from tests.training.toy import make_corpus, noting
+from tests.training.toy import noting
 
-HELD = pytest.mark.parametrize("megabytes", [0, 1], ids=["sought", "held"])
+CACHED = pytest.mark.parametrize("megabytes", [0, 1], ids=["seeking", "cached"])
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    return make_corpus(tmp_path_factory.mktemp("corpus")).utterances("train")[0]
+def clip(corpus: Corpus) -> Clip:
+    return corpus.utterances("train")[0]
 
 
-@HELD
-def test_a_crop_may_begin_at_any_sample_that_leaves_it_whole(clip: Clip, megabytes: int) -> None:
+@CACHED
+def test_crop_starts_at_every_possible_sample(clip: Clip, megabytes: int) -> None:
     whole = read_audio(clip.path)
     reader = CropReader([clip], len(whole) - 2, megabytes)
     for place, first in [(0.0, 0), (0.33, 0), (0.34, 1), (0.67, 2), (0.999999, 2)]:
@@ -28,8 +28,8 @@ def test_a_crop_may_begin_at_any_sample_that_leaves_it_whole(clip: Clip, megabyt
         np.testing.assert_array_equal(audio, without_offset(whole[first:][: len(whole) - 2]))
 
 
-@HELD
-def test_a_short_utterance_is_repeated_from_its_place(clip: Clip, megabytes: int) -> None:
+@CACHED
+def test_short_utterance_is_repeated_from_its_place(clip: Clip, megabytes: int) -> None:
     whole = read_audio(clip.path)
     audio, start = CropReader([clip], 40_000, megabytes).read(clip, 0.7)
     place = round(start * SAMPLE_RATE)
@@ -38,8 +38,8 @@ def test_a_short_utterance_is_repeated_from_its_place(clip: Clip, megabytes: int
     np.testing.assert_array_equal(audio, np.tile(turned, 3)[:40_000])
 
 
-@HELD
-def test_a_clip_within_a_file_is_not_left(clip: Clip, megabytes: int) -> None:
+@CACHED
+def test_crop_stays_within_its_clip(clip: Clip, megabytes: int) -> None:
     part = replace(clip, start=0.25, duration=0.5)
     whole = read_audio(clip.path)[4000:12_000]
     reader = CropReader([part], 4800, megabytes)
@@ -47,14 +47,14 @@ def test_a_clip_within_a_file_is_not_left(clip: Clip, megabytes: int) -> None:
         np.testing.assert_array_equal(reader.read(part, place)[0], without_offset(whole[first : first + 4800]))
 
 
-@HELD
-def test_a_file_that_is_shorter_than_its_clip_says_is_refused(clip: Clip, megabytes: int) -> None:
+@CACHED
+def test_file_shorter_than_its_clip_is_refused(clip: Clip, megabytes: int) -> None:
     beyond = replace(clip, start=1.0)  # the file ends there
     with pytest.raises(UserError, match="has no audio at 1"):
         CropReader([beyond], 4800, megabytes).read(beyond, 0.0)
 
 
-def test_clips_are_held_only_if_all_fit(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_are_cached_only_if_all_fit(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
     monkeypatch.setattr("speakerlens.training.data.crops.read_audio", noting(reads))
     kibibytes = 2 * SAMPLE_RATE / 1024  # of one second

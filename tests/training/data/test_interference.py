@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from speakerlens.training.data.audio import SAMPLE_RATE
 from speakerlens.training.data.interference import RESPONSE_SAMPLES, InterferenceSource
 from speakerlens.training.errors import UserError
-from tests.training.sounds import FREQUENCIES, Builder, heard, tone
+from tests.training.sounds import FREQUENCIES, Builder, audible_speakers, tone
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def builder(tmp_path: Path) -> Builder:
     return Builder(tmp_path)
 
 
-def test_kinds_are_what_the_split_can_supply(builder: Builder) -> None:
+def test_kinds_are_those_the_split_can_supply(builder: Builder) -> None:
     builder.speakers("ab")
     builder.add("n", tone(100), "noise", "test")
     builder.add("m", tone(100), "music")
@@ -27,57 +27,57 @@ def test_kinds_are_what_the_split_can_supply(builder: Builder) -> None:
     assert builder.source("test").kinds == ("noise",)
 
 
-def test_a_kind_that_is_not_there_is_refused(builder: Builder) -> None:
+def test_missing_kind_is_refused(builder: Builder) -> None:
     builder.speakers("ab")
     with pytest.raises(UserError, match="no interference of kind noise; it has speaker"):
         builder.source().draw("noise", 100, np.random.default_rng(0), "a")
 
 
-def test_the_target_never_talks_in_the_interference(builder: Builder) -> None:
+def test_target_is_never_an_interfering_talker(builder: Builder) -> None:
     builder.speakers("abcdefgh")
     source = builder.source()
     rng = np.random.default_rng(0)
     alone = set()
     for _ in range(40):
-        talkers = heard(source.draw("speaker", 8000, rng, "c"))
+        talkers = audible_speakers(source.draw("speaker", 8000, rng, "c"))
         assert len(talkers) == 1
         alone |= talkers
-        babble = heard(source.draw("babble", 8000, rng, "c"))
+        babble = audible_speakers(source.draw("babble", 8000, rng, "c"))
         assert 3 <= len(babble) <= 7
         assert "c" not in babble
     assert alone == set("abdefgh")
 
 
-def test_babble_has_three_to_seven_talkers_equally_loud(builder: Builder) -> None:
+def test_babble_has_three_to_seven_equally_loud_talkers(builder: Builder) -> None:
     builder.speakers("abcdefghijkl")
     source = builder.source()
     rng = np.random.default_rng(1)
-    counts = [len(heard(source.draw("babble", 16_000, rng, "a"))) for _ in range(60)]
+    counts = [len(audible_speakers(source.draw("babble", 16_000, rng, "a"))) for _ in range(60)]
     assert set(counts) == {3, 4, 5, 6, 7}
 
 
-def test_the_number_of_talkers_can_be_chosen(builder: Builder) -> None:
+def test_number_of_talkers_is_configurable(builder: Builder) -> None:
     builder.speakers("abcdef")
     source = builder.source(talkers=(2, 4))
     rng = np.random.default_rng(1)
-    counts = [len(heard(source.draw("babble", 16_000, rng, "a"))) for _ in range(30)]
+    counts = [len(audible_speakers(source.draw("babble", 16_000, rng, "a"))) for _ in range(30)]
     assert set(counts) == {2, 3, 4}
     assert "babble" not in builder.source(talkers=(6, 7)).kinds  # with the target they are six
 
 
-def test_talkers_from_outside_are_preferred(builder: Builder) -> None:
+def test_out_of_set_talkers_are_preferred(builder: Builder) -> None:
     builder.speakers("abcd")
     for name in "jkl":
         builder.add(name, tone(FREQUENCIES[name]), "speech", "train", name)
     source = builder.source()
     rng = np.random.default_rng(2)
     for _ in range(20):
-        assert heard(source.draw("speaker", 8000, rng, "a")) <= set("jkl")
-        # Three voices make up any babble: nobody is left out.
-        assert heard(source.draw("babble", 8000, rng, "a")) == set("jkl")
+        assert audible_speakers(source.draw("speaker", 8000, rng, "a")) <= set("jkl")
+        # Babble of three voices contains all three.
+        assert audible_speakers(source.draw("babble", 8000, rng, "a")) == set("jkl")
 
 
-def test_draws_repeat_with_the_generator_and_vary_without(builder: Builder) -> None:
+def test_draws_depend_on_the_generator(builder: Builder) -> None:
     builder.speakers("abcdef")
     for number in range(3):
         builder.add(f"n{number}", np.random.default_rng(number).uniform(-0.5, 0.5, 20_000), "noise")
@@ -89,7 +89,7 @@ def test_draws_repeat_with_the_generator_and_vary_without(builder: Builder) -> N
         assert not np.array_equal(first, one.draw(kind, 4000, np.random.default_rng(6), "a"))
 
 
-def test_threads_may_share_a_source(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_is_thread_safe(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where hardly anything fits into memory, and clips come and go."""
     monkeypatch.setattr("speakerlens.training.data.interference._CACHE_BYTES", 100_000)
     builder.speakers("abcdefgh")
@@ -107,7 +107,7 @@ def test_threads_may_share_a_source(builder: Builder, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(drawn, expected)
 
 
-def test_a_long_clip_is_cropped_anywhere_and_changed_by_nothing_but_its_offset(builder: Builder) -> None:
+def test_long_clip_is_cropped_with_its_mean_subtracted(builder: Builder) -> None:
     builder.speakers("ab")
     places = np.arange(32_000) / 32_000
     builder.add("n", places**2, "noise")
@@ -123,7 +123,7 @@ def test_a_long_clip_is_cropped_anywhere_and_changed_by_nothing_but_its_offset(b
     assert max(starts) > 20_000
 
 
-def test_a_very_long_clip_is_read_by_seeking(builder: Builder) -> None:
+def test_very_long_clip_is_read_by_seeking(builder: Builder) -> None:
     builder.speakers("ab")
     seconds = np.arange(40 * SAMPLE_RATE) / SAMPLE_RATE
     builder.add("n", (seconds / 41) ** 2, "noise")
@@ -134,7 +134,7 @@ def test_a_very_long_clip_is_read_by_seeking(builder: Builder) -> None:
     np.testing.assert_allclose(crop, expected - expected.mean(), atol=1e-3)
 
 
-def test_a_short_clip_loops_without_a_click(builder: Builder) -> None:
+def test_short_clip_loops_without_a_click(builder: Builder) -> None:
     builder.speakers("ab")
     # Starts at 0 and ends near its peak: a bare repetition would jump by 0.5.
     builder.add("n", tone(100, 0.2525, 0.5), "noise")
@@ -157,7 +157,7 @@ def test_silence_is_drawn_again(builder: Builder) -> None:
     assert all(np.abs(source.draw("noise", 4000, rng, "a")).max() > 1e-4 for _ in range(30))
 
 
-def test_silence_is_drawn_again_whatever_the_offset_of_the_clip_or_of_the_rest_of_it(builder: Builder) -> None:
+def test_silence_beside_an_offset_is_drawn_again(builder: Builder) -> None:
     """A constant would be scaled to the ratio that is asked for, and be no interference at all."""
     builder.speakers("ab")
     padded = np.zeros(80_000)
@@ -172,7 +172,7 @@ def test_silence_is_drawn_again_whatever_the_offset_of_the_clip_or_of_the_rest_o
         assert abs(drawn.mean()) < 1e-6
 
 
-def test_nothing_but_silence_is_an_error(builder: Builder) -> None:
+def test_only_silence_is_an_error(builder: Builder) -> None:
     builder.speakers("ab")
     builder.add("silent", np.zeros(8000), "noise")
     builder.add("dead", [1.0, *[0.0] * 500], "rir")
@@ -184,7 +184,7 @@ def test_nothing_but_silence_is_an_error(builder: Builder) -> None:
 
 
 @pytest.mark.parametrize(("lead", "length"), [(0, 500), (3000, 500), (9000, 20_000)])
-def test_a_response_begins_just_before_its_direct_sound(builder: Builder, lead: int, length: int) -> None:
+def test_response_starts_just_before_its_direct_sound(builder: Builder, lead: int, length: int) -> None:
     builder.speakers("ab")
     rng = np.random.default_rng(0)
     response = np.concatenate([np.zeros(lead), [0.9], 0.1 * rng.standard_normal(length)])

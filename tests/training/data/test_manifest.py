@@ -25,7 +25,7 @@ def clips(tmp_path: Path) -> list[Clip]:
     ]
 
 
-def test_what_is_written_is_loaded(tmp_path: Path, clips: list[Clip]) -> None:
+def test_written_corpus_is_loaded(tmp_path: Path, clips: list[Clip]) -> None:
     root = tmp_path / "corpus"
     written = write_corpus(root, clips)
     corpus = load_corpus(root)
@@ -45,7 +45,7 @@ def test_what_is_written_is_loaded(tmp_path: Path, clips: list[Clip]) -> None:
     assert not list(root.glob(f".{MANIFEST}*"))  # nothing half-written is left
 
 
-def test_a_corpus_can_be_moved(tmp_path: Path, clips: list[Clip]) -> None:
+def test_moved_corpus_is_loaded(tmp_path: Path, clips: list[Clip]) -> None:
     write_corpus(tmp_path / "corpus", clips)
     (tmp_path / "away").mkdir()
     for name in ("corpus", "elsewhere"):
@@ -54,12 +54,12 @@ def test_a_corpus_can_be_moved(tmp_path: Path, clips: list[Clip]) -> None:
     assert [clip.path.is_file() for clip in moved.clips] == [True] * 4
 
 
-def test_a_missing_manifest_says_how_to_make_one(tmp_path: Path) -> None:
+def test_missing_manifest_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="python -m training prepare"):
         load_corpus(tmp_path)
 
 
-def test_a_corpus_without_speakers_is_refused(tmp_path: Path, clips: list[Clip]) -> None:
+def test_corpus_without_speakers_is_refused(tmp_path: Path, clips: list[Clip]) -> None:
     with pytest.raises(UserError, match="no utterance"):
         write_corpus(tmp_path / "corpus", clips[3:])
 
@@ -84,7 +84,7 @@ def test_a_corpus_without_speakers_is_refused(tmp_path: Path, clips: list[Clip])
         ({"colour": "red"}, "object with the keys duration, kind, path, speaker, split, start"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, clips: list[Clip], change: dict[str, object], complaint: str) -> None:
+def test_wrong_line_is_named(tmp_path: Path, clips: list[Clip], change: dict[str, object], complaint: str) -> None:
     root = tmp_path / "corpus"
     write_corpus(root, clips)
     lines = (root / MANIFEST).read_text().splitlines()
@@ -96,7 +96,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, clips: list[Clip], change: dict[s
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "3", "\xff"])
-def test_a_line_that_is_no_object_is_named(tmp_path: Path, clips: list[Clip], line: str) -> None:
+def test_line_that_is_not_an_object_is_named(tmp_path: Path, clips: list[Clip], line: str) -> None:
     root = tmp_path / "corpus"
     write_corpus(root, clips)
     with (root / MANIFEST).open("ab") as file:
@@ -105,7 +105,7 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, clips: list[Clip], li
         load_corpus(root)
 
 
-def test_missing_files_are_counted_and_the_first_line_is_named(tmp_path: Path, clips: list[Clip]) -> None:
+def test_missing_files_are_counted_and_the_first_is_named(tmp_path: Path, clips: list[Clip]) -> None:
     root = tmp_path / "corpus"
     write_corpus(root, clips)
     (root / MANIFEST).write_text("\n\n" + (root / MANIFEST).read_text())

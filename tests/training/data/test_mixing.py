@@ -29,7 +29,7 @@ def mix_at_snr(speech: Tensor, interference: Tensor, snr_db: Tensor) -> Mixture:
     other=st.floats(-100, 60),
     seed=st.integers(0, 2**31),
 )
-def test_the_measured_ratio_is_the_asked_one(
+def test_mixture_has_the_requested_snr(
     rows: int, samples: int, low: float, spread: float, loudness: float, other: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -47,7 +47,7 @@ def test_the_measured_ratio_is_the_asked_one(
     torch.testing.assert_close(mixture.audio, mixture.speech + mixture.interference)
 
 
-def test_without_clipping_the_speech_is_left_alone() -> None:
+def test_mixture_without_clipping_keeps_the_speech() -> None:
     speech, noise = 0.1 * torch.rand(2, 1000), torch.rand(2, 1000)
     mixture = mix_at_snr(speech, noise, torch.tensor([10.0, 20.0]))
     torch.testing.assert_close(mixture.speech, speech)
@@ -55,7 +55,7 @@ def test_without_clipping_the_speech_is_left_alone() -> None:
     torch.testing.assert_close(gain, gain[:, :1].expand_as(gain))
 
 
-def test_a_sum_that_would_clip_is_scaled_whole() -> None:
+def test_clipping_mixture_is_scaled_with_its_parts() -> None:
     speech = 0.9 * torch.sin(torch.arange(1600) / 5.0)[None]
     mixture = mix_at_snr(speech, torch.randn(1, 1600), torch.tensor([-10.0]))
     assert float(mixture.audio.abs().max()) == pytest.approx(1.0, abs=1e-5)
@@ -66,7 +66,7 @@ def test_a_sum_that_would_clip_is_scaled_whole() -> None:
 
 
 @pytest.mark.parametrize("silent", ["speech", "interference", "both"])
-def test_silence_leaves_the_speech_alone_and_is_never_nan(silent: str) -> None:
+def test_silent_interference_keeps_the_speech_without_nan(silent: str) -> None:
     speech, noise = 0.1 * torch.randn(2, 500), torch.randn(2, 500)
     if silent != "interference":
         speech[0] = 0
@@ -97,7 +97,7 @@ def test_late_reverberation_is_the_convolution_with_the_tail() -> None:
     np.testing.assert_allclose(late, expected, atol=1e-4)
 
 
-def test_reverberation_at_the_responses_own_ratio_is_plain_convolution() -> None:
+def test_reverberation_at_the_own_ratio_is_plain_convolution() -> None:
     """At the natural ratio, a room that answers after 2.5 ms or later gives what numpy's convolution does."""
     rng = np.random.default_rng(1)
     response = np.zeros(2000)
@@ -112,6 +112,6 @@ def test_reverberation_at_the_responses_own_ratio_is_plain_convolution() -> None
     np.testing.assert_allclose(mixture.audio[0].numpy(), wet, atol=1e-4)
 
 
-def test_a_response_of_zeros_gives_silence() -> None:
+def test_response_of_zeros_gives_silence() -> None:
     late = late_reverberation(torch.randn(1, 100), torch.zeros(1, 50))
     assert torch.all(late == 0)

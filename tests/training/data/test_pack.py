@@ -15,23 +15,22 @@ from speakerlens.training.data.manifest import Clip, Corpus, Split, load_corpus,
 from speakerlens.training.data.packing import PACKED
 from speakerlens.training.evaluation.dev import make_dev_set
 from speakerlens.training.variants import VARIANTS
-from tests.training.toy import make_corpus, noting, toy_config
+from tests.training.toy import noting
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+def corpus(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """The toy corpus with a long noise, a clip that is part of a file, and talkers without names."""
     folder = tmp_path_factory.mktemp("corpus")
-    toy = make_corpus(folder)
     rng = np.random.default_rng(7)
     write_audio(folder / "long.flac", 0.1 * rng.standard_normal(31 * SAMPLE_RATE).astype(np.float32))
     clips = [Clip(folder / "long.flac", "noise", "train", 0.0, 31.0, None)]
     for number in range(4):
         write_audio(folder / f"talk-{number}.flac", 0.1 * rng.standard_normal(8000).astype(np.float32))
         clips.append(Clip(folder / f"talk-{number}.flac", "speech", "train", 0.0, 0.5, None))
-    first, *others = toy.clips
+    first, *others = corpus.clips
     part = replace(first, start=0.1000625, duration=0.7)  # 1601 samples in
     return write_corpus(folder, [part, *others, *clips])
 
@@ -43,12 +42,7 @@ def packed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return load_corpus(out)
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return toy_config(tmp_path_factory.mktemp("config"))
-
-
-def test_every_clip_is_there_to_the_sample(corpus: Corpus, packed: Corpus) -> None:
+def test_packed_clips_equal_the_files(corpus: Corpus, packed: Corpus) -> None:
     assert packed.speakers == corpus.speakers
     assert packed.digest != corpus.digest
     assert sorted(path.name for path in packed.root.iterdir()) == ["manifest.jsonl", PACKED]
@@ -60,7 +54,7 @@ def test_every_clip_is_there_to_the_sample(corpus: Corpus, packed: Corpus) -> No
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("megabytes", [0, 512])
-def test_batches_are_those_of_the_files(
+def test_packed_batches_equal_those_of_the_files(
     corpus: Corpus, packed: Corpus, config: Config, variant: str, megabytes: int
 ) -> None:
     config = replace(config, data=replace(config.data, cache_megabytes=megabytes))
@@ -72,7 +66,7 @@ def test_batches_are_those_of_the_files(
         assert torch.equal(one.labels, other.labels)
 
 
-def test_the_dev_set_is_that_of_the_files(corpus: Corpus, packed: Corpus, config: Config) -> None:
+def test_packed_dev_set_equals_that_of_the_files(corpus: Corpus, packed: Corpus, config: Config) -> None:
     one, other = make_dev_set(corpus, config), make_dev_set(packed, config)
     assert one is not None
     assert other is not None
@@ -81,26 +75,26 @@ def test_the_dev_set_is_that_of_the_files(corpus: Corpus, packed: Corpus, config
     assert torch.equal(one.corrupted, other.corrupted)
 
 
-def test_talkers_without_names_stay_apart(corpus: Corpus, packed: Corpus) -> None:
+def test_unnamed_talkers_stay_distinct(corpus: Corpus, packed: Corpus) -> None:
     assert "babble" in InterferenceSource(corpus, "train").kinds
     assert "babble" in InterferenceSource(packed, "train").kinds
 
 
-def test_its_help_says_that_its_reports_are_not_to_be_compared(capsys: pytest.CaptureFixture[str]) -> None:
+def test_pack_help_warns_about_comparing_reports(capsys: pytest.CaptureFixture[str]) -> None:
     """They hold other interference: it is drawn by a clip's path and start, which packing changes."""
     with pytest.raises(SystemExit):
         main(["pack", "--help"])
     assert "cannot be compared with reports made on the original" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_crop_reads_no_more_than_itself(packed: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_crop_reads_only_its_samples(packed: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
     monkeypatch.setattr("speakerlens.training.data.crops.read_audio", noting(reads))
     BatchSource(packed, config, VARIANTS["clean"], CPU).batch(0)
     assert reads == [packed.root / PACKED] * 6  # though all would fit into data.cache_megabytes
 
 
-def test_it_stands_alone_and_can_be_moved(corpus: Corpus, packed: Corpus, tmp_path: Path) -> None:
+def test_packed_corpus_is_self_contained(corpus: Corpus, packed: Corpus, tmp_path: Path) -> None:
     packed_copy = tmp_path / "elsewhere"
     packed_copy.mkdir()
     for file in packed.root.iterdir():
@@ -114,9 +108,7 @@ def test_it_stands_alone_and_can_be_moved(corpus: Corpus, packed: Corpus, tmp_pa
     )
 
 
-def test_what_is_not_16_bit_at_16_khz_is_converted_and_said_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_formats_are_rounded_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     time = np.arange(8000) / 8000
     soundfile.write(tmp_path / "low.wav", 0.5 * np.sin(2 * np.pi * 300 * time), 8000, subtype="PCM_16")
     splits: tuple[Split, ...] = ("train", "dev", "test")
@@ -129,7 +121,7 @@ def test_what_is_not_16_bit_at_16_khz_is_converted_and_said_so(
     np.testing.assert_allclose(read_audio(clip.path, clip.start, clip.duration), expected, atol=0.51 / 32_768)
 
 
-def test_wrong_input_is_named_and_leaves_nothing(
+def test_wrong_input_is_named_and_nothing_written(
     corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(folder: Path, out: Path, message: str) -> None:
@@ -153,7 +145,7 @@ def test_wrong_input_is_named_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_disk_garbled_is_found(
+def test_corrupted_write_is_detected(
     corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def garble(folder: Path, clips: list[Clip]) -> Corpus:

@@ -15,7 +15,7 @@ def write_packed(path: Path, samples: np.ndarray, claimed: int | None = None, ra
     return path
 
 
-def test_it_is_an_audio_file_to_others(tmp_path: Path) -> None:
+def test_packed_file_is_read_by_libsndfile(tmp_path: Path) -> None:
     samples = np.random.default_rng(0).integers(-32_768, 32_768, 5000).astype("<i2")
     path = write_packed(tmp_path / PACKED, samples)
     read, rate = soundfile.read(path, dtype="int16")
@@ -24,7 +24,7 @@ def test_it_is_an_audio_file_to_others(tmp_path: Path) -> None:
     assert soundfile.info(path).format == "RF64"
 
 
-def test_stretches_are_read_as_from_any_file(tmp_path: Path) -> None:
+def test_packed_slices_equal_other_files(tmp_path: Path) -> None:
     samples = np.random.default_rng(1).integers(-32_768, 32_768, 5000).astype("<i2")
     path = write_packed(tmp_path / PACKED, samples)
     other = tmp_path / "other.wav"
@@ -35,7 +35,7 @@ def test_stretches_are_read_as_from_any_file(tmp_path: Path) -> None:
         read_audio(path, 0.4, 0.1)
 
 
-def test_beyond_four_gigabytes(tmp_path: Path) -> None:
+def test_header_beyond_four_gigabytes(tmp_path: Path) -> None:
     count = 2**31 + 5 * SAMPLE_RATE  # samples; 4.3 GB
     path = tmp_path / PACKED
     last = np.arange(1, 4801).astype("<i2")
@@ -52,7 +52,7 @@ def test_beyond_four_gigabytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "longer", "header", "rate", "empty"])
-def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
+def test_damaged_packed_file_is_refused(tmp_path: Path, damage: str) -> None:
     samples = np.arange(1000).astype("<i2")
     path = write_packed(
         tmp_path / PACKED,
@@ -66,7 +66,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
         packed_samples(path, SAMPLE_RATE)
 
 
-def test_a_file_that_was_replaced_is_mapped_anew(tmp_path: Path) -> None:
+def test_replaced_file_is_mapped_again(tmp_path: Path) -> None:
     path = write_packed(tmp_path / PACKED, np.full(100, 1, "<i2"))
     assert packed_samples(path, SAMPLE_RATE)[0] == 1
     replaced = write_packed(tmp_path / "new", np.full(101, 2, "<i2"))
@@ -74,7 +74,7 @@ def test_a_file_that_was_replaced_is_mapped_anew(tmp_path: Path) -> None:
     assert packed_samples(path, SAMPLE_RATE)[0] == 2
 
 
-def test_sixteen_bits_survive_both_ways() -> None:
+def test_16_bit_samples_survive_the_round_trip() -> None:
     every = np.arange(-32_768, 32_768).astype(np.int16)
     np.testing.assert_array_equal(to_pcm(from_pcm(every)), every)
     assert from_pcm(every)[[0, 32_768, -1]].tolist() == [-1.0, 0.0, 32_767 / 32_768]

@@ -25,7 +25,7 @@ from speakerlens.training.data.perturbation import (
     transmit,
 )
 from speakerlens.training.variants import VARIANTS
-from tests.training.toy import make_corpus, toy_config
+from tests.training.toy import make_corpus
 
 CODECS: tuple[Codec, ...] = get_args(Codec)
 NARROW = ("mu-law", "a-law", "gsm")
@@ -46,7 +46,7 @@ def energy_above(samples: NDArray[np.float32], hertz: float) -> float:
 
 @settings(max_examples=25, deadline=None)
 @given(speed=st.floats(0.9, 1.1), samples=st.integers(1600, 30_000), hertz=st.integers(200, 3000))
-def test_speed_moves_every_frequency_and_keeps_the_length(speed: float, samples: int, hertz: int) -> None:
+def test_speed_scales_frequencies_and_keeps_the_length(speed: float, samples: int, hertz: int) -> None:
     time = np.arange(samples_at_speed(samples, speed)) / SAMPLE_RATE
     played = change_speed(np.sin(2 * np.pi * hertz * time).astype(np.float32), speed, samples)
     assert played.shape == (samples,)
@@ -61,53 +61,53 @@ def test_speed_one_changes_nothing() -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("samples", [16_000, 15_999, 4801])
-def test_codecs_keep_length_range_and_place_in_time(codec: Codec, samples: int) -> None:
+def test_codecs_keep_length_range_and_alignment(codec: Codec, samples: int) -> None:
     sent = buzz()[:samples]
-    heard = round_trip(sent, codec)
-    assert heard.shape == (samples,)
-    assert heard.dtype == np.float32
-    assert np.abs(heard).max() <= 1.0
+    received = round_trip(sent, codec)
+    assert received.shape == (samples,)
+    assert received.dtype == np.float32
+    assert np.abs(received).max() <= 1.0
     size = 1 << 16
-    spectra = np.fft.rfft(np.stack([sent, heard]).astype(np.float64), size)
+    spectra = np.fft.rfft(np.stack([sent, received]).astype(np.float64), size)
     correlation = np.fft.irfft(spectra[1] * spectra[0].conj(), size)
     assert int(correlation.argmax()) in (0, 1, size - 1)
-    assert correlation.max() > 0.85 * np.linalg.norm(sent) * np.linalg.norm(heard)
-    assert not np.array_equal(sent, heard)
+    assert correlation.max() > 0.85 * np.linalg.norm(sent) * np.linalg.norm(received)
+    assert not np.array_equal(sent, received)
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_codec_gives_the_same_every_time(codec: Codec) -> None:
+def test_codec_is_deterministic(codec: Codec) -> None:
     np.testing.assert_array_equal(round_trip(buzz(), codec), round_trip(buzz(), codec))
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_telephones_cut_off_at_four_kilohertz_and_vorbis_does_not(codec: Codec) -> None:
+def test_only_telephone_codecs_are_limited_to_4_khz(codec: Codec) -> None:
     noise = np.random.default_rng(1).uniform(-0.5, 0.5, 16_000).astype(np.float32)
     share = energy_above(round_trip(noise, codec), 4100)
     assert share < 1e-3 if codec in NARROW else share > 0.1
 
 
-def test_mu_law_is_that_of_the_standard() -> None:
+def test_mu_law_equals_the_standard() -> None:
     """Against the companding formula, to which G.711's straight segments come near: see its table 2a."""
     time = np.arange(32_000) / SAMPLE_RATE
     sent = (0.7 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
-    heard = round_trip(sent, "mu-law")[500:-500]
+    received = round_trip(sent, "mu-law")[500:-500]
     compressed = np.sign(sent) * np.log1p(255 * np.abs(sent)) / np.log(256)
     expected = np.sign(compressed) * np.expm1(np.abs(np.round(compressed * 127) / 127) * np.log(256)) / 255
-    errors = [float(np.sqrt(np.mean((other - sent[500:-500]) ** 2))) for other in (heard, expected[500:-500])]
+    errors = [float(np.sqrt(np.mean((other - sent[500:-500]) ** 2))) for other in (received, expected[500:-500])]
     assert errors[0] == pytest.approx(errors[1], rel=0.5)
     assert errors[0] < 0.02
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_silence_and_full_scale_pass(codec: Codec) -> None:
+def test_codecs_pass_silence_and_full_scale(codec: Codec) -> None:
     assert np.abs(round_trip(np.zeros(8000, dtype=np.float32), codec)).max() < 2e-3
     loud = np.sign(np.sin(np.arange(16_000) / 9.0)).astype(np.float32)
     assert np.isfinite(round_trip(loud, codec)).all()
     assert np.abs(round_trip(loud, codec)).max() <= 1.0
 
 
-def test_each_row_passes_its_own_codec() -> None:
+def test_each_row_has_its_own_codec() -> None:
     audio = torch.from_numpy(np.stack([buzz(pitch=pitch) for pitch in (100, 130, 160)]))
     before = audio.clone()
     received = transmit(audio, ["gsm", None, "vorbis"])
@@ -118,7 +118,7 @@ def test_each_row_passes_its_own_codec() -> None:
     assert transmit(audio, [None] * 3) is audio
 
 
-def test_shares_and_choices_are_as_configured() -> None:
+def test_draws_follow_the_configured_shares() -> None:
     config = PerturbationConfig(speed=0.3, factors=(0.95, 1.1), codec=0.25, codecs=("gsm", "a-law"))
     speeds = Counter(draw_speeds(4000, config, np.random.default_rng(0)))
     assert speeds[1.0] == pytest.approx(2800, abs=150)
@@ -133,22 +133,12 @@ def test_shares_and_choices_are_as_configured() -> None:
     assert {draw_codec(off, np.random.default_rng(seed)) for seed in range(50)} == {None}
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return toy_config(tmp_path_factory.mktemp("config"))
-
-
 def batch(corpus: Corpus, config: Config, perturbation: PerturbationConfig, variant: str = "act-pair") -> Batch:
     perturbed = replace(config, perturbation=perturbation)
     return BatchSource(corpus, perturbed, VARIANTS[variant], torch.device("cpu")).batch(2)
 
 
-def test_both_of_a_pair_have_the_speed(corpus: Corpus, config: Config) -> None:
+def test_both_rows_of_a_pair_have_the_same_speed(corpus: Corpus, config: Config) -> None:
     clean = batch(corpus, config, PerturbationConfig(speed=1.0), "clean")
     pairs = batch(corpus, config, PerturbationConfig(speed=1.0))
     assert torch.equal(pairs.audio[:6], clean.audio)
@@ -158,7 +148,7 @@ def test_both_of_a_pair_have_the_speed(corpus: Corpus, config: Config) -> None:
     assert not torch.equal(clean.audio, batch(corpus, config, PerturbationConfig(), "clean").audio)
 
 
-def test_codecs_are_heard_by_copies_alone(corpus: Corpus, config: Config) -> None:
+def test_codecs_apply_only_to_copies(corpus: Corpus, config: Config) -> None:
     plain = batch(corpus, config, PerturbationConfig())
     coded = batch(corpus, config, PerturbationConfig(codec=1.0, codecs=("mu-law",)))
     assert torch.equal(plain.audio[:6], coded.audio[:6])
@@ -167,7 +157,7 @@ def test_codecs_are_heard_by_copies_alone(corpus: Corpus, config: Config) -> Non
         assert coded.names[row] == plain.names[row] + ", through mu-law"
 
 
-def test_a_crop_at_a_speed_is_a_longer_or_shorter_stretch_of_its_clip(tmp_path: Path) -> None:
+def test_crop_at_a_speed_reads_more_or_fewer_samples(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path)
     clip = corpus.utterances("train")[0]
     reader = CropReader([clip], 8000, 0)

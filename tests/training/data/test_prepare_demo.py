@@ -22,6 +22,7 @@ from speakerlens.training.data.prepare.demo_voices import (
     waveform_distance,
 )
 from speakerlens.training.errors import UserError
+from tests.training.conftest import prepare_small_demo
 
 SMALL = ("--speakers", "4", "--utterances-per-speaker", "4")
 
@@ -30,16 +31,8 @@ def prepare(out: Path, *arguments: str) -> int:
     return main(["prepare", "demo", "--out", str(out), *arguments])
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("espeakng_loader")
-    out = tmp_path_factory.mktemp("demo") / "corpus"
-    assert prepare(out, *SMALL) == 0
-    return out
-
-
-def test_the_corpus_has_what_was_asked_for(small: Path) -> None:
-    corpus = load_corpus(small)
+def test_demo_has_the_requested_speakers_and_splits(demo_corpus: Path) -> None:
+    corpus = load_corpus(demo_corpus)
     assert len(corpus.speakers) == 4
     assert [len(corpus.utterances(split)) for split in ("train", "dev", "test")] == [8, 4, 4]
     for kind in ("noise", "music", "speech", "rir"):
@@ -52,8 +45,8 @@ def test_the_corpus_has_what_was_asked_for(small: Path) -> None:
     assert min(map(len, talkers)) >= 1
 
 
-def test_levels_durations_and_silence_are_those_of_speech(small: Path) -> None:
-    for clip in load_corpus(small).clips:
+def test_demo_levels_and_pauses_resemble_recordings(demo_corpus: Path) -> None:
+    for clip in load_corpus(demo_corpus).clips:
         if clip.kind not in ("utterance", "speech"):
             continue
         samples = read_audio(clip.path)
@@ -68,41 +61,43 @@ def test_levels_durations_and_silence_are_those_of_speech(small: Path) -> None:
         assert np.argmax(loud) < 20  # speech within 0.2 s
 
 
-def test_train_and_test_share_no_sentence(small: Path) -> None:
+def test_splits_share_no_sentence(demo_corpus: Path) -> None:
     texts: dict[str, set[str]] = {"train": set(), "dev": set(), "test": set()}
-    for line in (small / "transcript.tsv").read_text().splitlines():
+    for line in (demo_corpus / "transcript.tsv").read_text().splitlines():
         path, text = line.split("\t")
         texts[path.split("/")[-1].split("-")[0]].add(text)
     assert all(texts.values())
     assert len(set.union(*texts.values())) == sum(map(len, texts.values()))
 
 
-def test_the_same_settings_give_the_same_corpus_to_the_last_bit(small: Path, tmp_path: Path) -> None:
+def test_same_settings_give_a_bit_identical_corpus(demo_corpus: Path, tmp_path: Path) -> None:
     """Also for breathy voices, whose noise espeak-ng would seed by the clock."""
     assert "f2" not in {voice.variant for voice in SPEAKERS[:4]}
     assert "Alicia" in {voice.variant for voice in SPEAKERS[:4]}
-    assert prepare(tmp_path / "again", *SMALL) == 0
-    files = sorted(path.relative_to(small) for path in small.rglob("*") if path.is_file())
+    assert prepare_small_demo(tmp_path / "again") == 0
+    files = sorted(path.relative_to(demo_corpus) for path in demo_corpus.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.*"))
-    different = [path for path in files if (small / path).read_bytes() != (tmp_path / "again" / path).read_bytes()]
+    different = [
+        path for path in files if (demo_corpus / path).read_bytes() != (tmp_path / "again" / path).read_bytes()
+    ]
     assert different == []
 
 
-def test_a_finished_corpus_is_reused(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (small / MANIFEST).stat()
-    assert prepare(small, *SMALL) == 0
+def test_finished_demo_is_reused(demo_corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (demo_corpus / MANIFEST).stat()
+    assert prepare(demo_corpus, *SMALL) == 0
     assert "reused" in capsys.readouterr().out
-    assert (small / MANIFEST).stat() == before
+    assert (demo_corpus / MANIFEST).stat() == before
 
 
-def test_other_settings_do_not_overwrite_it(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert prepare(small, *SMALL, "--seed", "1") == 2
+def test_demo_of_other_settings_is_not_overwritten(demo_corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(demo_corpus, *SMALL, "--seed", "1") == 2
     error = capsys.readouterr().err
     assert "made with other settings (speakers 4, utterances per speaker 4, seed 0" in error
     assert "seed 1" in error
 
 
-def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_with_other_files_is_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("do not lose")
     assert prepare(tmp_path) == 2
     assert "is neither empty nor a demo corpus" in capsys.readouterr().err
@@ -124,7 +119,7 @@ def test_wrong_settings_are_named(
     assert complaint in capsys.readouterr().err
 
 
-def test_without_the_voices_the_extra_is_named(
+def test_missing_voices_name_the_extra(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
@@ -133,7 +128,7 @@ def test_without_the_voices_the_extra_is_named(
     assert not list(tmp_path.iterdir())
 
 
-def test_too_few_distinct_voices_are_an_error(
+def test_too_few_distinct_voices_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("espeakng_loader")
@@ -146,13 +141,13 @@ def test_too_few_distinct_voices_are_an_error(
     assert "only 2 speakers" in captured.err
 
 
-def test_unknown_and_identical_variants_are_found() -> None:
+def test_unknown_and_identical_variants_are_detected() -> None:
     pytest.importorskip("espeakng_loader")
     f1, steph, steph2, nobody = (Voice("en", name) for name in ("f1", "steph", "steph2", "no-such-voice"))
     assert distinct_voices([f1, nobody, steph, steph2]) == ([f1, steph], [nobody, steph2])
 
 
-def test_all_candidates_are_distinct_and_enough_for_the_demo() -> None:
+def test_all_candidate_voices_are_distinct() -> None:
     pytest.importorskip("espeakng_loader")
     distinct, same = distinct_voices([*SPEAKERS, *OUTSIDERS])
     assert same == []
@@ -160,13 +155,13 @@ def test_all_candidates_are_distinct_and_enough_for_the_demo() -> None:
     assert len({voice.variant.lower() for voice in distinct}) == len(distinct)
 
 
-def test_an_unknown_accent_is_an_error() -> None:
+def test_unknown_accent_is_refused() -> None:
     pytest.importorskip("espeakng_loader")
     with espeak_files() as (library, data), pytest.raises(UserError, match="no voice xx-nowhere"):
         Espeak(library, data).say(Voice("xx-nowhere", ""), "Hello.")
 
 
-def test_distance_of_waveforms() -> None:
+def test_waveform_distance_of_equal_and_unrelated() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.standard_normal((2, 5000)).astype(np.float32)
     assert waveform_distance(one, 3 * one) == pytest.approx(0, abs=1e-5)
@@ -182,13 +177,13 @@ def test_sentences_are_distinct_and_complete() -> None:
     assert sentences == draw_sentences(500, np.random.default_rng(0))
 
 
-def test_every_split_gets_something() -> None:
+def test_every_split_gets_at_least_one() -> None:
     assert split_counts(20) == {"train": 14, "dev": 2, "test": 4}
     assert split_counts(3) == {"train": 1, "dev": 1, "test": 1}
 
 
 @pytest.mark.parametrize("slope", [0.0, 3.0, 6.0])
-def test_colour_is_the_slope_of_the_spectrum(slope: float) -> None:
+def test_coloured_noise_has_the_requested_slope(slope: float) -> None:
     noise = coloured_noise(2**18, slope, np.random.default_rng(0)).astype(np.float64)
     power = np.abs(np.fft.rfft(noise)) ** 2
     hertz = np.fft.rfftfreq(len(noise), 1 / SAMPLE_RATE)
@@ -197,7 +192,7 @@ def test_colour_is_the_slope_of_the_spectrum(slope: float) -> None:
 
 
 @pytest.mark.parametrize("sort", NOISES)
-def test_noises_are_audible_throughout_and_of_their_length(sort: str) -> None:
+def test_noises_have_no_silent_part_and_their_length(sort: str) -> None:
     for seed in range(3):
         noise = make_noise(sort, 3.0, np.random.default_rng(seed))
         assert noise.shape == (48_000,)
@@ -214,6 +209,6 @@ def test_music_is_tonal() -> None:
         assert power[: len(power) // 50].sum() > 0.9 * power.sum()  # white noise would have 10 % there
 
 
-def test_the_record_says_how_the_corpus_was_made(small: Path) -> None:
-    record = json.loads((small / "demo.json").read_text())
+def test_record_contains_the_settings(demo_corpus: Path) -> None:
+    record = json.loads((demo_corpus / "demo.json").read_text())
     assert record == {"speakers": 4, "utterances_per_speaker": 4, "seed": 0, "recipe": 2}

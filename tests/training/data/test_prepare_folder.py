@@ -51,7 +51,7 @@ def clip_numbers(samples: NDArray[np.float32]) -> list[int]:
     return numbers
 
 
-def test_clips_as_they_are(tmp_path: Path, speech: Path) -> None:
+def test_clips_are_used_in_place(tmp_path: Path, speech: Path) -> None:
     assert prepare("--speech", speech, "--out", tmp_path / "out") == 0
     corpus = load_corpus(tmp_path / "out")
     assert corpus.speakers == ("ana", "bo")
@@ -67,7 +67,7 @@ def test_clips_as_they_are(tmp_path: Path, speech: Path) -> None:
         assert len(read_audio(clip.path)) == pytest.approx(SAMPLE_RATE, abs=1)
 
 
-def test_joined_utterances_are_long_enough_and_no_clip_is_in_two(tmp_path: Path, speech: Path) -> None:
+def test_joined_utterances_are_long_and_disjoint(tmp_path: Path, speech: Path) -> None:
     assert prepare("--speech", speech, "--min-seconds", 2.5, "--out", tmp_path / "out") == 0
     corpus = load_corpus(tmp_path / "out")
     seen: dict[str | None, list[int]] = defaultdict(list)
@@ -86,7 +86,7 @@ def test_joined_utterances_are_long_enough_and_no_clip_is_in_two(tmp_path: Path,
         assert {clip.speaker for clip in corpus.utterances(split)} == {"ana", "bo"}
 
 
-def test_clips_of_other_offsets_are_joined_without_a_step(tmp_path: Path) -> None:
+def test_clips_of_different_offsets_join_without_a_step(tmp_path: Path) -> None:
     """What the reader takes from a whole utterance would leave a part of each, which counts as speech."""
     for name in ("ana", "bo"):
         (tmp_path / "speech" / name).mkdir(parents=True)
@@ -100,7 +100,7 @@ def test_clips_of_other_offsets_are_joined_without_a_step(tmp_path: Path) -> Non
         np.testing.assert_allclose(seconds.mean(axis=1), 0.0, atol=1e-4)
 
 
-def test_the_seed_decides_the_splits(tmp_path: Path, speech: Path) -> None:
+def test_splits_depend_on_the_seed(tmp_path: Path, speech: Path) -> None:
     texts = []
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert prepare("--speech", speech, "--seed", seed, "--out", tmp_path / out) == 0
@@ -137,15 +137,17 @@ def test_outsiders_are_talkers_of_one_split_each(tmp_path: Path, crowd: Path) ->
         assert sorted(clip.duration for clip in clips) == pytest.approx([1.5] * 3 * len({c.speaker for c in clips}))
         source = InterferenceSource(corpus, split)
         assert ("babble" in source.kinds) == (len({clip.speaker for clip in clips}) >= 3)
-        heard = np.abs(np.fft.rfft(source.draw("speaker", SAMPLE_RATE, np.random.default_rng(0), corpus.speakers[0])))
-        assert f"s{round((int(heard.argmax()) - 200) / 100)}" in {clip.speaker for clip in clips}
+        spectrum = np.abs(
+            np.fft.rfft(source.draw("speaker", SAMPLE_RATE, np.random.default_rng(0), corpus.speakers[0]))
+        )
+        assert f"s{round((int(spectrum.argmax()) - 200) / 100)}" in {clip.speaker for clip in clips}
     assert prepare(*arguments, "--out", tmp_path / "again") == 0
     assert prepare(*arguments, "--seed", 1, "--out", tmp_path / "other") == 0
     assert load_corpus(tmp_path / "again").digest == corpus.digest
     assert load_corpus(tmp_path / "other").speakers != corpus.speakers
 
 
-def test_outsiders_and_interfering_speech_are_talkers_together(tmp_path: Path, crowd: Path) -> None:
+def test_outsiders_and_interfering_speech_are_both_talkers(tmp_path: Path, crowd: Path) -> None:
     (tmp_path / "talk").mkdir()
     for number in range(3):
         soundfile.write(tmp_path / "talk" / f"{number}.flac", chirp(number, 0.5), SAMPLE_RATE)
@@ -158,7 +160,7 @@ def test_outsiders_and_interfering_speech_are_talkers_together(tmp_path: Path, c
         assert sum(clip.speaker is not None for clip in clips) == 9
 
 
-def test_numbers_of_outsiders_that_cannot_be_are_refused(
+def test_impossible_numbers_of_outsiders_are_refused(
     tmp_path: Path, crowd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ("--out", tmp_path / "out")
@@ -210,7 +212,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().err
 
 
-def test_unreadable_files_are_named_before_anything_is_written(
+def test_unreadable_files_are_named_and_nothing_written(
     tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (speech / "ana" / "07.flac").write_bytes(b"fLaC but no more")
@@ -222,7 +224,7 @@ def test_unreadable_files_are_named_before_anything_is_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["speech"]
 
 
-def test_a_file_that_breaks_while_it_is_read_is_named_and_nothing_is_left(
+def test_undecodable_file_is_named_and_nothing_left(
     tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     soundfile.write(speech / "bo" / "bad.wav", np.r_[chirp(0, 0.5), np.inf, 0.1], 16_000, subtype="FLOAT")
@@ -231,7 +233,7 @@ def test_a_file_that_breaks_while_it_is_read_is_named_and_nothing_is_left(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["speech"]
 
 
-def test_utterances_without_enough_to_hear_are_named_before_anything_is_written(
+def test_short_and_silent_utterances_are_named(
     tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     soundfile.write(speech / "ana" / "03.flac", chirp(3, 0.19), SAMPLE_RATE)
@@ -249,7 +251,7 @@ def test_utterances_without_enough_to_hear_are_named_before_anything_is_written(
     assert prepare(*arguments, "--min-seconds", 1.5) == 0  # each of them is joined with another
 
 
-def test_utterances_that_conversion_leaves_without_enough_to_hear_are_named(
+def test_utterances_short_or_silent_after_conversion_are_named(
     tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("--speech", speech, "--out", tmp_path / "out")
@@ -264,7 +266,7 @@ def test_utterances_that_conversion_leaves_without_enough_to_hear_are_named(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["speech"]
 
 
-def test_too_few_files_too_little_sound_and_too_few_speakers_are_named(
+def test_too_few_files_seconds_or_speakers_are_named(
     tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ("--out", tmp_path / "out")
@@ -298,9 +300,7 @@ def test_wrong_settings_are_named(
     assert complaint in refused(capsys, "--speech", speech, "--out", tmp_path / "out", *arguments)
 
 
-def test_names_that_no_manifest_can_hold_are_refused(
-    tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--speech", speech, "--out", tmp_path / "out")
     odd = speech / "ana" / os.fsdecode(b"03\xff.flac")
     (speech / "ana" / "03.flac").rename(odd)
@@ -311,7 +311,7 @@ def test_names_that_no_manifest_can_hold_are_refused(
     assert error.count("\n") == 1
 
 
-def test_long_names_are_cut_where_files_are_converted(tmp_path: Path, speech: Path) -> None:
+def test_long_names_of_converted_files_are_cut(tmp_path: Path, speech: Path) -> None:
     (tmp_path / "noise").mkdir()
     for number in range(3):
         soundfile.write(tmp_path / "noise" / f"{number}{'ü' * 120}.wav", chirp(number, 0.5), 8_000)
@@ -321,16 +321,14 @@ def test_long_names_are_cut_where_files_are_converted(tmp_path: Path, speech: Pa
     assert all("ü" * 40 in name for name in names)
 
 
-def test_a_folder_with_something_in_it_is_left_alone(
-    tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folder_that_is_not_empty_is_refused(tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("do not lose")
     assert "is not empty" in refused(capsys, "--speech", speech, "--out", tmp_path / "out")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "do not lose"
 
 
-def test_what_an_interrupted_run_left_is_replaced(tmp_path: Path, speech: Path) -> None:
+def test_remains_of_an_interrupted_run_are_replaced(tmp_path: Path, speech: Path) -> None:
     left = tmp_path / ".out.unfinished" / "speech" / "old.flac"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"")
@@ -340,7 +338,7 @@ def test_what_an_interrupted_run_left_is_replaced(tmp_path: Path, speech: Path) 
     assert json.loads((tmp_path / "out" / MANIFEST).read_text().splitlines()[0])["speaker"] == "ana"
 
 
-def test_shares_are_kept_and_every_split_gets_what_it_needs() -> None:
+def test_splits_get_their_shares_and_minimum_length() -> None:
     shares: dict[Split, float] = {"test": 0.2, "dev": 0.1}
     parts = share_out([1.0] * 100, shares)
     assert [len(parts[split]) for split in ("train", "dev", "test")] == [70, 10, 20]
@@ -350,9 +348,7 @@ def test_shares_are_kept_and_every_split_gets_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize("kind", ["speech", "noise"])
-def test_files_that_are_cut_short_are_named(
-    kind: str, tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_truncated_files_are_named(kind: str, tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Their headers promise more than there is, as after a copy that broke off; libsndfile reads them as they are."""
     cut = {"speech": speech / "bo" / "session" / "03.wav", "noise": tmp_path / "noise" / "a.wav"}[kind]
     cut.parent.mkdir(exist_ok=True)

@@ -48,14 +48,14 @@ class Shape:
 
 @pytest.mark.parametrize("rt60", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [Shape(4.1, 3.3, 2.6), Shape(9.6, 7.7, 2.4)], ids=["small", "flat"])
-def test_rooms_reverberate_as_long_as_asked(rt60: float, shape: Shape) -> None:
+def test_rooms_have_the_requested_reverberation_time(rt60: float, shape: Shape) -> None:
     """Also the flat one, which by Sabine's formula alone would take a fifth more or less."""
     response = simulate(shape.room(rt60), 1.3 * rt60, np.random.default_rng(0))
     assert decay_time(response, -5, -25) == pytest.approx(rt60, rel=0.1)
     assert decay_time(response, -5, -35) == pytest.approx(rt60, rel=0.3)
 
 
-def test_the_direct_sound_is_the_largest_and_comes_at_once() -> None:
+def test_direct_sound_is_the_largest_and_first() -> None:
     for seed in range(6):
         _, response = make_room(0.5, np.random.default_rng(seed))
         assert response.shape == (8000,)
@@ -64,7 +64,7 @@ def test_the_direct_sound_is_the_largest_and_comes_at_once() -> None:
         assert np.sum(response[: DIRECT_SAMPLES // 2] ** 2) < 1e-2 * np.sum(response[: 2 * DIRECT_SAMPLES] ** 2)
 
 
-def test_sound_reaches_the_microphone_when_its_first_reflection_should() -> None:
+def test_first_reflection_arrives_at_its_time() -> None:
     """In a wide, absorbing room with the floor near by, the second sound to arrive is that of the mirrored talker."""
     talker, microphone = np.array([4.0, 4.0, 1.0]), np.array([6.0, 4.0, 1.0])
     response = simulate(Room(np.array([10.0, 8.0, 4.0]), talker, microphone, 0.3), 0.1, np.random.default_rng(0))
@@ -76,7 +76,7 @@ def test_sound_reaches_the_microphone_when_its_first_reflection_should() -> None
     assert window.max() < response[DIRECT_SAMPLES] * direct / floor  # what spreading leaves, less what the floor takes
 
 
-def test_further_away_there_is_less_direct_sound() -> None:
+def test_direct_sound_decreases_with_distance() -> None:
     ratios = []
     for distance in (0.5, 1.5, 4.5):
         response = simulate(Shape(9, 8, 3).room(0.5, distance), 0.5, np.random.default_rng(0)).astype(np.float64)
@@ -86,7 +86,7 @@ def test_further_away_there_is_less_direct_sound() -> None:
     assert -np.diff(ratios) == pytest.approx([9.5, 9.5], abs=3)
 
 
-def test_rooms_are_as_drawn() -> None:
+def test_rooms_are_within_the_drawn_ranges() -> None:
     rng = np.random.default_rng(0)
     rooms = [draw_room(rng) for _ in range(300)]
     for room in rooms:
@@ -100,7 +100,7 @@ def test_rooms_are_as_drawn() -> None:
     assert np.ptp(times) > 0.9 * (RT60_RANGE[1] - RT60_RANGE[0])
 
 
-def test_a_room_depends_on_its_generator_alone() -> None:
+def test_room_depends_only_on_its_generator() -> None:
     _, first = make_room(0.5, np.random.default_rng(3))
     pyroomacoustics.random.seed(99)
     pyroomacoustics.constants.set("num_threads", 2)
@@ -120,7 +120,7 @@ def write_speech(folder: Path) -> None:
             write_audio(folder / speaker / f"{number}.flac", noise.astype(np.float32))
 
 
-def test_a_folder_of_rooms_serves_a_corpus(tmp_path: Path) -> None:
+def test_folder_of_rooms_is_used_in_a_corpus(tmp_path: Path) -> None:
     assert prepare(tmp_path / "rooms", 3) == 0
     rows = list(csv.DictReader((tmp_path / "rooms" / "rooms.csv").open()))
     assert [row["file"] for row in rows] == [f"room-{number:05d}.flac" for number in range(3)]
@@ -136,7 +136,7 @@ def test_a_folder_of_rooms_serves_a_corpus(tmp_path: Path) -> None:
     assert int(np.abs(source.draw("reverb", 100, np.random.default_rng(0))).argmax()) == DIRECT_SAMPLES
 
 
-def test_measured_responses_of_several_channels_at_48_khz_keep_the_speech_in_time(tmp_path: Path) -> None:
+def test_multichannel_48_khz_responses_keep_the_alignment(tmp_path: Path) -> None:
     """Heard through the corpus, a room is its first microphone's: the convolution with it, but for the way there."""
     rng = np.random.default_rng(0)
     rate, begin = 48_000, 1440
@@ -160,7 +160,7 @@ def test_measured_responses_of_several_channels_at_48_khz_keep_the_speech_in_tim
     assert np.corrcoef(dry + late, expected)[0, 1] > 0.99
 
 
-def test_more_rooms_begin_with_the_same(tmp_path: Path) -> None:
+def test_larger_count_begins_with_the_same_rooms(tmp_path: Path) -> None:
     for count in (1, 2):
         assert prepare(tmp_path / str(count), count, "--seed", "7") == 0
     first, more = (tmp_path / count / "room-00000.flac" for count in "12")
@@ -181,7 +181,7 @@ def test_wrong_numbers_are_named(
 
 
 @pytest.mark.parametrize("command", [("rooms", "--count", "1"), ("demo",)])
-def test_without_the_simulator_the_extra_is_named(
+def test_missing_simulator_names_the_extra(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyroomacoustics", None)

@@ -45,7 +45,7 @@ def test_musan_and_rirs_give_every_kind_of_interference(tmp_path: Path, speech: 
     assert np.abs(source.draw("babble", 4000, np.random.default_rng(0))).max() > 0
 
 
-def test_talkers_whose_files_have_the_same_name_are_all_taken(tmp_path: Path, speech: Path) -> None:
+def test_talkers_with_files_of_one_name_are_all_used(tmp_path: Path, speech: Path) -> None:
     make_musan(tmp_path)
     for name in ("librivox/again.wav", "us-gov/again.wav", "us-gov/again.flac"):
         write_wav(tmp_path / "musan" / "speech" / name, tone(250))
@@ -58,7 +58,7 @@ def test_talkers_whose_files_have_the_same_name_are_all_taken(tmp_path: Path, sp
     assert len({clip.speaker for clip in clips}) == len(clips) == 15
 
 
-def test_a_room_is_in_one_split_only_and_noises_are_no_responses(tmp_path: Path, speech: Path) -> None:
+def test_rooms_are_in_one_split_and_noises_are_left_out(tmp_path: Path, speech: Path) -> None:
     make_rirs(tmp_path)
     assert prepare("--speech", speech, "--rirs", tmp_path, "--out", tmp_path / "out") == 0
     corpus = load_corpus(tmp_path / "out")
@@ -82,7 +82,7 @@ def test_a_room_is_in_one_split_only_and_noises_are_no_responses(tmp_path: Path,
     assert sorted(name.removesuffix(".flac") for name in names if not name.startswith("Room")) == sorted(MEASURED)
 
 
-def test_a_measured_response_is_one_microphones(tmp_path: Path, speech: Path) -> None:
+def test_measured_response_is_of_one_microphone(tmp_path: Path, speech: Path) -> None:
     make_rirs(tmp_path)
     assert prepare("--speech", speech, "--rirs", tmp_path, "--out", tmp_path / "out") == 0
     path = next((tmp_path / "out" / "rirs").glob("*ofc_imp050.flac"))
@@ -92,7 +92,7 @@ def test_a_measured_response_is_one_microphones(tmp_path: Path, speech: Path) ->
     np.testing.assert_allclose(response / response[0], first / first[0], atol=1e-3)
 
 
-def test_the_list_decides_what_is_a_response_and_without_it_the_name(tmp_path: Path) -> None:
+def test_responses_are_those_listed_or_named(tmp_path: Path) -> None:
     """Without the list, the Aachen files count as well, though their names say air and not rir."""
     for listed in (True, False):
         folder = make_rirs(tmp_path / str(listed), listed)
@@ -104,7 +104,7 @@ def test_the_list_decides_what_is_a_response_and_without_it_the_name(tmp_path: P
     assert real == [MEASURED[2]]
 
 
-def test_rooms_by_their_names(tmp_path: Path) -> None:
+def test_room_is_derived_from_the_file_name(tmp_path: Path) -> None:
     """One room through whatever was measured in it."""
     groups = rirs(make_rirs(tmp_path)).groups
     assert [path.stem for path in groups["RVB2014/largeroom1"]] == list(MEASURED[:2])
@@ -125,7 +125,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().err
 
 
-def test_what_is_no_such_corpus_is_refused(tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_is_not_such_a_corpus_is_refused(
+    tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ("--speech", speech, "--out", tmp_path / "out")
     make_musan(tmp_path)
     (tmp_path / "musan" / "music").rename(tmp_path / "musan" / "tunes")

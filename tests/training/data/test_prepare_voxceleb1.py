@@ -52,7 +52,7 @@ def report(root: Path) -> dict[str, list[str]]:
     return {section.split(":")[0]: [line.strip() for line in section.splitlines()[1:]] for section in sections}
 
 
-def test_the_split_file_decides_and_nothing_is_copied(vox: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_corpus_follows_the_split_file_without_copies(vox: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare(vox) == 0
     out = vox.parent / "out"
     corpus = load_corpus(out)
@@ -71,7 +71,7 @@ def test_the_split_file_decides_and_nothing_is_copied(vox: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("places", [("", ""), ("dev/wav", "test/wav")])
-def test_archives_unpacked_in_other_ways(tmp_path: Path, places: tuple[str, str]) -> None:
+def test_archives_unpacked_in_other_places_are_found(tmp_path: Path, places: tuple[str, str]) -> None:
     vox, _ = make_voxceleb1(tmp_path / "vox", places[0])
     if places[0] != places[1]:
         (vox / places[1]).mkdir(parents=True)
@@ -82,7 +82,7 @@ def test_archives_unpacked_in_other_ways(tmp_path: Path, places: tuple[str, str]
     assert [names(corpus, split) for split in SPLITS] == [listed(1), listed(2), listed(3)]
 
 
-def test_the_official_split_is_recognised(
+def test_official_split_is_recognised(
     vox: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("speakerlens.training.data.prepare.voxceleb1.OFFICIAL_SPEAKERS", 3)
@@ -93,7 +93,7 @@ def test_the_official_split_is_recognised(
     assert "(train 18, dev 6, test 6), as in the official split" in capsys.readouterr().out
 
 
-def test_batches_of_every_kind_are_drawn_from_it(vox: Path, tmp_path: Path) -> None:
+def test_voxceleb1_gives_batches_of_every_kind(vox: Path, tmp_path: Path) -> None:
     unpacked = ("--musan", make_musan(tmp_path), "--rirs", make_rirs(tmp_path))
     assert prepare(vox, *unpacked) == 0
     corpus = load_corpus(tmp_path / "out")
@@ -105,15 +105,15 @@ def test_batches_of_every_kind_are_drawn_from_it(vox: Path, tmp_path: Path) -> N
     batch = source.batch(0)
     crop = round(0.3 * SAMPLE_RATE)
     assert batch.audio.shape == (12, crop)
-    # Each utterance is a tone, from 200 Hz up by 100 Hz a speaker: the label is heard in the clean half of the batch.
+    # Each utterance is a tone, from 200 Hz up by 100 Hz a speaker: so the clean half of the batch shows the labels.
     for row, label in zip(batch.audio[:6].numpy(), batch.labels[:6], strict=True):
-        heard = np.argmax(np.abs(np.fft.rfft(row))) * SAMPLE_RATE / crop
-        assert round((heard - 200) / 100) == int(label)
+        hertz = np.argmax(np.abs(np.fft.rfft(row))) * SAMPLE_RATE / crop
+        assert round((hertz - 200) / 100) == int(label)
     assert (batch.audio[6:] - batch.audio[:6]).abs().amax(dim=1).min() > 0
 
 
 @pytest.mark.parametrize("variant", ["clean", "act-da"])
-def test_the_shipped_configuration_trains_on_it(vox: Path, tmp_path: Path, variant: str) -> None:
+def test_shipped_configuration_trains_on_voxceleb1(vox: Path, tmp_path: Path, variant: str) -> None:
     """A small network and batch in its place; all else, schedules and interference too, is as shipped."""
     assert prepare(vox, "--musan", make_musan(tmp_path), "--rirs", make_rirs(tmp_path)) == 0
     small = "network.blocks=[1,1,1,1] network.width=2 network.embedding=8 data.batch_size=4 data.crop_seconds=0.5"
@@ -161,7 +161,7 @@ def spoil(vox: Path) -> dict[str, list[str]]:
     }
 
 
-def test_every_fault_is_in_one_report_before_anything_is_made(vox: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_has_every_finding_and_nothing_is_made(vox: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = spoil(vox)
     assert prepare(vox) == 2
     assert [path.name for path in (vox.parent / "out").iterdir()] == ["report.txt"]
@@ -180,9 +180,9 @@ def test_every_fault_is_in_one_report_before_anything_is_made(vox: Path, capsys:
     assert not list(vox.parent.glob(".*unfinished"))
 
 
-def test_what_cannot_be_used_is_left_out_where_that_is_allowed(vox: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_files_are_left_out_if_allowed(vox: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = spoil(vox)
-    assert prepare(vox, "--allow-missing") == 2  # in two splits: nobody knows which is meant
+    assert prepare(vox, "--allow-missing") == 2  # listed in two splits: ambiguous
     assert "1 listed in two splits; correct this; " in capsys.readouterr().err
     write_split(vox / "iden_split.txt", utterances())
     assert prepare(vox) == 2
@@ -212,7 +212,7 @@ def test_unreadable_interference_is_in_the_report(
     assert sum(len(corpus.interference("speech", split)) for split in SPLITS) == 11
 
 
-def test_interference_that_is_cut_short_is_in_the_report(vox: Path, tmp_path: Path) -> None:
+def test_truncated_interference_is_in_the_report(vox: Path, tmp_path: Path) -> None:
     make_musan(tmp_path)
     cut = tmp_path / "musan" / "noise" / "free-sound" / "noise-free-sound-0001.wav"
     cut_short(cut)
@@ -225,9 +225,7 @@ def test_interference_that_is_cut_short_is_in_the_report(vox: Path, tmp_path: Pa
     assert cut not in noises
 
 
-def test_damaged_interference_is_told_before_there_is_too_little_of_it(
-    vox: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_interference_is_reported_first(vox: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_musan(tmp_path)
     broken = sorted((tmp_path / "musan" / "music").rglob("*.wav"))
     for path in broken:
@@ -255,7 +253,7 @@ def test_damaged_interference_is_told_before_there_is_too_little_of_it(
         ("\xff", "cannot be read as the split file iden_split.txt"),
     ],
 )
-def test_a_wrong_line_of_the_split_file_is_named(
+def test_wrong_line_of_the_split_file_is_named(
     vox: Path, capsys: pytest.CaptureFixture[str], line: str, complaint: str
 ) -> None:
     with (vox / "iden_split.txt").open("ab") as file:
@@ -283,7 +281,7 @@ def test_wrong_folders_and_files_are_named(vox: Path, tmp_path: Path, capsys: py
     assert not (tmp_path / "out").exists()
 
 
-def test_only_its_own_report_is_replaced(vox: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_an_own_report_is_replaced(vox: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = vox.parent / "out"
     out.mkdir()
     (out / "report.txt").write_text("a thesis")

@@ -11,7 +11,7 @@ from speakerlens.training.model.heads import AAMHead, SoftmaxHead, make_head
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.2, 0.5])
-def test_margin_widens_the_true_angle(margin: float) -> None:
+def test_margin_is_added_to_the_true_angle(margin: float) -> None:
     torch.manual_seed(1)
     head = AAMHead(6, 4, scale=16.0)
     embedding, labels = torch.randn(5, 6), torch.tensor([0, 3, 1, 2, 2])
@@ -26,7 +26,7 @@ def test_margin_widens_the_true_angle(margin: float) -> None:
             assert logits[row, column] == pytest.approx(16.0 * math.cos(angle), abs=1e-4)
 
 
-def test_the_penalty_never_falls_as_the_angle_grows() -> None:
+def test_penalty_is_monotonic_in_the_angle() -> None:
     head = AAMHead(2, 2, scale=1.0)
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -36,7 +36,7 @@ def test_the_penalty_never_falls_as_the_angle_grows() -> None:
     assert (true.diff() < 0).all()
 
 
-def test_inference_knows_no_margin() -> None:
+def test_inference_has_no_margin() -> None:
     head = AAMHead(6, 4, scale=16.0)
     embedding = torch.randn(3, 6)
     torch.testing.assert_close(head(embedding), head.training_logits(embedding, torch.tensor([0, 1, 2]), 0.0))

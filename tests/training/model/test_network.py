@@ -32,14 +32,14 @@ def wespeaker_names(blocks: tuple[int, ...], convolutions: int = 2) -> set[str]:
     return names
 
 
-def test_resnet34_has_wespeakers_names_and_size() -> None:
+def test_resnet34_has_the_names_and_size_of_wespeaker() -> None:
     encoder = SpeakerNetwork(RESNET34, HeadConfig(), 10).encoder
     assert set(encoder.state_dict()) == wespeaker_names((3, 4, 6, 3))
     assert sum(p.numel() for p in encoder.parameters()) == 6_634_336  # "6.6 M" in WeSpeaker's tables
     assert encoder.seg_1.weight.shape == (256, 2 * 256 * 10)
 
 
-def test_resnet50_has_wespeakers_names_and_size() -> None:
+def test_resnet50_has_the_names_and_size_of_wespeaker() -> None:
     encoder = SpeakerNetwork(dataclasses.replace(RESNET34, block="bottleneck"), HeadConfig(), 10).encoder
     assert set(encoder.state_dict()) == wespeaker_names((3, 4, 6, 3), convolutions=3)
     assert sum(p.numel() for p in encoder.parameters()) == 11_131_360  # "11.13 M" in WeSpeaker's tables
@@ -58,7 +58,7 @@ def test_statistics_are_those_of_the_valid_columns() -> None:
         torch.testing.assert_close(pooled[row], expected)
 
 
-def test_one_column_has_no_deviation() -> None:
+def test_deviation_of_one_column_is_zero() -> None:
     pooled = pool_statistics(torch.ones(1, 2, 3, 1), torch.tensor([1]))
     assert torch.isfinite(pooled).all()
     assert pooled[0, 6:].max() < 1e-3
@@ -66,7 +66,9 @@ def test_one_column_has_no_deviation() -> None:
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 @pytest.mark.parametrize("kind", ["aam", "softmax"])
-def test_company_changes_no_answer(kind: Literal["aam", "softmax"], block: Literal["basic", "bottleneck"]) -> None:
+def test_output_does_not_depend_on_the_batch(
+    kind: Literal["aam", "softmax"], block: Literal["basic", "bottleneck"]
+) -> None:
     torch.manual_seed(0)
     network = SpeakerNetwork(NetworkConfig((1, 2, 1, 1), 4, 8, 20, block), HeadConfig(kind=kind), 5)
     network.train()

@@ -33,7 +33,7 @@ def written_out(clean: NDArray[np.float64], copy: NDArray[np.float64], kind: Dis
 
 @pytest.mark.parametrize("kind", ["mse", "l1", "cosine"])
 @pytest.mark.parametrize("shape", SHAPES, ids=["vector", "stage"])
-def test_distance_is_what_it_says(shape: tuple[int, ...], kind: Distance) -> None:
+def test_distance_equals_its_formula(shape: tuple[int, ...], kind: Distance) -> None:
     rng = np.random.default_rng(5)
     clean, copy = rng.standard_normal(shape) + 0.3, rng.standard_normal(shape) * 4
     computed = distance(torch.from_numpy(clean).float(), torch.from_numpy(copy).float(), kind)
@@ -56,7 +56,7 @@ def leaf(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("clean_gradient", [False, True])
-def test_gradient_reaches_the_clean_side_only_if_asked(clean_gradient: bool) -> None:
+def test_clean_side_gets_a_gradient_only_if_configured(clean_gradient: bool) -> None:
     clean, copy = leaf(4, 5), leaf(4, 5, 2)[..., 0]
     copy.retain_grad()
     align([(clean, copy)], ObjectiveConfig(clean_gradient=clean_gradient)).sum().backward()  # type: ignore[no-untyped-call]
@@ -88,7 +88,7 @@ def by_hand(network: SpeakerNetwork, embedding: Tensor, labels: Tensor) -> NDArr
     return cross_entropy
 
 
-def test_loss_of_pairs_is_cross_entropy_of_all_rows_plus_weighted_alignment(network: SpeakerNetwork) -> None:
+def test_loss_of_pairs_is_cross_entropy_plus_alignment(network: SpeakerNetwork) -> None:
     audio, labels = torch.randn(6, 4800) * 0.1, torch.tensor([0, 1, 2, 0, 1, 2])
     loss = compute_loss(network, audio, labels, NONE, VARIANTS["act-pair"], ObjectiveConfig(weight=3.0), 0.0)
     embedding = network.activations(audio).embedding
@@ -100,22 +100,22 @@ def test_loss_of_pairs_is_cross_entropy_of_all_rows_plus_weighted_alignment(netw
     assert loss.correct.tolist() == (network.logits(embedding).argmax(dim=1) == labels).tolist()
 
 
-def test_copies_are_aligned_with_originals_that_are_not_in_the_batch(network: SpeakerNetwork) -> None:
+def test_copies_are_aligned_with_separate_originals(network: SpeakerNetwork) -> None:
     audio, labels = torch.randn(5, 4800) * 0.1, torch.tensor([0, 1, 2, 0, 1])
     originals = audio[:2] + 0.1 * torch.randn(2, 4800)
     objective = ObjectiveConfig(align=("s4", "embedding"), weight=3.0)
     loss = compute_loss(network, audio, labels, originals, VARIANTS["act-da"], objective, 0.0)
-    heard, meant = network.activations(audio), network.activations(originals)
+    copies, clean_side = network.activations(audio), network.activations(originals)
     distances = [
         written_out(clean.detach().double().numpy(), copy[:2].detach().double().numpy(), "mse")
-        for clean, copy in ((meant.stages[3], heard.stages[3]), (meant.embedding, heard.embedding))
+        for clean, copy in ((clean_side.stages[3], copies.stages[3]), (clean_side.embedding, copies.embedding))
     ]
     np.testing.assert_allclose(loss.alignment.detach().numpy(), np.mean(distances, axis=0), rtol=1e-4)
-    expected = by_hand(network, heard.embedding, labels).mean() + 3.0 * np.mean(distances)
+    expected = by_hand(network, copies.embedding, labels).mean() + 3.0 * np.mean(distances)
     assert loss.total.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_originals_that_are_a_fixed_target_go_through_without_a_gradient(network: SpeakerNetwork) -> None:
+def test_originals_as_fixed_target_have_no_gradient(network: SpeakerNetwork) -> None:
     audio, labels, originals = torch.randn(4, 4800) * 0.1, torch.tensor([0, 1, 2, 0]), torch.randn(2, 4800) * 0.1
     gradients = []
     for clean_gradient in (False, True):
@@ -128,7 +128,7 @@ def test_originals_that_are_a_fixed_target_go_through_without_a_gradient(network
 
 
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if not variant.aligned])
-def test_the_others_do_not_align(network: SpeakerNetwork, name: str) -> None:
+def test_other_variants_do_not_align(network: SpeakerNetwork, name: str) -> None:
     audio, labels = torch.randn(4, 4800) * 0.1, torch.tensor([0, 1, 0, 1])
     loss = compute_loss(network, audio, labels, NONE, VARIANTS[name], ObjectiveConfig(weight=100.0), 0.0)
     assert len(loss.alignment) == 0
@@ -147,13 +147,13 @@ def test_margin_reaches_the_loss() -> None:
     assert with_margin.correct.tolist() == without.correct.tolist()
 
 
-def test_the_controls_differ_from_what_they_control_in_one_thing() -> None:
+def test_controls_differ_in_one_property() -> None:
     act_pair, pair, da, double = (VARIANTS[name] for name in ("act-pair", "da-pair", "da", "da-2x"))
     assert (pair.crops, pair.copies, pair.aligned) == (act_pair.crops, act_pair.copies, False)
     assert (double.crops, double.copies, double.aligned) == (2 * da.crops, da.copies, da.aligned)
 
 
-def test_network_work_of_an_update() -> None:
+def test_passes_of_an_update() -> None:
     """A row costs 1 forward and 2 back, an original that is only listened to 1: three thirds of a pass, and one."""
     passes = {name: variant.passes(0.5) for name, variant in VARIANTS.items()}
     assert passes == {
@@ -166,7 +166,7 @@ def test_network_work_of_an_update() -> None:
     }
 
 
-def test_a_gradient_into_the_originals_costs_the_way_back() -> None:
+def test_clean_gradient_costs_a_backward_pass() -> None:
     """Only where the originals are not in the batch anyway: a pair learns from both of its sides as it is."""
     forward_only, back_too = (
         {name: variant.passes(0.8, clean_gradient) for name, variant in VARIANTS.items()}
@@ -177,7 +177,7 @@ def test_a_gradient_into_the_originals_costs_the_way_back() -> None:
     assert back_too == forward_only
 
 
-def test_an_unknown_variant_is_named_with_those_there_are() -> None:
+def test_unknown_variant_is_refused_with_the_list() -> None:
     there_are = "the variants are clean, da, act-da, act-pair, da-pair, da-2x"
     with pytest.raises(UserError, match=f'unknown variant "dada"; {there_are}'):
         find_variant("dada")

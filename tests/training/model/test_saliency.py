@@ -8,26 +8,35 @@ import torch
 from captum.attr import LayerGradientXActivation
 from torch.nn import functional as F
 
-from speakerlens.training.checkpoint import load_run
+from speakerlens.training.config import load_config
 from speakerlens.training.data.audio import read_audio
 from speakerlens.training.data.manifest import load_corpus
 from speakerlens.training.model.front_end import LogMel
 from speakerlens.training.model.network import SpeakerNetwork
 from speakerlens.training.model.saliency import deletion_index, display, dominated_bins, fused, layercam
 
-
-@pytest.fixture(scope="module")
-def network(runs: dict[str, Path]) -> SpeakerNetwork:
-    return load_run(runs["act-da"]).network
+CONFIGS = Path(__file__).parents[3] / "training" / "configs"
 
 
 @pytest.fixture(scope="module")
-def audio(corpus: Path) -> torch.Tensor:
-    clip = load_corpus(corpus).utterances("test")[0]
+def network(audio: torch.Tensor) -> SpeakerNetwork:
+    """The demo's network with random weights, normalised by the statistics of speech."""
+    config = load_config(CONFIGS / "demo.yaml")
+    torch.manual_seed(0)
+    network = SpeakerNetwork(config.network, config.head, 8).train()
+    with torch.no_grad():
+        for _ in range(40):
+            network(audio)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def audio(demo_corpus: Path) -> torch.Tensor:
+    clip = load_corpus(demo_corpus).utterances("test")[0]
     return torch.from_numpy(read_audio(clip.path, clip.start, clip.duration))[None]
 
 
-def test_agrees_with_captum(network: SpeakerNetwork, audio: torch.Tensor) -> None:
+def test_maps_agree_with_captum(network: SpeakerNetwork, audio: torch.Tensor) -> None:
     """Activations are not negative, so ReLU(gradient) x activation is ReLU(gradient x activation), as captum has."""
     ours = layercam(network, audio)
     features, frames = network.front_end(audio)
@@ -47,7 +56,7 @@ def test_agrees_with_captum(network: SpeakerNetwork, audio: torch.Tensor) -> Non
         assert error < 1e-4, (stage, tap)
 
 
-def test_a_named_target_changes_the_map(network: SpeakerNetwork, audio: torch.Tensor) -> None:
+def test_target_changes_the_maps(network: SpeakerNetwork, audio: torch.Tensor) -> None:
     predicted = layercam(network, audio)
     other = (predicted.target + 1) % predicted.logits.shape[1]
     named = layercam(network, audio, target=other)
@@ -64,7 +73,7 @@ def test_display_is_torch_interpolation_of_the_normalised_map() -> None:
     assert shown[0].max() <= 1
 
 
-def test_an_empty_map_stays_empty() -> None:
+def test_zero_map_is_displayed_as_zero() -> None:
     shown = display(torch.zeros(1, 3, 4), torch.tensor([4]), torch.tensor([20]), 12, 20)
     assert not shown.any()
 
@@ -76,7 +85,7 @@ def test_fused_is_the_mean_of_the_last_three(network: SpeakerNetwork, audio: tor
     torch.testing.assert_close(fused(saliency), (shown[0] + shown[1] + shown[2]) / 3)
 
 
-def test_deletion_index_by_hand() -> None:
+def test_deletion_index_equals_a_hand_computation() -> None:
     saliency = torch.zeros(3, 2, 4)
     saliency[0] = 1.0  # spread evenly: blind
     saliency[1, 0] = 1.0  # only where the speech dominates: deletes everything
