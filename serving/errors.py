@@ -1,7 +1,7 @@
-"""What can go wrong, and what the caller is told.
+"""Errors that a request or the operator can cause, one class per gRPC status.
 
-Every error that a request can cause is a `RequestError`: it carries the name of its gRPC status and a `Reason`, which
-is also the bounded label of the rejection counter. `serving.rpc.interceptor` alone turns them into statuses.
+Raise the class whose status fits; `serving.rpc.interceptor` alone turns it into a status, counts it and logs it. Any
+other exception becomes INTERNAL, with its trace in the log.
 """
 
 from collections.abc import Collection
@@ -14,7 +14,7 @@ LISTED_NAMES = 20
 
 
 class Reason(StrEnum):
-    """Why a request was refused; the values of the label `reason`."""
+    """Why a request was refused: the values of the label `reason` of the rejection counter."""
 
     MALFORMED = "malformed"
     ARGUMENT = "argument"
@@ -49,16 +49,16 @@ class Reason(StrEnum):
 
 
 class StartupError(Exception):
-    """The server cannot start or go on: one sentence for the operator, who can mend it."""
+    """The server cannot start or continue: one sentence that says what the operator can correct."""
 
 
 class RequestError(Exception):
-    """A request that is answered with an error status.
+    """Base of the errors that end a request with a gRPC status.
 
     Args:
         reason: the bounded cause, for the metrics.
         message: one sentence for the caller: which field, what is wrong, what would be right.
-        retry_after_s: seconds after which trying again is likely to work, where the server can tell.
+        retry_after_s: seconds after which a retry is likely to succeed, None where that is unknown.
     """
 
     code: ClassVar[str]
@@ -70,59 +70,59 @@ class RequestError(Exception):
 
 
 class InvalidArgumentError(RequestError):
-    """A field of the request is wrong; the message begins with the field's name."""
+    """INVALID_ARGUMENT: raise when a field of the request is wrong; the message begins with the field's name."""
 
     code = "INVALID_ARGUMENT"
 
 
 class NotFoundError(RequestError):
-    """The request names a variant, version or speaker that is not there; the message says what there is."""
+    """NOT_FOUND: raise for an unknown variant, version or speaker; the message lists the known ones."""
 
     code = "NOT_FOUND"
 
 
 class FailedPreconditionError(RequestError):
-    """The server is not set up for this; the message says what would have to be done first."""
+    """FAILED_PRECONDITION: raise when something must be done before; the message says what."""
 
     code = "FAILED_PRECONDITION"
 
 
 class ResourceExhaustedError(RequestError):
-    """The server has more work waiting than it accepts; trying again later is right."""
+    """RESOURCE_EXHAUSTED: raise when a limit of the server is reached and a later retry may succeed."""
 
     code = "RESOURCE_EXHAUSTED"
 
 
 class UnauthenticatedError(RequestError):
-    """The call brings no token that is valid here; it is not said whether the token was ever one."""
+    """UNAUTHENTICATED: raise for a missing or unknown token; the message is the same for both."""
 
     code = "UNAUTHENTICATED"
 
 
 class DeadlineError(RequestError):
-    """The caller's deadline passed, or would have passed before the answer was there."""
+    """DEADLINE_EXCEEDED: raise when the caller's deadline has passed, or would pass before the answer is ready."""
 
     code = "DEADLINE_EXCEEDED"
 
 
 class UnimplementedError(RequestError):
-    """A method of a protocol that this server speaks in part; the message says what there is instead."""
+    """UNIMPLEMENTED: raise for a method of a protocol that this server does not serve; the message says what to use."""
 
     code = "UNIMPLEMENTED"
 
 
 class UnavailableError(RequestError):
-    """The server is starting or draining; another replica may answer."""
+    """UNAVAILABLE: raise when the server starts, drains or recovers; another replica may answer."""
 
     code = "UNAVAILABLE"
 
 
 def quoted(text: str) -> str:
-    """A client's string, fit for a message or a log line: escaped and of bounded length."""
+    """Return a client's text as a quoted, escaped string of bounded length, safe in messages and log lines."""
     return repr(text if len(text) <= QUOTED_CHARACTERS else text[:QUOTED_CHARACTERS] + "…")
 
 
 def listed(names: Collection[object]) -> str:
-    """What there is, in a bounded list: `a, b, c and 17 more`; there may be millions, if a client sent them."""
+    """Return a list of bounded length, such as `a, b, c and 17 more`; clients may send millions of names."""
     shown = ", ".join(str(name)[:QUOTED_CHARACTERS] for name in islice(names, LISTED_NAMES))
     return shown if len(names) <= LISTED_NAMES else f"{shown} and {len(names) - LISTED_NAMES} more"

@@ -1,8 +1,10 @@
-"""The log on stderr: lines for people, or one JSON object a line, each with the id of the request it belongs to.
+"""The log on stderr: text for people, or one JSON object per line, each with the id of its request.
 
-What a line may hold is decided where it is written: names, numbers and sentences, never audio, embeddings or tokens.
+Lines hold names, numbers and sentences, never audio, embeddings or tokens. What C libraries write to stderr by
+themselves stands between the lines as it is.
 """
 
+import faulthandler
 import json
 import logging
 import sys
@@ -12,17 +14,17 @@ from types import TracebackType
 from typing import Any
 
 from speakerlens.serving.context import current_context
-from speakerlens.serving.standard_error import capture
 
 TEXT = "%(asctime)s %(levelname)s %(name)s %(request)s%(message)s"
 
 
 def configure(level: str, kind: str) -> None:
-    """Sends the process's log to stderr: `level` as in `Config.log_level`, `kind` as in `Config.log_format`.
+    """Send the process's log to stderr: `level` as in `Config.log_level`, `kind` as in `Config.log_format`.
 
-    What nobody catches, in any thread, becomes a line of the log, too; as JSON, also what C libraries write to stderr.
+    Uncaught errors, in any thread, become lines of the log; a crash in C leaves the traces of all threads.
     """
-    handler = logging.StreamHandler(capture() if kind == "json" else sys.stderr)
+    faulthandler.enable()
+    handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_note_request)
     handler.setFormatter(JsonFormatter() if kind == "json" else logging.Formatter(TEXT))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
@@ -33,13 +35,13 @@ def configure(level: str, kind: str) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message; request_id and caller in a request; exception.
+    """Formats one JSON object per line: time (UTC), level, logger, message; in a request request_id and caller.
 
-    A record's `extra={"fields": {...}}` are keys of the object.
+    A record's `extra={"fields": {...}}` become keys of the object, a traceback the key `exception`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's line, without a line break in it."""
+        """Return the record as one line."""
         line: dict[str, Any] = {
             "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
@@ -54,7 +56,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _note_request(record: logging.LogRecord) -> bool:
-    """Writes into the record which request it belongs to, and the name of the token that the request came with."""
+    """Add the request's id and the caller's name to the record."""
     call = current_context.get(None)
     record.request_id = call.id if call else None
     record.caller = call.caller if call else None
@@ -67,18 +69,18 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
-    logging.getLogger("serving").critical("ends because of an error nobody caught", exc_info=(kind, error, trace))
+    logging.getLogger("serving").critical("the process ends with an uncaught error", exc_info=(kind, error, trace))
 
 
 def _uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
     if arguments.exc_value is not None and not isinstance(arguments.exc_value, SystemExit):
         name = arguments.thread.name if arguments.thread else "unknown"
         logging.getLogger("serving").critical(
-            "the thread %s ended because of an error", name, exc_info=arguments.exc_value
+            "the thread %s ended with an uncaught error", name, exc_info=arguments.exc_value
         )
 
 
 def _unraisable(arguments: "sys.UnraisableHookArgs") -> None:
-    # Its name only, as what such an object prints of itself may be anything.
+    # Its name only: the repr of such an object may hold anything.
     where = getattr(arguments.object, "__qualname__", type(arguments.object).__name__)
     logging.getLogger("serving").error("an error was ignored in %s", where, exc_info=arguments.exc_value)

@@ -1,4 +1,4 @@
-"""From configuration to a running server and back: bind, load, warm up, serve, drain."""
+"""The server's life: bind the ports, load and warm up the models, serve, drain."""
 
 import asyncio
 import json
@@ -36,31 +36,31 @@ from speakerlens.serving.robustness.probes import Prober
 from speakerlens.serving.rpc.auth import AuthInterceptor, Tokens
 from speakerlens.serving.rpc.builtin import BuiltinServicesInterceptor
 from speakerlens.serving.rpc.channels import channel_arguments, exposure
-from speakerlens.serving.rpc.drain import hang_up
+from speakerlens.serving.rpc.drain import CallGate, close_connections
 from speakerlens.serving.rpc.health import Health
-from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor
+from speakerlens.serving.rpc.interceptor import CallInterceptor
 from speakerlens.serving.rpc.tls import server_credentials
-from speakerlens.serving.rpc.tracing import tracing_of
+from speakerlens.serving.rpc.tracing import Tracing
 from speakerlens.serving.rpc.transfer import MessageTransfer
 
 log = logging.getLogger(__name__)
 
-# A caller may have its answer, and send a signal, a moment before the event loop hears that the answer has gone.
-NEWS_SECONDS = 0.1
-# How long connections may take to close once every call of ours is over; a stream of reflection stays open for ever.
+# A client may have its answer, and send a signal, shortly before the event loop learns that the answer was sent.
+SENT_SECONDS = 0.1
+# How long connections may take to close after the last call; a stream of reflection never ends by itself.
 CLOSING_SECONDS = 1.0
-FOR_EVER_SECONDS = 1e8
+# Waiting without a limit, gRPC would cancel its own termination together with the waiting task.
+LONGEST_WAIT_SECONDS = 1e8
 
 
 async def serve(config: Config) -> bool:
-    """Serves until SIGTERM or SIGINT, then finishes what is in flight; a second signal ends the process at once.
+    """Serve until SIGTERM or SIGINT, then finish the calls in progress; a second signal ends the process at once.
 
     Returns:
-        False where the time for that ran out, and calls were cut short.
+        False where the time for that ran out and calls were aborted.
 
     Raises:
-        StartupError: no usable bundle, a port that is taken, a device that is not there; or nothing can be answered
-            any more.
+        StartupError: no usable bundle, an occupied port, a missing device; or the server can no longer answer.
     """
     stop = _stop_signal()
     look(config.bundles)
@@ -73,7 +73,7 @@ async def serve(config: Config) -> bool:
         await asyncio.wait({working, failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in (working, failing):
             if task.done() and not stop.is_set():
-                task.result()  # they end by themselves only with an error
+                task.result()  # raises: they end by themselves only with an error
     finally:
         working.cancel()
         failing.cancel()
@@ -82,7 +82,7 @@ async def serve(config: Config) -> bool:
 
 
 class Server:
-    """The listening sockets and what answers on them. Must be made on the event loop."""
+    """The listening ports and what answers on them; construct it on the event loop."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -103,17 +103,16 @@ class Server:
         self._port = 0
         self._ports: dict[str, str] = {}
         self._transfers = _transfers(config, config.max_held_bytes)
-        self._tracing = tracing_of(config, services)
+        self._tracing = Tracing(config.trace_endpoint) if config.trace_endpoint else None
         self._grpc = grpc.aio.server(
             interceptors=[
-                *([self._tracing.interceptor] if self._tracing else []),
-                CallInterceptor(services, self._gate, self.metrics, self._codec, self._transfers, ALWAYS),
+                CallInterceptor(services, self._gate, self.metrics, self._transfers, ALWAYS, self._tracing),
                 *([AuthInterceptor(Tokens(config.tokens))] if config.tokens else []),
-                # Health asks for no token: who fills its room with slow requests must not fill that of the others.
+                # A budget of its own, as health needs no token: slow requests to it leave the others' budget alone.
                 BuiltinServicesInterceptor(services, _transfers(config, config.max_held_bytes // 4)),
             ],
             options=[
-                # Two servers on one port would share its calls silently.
+                # Two servers on one port would share its calls without a warning.
                 ("grpc.so_reuseport", 0),
                 *channel_arguments(config),
             ],
@@ -126,17 +125,17 @@ class Server:
             reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
     async def listen(self) -> None:
-        """Binds the ports; health says NOT_SERVING, and calls are refused as UNAVAILABLE, until `open`.
+        """Bind the ports; health is NOT_SERVING, and calls are refused as UNAVAILABLE, until the models are loaded.
 
         Raises:
-            StartupError: an address is not to be had, or a certificate makes no sense.
+            StartupError: an address cannot be bound, or a certificate is not valid.
         """
         config = self._config
         credentials = server_credentials(config)
-        danger = exposure(config)
-        if danger:
-            log.warning("%s", danger)
-        probe(config.host, config.port, "--port")
+        warning = exposure(config)
+        if warning:
+            log.warning("%s", warning)
+        _check_address(config.host, config.port, "--port")
         address = _address(config.host, config.port)
         try:
             if credentials is None:
@@ -156,13 +155,13 @@ class Server:
         try:
             return self.metrics.page.serve(host, port)
         except OSError as error:
-            raise _taken("--metrics-port", host, port, error) from error
+            raise _cannot_listen("--metrics-port", host, port, error) from error
 
     async def work(self) -> None:
-        """Loads the models, lets calls in, and keeps up with the bundles on disk, until it is cancelled.
+        """Load the models, accept calls, and follow the bundles on disk, until it is cancelled.
 
         Raises:
-            StartupError: nothing can be served.
+            StartupError: no bundle can be served.
         """
         await self._repository.load()
         self._open()
@@ -173,23 +172,22 @@ class Server:
         await asyncio.Event().wait()
 
     async def failed(self) -> None:
-        """Waits for what ought not to come.
+        """Wait for a failure of the scheduler or of gRPC.
 
         Raises:
-            StartupError: nothing is computed any more, or no call is taken any more.
+            StartupError: no batch is computed any more, or no call is accepted any more.
         """
-        # gRPC would cancel its own end with us, were the wait without a limit.
-        ended = asyncio.ensure_future(self._grpc.wait_for_termination(FOR_EVER_SECONDS))
+        ended = asyncio.ensure_future(self._grpc.wait_for_termination(LONGEST_WAIT_SECONDS))
         try:
             awaited: set[asyncio.Future[Any]] = {self._scheduler.failed, ended}
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ended.cancel()
-        what = "the scheduler has failed" if self._scheduler.failed.done() else "gRPC takes no calls"
-        raise StartupError(f"{what} after an error nobody foresaw, which the log has; the server ends")
+        what = "the scheduler has failed" if self._scheduler.failed.done() else "gRPC accepts no calls"
+        raise StartupError(f"{what} after an unexpected error, see the log; the server ends")
 
     def _open(self) -> None:
-        """Lets calls in, and prints one JSON line on stdout: the bound addresses, and what is served on what."""
+        """Accept calls, and print one JSON line on stdout: the bound addresses, the models and the provider."""
         models = self._models
         self._service.core = Pipeline(models, self._config, self.metrics, self._codec, self._watcher)
         self._inference.core = Inference(self._service.core, self._config, self.metrics)
@@ -203,20 +201,22 @@ class Server:
         log.info("serving %s on %s, gRPC %s", ", ".join(names), models.provider, self._ports["grpc"])
 
     async def drain(self) -> bool:
-        """Refuses new calls, and finishes those in flight for as long as the configuration allows; whether all were."""
+        """Refuse new calls and finish those in progress; return whether all were finished in time."""
         if self._probing is not None:
             self._probing.cancel()
         self._gate.closed = "the server is draining"
         self._health.drain()
-        log.info("draining: calls in flight have %g s", self._config.drain_seconds)
-        # Live audio does not end by itself; whoever has less than this left to send may send it.
+        log.info("draining: calls in progress have %g s", self._config.drain_seconds)
+        # Live audio does not end by itself, so streams get half of the time.
         for end in (self._service.end_streams, self._transfers.end):
             asyncio.get_running_loop().call_later(self._config.drain_seconds / 2, end)
-        finished = await self._gate.emptied(max(self._config.drain_seconds, NEWS_SECONDS))
+        finished = await self._gate.emptied(max(self._config.drain_seconds, SENT_SECONDS))
         if finished:
-            await hang_up(self._port, CLOSING_SECONDS)
-        # Callers who are quick to connect again have done so; now the port is closed as well.
-        await asyncio.gather(self._grpc.stop(CLOSING_SECONDS if finished else 0), hang_up(self._port, CLOSING_SECONDS))
+            await close_connections(self._port, CLOSING_SECONDS)
+        # Clients may have reconnected meanwhile; now the port is closed as well.
+        await asyncio.gather(
+            self._grpc.stop(CLOSING_SECONDS if finished else 0), close_connections(self._port, CLOSING_SECONDS)
+        )
         await self._watcher.close()
         await self._models.close()
         self._scheduler.close()
@@ -224,17 +224,15 @@ class Server:
         self._speakers.close()
         if self._tracing is not None:
             await self._tracing.close()
-        log.log(
-            logging.INFO if finished else logging.WARNING, "stopped%s", "" if finished else ", calls were cut short"
-        )
+        log.log(logging.INFO if finished else logging.WARNING, "stopped%s", "" if finished else ", calls were aborted")
         return finished
 
 
-def probe(host: str, port: int, flag: str) -> None:
-    """Binds an address for a moment, as gRPC's own failure does not say what was wrong.
+def _check_address(host: str, port: int, flag: str) -> None:
+    """Bind an address briefly: gRPC's own error does not say what is wrong with it.
 
     Raises:
-        StartupError: the address is not to be had.
+        StartupError: the address cannot be bound.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -244,14 +242,14 @@ def probe(host: str, port: int, flag: str) -> None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
     except OSError as error:
-        raise _taken(flag, host, port, error) from error
+        raise _cannot_listen(flag, host, port, error) from error
 
 
 def _transfers(config: Config, held_bytes: int) -> MessageTransfer:
     return MessageTransfer(config.transfer_seconds, config.max_message_bytes, held_bytes)
 
 
-def _taken(flag: str, host: str, port: int, error: OSError) -> StartupError:
+def _cannot_listen(flag: str, host: str, port: int, error: OSError) -> StartupError:
     return StartupError(f"{flag} {port}: cannot listen on {_address(host, port)}: {error.strerror}")
 
 

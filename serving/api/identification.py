@@ -48,7 +48,6 @@ from speakerlens.serving.pipeline.idle import IdleBudget
 from speakerlens.serving.pipeline.query import Query
 from speakerlens.serving.pipeline.stream import LiveWindows, identify_stream
 from speakerlens.serving.pipeline.verify import Verifier
-from speakerlens.serving.rpc.wire import size_of
 
 T = TypeVar("T")
 MessageT = TypeVar("MessageT", bound=Message)
@@ -57,7 +56,7 @@ SERVICE: Final = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].full_na
 # Utterances in one IdentifyBatch.
 MAX_REQUESTS: Final = 256
 # Of one batch, so that a few large ones leave room to others.
-MAX_ANSWER_BYTES: Final = 2**28
+MAX_ANSWER_BYTES: Final = 2**26
 
 
 class Service(SpeakerIdentificationServicer):
@@ -109,7 +108,7 @@ class Service(SpeakerIdentificationServicer):
                 raise models
             query = query_of(each, deadline, Priority.BULK)
             response = await retry_when_full(lambda: self._identified(core, query, models))
-            added = await core.run_in_thread(partial(size_of, response))
+            added = response.ByteSize()
             if size + added > MAX_ANSWER_BYTES:
                 raise ResourceExhaustedError(
                     Reason.ANSWER_SIZE, f"the answer would be above {MAX_ANSWER_BYTES} bytes; ask for fewer in one call"

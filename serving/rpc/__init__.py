@@ -1,1 +1,1 @@
-"""What surrounds every call: statuses, ids, TLS, tokens, limits of connections, traces."""
+"""The gRPC layer around every call: statuses, limits, TLS, tokens, health, traces and draining."""

@@ -1,6 +1,6 @@
-"""Health and reflection, which `serving.rpc.interceptor` leaves alone: malformed messages are INVALID_ARGUMENT.
+"""Receives and parses the messages of health and reflection, which `CallInterceptor` does not run.
 
-gRPC itself would answer it with UNKNOWN and log a stack trace, for everybody who reaches the port.
+A malformed message is INVALID_ARGUMENT; gRPC by itself would answer UNKNOWN and log a stack trace.
 """
 
 import inspect
@@ -16,11 +16,11 @@ from speakerlens.serving.rpc.transfer import MessageTransfer
 
 
 class BuiltinServicesInterceptor(grpc.aio.ServerInterceptor):
-    """Receives and parses the messages of every service but those named.
+    """Receives and parses the messages of every service but the given ones.
 
     Args:
-        services: full names of the services that are surrounded anyway.
-        transfers: receives.
+        services: full names of the services that `CallInterceptor` runs.
+        transfers: receives the messages.
     """
 
     def __init__(self, services: Collection[str], transfers: MessageTransfer) -> None:
@@ -28,7 +28,7 @@ class BuiltinServicesInterceptor(grpc.aio.ServerInterceptor):
         self._transfers = transfers
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Replaces the method's handler by one that receives and parses; as if the request were streamed."""
+        """Return a handler that receives and parses, then runs the method's handler."""
         handler = await continuation(handler_call_details)
         service = handler_call_details.method.removeprefix("/").rpartition("/")[0]
         if handler is None or service in self._services:
@@ -38,11 +38,11 @@ class BuiltinServicesInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _parsing(handler: Any, transfers: MessageTransfer) -> Callable[..., Any]:
-    """The handler's behaviour with a parser before it; as it is, a coroutine or a generator."""
+    """Return the handler's behaviour with a parser before it, a coroutine or a generator like itself."""
     behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
     async def parsed(incoming: Any, context: Any) -> Any:
-        messages = _each(handler.request_deserializer, transfers, aiter(incoming), context)
+        messages = _messages(handler.request_deserializer, transfers, aiter(incoming), context)
         if handler.request_streaming:
             return messages
         async for message in messages:
@@ -59,7 +59,7 @@ def _parsing(handler: Any, transfers: MessageTransfer) -> Callable[..., Any]:
     return generate if inspect.isasyncgenfunction(behaviour) else call
 
 
-async def _each(
+async def _messages(
     parse: Callable[[bytes], Any], transfers: MessageTransfer, messages: AsyncIterator[bytes], context: Any
 ) -> AsyncIterator[Any]:
     try:

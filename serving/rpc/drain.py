@@ -1,8 +1,8 @@
-"""Ends connections so that a call that was never begun fails as UNAVAILABLE.
+"""Draining: the gate that lets calls in, and the end of connections when the server stops.
 
-A gRPC server that stops answers CANCELLED to calls that arrived before their callers heard of it (grpc/grpc#41785), and
-no client repeats those. If the connection ends instead, the same calls fail as UNAVAILABLE, and are repeated elsewhere.
-So each connection is closed for writing: what was written before arrives, then the end, and nothing else.
+A gRPC server that stops answers CANCELLED to calls that arrived before their clients learned of it (grpc/grpc#41785),
+and no client retries those. When the connection ends instead, the same calls fail as UNAVAILABLE and are retried
+elsewhere. So each connection is closed for writing: what was written before arrives, then the end, and nothing else.
 """
 
 import asyncio
@@ -12,32 +12,73 @@ import socket
 import stat
 import struct
 from pathlib import Path
+from typing import Any
 
-# gRPC does not hand its sockets out, so they are found among the process's descriptors, which only Linux lists here.
+from speakerlens.serving.errors import Reason, UnavailableError
+
+# gRPC does not expose its sockets, so they are looked up among the process's descriptors, which only Linux lists here.
 DESCRIPTORS = Path("/proc/self/fd")
-# States of a connection in Linux's tcp_info in which the other side does not have everything yet.
+# States in Linux's tcp_info in which the peer has not received everything yet.
 ESTABLISHED, FIN_WAIT1, CLOSING = 1, 4, 11
-LOOK_SECONDS = 0.01
+POLL_SECONDS = 0.01
 
 
-async def hang_up(port: int, seconds: float) -> None:
-    """Closes the server's connections on `port`; returns when the callers have what was written, or after `seconds`."""
+class CallGate:
+    """Lets calls in and counts those in progress.
+
+    Attributes:
+        closed: why no call is let in, None while the gate is open.
+    """
+
+    def __init__(self) -> None:
+        self.closed: str | None = "the server is starting"
+        self._inside: set[Any] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def enter(self, context: Any) -> None:
+        """Count a call until it leaves or ends, which is when its last answer was passed to the network.
+
+        Raises:
+            UnavailableError: the gate is closed.
+        """
+        if self.closed is not None:
+            raise UnavailableError(Reason.NOT_SERVING, f"{self.closed}; retry, or use another replica")
+        self._inside.add(context)
+        self._empty.clear()
+        context.add_done_callback(self.leave)
+
+    def leave(self, context: Any) -> None:
+        """Stop counting a call."""
+        self._inside.discard(context)
+        if not self._inside:
+            self._empty.set()
+
+    async def emptied(self, seconds: float) -> bool:
+        """Wait until no call is inside; return whether that happened within `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), seconds)
+        return self._empty.is_set()
+
+
+async def close_connections(port: int, seconds: float) -> None:
+    """Close the server's connections on `port`; return when clients have what was written, or after `seconds`."""
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(each) for each in _connections(port)]
         for each in connections:
-            with contextlib.suppress(OSError):  # the caller was faster
+            with contextlib.suppress(OSError):  # the client closed it first
                 each.shutdown(socket.SHUT_WR)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not all(map(_delivered, connections)):
-                    await asyncio.sleep(LOOK_SECONDS)
+                    await asyncio.sleep(POLL_SECONDS)
 
 
 def _connections(port: int) -> list[socket.socket]:
-    """Duplicates of the sockets that connect callers to `port` of this process."""
+    """Return duplicates of the sockets of connections to `port` of this process."""
     found = []
     for path in DESCRIPTORS.iterdir() if DESCRIPTORS.is_dir() else ():
-        with contextlib.suppress(OSError):  # closed meanwhile
+        with contextlib.suppress(OSError):  # closed in the meantime
             if not stat.S_ISSOCK(path.stat().st_mode):
                 continue
             copy = socket.socket(fileno=os.dup(int(path.name)))

@@ -1,4 +1,4 @@
-"""TLS of the gRPC port: a certificate that is renewed without a restart, and on request one from every client."""
+"""TLS of the gRPC port: certificates that are reloaded when they change, and optional client certificates."""
 
 import ssl
 from pathlib import Path
@@ -11,10 +11,10 @@ from speakerlens.serving.rpc.reload import ReloadingFile, warn_if_public
 
 
 def server_credentials(config: Config) -> grpc.ServerCredentials | None:
-    """Credentials for the port, or None where no certificate is configured.
+    """Return credentials for the port, None where no certificate is configured.
 
-    The files are looked at before each handshake: a new certificate, key or client authority counts from the next
-    connection on. Files that do not make sense, or not yet, leave the ones before in force.
+    The files are checked before each handshake: a new certificate, key or client authority is used from the next
+    connection on. While they are not valid, the previous ones stay in force.
 
     Raises:
         StartupError: a file cannot be read, or the files do not fit together.
@@ -34,19 +34,19 @@ def server_credentials(config: Config) -> grpc.ServerCredentials | None:
         nonlocal in_use
         current = watched.value()
         if current is in_use:
-            return None  # gRPC's word for no change
+            return None  # no change
         in_use = current
         return current
 
     return grpc.dynamic_ssl_server_credentials(
         in_use,
-        renewed,  # type: ignore[arg-type]  # its stubs do not know of None
+        renewed,  # type: ignore[arg-type]  # the stubs lack None
         require_client_authentication=authority is not None,
     )
 
 
 class _Pair:
-    """A certificate's files, checked as OpenSSL sees them: gRPC's own refusal does not say what is wrong."""
+    """The files of a certificate, checked with OpenSSL: gRPC does not report what is wrong with them."""
 
     def __init__(self, certificate: Path, key: Path, authority: Path | None) -> None:
         self.certificate = certificate
@@ -55,7 +55,7 @@ class _Pair:
         self.paths = (certificate, key) if authority is None else (certificate, key, authority)
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """The files as gRPC wants them.
+        """Return gRPC's configuration of the files.
 
         Raises:
             ValueError: a file cannot be read, is no PEM, or the key is not the certificate's.
@@ -64,12 +64,12 @@ class _Pair:
         key = _content("--tls-key", self.key)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            # Without a password of ours, OpenSSL would ask for one on the terminal.
+            # Without a password, OpenSSL would ask for one on the terminal.
             context.load_cert_chain(self.certificate, self.key, password="")
         except OSError as error:
             files = f"--tls-certificate {self.certificate} and --tls-key {self.key}"
             reason = getattr(error, "reason", None) or "not PEM, or an encrypted key"
-            raise ValueError(f"{files} make no pair: {reason.lower().replace('_', ' ')}") from error
+            raise ValueError(f"{files} are not a pair: {reason.lower().replace('_', ' ')}") from error
         authority = None if self.authority is None else self._authority(self.authority, context)
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
 

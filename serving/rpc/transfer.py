@@ -1,58 +1,155 @@
-"""Receives requests and hands answers over, within limits of time and memory.
+"""Receives requests and delivers answers, within limits of time and memory.
 
-gRPC itself waits for as long as the other side likes: for a request that arrives byte by byte, and for a client that
-does not read. Either would hold what the call holds, and a stopping server up.
+gRPC waits without limit for a request that arrives byte by byte, and for a client that does not read; either would keep
+the call's memory and delay a stop. gRPC limits a message and the calls of a connection, but not what all of them hold
+together: here every call reserves bytes of one budget, and is refused when it is used up. Bytes on the wire count; read
+and decoded, a request takes up to four times as much.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 
 from speakerlens.serving.errors import DeadlineError, Reason, RequestError, ResourceExhaustedError, UnavailableError
-from speakerlens.serving.rpc.budget import ByteBudget, Reservation
-from speakerlens.serving.rpc.wire import LARGE_BYTES
 
-# A line this slow, in bytes a second (1 Mbit/s), is still waited for, however large the message.
-SLOWEST_LINE = 128 * 1024
-# Nobody knows how much of a request has arrived before all has. From SLOW_SECONDS on it counts what a line of this many
-# bytes a second (16 Mbit/s) would have brought: on a faster one, an honest request would be there.
+# Smaller answers are not counted: gRPC buffers them anyway.
+LARGE_BYTES = 64 * 1024
+# Suggested pause where the budget is used up; it frees as calls end.
+RETRY_SECONDS = 1.0
+# The slowest connection that is waited for, in bytes per second (1 Mbit/s), however large the message.
+SLOWEST_SPEED = 128 * 1024
+# gRPC does not tell how much of a request has arrived. From SLOW_SECONDS on it counts what a connection of this many
+# bytes per second (16 Mbit/s) would have brought: on a faster one, the request would be complete.
 SLOW_SECONDS, COUNT_SECONDS = 2.0, 1.0
-COUNTED_LINE = 2 * 2**20
-# A caller whose connection ends while it sends leaves a call without a message, a moment before the call is cancelled.
-HANGUP_SECONDS = 0.1
-# A status waits behind an answer that is not read; it is there for a client who begins to read again.
+COUNTED_SPEED = 2 * 2**20
+# When a connection ends while the client sends, the call has no message, shortly before it is cancelled.
+DISCONNECT_SECONDS = 0.1
+# A status waits behind an answer that is not read; a client that reads again still gets it.
 ABORT_SECONDS = 1.0
 
 
-class MessageTransfer:
-    """Of all calls.
+class ByteBudget:
+    """Bytes that all calls together may hold.
 
     Args:
-        seconds: how long a request may take to arrive, and an answer to be taken, beside its time on the slowest line.
+        limit: the bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.held = 0
+
+    @contextmanager
+    def reservation(self) -> Iterator["Reservation"]:
+        """Yield a reservation that is released at the end of the block, or later, where it is to be kept."""
+        reservation = Reservation(self)
+        try:
+            yield reservation
+        finally:
+            reservation.close()
+
+    def take(self, size: int) -> None:
+        """Count `size` bytes.
+
+        Raises:
+            ResourceExhaustedError: they exceed the budget.
+        """
+        if self.held + size > self._limit:
+            raise ResourceExhaustedError(
+                Reason.HELD,
+                f"all calls together may hold {self._limit} bytes of requests and answers, and {self.held} are held; "
+                f"{size} more are too many now, try again later",
+                RETRY_SECONDS,
+            )
+        self.held += size
+
+
+class Reservation:
+    """The bytes of a budget that one call holds.
+
+    Attributes:
+        answered: bytes of them that were reserved for an answer under construction.
+    """
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self._size = 0
+        self._kept: set[asyncio.Future[None]] = set()
+        self.answered = 0
+
+    def take(self, size: int) -> None:
+        """Reserve `size` more bytes; errors as for `ByteBudget.take`."""
+        self._budget.take(size)
+        self._size += size
+
+    def reserve_answer(self, size: int) -> None:
+        """Reserve bytes of an answer under construction; `answered` sums them. Errors as for `ByteBudget.take`."""
+        self.take(size)
+        self.answered += size
+
+    @contextmanager
+    def part(self, size: int) -> Iterator[None]:
+        """Reserve `size` more bytes within the block; errors as for `ByteBudget.take`."""
+        self.take(size)
+        try:
+            yield
+        finally:
+            if not self._kept:
+                self._release(size)
+
+    def keep(self, until: "asyncio.Future[None]") -> None:
+        """Keep the bytes until that future is done, even after the call."""
+        self._kept.add(until)
+        until.add_done_callback(self._done)
+
+    def close(self) -> None:
+        """Release the bytes, unless they are to be kept."""
+        if not self._kept:
+            self._release(self._size)
+
+    def _done(self, kept: "asyncio.Future[None]") -> None:
+        self._kept.discard(kept)
+        self.close()
+
+    def _release(self, size: int) -> None:
+        size = min(size, self._size)  # a part may end after the whole, in a generator that was not closed
+        self._budget.held -= size
+        self._size -= size
+
+
+class MessageTransfer:
+    """Receives and delivers the messages of all calls.
+
+    Args:
+        seconds: time for a request to arrive and for an answer to be read, beside its time at `SLOWEST_SPEED`.
         message_bytes: the largest request.
-        held_bytes: what all calls may hold together; requests that arrive slowly get half of it.
+        held_bytes: the budget of all calls together; requests that arrive slowly get half of it.
+
+    Attributes:
+        budget: bytes that calls hold.
     """
 
     def __init__(self, seconds: float, message_bytes: int, held_bytes: int) -> None:
         self._seconds = seconds
         self._message_bytes = message_bytes
-        self.held = ByteBudget(held_bytes)
+        self.budget = ByteBudget(held_bytes)
         self._slow = ByteBudget(max(message_bytes, held_bytes // 2))
         self._arriving: set[_Arrival] = set()
 
     async def receive(self, messages: AsyncIterator[bytes]) -> bytes | None:
-        """The next message of a call, or None where the client sends no more.
+        """Return the next message of a call, None where the client sends no more.
 
         Raises:
             DeadlineError: it does not arrive in time.
-            ResourceExhaustedError: it arrives slowly, and many others do.
+            ResourceExhaustedError: it arrives slowly, as do many others.
             UnavailableError: it has not arrived when the server stops.
         """
-        seconds = self._seconds + self._message_bytes / SLOWEST_LINE
+        seconds = self._seconds + self._message_bytes / SLOWEST_SPEED
         limit = asyncio.timeout(seconds)
-        with self._slow.share() as share, _Arrival(limit, share, self._message_bytes) as arrival:
+        with self._slow.reservation() as reservation, _Arrival(limit, reservation, self._message_bytes) as arrival:
             self._arriving.add(arrival)
             try:
                 async with limit:
@@ -62,43 +159,43 @@ class MessageTransfer:
             finally:
                 self._arriving.discard(arrival)
         if message is None:
-            await asyncio.sleep(HANGUP_SECONDS)
+            await asyncio.sleep(DISCONNECT_SECONDS)
         return message
 
     def end(self) -> None:
-        """Sends away the requests that have not arrived yet; nothing has been done for them."""
+        """Refuse the requests that have not arrived yet; no work was done for them."""
         for arrival in self._arriving:
             arrival.refuse(
                 UnavailableError(Reason.NOT_SERVING, "the server is draining; send the request to another replica")
             )
 
-    def hand_over(self, context: Any, payload: bytes, share: Reservation, late: Callable[[], object]) -> None:
-        """Holds a single answer until the client has read it or gone; gRPC sends it, with the status.
+    def hand_over(self, context: Any, payload: bytes, reservation: Reservation, late: Callable[[], object]) -> None:
+        """Reserve the bytes of a single answer until the client has read it or gone; gRPC sends it with the status.
 
-        `late` is called where that takes longer than it may.
+        Calls `late` where that takes too long.
 
         Raises:
-            ResourceExhaustedError: there is no room for the answer.
+            ResourceExhaustedError: the answer exceeds the budget.
         """
         if len(payload) < LARGE_BYTES:
             return
-        share.take(max(0, len(payload) - share.answered))
+        reservation.take(max(0, len(payload) - reservation.answered))
         loop = asyncio.get_running_loop()
         gone = loop.create_future()
         context.add_done_callback(lambda _: gone.set_result(None))
-        share.keep(gone)
-        timer = loop.call_later(self._seconds + len(payload) / SLOWEST_LINE, late)
+        reservation.keep(gone)
+        timer = loop.call_later(self._seconds + len(payload) / SLOWEST_SPEED, late)
         gone.add_done_callback(lambda _: timer.cancel())
 
-    async def deliver(self, context: Any, payload: bytes, share: Reservation, first: bool) -> None:
-        """Hands an answer of a stream over, its first or a later one; returns when the connection has taken all of it.
+    async def deliver(self, context: Any, payload: bytes, reservation: Reservation, first: bool) -> None:
+        """Send the first or a later answer of a stream; return when the connection has taken all of it.
 
         Raises:
-            DeadlineError: the client does not read. What it has not read is kept for it by gRPC, and in `share`, until
-                it reads or goes.
-            ResourceExhaustedError: there is no room for the answer.
+            DeadlineError: the client does not read. gRPC and `reservation` keep the unread bytes until it reads or
+                goes.
+            ResourceExhaustedError: the answer exceeds the budget.
         """
-        seconds = self._seconds + len(payload) / SLOWEST_LINE
+        seconds = self._seconds + len(payload) / SLOWEST_SPEED
         if len(payload) < LARGE_BYTES:
             try:
                 async with asyncio.timeout(seconds):
@@ -106,54 +203,52 @@ class MessageTransfer:
             except TimeoutError:
                 raise _unread(seconds) from None
             return
-        with share.part(len(payload)):
+        with reservation.part(len(payload)):
             writing: asyncio.Future[None] = asyncio.ensure_future(_write(context, payload, first))
-            writing.add_done_callback(_heard)
+            writing.add_done_callback(_consume_error)
             try:
                 done = await _done(writing, seconds)
             except asyncio.CancelledError:
                 writing.cancel()
                 raise
             if not done:
-                share.keep(writing)
+                reservation.keep(writing)
                 raise _unread(seconds)
             writing.result()
 
     async def refuse(self, context: Any, code: str, detail: str) -> None:
-        """Ends a call with an error; gRPC raises its own when the handler returns."""
+        """End a call with an error status; gRPC raises its own error when the handler returns."""
         aborting = asyncio.ensure_future(context.abort(grpc.StatusCode[code], detail))
-        aborting.add_done_callback(_heard)
+        aborting.add_done_callback(_consume_error)
         await _done(aborting, ABORT_SECONDS)
 
 
 class _Arrival:
-    """A request on its way, which counts from when it is slow; within the block.
+    """A request that is arriving; within the block it is counted once it is slow.
 
     Attributes:
-        refusal: why its time was ended, if it was.
+        refusal: why waiting for it was ended early, None where it was not.
     """
 
-    def __init__(self, limit: asyncio.Timeout, share: Reservation, message_bytes: int) -> None:
+    def __init__(self, limit: asyncio.Timeout, reservation: Reservation, message_bytes: int) -> None:
         self._limit = limit
-        self._share = share
+        self._reservation = reservation
         self._uncounted = message_bytes
         self.refusal: RequestError | None = None
 
     def refuse(self, error: RequestError) -> None:
-        """Ends its time now, unless it is over."""
+        """Stop waiting for the request now, unless its time is over."""
         if not self._limit.expired():
             self.refusal = error
             self._limit.reschedule(0.0)
 
     def _count(self, seconds: float) -> None:
-        size = min(self._uncounted, int(seconds * COUNTED_LINE))
+        size = min(self._uncounted, int(seconds * COUNTED_SPEED))
         try:
-            self._share.take(size)
+            self._reservation.take(size)
         except ResourceExhaustedError as error:
-            self._share.close()  # now, or all that count in this moment would be refused
-            text = (
-                "the request arrives slowly, and there is no room for more that do; try again later, or send it faster"
-            )
+            self._reservation.close()  # now, or all requests counted at this moment would be refused
+            text = "the request arrives slowly, and too many others do; try again later, or send it faster"
             self.refuse(ResourceExhaustedError(Reason.HELD, text, error.retry_after_s))
             return
         self._uncounted -= size
@@ -193,6 +288,6 @@ async def _done(future: "asyncio.Future[Any]", seconds: float) -> bool:
     return bool(done)
 
 
-def _heard(future: "asyncio.Future[Any]") -> None:
+def _consume_error(future: "asyncio.Future[Any]") -> None:
     if not future.cancelled():
         future.exception()

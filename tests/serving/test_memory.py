@@ -1,4 +1,4 @@
-"""What the process keeps of memory that it has freed; each in a process of its own."""
+"""Memory that a process keeps after freeing it; each test in its own process."""
 
 import subprocess
 import sys
@@ -17,9 +17,9 @@ RESIDENT = (
 )
 BLOCKS = (
     "import numpy as np\n"
-    "from speakerlens.serving.memory import steady\n"
+    "from speakerlens.serving.memory import limit_arenas\n"
     f"{RESIDENT}"
-    "steady()\n"
+    "limit_arenas()\n"
     "np.ones(30 * 2**20, np.uint8)\n"  # from then on glibc by itself would map nothing that is smaller
     "blocks, between = [], []\n"
     "for _ in range(20):\n"
@@ -29,10 +29,10 @@ BLOCKS = (
     "del blocks\n"
     "print(before - resident())\n"
 )
-HEAPS = (
+ARENAS = (
     "import ctypes, threading\n"
-    "from speakerlens.serving.memory import steady\n"
-    "steady()\n"
+    "from speakerlens.serving.memory import limit_arenas\n"
+    "limit_arenas()\n"
     "kept, ready = [], threading.Barrier(12)\n"
     "def work():\n"
     "    ready.wait()\n"
@@ -71,23 +71,23 @@ def printed(program: str, *arguments: str, **environment: str) -> str:
 
 
 @pytest.mark.parametrize(("environment", "given_back"), [({}, True), ({"MALLOC_ARENA_MAX": "3"}, False)])
-def test_large_blocks_are_given_back(environment: dict[str, str], given_back: bool) -> None:
-    """But for whoever has set how glibc behaves."""
+def test_large_blocks_are_returned_to_the_system(environment: dict[str, str], given_back: bool) -> None:
+    """Except where a variable of glibc's is set."""
     assert (float(printed(BLOCKS, **environment)) > 70) is given_back
 
 
-def test_threads_share_few_heaps() -> None:
-    assert 1 <= printed(HEAPS).count("<heap nr=") <= 2
+def test_threads_share_two_arenas() -> None:
+    assert 1 <= printed(ARENAS).count("<heap nr=") <= 2
 
 
-def test_graphs_share_what_they_compute_in(tmp_path: Path) -> None:
-    """Each alone would keep some 60 MB for the eight minutes of audio."""
+def test_graphs_share_their_working_memory(tmp_path: Path) -> None:
+    """Each by itself would keep some 60 MB for the eight minutes of audio."""
     folder = toy.write_bundle(tmp_path, "v", 1, slow_seconds=10**6)
     assert float(printed(GRAPHS, str(folder))) < 60
 
 
-def test_the_server_does_so(toy_server: ServerProcess) -> None:
-    """Its main thread's heap and one more; the others of a process are mapped at multiples of 64 MiB, read-write."""
+def test_the_server_has_two_arenas(toy_server: ServerProcess) -> None:
+    """The main thread's arena and one more; further arenas are mapped at multiples of 64 MiB, read-write."""
     maps = Path(f"/proc/{toy_server.process.pid}/maps").read_text(encoding="utf-8").splitlines()
     heaps = [line for line in maps if int(line.split("-")[0], 16) % 2**26 == 0 and " rw-p 00000000 00:00 0" in line]
     assert len(heaps) <= 2

@@ -12,7 +12,7 @@ from speakerlens.serving.api.identification import Service
 from speakerlens.serving.config import Config
 from speakerlens.serving.context import CallContext, current_context
 from speakerlens.serving.pipeline.enroll import AsyncSpeakerStore
-from speakerlens.serving.rpc.budget import ByteBudget
+from speakerlens.serving.rpc.transfer import ByteBudget
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 from tests.serving.models.test_repository import World, play
@@ -88,7 +88,7 @@ def test_what_would_make_an_answer_too_large_is_refused_alone(tmp_path: Path, mo
             whole = await service.IdentifyBatch(message, context)
             sizes = [result.response.ByteSize() for result in whole.results]
             most = sizes[0] + sizes[2] + 64
-            with ByteBudget(most).share() as share:
+            with ByteBudget(most).reservation() as share:
                 current_context.set(CallContext("IdentifyBatch", "2", reserve_answer=share.reserve_answer))
                 crowded = await service.IdentifyBatch(message, context)
             current_context.set(CallContext("IdentifyBatch", "3"))

@@ -10,7 +10,8 @@ import pytest
 
 from speakerlens.serving.errors import Reason, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics, variant_label
-from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor
+from speakerlens.serving.rpc.drain import CallGate
+from speakerlens.serving.rpc.interceptor import CallInterceptor
 from speakerlens.serving.rpc.transfer import MessageTransfer
 
 
@@ -26,8 +27,9 @@ async def surrounded(behaviour: Any, metrics: Metrics) -> Any:
 
     gate = CallGate()
     gate.closed = None
-    interceptor = CallInterceptor(("service",), gate, metrics, mock.Mock(), MessageTransfer(60, 2**20, 2**20))
-    return (await interceptor.intercept_service(continuation, mock.Mock(method="/service/Identify"))).stream_unary
+    interceptor = CallInterceptor(("service",), gate, metrics, MessageTransfer(60, 2**20, 2**20))
+    details = mock.Mock(method="/service/Identify", invocation_metadata=())
+    return (await interceptor.intercept_service(continuation, details)).stream_unary
 
 
 def test_labels_of_calls() -> None:

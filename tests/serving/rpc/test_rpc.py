@@ -3,7 +3,6 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -13,7 +12,8 @@ from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.context import current_context
 from speakerlens.serving.errors import InvalidArgumentError, Reason, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics
-from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor
+from speakerlens.serving.rpc.drain import CallGate
+from speakerlens.serving.rpc.interceptor import CallInterceptor
 from speakerlens.serving.rpc.transfer import MessageTransfer
 
 SERVICE = "test.Service"
@@ -81,9 +81,8 @@ class Bench:
         }
 
     async def __aenter__(self) -> "Bench":
-        codec = ThreadPoolExecutor(1)
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor((SERVICE, "test.Other"), self.gate, self.metrics, codec, self.transfers)]
+            interceptors=[CallInterceptor((SERVICE, "test.Other"), self.gate, self.metrics, self.transfers)]
         )
         plain: dict[str, Any] = {
             "request_deserializer": pb.IdentifyStreamRequest.FromString,

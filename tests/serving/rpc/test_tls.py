@@ -64,7 +64,7 @@ def test_a_key_of_another_certificate_is_kept_out(toy_bundles: Path, tmp_path: P
     with ServerProcess(toy_bundles, *flags(pair)) as server:
         replace(pair.key, authority.issue_cert("localhost").private_key_pem.bytes())
         assert greets(server.ready["grpc"], authority.cert_pem.bytes())
-        server.wait_for_log("make no pair: key values mismatch")
+        server.wait_for_log("are not a pair: key values mismatch")
 
 
 def test_clients_need_a_certificate_of_the_right_authority(toy_bundles: Path, tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_plain_text_is_not_answered(toy_bundles: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ("missing", "--tls-certificate {certificate}: No such file or directory"),
-        ("garbage", "--tls-certificate {certificate} and --tls-key {key} make no pair: "),
-        ("mismatch", "--tls-certificate {certificate} and --tls-key {key} make no pair: key values mismatch"),
+        ("garbage", "--tls-certificate {certificate} and --tls-key {key} are not a pair: "),
+        ("mismatch", "--tls-certificate {certificate} and --tls-key {key} are not a pair: key values mismatch"),
         ("authority", "--tls-client-ca {authority}: no certificate in PEM"),
     ],
 )

@@ -15,8 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.errors import DeadlineError, ResourceExhaustedError, UnavailableError
 from speakerlens.serving.rpc import transfer
-from speakerlens.serving.rpc.budget import ByteBudget
-from speakerlens.serving.rpc.transfer import MessageTransfer
+from speakerlens.serving.rpc.transfer import ByteBudget, MessageTransfer
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 from tests.serving.http2 import Misbehaving
 from tests.serving.rpc.test_rpc import LARGE_BYTES, PATH, Bench, _request, until
@@ -30,7 +29,7 @@ LARGEST = 2**18
 @pytest.fixture(autouse=True)
 def _fast_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else large answers would be waited for long; servers of their own processes keep the slowest line."""
-    monkeypatch.setattr(transfer, "SLOWEST_LINE", 2**40)
+    monkeypatch.setattr(transfer, "SLOWEST_SPEED", 2**40)
 
 
 def on_bench(test: Callable[[Bench], Awaitable[None]], transfers: MessageTransfer) -> None:
@@ -54,9 +53,9 @@ def test_a_stream_that_nobody_reads_ends() -> None:
         await until(lambda: bench.calls() == {"Stream da DEADLINE_EXCEEDED": 1})
         assert bench.behaviour.closed == ["deaf"], "what the stream held is free"
         assert await bench.gate.emptied(10), "and nobody who stops the server waits for it"
-        assert bench.transfers.held.held >= LARGE_BYTES, "what gRPC keeps for the client counts"
+        assert bench.transfers.budget.held >= LARGE_BYTES, "what gRPC keeps for the client counts"
         call.cancel()
-        await until(lambda: bench.transfers.held.held == 0)
+        await until(lambda: bench.transfers.budget.held == 0)
 
     on_bench(test, MessageTransfer(1.0, 2**25, 2**30))
 
@@ -72,7 +71,7 @@ def test_a_client_that_reads_late_learns_why_it_was_cut_off() -> None:
             async for _ in call:
                 pass
         assert caught.value.details() == "the answer has not been read within 1 s; read answers as they come"
-        await until(lambda: bench.transfers.held.held == 0)
+        await until(lambda: bench.transfers.budget.held == 0)
 
     on_bench(test, MessageTransfer(1.0, 2**25, 2**30))
 
@@ -86,13 +85,13 @@ def test_a_single_answer_that_nobody_reads() -> None:
         await until(lambda: bench.calls() == {"Single _none OK": 1})
         assert not await bench.gate.emptied(0.1), "it is on its way"
         assert await bench.gate.emptied(10), "but nobody who stops the server waits for it for ever"
-        assert bench.transfers.held.held >= LARGE_BYTES
+        assert bench.transfers.budget.held >= LARGE_BYTES
         assert [len(answer) > LARGE_BYTES async for answer in call] == [True], "late, but whole"
-        await until(lambda: bench.transfers.held.held == 0)
+        await until(lambda: bench.transfers.budget.held == 0)
         gone = method(b"large")
-        await until(lambda: bench.transfers.held.held >= LARGE_BYTES)
+        await until(lambda: bench.transfers.budget.held >= LARGE_BYTES)
         gone.cancel()
-        await until(lambda: bench.transfers.held.held == 0)
+        await until(lambda: bench.transfers.budget.held == 0)
 
     on_bench(test, MessageTransfer(1.0, 2**25, 2**30))
 
@@ -101,7 +100,7 @@ def test_answers_that_are_not_read_leave_no_room_for_more() -> None:
     async def test(bench: Bench) -> None:
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = bench.channel.unary_stream(PATH + "Single", _request)
         deaf = method(b"large")
-        await until(lambda: bench.transfers.held.held > LARGE_BYTES)
+        await until(lambda: bench.transfers.budget.held > LARGE_BYTES)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await bench.single(b"large")
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -109,7 +108,7 @@ def test_answers_that_are_not_read_leave_no_room_for_more() -> None:
         assert dict(caught.value.trailing_metadata())["retry-after-ms"] == "1000"
         assert (await bench.single(b"abc")).start_s == 3, "small ones go on"
         deaf.cancel()
-        await until(lambda: bench.transfers.held.held == 0)
+        await until(lambda: bench.transfers.budget.held == 0)
         assert (await bench.single(b"large")).ByteSize() > LARGE_BYTES
 
     on_bench(test, MessageTransfer(60.0, 2**25, 3 * LARGE_BYTES // 2))
@@ -134,14 +133,14 @@ def test_large_messages_have_the_time_they_take_on_a_slow_line(monkeypatch: pyte
     async def test() -> None:
         transfers = MessageTransfer(0.1, 2 * MEGABYTE, 2**30)
         assert await transfers.receive(arriving(0.5)) == b"request"
-        with transfers.held.share() as share:
+        with transfers.budget.reservation() as share:
             await transfers.deliver(Line(0.5), bytes(2 * MEGABYTE), share, True)
             with pytest.raises(DeadlineError, match=r"has not been read within 0\.1 s"):
                 await transfers.deliver(Line(5), b"answer", share, False)
         with pytest.raises(DeadlineError, match=r"has not arrived within 2\.1 s"):
             await transfers.receive(arriving(30))
 
-    monkeypatch.setattr(transfer, "SLOWEST_LINE", MEGABYTE)
+    monkeypatch.setattr(transfer, "SLOWEST_SPEED", MEGABYTE)
     asyncio.run(test())
 
 
@@ -156,12 +155,12 @@ def test_a_slow_request_counts_for_what_may_have_come(monkeypatch: pytest.Monkey
         results = await asyncio.gather(*late, return_exceptions=True)
         refused = [each for each in results if isinstance(each, ResourceExhaustedError)]
         assert len(refused) == 4
-        assert str(refused[0]).startswith("the request arrives slowly, and there is no room for more")
+        assert str(refused[0]).startswith("the request arrives slowly, and too many others do")
         assert await transfers.receive(arriving(0.05)) == b"request", "what they held is given back"
 
     monkeypatch.setattr(transfer, "SLOW_SECONDS", 0.02)
     monkeypatch.setattr(transfer, "COUNT_SECONDS", 0.2)
-    monkeypatch.setattr(transfer, "COUNTED_LINE", 2**25)
+    monkeypatch.setattr(transfer, "COUNTED_SPEED", 2**25)
     asyncio.run(test())
 
 
@@ -182,23 +181,23 @@ def test_what_has_not_arrived_is_sent_away_in_the_end() -> None:
 
 def test_a_share_is_given_back_once() -> None:
     async def test() -> None:
-        holdings, unread = ByteBudget(10), asyncio.get_running_loop().create_future()
-        with holdings.share() as share:
+        budget, unread = ByteBudget(10), asyncio.get_running_loop().create_future()
+        with budget.reservation() as share:
             part = share.part(5)
             part.__enter__()
         part.__exit__(None, None, None)
-        assert holdings.held == 0
-        with holdings.share() as share:
+        assert budget.held == 0
+        with budget.reservation() as share:
             share.take(3)
             with share.part(4), pytest.raises(ResourceExhaustedError):
                 share.take(4)
-            assert holdings.held == 3
+            assert budget.held == 3
             with share.part(4):
                 share.keep(unread)
-        assert holdings.held == 7
+        assert budget.held == 7
         unread.set_result(None)
         await asyncio.sleep(0)
-        assert holdings.held == 0
+        assert budget.held == 0
 
     asyncio.run(test())
 
