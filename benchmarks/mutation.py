@@ -37,10 +37,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "measures": (("measures/*.py",), ("tests/measures",)),
+    "measures": (("measures/*.py",), ("tests/measures/test_{stem}.py",)),
     "store": (("serving/pipeline/store.py",), ("tests/serving/pipeline/test_store.py",)),
 }
-"""Name to the files that are mutated and the tests that are to notice."""
+"""Name to the files that are mutated and their tests, where `{stem}` stands for the name of the file."""
 
 # Imported before the fork, so that a mutant pays only for the project's own modules.
 LIBRARIES = (
@@ -399,8 +399,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         patterns, tests = AREAS.get(target, ((target,), tuple(arguments.tests)))
         if not tests:
             parser.error(f"{target}: give --tests")
-        for pattern in patterns:
-            work[tests] += sorted(file for file in ROOT.glob(pattern) if file.name != "__init__.py")
+        for file in sorted(file for pattern in patterns for file in ROOT.glob(pattern) if file.name != "__init__.py"):
+            work[tuple(test.format(stem=file.stem) for test in tests)].append(file)
     os.chdir(ROOT)
     found: dict[str, dict[str, str]] = {}
     for tests, files in work.items():
