@@ -28,7 +28,7 @@ from speakerlens.serving.engine.session import runtime_version
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Models
-from speakerlens.serving.models.repository import Repository, look
+from speakerlens.serving.models.repository import Repository, scan
 from speakerlens.serving.pipeline.enroll import AsyncSpeakerStore
 from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.robustness.observer import RobustnessObserver
@@ -63,7 +63,7 @@ async def serve(config: Config) -> bool:
         StartupError: no usable bundle, an occupied port, a missing device; or the server can no longer answer.
     """
     stop = _stop_signal()
-    look(config.bundles)
+    scan(config.bundles)
     server = Server(config)
     await server.listen()
     working = asyncio.create_task(server.work())

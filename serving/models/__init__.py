@@ -1,1 +1,1 @@
-"""Bundles on disk and the models made of them: read, checked, loaded, watched, leased."""
+"""Bundles on disk and the models loaded from them: reading, checking, loading, watching, leases."""

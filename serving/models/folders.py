@@ -1,4 +1,4 @@
-"""Where bundles lie: the folders that look like bundles, and whether one has changed since the last look."""
+"""List the bundle folders on disk, with a stamp that changes whenever a file in the folder does."""
 
 import os
 import re
@@ -8,12 +8,12 @@ from pathlib import Path
 NUMBER = re.compile(r"[1-9]\d*")
 
 Stamp = frozenset[tuple[str, int, int, int, int]]
-"""Of every file in a folder: path, inode, size, and the nanoseconds of its two times. Who writes changes it."""
+"""Path, inode, size, and modification and change times (ns) of every file in a folder."""
 
 
 @dataclass(frozen=True)
 class BundleFolder:
-    """A folder <variant>/<version>; `version` is 0 where the name is no number, as no bundle's is then."""
+    """A folder <variant>/<version>; `version` is 0, which no bundle has, if its name is not a number."""
 
     folder: Path
     variant: str
@@ -22,12 +22,12 @@ class BundleFolder:
 
     @property
     def name(self) -> str:
-        """How logs and messages call it."""
+        """`variant/version`, for logs and messages."""
         return f"{self.variant}/{self.folder.name}"
 
 
 def list_bundles(root: Path) -> dict[str, list[BundleFolder]]:
-    """The folders <variant>/<version> under `root` by variant, newest first; names with a leading dot are skipped.
+    """Return the folders <variant>/<version> under `root` by variant, newest first; hidden folders are skipped.
 
     Raises:
         OSError: the folder cannot be listed.
@@ -37,14 +37,14 @@ def list_bundles(root: Path) -> dict[str, list[BundleFolder]]:
 
 
 def stamp_of(folder: Path) -> Stamp:
-    """What `folder` holds, as far as can be told without reading it."""
+    """Return the stamp of a folder, without reading its files."""
     facts = set()
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
-            path = Path(place, name)
+            path = Path(parent, name)
             try:
                 stat = path.stat()
-            except OSError:  # gone meanwhile, which the next look sees
+            except OSError:  # removed meanwhile; the next scan sees it
                 continue
             inside = path.relative_to(folder).as_posix()
             facts.add((inside, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))

@@ -1,4 +1,4 @@
-"""From a bundle on disk to a model that answers: opened and warmed up off the event loop, then given its queues."""
+"""Load a model: open and warm up a bundle's graphs off the event loop, then give them their queues."""
 
 import logging
 import time
@@ -23,13 +23,14 @@ log = logging.getLogger(__name__)
 
 
 def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple[Bundle, Engine] | None:
-    """Reads a bundle, opens its graphs and warms them up; None if it is the one with the digest `known`.
+    """Read a bundle, open its graphs and warm them up. Takes seconds, so not for the event loop.
 
-    Takes seconds; runs anywhere but on the event loop.
+    Returns:
+        None if the bundle's digest is `known`, as it is loaded already.
 
     Raises:
-        BundleError: it is not fit to serve.
-        StartupError: the device that was asked for does not work.
+        BundleError: the bundle must not be served.
+        StartupError: the configured device does not work.
     """
     started = time.monotonic()
     bundle = read_bundle(found.folder)
@@ -39,7 +40,7 @@ def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple
         engine = Engine(bundle, config.device, config.threads, limits_of(config))
         engine.warm_up()
         opened = bundle, engine
-    # What was checked and what was opened are the same only if nobody wrote in between.
+    # The files that were checked and those that were opened are the same only if none changed in between.
     if stamp_of(found.folder) != found.stamp:
         raise BundleError("it changed while it was read", Fault.UNREADABLE)
     if opened:
@@ -49,7 +50,7 @@ def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple
 
 
 def build_model(bundle: Bundle, engine: Engine, scheduler: Scheduler, config: Config, metrics: Metrics) -> Model:
-    """Puts queues in front of an open engine. Runs on the event loop, where the queues live."""
+    """Return a model: an open engine with its queues. For the event loop only, as the queues are."""
     reopen = partial(_reopen, bundle, engine)
     recovery = EngineRecovery(bundle.name, reopen, partial(metrics.count_rebuild, bundle.variant))
     statistics = Statistics()
@@ -98,5 +99,5 @@ def _queue(
 
 
 def limits_of(config: Config) -> BatchLimits:
-    """What an operator sets of batches."""
+    """Return the configured limits of batches."""
     return BatchLimits(config.max_batch, config.max_batch_seconds, min(config.max_seconds, config.window_seconds))

@@ -1,4 +1,4 @@
-"""The loaded models: each with its queues, found by variant and version, and leased to whoever uses them."""
+"""The loaded models, found by variant and version, and leased to requests."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ NEWEST = 0
 
 @dataclass(frozen=True)
 class Selector:
-    """A model as a request names it; version 0 is the newest."""
+    """A model as named in a request; version 0 is the newest."""
 
     variant: str
     version: int = NEWEST
@@ -30,7 +30,7 @@ class Selector:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One loaded model, what it runs on, whether that works, its queues, and what it has done."""
+    """One loaded model: its bundle, execution provider, engine recovery, queues and statistics."""
 
     bundle: Bundle
     provider: str
@@ -40,14 +40,8 @@ class Model:
     verify: Batcher[ComparedJob, Comparison]
     statistics: Statistics
 
-    @property
-    def info(self) -> ModelInfo:
-        """The model as the metrics show it."""
-        bundle = self.bundle
-        return ModelInfo(bundle.variant, str(bundle.version), bundle.code_revision, bundle.training_data_digest)
-
     async def close(self) -> None:
-        """Stops the queues; the engine goes with the last that refers to it."""
+        """Stop the queues; the engine is freed with the last reference to it."""
         await self.recovery.close()
         await self.predict.close()
         await self.explain.close()
@@ -55,10 +49,13 @@ class Model:
 
 
 class Models:
-    """Every model that is served, by variant and version; lives on the event loop.
+    """All models being served, by variant and version. Event-loop only.
 
-    What is used is leased. A model that is taken out is found by no new request, and unloaded when the last lease of it
-    ends, so that whoever works with it finishes undisturbed.
+    Requests lease the models they use. A model that is taken out is not found by new requests, and is unloaded when its
+    last lease ends.
+
+    Args:
+        metrics: show the loaded models.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -69,45 +66,46 @@ class Models:
         self._listeners: list[Callable[[], object]] = []
 
     def __iter__(self) -> Iterator[Model]:
-        """By variant and version."""
+        """Iterate by variant and version."""
         return iter([self._models[key] for key in sorted(self._models)])
 
     @property
     def provider(self) -> str:
-        """What the models run on; one must be loaded."""
+        """Execution provider; at least one model must be loaded."""
         return next(iter(self)).provider
 
     def subscribe(self, listener: Callable[[], object]) -> None:
-        """From now on calls `listener` whenever a model is put in or taken out."""
+        """Call `listener` after every change of the loaded models."""
         self._listeners.append(listener)
 
     def put(self, model: Model) -> None:
-        """Serves a model from now on, in the place of one of the same variant and version."""
+        """Start serving a model; replaces one of the same variant and version."""
         key = (model.bundle.variant, model.bundle.version)
         self.take_out(self._models.get(key))
         self._models[key] = model
-        self._metrics.add_model(model.info)
-        self._tell()
+        self._metrics.add_model(_info(model.bundle))
+        self._notify()
 
     def take_out(self, model: Model | None) -> None:
-        """Serves a model no longer, and unloads it as soon as nobody uses it."""
+        """Stop serving a model; it is unloaded when its last lease ends."""
         if model is None:
             return
         del self._models[model.bundle.variant, model.bundle.version]
-        self._metrics.remove_model(model.info)
-        self._tell()
+        self._metrics.remove_model(_info(model.bundle))
+        self._notify()
         if model not in self._leases:
             self._unload(model)
 
     async def close(self) -> None:
-        """Stops every queue."""
+        """Stop all queues."""
         await asyncio.gather(*(model.close() for model in {*self, *self._leases}), *self._unloading)
 
     @contextmanager
     def lease(self, selectors: Sequence[Selector]) -> Iterator[tuple[Model, ...]]:
-        """Keeps the models asked for loaded until the block is left, even if they are replaced meanwhile.
+        """Select models and keep them loaded until the block ends, even if they are replaced meanwhile.
 
-        For a stream, the block is the whole stream. Errors as for `select`.
+        Raises:
+            NotFoundError, InvalidArgumentError: as `select`.
         """
         models = self.select(selectors)
         with self.hold(models):
@@ -115,22 +113,22 @@ class Models:
 
     @contextmanager
     def hold(self, models: Sequence[Model]) -> Iterator[None]:
-        """The same for models that are served now, or leased."""
+        """Keep models loaded until the block ends; they must be served or leased now."""
         self._leases.update(models)
         try:
             yield
         finally:
             for model in models:
-                self._give_back(model)
+                self._release(model)
 
     def select(self, selectors: Sequence[Selector]) -> tuple[Model, ...]:
-        """The models asked for, in that order; no selector asks for every variant's newest, sorted by variant.
+        """Return the selected models in order; without selectors, the newest of every variant, sorted by variant.
 
-        They may be unloaded at any later turn of the event loop: to compute with them, `lease` them.
+        They may be unloaded as soon as the event loop runs again: `lease` them to compute with them.
 
         Raises:
-            NotFoundError: a variant or version is not loaded; says what is.
-            InvalidArgumentError: a model is asked for twice, or a selector is malformed.
+            NotFoundError: a variant or version is not loaded; names those that are.
+            InvalidArgumentError: a model is selected twice, or a selector is malformed.
         """
         if not selectors:
             selectors = [Selector(variant) for variant in self._variants()]
@@ -143,7 +141,7 @@ class Models:
             chosen[key] = model
         return tuple(chosen.values())
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for listener in self._listeners:
             listener()
 
@@ -171,7 +169,7 @@ class Models:
             )
         return self._models[selector.variant, version]
 
-    def _give_back(self, model: Model) -> None:
+    def _release(self, model: Model) -> None:
         self._leases[model] -= 1
         if self._leases[model]:
             return
@@ -180,7 +178,7 @@ class Models:
             self._unload(model)
 
     def _unload(self, model: Model) -> None:
-        log.info("unloaded %s: nothing uses it any more", model.bundle.name)
+        log.info("unloading %s: no longer in use", model.bundle.name)
         task = asyncio.create_task(model.close())
         self._unloading.add(task)
         task.add_done_callback(self._unloaded)
@@ -189,3 +187,7 @@ class Models:
         self._unloading.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("unloading failed unexpectedly", exc_info=task.exception())
+
+
+def _info(bundle: Bundle) -> ModelInfo:
+    return ModelInfo(bundle.variant, str(bundle.version), bundle.code_revision, bundle.training_data_digest)

@@ -1,9 +1,9 @@
-"""Keeps what is served equal to what lies on disk, and goes on with what it has where the disk offers nothing better.
+"""Keep the loaded models in sync with the bundle directory.
 
-Of every variant, the newest versions that hold are loaded, as many as the configuration says. A bundle that does not
-hold is refused with the reason, and the next older one takes its place; where nothing older is left on disk, the model
-that is loaded stays. With `watch`, a folder is read again when it has changed. One that looks as if it were still being
-written is refused only once it has stopped changing, and a model goes only when two looks found its folder missing.
+Of every variant, the newest valid versions are loaded, as many as configured. An invalid bundle is refused with the
+reason and the next older version takes its place; if no older one is on disk, the loaded model stays. With `watch`, a
+folder is read again after it has changed. A bundle that may be incomplete is refused only once it has stopped changing,
+and a model is removed only after two scans in a row without its folder.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Health(Protocol):
 
 @dataclass(frozen=True)
 class Refusal:
-    """A folder that is not served as it is now, and why; not `final` while it may only be half written."""
+    """Why a folder is not served in its present state; not `final` while it may be incomplete."""
 
     found: BundleFolder
     fault: Fault
@@ -48,14 +48,14 @@ class Refusal:
 
 
 class Repository:
-    """The bundles on disk and the models made of them; lives on the event loop, and does its work beside it.
+    """Keep loaded models in sync with the bundle directory. Event-loop only; blocking work runs in threads.
 
     Args:
-        config: where the bundles are, how many versions to keep, and what models need.
-        models: what is served; kept up to date.
-        scheduler: of the device that the models compute on.
-        metrics: hears of refusals.
-        health: hears whether each variant's newest bundle is served, and which variants there are.
+        config: bundle directory, versions to keep, and settings of models.
+        models: the served models; kept up to date.
+        scheduler: of the device that models run on.
+        metrics: count refused bundles.
+        health: receives the state of models and bundles.
     """
 
     def __init__(self, config: Config, models: Models, scheduler: Scheduler, metrics: Metrics, health: Health) -> None:
@@ -71,12 +71,12 @@ class Repository:
         self._complaint = ""
 
     async def load(self) -> None:
-        """Loads what there is. A bundle that is refused does not stop the others.
+        """Load all bundles; one that is refused does not stop the others.
 
         Raises:
-            StartupError: nothing can be served.
+            StartupError: no bundle can be served.
         """
-        await self._refresh(look(self._config.bundles), patient=False)
+        await self._refresh(scan(self._config.bundles), tolerant=False)
         if self._loaded:
             return
         reasons = "; ".join(f"{each.found.folder}: {each.reason}" for each in list(self._refused.values())[:3])
@@ -85,47 +85,47 @@ class Repository:
         )
 
     async def watch(self) -> None:
-        """Looks again and again, until it is cancelled."""
+        """Scan the directory at the configured interval until cancelled."""
         while True:
             await asyncio.sleep(self._config.watch)
             try:
-                await self._refresh(await asyncio.to_thread(list_bundles, self._config.bundles), patient=True)
+                await self._refresh(await asyncio.to_thread(list_bundles, self._config.bundles), tolerant=True)
             except OSError as error:
                 self._complain(f"{self._config.bundles} cannot be read ({error.strerror})")
             except Exception:
-                log.exception("looking for new bundles failed unexpectedly")
+                log.exception("scanning for new bundles failed unexpectedly")
 
-    async def _refresh(self, on_disk: dict[str, list[BundleFolder]], patient: bool) -> None:
+    async def _refresh(self, on_disk: dict[str, list[BundleFolder]], tolerant: bool) -> None:
         folders = {found.folder for versions in on_disk.values() for found in versions}
         self._refused = {folder: each for folder, each in self._refused.items() if folder in folders}
-        # A folder that is missing for one look may be on its way to being replaced.
+        # A folder that is missing in one scan may be about to be replaced.
         missing = self._loaded.keys() - folders
-        spared, self._missing = missing - self._missing, missing
+        kept_once, self._missing = missing - self._missing, missing
         for variant, versions in on_disk.items():
-            keep = await self._newest(versions, patient)
+            keep = await self._newest(versions, tolerant)
             if keep:
-                self._take_out([model for model in self._of(variant) if model not in keep], spared)
+                self._take_out([model for model in self._of(variant) if model not in keep], kept_once)
         gone = [model for model in self._models if model.bundle.variant not in on_disk]
-        if gone and not spared and len(gone) == len(list(self._models)):
-            self._complain(f"{self._config.bundles} has no bundle any more")
+        if gone and not kept_once and len(gone) == len(list(self._models)):
+            self._complain(f"{self._config.bundles} has no bundles any more")
         else:
             self._complaint = ""
-            self._take_out(gone, spared)
+            self._take_out(gone, kept_once)
         self._report(on_disk)
 
-    async def _newest(self, folders: Sequence[BundleFolder], patient: bool) -> list[Model]:
-        """Loads what is missing of the newest versions that hold, and returns their models."""
+    async def _newest(self, folders: Sequence[BundleFolder], tolerant: bool) -> list[Model]:
+        """Return the models of the newest valid versions, loading those that are not loaded yet."""
         keep: list[Model] = []
         for found in folders:
             if len(keep) == self._config.keep_versions:
                 break
-            model = await self._model_of(found, patient)
+            model = await self._model_of(found, tolerant)
             if model is not None:
                 keep.append(model)
         return keep
 
-    async def _model_of(self, found: BundleFolder, patient: bool) -> Model | None:
-        """The model of a folder, loaded now if it has to be; the one before, if any, where the folder is refused."""
+    async def _model_of(self, found: BundleFolder, tolerant: bool) -> Model | None:
+        """Return the model of a folder, loading it if needed; the present model or None if the folder is refused."""
         model, stamp = self._loaded.get(found.folder, (None, None))
         before = self._refused.get(found.folder)
         if stamp == found.stamp:
@@ -141,20 +141,21 @@ class Repository:
                 model = self._put(*opened)
         except BundleError as error:
             self._refuse(
-                Refusal(found, error.fault, str(error), unchanged or not (patient and error.fault.may_be_transient))
+                Refusal(found, error.fault, str(error), unchanged or not (tolerant and error.fault.may_be_transient))
             )
             return model
         except StartupError as error:
-            if not patient:
+            if not tolerant:
                 raise
             self._refuse(Refusal(found, Fault.GRAPH, str(error), final=True))
             return model
-        except Exception as error:  # whatever it is, the other bundles are looked at
+        except Exception as error:  # the other bundles must be loaded, whatever the error
             log.exception("loading %s failed unexpectedly", found.folder)
-            self._refuse(Refusal(found, Fault.UNREADABLE, f"{type(error).__name__}: {error}", unchanged or not patient))
+            reason = f"{type(error).__name__}: {error}"
+            self._refuse(Refusal(found, Fault.UNREADABLE, reason, unchanged or not tolerant))
             return model
         self._refused.pop(found.folder, None)
-        assert model is not None, "a bundle that is known already has its model"
+        assert model is not None, "a bundle whose digest is known has a model"
         self._loaded[found.folder] = model, found.stamp
         return model
 
@@ -170,12 +171,12 @@ class Repository:
         if refusal.final:
             log.error("refused %s: %s", refusal.found.folder, refusal.reason)
         elif before is None:
-            log.info("waiting for %s, which may not be whole yet: %s", refusal.found.folder, refusal.reason)
+            log.info("waiting for %s, which may be incomplete: %s", refusal.found.folder, refusal.reason)
 
-    def _take_out(self, models: Sequence[Model], spared: set[Path]) -> None:
+    def _take_out(self, models: Sequence[Model], kept_once: set[Path]) -> None:
         for model in models:
-            if model.bundle.folder not in spared:
-                log.info("%s is served no longer", model.bundle.name)
+            if model.bundle.folder not in kept_once:
+                log.info("%s is no longer served", model.bundle.name)
                 del self._loaded[model.bundle.folder]
                 self._models.take_out(model)
 
@@ -184,7 +185,7 @@ class Repository:
 
     def _complain(self, complaint: str) -> None:
         if complaint != self._complaint:
-            log.error("%s; serving goes on with what is loaded", complaint)
+            log.error("%s; the loaded models stay in service", complaint)
         self._complaint = complaint
         self._health.report_bundles({model.bundle.variant: False for model in self._models})
 
@@ -202,19 +203,19 @@ class Repository:
         self._health.report_bundles({name: version > 0 and name not in stale for name, version in newest.items()})
 
     def _report_models(self, _works: bool = True) -> None:
-        """Tells which variants work; called at every change of that."""
+        """Report the variants and whether their engines work; called at every change."""
         working = {name: not model.recovery.broken for name, model in self._newest_models().items()}
         self._health.report_models(dict.fromkeys(self._variants, False) | working)
 
     def _newest_models(self) -> dict[str, Model]:
-        return {model.bundle.variant: model for model in self._models}  # which come by version
+        return {model.bundle.variant: model for model in self._models}  # ascending by version
 
 
-def look(root: Path) -> dict[str, list[BundleFolder]]:
-    """What there is to load.
+def scan(root: Path) -> dict[str, list[BundleFolder]]:
+    """Return the bundle folders under `root` by variant, newest first.
 
     Raises:
-        StartupError: nothing.
+        StartupError: there is none.
     """
     if not root.is_dir():
         raise StartupError(f"--bundles {root}: no such folder")

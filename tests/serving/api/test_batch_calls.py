@@ -28,15 +28,15 @@ def test_a_batch_keeps_the_models_it_began_with(tmp_path: Path) -> None:
         batch = server.stub.IdentifyBatch.future(message, timeout=CALL_SECONDS)
         server.wait_for_metric("speakerlens_requests_in_flight", 1)
         publish(tmp_path, 2, seed=2)
-        server.wait_for_log("v/1 is served no longer")
+        server.wait_for_log("v/1 is no longer served")
         assert not batch.done(), "the call was not in work: the test shows nothing"
-        assert "unloaded v/1" not in server.log
+        assert "unloading v/1" not in server.log
         *answered, other = batch.result().results
         assert [result.response.answers[0].version for result in answered] == [1] * 5
         for result in answered[1:]:
             assert logit(result.response) == pytest.approx(expected(1), rel=1e-4)
         assert other.failure.message == "models[0].version: no version 2 of v; there are 1", "it was not, at the start"
-        server.wait_for_log("unloaded v/1")
+        server.wait_for_log("unloading v/1")
         assert server.identify(request()).answers[0].version == 2
 
 

@@ -93,8 +93,8 @@ def test_what_is_leased_outlives_its_replacement(tmp_path: Path, caplog: pytest.
                 new = world.add("v", 1)
             assert world.models.select([Selector("v")]) == (new,)
             assert (await old.predict.submit(Job(voice(1.0)))).result.logits.shape == (12,)
-            assert "unloaded" not in caplog.text
-        assert "unloaded v/1" in caplog.text
+            assert "unloading" not in caplog.text
+        assert "unloading v/1" in caplog.text
         assert (await new.predict.submit(Job(voice(1.0)))).result.logits.shape == (12,)
 
     play(tmp_path, scenario)

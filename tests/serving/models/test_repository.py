@@ -45,7 +45,7 @@ class World:
         return self.names()
 
     async def look(self) -> list[str]:
-        await self.repository._refresh(list_bundles(self.root), patient=True)
+        await self.repository._refresh(list_bundles(self.root), tolerant=True)
         return self.names()
 
     def names(self) -> list[str]:
@@ -262,7 +262,7 @@ def test_removal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         shutil.rmtree(tmp_path / "u")
         for _ in range(4):
             assert await world.look() == ["u/1"]
-        assert caplog.text.count("has no bundle any more; serving goes on with what is loaded") == 1
+        assert caplog.text.count("has no bundles any more; the loaded models stay in service") == 1
         assert world.bundle_health("u") is False
         toy.write_bundle(tmp_path, "w", 1)
         assert await world.look() == ["w/1"]
@@ -280,7 +280,7 @@ def test_a_change_under_the_hands_is_seen(tmp_path: Path, monkeypatch: pytest.Mo
         folder = toy.write_bundle(tmp_path, "v", 2)
         on_disk = list_bundles(tmp_path)
         shutil.copyfile(tmp_path / "v" / "1" / "explain.onnx", folder / "more.onnx")
-        await world.repository._refresh(on_disk, patient=True)
+        await world.repository._refresh(on_disk, tolerant=True)
         assert world.names() == ["v/1"]
         assert world.refused() == {}
         assert await world.look() == ["v/1", "v/2"]

@@ -92,17 +92,17 @@ def test_new_versions_drop_nothing(tmp_path: Path) -> None:
         slow = server.stub.Identify.future(request(seconds=toy.SLOW_SECONDS + 3), timeout=CALL_SECONDS)
         server.wait_for_metric("speakerlens_requests_in_flight", 1)
         publish(tmp_path, 2, seed=2)
-        server.wait_for_log("v/1 is served no longer")
+        server.wait_for_log("v/1 is no longer served")
         assert not slow.done(), "the call was not in work: the test shows nothing"
         with pytest.raises(grpc.RpcError) as caught:
             server.identify(request(version=1))
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         assert caught.value.details() == "models[0].version: no version 1 of v; there are 2"
-        assert "unloaded v/1" not in server.log
+        assert "unloading v/1" not in server.log
         answer = slow.result()
         assert answer.answers[0].version == 1
         assert logit(answer) == pytest.approx(expected(1, toy.SLOW_SECONDS + 3), rel=1e-4)
-        server.wait_for_log("unloaded v/1")
+        server.wait_for_log("unloading v/1")
         with traffic(server) as answers:
             for version in (3, 10):
                 publish(tmp_path, version, seed=version)
@@ -134,13 +134,13 @@ def test_a_stream_keeps_its_model(tmp_path: Path) -> None:
         answers = [next(stream)]
         publish(tmp_path, 2, seed=2)
         wait_for_version(server, 2)
-        assert "unloaded v/1" not in server.log
+        assert "unloading v/1" not in server.log
         go_on.set()
         answers += stream
         given = [each for answer in answers for each in (*answer.window.answers, *answer.whole.answers)]
         assert len(given) > 2
         assert {each.version for each in given} == {1}
-        server.wait_for_log("unloaded v/1")
+        server.wait_for_log("unloading v/1")
 
 
 @pytest.mark.parametrize("damage", ["overwritten", "emptied", "replaced"])
@@ -199,7 +199,7 @@ def test_variants_come_and_go(tmp_path: Path) -> None:
         assert [each.variant for each in server.identify(everything).answers] == ["v", "w"]
         assert server.status("speakerlens.model/w") == "SERVING"
         shutil.rmtree(tmp_path / "v")
-        server.wait_for_log("unloaded v/1")
+        server.wait_for_log("unloading v/1")
         assert [each.variant for each in server.identify(everything).answers] == ["w"]
         wait_for_health(server, "speakerlens.model/v", "NOT_FOUND")
 

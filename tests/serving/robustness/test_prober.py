@@ -119,6 +119,12 @@ class World:
         self._codec.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses between probes are a multiple of their duration, which is long on a busy machine."""
+    monkeypatch.setattr("speakerlens.serving.robustness.probes.PAUSES", 0.0)
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Callable[..., Bundle]:
     def write(variant: str, version: int = 1, probes: bool = True) -> Bundle:
