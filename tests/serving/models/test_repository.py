@@ -294,7 +294,7 @@ def test_a_broken_engine_is_told_of_its_variant_alone(tmp_path: Path, monkeypatc
         toy.write_bundle(tmp_path, variant, version)
     names = ("", "speakerlens.model/u", "speakerlens.model/v", "speakerlens.bundle/v")
     mended = threading.Event()
-    monkeypatch.setattr("speakerlens.serving.engine.graphs.Engine.reopen", lambda _engine: mended.wait(30))
+    monkeypatch.setattr("speakerlens.serving.engine.session.Engine.reopen", lambda _engine: mended.wait(30))
 
     async def scenario(world: World) -> None:
         await world.load()
