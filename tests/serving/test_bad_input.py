@@ -205,7 +205,7 @@ CASES = [
 ]
 
 
-def test_there_are_enough_kinds() -> None:
+def test_there_are_enough_kinds_of_bad_input() -> None:
     assert len(CASES) >= 40
     assert len({case.name for case in CASES}) == len(CASES)
 
@@ -217,7 +217,7 @@ def logged_before(toy_server: ServerProcess) -> int:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
-def test_answer_and_still_alive(toy_server: ServerProcess, case: Case) -> None:
+def test_bad_input_gets_its_status_and_service_goes_on(toy_server: ServerProcess, case: Case) -> None:
     request = case.request()
     data = request if isinstance(request, bytes) else request.SerializeToString()
     call: grpc.UnaryUnaryMultiCallable[bytes, pb.IdentifyResponse] = toy_server.channel.unary_unary(
@@ -244,7 +244,7 @@ def test_answer_and_still_alive(toy_server: ServerProcess, case: Case) -> None:
     assert after.answers[0].speakers[0].logit == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_log_has_neither_traces_nor_broken_lines(toy_server: ServerProcess, logged_before: int) -> None:
+def test_bad_input_leaves_no_traceback_in_the_log(toy_server: ServerProcess, logged_before: int) -> None:
     """Runs after the table: refusals are not incidents, and a client's line break does not start a line of the log."""
     logged = toy_server.log[logged_before:]
     assert "Traceback" not in logged

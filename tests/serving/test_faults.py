@@ -1,4 +1,4 @@
-"""What befalls servers: killed callers, kills, a clock that jumps, scrapers that hang. Real processes throughout."""
+"""Faults around real server processes: killed clients and servers, a clock that jumps, scrapers that hang."""
 
 import shutil
 import signal
@@ -55,7 +55,7 @@ for answer in SpeakerIdentificationStub(grpc.insecure_channel(sys.argv[1])).Iden
     print("answered", flush=True)
 """
 
-# A wall clock that is off by as many seconds as a file says; all other clocks are left alone.
+# A wall clock with an offset in seconds that a file holds; other clocks are unchanged.
 CLOCK = """
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -101,8 +101,8 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def test_a_caller_is_killed(toy_bundles: Path) -> None:
-    """One whose batch is running and one who waits: both are forgotten, and who comes after them is answered."""
+def test_a_killed_client_frees_its_place(toy_bundles: Path) -> None:
+    """One client whose batch runs and one that waits: both calls are dropped, later ones answered."""
     with ServerProcess(toy_bundles) as server:
 
         def caller(seconds: float, variant: str) -> subprocess.Popen[bytes]:
@@ -117,16 +117,16 @@ def test_a_caller_is_killed(toy_bundles: Path) -> None:
         for process in (waiting, running):
             process.kill()
             assert process.wait(10) == -signal.SIGKILL, "it had its answer already: the test shows nothing"
-        wait_until(lambda: server.metrics()[IN_FLIGHT] == 0, "the calls of the dead are still in work")
+        wait_until(lambda: server.metrics()[IN_FLIGHT] == 0, "the calls of the killed clients are still in progress")
         assert server.identify(request("clean")).answers
         page = server.metrics()
         for variant in ("clean", "da"):
             assert page[f'speakerlens_requests_total{{code="CANCELLED",method="Identify",variant="{variant}"}}'] == 1
-        assert page['speakerlens_batch_size_sum{kind="predict",variant="clean"}'] == 1, "computed for the dead"
+        assert page['speakerlens_batch_size_sum{kind="predict",variant="clean"}'] == 1, "computed for the killed client"
 
 
-def test_a_caller_is_killed_in_the_middle_of_a_stream(toy_bundles: Path) -> None:
-    """The stream is over, counted once, and lets the server stop without waiting for it."""
+def test_a_client_killed_during_a_stream_is_cancelled(toy_bundles: Path) -> None:
+    """The stream ends, is counted once, and does not delay a stop."""
     with ServerProcess(toy_bundles, "--window-seconds=1") as server:
         process = subprocess.Popen(
             [sys.executable, "-c", SPEAKER, server.ready["grpc"]], cwd=ROOT, stdout=subprocess.PIPE
@@ -137,7 +137,7 @@ def test_a_caller_is_killed_in_the_middle_of_a_stream(toy_bundles: Path) -> None
         process.kill()
         assert process.wait(10) == -signal.SIGKILL, "it had ended by itself: the test shows nothing"
         process.stdout.close()
-        wait_until(lambda: server.metrics()[IN_FLIGHT] == 0, "the stream of the dead is still in work")
+        wait_until(lambda: server.metrics()[IN_FLIGHT] == 0, "the stream of the killed client is still in progress")
         assert (
             server.metrics()['speakerlens_requests_total{code="CANCELLED",method="IdentifyStream",variant="clean"}']
             == 1
@@ -145,16 +145,16 @@ def test_a_caller_is_killed_in_the_middle_of_a_stream(toy_bundles: Path) -> None
         assert server.identify(request("clean")).answers
         started = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - started < 15, "it waited for the dead"
+        assert time.monotonic() - started < 15, "it waited for the killed client"
 
 
-def test_a_server_is_killed_and_started_again(tmp_path: Path) -> None:
-    """Who was waiting hears UNAVAILABLE at once; the next server on the port answers over the same channel."""
+def test_a_killed_server_is_replaced_on_the_same_channel(tmp_path: Path) -> None:
+    """Waiting calls get UNAVAILABLE; the next server on the port answers over the same channel."""
     toy.write_bundle(tmp_path, "v", 1)
     first = ServerProcess(tmp_path)
     address = first.ready["grpc"]
-    impatient = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
-    with grpc.insecure_channel(address, options=impatient) as channel:
+    fast_reconnect = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+    with grpc.insecure_channel(address, options=fast_reconnect) as channel:
         identify: grpc.UnaryUnaryMultiCallable[pb.IdentifyRequest, pb.IdentifyResponse] = channel.unary_unary(
             "/speakerlens.v1.SpeakerIdentification/Identify",
             request_serializer=pb.IdentifyRequest.SerializeToString,
@@ -169,7 +169,7 @@ def test_a_server_is_killed_and_started_again(tmp_path: Path) -> None:
             assert identify(request("v"), timeout=CALL_SECONDS, wait_for_ready=True).answers
 
 
-def test_the_wall_clock_jumps(toy_bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wall_clock_jumps_change_nothing(toy_bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A day ahead and a day back, while calls wait, between calls, and while the server drains."""
     compiler = shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
@@ -211,8 +211,8 @@ def test_the_wall_clock_jumps(toy_bundles: Path, tmp_path: Path, monkeypatch: py
         assert server.wait() == 0
 
 
-def test_scrapers_that_hang(toy_bundles: Path) -> None:
-    """Who connects to the metrics and says nothing harms nobody: not the calls, not other scrapers, not the end."""
+def test_hanging_scrapers_delay_nothing(toy_bundles: Path) -> None:
+    """Connections to the metrics port that send nothing affect neither calls nor other scrapers nor the stop."""
     with ServerProcess(toy_bundles) as server:
         address = urlsplit(server.ready["metrics"])
         assert address.hostname is not None
@@ -229,7 +229,7 @@ def test_scrapers_that_hang(toy_bundles: Path) -> None:
             each.close()
 
 
-def test_without_metrics_calls_are_answered(toy_bundles: Path) -> None:
+def test_calls_are_answered_without_metrics(toy_bundles: Path) -> None:
     with ServerProcess(toy_bundles, "--no-metrics") as server:
         assert "metrics" not in server.ready
         assert server.identify(request("clean")).answers

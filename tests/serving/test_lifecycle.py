@@ -1,4 +1,4 @@
-"""Starting, draining and ending, with real processes."""
+"""Start, drain and stop of real processes."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
-# Long audio is one batch, not a row of short ones.
+# Long audio in one batch.
 WHOLE = "--window-seconds=60"
 
 
@@ -38,7 +38,7 @@ def failing(*flags: str) -> tuple[int, str]:
     return process.returncode, process.stderr
 
 
-def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest(toy_bundles: Path) -> None:
+def test_sigterm_finishes_calls_and_refuses_new_ones(toy_bundles: Path) -> None:
     with ServerProcess(toy_bundles) as server:
         watcher = server.health.Watch(health_pb2.HealthCheckRequest(service=""))
         assert next(watcher).status == health_pb2.HealthCheckResponse.SERVING
@@ -50,14 +50,14 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest(toy_bundles: Pa
         with pytest.raises(grpc.RpcError) as caught:
             server.identify(pb.IdentifyRequest(audio=raw(voice(1.0))), timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert not slow.done(), "the request was not in flight: the test shows nothing"
+        assert not slow.done(), "the request was not in progress: the test shows nothing"
         expected = toy.expected(toy.weights(2), voice(toy.SLOW_SECONDS + 3))["logits"].max()
         assert slow.result().answers[0].speakers[0].logit == pytest.approx(expected, rel=1e-4)
         assert server.wait() == 0
         assert "stopped" in server.log
 
 
-def test_a_second_sigterm_ends_at_once(toy_bundles: Path) -> None:
+def test_a_second_sigterm_ends_the_process(toy_bundles: Path) -> None:
     server = ServerProcess(toy_bundles, WHOLE)
     slow = server.stub.Identify.future(slow_request(30))
     server.wait_for_metric("speakerlens_requests_in_flight", 1)
@@ -70,7 +70,7 @@ def test_a_second_sigterm_ends_at_once(toy_bundles: Path) -> None:
     server.channel.close()
 
 
-def test_draining_ends_when_its_time_is_over(toy_bundles: Path) -> None:
+def test_calls_are_aborted_when_the_drain_time_is_over(toy_bundles: Path) -> None:
     server = ServerProcess(toy_bundles, WHOLE, "--drain-seconds=0.3")
     slow = server.stub.Identify.future(slow_request(30))
     server.wait_for_metric("speakerlens_requests_in_flight", 1)
@@ -82,14 +82,14 @@ def test_draining_ends_when_its_time_is_over(toy_bundles: Path) -> None:
     server.channel.close()
 
 
-def test_an_idle_server_needs_no_time_to_drain(toy_bundles: Path) -> None:
-    """The context manager insists on status 0, also after calls that were answered."""
+def test_an_idle_server_stops_without_drain_time(toy_bundles: Path) -> None:
+    """The context manager asserts status 0, also after answered calls."""
     with ServerProcess(toy_bundles, "--drain-seconds=0") as server:
         server.identify(pb.IdentifyRequest(audio=raw(voice(1.0))))
     assert "aborted" not in server.log
 
 
-def test_a_stream_that_is_no_call_of_ours_does_not_hold_the_end_up(toy_bundles: Path) -> None:
+def test_an_open_reflection_stream_does_not_delay_the_stop(toy_bundles: Path) -> None:
     released = threading.Event()
 
     def questions() -> Iterator[reflection_pb2.ServerReflectionRequest]:
@@ -103,7 +103,7 @@ def test_a_stream_that_is_no_call_of_ours_does_not_hold_the_end_up(toy_bundles: 
         server.wait_for_metric("speakerlens_requests_in_flight", 1)
         server.process.send_signal(signal.SIGTERM)
         server.wait_for_log("draining")
-        assert not slow.done(), "the request was not in flight: the test shows nothing"
+        assert not slow.done(), "the request was not in progress: the test shows nothing"
         assert slow.result().answers
         started = time.monotonic()
         assert server.wait() == 0
@@ -111,8 +111,8 @@ def test_a_stream_that_is_no_call_of_ours_does_not_hold_the_end_up(toy_bundles: 
         released.set()
 
 
-def test_not_serving_before_the_warm_up_is_over(tmp_path: Path) -> None:
-    """While models load, health says so and calls are refused; SIGTERM in that state is a clean end, too."""
+def test_calls_are_refused_until_the_warm_up_is_over(tmp_path: Path) -> None:
+    """While models load, health is NOT_SERVING; SIGTERM in that state is a clean stop, too."""
     for version in (1, 2):
         toy.write_bundle(tmp_path, "slow", version, slow_seconds=2)
     with socket.socket() as free:
@@ -140,7 +140,7 @@ def test_not_serving_before_the_warm_up_is_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--port", "--metrics-port"])
-def test_a_port_in_use_is_one_clear_line(toy_bundles: Path, flag: str) -> None:
+def test_an_occupied_port_is_one_line_of_error(toy_bundles: Path, flag: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -151,7 +151,7 @@ def test_a_port_in_use_is_one_clear_line(toy_bundles: Path, flag: str) -> None:
     assert errors == [f"error: {flag} {port}: cannot listen on 127.0.0.1:{port}: Address already in use"]
 
 
-def test_no_bundles(tmp_path: Path) -> None:
+def test_missing_bundles_are_a_startup_error(tmp_path: Path) -> None:
     status, text = failing("--bundles", str(tmp_path / "none"))
     assert (status, text) == (1, f"error: --bundles {tmp_path / 'none'}: no such folder\n")
     status, text = failing("--bundles", str(tmp_path))
@@ -159,7 +159,7 @@ def test_no_bundles(tmp_path: Path) -> None:
     assert "no bundle there; expected <variant>/<version>/bundle.json" in text
 
 
-def test_a_bad_bundle_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_a_bad_bundle_leaves_the_others_served(tmp_path: Path) -> None:
     toy.write_bundle(tmp_path, "good", 1)
     bad = toy.write_bundle(tmp_path, "bad", 1)
     (bad / "predict.onnx").write_bytes(b"not what was exported")
@@ -172,13 +172,13 @@ def test_a_bad_bundle_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "predict.onnx is not the file that was exported" in text.splitlines()[-1]
 
 
-def test_cuda_that_is_not_there(toy_bundles: Path) -> None:
+def test_a_missing_cuda_device_is_a_startup_error(toy_bundles: Path) -> None:
     status, text = failing("--bundles", str(toy_bundles), "--device=cuda")
     if status != 0:
         assert text.splitlines()[-1].startswith("error: --device cuda: this ONNX Runtime runs on CPUExecutionProvider")
 
 
-def test_a_missing_runtime_is_one_clear_line(toy_bundles: Path, tmp_path: Path) -> None:
+def test_a_missing_runtime_is_one_line_of_error(toy_bundles: Path, tmp_path: Path) -> None:
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('not here')", encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "serving", "--bundles", str(toy_bundles)]
@@ -199,8 +199,8 @@ def test_neither_torch_nor_training_is_imported() -> None:
     assert process.stdout == "[]\n"
 
 
-def test_reflection_and_the_metrics_port_can_be_closed(toy_bundles: Path) -> None:
-    """What the configuration file closes is closed, and the rest answers."""
+def test_reflection_and_metrics_can_be_turned_off(toy_bundles: Path) -> None:
+    """Through the configuration file; the rest is served."""
     file = toy_bundles.parent / "closed.toml"
     file.write_text("reflection = false\nmetrics = false\n", encoding="utf-8")
     with ServerProcess(toy_bundles, f"--config={file}") as server:

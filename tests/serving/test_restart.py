@@ -1,4 +1,4 @@
-"""Restarts under load, with real servers and callers who try again on UNAVAILABLE and on nothing else."""
+"""Restarts under load, with real servers and clients that retry on UNAVAILABLE only."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
 CALLERS = 6
-# As docs/operation.md has it: a server is asked while its health says SERVING, and what it refused is asked elsewhere.
+# As in docs/operation.md: calls go to servers whose health is SERVING, and refused calls are retried elsewhere.
 RETRY = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "healthCheckConfig": {"serviceName": ""},
@@ -100,7 +100,7 @@ def traffic(target: str, options: list[tuple[str, object]], call: CallContext) -
 
 
 def more(answered: Counter[str], count: int = 50) -> None:
-    """Waits until so many more calls are answered."""
+    """Wait until `count` more calls are answered."""
     goal, deadline = len(answered) + count, time.monotonic() + CALL_SECONDS
     while len(answered) < goal:
         assert time.monotonic() < deadline, "the callers get no answers"

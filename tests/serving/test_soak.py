@@ -9,14 +9,14 @@ from benchmarks.traffic import Scenario
 from tests.serving.harness import ServerProcess
 
 
-def test_growth_leaves_the_warm_up_out() -> None:
+def test_growth_ignores_the_warm_up() -> None:
     memory = [(float(second), 100.0 + second if second < 25 else 200.0) for second in range(95)]
     assert soak.growth(memory, 100) == (200.0, 200.0)
     assert soak.growth([(at, size + at) for at, size in memory], 100) == (229.5, 292.0)
 
 
 @pytest.mark.parametrize(("statuses", "faults"), [(("NOT_FOUND",), False), (("OK",), True)])
-def test_a_status_that_was_not_asked_for_is_a_fault(
+def test_an_unexpected_status_is_a_failure(
     toy_server: ServerProcess, monkeypatch: pytest.MonkeyPatch, statuses: tuple[str, ...], faults: bool
 ) -> None:
     monkeypatch.setattr(soak, "SCENARIOS", (Scenario(traffic.unknown_variant, 1, statuses),))
@@ -27,7 +27,7 @@ def test_a_status_that_was_not_asked_for_is_a_fault(
     assert all(size > 10 for _, size in tally.memory)
 
 
-def test_the_report_fails_for_growth_and_for_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_fails_for_growth_and_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def tally(last: float) -> soak.Tally:
         found = soak.Tally()
         found.memory = [(float(second), 100.0 if second < 50 else last) for second in range(100)]

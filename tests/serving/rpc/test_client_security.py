@@ -47,7 +47,7 @@ def tls(client_pair: Pair) -> Tls:
     return Tls(client_pair.authority, client_pair.certificate, client_pair.key, "speakers.example.org")
 
 
-def test_a_client_with_everything_is_let_in(guarded: ServerProcess, tls: Tls) -> None:
+def test_a_client_with_token_and_certificate_is_accepted(guarded: ServerProcess, tls: Tls) -> None:
     with SpeakerClient(guarded.ready["grpc"], timeout=SECONDS, tls=tls, token=ALICE) as client:
         assert client.is_serving()
         assert client.models().models
@@ -61,8 +61,8 @@ def test_a_client_with_everything_is_let_in(guarded: ServerProcess, tls: Tls) ->
 
 
 @pytest.mark.parametrize("token", [None, ALICE + "x"])
-def test_a_missing_or_wrong_token(guarded: ServerProcess, tls: Tls, token: str | None) -> None:
-    message = "wants a token: no bearer token that is valid here"
+def test_a_missing_or_wrong_token_is_refused(guarded: ServerProcess, tls: Tls, token: str | None) -> None:
+    message = "wants a token: no valid bearer token"
     with SpeakerClient(guarded.ready["grpc"], timeout=SECONDS, tls=tls, token=token) as client:
         assert client.is_serving()
         with pytest.raises(UnauthenticatedError, match=message):
@@ -76,7 +76,7 @@ def test_a_missing_or_wrong_token(guarded: ServerProcess, tls: Tls, token: str |
         asyncio.run(ask())
 
 
-def test_what_is_wrong_with_a_connection_is_said(
+def test_connection_errors_name_their_cause(
     guarded: ServerProcess, toy_server: ServerProcess, client_pair: Pair, folder: Path
 ) -> None:
     stranger = issue(folder / "stranger", trustme.CA(), "client")
@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_connection_is_said(
         assert str(caught.value).startswith(f"no connection to the server at {address}: ")
 
 
-def test_arguments_that_make_no_sense(client_pair: Pair, tmp_path: Path) -> None:
+def test_invalid_credentials_are_refused(client_pair: Pair, tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.pem"
     garbage.write_text("no PEM")
     with pytest.raises(ValueError, match=r"token: it would travel to example.org:1 in the clear; use TLS"):
@@ -125,7 +125,7 @@ def speakerlens(*arguments: str, **variables: str) -> subprocess.CompletedProces
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_the_command_line(guarded: ServerProcess, client_pair: Pair, tmp_path: Path) -> None:
+def test_the_command_line_takes_credentials(guarded: ServerProcess, client_pair: Pair, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text(ALICE + "\n", encoding="utf-8")
     server, name = guarded.ready["grpc"], "speakers.example.org"
@@ -151,7 +151,7 @@ def test_the_command_line(guarded: ServerProcess, client_pair: Pair, tmp_path: P
     assert "does it want TLS" in done.stderr
 
 
-def test_wrong_usage_of_the_command_line(tmp_path: Path) -> None:
+def test_wrong_credential_flags_are_refused(tmp_path: Path) -> None:
     done = speakerlens("health", "--token-file", str(tmp_path / "none"))
     assert (done.returncode, done.stderr) == (2, f"speakerlens: {tmp_path / 'none'}: No such file or directory\n")
     done = speakerlens("health", TLS="perhaps")

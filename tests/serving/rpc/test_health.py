@@ -51,12 +51,12 @@ async def states(stub: health_pb2_grpc.HealthStub, *names: str) -> list[str]:
     return answers
 
 
-async def heard(watcher: Any) -> str:
+async def received(watcher: Any) -> str:
     answer = await asyncio.wait_for(watcher.read(), SECONDS)
     return "the end" if answer is grpc.aio.EOF else str(Status.Name(answer.status))
 
 
-def test_names_and_states() -> None:
+def test_each_name_has_its_status() -> None:
     names = ("", "a.Service", "speakerlens.model/u", "speakerlens.model/v", "speakerlens.bundle/v")
 
     async def scenario(health: Health, stub: health_pb2_grpc.HealthStub) -> None:
@@ -83,45 +83,45 @@ def test_names_and_states() -> None:
     play(scenario)
 
 
-def test_everyone_who_watches_hears_everything() -> None:
-    """Also after another watcher of the same name has gone, and while one does not read."""
+def test_every_watcher_gets_every_change() -> None:
+    """Also after another watcher of the same name has cancelled, and while one does not read."""
 
     async def scenario(health: Health, stub: health_pb2_grpc.HealthStub) -> None:
         health.announce()
-        first, second, deaf = (stub.Watch(ask("")) for _ in range(3))
-        assert await heard(first) == await heard(second) == "SERVING"
-        await deaf.initial_metadata()
+        first, second, unread = (stub.Watch(ask("")) for _ in range(3))
+        assert await received(first) == await received(second) == "SERVING"
+        await unread.initial_metadata()
         first.cancel()
         unknown = stub.Watch(ask("speakerlens.model/v"))
-        assert await heard(unknown) == "SERVICE_UNKNOWN"
+        assert await received(unknown) == "SERVICE_UNKNOWN"
         health.report_models({"v": True})
-        assert await heard(unknown) == "SERVING"
+        assert await received(unknown) == "SERVING"
         health.report_models({"v": False})
-        assert await heard(unknown) == await heard(second) == "NOT_SERVING"
+        assert await received(unknown) == await received(second) == "NOT_SERVING"
         health.report_models({})
-        assert await heard(unknown) == "SERVICE_UNKNOWN"
-        assert await heard(second) == "SERVING"
+        assert await received(unknown) == "SERVICE_UNKNOWN"
+        assert await received(second) == "SERVING"
         health.drain()
-        assert await heard(second) == "NOT_SERVING"
-        assert await heard(second) == await heard(unknown) == "the end"
+        assert await received(second) == "NOT_SERVING"
+        assert await received(second) == await received(unknown) == "the end"
         assert (await second.code(), await unknown.code()) == (grpc.StatusCode.OK, grpc.StatusCode.OK)
         late = stub.Watch(ask(""))
-        assert [await heard(late), await heard(late)] == ["NOT_SERVING", "the end"]
-        deaf.cancel()
+        assert [await received(late), await received(late)] == ["NOT_SERVING", "the end"]
+        unread.cancel()
 
     play(scenario)
 
 
 @pytest.mark.parametrize("changes", [2, 3])
-def test_nothing_is_said_twice(changes: int) -> None:
+def test_an_unchanged_status_is_sent_once(changes: int) -> None:
     async def scenario(health: Health, stub: health_pb2_grpc.HealthStub) -> None:
         health.announce()
         watcher = stub.Watch(ask(""))
-        assert await heard(watcher) == "SERVING"
+        assert await received(watcher) == "SERVING"
         for _ in range(changes):
             health.report_models({"v": True})
             await asyncio.sleep(0.01)
         health.drain()
-        assert await heard(watcher) == "NOT_SERVING"
+        assert await received(watcher) == "NOT_SERVING"
 
     play(scenario)

@@ -1,4 +1,4 @@
-"""What surrounds every call, over a real connection: streams as well as single calls."""
+"""The interceptor over a real connection: streams and single calls."""
 
 import asyncio
 import gc
@@ -18,12 +18,12 @@ from speakerlens.serving.rpc.transfer import MessageTransfer
 
 SERVICE = "test.Service"
 PATH = f"/{SERVICE}/"
-# More than gRPC takes off the server's hands before a client reads.
+# More than gRPC buffers for a client that does not read.
 LARGE_BYTES = 30_000_000
 
 
 class Behaviour:
-    """A streamed and a single method, told by the first chunk what to do."""
+    """A streamed and a single method; the content of a request says what they do."""
 
     def __init__(self) -> None:
         self.closed: list[str] = []
@@ -133,7 +133,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_a_stream_is_one_call() -> None:
+def test_a_stream_counts_as_one_call() -> None:
     async def test(bench: Bench) -> None:
         call = bench.stream(b"a", b"bcd")
         sizes = [answer.window.start_s async for answer in call if answer.HasField("window")]
@@ -156,7 +156,7 @@ def test_a_stream_is_one_call() -> None:
         (b"\xff", "INVALID_ARGUMENT", "the message is not of the method's request type"),
     ],
 )
-def test_errors_in_and_out_of_streams(chunk: bytes, code: str, detail: str) -> None:
+def test_errors_have_a_status_in_streams_and_single_calls(chunk: bytes, code: str, detail: str) -> None:
     async def test(bench: Bench) -> None:
         metadata = (("x-request-id", "my-id"),)
         stream, single = bench.stream(b"a", chunk, metadata=metadata), bench.single(chunk, metadata=metadata)
@@ -166,7 +166,7 @@ def test_errors_in_and_out_of_streams(chunk: bytes, code: str, detail: str) -> N
                 answers.append(answer)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await single
-        assert len(answers) == 1, "what was answered before the error arrives"
+        assert len(answers) == 1, "answers before the error arrive"
         for error in (streamed.value, caught.value):
             assert (error.code().name, error.details()) == (code, detail)
             trailing = dict(error.trailing_metadata())
@@ -178,7 +178,7 @@ def test_errors_in_and_out_of_streams(chunk: bytes, code: str, detail: str) -> N
     on_bench(test)
 
 
-def test_a_call_is_inside_until_its_stream_ends() -> None:
+def test_a_stream_is_inside_the_gate_until_it_ends() -> None:
     async def test(bench: Bench) -> None:
         call = bench.stream()
         await call.write(b"a")
@@ -196,7 +196,7 @@ def test_a_call_is_inside_until_its_stream_ends() -> None:
     on_bench(test)
 
 
-def test_a_stream_whose_caller_goes_is_closed_at_once() -> None:
+def test_cancelling_a_stream_closes_its_handler() -> None:
     async def test(bench: Bench) -> None:
         call = bench.stream(metadata=(("x-request-id", "gone"),))
         await call.write(b"a")
@@ -209,8 +209,8 @@ def test_a_stream_whose_caller_goes_is_closed_at_once() -> None:
     on_bench(test)
 
 
-def test_a_caller_who_goes_while_much_is_written_to_it() -> None:
-    """Nobody reads, so the server waits in a write when the call is cancelled."""
+def test_cancelling_during_a_write_is_counted_once() -> None:
+    """The client does not read, so the server waits in a write when the call is cancelled."""
 
     async def test(bench: Bench) -> None:
         async def endless() -> AsyncIterator[bytes]:
@@ -233,7 +233,7 @@ def test_a_caller_who_goes_while_much_is_written_to_it() -> None:
 @pytest.mark.parametrize(
     ("sent", "kept"), [("trace-7/a", True), ("x" * 64, True), ("x" * 65, False), ("two words", False), ("", False)]
 )
-def test_the_callers_id_is_kept_where_it_fits(sent: str, kept: bool) -> None:
+def test_a_clients_id_is_kept_if_it_is_safe(sent: str, kept: bool) -> None:
     async def test(bench: Bench) -> None:
         call = bench.single(b"a", metadata=(("x-request-id", sent),))
         await call
@@ -244,7 +244,7 @@ def test_the_callers_id_is_kept_where_it_fits(sent: str, kept: bool) -> None:
     on_bench(test)
 
 
-def test_unknown_methods_make_no_labels() -> None:
+def test_unknown_methods_are_not_counted() -> None:
     async def test(bench: Bench) -> None:
         for path in (PATH + "Nonsense", "/no.Service/Single", "/test.Other/Single"):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -256,8 +256,8 @@ def test_unknown_methods_make_no_labels() -> None:
     on_bench(test)
 
 
-def test_a_call_lets_go_of_what_it_received() -> None:
-    """At once, and not when garbage is next collected, which may be after thousands of calls."""
+def test_a_finished_call_frees_its_messages() -> None:
+    """Without a garbage collection, which may come after thousands of calls."""
 
     async def test(bench: Bench) -> None:
         gc.collect()

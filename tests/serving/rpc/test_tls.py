@@ -28,7 +28,7 @@ def greets(address: str, authority: bytes, client: Pair | None = None) -> bool:
         return True
 
 
-def test_a_new_certificate_is_seen_by_new_connections(toy_bundles: Path, tmp_path: Path) -> None:
+def test_a_new_certificate_is_used_for_new_connections(toy_bundles: Path, tmp_path: Path) -> None:
     first, second = trustme.CA(), trustme.CA()
     pair = issue(tmp_path / "server", first)
     old, new = first.cert_pem.bytes(), second.cert_pem.bytes()
@@ -57,7 +57,7 @@ def test_a_new_certificate_is_seen_by_new_connections(toy_bundles: Path, tmp_pat
         assert "PRIVATE KEY" not in server.log
 
 
-def test_a_key_of_another_certificate_is_kept_out(toy_bundles: Path, tmp_path: Path) -> None:
+def test_a_key_of_another_certificate_is_not_used(toy_bundles: Path, tmp_path: Path) -> None:
     """As between the two moves of a renewal."""
     authority = trustme.CA()
     pair = issue(tmp_path / "server", authority)
@@ -67,7 +67,7 @@ def test_a_key_of_another_certificate_is_kept_out(toy_bundles: Path, tmp_path: P
         server.wait_for_log("are not a pair: key values mismatch")
 
 
-def test_clients_need_a_certificate_of_the_right_authority(toy_bundles: Path, tmp_path: Path) -> None:
+def test_client_certificates_need_the_right_authority(toy_bundles: Path, tmp_path: Path) -> None:
     ours, theirs = trustme.CA(), trustme.CA()
     pair = issue(tmp_path / "server", ours)
     good, bad = issue(tmp_path / "good", ours, "client"), issue(tmp_path / "bad", theirs, "client")
@@ -81,7 +81,7 @@ def test_clients_need_a_certificate_of_the_right_authority(toy_bundles: Path, tm
         assert not greets(address, root, good)
 
 
-def test_plain_text_is_not_answered(toy_bundles: Path, tmp_path: Path) -> None:
+def test_plain_text_connections_fail(toy_bundles: Path, tmp_path: Path) -> None:
     pair = issue(tmp_path / "server", trustme.CA())
     with ServerProcess(toy_bundles, *flags(pair)) as server:
         with pytest.raises(grpc.RpcError) as caught:
@@ -98,7 +98,7 @@ def test_plain_text_is_not_answered(toy_bundles: Path, tmp_path: Path) -> None:
         ("authority", "--tls-client-ca {authority}: no certificate in PEM"),
     ],
 )
-def test_what_makes_no_sense_at_the_start(toy_bundles: Path, tmp_path: Path, change: str, message: str) -> None:
+def test_invalid_files_are_startup_errors(toy_bundles: Path, tmp_path: Path, change: str, message: str) -> None:
     pair = issue(tmp_path / "server", trustme.CA())
     if change == "missing":
         pair.certificate.unlink()
@@ -113,7 +113,7 @@ def test_what_makes_no_sense_at_the_start(toy_bundles: Path, tmp_path: Path, cha
     assert text.splitlines()[-1].startswith("error: " + message.format(**vars(pair)))
 
 
-def test_a_key_that_everybody_can_read_is_warned_of(toy_bundles: Path, tmp_path: Path) -> None:
+def test_a_public_key_file_is_warned_about(toy_bundles: Path, tmp_path: Path) -> None:
     pair = issue(tmp_path / "server", trustme.CA())
     pair.key.chmod(0o644)
     with ServerProcess(toy_bundles, *flags(pair)) as server:
@@ -123,7 +123,7 @@ def test_a_key_that_everybody_can_read_is_warned_of(toy_bundles: Path, tmp_path:
         )
 
 
-def test_many_handshakes_during_a_change(toy_bundles: Path, tmp_path: Path) -> None:
+def test_handshakes_during_a_change_succeed(toy_bundles: Path, tmp_path: Path) -> None:
     """Every connection sees one of the two certificates, whole."""
     authority = trustme.CA()
     pair = issue(tmp_path / "server", authority)

@@ -65,7 +65,7 @@ def request(scale: float = 1.0) -> pb.IdentifyRequest:
     return pb.IdentifyRequest(audio=raw(voice(1.0) * scale), models=[pb.ModelSelector(variant="da")])
 
 
-def test_a_request_and_its_phases_below_the_callers_span(toy_bundles: Path, collector: tuple[Collector, str]) -> None:
+def test_a_call_and_its_phases_are_below_the_clients_span(toy_bundles: Path, collector: tuple[Collector, str]) -> None:
     kept, endpoint = collector
     with ServerProcess(toy_bundles, f"--trace-endpoint={endpoint}") as server:
         metadata = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("x-request-id", "traced-1"))
@@ -94,7 +94,7 @@ def test_a_request_and_its_phases_below_the_callers_span(toy_bundles: Path, coll
     assert phases[2].end_time_unix_nano > phases[2].start_time_unix_nano
 
 
-def test_status_and_sampling(
+def test_spans_have_the_status_and_follow_sampling(
     toy_bundles: Path, collector: tuple[Collector, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only calls within a sampled trace are recorded; a caller's mistake is not an error of the server's span."""
@@ -113,7 +113,7 @@ def test_status_and_sampling(
     assert found == {3: Status.STATUS_CODE_UNSET, 13: Status.STATUS_CODE_ERROR}
 
 
-def test_a_collector_that_is_not_there_holds_nothing_up(toy_bundles: Path) -> None:
+def test_a_missing_collector_delays_nothing(toy_bundles: Path) -> None:
     with ServerProcess(toy_bundles, "--trace-endpoint=http://127.0.0.1:9") as server:
         for _ in range(20):
             server.identify(request())
@@ -122,14 +122,14 @@ def test_a_collector_that_is_not_there_holds_nothing_up(toy_bundles: Path) -> No
         assert time.monotonic() - started < 10
 
 
-def test_what_makes_no_sense(toy_bundles: Path, tmp_path: Path) -> None:
+def test_an_invalid_endpoint_is_a_startup_error(toy_bundles: Path, tmp_path: Path) -> None:
     status, text = failing("--bundles", str(toy_bundles), "--trace-endpoint=collector:4317")
     assert status == 1
     assert text.startswith("error: --trace-endpoint collector:4317: give http://HOST:PORT")
 
 
-def test_without_the_extra(toy_bundles: Path, tmp_path: Path) -> None:
-    """Serving runs; only asking for tracing is refused."""
+def test_tracing_without_the_extra_is_refused(toy_bundles: Path, tmp_path: Path) -> None:
+    """Without --trace-endpoint, OpenTelemetry is not imported."""
     (tmp_path / "opentelemetry.py").write_text("raise ImportError('not here')", encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "serving", "--bundles", str(toy_bundles), "--port=0", "--metrics-port=0"]

@@ -1,4 +1,4 @@
-"""Clients that send slowly or do not read, and what calls may hold together, over real connections."""
+"""Clients that send slowly or do not read, and the byte budget of all calls, over real connections."""
 
 import asyncio
 import signal
@@ -28,7 +28,7 @@ LARGEST = 2**18
 
 @pytest.fixture(autouse=True)
 def _fast_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else large answers would be waited for long; servers of their own processes keep the slowest line."""
+    """Shorten the wait for large answers; server processes keep the slowest speed."""
     monkeypatch.setattr(transfer, "SLOWEST_SPEED", 2**40)
 
 
@@ -40,7 +40,7 @@ def on_bench(test: Callable[[Bench], Awaitable[None]], transfers: MessageTransfe
     asyncio.run(run())
 
 
-def test_a_stream_that_nobody_reads_ends() -> None:
+def test_an_unread_stream_ends() -> None:
     async def endless() -> AsyncIterator[bytes]:
         while True:
             yield b"large"
@@ -49,18 +49,18 @@ def test_a_stream_that_nobody_reads_ends() -> None:
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = bench.channel.stream_stream(
             PATH + "Stream", _request
         )
-        call = method(endless(), metadata=(("x-request-id", "deaf"),))
+        call = method(endless(), metadata=(("x-request-id", "unread"),))
         await until(lambda: bench.calls() == {"Stream da DEADLINE_EXCEEDED": 1})
-        assert bench.behaviour.closed == ["deaf"], "what the stream held is free"
-        assert await bench.gate.emptied(10), "and nobody who stops the server waits for it"
-        assert bench.transfers.budget.held >= LARGE_BYTES, "what gRPC keeps for the client counts"
+        assert bench.behaviour.closed == ["unread"], "the stream's resources are free"
+        assert await bench.gate.emptied(10), "a stop does not wait for it"
+        assert bench.transfers.budget.held >= LARGE_BYTES, "bytes that gRPC keeps for the client count"
         call.cancel()
         await until(lambda: bench.transfers.budget.held == 0)
 
     on_bench(test, MessageTransfer(1.0, 2**25, 2**30))
 
 
-def test_a_client_that_reads_late_learns_why_it_was_cut_off() -> None:
+def test_a_client_that_reads_late_gets_the_status() -> None:
     async def test(bench: Bench) -> None:
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = bench.channel.stream_stream(
             PATH + "Stream", _request
@@ -76,15 +76,15 @@ def test_a_client_that_reads_late_learns_why_it_was_cut_off() -> None:
     on_bench(test, MessageTransfer(1.0, 2**25, 2**30))
 
 
-def test_a_single_answer_that_nobody_reads() -> None:
-    """The client takes it for a stream, so that its side does not ask for the answer before it does."""
+def test_an_unread_answer_is_reserved_until_it_is_read() -> None:
+    """The client calls it as a stream, so that gRPC does not read the answer before the test does."""
 
     async def test(bench: Bench) -> None:
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = bench.channel.unary_stream(PATH + "Single", _request)
         call = method(b"large")
         await until(lambda: bench.calls() == {"Single _none OK": 1})
         assert not await bench.gate.emptied(0.1), "it is on its way"
-        assert await bench.gate.emptied(10), "but nobody who stops the server waits for it for ever"
+        assert await bench.gate.emptied(10), "a stop does not wait for it without limit"
         assert bench.transfers.budget.held >= LARGE_BYTES
         assert [len(answer) > LARGE_BYTES async for answer in call] == [True], "late, but whole"
         await until(lambda: bench.transfers.budget.held == 0)
@@ -96,10 +96,10 @@ def test_a_single_answer_that_nobody_reads() -> None:
     on_bench(test, MessageTransfer(1.0, 2**25, 2**30))
 
 
-def test_answers_that_are_not_read_leave_no_room_for_more() -> None:
+def test_unread_answers_use_up_the_budget() -> None:
     async def test(bench: Bench) -> None:
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = bench.channel.unary_stream(PATH + "Single", _request)
-        deaf = method(b"large")
+        unread = method(b"large")
         await until(lambda: bench.transfers.budget.held > LARGE_BYTES)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await bench.single(b"large")
@@ -107,7 +107,7 @@ def test_answers_that_are_not_read_leave_no_room_for_more() -> None:
         assert "all calls together may hold" in (caught.value.details() or "")
         assert dict(caught.value.trailing_metadata())["retry-after-ms"] == "1000"
         assert (await bench.single(b"abc")).start_s == 3, "small ones go on"
-        deaf.cancel()
+        unread.cancel()
         await until(lambda: bench.transfers.budget.held == 0)
         assert (await bench.single(b"large")).ByteSize() > LARGE_BYTES
 
@@ -119,7 +119,7 @@ async def arriving(after_s: float) -> AsyncIterator[bytes]:
     yield b"request"
 
 
-def test_large_messages_have_the_time_they_take_on_a_slow_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_messages_get_time_for_a_slow_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     class Line:
         def __init__(self, seconds: float) -> None:
             self.seconds = seconds
@@ -144,8 +144,8 @@ def test_large_messages_have_the_time_they_take_on_a_slow_line(monkeypatch: pyte
     asyncio.run(test())
 
 
-def test_a_slow_request_counts_for_what_may_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen of the largest fill the room, and many more that are only a little late."""
+def test_a_slow_request_counts_what_may_have_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen of the largest fill the budget, as would many more that are only a little late."""
 
     async def test() -> None:
         transfers = MessageTransfer(60, 2**25, 2**30)
@@ -156,7 +156,7 @@ def test_a_slow_request_counts_for_what_may_have_come(monkeypatch: pytest.Monkey
         refused = [each for each in results if isinstance(each, ResourceExhaustedError)]
         assert len(refused) == 4
         assert str(refused[0]).startswith("the request arrives slowly, and too many others do")
-        assert await transfers.receive(arriving(0.05)) == b"request", "what they held is given back"
+        assert await transfers.receive(arriving(0.05)) == b"request", "their bytes are released"
 
     monkeypatch.setattr(transfer, "SLOW_SECONDS", 0.02)
     monkeypatch.setattr(transfer, "COUNT_SECONDS", 0.2)
@@ -164,7 +164,7 @@ def test_a_slow_request_counts_for_what_may_have_come(monkeypatch: pytest.Monkey
     asyncio.run(test())
 
 
-def test_what_has_not_arrived_is_sent_away_in_the_end() -> None:
+def test_requests_still_arriving_are_refused_at_the_end() -> None:
     async def test() -> None:
         transfers = MessageTransfer(60, 2**25, 2**30)
         waiting = [asyncio.create_task(transfers.receive(arriving(30))) for _ in range(2)]
@@ -179,7 +179,7 @@ def test_what_has_not_arrived_is_sent_away_in_the_end() -> None:
     asyncio.run(test())
 
 
-def test_a_share_is_given_back_once() -> None:
+def test_a_reservation_is_released_once() -> None:
     async def test() -> None:
         budget, unread = ByteBudget(10), asyncio.get_running_loop().create_future()
         with budget.reservation() as share:
@@ -218,7 +218,7 @@ def refusals(server: ServerProcess, reason: str) -> float:
     return server.metrics()[f'speakerlens_rejections_total{{reason="{reason}"}}']
 
 
-def test_not_even_health_waits_for_ever(tight: ServerProcess) -> None:
+def test_a_slow_health_request_ends(tight: ServerProcess) -> None:
     method: grpc.StreamUnaryMultiCallable[bytes, bytes] = tight.channel.stream_unary("/grpc.health.v1.Health/Check")
     with ExitStack() as stack:
         slow = stack.enter_context(Misbehaving(tight.ready["grpc"]))
@@ -230,7 +230,7 @@ def test_not_even_health_waits_for_ever(tight: ServerProcess) -> None:
     assert caught.value.details() == "the call has no message"
 
 
-def test_reflection_waits_for_no_later_message_either(tight: ServerProcess) -> None:
+def test_a_slow_later_message_of_reflection_ends(tight: ServerProcess) -> None:
     path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     asked = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
     with Misbehaving(tight.ready["grpc"]) as slow:
@@ -243,8 +243,8 @@ def test_reflection_waits_for_no_later_message_either(tight: ServerProcess) -> N
         assert time.monotonic() - started < 20, "it was the limit that ended it, and no keepalive"
 
 
-def test_slow_requests_to_health_take_no_room_from_others(tight: ServerProcess) -> None:
-    """Health asks for no token."""
+def test_slow_health_requests_have_their_own_budget(tight: ServerProcess) -> None:
+    """Health needs no token."""
     before = tight.metrics().get('speakerlens_rejections_total{reason="held"}', 0)
     with Misbehaving(tight.ready["grpc"]) as slow:
         for _ in range(6):
@@ -256,18 +256,18 @@ def test_slow_requests_to_health_take_no_room_from_others(tight: ServerProcess) 
         assert tight.metrics().get('speakerlens_rejections_total{reason="held"}', 0) == before
 
 
-def test_a_stopping_server_sends_away_what_has_not_arrived(toy_bundles: Path) -> None:
+def test_a_stopping_server_refuses_requests_still_arriving(toy_bundles: Path) -> None:
     with ServerProcess(toy_bundles, "--drain-seconds=4") as server, Misbehaving(server.ready["grpc"]) as slow:
         stream = slow.call(IDENTIFY)
         slow.begin_message(stream, MEGABYTE, 10_000)
         server.wait_for_metric("speakerlens_requests_in_flight", 1)
         server.process.send_signal(signal.SIGTERM)
-        assert server.wait() == 0, "no call was cut short"
+        assert server.wait() == 0, "no call was aborted"
         assert "method=Identify variant=_none code=UNAVAILABLE" in server.log
 
 
-def test_requests_that_trickle_in_are_few_and_end(tight: ServerProcess) -> None:
-    """Two of the largest fit into half of what calls may hold; others are refused, and the two not waited for."""
+def test_slow_requests_are_limited_and_end(tight: ServerProcess) -> None:
+    """Two of the largest fit into half of the budget; others are refused, and the two time out."""
     started = time.monotonic()
     with Misbehaving(tight.ready["grpc"]) as slow:
         for _ in range(5):
@@ -275,14 +275,14 @@ def test_requests_that_trickle_in_are_few_and_end(tight: ServerProcess) -> None:
         tight.wait_for_metric('speakerlens_rejections_total{reason="held"}', 3)
         assert tight.metrics()["speakerlens_requests_in_flight"] == 2
         request = pb.IdentifyRequest(audio=raw(voice(1.0)), models=[pb.ModelSelector(variant="da")])
-        assert tight.identify(request).answers, "who sends at once is answered"
+        assert tight.identify(request).answers, "a fast request is answered"
         tight.wait_for_metric('speakerlens_rejections_total{reason="arrival"}', 2)
         assert 3.5 < time.monotonic() - started < 20
         assert tight.metrics()["speakerlens_requests_in_flight"] == 0
 
 
-def test_who_vanishes_while_sending_has_hung_up(tight: ServerProcess) -> None:
-    """To the server the request ends there, without a message; the end of the connection is told a moment later."""
+def test_disconnect_while_sending_is_cancelled(tight: ServerProcess) -> None:
+    """The server sees a request without a message, and the end of the connection shortly after."""
     cancelled = 'speakerlens_requests_total{code="CANCELLED",method="Embed",variant="_none"}'
     for number in range(1, 4):
         with Misbehaving(tight.ready["grpc"]) as gone:
@@ -291,7 +291,7 @@ def test_who_vanishes_while_sending_has_hung_up(tight: ServerProcess) -> None:
         tight.wait_for_metric(cancelled, number)
 
 
-def test_a_request_that_is_too_large(tight: ServerProcess) -> None:
+def test_a_too_large_request_is_refused_by_grpc(tight: ServerProcess) -> None:
     cancelled = 'speakerlens_requests_total{code="CANCELLED",method="GetModel",variant="_none"}'
     method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = tight.channel.unary_unary(
         "/speakerlens.v1.SpeakerIdentification/GetModel"
@@ -304,7 +304,7 @@ def test_a_request_that_is_too_large(tight: ServerProcess) -> None:
     assert refusals(tight, "malformed") == 0
 
 
-def test_a_call_without_a_message(tight: ServerProcess) -> None:
+def test_a_call_without_a_message_is_refused(tight: ServerProcess) -> None:
     method: grpc.StreamUnaryMultiCallable[bytes, bytes] = tight.channel.stream_unary(IDENTIFY)
     with pytest.raises(grpc.RpcError) as caught:
         method(iter(()), timeout=CALL_SECONDS)
@@ -312,10 +312,10 @@ def test_a_call_without_a_message(tight: ServerProcess) -> None:
     assert caught.value.details() == "the call has no message"
 
 
-def test_connections_are_counted(tight: ServerProcess) -> None:
+def test_connections_beyond_the_limit_are_closed(tight: ServerProcess) -> None:
     with ExitStack() as stack:
         others = [stack.enter_context(Misbehaving(tight.ready["grpc"])) for _ in range(8)]
         assert [other.closed() for other in others[-2:]] == [True, True]
-        assert tight.status() == "SERVING", "who is connected stays so"
+        assert tight.status() == "SERVING", "open connections stay open"
     with grpc.insecure_channel(tight.ready["grpc"]) as channel:
         grpc.channel_ready_future(channel).result(30)
