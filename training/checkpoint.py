@@ -110,7 +110,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
     """
     path = run / CHECKPOINT
     if not path.is_file():
-        raise UserError(f"{run}: has no {CHECKPOINT}; `python -m training fit --out {run} …` makes one")
+        raise UserError(f"{run}: has no {CHECKPOINT}; give the folder of a training run")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise all kinds of errors in the unpickler
@@ -118,7 +118,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
     if isinstance(content, dict) and content.get("format") == _WITHOUT_AVERAGE:
         content |= {"format": _FORMAT, "average": {}}
     if not isinstance(content, dict) or not Checkpoint.__annotations__.keys() <= content.keys():
-        raise UserError(f"{path}: not a checkpoint of this program; it lacks what `python -m training fit` writes")
+        raise UserError(f"{path}: not a checkpoint of this program")
     if content["format"] != _FORMAT:
         raise UserError(f"{path}: has format {content['format']}, this version reads {_FORMAT}; train it again")
     return cast(Checkpoint, content)

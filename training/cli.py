@@ -1,4 +1,4 @@
-"""The command line `python -m training`: prepare a corpus, fit a variant, evaluate what was trained."""
+"""The command line of training: prepare a corpus, train variants, evaluate and compare them."""
 
 import importlib
 import sys
@@ -18,11 +18,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "prepare": Command("data.prepare.cli", "make a corpus: the demo's voices, or folders of your own sound"),
-    "pack": Command("data.prepare.pack", "copy a corpus to one file that training maps into memory"),
+    "prepare": Command("data.prepare.cli", "make a corpus: the demo's voices, or folders of your own recordings"),
+    "pack": Command("data.prepare.pack", "copy a corpus to one memory-mapped file"),
     "fit": Command("fit", "train one variant"),
     "evaluate": Command("evaluation.evaluate", "measure trained variants under interference"),
-    "import-wespeaker": Command("import_wespeaker", "make a run of a WeSpeaker ResNet"),
+    "import-wespeaker": Command("import_wespeaker", "import a WeSpeaker ResNet as a run"),
     "study": Command("study.cli", "train, evaluate and compare all variants over several seeds"),
 }
 

@@ -1,6 +1,6 @@
 """Train one variant.
 
-  python -m training fit --config training/configs/demo.yaml --variant act-da --corpus DIR --out RUN
+  %(prog)s --config training/configs/demo.yaml --variant act-da --corpus DIR --out RUN
 
 Repeat the command to resume an interrupted run. The result is bit-identical to an uninterrupted run (on a CPU, with the
 same number of threads and processes).

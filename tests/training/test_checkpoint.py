@@ -40,8 +40,8 @@ def test_loaded_run_equals_the_saved_one(trainer: Trainer, run: Path) -> None:
     trainer.network.train()
 
 
-def test_missing_checkpoint_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no checkpoint\.pt; `python -m training fit"):
+def test_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no checkpoint\.pt; give the folder of a training run"):
         load_run(tmp_path)
 
 

@@ -28,7 +28,7 @@ RANK = int(os.environ.get("RANK", "0"))
 
 
 def outcome(call: Any) -> str:
-    """What a call gives or raises, in words."""
+    """Return the result or the error of a call, as text."""
     try:
         return str(call())
     except Exception as error:
@@ -42,7 +42,7 @@ def fail_on_process_1(error: Exception) -> str:
 
 
 def talk(world: World) -> dict[str, Any]:
-    """Everything that processes tell each other."""
+    """Return the results of all collective operations."""
     shared = world.share({"step": 3, "weights": torch.arange(4.0)} if world.leads else "not this")
     return {
         "world": [world.rank, world.size],
@@ -57,12 +57,12 @@ def talk(world: World) -> dict[str, Any]:
 
 
 def make_block() -> nn.Module:
-    """Make the least that has batch normalisation within it."""
+    """Return the smallest network with batch normalisation inside."""
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
 
 
 def normalise(folder: Path) -> None:
-    """A few layers with batch normalisation over both processes' rows: output, gradients and running statistics."""
+    """Save the output, gradients and running statistics of layers normalised over both processes' rows."""
     block = make_block()
     block.load_state_dict(torch.load(folder / "block.pt", weights_only=True))
     synchronise_normalisation(block, torch.device("cpu"))
@@ -83,7 +83,7 @@ def normalise(folder: Path) -> None:
 
 
 def signal_after(update: int) -> Any:
-    """Have process 1 sent SIGTERM in the middle of an update."""
+    """Send SIGTERM to process 1 in the middle of an update; return the original `Trainer.update`."""
     original = Trainer.update
 
     def and_signal(self: Trainer, step: int, batch: Batch) -> Figures:
@@ -96,7 +96,7 @@ def signal_after(update: int) -> Any:
 
 
 def train(folder: Path) -> dict[str, int]:
-    """Run `python -m training fit …` several times."""
+    """Run `fit` several times; return the exit codes."""
 
     def fit(variant: str, out: str, *settings: str) -> int:
         words = ["--config", folder / "toy.yaml", "--corpus", folder / "corpus", "--out", folder / out]
@@ -109,7 +109,7 @@ def train(folder: Path) -> dict[str, int]:
     Trainer.update = original  # type: ignore[method-assign]
     if RANK == 0:
         shutil.copytree(folder / "stopped", folder / "half")
-    torch.manual_seed(RANK)  # whatever else the process has done with torch's generator
+    torch.manual_seed(RANK)  # the state of torch's generator must not matter
     codes["resumed"] = fit("act-da", "stopped")
     codes["uneven"] = fit("da", "uneven", "data.batch_size=7")
     codes["other seed"] = fit("da", "other", f"seed={RANK}")
@@ -123,7 +123,7 @@ if __name__ == "__main__":
     with joined(torch.device("cpu")) as (together, _):
         results = talk(together)
         normalise(target)
-        # A group can hardly be joined twice in a process's life, so `fit` is given the one that there is.
+        # A process cannot reliably join a group twice, so `fit` gets the existing one.
         with mock.patch("speakerlens.training.fit.joined", lambda device: nullcontext((together, device))):
             results["codes"] = train(target)
     (target / f"results-{RANK}.json").write_text(json.dumps(results))

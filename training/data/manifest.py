@@ -104,7 +104,7 @@ def load_corpus(folder: Path) -> Corpus:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise UserError(f"{folder}: no {MANIFEST} to read; make a corpus with `python -m training prepare`") from error
+        raise UserError(f"{folder}: no {MANIFEST} to read; make a corpus with the command `prepare`") from error
     root = folder.resolve()
     base = str(root)
     clips: list[Clip] = []

@@ -48,9 +48,7 @@ def _mapped(path: Path, rate: int, size: int, changed: int) -> NDArray[np.int16]
     samples = (size - HEADER_BYTES) // 2
     with path.open("rb") as file:
         if samples <= 0 or file.read(HEADER_BYTES) != packed_header(samples, rate):
-            raise UserError(
-                f"{path}: damaged, cut short, or not made by `python -m training pack`; pack the corpus again"
-            )
+            raise UserError(f"{path}: damaged, cut short, or not a packed corpus; pack the corpus again")
     return np.memmap(path, dtype="<i2", mode="r", offset=HEADER_BYTES, shape=(samples,))
 
 

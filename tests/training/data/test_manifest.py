@@ -55,7 +55,7 @@ def test_moved_corpus_is_loaded(tmp_path: Path, clips: list[Clip]) -> None:
 
 
 def test_missing_manifest_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="python -m training prepare"):
+    with pytest.raises(UserError, match="make a corpus with the command `prepare`"):
         load_corpus(tmp_path)
 
 

@@ -62,7 +62,7 @@ def test_damaged_packed_file_is_refused(tmp_path: Path, damage: str) -> None:
     )
     if damage == "header":
         path.write_bytes(struct.pack("<4s", b"RIFF") + path.read_bytes()[4:])
-    with pytest.raises(UserError, match=r"packed\.rf64: damaged, cut short, or not made by `python -m training pack`"):
+    with pytest.raises(UserError, match=r"packed\.rf64: damaged, cut short, or not a packed corpus"):
         packed_samples(path, SAMPLE_RATE)
 
 

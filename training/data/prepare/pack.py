@@ -1,4 +1,4 @@
-"""Copy a corpus to one flat file: `python -m training pack --corpus DIR --out DIR`."""
+"""The command `pack`: copy a corpus to one flat file."""
 
 import argparse
 import os
