@@ -9,6 +9,7 @@ import pytest
 from speakerlens.training.cli import main
 from speakerlens.training.config import Config
 from speakerlens.training.data.manifest import Corpus, Split
+from tests.sharing import made_once
 from tests.training.toy import make_corpus, toy_config, write_config
 
 FEW: Mapping[Split, int] = {"train": 1, "dev": 1, "test": 1}
@@ -16,29 +17,31 @@ FEW: Mapping[Split, int] = {"train": 1, "dev": 1, "test": 1}
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Three speakers with noise and rooms; no music, and too few talkers for babble. Not to be changed."""
+    """Return three speakers with noise and rooms; no music, too few talkers for babble. Copy before changing it."""
     return make_corpus(tmp_path_factory.mktemp("toy-corpus"))
 
 
 @pytest.fixture(scope="session")
 def toy_corpus(corpus: Corpus) -> Path:
-    """The folder of that corpus."""
+    """Return the folder of that corpus."""
     return corpus.root
 
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """The configuration of six updates."""
+    """Return a configuration of six updates."""
     return toy_config(tmp_path_factory.mktemp("toy-config"))
 
 
 @pytest.fixture(scope="session")
-def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A demo corpus of four speakers with four utterances each, and little interference."""
+def demo_corpus(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Return a demo corpus of four speakers with four utterances each, and little interference."""
     pytest.importorskip("espeakng_loader")
-    out = tmp_path_factory.mktemp("demo") / "corpus"
-    assert prepare_small_demo(out) == 0
-    return out
+
+    def make(out: Path) -> None:
+        assert prepare_small_demo(out) == 0
+
+    return made_once(tmp_path_factory, worker_id, "small-demo", make)
 
 
 def prepare_small_demo(out: Path, *words: str) -> int:
@@ -51,7 +54,7 @@ def prepare_small_demo(out: Path, *words: str) -> int:
 
 @pytest.fixture(scope="session")
 def toy_runs(toy_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run folders by variant."""
+    """Return run folders by variant."""
     folder = tmp_path_factory.mktemp("toy-runs")
     config = write_config(folder)
     runs = {variant: folder / variant for variant in ("clean", "act-da")}

@@ -90,10 +90,10 @@ def test_wrapped_weights_are_unwrapped(toy_corpus: Path, tmp_path: Path, prefixe
 
 @pytest.fixture
 def confusing(toy_corpus: Path, tmp_path: Path) -> Corpus:
-    """The toy corpus, in which one of six dev utterances bears a wrong name: certainty does not pay."""
-    clips = []
-    for clip in load_corpus(toy_corpus).clips:
-        clips.append(replace(clip, speaker="bob") if clip.path.stem == "ada-4" else clip)
+    """The toy corpus with one of six dev utterances mislabelled, so that the best scale is finite."""
+    clips = [
+        replace(clip, speaker="bob") if clip.path.stem == "ada-4" else clip for clip in load_corpus(toy_corpus).clips
+    ]
     return write_corpus(tmp_path / "corpus", clips)
 
 

@@ -116,15 +116,14 @@ def _synthesise_speech(folder: Path, settings: DemoSettings, console: Console) -
     counts = split_counts(settings.utterances_per_speaker)
     sentences = iter(draw_sentences(sum(8 * count for count in counts.values()), rng))
     stock = {split: [next(sentences) for _ in range(8 * count)] for split, count in counts.items()}
-    scripts: list[list[tuple[Split, Kind, Line]]] = []
-    for voice in speakers:
-        scripts.append(
-            [
-                (split, "utterance", line)
-                for split in _SPLITS
-                for line in _script(voice, folder / "speech" / _name(voice), split, stock[split], counts[split], rng)
-            ]
-        )
+    scripts: list[list[tuple[Split, Kind, Line]]] = [
+        [
+            (split, "utterance", line)
+            for split in _SPLITS
+            for line in _script(voice, folder / "speech" / _name(voice), split, stock[split], counts[split], rng)
+        ]
+        for voice in speakers
+    ]
     shares = split_counts(len(outsiders))
     parts = [split for split in _SPLITS for _ in range(shares[split])]
     for voice, split in zip(outsiders, parts, strict=True):
