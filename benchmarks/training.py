@@ -12,7 +12,6 @@ the time to launch it. Not yet run on a GPU.
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -36,6 +35,7 @@ from speakerlens.training.data.manifest import Corpus, load_corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import write_whole
 from speakerlens.training.loop import Trainer
+from speakerlens.training.provenance import machine as machine_of
 from speakerlens.training.variants import VARIANTS, find_variant
 
 WARM_UP = 3
@@ -186,7 +186,8 @@ def run(arguments: argparse.Namespace) -> int:
     corpus, device = load_corpus(arguments.corpus), choose_device(arguments.device)
     torch.backends.cudnn.benchmark = True
     data = config.data
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    about = machine_of(device)
+    name = about["device"] if device.type == "cuda" else about["processor"]
     machine = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
     print(f"{machine}; crops of {data.crop_seconds:g} s, {data.readers} readers")
     print("variant    rows   loader/s     step/s   together  ratio  ms to read   draw    mix")

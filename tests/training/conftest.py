@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 
+from speakerlens.training.checkpoint import code_revision
 from speakerlens.training.cli import main
 from speakerlens.training.config import Config
 from speakerlens.training.data.manifest import Corpus, Split
@@ -13,6 +14,12 @@ from tests.sharing import made_once
 from tests.training.toy import make_corpus, toy_config, write_config
 
 FEW: Mapping[Split, int] = {"train": 1, "dev": 1, "test": 1}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _revision() -> None:
+    """Ask git for the code's revision, which is cached: tests marked `unit` must not start a process for it."""
+    code_revision()
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,8 @@ def test_code_revision_of_a_checkout_is_git_describe() -> None:
 
 
 def test_code_revision_without_checkout_is_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = subprocess.run(["git", "-C", str(tmp_path), "rev-parse"], capture_output=True, check=False)
+    assert outside.returncode != 0
     monkeypatch.setattr(module, "__file__", str(tmp_path / "training" / "checkpoint.py"))
     monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} 9.9")
     assert code_revision.__wrapped__() == "speakerlens 9.9"

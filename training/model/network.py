@@ -125,8 +125,8 @@ class ResNet(nn.Module):
         """Where each stage's saliency map is taken.
 
         The gradient through a strided convolution contains a 2x2 grid, as the authors of LayerCAM warn; at the input of
-        the last block it is weaker (docs/decisions/0003-taps.md). The last stage feeds no strided convolution, and in a stage of one block that input
-        is the output of the stage before.
+        the last block it is weaker (docs/decisions/0003-taps.md). The last stage feeds no strided convolution, and in a
+        stage of one block that input is the output of the stage before.
         """
         return tuple(
             "last-block-input" if stage < len(STAGES) - 1 and len(blocks) > 1 else "stage-output"
