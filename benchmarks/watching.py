@@ -33,7 +33,8 @@ from speakerlens.serving.models.repository import Repository
 from speakerlens.serving.pipeline.decode import RawAudio
 from speakerlens.serving.pipeline.explain import ExplainOptions
 from speakerlens.serving.pipeline.identify import Pipeline
-from speakerlens.serving.pipeline.query import MonitoringScope, Query
+from speakerlens.serving.pipeline.observer import MonitoringScope
+from speakerlens.serving.pipeline.query import Query
 from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.rpc.health import Health
 

@@ -45,7 +45,6 @@ class Reason(StrEnum):
     OTHER_BUNDLE = "other_bundle"
     ANSWER_SIZE = "answer_size"
     UNAUTHENTICATED = "unauthenticated"
-    UNSUPPORTED = "unsupported"
 
 
 class StartupError(Exception):
@@ -103,12 +102,6 @@ class DeadlineError(RequestError):
     """DEADLINE_EXCEEDED: raise when the caller's deadline has passed, or would pass before the answer is ready."""
 
     code = "DEADLINE_EXCEEDED"
-
-
-class UnimplementedError(RequestError):
-    """UNIMPLEMENTED: raise for a method of a protocol that this server does not serve; the message says what to use."""
-
-    code = "UNIMPLEMENTED"
 
 
 class UnavailableError(RequestError):

@@ -18,10 +18,9 @@ from grpc_reflection.v1alpha import reflection
 from speakerlens.protos.inference import inference_pb2_grpc
 from speakerlens.protos.speakerlens.v1 import identification_pb2_grpc
 from speakerlens.serving.api.identification import SERVICE, Service
+from speakerlens.serving.api.infer import Inference
 from speakerlens.serving.api.inference import ALWAYS, InferenceService
 from speakerlens.serving.api.inference import SERVICE as INFERENCE
-from speakerlens.serving.api.inference_infer import Inference
-from speakerlens.serving.api.inference_refused import Refused
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.engine.session import runtime_version
@@ -29,8 +28,8 @@ from speakerlens.serving.errors import StartupError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Models
 from speakerlens.serving.models.repository import Repository, scan
-from speakerlens.serving.pipeline.enroll import AsyncSpeakerStore
 from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.store import AsyncSpeakerStore
 from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.robustness.probes import Prober
 from speakerlens.serving.rpc.auth import AuthInterceptor, Tokens
@@ -119,7 +118,6 @@ class Server:
         )
         identification_pb2_grpc.add_SpeakerIdentificationServicer_to_server(self._service, self._grpc)
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, self._grpc)
-        self._grpc.add_generic_rpc_handlers((Refused(INFERENCE),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if config.reflection:
             reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol: the same models and queues for clients of Triton and KServe."""
+"""The two gRPC APIs, `speakerlens.v1` and the Open Inference Protocol: translate messages, compute nothing."""

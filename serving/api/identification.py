@@ -1,8 +1,8 @@
-"""`speakerlens.v1.SpeakerIdentification` over gRPC: asks the core, and does nothing else."""
+"""`speakerlens.v1.SpeakerIdentification`: translate between its messages and the pipeline."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, contextmanager
 from functools import partial
@@ -41,33 +41,35 @@ from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics, variant_label
 from speakerlens.serving.models.registry import Model
-from speakerlens.serving.pipeline.concurrency import ConcurrencyLimit, retry_when_full
-from speakerlens.serving.pipeline.enroll import AsyncSpeakerStore, Enroller, spoken_of
+from speakerlens.serving.pipeline.concurrency import map_concurrent, retry_when_full
+from speakerlens.serving.pipeline.enroll import Enroller
 from speakerlens.serving.pipeline.identify import Pipeline
-from speakerlens.serving.pipeline.idle import IdleBudget
 from speakerlens.serving.pipeline.query import Query
-from speakerlens.serving.pipeline.stream import LiveWindows, identify_stream
+from speakerlens.serving.pipeline.store import AsyncSpeakerStore
+from speakerlens.serving.pipeline.stream import IdleBudget, LiveWindows, identify_stream
 from speakerlens.serving.pipeline.verify import Verifier
 
 T = TypeVar("T")
 MessageT = TypeVar("MessageT", bound=Message)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].full_name
-# Utterances in one IdentifyBatch.
+# Most utterances in one IdentifyBatch.
 MAX_REQUESTS: Final = 256
-# Of one batch, so that a few large ones leave room to others.
+# Largest answer of one IdentifyBatch, so that a few batches leave room to other calls.
 MAX_ANSWER_BYTES: Final = 2**26
 
 
 class Service(SpeakerIdentificationServicer):
-    """The servicer; errors are `serving.rpc.interceptor`'s matter.
+    """The servicer; `serving.rpc.interceptor` turns its errors into statuses.
 
     Args:
-        core: answers queries; None until models are loaded, and not asked before.
-        config: the limits that ListModels tells.
-        metrics: counts what is refused in batches.
-        codec: threads for building large answers.
-        speakers: those enrolled.
+        config: the limits that ListModels reports.
+        metrics: counts requests of a batch that are refused.
+        codec: threads that build large messages.
+        speakers: the enrolled speakers.
+
+    Attributes:
+        core: answers queries; set once models are loaded, before calls are let in.
     """
 
     def __init__(
@@ -79,20 +81,20 @@ class Service(SpeakerIdentificationServicer):
         self._codec = codec
         self._streams_end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._speakers = speakers
-        # All batch calls together fill at most half of a queue, and the device twice over.
-        self._bulk = ConcurrencyLimit(config.max_batch, max(1, min(2 * config.max_batch, config.queue_size // 2)))
+        # All IdentifyBatch calls together fill at most half of a queue, and two batches of the device.
+        self._batch_slots = asyncio.Semaphore(max(1, min(2 * config.max_batch, config.queue_size // 2)))
 
     async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyResponse:  # noqa: N802
-        """Names the speaker of one utterance."""
+        """Identify the speaker of one utterance."""
         core, query = self._core(), query_of(request, deadline_of(context))
         with core.models.lease(query.models) as models:
-            current_context.get().variant = variant_label(model.bundle.variant for model in models)
+            _note_variants(models)
             return await self._identified(core, query, models)
 
     async def IdentifyBatch(  # noqa: N802
         self, request: pb.IdentifyBatchRequest, context: Any
     ) -> pb.IdentifyBatchResponse:
-        """Names the speakers of many utterances, all with the models that are loaded when the call begins."""
+        """Identify the speakers of many utterances, all with the models that are loaded when the call begins."""
         core = self._core()
         if not 1 <= len(request.requests) <= MAX_REQUESTS:
             raise InvalidArgumentError(
@@ -101,7 +103,7 @@ class Service(SpeakerIdentificationServicer):
             )
         deadline, size = deadline_of(context), 0
 
-        async def answered(item: tuple[pb.IdentifyRequest, tuple[Model, ...] | RequestError]) -> pb.IdentifyResponse:
+        async def identified(item: tuple[pb.IdentifyRequest, tuple[Model, ...] | RequestError]) -> pb.IdentifyResponse:
             nonlocal size
             each, models = item
             if isinstance(models, RequestError):
@@ -117,16 +119,23 @@ class Service(SpeakerIdentificationServicer):
             size += added
             return response
 
+        async def result_of(
+            item: tuple[pb.IdentifyRequest, tuple[Model, ...] | RequestError],
+        ) -> pb.IdentifyResponse | pb.Failure:
+            try:
+                return await identified(item)
+            except Exception as error:
+                if isinstance(error, RequestError):
+                    self._metrics.rejections.labels(error.reason).inc()
+                return failure_of(error)
+
         with ExitStack() as leases:
             leased = [_leased(core, each, leases) for each in request.requests]
             found = [model for models in leased if not isinstance(models, RequestError) for model in models]
-            current_context.get().variant = variant_label(model.bundle.variant for model in found)
-            results = await self._bulk.run(list(zip(request.requests, leased, strict=True)), answered)
-        for result in results:
-            if isinstance(result, RequestError):
-                self._metrics.rejections.labels(result.reason).inc()
-        error_status = [failure_of(result) if isinstance(result, Exception) else result for result in results]
-        return await self._built(batch_response_of, error_status)
+            _note_variants(found)
+            items = list(zip(request.requests, leased, strict=True))
+            results = await map_concurrent(items, result_of, self._config.max_batch, self._batch_slots)
+        return await self._built(batch_response_of, results)
 
     async def _identified(self, core: Pipeline, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
         return await self._built(response_of, await core.identify(query, models))
@@ -134,36 +143,36 @@ class Service(SpeakerIdentificationServicer):
     async def IdentifyStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.IdentifyStreamRequest], context: Any
     ) -> AsyncIterator[pb.IdentifyStreamResponse]:
-        """Names the speakers of live audio."""
+        """Identify the speakers of a stream, window by window."""
         core, idle_budget = self._core(), IdleBudget(self._config.stream_idle_seconds, self._streams_end)
         start, chunks = await stream_of(idle_budget.messages(request_iterator))
-        question, form = start_of(start, deadline_of(context))
-        with core.models.lease(question.models) as models:
-            current_context.get().variant = variant_label(model.bundle.variant for model in models)
+        query, form = start_of(start, deadline_of(context))
+        with core.models.lease(query.models) as models:
+            _note_variants(models)
             least = max(core.min_samples(model) for model in models)
-            live = LiveWindows(form, core.longest(question), core.shape(models), least)
+            live = LiveWindows(form, core.duration_limit(query), core.windowing(models), least)
             credit = idle_budget.credit(chunks, form.bytes_per_second)
-            async with aclosing(identify_stream(core, question, live, models, credit)) as answers:
+            async with aclosing(identify_stream(core, query, live, models, credit)) as answers:
                 async for answer in answers:
                     response = await core.run_in_thread(partial(stream_response_of, answer))
                     with idle_budget.waiting():
                         yield response
 
     def end_streams(self) -> None:
-        """Ends the streams whose clients go on sending."""
+        """End the streams whose clients continue to send."""
         if not self._streams_end.done():
             self._streams_end.set_result(None)
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
-        """Embeds one utterance."""
+        """Embed one utterance."""
         core = self._core()
         query = embed_query_of(request, deadline_of(context))
         with core.models.lease(query.models) as models:
-            current_context.get().variant = variant_label(model.bundle.variant for model in models)
+            _note_variants(models)
             return embed_response_of(await core.identify(query, models))
 
     async def Verify(self, request: pb.VerifyRequest, context: Any) -> pb.VerifyResponse:  # noqa: N802
-        """Compares two voices."""
+        """Compare two voices."""
         core = self._core()
         claim = claim_of(request, deadline_of(context))
         with self._one(request) as model:
@@ -171,34 +180,34 @@ class Service(SpeakerIdentificationServicer):
         return await self._built(verify_response_of, verdict)
 
     async def Enroll(self, request: pb.EnrollRequest, context: Any) -> pb.EnrollResponse:  # noqa: N802
-        """Stores a speaker."""
+        """Enrol a speaker."""
         core = self._core()
         utterances = utterances_of(request)
         with core.models.lease(selectors_of(request.models)) as models:
-            current_context.get().variant = variant_label(model.bundle.variant for model in models)
+            _note_variants(models)
             enroller = Enroller(core, self._speakers)
             enrolled = await enroller.enroll(request.speaker, utterances, models, deadline_of(context))
         return pb.EnrollResponse(speaker=speaker_of(enrolled))
 
     async def ListSpeakers(self, request: pb.ListSpeakersRequest, context: Any) -> pb.ListSpeakersResponse:  # noqa: N802
-        """Lists a page of the stored speakers."""
+        """Return a page of the enrolled speakers."""
         page = await Enroller(self._core(), self._speakers).page(*page_of(request))
         return await self._built(speakers_response_of, page)
 
     async def RemoveSpeaker(  # noqa: N802
         self, request: pb.RemoveSpeakerRequest, context: Any
     ) -> pb.RemoveSpeakerResponse:
-        """Forgets a speaker."""
+        """Remove an enrolled speaker."""
         await Enroller(self._core(), self._speakers).remove(request.speaker)
         return pb.RemoveSpeakerResponse()
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
-        """Describes one loaded model."""
+        """Describe one loaded model."""
         with self._one(request) as model:
             return pb.GetModelResponse(model=model_of(model))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
-        """Describes what is loaded."""
+        """Describe the loaded models, and the server's limits."""
         core = self._core()
         shortest = max(core.min_samples(model) for model in core.models)
         return pb.ListModelsResponse(
@@ -214,17 +223,16 @@ class Service(SpeakerIdentificationServicer):
 
     @contextmanager
     def _one(self, request: pb.VerifyRequest | pb.GetModelRequest) -> Iterator[Model]:
-        """Leases the one model that a request means; errors speak of its field `model`."""
+        """Lease the one model of a request; error messages name its field `model`."""
         models = self._core().models
         selector = one_selector(models, request.model if request.HasField("model") else None)
-        with spoken_of("models[0]", "model"):
-            models.select([selector])
-        with models.lease([selector]) as (model,):
-            current_context.get().variant = model.bundle.variant
+        [model] = models.select([selector], "model")
+        with models.hold([model]):
+            _note_variants([model])
             yield model
 
     async def _built(self, build: Callable[[T], MessageT], result: T) -> MessageT:
-        """A message that may be large, built away from the event loop."""
+        """Build a message that may be large in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._codec, build, result)
 
     def _core(self) -> Pipeline:
@@ -232,8 +240,13 @@ class Service(SpeakerIdentificationServicer):
         return self.core
 
 
+def _note_variants(models: Iterable[Model]) -> None:
+    """Label the call in work with the variants of these models."""
+    current_context.get().variant = variant_label(model.bundle.variant for model in models)
+
+
 def _leased(core: Pipeline, request: pb.IdentifyRequest, leases: ExitStack) -> tuple[Model, ...] | RequestError:
-    """The models that one of a batch asks for, leased until `leases` end, or why there are none."""
+    """Return the models of one request of a batch, leased until `leases` end, or the error."""
     try:
         return leases.enter_context(core.models.lease(selectors_of(request.models)))
     except RequestError as error:
@@ -241,6 +254,6 @@ def _leased(core: Pipeline, request: pb.IdentifyRequest, leases: ExitStack) -> t
 
 
 def deadline_of(context: Any) -> float | None:
-    """The caller's deadline on the clock of `time.monotonic`, or None."""
+    """Return the call's deadline on the clock of `time.monotonic`, None without one."""
     remaining = context.time_remaining()
     return None if remaining is None else time.monotonic() + remaining

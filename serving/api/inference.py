@@ -1,4 +1,4 @@
-"""`inference.GRPCInferenceService` over gRPC: finds the model, asks the core, and does nothing else."""
+"""The Open Inference Protocol, `inference.GRPCInferenceService`: translate between its messages and the pipeline."""
 
 from importlib import metadata
 from typing import Any, Final
@@ -6,8 +6,8 @@ from typing import Any, Final
 from speakerlens.protos.inference import inference_pb2 as pb
 from speakerlens.protos.inference.inference_pb2_grpc import GRPCInferenceServiceServicer
 from speakerlens.serving.api.identification import deadline_of
-from speakerlens.serving.api.inference_infer import Inference
-from speakerlens.serving.api.inference_models import config_of, index_of, metadata_of, statistics_of
+from speakerlens.serving.api.infer import Inference
+from speakerlens.serving.api.inference_messages import config_of, index_of, metadata_of, statistics_of
 from speakerlens.serving.config import Config
 from speakerlens.serving.context import current_context
 from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
@@ -15,20 +15,22 @@ from speakerlens.serving.models.registry import Model, Models, Selector
 from speakerlens.serving.rpc.health import MODEL, Health
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-# Asked while the server starts and drains, to learn just that.
+# Answered while the server starts and drains as well.
 ALWAYS: Final = tuple(f"/{SERVICE}/{method}" for method in ("ServerLive", "ServerReady", "ModelReady"))
-# Of the extension for repositories only the index is offered, so it is not among them.
+# Without the repository extension, of which only the index is offered.
 EXTENSIONS: Final = ("model_configuration", "statistics", "schedule_policy")
 
 
 class InferenceService(GRPCInferenceServiceServicer):
-    """The servicer; errors are `serving.rpc.interceptor`'s matter.
+    """The servicer; `serving.rpc.interceptor` turns its errors into statuses.
 
     Args:
-        core: answers requests; None until models are loaded, and not asked before.
         models: what is loaded.
-        health: knows whether requests are taken.
-        config: what ModelConfig tells.
+        health: whether requests are accepted.
+        config: what ModelConfig reports.
+
+    Attributes:
+        core: answers ModelInfer; set once models are loaded, before calls are let in.
     """
 
     def __init__(self, models: Models, health: Health, config: Config) -> None:
@@ -38,15 +40,15 @@ class InferenceService(GRPCInferenceServiceServicer):
         self._config = config
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:  # noqa: N802
-        """Says that the process answers."""
+        """Return true: the process answers."""
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Any) -> pb.ServerReadyResponse:  # noqa: N802
-        """Says whether requests are taken."""
+        """Return whether requests are accepted."""
         return pb.ServerReadyResponse(ready=self._health.serving())
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Any) -> pb.ModelReadyResponse:  # noqa: N802
-        """Says whether requests to a model are taken."""
+        """Return whether requests to a model are accepted."""
         try:
             model = self._model("name", request.name, "version", request.version)
         except NotFoundError:
@@ -56,25 +58,25 @@ class InferenceService(GRPCInferenceServiceServicer):
     async def ServerMetadata(  # noqa: N802
         self, request: pb.ServerMetadataRequest, context: Any
     ) -> pb.ServerMetadataResponse:
-        """Says what answers here."""
+        """Return the name and version of the server, and the extensions it offers."""
         return pb.ServerMetadataResponse(
             name="speakerlens", version=metadata.version("speakerlens"), extensions=EXTENSIONS
         )
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:  # noqa: N802
-        """Describes a model's tensors."""
+        """Return a model's tensors."""
         model = self._model("name", request.name, "version", request.version)
         return metadata_of(model, self._versions(model.bundle.variant))
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Any) -> pb.ModelConfigResponse:  # noqa: N802
-        """Says how requests to a model are put together."""
+        """Return how requests to a model are batched."""
         model = self._model("name", request.name, "version", request.version)
         return pb.ModelConfigResponse(config=config_of(model, self._config))
 
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: Any
     ) -> pb.ModelStatisticsResponse:
-        """Says what models have done."""
+        """Return the statistics of one model, of a variant, or of all."""
         models = list(self._models)
         if request.name and request.version:
             models = [self._model("name", request.name, "version", request.version)]
@@ -88,7 +90,7 @@ class InferenceService(GRPCInferenceServiceServicer):
     async def RepositoryIndex(  # noqa: N802
         self, request: pb.RepositoryIndexRequest, context: Any
     ) -> pb.RepositoryIndexResponse:
-        """Lists what is loaded."""
+        """Return the loaded models."""
         if request.repository_name:
             raise InvalidArgumentError(
                 Reason.ARGUMENT,
@@ -97,18 +99,18 @@ class InferenceService(GRPCInferenceServiceServicer):
         return index_of(self._models)
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:  # noqa: N802
-        """Answers a batch of utterances."""
+        """Answer a batch of utterances."""
         assert self.core is not None, "the gate opens after the models are loaded"
-        named = self._model("model_name", request.model_name, "model_version", request.model_version)
-        current_context.get().variant = named.bundle.variant
-        with self._models.lease([Selector(named.bundle.variant, named.bundle.version)]) as [model]:
+        model = self._model("model_name", request.model_name, "model_version", request.model_version)
+        current_context.get().variant = model.bundle.variant
+        with self._models.hold([model]):
             return await self.core.infer(request, model, deadline_of(context))
 
     def _model(self, name_field: str, name: str, version_field: str, version: str) -> Model:
-        """The model of a name and a version, where an empty version is the newest.
+        """Return the model of a name and a version; an empty version is the newest.
 
         Raises:
-            NotFoundError: there is none; says what there is.
+            NotFoundError: it is not loaded; lists what is.
         """
         versions = self._versions(name)
         if not versions:
@@ -126,5 +128,5 @@ class InferenceService(GRPCInferenceServiceServicer):
         return model
 
     def _versions(self, variant: str) -> list[int]:
-        """Those loaded, oldest first."""
+        """Return the loaded versions of a variant, oldest first."""
         return [model.bundle.version for model in self._models if model.bundle.variant == variant]

@@ -1,4 +1,4 @@
-"""From a ModelInfer request to what is asked, with every name, type, shape and size checked before a value is read."""
+"""Read ModelInfer requests: every name, type, shape and size is checked before a value is read."""
 
 import math
 import time
@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.protos.inference import inference_pb2 as pb
-from speakerlens.serving.api.inference_tensors import (
+from speakerlens.serving.api.inference_messages import (
     ANY,
     AUDIO,
+    DEFAULT_LEVEL,
+    DEFAULT_OUTPUTS,
     DTYPES,
     INPUTS,
     LENGTHS,
+    PRIORITY_LEVELS,
     TARGET,
-    USUAL,
     Tensor,
     is_map,
     outputs,
@@ -27,33 +29,31 @@ from speakerlens.serving.engine.graphs import PREDICTED
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
 
-# Where the values of a datatype are when they are not raw.
+# Field of a datatype's values where they are not raw.
 CONTENTS = {"FP32": "fp32_contents", "INT64": "int64_contents"}
-# Priorities of the protocol begin with 1, the highest; 0 leaves it to the server.
-PRIORITY_LEVELS, DEFAULT_LEVEL = 2, 1
-# All at once, they would keep the interpreter's lock, and with it the event loop, for hundreds of milliseconds.
+# Values copied at a time: all at once, the copy would hold the interpreter's lock for hundreds of milliseconds.
 VALUES_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Rows of a request, and samples of a row, at most."""
+    """Most rows of a request and samples of a row."""
 
     rows: int
     samples: int
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What is asked of a model.
+class InferRequest:
+    """A ModelInfer request.
 
     Attributes:
-        audio: float32 [rows, samples], not checked yet.
-        lengths: valid samples of each row, [rows].
-        targets: label to explain, or PREDICTED, of each row, [rows].
+        audio: float32 [rows, samples], values not checked yet.
+        lengths: valid samples of each row, int64 [rows].
+        targets: label to explain, or PREDICTED, of each row, int64 [rows].
         outputs: names, in the order asked.
-        deadline: on the clock of `time.monotonic`, or None.
-        priority: whether somebody is waiting.
+        deadline: on the clock of `time.monotonic`, None without one.
+        priority: of all rows.
     """
 
     audio: NDArray[np.float32]
@@ -65,16 +65,18 @@ class Ask:
 
     @property
     def explains(self) -> bool:
-        """Whether a map is asked for."""
+        """Return whether a map is asked for."""
         return any(is_map(name) for name in self.outputs)
 
 
-def read(request: pb.ModelInferRequest, bundle: Bundle, limits: Limits, deadline: float | None) -> Ask:
-    """Reads a request to the model of `bundle`; `deadline` is that of the call.
+def infer_request_of(
+    request: pb.ModelInferRequest, bundle: Bundle, limits: Limits, deadline: float | None
+) -> InferRequest:
+    """Read a request to the model of `bundle`; `deadline` is that of the call.
 
     Raises:
-        InvalidArgumentError: something is malformed; the message names the field.
-        NotFoundError: there is no speaker of that number.
+        InvalidArgumentError: a field is invalid; the message names it.
+        NotFoundError: a target is no label of the model.
     """
     deadline, priority = _schedule(request, deadline)
     wanted = _outputs(request.outputs, bundle)
@@ -91,17 +93,15 @@ def read(request: pb.ModelInferRequest, bundle: Bundle, limits: Limits, deadline
             f"inputs.{TARGET}, row {row}: no speaker {targets[row]}; {bundle.name} has 0 to "
             f"{len(bundle.speakers) - 1}, and {PREDICTED} is the one it predicts",
         )
-    return Ask(audio, lengths, targets, wanted, deadline, priority)
+    return InferRequest(audio, lengths, targets, wanted, deadline, priority)
 
 
 def _schedule(request: pb.ModelInferRequest, deadline: float | None) -> tuple[float | None, Priority]:
     level, microseconds = (_number(request.parameters, name) for name in ("priority", "timeout"))
     if "sequence_id" in request.parameters:
-        raise _invalid("parameters.sequence_id: models here keep nothing from one request to the next; leave it out")
+        raise _invalid("parameters.sequence_id: the models are stateless; leave it out")
     if level > PRIORITY_LEVELS:
-        raise _invalid(
-            f"parameters.priority: {level}; give 1 (somebody is waiting), 2 (bulk), or 0 for {DEFAULT_LEVEL}"
-        )
+        raise _invalid(f"parameters.priority: {level}; give 1 (interactive), 2 (bulk), or 0 for {DEFAULT_LEVEL}")
     if microseconds:
         own = time.monotonic() + microseconds / 1e6
         deadline = own if deadline is None else min(deadline, own)
@@ -109,7 +109,7 @@ def _schedule(request: pb.ModelInferRequest, deadline: float | None) -> tuple[fl
 
 
 def _number(parameters: Any, name: str) -> int:
-    """A parameter that is a whole number, 0 where there is none."""
+    """Return a parameter that is a whole number, 0 if it is missing."""
     if name not in parameters:
         return 0
     parameter = parameters[name]
@@ -131,7 +131,7 @@ def _outputs(requested: Sequence[Any], bundle: Bundle) -> tuple[str, ...]:
     wanted = tuple(output.name for output in requested)
     if len(set(wanted)) < len(wanted):
         raise _invalid("outputs: an output is asked for twice")
-    return wanted or USUAL
+    return wanted or DEFAULT_OUTPUTS
 
 
 def _inputs(request: pb.ModelInferRequest, limits: Limits) -> dict[str, NDArray[Any]]:

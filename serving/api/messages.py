@@ -1,4 +1,4 @@
-"""Messages of `speakerlens.v1` and what the core understands, one into the other; knows nothing of calls."""
+"""Messages of `speakerlens.v1` for identification, to and from the values of the pipeline."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -6,6 +6,7 @@ from typing import Final
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.bundle import SAMPLE_RATE
+from speakerlens.serving.context import Timings
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason
 from speakerlens.serving.models.registry import Model, Selector
@@ -13,8 +14,7 @@ from speakerlens.serving.pipeline.answers import Answer, Failed, Identification,
 from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.explain import Encoding, ExplainOptions, Explanation, Plane, Resolution, StageName
 from speakerlens.serving.pipeline.query import Query, QueryOptions
-from speakerlens.serving.pipeline.stream import Form
-from speakerlens.serving.pipeline.timing import Timings
+from speakerlens.serving.pipeline.stream import StreamFormat
 from speakerlens.serving.rpc.interceptor import error_status
 
 STAGES: Final[dict[pb.Stage.ValueType, StageName]] = {
@@ -41,7 +41,7 @@ STAGE_NUMBERS: Final[dict[str, pb.Stage.ValueType]] = {name: number for number, 
 ENCODING_NUMBERS: Final = {
     encoding: number for number, encoding in ENCODINGS.items() if number != pb.ENCODING_UNSPECIFIED
 }
-# A message of a few MB could hold millions, and the event loop would be busy with nothing else for a minute.
+# A message of a few MB could hold millions of selectors, and block the event loop for a minute.
 MAX_MODELS: Final = 64
 
 PRIORITIES: Final = {
@@ -53,10 +53,10 @@ PRIORITIES: Final = {
 def query_of(
     request: pb.IdentifyRequest, deadline: float | None, unspecified: Priority = Priority.INTERACTIVE
 ) -> Query:
-    """The request as the core understands it; `unspecified` is the priority where it says none.
+    """Return the query of a request; `unspecified` is the priority if the request has none.
 
     Raises:
-        InvalidArgumentError: a field has a value that means nothing.
+        InvalidArgumentError: a field has an invalid value.
     """
     return Query(
         audio=audio_of(request.audio),
@@ -69,13 +69,9 @@ def query_of(
     )
 
 
-def start_of(start: pb.StreamStart, deadline: float | None) -> tuple[QueryOptions, Form]:
-    """A stream's first message as the core understands it.
-
-    Raises:
-        InvalidArgumentError: a field has a value that means nothing.
-    """
-    question = QueryOptions(
+def start_of(start: pb.StreamStart, deadline: float | None) -> tuple[QueryOptions, StreamFormat]:
+    """Return the query and the sample format of a stream's first message; errors as for `query_of`."""
+    query = QueryOptions(
         models=selectors_of(start.models),
         top_k=start.top_k,
         explain=explain_of(start.explain) if start.HasField("explain") else None,
@@ -83,16 +79,18 @@ def start_of(start: pb.StreamStart, deadline: float | None) -> tuple[QueryOption
         priority=priority_of(start.priority),
         deadline=deadline,
     )
-    return question, Form(_sample_type("start.format", start.format), start.sample_rate, start.channels or 1)
+    sample_type = _sample_type("start.format", start.format)
+    return query, StreamFormat(sample_type, start.sample_rate, start.channels or 1)
 
 
 async def stream_of(
     messages: AsyncIterator[pb.IdentifyStreamRequest],
 ) -> tuple[pb.StreamStart, AsyncIterator[bytes]]:
-    """The beginning of a stream, and its chunks.
+    """Return the first message of a stream, and an iterator over its chunks of samples.
 
     Raises:
-        InvalidArgumentError: the stream does not begin with its start; or, from the chunks, a message is none.
+        InvalidArgumentError: the first message is not a start. The iterator raises it for a later message without
+            samples.
     """
     first = await anext(messages, None)
     if first is None or first.WhichOneof("part") != "start":
@@ -111,7 +109,7 @@ async def _chunks(messages: AsyncIterator[pb.IdentifyStreamRequest]) -> AsyncIte
 
 
 def stream_response_of(answer: WindowAnswer | Identification) -> pb.IdentifyStreamResponse:
-    """A window's answer, or that of the whole, as a message."""
+    """Return the message of a window's answer, or of the answer for the whole."""
     if isinstance(answer, Identification):
         return pb.IdentifyStreamResponse(whole=response_of(answer))
     started = time.monotonic()
@@ -127,7 +125,7 @@ def stream_response_of(answer: WindowAnswer | Identification) -> pb.IdentifyStre
 
 
 def selectors_of(models: Sequence[pb.ModelSelector]) -> tuple[Selector, ...]:
-    """The models asked for; errors as for `query_of`."""
+    """Return the models asked for; errors as for `query_of`."""
     if len(models) > MAX_MODELS:
         raise InvalidArgumentError(
             Reason.ARGUMENT, f"models: {len(models)} are asked for; ask for at most {MAX_MODELS}, each once"
@@ -136,7 +134,7 @@ def selectors_of(models: Sequence[pb.ModelSelector]) -> tuple[Selector, ...]:
 
 
 def priority_of(priority: pb.Priority.ValueType, unspecified: Priority = Priority.INTERACTIVE) -> Priority:
-    """The queue's word for a priority."""
+    """Return the priority; errors as for `query_of`."""
     if priority == pb.PRIORITY_UNSPECIFIED:
         return unspecified
     if priority not in PRIORITIES:
@@ -144,15 +142,18 @@ def priority_of(priority: pb.Priority.ValueType, unspecified: Priority = Priorit
     return PRIORITIES[priority]
 
 
-def audio_of(audio: pb.Audio) -> EncodedAudio | RawAudio:
-    """The audio, not looked at yet."""
+def audio_of(audio: pb.Audio, field: str = "audio") -> EncodedAudio | RawAudio:
+    """Return the audio, not decoded yet; `field` is its name in error messages. Errors as for `query_of`."""
     source = audio.WhichOneof("source")
     if source is None:
-        raise InvalidArgumentError(Reason.EMPTY, "audio: no source; send audio.encoded (a file) or audio.raw (samples)")
+        raise InvalidArgumentError(
+            Reason.EMPTY, f"{field}: no source; send audio.encoded (a file) or audio.raw (samples)"
+        )
     if source == "encoded":
         return EncodedAudio(audio.encoded)
     raw = audio.raw
-    return RawAudio(raw.samples, _sample_type("audio.raw.format", raw.format), raw.sample_rate, raw.channels or 1)
+    sample_type = _sample_type(f"{field}.raw.format", raw.format)
+    return RawAudio(raw.samples, sample_type, raw.sample_rate, raw.channels or 1)
 
 
 def _sample_type(field: str, number: int) -> str:
@@ -164,7 +165,7 @@ def _sample_type(field: str, number: int) -> str:
 
 
 def explain_of(options: pb.ExplainOptions) -> ExplainOptions:
-    """What is asked of the maps."""
+    """Return which maps to compute and how to encode them; errors as for `query_of`."""
     if len(options.stages) > len(STAGES):
         raise InvalidArgumentError(
             Reason.ARGUMENT, f"explain.stages: {len(options.stages)} are asked for; there are {len(STAGES)}"
@@ -192,7 +193,7 @@ def explain_of(options: pb.ExplainOptions) -> ExplainOptions:
 
 
 def response_of(result: Identification) -> pb.IdentifyResponse:
-    """The core's answer as a message; the time that takes belongs to the encoding."""
+    """Return the message of an answer; the time this takes is added to the encode phase."""
     started = time.monotonic()
     response = pb.IdentifyResponse(
         answers=[_answer(answer) for answer in result.answers],
@@ -204,13 +205,13 @@ def response_of(result: Identification) -> pb.IdentifyResponse:
 
 
 def failure_of(error: Exception) -> pb.Failure:
-    """What the caller of a batch is told of an error; on the event loop, where the call is known."""
+    """Return the message of an error of one request in a batch; must run in the call's context."""
     code, message = error_status(error)
     return pb.Failure(code=code, message=message)
 
 
 def batch_response_of(results: Sequence[pb.IdentifyResponse | pb.Failure]) -> pb.IdentifyBatchResponse:
-    """The answers of a batch as one message, which copies them."""
+    """Return one message with a copy of each answer of a batch."""
     response = pb.IdentifyBatchResponse()
     for result in results:
         one = response.results.add()
@@ -222,12 +223,12 @@ def batch_response_of(results: Sequence[pb.IdentifyResponse | pb.Failure]) -> pb
 
 
 def info_of(audio: AudioInfo) -> pb.AudioInfo:
-    """The audio's form as a message."""
+    """Return the message of the audio's format."""
     return pb.AudioInfo(seconds=audio.seconds, sample_rate=audio.sample_rate, channels=audio.channels)
 
 
 def timings_of(timings: Timings) -> pb.Timings:
-    """The phases as a message."""
+    """Return the message of the phases."""
     return pb.Timings(
         decode_s=timings.decode, queue_s=timings.queue, inference_s=timings.inference, encode_s=timings.encode
     )
@@ -261,7 +262,7 @@ def _answer(answer: Answer | Failed) -> pb.ModelAnswer:
 
 
 def explanation_of(explanation: Explanation) -> pb.Explanation:
-    """The maps as a message."""
+    """Return the message of the maps."""
     return pb.Explanation(
         target_speaker=explanation.target_speaker,
         saliency=[_plane(plane) for plane in explanation.saliency],
@@ -284,7 +285,7 @@ def _plane(plane: Plane) -> pb.Plane:
 
 
 def model_of(model: Model) -> pb.Model:
-    """What a loaded model is."""
+    """Return the description of a loaded model."""
     bundle = model.bundle
     return pb.Model(
         variant=bundle.variant,

@@ -1,4 +1,4 @@
-"""Messages of the calls about voices (Embed, Verify, Enroll) and what the core understands, one into the other."""
+"""Messages of `speakerlens.v1` for embedding, verification and enrolment, to and from the values of the pipeline."""
 
 import base64
 from collections.abc import Sequence
@@ -18,19 +18,20 @@ from speakerlens.serving.errors import InvalidArgumentError, Reason, quoted
 from speakerlens.serving.models.registry import Model, Models, Selector
 from speakerlens.serving.pipeline.answers import Failed, Identification
 from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
-from speakerlens.serving.pipeline.enroll import MAX_UTTERANCES, EnrolledSpeaker, named
-from speakerlens.serving.pipeline.query import MonitoringScope, Query
+from speakerlens.serving.pipeline.enroll import MAX_UTTERANCES, EnrolledSpeaker
+from speakerlens.serving.pipeline.observer import MonitoringScope
+from speakerlens.serving.pipeline.query import Query
 from speakerlens.serving.pipeline.verify import VerificationRequest, VerificationResult
 
-# Speakers in one answer.
+# Most speakers in one answer.
 MAX_PAGE: Final = 1000
 
 
 def embed_query_of(request: pb.EmbedRequest, deadline: float | None) -> Query:
-    """The request as the core understands it.
+    """Return the query of a request.
 
     Raises:
-        InvalidArgumentError: a field has a value that means nothing.
+        InvalidArgumentError: a field has an invalid value.
     """
     return Query(
         audio=audio_of(request.audio),
@@ -43,7 +44,7 @@ def embed_query_of(request: pb.EmbedRequest, deadline: float | None) -> Query:
 
 
 def embed_response_of(result: Identification) -> pb.EmbedResponse:
-    """The core's answer as a message."""
+    """Return the message of an answer."""
     embeddings = []
     for answer in result.answers:
         message = pb.Embedding(variant=answer.variant, version=answer.version)
@@ -56,14 +57,13 @@ def embed_response_of(result: Identification) -> pb.EmbedResponse:
 
 
 def claim_of(request: pb.VerifyRequest, deadline: float | None) -> VerificationRequest:
-    """The request as the core understands it; errors as for `embed_query_of`."""
+    """Return the verification of a request; errors as for `embed_query_of`."""
     against = request.WhichOneof("against")
     if against is None:
         raise InvalidArgumentError(
             Reason.ARGUMENT, "against: nothing to compare with; send other (audio) or enrolled_speaker (a name)"
         )
-    with named("other"):
-        other = audio_of(request.other) if against == "other" else request.enrolled_speaker
+    other = audio_of(request.other, "other") if against == "other" else request.enrolled_speaker
     return VerificationRequest(
         audio=audio_of(request.audio),
         against=other,
@@ -74,7 +74,7 @@ def claim_of(request: pb.VerifyRequest, deadline: float | None) -> VerificationR
 
 
 def verify_response_of(verdict: VerificationResult) -> pb.VerifyResponse:
-    """The core's answer as a message."""
+    """Return the message of an answer."""
     explanations = (verdict.explanation, verdict.other_explanation)
     first, second = (None if each is None else explanation_of(each) for each in explanations)
     return pb.VerifyResponse(
@@ -92,20 +92,16 @@ def verify_response_of(verdict: VerificationResult) -> pb.VerifyResponse:
 
 
 def utterances_of(request: pb.EnrollRequest) -> list[EncodedAudio | RawAudio]:
-    """The audio to enrol with; errors as for `embed_query_of`."""
+    """Return the utterances to enrol with; errors as for `embed_query_of`."""
     if not 1 <= len(request.utterances) <= MAX_UTTERANCES:
         raise InvalidArgumentError(
             Reason.ARGUMENT, f"utterances: {len(request.utterances)}; send 1 to {MAX_UTTERANCES} of the speaker"
         )
-    utterances = []
-    for index, audio in enumerate(request.utterances):
-        with named(f"utterances[{index}]"):
-            utterances.append(audio_of(audio))
-    return utterances
+    return [audio_of(audio, f"utterances[{index}]") for index, audio in enumerate(request.utterances)]
 
 
 def speaker_of(enrolled: EnrolledSpeaker) -> pb.EnrolledSpeaker:
-    """An enrolled speaker as a message."""
+    """Return the message of an enrolled speaker."""
     return pb.EnrolledSpeaker(
         speaker=enrolled.speaker,
         models=[
@@ -122,10 +118,10 @@ def speaker_of(enrolled: EnrolledSpeaker) -> pb.EnrolledSpeaker:
 
 
 def page_of(request: pb.ListSpeakersRequest) -> tuple[str, int]:
-    """After whose name the page begins, and how many speakers it holds.
+    """Return the name after which a page begins, and the most speakers it holds.
 
     Raises:
-        InvalidArgumentError: no page can be of that size, or the token is none of the server's.
+        InvalidArgumentError: the size is negative, or the token is not one of the server's.
     """
     if request.page_size < 0:
         raise InvalidArgumentError(Reason.ARGUMENT, f"page_size: {request.page_size}; give 1 to {MAX_PAGE}, or 0")
@@ -139,18 +135,17 @@ def page_of(request: pb.ListSpeakersRequest) -> tuple[str, int]:
 
 
 def speakers_response_of(page: tuple[Sequence[EnrolledSpeaker], bool]) -> pb.ListSpeakersResponse:
-    """A page of speakers, and the token of the next where there are more."""
+    """Return the message of a page of speakers, with the token of the next page if there are more."""
     enrolled, more = page
     token = base64.urlsafe_b64encode(enrolled[-1].speaker.encode()).decode() if more else ""
     return pb.ListSpeakersResponse(speakers=[speaker_of(each) for each in enrolled], next_page_token=token)
 
 
 def one_selector(models: Models, selector: pb.ModelSelector | None) -> Selector:
-    """The one model that a request means; None may be left out where one variant is loaded.
+    """Return the selector of a request for one model; it may be None if one variant is loaded.
 
     Raises:
-        InvalidArgumentError: it is left out, and several are.
-        NotFoundError: there is none such.
+        InvalidArgumentError: it is None, and several variants are loaded.
     """
     if selector is None:
         chosen: list[Model] = list(models.select([]))

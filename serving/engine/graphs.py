@@ -214,3 +214,13 @@ VERIFY_SPEC: Final = GraphSpec(
     example=_compared_job,
     shapes=_compared_shapes,
 )
+
+
+def check_finite(name: str, result: Arrays) -> None:
+    """Check that a model's result holds neither NaN nor infinity.
+
+    Raises:
+        FloatingPointError: it does; names the model.
+    """
+    if not all(np.isfinite(values).all() for values in result.arrays()):
+        raise FloatingPointError(f"{name} answered with NaN or infinity")

@@ -121,7 +121,7 @@ class Models:
             for model in models:
                 self._release(model)
 
-    def select(self, selectors: Sequence[Selector]) -> tuple[Model, ...]:
+    def select(self, selectors: Sequence[Selector], field: str | None = None) -> tuple[Model, ...]:
         """Return the selected models in order; without selectors, the newest of every variant, sorted by variant.
 
         They may be unloaded as soon as the event loop runs again: `lease` them to compute with them.
@@ -134,10 +134,11 @@ class Models:
             selectors = [Selector(variant) for variant in self._variants()]
         chosen: dict[tuple[str, int], Model] = {}
         for index, selector in enumerate(selectors):
-            model = self._find(index, selector)
+            where = field or f"models[{index}]"
+            model = self._find(where, selector)
             key = (model.bundle.variant, model.bundle.version)
             if key in chosen:
-                raise InvalidArgumentError(Reason.ARGUMENT, f"models[{index}]: {model.bundle.name} is asked for twice")
+                raise InvalidArgumentError(Reason.ARGUMENT, f"{where}: {model.bundle.name} is asked for twice")
             chosen[key] = model
         return tuple(chosen.values())
 
@@ -148,24 +149,24 @@ class Models:
     def _variants(self) -> list[str]:
         return sorted({variant for variant, _ in self._models})
 
-    def _find(self, index: int, selector: Selector) -> Model:
+    def _find(self, field: str, selector: Selector) -> Model:
         if not selector.variant:
-            raise InvalidArgumentError(Reason.ARGUMENT, f"models[{index}].variant: empty; name one, or send no models")
+            raise InvalidArgumentError(Reason.ARGUMENT, f"{field}.variant: empty; name one, or send no models")
         if selector.version < 0:
             raise InvalidArgumentError(
-                Reason.ARGUMENT, f"models[{index}].version: {selector.version}; give a version, or 0 for the newest"
+                Reason.ARGUMENT, f"{field}.version: {selector.version}; give a version, or 0 for the newest"
             )
         versions = sorted(version for variant, version in self._models if variant == selector.variant)
         if not versions:
             raise NotFoundError(
                 Reason.UNKNOWN_VARIANT,
-                f"models[{index}].variant: no variant {quoted(selector.variant)}; there are {listed(self._variants())}",
+                f"{field}.variant: no variant {quoted(selector.variant)}; there are {listed(self._variants())}",
             )
         version = versions[-1] if selector.version == NEWEST else selector.version
         if version not in versions:
             raise NotFoundError(
                 Reason.UNKNOWN_VERSION,
-                f"models[{index}].version: no version {version} of {selector.variant}; there are {listed(versions)}",
+                f"{field}.version: no version {version} of {selector.variant}; there are {listed(versions)}",
             )
         return self._models[selector.variant, version]
 

@@ -1,23 +1,122 @@
-"""What windows say together: the mean of their logits, an embedding, and who spoke when.
+"""Outputs for the windows of a recording, and how they combine into one: scores, timeline, maps, and sound measures.
 
-Windows without speech do not vote. The embedding is the mean of the windows' normalised embeddings, as speakers are
-enrolled, times their mean length, so that it is like that of a single window in every way. What a single window says is
-taken as it is.
+Windows without speech have no vote. Logits are averaged. The embedding is the mean of the windows' length-normalised
+embeddings, as in enrolment, times their mean norm. A single window's output is taken as it is.
 """
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.serving.bundle import Bundle
-from speakerlens.serving.engine.graphs import Prediction
-from speakerlens.serving.pipeline.timeline import SpeakerTurn, Vote, WindowVote, speaker_turns
+from speakerlens.measures.sound import Sound, join
+from speakerlens.serving.bundle import SAMPLE_RATE, Bundle
+from speakerlens.serving.context import Stopwatch
+from speakerlens.serving.engine.graphs import Mapped, Prediction
 from speakerlens.serving.pipeline.windows import Window
+
+MappedT_co = TypeVar("MappedT_co", bound=Mapped, covariant=True)
 
 TINY = float(np.finfo(np.float32).tiny)
 
 
+@dataclass(frozen=True)
+class Vote:
+    """Top-1 label of a window, its calibrated probability and its logit."""
+
+    label: int
+    probability: float
+    logit: float
+
+
+@dataclass(frozen=True)
+class WindowVote:
+    """A window, in samples at 16 kHz, and its vote; None without speech."""
+
+    start: int
+    stop: int
+    vote: Vote | None
+
+
+@dataclass(frozen=True)
+class SpeakerTurn:
+    """Seconds from the beginning in which windows agree; probability and logit are means over these windows."""
+
+    start_s: float
+    end_s: float
+    label: int
+    probability: float
+    logit: float
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Output of one model for a stretch of audio; the timeline is empty for a single window."""
+
+    prediction: Prediction
+    timeline: tuple[SpeakerTurn, ...] = ()
+
+
+@dataclass(frozen=True)
+class WindowOutput:
+    """One window and the output or error of each model for it.
+
+    Attributes:
+        window: the samples and where they lie.
+        speech: whether the window holds speech.
+        outputs: one for each model; empty if nothing was computed.
+        stopwatch: the window's phases.
+        sound: measures of the window; None if they are not taken.
+    """
+
+    window: Window
+    speech: bool
+    outputs: tuple[ModelOutput | Exception, ...]
+    stopwatch: Stopwatch
+    sound: "Future[Sound | None] | None"
+
+
+class Piece(NamedTuple, Generic[MappedT_co]):
+    """Maps of the window that begins `start` samples into the audio, and whether the window had a vote."""
+
+    start: int
+    prediction: MappedT_co
+    votes: bool
+
+
+class SoundMeasures:
+    """Measures of the sound of one request's windows, in memory that does not grow with them."""
+
+    def __init__(self) -> None:
+        self._joined: list[Sound] = []
+        self._pending: deque[Future[Sound | None]] = deque()
+
+    def add(self, sound: "Future[Sound | None] | None") -> None:
+        """Add the next window, and join those that are measured; on the event loop."""
+        if sound is not None:
+            self._pending.append(sound)
+        while self._pending and self._pending[0].done():
+            self._join(self._pending.popleft())
+
+    def whole(self) -> Sound | None:
+        """Return the measures of all windows, None without any; blocks until they are measured."""
+        while self._pending:
+            self._join(self._pending.popleft())
+        return self._joined[0] if self._joined else None
+
+    def _join(self, sound: "Future[Sound | None]") -> None:
+        result = sound.result()
+        if result is not None:
+            self._joined = [join([*self._joined, result])]
+
+
 class WindowAggregator:
-    """The votes of one model's windows; they come in the order of the windows, and take no memory but their best."""
+    """Combine the outputs of one model, window by window; only each window's vote is kept."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -25,16 +124,16 @@ class WindowAggregator:
         self._votes = 0
         self._logits: NDArray[np.float64] | None = None
         self._directions: NDArray[np.float64] | None = None
-        self._lengths = 0.0
+        self._norms = 0.0
         self._only: Prediction | None = None
 
     @property
     def votes(self) -> int:
-        """Windows that have voted."""
+        """Return the number of windows with a vote."""
         return self._votes
 
     def add(self, window: Window, prediction: Prediction | None) -> None:
-        """Counts the next window; None is no speech."""
+        """Add the next window in time; None is a window without a vote."""
         if prediction is None:
             self._windows.append(WindowVote(window.start, window.stop, None))
             return
@@ -42,30 +141,91 @@ class WindowAggregator:
         label = int(logits.argmax())
         probability = float(softmax(prediction.logits / self._bundle.temperature)[label])
         self._windows.append(WindowVote(window.start, window.stop, Vote(label, probability, float(logits[label]))))
-        length = max(float(np.linalg.norm(embedding)), TINY)
-        direction = embedding / length
+        norm = max(float(np.linalg.norm(embedding)), TINY)
+        direction = embedding / norm
         self._logits = logits if self._logits is None else self._logits + logits
         self._directions = direction if self._directions is None else self._directions + direction
-        self._lengths += length
+        self._norms += norm
         self._only = None if self._votes else prediction
         self._votes += 1
 
     def result(self) -> Prediction:
-        """The vote of all; there must have been one."""
+        """Return logits [classes] and embedding [size], float32, of all windows; at least one must have a vote."""
         if self._only is not None:
             return self._only
         assert self._logits is not None
         assert self._directions is not None
-        embedding = self._directions / self._votes * (self._lengths / self._votes)
+        embedding = self._directions / self._votes * (self._norms / self._votes)
         return Prediction((self._logits / self._votes).astype(np.float32), embedding.astype(np.float32))
 
     def timeline(self) -> tuple[SpeakerTurn, ...]:
-        """Who spoke when; nothing for a single window."""
+        """Return the speaker turns; empty for a single window."""
         return speaker_turns(self._windows) if len(self._windows) > 1 else ()
 
 
+def speaker_turns(windows: Sequence[WindowVote]) -> tuple[SpeakerTurn, ...]:
+    """Join neighbouring windows of the same label, in order; an overlap is split in the middle."""
+    seams = [(before.stop + after.start) / 2 for before, after in pairwise(windows)]
+    owned = zip([0.0, *seams], windows, [*seams, float(windows[-1].stop)], strict=True)
+    return tuple(
+        _turn(list(group))
+        for label, group in groupby(owned, key=lambda each: each[1].vote.label if each[1].vote else None)
+        if label is not None
+    )
+
+
+def _turn(owned: Sequence[tuple[float, WindowVote, float]]) -> SpeakerTurn:
+    votes = [window.vote for _, window, _ in owned if window.vote is not None]
+    return SpeakerTurn(
+        start_s=owned[0][0] / SAMPLE_RATE,
+        end_s=owned[-1][2] / SAMPLE_RATE,
+        label=votes[0].label,
+        probability=sum(vote.probability for vote in votes) / len(votes),
+        logit=sum(vote.logit for vote in votes) / len(votes),
+    )
+
+
+def stitched(
+    bundle: Bundle, pieces: Sequence[Piece[Mapped]], samples: int
+) -> tuple[NDArray[np.float32], tuple[NDArray[np.float32], ...]]:
+    """Join the maps of overlapping windows.
+
+    Overlaps are cross-faded: a column is the mean over the windows that cover it, weighted by its distance from the
+    window's edge, where the network sees less context. A window without a vote has no part in the score, so its maps
+    count as zero; its features are shown.
+
+    Args:
+        bundle: of the model.
+        pieces: the windows, which together cover the audio.
+        samples: length of the audio at 16 kHz.
+
+    Returns:
+        Log-mel features [mel, frames] and the raw map [rows, columns] of each stage, float32.
+    """
+    frames = bundle.frames(samples)
+    features = _joined(frames, [(piece.start // bundle.frame_shift, piece.prediction.features) for piece in pieces])
+    maps = []
+    for index, stage in enumerate(bundle.stages):
+        step = bundle.frame_shift * stage.stride
+        parts = [(piece.start // step, piece.prediction.saliency[index] * np.float32(piece.votes)) for piece in pieces]
+        maps.append(_joined(-(-frames // stage.stride), parts))
+    return features, tuple(maps)
+
+
+def _joined(columns: int, parts: Sequence[tuple[int, NDArray[np.float32]]]) -> NDArray[np.float32]:
+    rows = parts[0][1].shape[0]
+    total, weights = np.zeros((rows, columns), np.float32), np.zeros(columns, np.float32)
+    for first, values in parts:
+        count = values.shape[1]
+        # Half a column at the edge, and one more for each column further in.
+        weight = np.minimum(np.arange(count), np.arange(count)[::-1]).astype(np.float32) + np.float32(0.5)
+        total[:, first : first + count] += values * weight
+        weights[first : first + count] += weight
+    return total / weights
+
+
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities of logits [n], without overflow."""
+    """Return the probabilities, float64 [n], of logits [n], without overflow."""
     shifted: NDArray[np.float64] = np.exp(logits.astype(np.float64) - float(logits.max()))
     shifted /= shifted.sum()
     return shifted

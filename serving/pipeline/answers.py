@@ -1,24 +1,23 @@
-"""What a model says, as a caller wants it: speakers with probabilities, maps, a timeline; or how the model failed."""
+"""Answers of an identification: speakers with probabilities, maps and a timeline, or how the model failed."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from speakerlens.serving.context import Timings
 from speakerlens.serving.engine.graphs import ExplainedPrediction
 from speakerlens.serving.errors import RequestError
 from speakerlens.serving.models.registry import Model
-from speakerlens.serving.pipeline.aggregate import softmax
+from speakerlens.serving.pipeline.aggregate import ModelOutput, softmax
 from speakerlens.serving.pipeline.decode import AudioInfo
 from speakerlens.serving.pipeline.explain import Explanation, explain
 from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, QueryOptions
-from speakerlens.serving.pipeline.session import ModelOutput
-from speakerlens.serving.pipeline.timing import Timings
 
 
 @dataclass(frozen=True)
 class SpeakerScore:
-    """One speaker's calibrated probability and pre-softmax score."""
+    """A speaker's calibrated probability and logit."""
 
     speaker: str
     probability: float
@@ -27,7 +26,7 @@ class SpeakerScore:
 
 @dataclass(frozen=True)
 class Segment:
-    """Seconds from the beginning in which windows agree, and what they say in the mean."""
+    """A speaker turn, in seconds from the beginning; `known` is whether the mean logit reaches the threshold."""
 
     start_s: float
     end_s: float
@@ -38,7 +37,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model says; speakers are best first. The timeline is empty for audio of one window."""
+    """Answer of one model.
+
+    Attributes:
+        variant: of the model.
+        version: of the model.
+        speakers: the top-k speakers, best first.
+        known: whether the top logit reaches the open-set threshold.
+        explanation: saliency maps, if the query asks for them.
+        embedding: float32 [size], if the query asks for it.
+        timeline: speaker turns; empty for audio of a single window.
+    """
 
     variant: str
     version: int
@@ -51,7 +60,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failed:
-    """How one model failed while another answered."""
+    """Error of one model while another answered."""
 
     variant: str
     version: int
@@ -59,12 +68,12 @@ class Failed:
 
     @property
     def code(self) -> str:
-        """The name of a gRPC status."""
+        """Return the name of a gRPC status."""
         return self.error.code if isinstance(self.error, RequestError) else "INTERNAL"
 
     @property
     def message(self) -> str:
-        """A sentence for the caller."""
+        """Return a sentence for the client; details of internal errors stay in the log."""
         if isinstance(self.error, RequestError):
             return str(self.error)
         return f"{self.variant}/{self.version} failed; the server's log says how"
@@ -72,7 +81,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Identification:
-    """Answers in the order asked, and the audio as received."""
+    """Answers in the order of the models asked, the audio as received, and the seconds of each phase."""
 
     answers: tuple[Answer | Failed, ...]
     audio: AudioInfo
@@ -81,7 +90,7 @@ class Identification:
 
 @dataclass(frozen=True)
 class WindowAnswer:
-    """Answers for a stretch of live audio, in seconds from its beginning; none where nobody speaks."""
+    """Answers for one window of a stream, in seconds from its beginning; empty without speech."""
 
     start_s: float
     end_s: float
@@ -90,17 +99,17 @@ class WindowAnswer:
     timings: Timings
 
 
-def answer_of(question: QueryOptions, model: Model, said: ModelOutput | Exception, start: int = 0) -> Answer | Failed:
-    """What a model said, beginning `start` samples into the audio; takes time where maps are wanted."""
+def answer_of(query: QueryOptions, model: Model, output: ModelOutput | Exception, start: int = 0) -> Answer | Failed:
+    """Return the answer from a model's output for audio that begins at sample `start`; slow where maps are encoded."""
     bundle = model.bundle
-    if isinstance(said, Exception):
-        return Failed(bundle.variant, bundle.version, said)
-    prediction = said.prediction
+    if isinstance(output, Exception):
+        return Failed(bundle.variant, bundle.version, output)
+    prediction = output.prediction
     probabilities = softmax(prediction.logits / bundle.temperature)
-    best = np.argsort(-prediction.logits, kind="stable")[: question.top_k or DEFAULT_TOP_K]
+    best = np.argsort(-prediction.logits, kind="stable")[: query.top_k or DEFAULT_TOP_K]
     explanation = None
-    if question.explain is not None and isinstance(prediction, ExplainedPrediction):
-        explanation = explain(bundle, prediction, question.explain, start)
+    if query.explain is not None and isinstance(prediction, ExplainedPrediction):
+        explanation = explain(bundle, prediction, query.explain, start)
     return Answer(
         variant=bundle.variant,
         version=bundle.version,
@@ -110,32 +119,14 @@ def answer_of(question: QueryOptions, model: Model, said: ModelOutput | Exceptio
         ),
         known=known(model, float(prediction.logits.max())),
         explanation=explanation,
-        embedding=prediction.embedding if question.with_embedding else None,
+        embedding=prediction.embedding if query.with_embedding else None,
         timeline=tuple(
-            Segment(
-                stretch.start_s,
-                stretch.end_s,
-                bundle.speakers[stretch.label],
-                stretch.probability,
-                known(model, stretch.logit),
-            )
-            for stretch in said.timeline
+            Segment(turn.start_s, turn.end_s, bundle.speakers[turn.label], turn.probability, known(model, turn.logit))
+            for turn in output.timeline
         ),
     )
 
 
 def known(model: Model, logit: float) -> bool:
-    """Whether a best score is high enough to be somebody's whom the model knows."""
-    return logit / model.bundle.score_scale >= model.bundle.threshold  # in float64, as it was chosen
-
-
-def embedding_of(answer: Answer | Failed) -> NDArray[np.float32]:
-    """The embedding, [size], of an answer to a question that asked for it.
-
-    Raises:
-        Exception: how the model failed.
-    """
-    if isinstance(answer, Failed):
-        raise answer.error
-    assert answer.embedding is not None
-    return answer.embedding
+    """Return whether a top logit reaches the open-set threshold."""
+    return logit / model.bundle.score_scale >= model.bundle.threshold  # in float64, as at calibration

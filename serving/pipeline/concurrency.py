@@ -1,83 +1,71 @@
-"""Many pieces of work of one call, a few at a time, so that a large call leaves the queues to others."""
+"""Run the pieces of one call a few at a time, so that a large call leaves room in the queues to others."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Protocol, TypeVar
 
 from speakerlens.serving.errors import Reason, ResourceExhaustedError
 
+T = TypeVar("T")
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-# How long work that nobody waits for waits for room before it asks again, where the server does not say.
-NO_ROOM_SECONDS = 0.1
+# Pause before a retry where the error names none.
+RETRY_SECONDS = 0.1
 FULL = (Reason.QUEUE_FULL, Reason.IN_FLIGHT)
 
 
-class ConcurrencyLimit:
-    """Bounds on what is in work: of one call, and of all calls together.
+class RunInThread(Protocol):
+    """Runs functions in threads of a pool."""
 
-    Calls take turns, so that a small one does not wait for the end of a large one.
+    def __call__(self, function: Callable[[], T], /) -> Awaitable[T]:
+        """Run a function in a thread and return its result."""
+        ...
+
+
+async def map_concurrent(
+    items: Sequence[ItemT],
+    work: Callable[[ItemT], Awaitable[ResultT]],
+    at_once: int,
+    slots: AbstractAsyncContextManager[object] | None = None,
+) -> list[ResultT]:
+    """Return the results of `work` for each item, in the order of the items.
 
     Args:
-        of_call: at most so many at once of one call.
-        of_all: and of all.
+        items: what to work on.
+        work: called once for each item.
+        at_once: most items of this call in work at a time.
+        slots: a semaphore shared with other calls, which then take turns with this one.
+
+    Raises:
+        Exception: the first error of `work`. What is in work is then cancelled and the rest not begun, as when this
+            coroutine is cancelled.
     """
+    results: dict[int, ResultT] = {}
+    remaining = iter(enumerate(items))
+    shared = slots or nullcontext()
 
-    def __init__(self, of_call: int, of_all: int) -> None:
-        self._of_call = of_call
-        self._places = asyncio.Semaphore(of_all)
-
-    async def run(
-        self, items: Sequence[ItemT], work: Callable[[ItemT], Awaitable[ResultT]]
-    ) -> list[ResultT | Exception]:
-        """What `work` gives for each item, in their order; its errors take the place of results.
-
-        Whoever is cancelled cancels what is in work, and the rest is not begun.
-        """
-
-        async def caught(item: ItemT) -> ResultT | Exception:
-            try:
-                return await work(item)
-            except Exception as error:
-                return error
-
-        return await self.map_concurrent(items, caught)
-
-    async def map_concurrent(
-        self, items: Sequence[ItemT], work: Callable[[ItemT], Awaitable[ResultT]]
-    ) -> list[ResultT]:
-        """What `work` gives for each item, in their order, or the first of its errors.
-
-        At that error, as where this is cancelled, what is in work is cancelled, and the rest is not begun.
-        """
-        results: dict[int, ResultT] = {}
-        remaining = iter(enumerate(items))
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._of_call, len(items))):
-                    group.create_task(self._drain(remaining, work, results))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [results[index] for index in range(len(items))]
-
-    async def _drain(
-        self,
-        remaining: Iterator[tuple[int, ItemT]],
-        work: Callable[[ItemT], Awaitable[ResultT]],
-        results: dict[int, ResultT],
-    ) -> None:
+    async def work_through() -> None:
         for index, item in remaining:
-            async with self._places:
+            async with shared:
                 results[index] = await work(item)
 
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(at_once, len(items))):
+                group.create_task(work_through())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [results[index] for index in range(len(items))]
 
-async def retry_when_full(work: Callable[[], Awaitable[ResultT]]) -> ResultT:
-    """What `work` gives; where the server has no room for it, it waits and tries again."""
+
+async def retry_when_full(work: Callable[[], Awaitable[ResultT]], reasons: Collection[Reason] = FULL) -> ResultT:
+    """Return the result of `work`; retry it for as long as it is refused for one of `reasons`."""
     while True:
         try:
             return await work()
         except ResourceExhaustedError as error:
-            if error.reason not in FULL:
+            if error.reason not in reasons:
                 raise
-            await asyncio.sleep(error.retry_after_s or NO_ROOM_SECONDS)
+            await asyncio.sleep(error.retry_after_s or RETRY_SECONDS)

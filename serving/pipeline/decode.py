@@ -1,13 +1,10 @@
-"""Bytes in, 16 kHz mono out, with every limit held before the memory is spent.
+"""Decode audio to 16 kHz mono, block by block, with every limit enforced before the memory is used.
 
-Decisions:
-
-* Headers are checked first and then not believed: decoding goes block by block and stops at the limit.
-* A file that ends early (a truncated WAV, an MP3 cut off) counts for what it holds, as libsndfile reads it; one whose
-  decoder reports damage is refused, as nobody knows what the rest would have said.
+* A header's length is checked first and then not trusted: decoding stops at the limit.
+* A file that ends early (a truncated WAV or MP3) counts for what it holds; one whose decoder reports damage is refused.
 * A WAV header that claims more than the file holds is read to the end of the file; one that claims less is believed.
-* Clipping is looked for before channels are averaged and the rate is changed, which take the flat tops away.
-* Audio without any sound, which includes a constant offset, is refused: scores for it would be invented.
+* Clipping is measured before channels are averaged and the rate is changed, which remove the flat tops.
+* Silent audio, also with a constant offset, is refused: its scores would mean nothing.
 """
 
 import io
@@ -26,12 +23,12 @@ from speakerlens.serving.errors import InvalidArgumentError, Reason
 
 MIN_RATE, MAX_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
-# Float samples may exceed full scale a little; sixteen-fold is a mistake of units, and far more overflows the features.
+# Float samples may exceed full scale a little; sixteen times is a wrong unit, and far more overflows the features.
 MAX_PEAK = 16.0
-# Less than one step of 16-bit audio from peak to peak is no sound.
+# One step of 16-bit audio, peak to peak; less is silence.
 SILENT_RANGE = 2.0**-15
 BLOCK_FRAMES = 65_536
-# libsndfile's count for streams that do not say how long they are.
+# libsndfile's count for files that do not state their length.
 UNKNOWN_FRAMES = 2**62
 
 SAMPLE_TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int16": np.dtype("<i2")}
@@ -56,7 +53,7 @@ class RawAudio:
 
 @dataclass(frozen=True)
 class DurationLimit:
-    """The most seconds of audio accepted, and of what, such as ` of an explained request`."""
+    """The longest audio accepted, in seconds; `what` ends the message, such as ` where maps are asked for`."""
 
     seconds: float
     what: str = ""
@@ -64,10 +61,14 @@ class DurationLimit:
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """Duration in seconds, rate in Hz and number of channels, as received.
+    """Format of audio as received.
 
-    `clipped_share` is the share of its samples that were cut off; None where that can still be told of what it was
-    decoded to, as nothing was averaged or resampled, or where nobody looked, as in live audio.
+    Attributes:
+        seconds: duration.
+        sample_rate: in Hz.
+        channels: number of channels.
+        clipped_share: share of clipped samples, 0 to 1; None if the decoded samples still show it, as nothing was
+            averaged or resampled, and for streams, where it is not measured.
     """
 
     seconds: float
@@ -78,29 +79,29 @@ class AudioInfo:
 
 @dataclass(frozen=True)
 class Waveform:
-    """Decoded audio: float32 [samples], mono at 16 kHz, full scale 1.0; and what it was received as."""
+    """Decoded audio, float32 [samples], mono at 16 kHz, full scale 1.0, and its format as received."""
 
     samples: NDArray[np.float32]
     info: AudioInfo
 
 
 class Intake:
-    """Frames of one recording in, block by block; checked, averaged over channels and resampled to 16 kHz out.
+    """Check frames block by block, average their channels and resample them to 16 kHz.
 
-    What comes out does not depend on how the frames were cut into blocks, and no block is kept.
+    The output does not depend on how the frames are cut into blocks; no block is kept.
 
     Args:
-        field: what messages name.
-        sample_rate: Hz, of what is fed.
-        channels: of what is fed.
-        longest: the longest recording accepted.
+        field: of the request, for error messages.
+        sample_rate: of the frames, in Hz.
+        channels: of the frames.
+        limit: the longest audio accepted.
     """
 
-    def __init__(self, field: str, sample_rate: int, channels: int, longest: DurationLimit) -> None:
+    def __init__(self, field: str, sample_rate: int, channels: int, limit: DurationLimit) -> None:
         self._field = field
         self._rate = sample_rate
         self._channels = channels
-        self._longest = longest
+        self._limit = limit
         self._frames = 0
         self._low, self._high = np.inf, -np.inf
         self._resampler = (
@@ -109,29 +110,29 @@ class Intake:
 
     @property
     def info(self) -> AudioInfo:
-        """What has come in so far."""
+        """Return the format and the duration so far."""
         return AudioInfo(self._frames / self._rate, self._rate, self._channels)
 
     def feed(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The samples at 16 kHz that frames [frames, channels] give rise to; some come with later frames.
+        """Return the samples, float32 [n] at 16 kHz, of frames, float32 [frames, channels]; some lag behind.
 
         Raises:
-            InvalidArgumentError: NaN or infinite samples, samples out of scale, or more seconds than accepted.
+            InvalidArgumentError: NaN or infinite samples, samples out of scale, or audio above the limit.
         """
         self._frames += len(frames)
-        _check_length(self._field, self._frames, self._rate, self._longest)
+        _check_length(self._field, self._frames, self._rate, self._limit)
         if not len(frames):
             return np.empty(0, np.float32)
-        with np.errstate(all="ignore"):  # what overflows here is refused as not finite
+        with np.errstate(all="ignore"):  # what overflows is refused as not finite
             mono: NDArray[np.float32] = frames.mean(axis=1, dtype=np.float32)
         self._check(mono)
         return mono if self._resampler is None else self._resampler.resample_chunk(mono)
 
     def finish(self) -> NDArray[np.float32]:
-        """The samples that were still to come.
+        """Return the samples that were still behind, float32 [n].
 
         Raises:
-            InvalidArgumentError: nothing came in, or nothing but silence.
+            InvalidArgumentError: there were no frames, or they are silent.
         """
         if not self._frames:
             raise InvalidArgumentError(Reason.EMPTY, f"{self._field}: holds no samples")
@@ -160,10 +161,10 @@ class Intake:
 
 
 class _File(io.BytesIO):
-    """A file in memory for libsndfile, which seeks before its beginning where a damaged header says so."""
+    """A file in memory; libsndfile seeks before its beginning if a damaged header says so."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Stays where it is rather than raise: libsndfile's callback would print a stack trace, and go on."""
+        """Seek, or stay in place where that fails: an error in libsndfile's callback prints a stack trace."""
         try:
             return super().seek(offset, whence)
         except ValueError:
@@ -171,9 +172,10 @@ class _File(io.BytesIO):
 
 
 class _Stream(sf.SoundFile):  # type: ignore[misc]
-    """A file read once from front to back: `soundfile` seeks after every read of what it could seek in.
+    """A file that is read once from front to back.
 
-    That costs time with every block, and fails for a FLAC that does not say how long it is, as a pipe writes it.
+    `soundfile` seeks after every read of a seekable file, which costs time and fails for a FLAC without a length, as
+    written to a pipe.
     """
 
     def seekable(self) -> bool:
@@ -181,26 +183,28 @@ class _Stream(sf.SoundFile):  # type: ignore[misc]
 
 
 class Recording:
-    """A recording that is decoded a block at a time; iterate over it once for its samples at 16 kHz.
+    """A recording that is decoded block by block; iterate over it once for its samples, float32 at 16 kHz.
 
     Args:
-        audio: the whole of it, as received.
-        longest: the longest accepted.
+        audio: as received.
+        limit: the longest accepted.
+        field: of the request, for error messages.
 
     Raises:
-        InvalidArgumentError: not audio, empty, too long by what it says itself, or of a rate or a number of channels
-            that is not accepted. Iterating finds what is wrong inside: damage, NaN, silence, too long in fact.
+        InvalidArgumentError: not audio, empty, too long by its header, or a rate or a number of channels that is not
+            accepted. Iterating raises it for damage, NaN, silence and audio that is in fact too long.
     """
 
-    def __init__(self, audio: EncodedAudio | RawAudio, longest: DurationLimit) -> None:
+    def __init__(self, audio: EncodedAudio | RawAudio, limit: DurationLimit, field: str = "audio") -> None:
         if isinstance(audio, EncodedAudio):
-            file = _open(audio.data, longest)
-            self._blocks = _file_blocks(file)
-            self._intake = Intake("audio.encoded", file.samplerate, file.channels, longest)
+            field = f"{field}.encoded"
+            file = _open(audio.data, limit, field)
+            self._blocks = _file_blocks(file, field)
+            self._intake = Intake(field, file.samplerate, file.channels, limit)
         else:
-            frames = _raw_frames(audio, longest)
+            frames = _raw_frames(audio, limit, f"{field}.raw")
             self._blocks = _raw_blocks(frames)
-            self._intake = Intake("audio.raw.samples", audio.sample_rate, audio.channels, longest)
+            self._intake = Intake(f"{field}.raw.samples", audio.sample_rate, audio.channels, limit)
         info = self._intake.info
         self._alters = (info.sample_rate, info.channels) != (SAMPLE_RATE, 1)
         self._clipped = 0.0
@@ -215,32 +219,42 @@ class Recording:
 
     @property
     def info(self) -> AudioInfo:
-        """What has been decoded so far."""
+        """Return the format and what has been decoded so far."""
         info = self._intake.info
         if not self._alters:
             return info
         return replace(info, clipped_share=self._clipped / max(1.0, info.seconds * info.sample_rate))
 
 
-def decode(audio: EncodedAudio | RawAudio, longest: DurationLimit) -> Waveform:
-    """Decodes, checks, averages the channels and resamples to 16 kHz, all at once.
+def decode(audio: EncodedAudio | RawAudio, limit: DurationLimit) -> Waveform:
+    """Decode a whole recording: check it, average its channels and resample it to 16 kHz.
 
     Raises:
-        InvalidArgumentError: as `Recording` and iterating over it. How short is too short is the models' matter.
+        InvalidArgumentError: as for `Recording` and its iteration. The shortest length is up to the model.
     """
-    recording = Recording(audio, longest)
+    recording = Recording(audio, limit)
     return Waveform(np.concatenate(list(recording)), recording.info)
 
 
 def floats(frames: NDArray[Any]) -> NDArray[np.float32]:
-    """Samples of one of `SAMPLE_TYPES` as float32, full scale 1.0."""
+    """Return samples of one of `SAMPLE_TYPES` as float32 of the same shape, full scale 1.0."""
     if frames.dtype == SAMPLE_TYPES["int16"]:
         return frames.astype(np.float32) / np.float32(32768)
     return frames.astype(np.float32, copy=False)
 
 
-def _open(data: bytes, longest: DurationLimit) -> sf.SoundFile:
-    field = "audio.encoded"
+def checked_samples(samples: NDArray[np.float32], limit: DurationLimit, field: str) -> Waveform:
+    """Check decoded samples, float32 [n] at 16 kHz, as `Recording` does, and return a copy.
+
+    Raises:
+        InvalidArgumentError: NaN or infinite samples, samples out of scale, silence, or audio above the limit.
+    """
+    intake = Intake(field, SAMPLE_RATE, 1, limit)
+    blocks = [intake.feed(block) for block in _raw_blocks(samples.reshape(-1, 1))]
+    return Waveform(np.concatenate([*blocks, intake.finish()]), intake.info)
+
+
+def _open(data: bytes, limit: DurationLimit, field: str) -> sf.SoundFile:
     if not data:
         raise InvalidArgumentError(Reason.EMPTY, f"{field}: empty; send a whole audio file")
     try:
@@ -251,12 +265,12 @@ def _open(data: bytes, longest: DurationLimit) -> sf.SoundFile:
         ) from error
     check_form(field, field, file.samplerate, file.channels)
     if file.frames < UNKNOWN_FRAMES:
-        _check_length(field, file.frames, file.samplerate, longest)
+        _check_length(field, file.frames, file.samplerate, limit)
     return file
 
 
-def _file_blocks(file: sf.SoundFile) -> Iterator[NDArray[np.float32]]:
-    """Frames [frames, channels]; never holds more than a block of what the file unpacks to."""
+def _file_blocks(file: sf.SoundFile, field: str) -> Iterator[NDArray[np.float32]]:
+    """Yield blocks of frames, float32 [frames, channels]."""
     frames = 0
     with file:
         while True:
@@ -265,8 +279,7 @@ def _file_blocks(file: sf.SoundFile) -> Iterator[NDArray[np.float32]]:
             except sf.LibsndfileError as error:
                 raise InvalidArgumentError(
                     Reason.NOT_AUDIO,
-                    f"audio.encoded: damaged {file.format} after {frames / file.samplerate:.2f} s: "
-                    f"{error.error_string}",
+                    f"{field}: damaged {file.format} after {frames / file.samplerate:.2f} s: {error.error_string}",
                 ) from error
             if not len(block):
                 return
@@ -274,10 +287,10 @@ def _file_blocks(file: sf.SoundFile) -> Iterator[NDArray[np.float32]]:
             yield block
 
 
-def _raw_frames(audio: RawAudio, longest: DurationLimit) -> NDArray[Any]:
-    """The frames [frames, channels] of samples that are there already, of their own type."""
-    field, kind = "audio.raw.samples", SAMPLE_TYPES[audio.sample_type]
-    check_form("audio.raw.sample_rate", "audio.raw.channels", audio.sample_rate, audio.channels)
+def _raw_frames(audio: RawAudio, limit: DurationLimit, parent: str) -> NDArray[Any]:
+    """Return raw samples as frames [frames, channels] of their own type, without copying them."""
+    field, kind = f"{parent}.samples", SAMPLE_TYPES[audio.sample_type]
+    check_form(f"{parent}.sample_rate", f"{parent}.channels", audio.sample_rate, audio.channels)
     frame_bytes = kind.itemsize * audio.channels
     if not audio.data:
         raise InvalidArgumentError(Reason.EMPTY, f"{field}: empty; send interleaved {audio.sample_type} samples")
@@ -287,12 +300,12 @@ def _raw_frames(audio: RawAudio, longest: DurationLimit) -> NDArray[Any]:
             f"{field}: {len(audio.data)} bytes are not whole frames of {frame_bytes} bytes "
             f"({audio.channels} channel(s) of {audio.sample_type})",
         )
-    _check_length(field, len(audio.data) // frame_bytes, audio.sample_rate, longest)
+    _check_length(field, len(audio.data) // frame_bytes, audio.sample_rate, limit)
     return np.frombuffer(audio.data, kind).reshape(-1, audio.channels)
 
 
 def _clipped(frames: NDArray[np.float32]) -> float:
-    """How many of the frames [frames, channels] were cut off, in the mean over the channels."""
+    """Return the number of clipped frames of frames [frames, channels], in the mean over the channels."""
     columns = np.ascontiguousarray(frames.T)
     return len(frames) * sum(clipped_share(column) for column in columns) / len(columns)
 
@@ -303,10 +316,10 @@ def _raw_blocks(frames: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
 
 
 def check_form(rate_field: str, channels_field: str, rate: int, channels: int) -> None:
-    """Refuses a rate in Hz or a number of channels that is not accepted.
+    """Check a sample rate in Hz and a number of channels.
 
     Raises:
-        InvalidArgumentError: naming the field and the limits.
+        InvalidArgumentError: one of them is not accepted; names the field and the limits.
     """
     if not MIN_RATE <= rate <= MAX_RATE:
         raise InvalidArgumentError(
@@ -318,23 +331,22 @@ def check_form(rate_field: str, channels_field: str, rate: int, channels: int) -
         )
 
 
-def _check_length(field: str, frames: int, rate: int, longest: DurationLimit) -> None:
-    if frames > longest.seconds * rate:
+def _check_length(field: str, frames: int, rate: int, limit: DurationLimit) -> None:
+    if frames > limit.seconds * rate:
         raise InvalidArgumentError(
             Reason.TOO_LONG,
-            f"{field}: longer than {longest.seconds:g} s, the most accepted{longest.what} "
-            f"({frames / rate:.1f} s or more)",
+            f"{field}: longer than {limit.seconds:g} s, the most accepted{limit.what} ({frames / rate:.1f} s or more)",
         )
 
 
-def check_minimum(info: AudioInfo, samples: int, min_samples: int) -> None:
-    """Refuses audio of fewer `samples` at 16 kHz than `min_samples`.
+def check_minimum(info: AudioInfo, samples: int, min_samples: int, field: str = "audio") -> None:
+    """Check that audio has at least `min_samples` samples at 16 kHz.
 
     Raises:
-        InvalidArgumentError: naming how long the audio is and how long it must be.
+        InvalidArgumentError: it is shorter; names its duration and the shortest accepted.
     """
     if samples < min_samples:
         raise InvalidArgumentError(
             Reason.TOO_SHORT,
-            f"audio: {info.seconds:.3f} s long; the shortest accepted is {min_samples / SAMPLE_RATE:.3f} s",
+            f"{field}: {info.seconds:.3f} s long; the shortest accepted is {min_samples / SAMPLE_RATE:.3f} s",
         )

@@ -1,104 +1,49 @@
-"""Enrolment, free of any transport: a speaker's utterances in, references for `Verify` out and into the store."""
+"""Enrolment, independent of any protocol: the references of a speaker, from utterances into the store."""
 
-import asyncio
 import datetime
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.serving.errors import (
-    FailedPreconditionError,
-    InvalidArgumentError,
-    NotFoundError,
-    Reason,
-    quoted,
-)
+from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, quoted
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.answers import Answer
-from speakerlens.serving.pipeline.concurrency import ConcurrencyLimit
+from speakerlens.serving.pipeline.concurrency import map_concurrent
 from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.identify import Pipeline
-from speakerlens.serving.pipeline.query import MonitoringScope, Query
-from speakerlens.serving.pipeline.store import Enrolment, SpeakerStore
-
-T = TypeVar("T")
+from speakerlens.serving.pipeline.observer import MonitoringScope
+from speakerlens.serving.pipeline.query import Query
+from speakerlens.serving.pipeline.store import AsyncSpeakerStore, Enrolment
 
 MAX_NAME_CHARACTERS = 128
 MAX_UTTERANCES = 100
-# Of one enrolment, in work at once.
+# Utterances of one enrolment in work at a time.
 UTTERANCES_AT_ONCE = 4
-# Joiners that some scripts cannot be written without; other characters that nobody sees are refused.
+# Joiners that some scripts need; other invisible characters are refused.
 JOINERS = "\u200c\u200d"
 
 
 @dataclass(frozen=True)
 class EnrolledSpeaker:
-    """What is stored of a speaker, and for each entry whether the bundle that made it is loaded."""
+    """The stored enrolments of a speaker, and for each whether the bundle that made it is loaded."""
 
     speaker: str
     entries: tuple[tuple[Enrolment, bool], ...]
 
 
-class AsyncSpeakerStore:
-    """The store on a thread of its own, so that the event loop never waits for a disk.
-
-    Args:
-        path: of the store; None where the server keeps none.
-
-    Raises:
-        StartupError: the file cannot be used.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._store = None if path is None else SpeakerStore(path)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="speakers")
-
-    def check(self) -> None:
-        """Refuses early.
-
-        Raises:
-            FailedPreconditionError: the server keeps no speakers.
-        """
-        if self._store is None:
-            raise FailedPreconditionError(
-                Reason.NO_STORE, "this server keeps no speakers; start it with --speakers FILE to enrol and list them"
-            )
-
-    async def ask(self, question: Callable[[SpeakerStore], T]) -> T:
-        """What the store answers. A change that has begun is finished even if the caller goes.
-
-        Raises:
-            FailedPreconditionError: the server keeps no speakers.
-            RequestError: of the store's.
-        """
-        self.check()
-        assert self._store is not None
-        return await asyncio.get_running_loop().run_in_executor(self._thread, question, self._store)
-
-    def close(self) -> None:
-        """Ends the use of the file, once what is in work is done."""
-        self._thread.shutdown(wait=True)
-        if self._store is not None:
-            self._store.close()
-
-
 class Enroller:
-    """Enrols, lists and removes speakers.
+    """Enrol, list and remove speakers.
 
     Args:
-        identifier: gives the embeddings.
-        speakers: keeps them.
+        pipeline: computes the embeddings.
+        speakers: stores them.
     """
 
-    def __init__(self, identifier: Pipeline, speakers: AsyncSpeakerStore) -> None:
-        self._identifier = identifier
+    def __init__(self, pipeline: Pipeline, speakers: AsyncSpeakerStore) -> None:
+        self._pipeline = pipeline
         self._speakers = speakers
 
     async def enroll(
@@ -108,17 +53,16 @@ class Enroller:
         models: Sequence[Model],
         deadline: float | None,
     ) -> EnrolledSpeaker:
-        """Stores a speaker for each of `models`, in the place of one of that name.
+        """Store a speaker for each of `models`, and replace one of the same name.
 
         Args:
             speaker: the name; its canonical form is stored.
-            utterances: 1 to MAX_UTTERANCES, of that speaker.
+            utterances: 1 to MAX_UTTERANCES of the speaker.
             models: leased.
-            deadline: on the clock of `time.monotonic`, or None.
+            deadline: on the clock of `time.monotonic`, None without one.
 
         Raises:
-            RequestError: the server keeps no speakers, or something is wrong with the name or an utterance; then
-                nothing has changed.
+            RequestError: the server has no store, or the name or an utterance is invalid; nothing has changed then.
         """
         self._speakers.check()
         name = checked_name(speaker)
@@ -128,50 +72,55 @@ class Enroller:
             Enrolment(name, each.variant, each.version, each.digest, len(utterances), now, mean)
             for each, mean in zip((model.bundle for model in models), means, strict=True)
         ]
-        await self._speakers.ask(lambda store: store.put(enrolments))
+        await self._speakers.run(lambda store: store.put(enrolments))
         return self._enrolled(name, enrolments)
 
     async def page(self, after: str, most: int) -> tuple[list[EnrolledSpeaker], bool]:
-        """Enrolled speakers by name, those that come after one, and whether there are more than `most`.
+        """Return up to `most` enrolled speakers whose names come after `after`, and whether there are more.
 
         Raises:
-            RequestError: the server keeps no speakers, or cannot read them.
+            RequestError: the server has no store, or cannot read it.
         """
         found: dict[str, list[Enrolment]] = {}
-        for enrolment in await self._speakers.ask(lambda store: store.page(after, most + 1)):
+        for enrolment in await self._speakers.run(lambda store: store.page(after, most + 1)):
             found.setdefault(enrolment.speaker, []).append(enrolment)
         speakers = [self._enrolled(name, enrolments) for name, enrolments in found.items()]
         return speakers[:most], len(speakers) > most
 
     async def remove(self, speaker: str) -> None:
-        """Forgets a speaker, in every model.
+        """Remove a speaker's enrolments for every model.
 
         Raises:
-            NotFoundError: nobody of that name is enrolled.
-            RequestError: the server keeps no speakers, or cannot change them.
+            NotFoundError: the speaker is not enrolled.
+            RequestError: the server has no store, or cannot write it.
         """
         name = checked_name(speaker)
-        if not await self._speakers.ask(lambda store: store.remove(name)):
-            raise unknown(name)
+        if not await self._speakers.run(lambda store: store.remove(name)):
+            raise not_enrolled(name)
 
     async def _means(
         self, utterances: Sequence[EncodedAudio | RawAudio], models: Sequence[Model], deadline: float | None
     ) -> list[NDArray[np.float32]]:
-        """For each model, the mean of the length-normalised embeddings of the utterances, [size]."""
+        """Return for each model the mean of the utterances' length-normalised embeddings, float32 [size]."""
 
         async def embedded(item: tuple[int, EncodedAudio | RawAudio, Model]) -> NDArray[np.float64]:
             index, audio, model = item
-            with named(f"utterances[{index}]"):
-                # Every model hears the same utterances.
-                monitoring = MonitoringScope.SOUND if model is models[0] else MonitoringScope.NOTHING
-                query = Query(audio=audio, with_embedding=True, deadline=deadline, monitoring=monitoring)
-                [answer] = (await self._identifier.identify(query, [model])).answers
+            # Every model takes the same utterances: their sound counts once.
+            monitoring = MonitoringScope.SOUND if model is models[0] else MonitoringScope.NOTHING
+            query = Query(
+                audio=audio,
+                with_embedding=True,
+                deadline=deadline,
+                monitoring=monitoring,
+                field=f"utterances[{index}]",
+            )
+            [answer] = (await self._pipeline.identify(query, [model])).answers
             assert isinstance(answer, Answer), "a single model fails by raising"
             assert answer.embedding is not None, "it was asked for"
             return direction(answer.embedding)
 
         items = [(index, audio, model) for model in models for index, audio in enumerate(utterances)]
-        directions = await ConcurrencyLimit(UTTERANCES_AT_ONCE, UTTERANCES_AT_ONCE).map_concurrent(items, embedded)
+        directions = await map_concurrent(items, embedded, UTTERANCES_AT_ONCE)
         count = len(utterances)
         return [
             np.mean(directions[start : start + count], axis=0).astype(np.float32)
@@ -179,17 +128,17 @@ class Enroller:
         ]
 
     def _enrolled(self, name: str, enrolments: Sequence[Enrolment]) -> EnrolledSpeaker:
-        loaded = {model.bundle.digest for model in self._identifier.models}
+        loaded = {model.bundle.digest for model in self._pipeline.models}
         return EnrolledSpeaker(name, tuple((each, each.bundle in loaded) for each in enrolments))
 
 
 def checked_name(speaker: str, field: str = "speaker") -> str:
-    """The canonical form (NFC) of a speaker's name, by which the same name is found however it was typed.
+    """Return the canonical form (Unicode NFC) of a speaker's name, so that it is found however it was typed.
 
     Raises:
-        InvalidArgumentError: it is empty, too long, begins or ends with a space, or holds what nobody can see.
+        InvalidArgumentError: the name is empty, too long, begins or ends with a space, or holds invisible characters.
     """
-    # What normalising takes grows with the square of the length; no character is made of more than four.
+    # Normalising takes time quadratic in the length; no character is composed of more than four.
     name = unicodedata.normalize("NFC", speaker[: 4 * MAX_NAME_CHARACTERS + 1])
     if not 1 <= len(name) <= MAX_NAME_CHARACTERS or name != name.strip():
         raise InvalidArgumentError(
@@ -205,32 +154,15 @@ def checked_name(speaker: str, field: str = "speaker") -> str:
     return name
 
 
-def unknown(name: str, field: str = "speaker") -> NotFoundError:
-    """Nobody of that name is enrolled; whose are is not told here, as ListSpeakers does."""
+def not_enrolled(name: str, field: str = "speaker") -> NotFoundError:
+    """Return the error for a speaker that is not enrolled."""
     return NotFoundError(
         Reason.UNKNOWN_SPEAKER, f"{field}: nobody is enrolled as {quoted(name)}; ListSpeakers says who is"
     )
 
 
 def direction(embedding: NDArray[np.float32]) -> NDArray[np.float64]:
-    """An embedding at length one, [size]; zero stays zero."""
+    """Return an embedding [size] at length one, float64; zero stays zero."""
     values = embedding.astype(np.float64)
     unit: NDArray[np.float64] = values / max(float(np.linalg.norm(values)), 1e-12)
     return unit
-
-
-def named(field: str) -> AbstractContextManager[None]:
-    """Lets errors about `audio` speak of the field that the audio came in."""
-    return spoken_of("audio", field)
-
-
-@contextmanager
-def spoken_of(name: str, field: str) -> Iterator[None]:
-    """Lets errors whose message begins with `name` begin with `field`."""
-    try:
-        yield
-    except (InvalidArgumentError, NotFoundError) as error:
-        message = str(error)
-        if not message.startswith(name):
-            raise
-        raise type(error)(error.reason, field + message.removeprefix(name)) from error

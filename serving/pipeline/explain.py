@@ -1,5 +1,7 @@
-"""Saliency maps as they are sent: normalised, resized, fused, with axes, as numbers or as pictures."""
+"""Saliency maps as they are sent: normalised, resized and fused, with axes, as numbers or PNG pictures."""
 
+import struct
+import zlib
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -9,21 +11,45 @@ from numpy.typing import NDArray
 
 from speakerlens.serving.bundle import SAMPLE_RATE, Bundle, StageSpec
 from speakerlens.serving.engine.graphs import ExplainedPrediction, Mapped
-from speakerlens.serving.pipeline.png import png
-from speakerlens.serving.pipeline.resize import centres, resize
 
 StageName = Literal["s1", "s2", "s3", "s4", "fused"]
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_GREY, PNG_PALETTE = 0, 3
+# Noise hardly compresses, and a fast level leaves the cores to other work.
+PNG_COMPRESSION = 3
+# Red, green and blue at levels spread evenly from 0 to 255: from black over violet and orange to pale yellow, of evenly
+# rising lightness, so that the picture reads the same in grey.
+PALETTE_ANCHORS = np.array(
+    [
+        (0, 0, 4),
+        (40, 11, 84),
+        (101, 21, 110),
+        (159, 42, 99),
+        (212, 72, 66),
+        (245, 125, 21),
+        (250, 193, 39),
+        (252, 255, 164),
+    ]
+)
+_POSITIONS = np.linspace(0, 255, len(PALETTE_ANCHORS))
+PALETTE: bytes = (
+    np.stack([np.interp(np.arange(256), _POSITIONS, channel) for channel in PALETTE_ANCHORS.T], axis=1)
+    .round()
+    .astype(np.uint8)
+    .tobytes()
+)
+
 
 class Resolution(Enum):
-    """FEATURES: normalised, at mel x frames; NATIVE: raw values, as the stage computes them."""
+    """FEATURES: normalised, at mel x frames; NATIVE: raw values, at the stage's resolution."""
 
     FEATURES = "features"
     NATIVE = "native"
 
 
 class Encoding(Enum):
-    """How the values of a plane are written: little-endian floats, single bytes, or a picture."""
+    """Encoding of a plane's values: little-endian floats, single bytes, or a picture."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -33,7 +59,7 @@ class Encoding(Enum):
 
 @dataclass(frozen=True)
 class ExplainOptions:
-    """Which maps, in which form; `target_speaker` None explains the best speaker."""
+    """Which maps to return and how; `target_speaker` None explains the top-1 speaker."""
 
     stages: tuple[StageName, ...] = ("fused",)
     resolution: Resolution = Resolution.FEATURES
@@ -43,13 +69,17 @@ class ExplainOptions:
 
 @dataclass(frozen=True)
 class Plane:
-    """A matrix over frequency (rows, low to high) and time, encoded; `stage` is None for the log-mel.
+    """An encoded matrix over frequency (rows, low to high) and time (columns).
 
     Attributes:
-        values: row-major, or the picture. For UINT8 and the levels of a picture, value = byte * scale + offset; for
-            FLOAT16, value = half * scale.
-        frequencies_hz: centre of each row, [rows].
-        times_s: centre of each column in seconds from the start of the audio, [columns].
+        stage: of the map; None for the log-mel features.
+        encoding: of the values.
+        values: row-major, or a PNG. For UINT8 and the levels of a PNG, value = byte * scale + offset; for FLOAT16,
+            value = half * scale.
+        scale: see `values`; 0 for FLOAT32.
+        offset: see `values`.
+        frequencies_hz: centre of each row, float32 [rows].
+        times_s: centre of each column, in seconds from the beginning of the audio, float32 [columns].
     """
 
     stage: StageName | None
@@ -63,7 +93,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a model listened to, for one speaker's score."""
+    """Saliency maps of one speaker's score, and the log-mel features they explain."""
 
     target_speaker: str
     saliency: tuple[Plane, ...]
@@ -71,15 +101,19 @@ class Explanation:
 
 
 def explain(bundle: Bundle, answer: ExplainedPrediction, options: ExplainOptions, start: int = 0) -> Explanation:
-    """The maps of the explained speaker's score; arguments as of `encoded`."""
+    """Return the maps of the explained speaker's score; arguments as of `encoded`."""
     return encoded(bundle, answer, options, bundle.speakers[answer.target], start)
 
 
 def encoded(bundle: Bundle, answer: Mapped, options: ExplainOptions, speaker: str, start: int = 0) -> Explanation:
-    """Encodes the maps that were asked for, in the order asked, and the log-mel that the network saw.
+    """Encode the maps that were asked for, in that order, and the log-mel features.
 
-    What was explained, the score of `speaker`, begins `start` samples into the audio, and the times of columns count
-    from the audio's beginning.
+    Args:
+        bundle: of the model.
+        answer: features and raw maps.
+        options: which maps, and how.
+        speaker: whose score was explained.
+        start: first sample of what was explained, at 16 kHz; the columns' times count from the audio's beginning.
     """
     offset = np.float32(start / SAMPLE_RATE)
     frames = answer.features.shape[1]
@@ -100,7 +134,7 @@ def encoded(bundle: Bundle, answer: Mapped, options: ExplainOptions, speaker: st
 
 
 def displayed(bundle: Bundle, answer: Mapped, name: StageName) -> NDArray[np.float32]:
-    """The map of a stage at mel x frames; `fused` is the mean of those that the bundle names."""
+    """Return the normalised map of a stage at [mel, frames]; `fused` is the mean over the bundle's fused stages."""
     chosen = bundle.fused_stages if name == "fused" else (name,)
     shown = [
         resize(normalised(values), bundle.mel_bins, answer.features.shape[1])
@@ -112,20 +146,44 @@ def displayed(bundle: Bundle, answer: Mapped, name: StageName) -> NDArray[np.flo
 
 
 def normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A map divided by its maximum; one that is zero everywhere stays so."""
+    """Return a map [rows, columns] divided by its maximum; a map of zeros stays so."""
     peak: np.float32 = max(values.max(), np.finfo(np.float32).tiny)
     return values / peak
 
 
+def resize(values: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
+    """Interpolate a map [r, c] bilinearly to [rows, columns].
+
+    Half-pixel centres, no corner alignment, edges repeated, as torch's `interpolate(mode="bilinear",
+    align_corners=False)`.
+    """
+    return _along_rows(_along_rows(values, rows).T, columns).T
+
+
+def centres(cells: int, size: int) -> NDArray[np.float64]:
+    """Return the positions [cells] of coarse cells on a grid of `size` points, by the same half-pixel rule."""
+    return (np.arange(cells, dtype=np.float64) + 0.5) * (size / cells) - 0.5
+
+
+def _along_rows(values: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
+    if len(values) == rows:
+        return values
+    position = np.clip(centres(rows, len(values)), 0.0, None)
+    low = position.astype(np.int64)
+    high = np.minimum(low + 1, len(values) - 1)
+    weight = (position - low).astype(np.float32)[:, None]
+    return values[low] * (1 - weight) + values[high] * weight
+
+
 def feature_axes(bundle: Bundle, frames: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Centres of the log-mel's rows in Hz and of its columns in seconds."""
+    """Return the centres of the log-mel's rows in Hz, [mel], and of its columns in seconds, [frames]."""
     return np.asarray(bundle.mel_centres_hz, np.float32), _seconds(bundle, np.arange(frames))
 
 
 def native_axes(
     bundle: Bundle, stage: StageSpec, columns: int, frames: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Centres of a stage's rows in Hz and columns in seconds, where the interpolation to mel x frames puts them."""
+    """Return the centres of a stage's rows in Hz and columns in seconds, where `resize` to mel x frames puts them."""
     rows = centres(stage.rows, bundle.mel_bins)
     frequencies = np.interp(rows, np.arange(bundle.mel_bins), bundle.mel_centres_hz)
     return frequencies.astype(np.float32), _seconds(bundle, centres(columns, frames))
@@ -142,10 +200,10 @@ def encode(
     frequencies_hz: NDArray[np.float32],
     times_s: NDArray[np.float32],
 ) -> Plane:
-    """Writes a matrix as bytes.
+    """Encode a matrix, float32 [rows, columns].
 
-    UINT8 and PNG spread its own range over 256 levels, so the error is at most scale / 2. FLOAT16 is relative to the
-    largest magnitude: raw maps are small numbers, of which half precision would keep nothing.
+    UINT8 and PNG spread the matrix's range over 256 levels, so the error is at most scale / 2. FLOAT16 is relative to
+    the largest magnitude, as half precision would lose the small numbers of raw maps.
     """
     offset = 0.0
     if encoding is Encoding.FLOAT32:
@@ -160,3 +218,24 @@ def encode(
         levels = steps.astype(np.uint8)
         data = levels.tobytes() if encoding is Encoding.UINT8 else png(levels, coloured=stage is not None)
     return Plane(stage, encoding, data, scale, offset, frequencies_hz, times_s)
+
+
+def png(levels: NDArray[np.uint8], coloured: bool) -> bytes:
+    """Return a PNG of levels, uint8 [rows, columns], row 0 at the bottom; with the palette, or in grey.
+
+    The pixels are the bytes of UINT8, so that its scale and offset hold for them.
+    """
+    rows, columns = levels.shape
+    header = struct.pack(">IIBBBBB", columns, rows, 8, PNG_PALETTE if coloured else PNG_GREY, 0, 0, 0)
+    # Each line begins with the number of its filter: 0, none.
+    lines = np.zeros((rows, columns + 1), np.uint8)
+    lines[:, 1:] = levels[::-1]
+    parts = [PNG_SIGNATURE, _chunk(b"IHDR", header)]
+    if coloured:
+        parts.append(_chunk(b"PLTE", PALETTE))
+    parts += [_chunk(b"IDAT", zlib.compress(lines.tobytes(), PNG_COMPRESSION)), _chunk(b"IEND", b"")]
+    return b"".join(parts)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

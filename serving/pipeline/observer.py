@@ -1,8 +1,9 @@
-"""What the pipeline reports of each answered request; `serving.robustness` implements it."""
+"""What the pipeline reports about the requests it answers; `serving.robustness` implements the observer."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 import numpy as np
@@ -10,25 +11,39 @@ from numpy.typing import NDArray
 
 from speakerlens.measures.sound import Sound
 from speakerlens.serving.models.registry import Model
-from speakerlens.serving.pipeline.query import QueryOptions
-from speakerlens.serving.pipeline.session import ModelOutput, SoundMeasures, WindowOutput
+from speakerlens.serving.pipeline.aggregate import ModelOutput, SoundMeasures, WindowOutput
+
+
+class MonitoringScope(Enum):
+    """What of an answer is monitored: the sound and the predictions, the sound alone, or nothing.
+
+    SOUND is for enrolment and verification, whose speakers are mostly out of set.
+    """
+
+    ANSWER = "answer"
+    SOUND = "sound"
+    NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
 class MonitoredAnswer:
-    """One utterance that was answered.
+    """A request, or one window of a stream, that was answered.
 
     Attributes:
-        models: that were asked.
-        said: their outputs, or how each one failed.
-        sounds: sound measures of the windows.
+        scope: what to monitor.
+        explained: whether the client asked for maps.
+        models: the models asked.
+        outputs: the output or error of each of them.
+        sounds: measures of the audio.
         seconds: duration of the audio.
-        kept: a window that holds speech, if the observer keeps windows.
-        clipped_share: of the audio as it was received; None to take it from `sounds`.
+        kept: a window with speech, for later sampling; None without one.
+        clipped_share: share of clipped samples as received, 0 to 1; None if `sounds` has it.
     """
 
+    scope: MonitoringScope
+    explained: bool
     models: Sequence[Model]
-    said: Sequence[ModelOutput | Exception]
+    outputs: Sequence[ModelOutput | Exception]
     sounds: SoundMeasures
     seconds: float
     kept: WindowOutput | None
@@ -36,18 +51,14 @@ class MonitoredAnswer:
 
 
 class Observer(Protocol):
-    """Receives the audio and the answers of requests; never delays or fails one. Event-loop only."""
+    """Watches answers without delaying or failing any; called on the event loop."""
 
     @property
     def keeps_windows(self) -> bool:
-        """Whether answers should come with a window of their audio."""
+        """Return whether `record` makes use of `MonitoredAnswer.kept`."""
 
     def measure_sound(self, samples: NDArray[np.float32], /) -> "Future[Sound | None] | None":
-        """Measure the sound of a window, float32 [n] at 16 kHz, in a thread.
+        """Measure the sound of a window, float32 [n] at 16 kHz, in a thread; None if that is not wanted."""
 
-        Returns:
-            None if it is not measured; the future holds None if measuring failed.
-        """
-
-    def record(self, question: QueryOptions, answer: MonitoredAnswer) -> None:
-        """Measure and count an answer later, in a thread; to be called within the call that is answered."""
+    def record(self, answer: MonitoredAnswer, /) -> None:
+        """Take an answered request, to measure and count it later; called within its call."""

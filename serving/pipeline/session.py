@@ -1,8 +1,8 @@
-"""One request's audio before its models, window by window: what each window says, and what all of them say together.
+"""Run the windows of one request through its models, and combine what they put out.
 
-Windows are computed several at a time, but never many: a long recording is to leave the device to others. Their answers
-are taken in order, so that the whole does not depend on which was ready first. A model that fails is asked no further,
-and its error stands for its answer.
+A few windows are in work at a time, so that a long recording leaves the device to others. Their outputs are taken in
+order, so that the result does not depend on which was ready first. A model that fails is not asked again; its error
+takes the place of its output.
 """
 
 import asyncio
@@ -13,109 +13,59 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.measures.sound import Sound, join
-from speakerlens.serving.engine.graphs import PREDICTED, ExplainedPrediction, Job, Prediction
+from speakerlens.measures.sound import Sound
+from speakerlens.serving.context import Stopwatch
+from speakerlens.serving.engine.batcher import Batcher
+from speakerlens.serving.engine.graphs import PREDICTED, ExplainedPrediction, Job, Prediction, check_finite
 from speakerlens.serving.engine.queue import Priority
-from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
+from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError
 from speakerlens.serving.models.registry import Model
-from speakerlens.serving.pipeline.aggregate import WindowAggregator
-from speakerlens.serving.pipeline.concurrency import ConcurrencyLimit
-from speakerlens.serving.pipeline.ordered import map_ordered
+from speakerlens.serving.pipeline.aggregate import (
+    ModelOutput,
+    Piece,
+    SoundMeasures,
+    WindowAggregator,
+    WindowOutput,
+    stitched,
+)
+from speakerlens.serving.pipeline.concurrency import RunInThread, map_concurrent, retry_when_full
 from speakerlens.serving.pipeline.query import QueryOptions
-from speakerlens.serving.pipeline.stitching import Piece, stitched
-from speakerlens.serving.pipeline.timeline import SpeakerTurn
-from speakerlens.serving.pipeline.timing import Stopwatch
 from speakerlens.serving.pipeline.vad import holds_speech
 from speakerlens.serving.pipeline.windows import Window
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
-# Of one request, in the queues or on the device at once.
+# Windows of one request in the queues or on the device.
 WINDOWS_AT_ONCE = 4
-# Measuring how a window sounds begins this much later than its computing: handing that over needs the interpreter's
-# lock, too.
+# Measuring the sound starts this much after the computing: submitting to the device needs the interpreter's lock, too.
 HEAD_START_SECONDS = 0.002
-# How long a window of a recording that is being answered waits for room in a full queue before it asks again.
-NO_ROOM_SECONDS = 0.1
-
-
-class RunInThread(Protocol):
-    """Runs a function in a thread."""
-
-    def __call__(self, function: Callable[[], T], /) -> Awaitable[T]:
-        """Its result."""
-        ...
 
 
 class MeasureSound(Protocol):
-    """Measures samples, float32 [n] at 16 kHz, in a thread."""
+    """Measures the sound of a window in a thread."""
 
     def __call__(self, samples: NDArray[np.float32], /) -> "Future[Sound | None] | None":
-        """What they sound like; None where that is not measured or failed, as it never fails the request."""
+        """Measure samples, float32 [n] at 16 kHz; None if that is not wanted, a result of None if it failed."""
         ...
-
-
-@dataclass(frozen=True)
-class ModelOutput:
-    """What one model says of a stretch of audio; the timeline is empty for a single window."""
-
-    prediction: Prediction
-    timeline: tuple[SpeakerTurn, ...] = ()
-
-
-@dataclass(frozen=True)
-class WindowOutput:
-    """A window, how it sounds, whether somebody speaks in it, and if so what each model says, or how it failed."""
-
-    window: Window
-    speech: bool
-    said: tuple[ModelOutput | Exception, ...]
-    watch: Stopwatch
-    sound: "Future[Sound | None] | None"
-
-
-class SoundMeasures:
-    """How the windows of one request sound, in memory that does not grow with them."""
-
-    def __init__(self) -> None:
-        self._joined: list[Sound] = []
-        self._coming: deque[Future[Sound | None]] = deque()
-
-    def add(self, sound: "Future[Sound | None] | None") -> None:
-        """Joins those that have come so far; on the event loop."""
-        if sound is not None:
-            self._coming.append(sound)
-        while self._coming and self._coming[0].done():
-            self._join(self._coming.popleft())
-
-    def whole(self) -> Sound | None:
-        """How all of it sounds, or None where nothing is known; waits, so it is to be called in a thread."""
-        while self._coming:
-            self._join(self._coming.popleft())
-        return self._joined[0] if self._joined else None
-
-    def _join(self, sound: "Future[Sound | None]") -> None:
-        result = sound.result()
-        if result is not None:
-            self._joined = [join([*self._joined, result])]
 
 
 @dataclass
 class _ModelState:
-    """One model's part: what it has heard so far."""
+    """One model's part of a request: the label it explains, and what it has put out so far."""
 
     model: Model
     target: int
     aggregator: WindowAggregator
     pieces: list[tuple[Window, Piece[ExplainedPrediction]]] = field(default_factory=list)
-    failed: Exception | None = None
+    error: Exception | None = None
 
 
 def _is_first(window: Window) -> bool:
@@ -123,204 +73,239 @@ def _is_first(window: Window) -> bool:
 
 
 class RequestSession:
-    """What the models of one request hear.
+    """One request's run through its models.
 
     Args:
-        models: each with the label it explains, or PREDICTED.
-        question: what is wanted. Where that is maps, all windows are kept until the end.
-        off_loop: runs a function in a thread.
-        watch: notes where the time goes.
-        listen: measures how the windows sound, while they are computed; None where nobody wants to know.
-        keep: whether the first window that is spoken in is kept, for what is looked into later.
+        models: each with the label to explain, or PREDICTED.
+        query: what to compute. With maps, all windows are kept until the end.
+        run_in_thread: runs a function in a thread.
+        stopwatch: records the phases.
+        measure: measures the sound of the windows; None if that is not wanted.
+        keep: whether to keep the first window with speech for sampling.
 
     Attributes:
-        computed_at: when the device gave its last answer, on the clock of `time.monotonic`.
+        computed_at: arrival of the last result, on the clock of `time.monotonic`; None before the first.
+        kept: the window that was kept.
+        sounds: measures of the windows so far.
     """
 
     def __init__(
         self,
         models: Sequence[tuple[Model, int]],
-        question: QueryOptions,
+        query: QueryOptions,
         run_in_thread: RunInThread,
-        watch: Stopwatch,
-        listen: MeasureSound | None = None,
+        stopwatch: Stopwatch,
+        measure: MeasureSound | None = None,
         keep: bool = False,
     ) -> None:
         self._states = [_ModelState(model, target, WindowAggregator(model.bundle)) for model, target in models]
-        self._explained = question.explain is not None
-        self._question = question
+        self._query = query
         self._run_in_thread = run_in_thread
         self._urgent: Callable[[Window], bool] = _is_first
         self._windows = 0
         self._last: Window | None = None
-        self._listen = listen
+        self._measure = measure
         self._keep = keep
-        self.watch = watch
+        self.stopwatch = stopwatch
         self.sounds = SoundMeasures()
         self.kept: WindowOutput | None = None
         self.computed_at: float | None = None
 
     @property
     def failures(self) -> list[tuple[Model, Exception]]:
-        """The models that failed so far, and how."""
-        return [(state.model, state.failed) for state in self._states if state.failed is not None]
+        """Return the models that failed so far, each with its error."""
+        return [(state.model, state.error) for state in self._states if state.error is not None]
 
     async def windows(
         self, windows: AsyncIterator[Window], urgent: Callable[[Window], bool] = _is_first
     ) -> AsyncGenerator[WindowOutput, None]:
-        """What each window says, in order, as soon as it and those before it are answered.
+        """Yield the output for each window, in order, as soon as it and those before it are computed.
 
         Args:
-            windows: the next is asked for when there is room for it.
-            urgent: whether a window has the question's priority; all others are bulk.
+            windows: the next one is requested when there is room for it.
+            urgent: whether a window has the query's priority; all others are bulk.
 
         Raises:
-            RequestError: from `windows`, or where every model has failed; then that of the first.
+            RequestError: from `windows`, or the first model's error when every model has failed.
         """
         self._urgent = urgent
-        async with aclosing(map_ordered(windows, self._hear, WINDOWS_AT_ONCE)) as heard:
-            async for each in heard:
-                self._take(each)
-                yield each
+        async with aclosing(map_ordered(windows, self._compute_window, WINDOWS_AT_ONCE)) as outputs:
+            async for output in outputs:
+                self._take(output)
+                yield output
 
     async def whole(self) -> list[ModelOutput | Exception]:
-        """What each model says of everything it has heard.
+        """Return the output or error of each model for all windows together.
 
         Raises:
-            InvalidArgumentError: nobody speaks in any of the windows.
+            InvalidArgumentError: no window holds speech.
             RequestError: every model has failed.
         """
-        silent = not any(state.aggregator.votes for state in self._states if state.failed is None)
+        silent = not any(state.aggregator.votes for state in self._states if state.error is None)
         if silent and self._windows == 1 and self._last is not None:
-            self._revote(await self._computed(self._last, Stopwatch()))
+            self._take_alone(self._last, await self._compute_models(self._last, self.stopwatch))
         elif silent:
-            raise InvalidArgumentError(Reason.NO_SPEECH, "audio: nobody speaks in it, in no window of it")
-        return [await self._said(state) for state in self._states]
+            raise InvalidArgumentError(Reason.NO_SPEECH, f"{self._query.field}: no window of it holds speech")
+        return [await self._whole_output(state) for state in self._states]
 
-    async def _hear(self, window: Window) -> WindowOutput:
-        watch = Stopwatch()
-        speech = window.whole or bool(await self._run_in_thread(lambda: self._speech(window, watch)))
+    async def _compute_window(self, window: Window) -> WindowOutput:
+        stopwatch = Stopwatch(self.stopwatch)
+        speech = window.whole or await self._run_in_thread(lambda: _holds_speech(window, stopwatch))
         sounds: list[Future[Sound | None] | None] = []
 
-        def listen() -> None:
-            sounds.append(None if self._listen is None else self._listen(window.samples))
+        def measure() -> None:
+            sounds.append(None if self._measure is None else self._measure(window.samples))
 
-        timer = asyncio.get_running_loop().call_later(HEAD_START_SECONDS, listen)
+        timer = asyncio.get_running_loop().call_later(HEAD_START_SECONDS, measure)
         try:
-            # The features of a window without a vote are shown all the same.
-            said = await self._computed(window, watch) if speech or self._explained else ()
+            # With maps, a window without a vote is computed for its features.
+            needed = speech or self._query.explain is not None
+            outputs = await self._compute_models(window, stopwatch) if needed else ()
         finally:
             timer.cancel()
         if not sounds:
-            listen()
-        return WindowOutput(window, speech, said, watch, sounds[0])
+            measure()
+        return WindowOutput(window, speech, outputs, stopwatch, sounds[0])
 
-    def _speech(self, window: Window, watch: Stopwatch) -> bool:
-        with self.watch.decoding(), watch.decoding():
-            return holds_speech(window.samples)
+    async def _compute_models(self, window: Window, stopwatch: Stopwatch) -> tuple[ModelOutput | Exception, ...]:
+        return tuple(await asyncio.gather(*(self._try_model(state, window, stopwatch) for state in self._states)))
 
-    async def _computed(self, window: Window, watch: Stopwatch) -> tuple[ModelOutput | Exception, ...]:
-        return tuple(await asyncio.gather(*(self._ask(state, window, watch) for state in self._states)))
-
-    async def _ask(self, state: _ModelState, window: Window, watch: Stopwatch) -> ModelOutput | Exception:
-        if state.failed is not None:
-            return state.failed
+    async def _try_model(self, state: _ModelState, window: Window, stopwatch: Stopwatch) -> ModelOutput | Exception:
+        if state.error is not None:
+            return state.error
         try:
-            return ModelOutput(await self._compute(state, window, state.target, watch))
+            return ModelOutput(await self._compute(state, window, state.target, stopwatch))
         except Exception as error:
             return self._fail(state, error)
 
     def _fail(self, state: _ModelState, error: Exception) -> Exception:
-        """Notes that a model failed, and why; where it was the last, the request fails as the first did."""
-        state.failed = error
+        """Record and return the error of a model.
+
+        Raises:
+            Exception: the first model's error, when every model has failed.
+        """
+        state.error = error
         if not isinstance(error, RequestError) and len(self._states) > 1:
             log.error("%s failed", state.model.bundle.name, exc_info=error)
-        if all(each.failed for each in self._states):
-            raise self._states[0].failed or error
+        if all(each.error for each in self._states):
+            raise self._states[0].error or error
         return error
 
-    async def _compute(self, state: _ModelState, window: Window, target: int, watch: Stopwatch) -> Prediction:
-        queue = state.model.explain if self._explained else state.model.predict
-        priority = self._question.priority if self._urgent(window) else Priority.BULK
-        while True:
-            try:
-                done = await queue.submit(Job(window.samples, target), self._question.deadline, priority)
-                break
-            except ResourceExhaustedError as error:
-                # Before anything has been done for a request, its caller decides whether to wait.
-                begun = self._windows > 0 or not _is_first(window)
-                if not begun or error.reason is not Reason.QUEUE_FULL:
-                    raise
-                await asyncio.sleep(error.retry_after_s or NO_ROOM_SECONDS)
+    async def _compute(self, state: _ModelState, window: Window, target: int, stopwatch: Stopwatch) -> Prediction:
+        queue: Batcher[Job, Any] = state.model.predict if self._query.explain is None else state.model.explain
+        job, deadline = Job(window.samples, target), self._query.deadline
+        priority = self._query.priority if self._urgent(window) else Priority.BULK
+        if self._windows or not _is_first(window):
+            done = await retry_when_full(lambda: queue.submit(job, deadline, priority), (Reason.QUEUE_FULL,))
+        else:
+            # Nothing has been done for the request yet: its client decides whether to wait.
+            done = await queue.submit(job, deadline, priority)
         self.computed_at = time.monotonic()
-        for each in (self.watch, watch):
-            each.computed(done.queue_s, done.inference_s)
-        check_finite(state.model.bundle.name, done.result)
-        return done.result
+        stopwatch.computed(done.queue_s, done.inference_s)
+        prediction: Prediction = done.result
+        check_finite(state.model.bundle.name, prediction)
+        return prediction
 
-    def _take(self, heard: WindowOutput) -> None:
+    def _take(self, output: WindowOutput) -> None:
         self._windows += 1
-        self._last = heard.window
-        self.sounds.add(heard.sound)
-        if self._keep and self.kept is None and heard.speech:
-            self.kept = heard
-        for state, said in zip(self._states, heard.said or [None] * len(self._states), strict=True):
-            prediction = said.prediction if isinstance(said, ModelOutput) else None
-            state.aggregator.add(heard.window, prediction if heard.speech else None)
+        self._last = output.window
+        self.sounds.add(output.sound)
+        if self._keep and self.kept is None and output.speech:
+            self.kept = output
+        for state, each in zip(self._states, output.outputs or [None] * len(self._states), strict=True):
+            prediction = each.prediction if isinstance(each, ModelOutput) else None
+            state.aggregator.add(output.window, prediction if output.speech else None)
             if isinstance(prediction, ExplainedPrediction):
-                state.pieces.append((heard.window, Piece(heard.window.start, prediction, heard.speech)))
+                state.pieces.append((output.window, Piece(output.window.start, prediction, output.speech)))
 
-    def _revote(self, said: Sequence[ModelOutput | Exception]) -> None:
-        """A single window is answered whether somebody speaks in it or not."""
-        assert self._last is not None
+    def _take_alone(self, window: Window, outputs: tuple[ModelOutput | Exception, ...]) -> None:
+        """Take a single window as if it held speech: it is answered in any case."""
         self._windows = 0
         for state in self._states:
             state.aggregator, state.pieces = WindowAggregator(state.model.bundle), []
-        self._take(WindowOutput(self._last, True, tuple(said), self.watch, None))
+        self._take(WindowOutput(window, True, outputs, self.stopwatch, None))
 
-    async def _said(self, state: _ModelState) -> ModelOutput | Exception:
-        if state.failed is not None:
-            return state.failed
+    async def _whole_output(self, state: _ModelState) -> ModelOutput | Exception:
+        if state.error is not None:
+            return state.error
         prediction = state.aggregator.result()
-        if self._explained and self._windows > 1:
+        if self._query.explain is not None and self._windows > 1:
             try:
-                prediction = await self._explained_whole(state, prediction)
+                prediction = await self._explain_whole(state, prediction)
             except Exception as error:
                 return self._fail(state, error)
         return ModelOutput(prediction, state.aggregator.timeline())
 
-    async def _explained_whole(self, state: _ModelState, prediction: Prediction) -> ExplainedPrediction:
-        """The maps of the whole's best speaker: windows that explained another are asked again."""
+    async def _explain_whole(self, state: _ModelState, prediction: Prediction) -> ExplainedPrediction:
+        """Return the maps of the whole's top-1 speaker; windows that explained another are computed again."""
         target = int(prediction.logits.argmax()) if state.target == PREDICTED else state.target
 
-        async def again(index: int) -> None:
+        async def compute_again(index: int) -> None:
             window, piece = state.pieces[index]
-            answer = await self._compute(state, window, target, self.watch)
+            answer = await self._compute(state, window, target, self.stopwatch)
             assert isinstance(answer, ExplainedPrediction)
             state.pieces[index] = (window, piece._replace(prediction=answer))
 
         others = [
             index for index, (_, piece) in enumerate(state.pieces) if piece.votes and piece.prediction.target != target
         ]
-        await ConcurrencyLimit(WINDOWS_AT_ONCE, WINDOWS_AT_ONCE).map_concurrent(others, again)
+        await map_concurrent(others, compute_again, WINDOWS_AT_ONCE)
         assert self._last is not None
         pieces, samples = [piece for _, piece in state.pieces], self._last.stop
 
         def stitch() -> ExplainedPrediction:
-            with self.watch.encoding():
+            with self.stopwatch.encoding():
                 features, maps = stitched(state.model.bundle, pieces, samples)
             return ExplainedPrediction(prediction.logits, prediction.embedding, target, features, maps)
 
-        answer = await self._run_in_thread(stitch)
-        assert isinstance(answer, ExplainedPrediction)
-        return answer
+        return await self._run_in_thread(stitch)
 
 
-def check_finite(name: str, prediction: Prediction) -> None:
-    """Whether a model's answer can be used.
+async def map_ordered(
+    items: AsyncIterator[ItemT], work: Callable[[ItemT], Awaitable[ResultT]], at_once: int
+) -> AsyncGenerator[ResultT, None]:
+    """Yield the results of `work` in the order of the items.
 
-    Raises:
-        FloatingPointError: it holds NaN or infinity.
+    At most `at_once` items are in work or finished and not yet taken; the next item is requested only when there is
+    room for it, so a slow consumer stops the source. When the generator is closed or anything fails, the work in
+    progress is cancelled.
     """
-    if not all(np.isfinite(value).all() for value in prediction.arrays()):
-        raise FloatingPointError(f"{name} answered with NaN or infinity")
+    room, ready = asyncio.Semaphore(at_once), asyncio.Event()
+    tasks: deque[asyncio.Task[ResultT]] = deque()
+
+    async def start(item: ItemT) -> ResultT:
+        return await work(item)
+
+    async def fill() -> None:
+        try:
+            await room.acquire()
+            async for item in items:
+                tasks.append(asyncio.create_task(start(item)))
+                ready.set()
+                await room.acquire()
+        finally:
+            ready.set()
+
+    filling = asyncio.create_task(fill())
+    try:
+        while True:
+            await ready.wait()
+            if not tasks:
+                if filling.done():
+                    await filling
+                    return
+                ready.clear()
+                continue
+            result = await tasks[0]
+            tasks.popleft()
+            yield result
+            room.release()
+    finally:
+        for task in (filling, *tasks):
+            task.cancel()
+        await asyncio.gather(filling, *tasks, return_exceptions=True)
+
+
+def _holds_speech(window: Window, stopwatch: Stopwatch) -> bool:
+    with stopwatch.decoding():
+        return holds_speech(window.samples)

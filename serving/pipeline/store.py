@@ -1,28 +1,40 @@
-"""The enrolled speakers: embeddings in one SQLite file, and no audio.
+"""Enrolled speakers: embeddings in one SQLite file, without audio.
 
-Every change is one transaction, synced to the disk before it is answered, so that the file is whole whenever the
-process or the machine stops. An embedding is kept with the digest of the bundle that made it, as those of two networks
-cannot be compared. What is removed is overwritten in the file.
+Every change is one transaction, synced to the disk before the call is answered, so that the file stays intact if the
+process or the machine stops. An embedding is stored with the digest of the bundle that made it, as embeddings of two
+networks cannot be compared. Removed data is overwritten in the file.
 """
 
+import asyncio
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.serving.errors import Reason, RequestError, ResourceExhaustedError, StartupError, UnavailableError
+from speakerlens.serving.errors import (
+    FailedPreconditionError,
+    Reason,
+    RequestError,
+    ResourceExhaustedError,
+    StartupError,
+    UnavailableError,
+)
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
-# "SpkL": tells the file from other programs' databases.
+# "SpkL": distinguishes the file from other programs' databases.
 APPLICATION = 0x53706B4C
-# Another server may be writing to the same file.
+# How long to wait for another server that writes to the same file.
 BUSY_SECONDS = 5.0
 
-# With row numbers, as an entry of a quarter of a page and more would otherwise take a page of its own beside its place.
+# With row ids: WITHOUT ROWID, an entry above a quarter of a page would take an overflow page of its own.
 SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE enrolments (
@@ -43,7 +55,17 @@ COMMIT;
 
 @dataclass(frozen=True, eq=False)
 class Enrolment:
-    """One speaker's reference for one bundle: the mean of `utterances` length-normalised embeddings, float32 [size]."""
+    """A speaker's reference for one bundle.
+
+    Attributes:
+        speaker: canonical name.
+        variant: of the bundle.
+        version: of the bundle.
+        bundle: SHA-256 of its bundle.json.
+        utterances: number of utterances.
+        enrolled: time in UTC, ISO 8601.
+        embedding: mean of the utterances' length-normalised embeddings, float32 [size].
+    """
 
     speaker: str
     variant: str
@@ -55,18 +77,18 @@ class Enrolment:
 
 
 class SpeakerStore:
-    """The file; used by one thread at a time.
+    """The file; for one thread at a time.
 
     Args:
-        path: the file, made if it is not there.
+        path: the file, created if missing.
 
     Raises:
-        StartupError: it is no store of speakers, of another schema version, damaged, or not to be written to.
+        StartupError: the file is not a speaker store, has another schema version, is damaged, or is not writable.
     """
 
     def __init__(self, path: Path) -> None:
         try:
-            path.touch(0o600)  # whose voices are known is nobody else's business
+            path.touch(0o600)  # who is enrolled is private
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
@@ -77,12 +99,12 @@ class SpeakerStore:
             raise StartupError(f"--speakers {path}: {error}") from None
 
     def _open(self) -> None:
-        """Checks what is there, or makes it.
+        """Check the file, or create its schema.
 
         Raises:
-            ValueError: it is something else; says what.
+            ValueError: the file is something else; says what.
         """
-        # One file: a journal lies beside it during a change only. EXTRA syncs the journal's folder as well.
+        # DELETE: a journal exists during a change only. EXTRA syncs the journal's folder as well.
         for setting in ("journal_mode = DELETE", "synchronous = EXTRA", "secure_delete = ON", "trusted_schema = OFF"):
             self._connection.execute(f"PRAGMA {setting}")
         if not self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
@@ -97,7 +119,7 @@ class SpeakerStore:
         state = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if state != "ok":
             raise ValueError(f"damaged: {state}")
-        self._connection.execute("BEGIN IMMEDIATE")  # fails where it cannot be written to
+        self._connection.execute("BEGIN IMMEDIATE")  # fails if the file is not writable
         self._connection.execute("ROLLBACK")
 
     def _make(self) -> None:
@@ -109,11 +131,11 @@ class SpeakerStore:
             self._connection.execute("ROLLBACK")  # another server was faster
 
     def put(self, enrolments: Sequence[Enrolment]) -> None:
-        """Stores a speaker in the place of one of that name, whatever that was enrolled with; all or nothing.
+        """Replace all enrolments of a speaker by these, atomically.
 
         Raises:
             ResourceExhaustedError: the disk is full.
-            UnavailableError: the file cannot be written to.
+            UnavailableError: the file cannot be written.
         """
         rows = [
             (e.speaker, e.variant, e.version, e.bundle, e.utterances, e.embedding.astype("<f4").tobytes(), e.enrolled)
@@ -124,17 +146,17 @@ class SpeakerStore:
             connection.executemany("INSERT INTO enrolments VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def remove(self, speaker: str) -> bool:
-        """Forgets a speaker; whether there was one of that name.
+        """Remove a speaker; return whether it was enrolled.
 
         Raises:
             ResourceExhaustedError: the disk is full.
-            UnavailableError: the file cannot be written to.
+            UnavailableError: the file cannot be written.
         """
         with self._change() as connection:
             return connection.execute("DELETE FROM enrolments WHERE speaker = ?", (speaker,)).rowcount > 0
 
     def find(self, speaker: str) -> list[Enrolment]:
-        """What is stored of a speaker, by variant and version.
+        """Return the enrolments of a speaker, by variant and version.
 
         Raises:
             UnavailableError: the file cannot be read.
@@ -142,12 +164,12 @@ class SpeakerStore:
         return self._read("WHERE speaker = ?", speaker)
 
     def page(self, after: str, most: int) -> list[Enrolment]:
-        """What is stored of `most` speakers whose names come after that one; errors as for `find`."""
+        """Return the enrolments of up to `most` speakers whose names come after `after`; errors as for `find`."""
         names = "SELECT DISTINCT speaker FROM enrolments WHERE speaker > ? ORDER BY speaker LIMIT ?"
         return self._read(f"WHERE speaker IN ({names})", after, most)
 
     def close(self) -> None:
-        """Ends the use of the file."""
+        """Close the file."""
         self._connection.close()
 
     def _read(self, where: str, *values: str | int) -> list[Enrolment]:
@@ -178,8 +200,51 @@ class SpeakerStore:
             raise _refusal(error, "nothing was changed") from error
 
 
+class AsyncSpeakerStore:
+    """The store on a thread of its own, so that the event loop does not wait for the disk.
+
+    Args:
+        path: of the store; None for a server without one.
+
+    Raises:
+        StartupError: the file cannot be used.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._store = None if path is None else SpeakerStore(path)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="speakers")
+
+    def check(self) -> None:
+        """Check that there is a store.
+
+        Raises:
+            FailedPreconditionError: the server has none.
+        """
+        if self._store is None:
+            raise FailedPreconditionError(
+                Reason.NO_STORE, "this server keeps no speakers; start it with --speakers FILE to enrol and list them"
+            )
+
+    async def run(self, function: Callable[[SpeakerStore], T]) -> T:
+        """Return the result of a function of the store; a change that has begun is finished if the call is cancelled.
+
+        Raises:
+            FailedPreconditionError: the server has no store.
+            RequestError: from the store.
+        """
+        self.check()
+        assert self._store is not None
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, self._store)
+
+    def close(self) -> None:
+        """Close the file once the work in progress is done."""
+        self._thread.shutdown(wait=True)
+        if self._store is not None:
+            self._store.close()
+
+
 def _refusal(error: sqlite3.Error, done: str) -> RequestError:
-    """What the caller is told of an error of the file's."""
+    """Return the client's error for an error of the file."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return ResourceExhaustedError(Reason.STORE, f"the disk of the speakers' file is full; {done}")

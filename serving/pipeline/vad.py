@@ -1,10 +1,9 @@
-"""Whether somebody speaks in a window of audio.
+"""Voice activity detection: whether a window of audio holds speech.
 
-Voices are periodic, and louder than what lies behind them: a frame of 40 ms counts where its autocorrelation has a
-peak between 70 and 400 Hz, and its level stands above -60 dBFS and above that of the window's quietest tenth. A window
-holds speech where a fifth of a second of it counts. Rain, wind, hum and hiss do not; babies, music and engines may. The
-decision depends on the window alone, so that live audio is judged as a whole recording is. The figures are in
-docs/decisions/0011-windows.md.
+Voiced speech is periodic and louder than its background: a frame of 40 ms is voiced if its autocorrelation has a peak
+between 70 and 400 Hz, and its level is above -60 dBFS and 3 dB above the window's 10th percentile. A window with 0.2 s
+of voiced frames holds speech. Rain, wind, hum and hiss do not; babies, music and engines may. The decision depends on
+the window alone, so that a stream is judged as a recording is. The figures are in docs/decisions/0011-windows.md.
 """
 
 import numpy as np
@@ -14,7 +13,7 @@ from speakerlens.serving.bundle import SAMPLE_RATE
 
 RATE = SAMPLE_RATE // 2
 FRAME, SHIFT, TRANSFORM = RATE // 25, RATE // 50, 512
-# At a time: more fall out of the processor's cache.
+# Frames per transform; more do not fit into the processor's cache.
 FRAMES_AT_ONCE = 64
 LAGS = slice(RATE // 400, RATE // 70 + 1)
 LOWEST_HZ = 80
@@ -32,7 +31,7 @@ TINY = 1e-20
 
 
 def holds_speech(samples: NDArray[np.float32]) -> bool:
-    """Whether these samples, [n] at 16 kHz, hold speech."""
+    """Return whether samples, float32 [n] at 16 kHz, hold speech."""
     halved = samples[: len(samples) // 2 * 2].reshape(-1, 2).mean(axis=1)
     if len(halved) < FRAME:
         return False
@@ -44,11 +43,11 @@ def holds_speech(samples: NDArray[np.float32]) -> bool:
 
 
 def _measured(frames: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Level in dBFS and periodicity from 0 to 1 of each frame."""
+    """Return the level in dBFS and the periodicity, 0 to 1, of frames [n, FRAME]: float64 [n] each."""
     spectrum = np.fft.rfft(frames * _TAPER, TRANSFORM)
     power = (spectrum.real**2 + spectrum.imag**2) * _KEPT
     correlation = np.fft.irfft(power)
     energy = correlation[:, 0] + TINY
-    # The taper's own correlation falls with the lag, which is no property of the sound; its energy is that at lag 0.
+    # The taper's own autocorrelation falls with the lag (Boersma, 1993); its energy is that at lag 0.
     peak = (correlation[:, LAGS] / _TAPER_CORRELATION).max(axis=1) * (_TAPER_ENERGY / energy)
     return 10 * np.log10(energy / _TAPER_ENERGY), peak

@@ -1,9 +1,8 @@
-"""Cuts audio of any length into overlapping windows, in memory that does not grow with the audio.
+"""Cut audio of any length into overlapping windows, in memory that does not grow with the audio.
 
-Audio of up to one window is one window. Longer audio is cut every hop, which is about half a window; the last window
-ends with the audio, and so overlaps the one before it by more. All windows but the last are of one length, and the last
-is of that length or less than a grid step shorter: windows begin where a column of every stage's map begins, so that
-their maps lie on one grid.
+Audio of up to one window is one window. Longer audio is cut every hop, about half a window. The last window ends with
+the audio, so it overlaps the one before it by more, and may be shorter than the others by less than a grid step.
+Windows begin where a column of every map begins, so that all maps lie on one grid.
 """
 
 import math
@@ -26,7 +25,7 @@ from speakerlens.serving.pipeline.decode import (
 
 @dataclass(frozen=True)
 class Windowing:
-    """Length of a window, distance from one to the next, and the grid their beginnings lie on, in samples of 16 kHz."""
+    """Length of a window, hop from one to the next, and grid of their beginnings, in samples at 16 kHz."""
 
     length: int
     hop: int
@@ -34,7 +33,7 @@ class Windowing:
 
 
 def windowing(seconds: float, bundles: Iterable[Bundle]) -> Windowing:
-    """Windows of this many seconds, about half of which is the hop, on a grid that suits all of `bundles`."""
+    """Return windows of `seconds`, with a hop of about half, on a grid that fits the maps of all `bundles`."""
     grid = math.lcm(*(bundle.frame_shift * stage.stride for bundle in bundles for stage in bundle.stages))
     length = round(seconds * SAMPLE_RATE)
     return Windowing(length, max(length // 2 // grid, 1) * grid, grid)
@@ -42,9 +41,9 @@ def windowing(seconds: float, bundles: Iterable[Bundle]) -> Windowing:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of audio: samples float32 [n] at 16 kHz, `start` samples after the beginning.
+    """Samples, float32 [n] at 16 kHz, that begin `start` samples into the audio.
 
-    `whole` says that there is no other; it is known of a window that the end of the audio cut short.
+    `whole` is whether the window is known to be the only one, as the audio ended before it was filled.
     """
 
     start: int
@@ -53,16 +52,16 @@ class Window:
 
     @property
     def stop(self) -> int:
-        """Where it ends, in samples after the beginning."""
+        """Return its end, in samples from the beginning of the audio."""
         return self.start + len(self.samples)
 
 
 class WindowCutter:
-    """Samples in, in pieces of any size; windows out as soon as they are filled."""
+    """Cut samples that arrive in pieces of any size into windows, each as soon as it is filled."""
 
     def __init__(self, shape: Windowing) -> None:
         self._shape = shape
-        # From the beginning of the window that was given out last; before the first, of the first.
+        # Samples from the beginning of the last complete window on; before the first, all samples.
         self._held = np.empty(shape.length + shape.hop, np.float32)
         self._start = 0
         self._filled = 0
@@ -70,11 +69,11 @@ class WindowCutter:
 
     @property
     def total(self) -> int:
-        """Samples so far."""
+        """Return the number of samples so far."""
         return self._start + self._filled
 
     def feed(self, samples: NDArray[np.float32]) -> list[Window]:
-        """The windows that these samples fill."""
+        """Return the windows that these samples, float32 [n], complete."""
         length, hop = self._shape.length, self._shape.hop
         windows = []
         while len(samples):
@@ -94,7 +93,7 @@ class WindowCutter:
         return windows
 
     def finish(self) -> list[Window]:
-        """The last window, unless the audio ended with a window that was given out; a single one may be shorter."""
+        """Return the last window, unless the audio ended with a complete one; a single window may be shorter."""
         length, grid = self._shape.length, self._shape.grid
         if not self._filled or (self._windows and self._filled == length):
             return []
@@ -104,7 +103,7 @@ class WindowCutter:
 
 
 async def cut(samples: NDArray[np.float32], shape: Windowing) -> AsyncIterator[Window]:
-    """The windows of audio that is there, [n] at 16 kHz."""
+    """Yield the windows of samples, float32 [n] at 16 kHz."""
     cutter = WindowCutter(shape)
     for start in range(0, len(samples), shape.hop):
         for window in cutter.feed(samples[start : start + shape.hop]):
@@ -114,35 +113,45 @@ async def cut(samples: NDArray[np.float32], shape: Windowing) -> AsyncIterator[W
 
 
 class WindowReader:
-    """Decodes a recording as far as the next window needs, each time it is asked for one.
+    """Decode a recording window by window, each time only as far as needed.
 
     Args:
         audio: the recording.
-        longest: the longest accepted.
+        limit: the longest accepted.
         shape: how to cut it.
-        min_samples: fewer in the whole recording are refused.
+        min_samples: the shortest accepted, in samples at 16 kHz.
+        field: of the request, for error messages.
+
+    Attributes:
+        info: format and duration; complete after the last window.
     """
 
     def __init__(
-        self, audio: EncodedAudio | RawAudio, longest: DurationLimit, shape: Windowing, min_samples: int
+        self,
+        audio: EncodedAudio | RawAudio,
+        limit: DurationLimit,
+        shape: Windowing,
+        min_samples: int,
+        field: str = "audio",
     ) -> None:
         self.info = AudioInfo(0.0, 0, 0)
-        self._windows = self._read(audio, longest, WindowCutter(shape), min_samples)
+        self._field = field
+        self._windows = self._read(audio, limit, WindowCutter(shape), min_samples)
 
     def next(self) -> Window | None:
-        """The next window, or None after the last; by then, `info` is that of the whole recording.
+        """Return the next window, or None after the last.
 
         Raises:
-            InvalidArgumentError: something is wrong with the audio up to here.
+            InvalidArgumentError: the audio up to here is invalid, or the whole is too short.
         """
         return next(self._windows, None)
 
     def _read(
-        self, audio: EncodedAudio | RawAudio, longest: DurationLimit, cutter: WindowCutter, min_samples: int
+        self, audio: EncodedAudio | RawAudio, limit: DurationLimit, cutter: WindowCutter, min_samples: int
     ) -> Iterator[Window]:
-        recording = Recording(audio, longest)
+        recording = Recording(audio, limit, self._field)
         for block in recording:
             yield from cutter.feed(block)
         self.info = recording.info
-        check_minimum(self.info, cutter.total, min_samples)
+        check_minimum(self.info, cutter.total, min_samples, self._field)
         yield from cutter.finish()

@@ -25,11 +25,10 @@ from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.metrics import Metrics, Robustness
 from speakerlens.serving.models.registry import Model, Models
+from speakerlens.serving.pipeline.aggregate import ModelOutput, WindowOutput
 from speakerlens.serving.pipeline.answers import known
 from speakerlens.serving.pipeline.explain import displayed
-from speakerlens.serving.pipeline.observer import MonitoredAnswer
-from speakerlens.serving.pipeline.query import MonitoringScope, QueryOptions
-from speakerlens.serving.pipeline.session import ModelOutput, WindowOutput
+from speakerlens.serving.pipeline.observer import MonitoredAnswer, MonitoringScope
 from speakerlens.serving.robustness.drift import Drift
 from speakerlens.serving.robustness.sampling import Background, Sample, SampleTasks
 
@@ -81,15 +80,15 @@ class RobustnessObserver:
         """
         return self._executor.submit(self._measure_sound, samples) if self._enabled else None
 
-    def record(self, question: QueryOptions, answer: MonitoredAnswer) -> None:
+    def record(self, answer: MonitoredAnswer, /) -> None:
         """Measure and count an answer in the background; to be called within the call that is answered."""
-        if not self._enabled or question.monitoring is MonitoringScope.NOTHING:
+        if not self._enabled or answer.scope is MonitoringScope.NOTHING:
             return
         call = current_context.get(None)
         request_id = call.id if call else None
-        self._executor.submit(self._measure_answer, question, answer, request_id)
-        if question.monitoring is MonitoringScope.ANSWER and answer.kept is not None:
-            self._sample(question, answer, answer.kept, request_id)
+        self._executor.submit(self._measure_answer, answer, request_id)
+        if answer.scope is MonitoringScope.ANSWER and answer.kept is not None:
+            self._sample(answer, answer.kept, request_id)
 
     async def close(self) -> None:
         """Drop waiting samples and stop the background thread."""
@@ -106,16 +105,14 @@ class RobustnessObserver:
                     self._metrics.add_pair(*sorted((variant, other)))
             self._variants.add(variant)
 
-    def _sample(
-        self, question: QueryOptions, answer: MonitoredAnswer, kept: WindowOutput, request_id: str | None
-    ) -> None:
-        saliency = question.explain is None and self._saliency.sample()
+    def _sample(self, answer: MonitoredAnswer, kept: WindowOutput, request_id: str | None) -> None:
+        saliency = not answer.explained and self._saliency.sample()
         shadow = len({model.bundle.variant for model in self._models}) > 1 and self._shadow.sample()
         if not (saliency or shadow):
             return
         predictions = tuple(
             (model.bundle, output.prediction)
-            for model, output in zip(answer.models, kept.said, strict=True)
+            for model, output in zip(answer.models, kept.outputs, strict=True)
             if isinstance(output, ModelOutput)
         )
         sample = Sample(kept.window.samples, predictions, kept.sound, request_id)
@@ -136,9 +133,9 @@ class RobustnessObserver:
             self._executor.count("failed")
             return None
 
-    def _measure_answer(self, question: QueryOptions, answer: MonitoredAnswer, request_id: str | None) -> None:
+    def _measure_answer(self, answer: MonitoredAnswer, request_id: str | None) -> None:
         try:
-            self._meter.record_answer(question, answer, request_id)
+            self._meter.record_answer(answer, request_id)
             self._executor.count("done")
         except Exception:  # the answer has been sent already
             log.exception("an answer could not be measured")
@@ -158,16 +155,16 @@ class AnswerMeter:
         self._robustness = metrics.robustness
         self._drift = drift
 
-    def record_answer(self, question: QueryOptions, answer: MonitoredAnswer, request_id: str | None) -> None:
+    def record_answer(self, answer: MonitoredAnswer, request_id: str | None) -> None:
         """Measure and count an answer; waits for its sound measures."""
         sound = answer.sounds.whole()
         if sound is not None and answer.clipped_share is not None:
             sound = replace(sound, clipped_share=answer.clipped_share)
         if sound is not None:
             self._record_sound(sound, answer.seconds, request_id)
-        if question.monitoring is not MonitoringScope.ANSWER:
+        if answer.scope is not MonitoringScope.ANSWER:
             return
-        for model, output in zip(answer.models, answer.said, strict=True):
+        for model, output in zip(answer.models, answer.outputs, strict=True):
             if isinstance(output, Exception):
                 continue
             self._record_prediction(model, output.prediction, request_id)

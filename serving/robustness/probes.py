@@ -19,13 +19,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
-
 from speakerlens.measures.probes import CLEAN, MAX_SECONDS, RESAMPLED, Condition, ProbeSet
 from speakerlens.measures.saliency import deletion_index
 from speakerlens.serving.bundle import SAMPLE_RATE, ExpectedProbe
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.graphs import Arrays, ComparedJob, ExplainedPrediction, Job
+from speakerlens.serving.engine.graphs import Arrays, ComparedJob, ExplainedPrediction, Job, check_finite
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.metrics.robustness import ConditionResult, Probes
 from speakerlens.serving.models.registry import Model, Models, Selector
@@ -211,8 +209,7 @@ async def _compute(queue: Batcher[JobT, ResultT], job: JobT) -> ResultT:
         FloatingPointError: it holds NaN or infinity.
     """
     result = (await retry_when_full(lambda: queue.submit(job, None, Priority.BULK))).result
-    if not all(np.isfinite(values).all() for values in result.arrays()):
-        raise FloatingPointError("the answer holds NaN or infinity")
+    check_finite("the model", result)
     return result
 
 

@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 
 from speakerlens.measures.sound import Sound
 from speakerlens.serving.bundle import Bundle
-from speakerlens.serving.engine.graphs import ExplainedPrediction, Job, Prediction
+from speakerlens.serving.engine.graphs import ExplainedPrediction, Job, Prediction, check_finite
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import DeadlineError, RequestError, ResourceExhaustedError, UnavailableError
 from speakerlens.serving.metrics import Robustness
 from speakerlens.serving.models.registry import Model, Models
 from speakerlens.serving.pipeline.concurrency import FULL
-from speakerlens.serving.pipeline.session import check_finite
 
 log = logging.getLogger(__name__)
 

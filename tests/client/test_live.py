@@ -23,7 +23,7 @@ from speakerlens import (
     WindowResult,
 )
 from speakerlens.picture import levels
-from speakerlens.serving.pipeline.png import png
+from speakerlens.serving.pipeline.explain import png
 from tests.serving import toy
 from tests.serving.harness import ServerProcess, talk
 

@@ -195,13 +195,13 @@ def test_bad_request(toy_server: ServerProcess, case: Case) -> None:
     assert len(infer(toy_server, good()).raw_output_contents) == 1
 
 
-def test_good_request_with_everything(toy_server: ServerProcess) -> None:
-    """Otherwise the cases would show nothing; parameters that mean nothing here do no harm."""
+def test_good_request_with_all_parameters(toy_server: ServerProcess) -> None:
+    """Without this, the cases would show nothing; unknown parameters are ignored."""
     request = good()
     for spoil in (
         parameter("", "priority", uint64_param=2),
         parameter("", "timeout", int64_param=60_000_000),
-        parameter("", "somebody's own", bool_param=True),
+        parameter("", "x-unknown", bool_param=True),
     ):
         spoil(request)
     assert len(infer(toy_server, request).raw_output_contents) == 1
@@ -216,7 +216,7 @@ def test_one_bad_row_computes_nothing(toy_server: ServerProcess) -> None:
     assert toy_server.metrics()[size] == before
 
 
-def test_an_answer_that_is_not_a_number_is_internal_and_names_nothing(toy_server: ServerProcess) -> None:
+def test_nan_answer_is_internal_and_leaks_nothing(toy_server: ServerProcess) -> None:
     loud = ROWS[0] / np.abs(ROWS[0]).max() * np.float32(toy.NAN_PEAK + 1)
     with pytest.raises(grpc.RpcError) as caught:
         infer(toy_server, message(padded([*ROWS, loud])))
@@ -225,18 +225,9 @@ def test_an_answer_that_is_not_a_number_is_internal_and_names_nothing(toy_server
 
 
 @pytest.mark.parametrize(
-    ("method", "words"),
-    [
-        ("RepositoryModelLoad", "bundle folder"),
-        ("RepositoryModelUnload", "bundle folder"),
-        ("SystemSharedMemoryStatus", "no shared memory"),
-        ("CudaSharedMemoryRegister", "no shared memory"),
-        ("TraceSetting", "configured"),
-        ("LogSettings", "configured"),
-        ("ModelStreamInfer", "ModelInfer"),
-    ],
+    "method", ["RepositoryModelLoad", "SystemSharedMemoryStatus", "TraceSetting", "ModelStreamInfer", "ModelDream"]
 )
-def test_what_is_not_offered_says_so(toy_server: ServerProcess, method: str, words: str) -> None:
+def test_methods_not_offered_are_unimplemented(toy_server: ServerProcess, method: str) -> None:
     single = toy_server.channel.unary_unary(f"{SERVICE}{method}", bytes, bytes)
     streamed = toy_server.channel.stream_stream(f"{SERVICE}{method}", bytes, bytes)
     calls: list[Callable[[], object]] = [
@@ -247,21 +238,12 @@ def test_what_is_not_offered_says_so(toy_server: ServerProcess, method: str, wor
         with pytest.raises(grpc.RpcError) as caught:
             call()
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert method in (caught.value.details() or "")
-        assert words in (caught.value.details() or "")
-    assert toy_server.metrics()['speakerlens_rejections_total{reason="unsupported"}'] >= 2
+    assert method not in toy_server.metrics_text()
 
 
-def test_a_method_that_nobody_knows(toy_server: ServerProcess) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        toy_server.channel.unary_unary(f"{SERVICE}ModelDream", bytes, bytes)(b"", timeout=CALL_SECONDS)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "ModelDream" not in toy_server.metrics_text()
-
-
-def test_the_row_in_which_nobody_speaks_is_named(toy_server: ServerProcess) -> None:
+def test_row_without_speech_is_named(toy_server: ServerProcess) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 12).astype(np.float32)
     with pytest.raises(grpc.RpcError) as caught:
         infer(toy_server, message(padded([talk(12.0), noise])))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert caught.value.details() == "inputs.audio, row 1: nobody speaks in it, in no window of it"
+    assert caught.value.details() == "inputs.audio, row 1: no window of it holds speech"

@@ -100,7 +100,7 @@ def test_a_refusal_for_want_of_a_place_says_when_to_come_again(tmp_path: Path) -
     async def scenario(core: Pipeline, world: World) -> None:
         with (
             world.models.lease([]) as models,
-            core.hearing(query(voice(1.0)), models),
+            core.session(query(voice(1.0)), models),
             pytest.raises(ResourceExhaustedError) as caught,
         ):
             await core.identify(query(voice(1.0)), models)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from speakerlens.serving.pipeline.timing import Timings
+from speakerlens.serving.context import Timings
 from tests.serving.harness import ServerProcess
 
 SETTLING_SECONDS = 30

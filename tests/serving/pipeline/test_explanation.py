@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from speakerlens.picture import levels
 from speakerlens.serving.engine.graphs import ExplainedPrediction
 from speakerlens.serving.models.reader import read_bundle
-from speakerlens.serving.pipeline.explain import Encoding, ExplainOptions, encode, explain, normalised
-from speakerlens.serving.pipeline.resize import resize
+from speakerlens.serving.pipeline.explain import Encoding, ExplainOptions, encode, explain, normalised, resize
 
 SIZE = st.integers(1, 40)
 

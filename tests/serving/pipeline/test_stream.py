@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from speakerlens.serving.pipeline.idle import IdleBudget
+from speakerlens.serving.pipeline.stream import IdleBudget
 from tests.serving import toy
 from tests.serving.conftest import SEEDS
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk, voice

@@ -1,7 +1,5 @@
 """Cutting, voting, stitching and the timeline, each against its definition."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +8,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from speakerlens.serving.bundle import Bundle
+from speakerlens.serving.context import union
 from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
 from speakerlens.serving.models.reader import read_bundle
-from speakerlens.serving.pipeline.aggregate import WindowAggregator
-from speakerlens.serving.pipeline.ordered import map_ordered
-from speakerlens.serving.pipeline.stitching import Piece, stitched
-from speakerlens.serving.pipeline.timeline import SpeakerTurn, Vote, WindowVote, speaker_turns
-from speakerlens.serving.pipeline.timing import union
+from speakerlens.serving.pipeline.aggregate import (
+    Piece,
+    SpeakerTurn,
+    Vote,
+    WindowAggregator,
+    WindowVote,
+    speaker_turns,
+    stitched,
+)
 from speakerlens.serving.pipeline.vad import holds_speech
 from speakerlens.serving.pipeline.windows import Window, WindowCutter, Windowing, windowing
 from tests.serving.harness import talk
@@ -186,73 +189,6 @@ def test_one_word_in_ten_seconds_is_speech() -> None:
     assert not holds_speech(samples)
     samples[50_000:62_000] += talk(0.75)
     assert holds_speech(samples)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 5))
-def test_results_come_in_order_and_few_are_in_work(waits: list[int], at_once: int) -> None:
-    working, most, asked = 0, 0, 0
-
-    async def source() -> AsyncIterator[tuple[int, int]]:
-        nonlocal asked
-        for index, wait in enumerate(waits):
-            asked += 1
-            yield index, wait
-
-    async def work(item: tuple[int, int]) -> int:
-        nonlocal working, most
-        working += 1
-        most = max(most, working)
-        for _ in range(item[1]):
-            await asyncio.sleep(0)
-        working -= 1
-        return item[0]
-
-    async def collect() -> list[int]:
-        taken = []
-        async for result in map_ordered(source(), work, at_once):
-            taken.append(result)
-            for _ in range(5):
-                await asyncio.sleep(0)
-            assert asked <= len(taken) + at_once, "a reader who is slow stops the source"
-        return taken
-
-    assert asyncio.run(collect()) == list(range(len(waits)))
-    assert most <= at_once
-
-
-@pytest.mark.parametrize("failing", ["source", "work"])
-def test_what_went_before_an_error_arrives_and_the_rest_is_cancelled(failing: str) -> None:
-    cancelled: list[int] = []
-
-    async def source() -> AsyncIterator[int]:
-        for index in range(3):
-            yield index
-        if failing == "source":
-            raise ZeroDivisionError
-        for index in range(3, 100):
-            yield index
-
-    async def work(index: int) -> int:
-        try:
-            await asyncio.sleep(30 if index > 3 else 0.2 if index == 3 else 0)
-            if index == 3:
-                raise ZeroDivisionError
-        except asyncio.CancelledError:
-            cancelled.append(index)
-            raise
-        return index
-
-    async def collect() -> list[int]:
-        taken: list[int] = []
-        with pytest.raises(ZeroDivisionError):
-            async for result in map_ordered(source(), work, 4):
-                taken.append(result)
-        assert len(asyncio.all_tasks()) == 1
-        return taken
-
-    assert asyncio.run(collect()) == [0, 1, 2]
-    assert failing == "source" or cancelled
 
 
 def test_time_is_counted_once() -> None:

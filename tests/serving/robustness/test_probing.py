@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from speakerlens.measures.probes import Condition, ProbeSet
-from speakerlens.serving.pipeline.resize import resize
+from speakerlens.serving.pipeline.explain import resize
 from tests.serving import toy
 from tests.serving.harness import ServerProcess
 

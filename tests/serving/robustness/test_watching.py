@@ -25,7 +25,8 @@ from speakerlens.serving.models.registry import Selector
 from speakerlens.serving.pipeline.decode import RawAudio
 from speakerlens.serving.pipeline.explain import ExplainOptions, displayed
 from speakerlens.serving.pipeline.identify import Pipeline
-from speakerlens.serving.pipeline.query import MonitoringScope, Query
+from speakerlens.serving.pipeline.observer import MonitoringScope
+from speakerlens.serving.pipeline.query import Query
 from speakerlens.serving.pipeline.windows import WindowCutter
 from speakerlens.serving.robustness import observer, sampling
 from speakerlens.serving.robustness.observer import RobustnessObserver
@@ -164,7 +165,7 @@ def test_long_audio_counts_once_and_its_sound_is_that_of_all_its_windows(tmp_pat
     async def scenario(scene: Scene) -> None:
         await scene.ask(audio, "clean")
         await scene.settled("prediction_margin_count", 1, variant="clean")
-        shape = scene.core.shape(scene.models.select([Selector("clean")]))
+        shape = scene.core.windowing(scene.models.select([Selector("clean")]))
         cutter = WindowCutter(shape)
         whole = join([measure_sound(window.samples) for window in cutter.feed(audio) + cutter.finish()])
         assert scene.value("input_duration_seconds_sum") == pytest.approx(9.0)
