@@ -1,7 +1,7 @@
 """Mutation testing: change one operator or number at a time, run the unit tests, and report the share that fails.
 
     python -m benchmarks.mutation measures --seconds 600
-    python -m benchmarks.mutation serving/pipeline/store.py --tests tests/serving/pipeline/test_speakers.py
+    python -m benchmarks.mutation serving/pipeline/store.py --tests tests/serving/pipeline/test_store.py
 
 A mutant is killed if a test fails or the tests take much longer than without it. Each mutant runs in a forked process
 that has the libraries imported already, and runs only the tests that execute its line, quickest first. Results are kept

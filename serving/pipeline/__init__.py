@@ -1,1 +1,1 @@
-"""From a question about audio to its answer, window by window, whole or live; free of any transport."""
+"""From audio to answers, window by window, for recordings and streams; independent of any protocol."""

@@ -156,9 +156,7 @@ def checked_name(speaker: str, field: str = "speaker") -> str:
 
 def not_enrolled(name: str, field: str = "speaker") -> NotFoundError:
     """Return the error for a speaker that is not enrolled."""
-    return NotFoundError(
-        Reason.UNKNOWN_SPEAKER, f"{field}: nobody is enrolled as {quoted(name)}; ListSpeakers says who is"
-    )
+    return NotFoundError(Reason.UNKNOWN_SPEAKER, f"{field}: no enrolled speaker {quoted(name)}")
 
 
 def direction(embedding: NDArray[np.float32]) -> NDArray[np.float64]:

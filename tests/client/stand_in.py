@@ -192,7 +192,7 @@ class StandIn(SpeakerIdentificationServicer):
 
     def _found(self, speaker: str, context: grpc.ServicerContext) -> tuple[pb.EnrollRequest, pb.EnrolledSpeaker]:
         if speaker not in self.enrolled:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"nobody is enrolled as {speaker!r}")
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no enrolled speaker {speaker!r}")
         return self.enrolled[speaker]
 
     def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:  # noqa: N802

@@ -53,7 +53,7 @@ def test_speakers_are_enrolled_listed_verified_and_forgotten(client: SpeakerClie
         client.verify(utterances[0], speaker="anna", rate=RATE, variant="clean")
     client.forget("anna")
     assert client.speakers() == ()
-    with pytest.raises(NotFoundError, match="nobody is enrolled as 'anna'"):
+    with pytest.raises(NotFoundError, match="no enrolled speaker 'anna'"):
         client.forget("anna")
 
 

@@ -1,4 +1,4 @@
-"""The page of calls: what it sends is a message of the contract, and what it runs in Python exists."""
+"""docs/api.md: example bodies are messages of the contract, and Python names exist."""
 
 import ast
 import re
@@ -18,23 +18,23 @@ SENT = re.compile(r"(?:printf|-d) '(\{[^']*\})'(?:(?!\n```).)*?\$S/(\w+)", re.DO
 
 
 @pytest.mark.parametrize(("body", "method"), SENT.findall(PAGE))
-def test_what_is_sent_is_a_request_of_that_call(body: str, method: str) -> None:
+def test_example_body_is_a_request_of_its_call(body: str, method: str) -> None:
     request = message_factory.GetMessageClass(METHODS[method].input_type)()
     json_format.Parse(body.replace("%s", "AAAA"), request)
 
 
-def test_the_page_sends_something() -> None:
+def test_page_has_examples() -> None:
     assert {"Identify", "GetModel"} <= {method for _, method in SENT.findall(PAGE)}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_call_is_shown(method: str) -> None:
+def test_every_call_has_an_example(method: str) -> None:
     assert re.search(rf"^## .*\b{method}\b", PAGE, re.MULTILINE)
     assert re.search(rf"\$S/{method}\b", PAGE)
 
 
 @pytest.mark.parametrize("line", re.findall(r"^\$ speakerlens (.*)$", PAGE, re.MULTILINE))
-def test_commands_are_understood(line: str) -> None:
+def test_commands_are_parsed(line: str) -> None:
     cli.parser().parse_args(shlex.split(line))  # ends the process where they are not
 
 

@@ -19,7 +19,7 @@ from tests.serving.models.test_repository import World, play
 from tests.serving.models.test_watch import WATCH, expected, logit, publish, request
 
 
-def test_a_batch_keeps_the_models_it_began_with(tmp_path: Path) -> None:
+def test_batch_keeps_the_models_it_began_with(tmp_path: Path) -> None:
     """A new version comes while its first request is in work; those not begun then are answered by the old one."""
     toy.write_bundle(tmp_path, "v", 1, seed=1)
     with ServerProcess(tmp_path, WATCH, "--keep-versions=1", "--max-batch=1") as server:
@@ -70,7 +70,7 @@ def refusals(world: World, reason: str) -> float | None:
     return world.metrics.registry.get_sample_value("speakerlens_rejections_total", {"reason": reason})
 
 
-def test_what_would_make_an_answer_too_large_is_refused_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_that_makes_the_answer_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What no longer fits does not keep out the smaller one behind it."""
     toy.write_bundle(tmp_path, "v", 1, seed=1)
     explain = pb.ExplainOptions(stages=[pb.STAGE_S1])

@@ -1,4 +1,4 @@
-"""The example of docs/inference.md, as it is written there."""
+"""The example of docs/inference.md, as written."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ from tests.serving.harness import ServerProcess, voice
 PAGE = (ROOT / "docs" / "inference.md").read_text("utf-8")
 
 
-def test_the_example(toy_server: ServerProcess, tmp_path: Path) -> None:
+def test_example_runs(toy_server: ServerProcess, tmp_path: Path) -> None:
     [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     file = tmp_path / "example.flac"
     sf.write(file, voice(1.0), 16_000)
@@ -32,6 +32,6 @@ def test_the_example(toy_server: ServerProcess, tmp_path: Path) -> None:
     assert second == f"(1, {toy.EMBEDDING}) (1, {toy.MEL}, {1 + (16_000 - toy.FRAME) // toy.SHIFT})"
 
 
-def test_every_output_is_described() -> None:
+def test_every_output_is_documented() -> None:
     for name in OUTPUTS[:4] + OUTPUTS[-1:]:
         assert f"`{name}`" in PAGE

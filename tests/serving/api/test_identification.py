@@ -1,4 +1,4 @@
-"""The typed service, over the wire: answers are those of an independent computation in numpy."""
+"""The typed service over gRPC: answers match an independent computation in numpy."""
 
 import io
 import time
@@ -202,7 +202,7 @@ def test_health_answers_while_the_device_is_busy(toy_server: ServerProcess) -> N
     assert slow.result(CALL_SECONDS).answers
 
 
-def test_a_deadline_that_passes_in_the_queue(toy_server: ServerProcess) -> None:
+def test_deadline_passes_in_the_queue(toy_server: ServerProcess) -> None:
     """The caller hears of it in time, nothing is computed for it, and those who wait longer are answered."""
     before = toy_server.metrics()
     first, slow = (

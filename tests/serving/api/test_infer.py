@@ -1,4 +1,4 @@
-"""ModelInfer with the real client: the answers are those of the toy network, and those of `Identify`."""
+"""ModelInfer with the real client: answers match the toy network and `Identify`."""
 
 import asyncio
 from collections.abc import Iterator
@@ -72,13 +72,15 @@ def test_every_row_gets_its_own_answer(client: triton.InferenceServerClient, fil
         assert_row(answer, row, outputs)
 
 
-def test_the_answers_are_those_of_identify(client: triton.InferenceServerClient, toy_server: ServerProcess) -> None:
+def test_answers_equal_those_of_identify(client: triton.InferenceServerClient, toy_server: ServerProcess) -> None:
     answer = ask(client, padded(ROWS), *OUTPUTS)
     for row, audio in enumerate(ROWS):
         assert_row(answer, row, identified(toy_server, audio, "da"))
 
 
-def test_a_row_is_explained_for_its_own_target(client: triton.InferenceServerClient, toy_server: ServerProcess) -> None:
+def test_each_row_is_explained_for_its_own_target(
+    client: triton.InferenceServerClient, toy_server: ServerProcess
+) -> None:
     targets = np.array([[3], [-1], [0], [11]])
     answer = ask(client, {**padded(ROWS), "target": targets}, *OUTPUTS)
     for row, audio in enumerate(ROWS):
@@ -98,7 +100,7 @@ def test_maps_are_as_wide_as_the_audio_sent(client: triton.InferenceServerClient
     assert not padded_to_it["saliency"][..., -1].any()
 
 
-def test_rows_longer_than_a_window_are_answered_as_by_identify(
+def test_rows_of_several_windows_match_identify(
     client: triton.InferenceServerClient, toy_server: ServerProcess
 ) -> None:
     """From overlapping windows, with stitched maps; beside a row that is one window."""
@@ -108,7 +110,7 @@ def test_rows_longer_than_a_window_are_answered_as_by_identify(
         assert_row(answer, row, identified(toy_server, audio, "da"))
 
 
-def test_outputs_come_in_the_order_asked_and_no_others(toy_server: ServerProcess) -> None:
+def test_outputs_come_in_the_order_asked(toy_server: ServerProcess) -> None:
     arrays: Arrays = {"audio": voice(1.0)[None]}
     usual = infer(toy_server, message(arrays))
     assert [output.name for output in usual.outputs] == ["probabilities", "embedding"]
@@ -117,7 +119,7 @@ def test_outputs_come_in_the_order_asked_and_no_others(toy_server: ServerProcess
     np.testing.assert_allclose(values_of(chosen)["probabilities"], values_of(usual)["probabilities"], rtol=1e-5)
 
 
-def test_only_maps_take_the_explaining_graph(toy_server: ServerProcess) -> None:
+def test_only_maps_use_the_explain_graph(toy_server: ServerProcess) -> None:
     names = [f'speakerlens_answers_total{{kind="{kind}",variant="da"}}' for kind in ("predict", "explain")]
 
     def counts() -> list[float]:
@@ -129,7 +131,7 @@ def test_only_maps_take_the_explaining_graph(toy_server: ServerProcess) -> None:
     assert [after - first for after, first in zip(counts(), before, strict=True)] == [1, 4]
 
 
-def test_typed_contents_are_as_good_as_raw(toy_server: ServerProcess) -> None:
+def test_typed_contents_match_raw_contents(toy_server: ServerProcess) -> None:
     arrays: Arrays = {**padded(ROWS), "target": np.array([[1], [2], [-1], [0]])}
     request = message(arrays, *OUTPUTS)
     expected = values_of(infer(toy_server, request))
@@ -162,7 +164,7 @@ def test_rows_of_a_request_are_computed_together(client: triton.InferenceServerC
     assert after.execution_count - before.execution_count < 4
 
 
-def test_many_callers_at_once_each_get_their_own(toy_server: ServerProcess) -> None:
+def test_concurrent_calls_get_their_own_rows(toy_server: ServerProcess) -> None:
     """With the asyncio client: 24 requests of one to three rows to three models."""
     rng = np.random.default_rng(5)
     utterances = [[voice(rng.uniform(0.5, 1.5), seed=9 * n + row) for row in range(1 + n % 3)] for n in range(24)]

@@ -1,4 +1,4 @@
-"""A load run with Triton's own `perf_analyzer`: it accepts what the server says of itself, and loses no request."""
+"""A load run with Triton's `perf_analyzer`: it accepts the server's metadata and loses no request."""
 
 import subprocess
 import sys

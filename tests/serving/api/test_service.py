@@ -1,4 +1,4 @@
-"""What the inference protocol says about the server and its models, as the real client hears it."""
+"""Server and model metadata of the Open Inference Protocol, with the real client."""
 
 import signal
 import socket
@@ -40,14 +40,14 @@ def test_liveness(client: triton.InferenceServerClient) -> None:
         assert client.is_model_ready(name, version) is ready, (name, version)
 
 
-def test_the_server_says_what_it_is(client: triton.InferenceServerClient) -> None:
+def test_server_metadata(client: triton.InferenceServerClient) -> None:
     answer = client.get_server_metadata()
     assert answer.name == "speakerlens"
     assert answer.version
     assert set(answer.extensions) == {"model_configuration", "statistics", "schedule_policy"}
 
 
-def test_a_model_says_what_it_takes_and_gives(client: triton.InferenceServerClient) -> None:
+def test_model_metadata(client: triton.InferenceServerClient) -> None:
     answer = client.get_model_metadata("clean")
     assert (answer.name, list(answer.versions)) == ("clean", ["1", "2"])
     tensors = {each.name: (each.datatype, list(each.shape)) for each in (*answer.inputs, *answer.outputs)}
@@ -64,7 +64,7 @@ def test_a_model_says_what_it_takes_and_gives(client: triton.InferenceServerClie
     }
 
 
-def test_a_model_says_how_requests_are_put_together(client: triton.InferenceServerClient) -> None:
+def test_model_configuration(client: triton.InferenceServerClient) -> None:
     config = client.get_model_config("da").config
     metadata = client.get_model_metadata("da")
     assert config.max_batch_size == 8
@@ -76,7 +76,7 @@ def test_a_model_says_how_requests_are_put_together(client: triton.InferenceServ
 
 
 @pytest.mark.parametrize("ask", ["get_model_metadata", "get_model_config", "get_inference_statistics"])
-def test_an_unknown_model_is_not_found(client: triton.InferenceServerClient, ask: str) -> None:
+def test_unknown_model_is_not_found(client: triton.InferenceServerClient, ask: str) -> None:
     with pytest.raises(
         triton.InferenceServerException, match="no model 'nobody'; there are act-da, clean, da"
     ) as caught:
@@ -86,14 +86,14 @@ def test_an_unknown_model_is_not_found(client: triton.InferenceServerClient, ask
         getattr(client, ask)("clean", "9")
 
 
-def test_the_repository_lists_what_is_loaded(client: triton.InferenceServerClient) -> None:
+def test_repository_index_lists_loaded_models(client: triton.InferenceServerClient) -> None:
     index = client.get_model_repository_index().models
     assert [(each.name, each.version, each.state) for each in index] == [
         ("act-da", "1", "READY"), ("clean", "1", "READY"), ("clean", "2", "READY"), ("da", "1", "READY"),
     ]  # fmt: skip
 
 
-def test_the_repository_has_no_other_name(toy_server: ServerProcess) -> None:
+def test_repository_index_refuses_a_name(toy_server: ServerProcess) -> None:
     request = service_pb2.RepositoryIndexRequest(repository_name="else").SerializeToString()
     with pytest.raises(grpc.RpcError) as caught:
         toy_server.channel.unary_unary(f"{SERVICE}RepositoryIndex", bytes, bytes)(request, timeout=CALL_SECONDS)
@@ -101,7 +101,7 @@ def test_the_repository_has_no_other_name(toy_server: ServerProcess) -> None:
     assert "repository_name" in (caught.value.details() or "")
 
 
-def test_statistics_count_what_was_done(toy_bundles: Path) -> None:
+def test_statistics_count_requests_and_batches(toy_bundles: Path) -> None:
     """On a server of its own: two calls of three rows, one of another model, one refused, one typed call."""
     rows = [voice(0.8, seed=seed) for seed in range(3)]
     with ServerProcess(toy_bundles) as server:
@@ -136,7 +136,7 @@ def test_statistics_count_what_was_done(toy_bundles: Path) -> None:
     assert abs(new.last_inference - da.last_inference) < 60_000
 
 
-def test_calls_are_counted_like_any_other(toy_server: ServerProcess) -> None:
+def test_calls_are_counted_like_typed_calls(toy_server: ServerProcess) -> None:
     name = 'speakerlens_requests_total{{code="{}",method="{}",variant="{}"}}'
     names = [name.format("OK", "ModelInfer", "da"), name.format("NOT_FOUND", "ModelInfer", "_none")]
     before = [toy_server.metrics().get(each, 0) for each in names]
@@ -149,7 +149,7 @@ def test_calls_are_counted_like_any_other(toy_server: ServerProcess) -> None:
     assert after["speakerlens_audio_seconds_total"] - seconds == pytest.approx(1.75)
 
 
-def test_live_and_not_ready_while_the_server_starts_and_drains(tmp_path: Path) -> None:
+def test_live_but_not_ready_while_starting_and_draining(tmp_path: Path) -> None:
     for version in (1, 2):
         toy.write_bundle(tmp_path, "slow", version, slow_seconds=2)
     with socket.socket() as free:
@@ -191,7 +191,7 @@ def form(field: FieldDescriptor) -> tuple[object, ...]:
     return field.number, field.type, field.is_repeated, kind.full_name if kind else ""
 
 
-def test_the_contract_fits_the_real_client(tmp_path: Path) -> None:
+def test_contract_matches_the_real_client(tmp_path: Path) -> None:
     """Every message, field, value and method of ours is one of the client's, with the same numbers and types."""
     out = tmp_path / "set"
     assert protoc.main(["", f"-I{ROOT}", f"--descriptor_set_out={out}", PROTO]) == 0
@@ -225,7 +225,7 @@ def compare(ours: descriptor_pb2.DescriptorProto, theirs: Descriptor) -> int:
     return len(ours.field) + sum(compare(each, nested[each.name]) for each in ours.nested_type)
 
 
-def test_one_process_may_use_both_clients(toy_server: ServerProcess) -> None:
+def test_one_process_can_use_both_clients(toy_server: ServerProcess) -> None:
     """`speakerlens` does not bring the server's messages of this protocol along."""
     with triton.InferenceServerClient(toy_server.ready["grpc"]) as client:
         result = client.infer("da", inputs({"audio": voice(1.0)[None]}))

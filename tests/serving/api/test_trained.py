@@ -1,4 +1,4 @@
-"""Trained bundles over the inference protocol: what `Identify` and the graphs say of each utterance alone."""
+"""Trained bundles over the Open Inference Protocol: answers match `Identify` and the graphs."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def ask(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_one_utterance_is_answered_as_by_identify(server: ServerProcess, bundles: Path, variant: str) -> None:
+def test_one_utterance_matches_identify(server: ServerProcess, bundles: Path, variant: str) -> None:
     """The same job in the same queue: not only near, but the same."""
     [audio] = utterances(bundles, variant, 1)
     answer = ask(server, variant, [audio], *OUTPUTS)
@@ -52,7 +52,7 @@ def test_one_utterance_is_answered_as_by_identify(server: ServerProcess, bundles
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_rows_of_different_lengths_are_answered_as_alone(
+def test_rows_of_different_lengths_match_single_rows(
     server: ServerProcess, bundles: Path, runs: dict[str, Path], variant: str
 ) -> None:
     folder, manifest = folder_of(bundles, variant)

@@ -89,7 +89,7 @@ def test_retries_for_the_given_reasons_only() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 5))
-def test_results_come_in_order_and_few_are_in_work(waits: list[int], at_once: int) -> None:
+def test_results_come_in_order_and_work_is_bounded(waits: list[int], at_once: int) -> None:
     working, most, asked = 0, 0, 0
 
     async def source() -> AsyncIterator[tuple[int, int]]:
@@ -121,7 +121,7 @@ def test_results_come_in_order_and_few_are_in_work(waits: list[int], at_once: in
 
 
 @pytest.mark.parametrize("failing", ["source", "work"])
-def test_what_went_before_an_error_arrives_and_the_rest_is_cancelled(failing: str) -> None:
+def test_results_before_an_error_arrive_rest_is_cancelled(failing: str) -> None:
     cancelled: list[int] = []
 
     async def source() -> AsyncIterator[int]:

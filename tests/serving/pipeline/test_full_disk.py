@@ -1,4 +1,4 @@
-"""The speakers' disk is full, or refuses: enrolment says so, the server answers everything else, the file is whole."""
+"""A full or unwritable disk: enrolment is refused, other calls are answered, the file stays intact."""
 
 import resource
 import shutil
@@ -46,7 +46,7 @@ def check_store(path: Path, speakers: list[str]) -> None:
     store.close()
 
 
-def test_a_disk_that_is_full(toy_bundles: Path, tmp_path: Path) -> None:
+def test_full_disk_refuses_enrolment(toy_bundles: Path, tmp_path: Path) -> None:
     """A file system of 64 KiB, that the server alone sees."""
     small = tmp_path / "small"
     small.mkdir()
@@ -69,7 +69,7 @@ def test_a_disk_that_is_full(toy_bundles: Path, tmp_path: Path) -> None:
         assert names(server) == ["anna", "bob"]
 
 
-def test_a_file_that_may_not_be_written_for_a_while(toy_bundles: Path, tmp_path: Path) -> None:
+def test_unwritable_file_refuses_enrolment_until_writable(toy_bundles: Path, tmp_path: Path) -> None:
     path = tmp_path / "speakers.db"
     with ServerProcess(toy_bundles, f"--speakers={path}") as server:
         enroll(server, "anna")

@@ -1,4 +1,4 @@
-"""Audio of many windows over the wire: the answers are those of an independent computation, window by window."""
+"""Audio of many windows over gRPC: answers match an independent computation, window by window."""
 
 import io
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def ask(server: ServerProcess, audio: NDArray[np.float32], *names: str, **fields
     return server.identify(pb.IdentifyRequest(audio=raw(audio), models=models, **fields))
 
 
-def test_the_whole_is_what_the_windows_with_speech_say_together(server: ServerProcess) -> None:
+def test_whole_is_the_mean_of_windows_with_speech(server: ServerProcess) -> None:
     audio = conversation()
     answer = ask(server, audio, top_k=12, with_embedding=True)
     voting = votes_of(audio)
@@ -91,7 +91,7 @@ def test_the_whole_is_what_the_windows_with_speech_say_together(server: ServerPr
         assert each.known == (logits.max() / toy.SCALE >= toy.THRESHOLD)
 
 
-def test_the_timeline_tells_who_spoke_when(server: ServerProcess) -> None:
+def test_timeline_has_the_speaker_turns(server: ServerProcess) -> None:
     audio = conversation()
     [answer] = ask(server, audio, "da").answers
     windows = windows_of(audio, "da", 1)
@@ -117,7 +117,7 @@ def test_the_timeline_tells_who_spoke_when(server: ServerProcess) -> None:
     assert all(0 < segment.probability <= 1 for segment in answer.timeline)
 
 
-def test_a_single_window_has_no_timeline(server: ServerProcess) -> None:
+def test_single_window_has_no_timeline(server: ServerProcess) -> None:
     [answer] = ask(server, voice(3.0), "da").answers
     assert not answer.timeline
     expected = toy.expected(toy.weights(SEEDS["da", 1]), voice(3.0))["logits"]
@@ -125,7 +125,7 @@ def test_a_single_window_has_no_timeline(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("target", [None, 7])
-def test_maps_are_stitched_for_the_speaker_of_the_whole(server: ServerProcess, target: int | None) -> None:
+def test_maps_are_stitched_for_the_wholes_speaker(server: ServerProcess, target: int | None) -> None:
     audio = conversation()
     name = "" if target is None else toy.speakers()[target]
     options = pb.ExplainOptions(stages=STAGES, resolution=pb.RESOLUTION_NATIVE, target_speaker=name)
@@ -183,7 +183,7 @@ def test_any_format_and_rate_is_cut_alike(server: ServerProcess, kind: str) -> N
     same(*answers)
 
 
-def test_windows_are_answered_alike_in_any_company(server: ServerProcess) -> None:
+def test_windows_are_answered_alike_in_any_batch(server: ServerProcess) -> None:
     audio = conversation()
     alone = ask(server, audio, "clean", "da", top_k=12)
     crowd = [
@@ -198,7 +198,7 @@ def test_windows_are_answered_alike_in_any_company(server: ServerProcess) -> Non
         same(one, other)
 
 
-def test_maps_have_a_limit_of_their_own(server: ServerProcess) -> None:
+def test_maps_have_their_own_duration_limit(server: ServerProcess) -> None:
     audio = np.tile(talk(10.0), 5)
     assert ask(server, audio, "da").answers
     with pytest.raises(grpc.RpcError) as caught:
@@ -230,7 +230,7 @@ def test_one_failing_variant_fails_by_name(tmp_path: Path) -> None:
         assert page.get('speakerlens_answers_total{kind="predict",variant="weak"}', 0) == 0
 
 
-def test_a_recording_that_has_begun_waits_for_room(toy_bundles: Path) -> None:
+def test_recording_in_progress_waits_for_room(toy_bundles: Path) -> None:
     """More of its windows are in work at once than the queue holds; it is not refused in the middle."""
     with ServerProcess(toy_bundles, "--window-seconds=1", "--queue-size=1") as server:
         [answer] = ask(server, np.tile(talk(10.0), 6), "da").answers

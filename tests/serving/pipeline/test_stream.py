@@ -1,4 +1,4 @@
-"""Live audio over the wire: however it is chunked, the answers are those of `Identify`."""
+"""Streams over gRPC: the answers are those of `Identify`, however the audio is chunked."""
 
 import asyncio
 import gc
@@ -92,7 +92,7 @@ def test_any_chunks_give_the_answers_of_identify(
     assert windows[-1].window.end_s == pytest.approx(whole.audio.seconds, abs=1e-3)
 
 
-def test_each_window_is_answered_as_it_is_filled(server: ServerProcess) -> None:
+def test_each_window_is_answered_once_filled(server: ServerProcess) -> None:
     """The next audio is sent only after the answer has come; every answer is that of the window's audio alone."""
     audio = talk(3.3, seed=4)
     waiting: queue.SimpleQueue[pb.IdentifyStreamRequest | None] = queue.SimpleQueue()
@@ -118,7 +118,7 @@ def test_each_window_is_answered_as_it_is_filled(server: ServerProcess) -> None:
     assert whole.whole.answers[0].timeline
 
 
-def test_a_window_without_speech_has_no_answers_and_no_vote(server: ServerProcess) -> None:
+def test_window_without_speech_has_no_answers_and_no_vote(server: ServerProcess) -> None:
     pause = 1e-3 * np.random.default_rng(0).normal(size=32_000).astype(np.float32)
     *windows, last = stream(server, start(), chunk(np.concatenate([talk(1.0), pause, talk(1.0)]).tobytes()))
     speech = [each.window.speech for each in windows]
@@ -184,20 +184,22 @@ BAD: list[tuple[str, list[pb.IdentifyStreamRequest], str]] = [
 
 
 @pytest.mark.parametrize(("messages", "words"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
-def test_what_is_wrong_is_named(server: ServerProcess, messages: list[pb.IdentifyStreamRequest], words: str) -> None:
+def test_invalid_stream_names_the_field(
+    server: ServerProcess, messages: list[pb.IdentifyStreamRequest], words: str
+) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stream(server, *messages)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (caught.value.details() or "").startswith(words)
 
 
-def test_an_unknown_variant(server: ServerProcess) -> None:
+def test_unknown_variant_is_not_found(server: ServerProcess) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stream(server, start("none-such"), chunk(SOUND))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_a_silent_client_is_not_waited_for_for_ever(server: ServerProcess) -> None:
+def test_silent_client_exceeds_the_idle_budget(server: ServerProcess) -> None:
     waiting: queue.SimpleQueue[pb.IdentifyStreamRequest | None] = queue.SimpleQueue()
     answers = server.stub.IdentifyStream(iter(waiting.get, None), timeout=CALL_SECONDS)
     waiting.put(start())
@@ -211,7 +213,7 @@ def test_a_silent_client_is_not_waited_for_for_ever(server: ServerProcess) -> No
 
 
 @pytest.mark.parametrize("drip", [b"", b"\0"], ids=["empty", "a byte"])
-def test_a_stream_that_trickles_ends_like_a_silent_one(server: ServerProcess, drip: bytes) -> None:
+def test_trickling_client_exceeds_the_idle_budget(server: ServerProcess, drip: bytes) -> None:
     """Messages are no progress: only audio is."""
 
     def trickle() -> Iterator[pb.IdentifyStreamRequest]:
@@ -232,7 +234,7 @@ def test_a_stream_that_trickles_ends_like_a_silent_one(server: ServerProcess, dr
     assert server.metrics()["speakerlens_requests_in_flight"] == 0
 
 
-def test_live_audio_with_hiccups_goes_on(server: ServerProcess) -> None:
+def test_stream_with_pauses_continues(server: ServerProcess) -> None:
     """Twice nothing comes for longer than half of what is allowed, and what was spoken meanwhile comes at once."""
     audio = talk(4.0)
 
@@ -248,7 +250,7 @@ def test_live_audio_with_hiccups_goes_on(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("ending", ["cancel", "deadline"])
-def test_a_stream_that_is_cut_leaves_nothing_behind(server: ServerProcess, ending: str) -> None:
+def test_aborted_stream_releases_everything(server: ServerProcess, ending: str) -> None:
     code = "CANCELLED" if ending == "cancel" else "DEADLINE_EXCEEDED"
     counter = f'speakerlens_requests_total{{code="{code}",{METHOD},variant="da"}}'
     before = server.metrics().get(counter, 0)
@@ -268,7 +270,7 @@ def test_a_stream_that_is_cut_leaves_nothing_behind(server: ServerProcess, endin
     assert server.metrics()["speakerlens_requests_in_flight"] == 0
 
 
-def test_streams_that_last_leave_places_to_others(toy_bundles: Path) -> None:
+def test_streams_leave_places_to_other_requests(toy_bundles: Path) -> None:
     said: list[queue.SimpleQueue[pb.IdentifyStreamRequest | None]] = [queue.SimpleQueue() for _ in range(2)]
     with ServerProcess(toy_bundles, "--window-seconds=1", "--max-in-flight=4") as server:
         streams = [server.stub.IdentifyStream(iter(each.get, None), timeout=CALL_SECONDS) for each in said]
@@ -290,7 +292,7 @@ def test_streams_that_last_leave_places_to_others(toy_bundles: Path) -> None:
         assert stream(server, start(), chunk(talk(1.0).tobytes()))[-1].HasField("whole")
 
 
-def test_a_client_that_does_not_read_is_not_asked_for_more(toy_bundles: Path) -> None:
+def test_client_that_does_not_read_is_not_read_from(toy_bundles: Path) -> None:
     """It would send a gigabyte; the server takes what fits into its buffers, and goes on when answers are read."""
     taken = 0
     data = chunk(np.tile(talk(10.0), 2)[:64_000].tobytes())
@@ -319,7 +321,7 @@ def test_a_client_that_does_not_read_is_not_asked_for_more(toy_bundles: Path) ->
         answers.cancel()
 
 
-def test_a_client_that_does_not_read_loses_its_place(toy_bundles: Path) -> None:
+def test_client_that_does_not_read_loses_its_place(toy_bundles: Path) -> None:
     def endless() -> Iterator[pb.IdentifyStreamRequest]:
         yield start(explain=pb.ExplainOptions(stages=STAGES))
         yield from [chunk(talk(4.0).tobytes())] * 200
@@ -336,7 +338,7 @@ def test_a_client_that_does_not_read_loses_its_place(toy_bundles: Path) -> None:
         deaf.cancel()
 
 
-def test_draining_ends_live_streams_and_lets_short_ones_finish(toy_bundles: Path) -> None:
+def test_drain_ends_long_streams_and_finishes_short_ones(toy_bundles: Path) -> None:
     server = ServerProcess(toy_bundles, "--window-seconds=1", "--drain-seconds=6")
     live: queue.SimpleQueue[pb.IdentifyStreamRequest | None] = queue.SimpleQueue()
     short: queue.SimpleQueue[pb.IdentifyStreamRequest | None] = queue.SimpleQueue()
@@ -360,7 +362,7 @@ def test_draining_ends_live_streams_and_lets_short_ones_finish(toy_bundles: Path
     server.channel.close()
 
 
-def test_a_stream_that_is_cancelled_as_its_client_ends_it_leaves_no_error_behind() -> None:
+def test_stream_cancelled_while_ending_logs_no_error() -> None:
     heard: list[dict[str, Any]] = []
 
     async def run(turns: int) -> None:

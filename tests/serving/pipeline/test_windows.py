@@ -1,4 +1,4 @@
-"""Cutting, voting, stitching and the timeline, each against its definition."""
+"""Windows, aggregation, stitching, timeline and voice activity, each against its definition."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def cut(samples: np.ndarray, sizes: list[int]) -> list[Window]:
 @example(51, [50])
 @example(74, [])
 @example(75, [74])
-def test_windows_are_those_of_the_definition_however_samples_come(total: int, sizes: list[int]) -> None:
+def test_windows_do_not_depend_on_how_samples_arrive(total: int, sizes: list[int]) -> None:
     samples = np.arange(total, dtype=np.float32)
     while sum(sizes) > total:
         sizes.pop()
@@ -66,14 +66,14 @@ def test_windows_are_those_of_the_definition_however_samples_come(total: int, si
     assert all(window.whole == (len(windows) == 1 and total < 50) for window in windows)
 
 
-def test_the_grid_suits_every_stage(bundle: Bundle) -> None:
+def test_grid_fits_every_stage(bundle: Bundle) -> None:
     shape = windowing(3.0, [bundle])
     assert shape == Windowing(length=48_000, hop=23_040, grid=1280)
     for stage in bundle.stages:
         assert shape.hop % (bundle.frame_shift * stage.stride) == 0
 
 
-def test_the_whole_is_the_mean_of_those_who_vote(bundle: Bundle) -> None:
+def test_whole_is_the_mean_of_windows_with_a_vote(bundle: Bundle) -> None:
     rng = np.random.default_rng(0)
     predictions = [
         Prediction(rng.normal(size=12).astype(np.float32), rng.normal(size=6).astype(np.float32) * 3) for _ in range(3)
@@ -89,14 +89,14 @@ def test_the_whole_is_the_mean_of_those_who_vote(bundle: Bundle) -> None:
     assert aggregator.votes == 3
 
 
-def test_a_single_window_is_taken_as_it_is(bundle: Bundle) -> None:
+def test_single_windows_output_is_unchanged(bundle: Bundle) -> None:
     aggregator, prediction = WindowAggregator(bundle), Prediction(np.ones(12, np.float32), np.ones(6, np.float32))
     aggregator.add(Window(0, np.zeros(9, np.float32)), prediction)
     assert aggregator.result() is prediction
     assert aggregator.timeline() == ()
 
 
-def test_who_spoke_when_by_hand() -> None:
+def test_speaker_turns_by_hand() -> None:
     """Windows of 4 s every 2 s: neighbours share what overlaps half and half, silence parts, agreement joins."""
     a, b = Vote(0, 0.5, 2.0), Vote(1, 0.9, 3.0)
     votes = [a, Vote(0, 0.7, 4.0), b, None, b, b]
@@ -132,7 +132,7 @@ def plane(rows: int, first: int, columns: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("samples", [16_001, 24_000, 60_123, 100_000])
-def test_maps_that_agree_are_stitched_without_a_trace(bundle: Bundle, samples: int) -> None:
+def test_equal_maps_are_stitched_exactly(bundle: Bundle, samples: int) -> None:
     """Every column lands where it belongs, to the last frame, and cross-fading what agrees changes nothing."""
     features, maps = stitched(bundle, pieces_of(bundle, samples), samples)
     np.testing.assert_allclose(features, plane(bundle.mel_bins, 0, bundle.frames(samples)), rtol=1e-5)
@@ -140,7 +140,7 @@ def test_maps_that_agree_are_stitched_without_a_trace(bundle: Bundle, samples: i
         np.testing.assert_allclose(values, plane(stage.rows, 0, bundle.columns(samples, stage)), rtol=1e-5)
 
 
-def test_windows_that_disagree_are_faded_without_a_step(bundle: Bundle) -> None:
+def test_different_maps_are_cross_faded(bundle: Bundle) -> None:
     """Two windows of other levels: one's value, the other's, and between them no step larger than the fade's."""
     first, second = pieces_of(bundle, 16_000 + 7_680)
     ones = tuple(np.ones_like(values) for values in first.prediction.saliency)
@@ -159,7 +159,7 @@ def test_windows_that_disagree_are_faded_without_a_step(bundle: Bundle) -> None:
     assert steps.max() < 3 / (98 - joint)
 
 
-def test_who_does_not_vote_is_not_explained(bundle: Bundle) -> None:
+def test_window_without_a_vote_has_no_maps(bundle: Bundle) -> None:
     samples = 16_000 + 2 * 7_680
     features, maps = stitched(bundle, pieces_of(bundle, samples, [True, False, False]), samples)
     np.testing.assert_allclose(features, plane(bundle.mel_bins, 0, bundle.frames(samples)), rtol=1e-5)
@@ -169,7 +169,7 @@ def test_who_does_not_vote_is_not_explained(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("seconds", [1.0, 3.0, 10.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_speech_and_what_is_none(seconds: float, seed: int) -> None:
+def test_speech_is_detected_and_noise_is_not(seconds: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     speech = talk(seconds, seed=seed)
     noise = rng.normal(size=len(speech)).astype(np.float32)
@@ -191,5 +191,5 @@ def test_one_word_in_ten_seconds_is_speech() -> None:
     assert holds_speech(samples)
 
 
-def test_time_is_counted_once() -> None:
+def test_overlapping_intervals_count_once() -> None:
     assert union([(3.0, 4.0), (0.0, 2.0), (1.0, 2.5), (4.0, 5.0)]) == [(0.0, 2.5), (3.0, 5.0)]

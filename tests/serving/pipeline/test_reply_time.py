@@ -1,4 +1,4 @@
-"""What is set aside for an answer's way from the device to its caller."""
+"""Time set aside for the reply, from the device to the client."""
 
 import time
 
@@ -7,7 +7,7 @@ import pytest
 from speakerlens.serving.pipeline.identify import MAX_REPLY_SHARE, REPLY_TIMES, ReplyTimeEstimator
 
 
-def test_what_answers_took_is_set_aside() -> None:
+def test_expected_reply_time_is_set_aside() -> None:
     way, deadline = ReplyTimeEstimator(), time.monotonic() + 10
     assert way.compute_deadline(None) is None
     assert way.compute_deadline(deadline) == deadline
@@ -18,7 +18,7 @@ def test_what_answers_took_is_set_aside() -> None:
     assert deadline - by == pytest.approx(REPLY_TIMES * 0.05)
 
 
-def test_what_varies_is_set_aside_with_care_and_never_most_of_the_time() -> None:
+def test_varying_reply_time_is_set_aside_with_caution_and_bound() -> None:
     way, deadline = ReplyTimeEstimator(), time.monotonic() + 10
     for seconds in (0.1, 0.3) * 10:
         way.record(seconds)

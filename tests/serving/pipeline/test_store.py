@@ -1,4 +1,4 @@
-"""The store of speakers by itself: whole whatever happens, and refused where it is not ours."""
+"""The speaker store without a server: intact after any failure, and foreign files are refused."""
 
 import sqlite3
 import stat
@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "speakers.db"
 
 
-def test_what_is_put_is_there_after_a_restart(path: Path) -> None:
+def test_stored_speakers_survive_a_restart(path: Path) -> None:
     stored = [enrolment("anna", "clean"), enrolment("anna", "da", 2, 1), enrolment("anna", "da", 10, 2)]
     store = SpeakerStore(path)
     store.put([stored[2], stored[0], stored[1]])
@@ -47,7 +47,7 @@ def test_what_is_put_is_there_after_a_restart(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["speakers.db"], "one file"
 
 
-def test_a_speaker_is_replaced_as_a_whole_and_removed_as_a_whole(path: Path) -> None:
+def test_speaker_is_replaced_and_removed_as_a_whole(path: Path) -> None:
     store = SpeakerStore(path)
     store.put([enrolment("anna", "clean"), enrolment("anna", "da")])
     store.put([enrolment("anna", "da", 2, 7)])
@@ -57,7 +57,7 @@ def test_a_speaker_is_replaced_as_a_whole_and_removed_as_a_whole(path: Path) -> 
     assert store.page("", 99) == []
 
 
-def test_speakers_come_in_pages_and_take_little_more_than_their_embeddings(path: Path) -> None:
+def test_speakers_come_in_pages_and_the_file_is_compact(path: Path) -> None:
     """Four times as much, where each lies on pages of its own."""
     store = SpeakerStore(path)
     large = np.ones(256, np.float32)
@@ -72,7 +72,7 @@ def test_speakers_come_in_pages_and_take_little_more_than_their_embeddings(path:
     assert path.stat().st_size < 120 * 1700
 
 
-def test_what_is_removed_is_gone_from_the_file(path: Path) -> None:
+def test_removed_speaker_is_gone_from_the_file(path: Path) -> None:
     store = SpeakerStore(path)
     store.put([enrolment("a rare name")])
     embedding = enrolment().embedding.tobytes()
@@ -122,7 +122,7 @@ def damaged(path: Path) -> None:
     ],
     ids=["text", "another's", "newer", "older", "folder", "damaged"],
 )
-def test_what_is_not_ours_is_refused_and_left_alone(path: Path, write: Callable[[Path], object], sentence: str) -> None:
+def test_foreign_file_is_refused_and_unchanged(path: Path, write: Callable[[Path], object], sentence: str) -> None:
     write(path)
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(StartupError, match=sentence) as caught:
@@ -131,12 +131,12 @@ def test_what_is_not_ours_is_refused_and_left_alone(path: Path, write: Callable[
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="No such file"):
         SpeakerStore(tmp_path / "none" / "speakers.db")
 
 
-def test_a_full_disk_changes_nothing(path: Path) -> None:
+def test_full_disk_changes_nothing(path: Path) -> None:
     store = SpeakerStore(path)
     store.put([enrolment("anna", seed=1)])
     store._connection.execute("PRAGMA max_page_count = 6")
@@ -148,7 +148,7 @@ def test_a_full_disk_changes_nothing(path: Path) -> None:
     assert facts(SpeakerStore(path).page("", 99)) == facts([enrolment("anna", seed=3)])
 
 
-def test_a_file_that_another_holds_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_locked_by_another_process_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("speakerlens.serving.pipeline.store.BUSY_SECONDS", 0.05)
     store = SpeakerStore(path)
     other = sqlite3.connect(path, isolation_level=None)
@@ -176,7 +176,7 @@ def test_several_servers_share_one_file(path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from tests.serving.pipeline.test_speakers import enrolment
+from tests.serving.pipeline.test_store import enrolment
 from speakerlens.serving.pipeline.store import SpeakerStore
 store = SpeakerStore(Path(sys.argv[1]))
 for round in range(10**9):
@@ -186,7 +186,7 @@ for round in range(10**9):
 """
 
 
-def test_killed_at_any_moment_it_is_whole_and_holds_what_was_answered(path: Path) -> None:
+def test_store_survives_a_kill_at_any_moment(path: Path) -> None:
     for wait in (0.0, 0.003, 0.011, 0.02, 0.05):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
         assert writer.stdout is not None

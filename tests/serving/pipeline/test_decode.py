@@ -60,7 +60,7 @@ def test_channels_are_averaged_and_blocks_joined() -> None:
     np.testing.assert_array_equal(raw.samples, decoded.samples)
 
 
-def test_channels_that_cancel_are_told_from_silence() -> None:
+def test_cancelling_channels_are_refused_as_silent() -> None:
     for channels, words in ((1, "silent: no sound"), (2, "silent after averaging the 2 channels: no sound")):
         samples = np.stack([voice(1.0), -voice(1.0)], axis=1) if channels == 2 else np.zeros(16_000)
         flat = RawAudio(samples.astype("<f4").tobytes(), "float32", 16_000, channels)
@@ -69,7 +69,7 @@ def test_channels_that_cancel_are_told_from_silence() -> None:
                 decode(audio, MINUTE)
 
 
-def test_a_bomb_is_refused_without_unpacking_it() -> None:
+def test_decompression_bomb_is_refused_without_unpacking() -> None:
     """Ten hours of FLAC silence are some hundred kilobytes; a header that denies its length does not help it."""
     silence = file(np.zeros(600 * 16_000, np.int16), 16_000, "FLAC")
     unknown = bytearray(silence.data)
@@ -92,7 +92,7 @@ def test_int16_samples_have_full_scale_32768() -> None:
     np.testing.assert_allclose(decoded[:4], [-1, 0.25, 0, 32767 / 32768])
 
 
-def test_the_minimum_is_counted_at_the_models_rate() -> None:
+def test_minimum_is_counted_at_16_khz() -> None:
     waveform = decode(file(voice(1.0, 8_000), 8_000), MINUTE)
     check_minimum(waveform.info, len(waveform.samples), 16_000)
     with pytest.raises(InvalidArgumentError, match=r"1\.000 s long; the shortest accepted is 1\.250 s"):

@@ -1,4 +1,4 @@
-"""Embed, Verify, Enroll and the batch over the wire: answers are those of an independent computation in numpy."""
+"""Embed, Verify, Enroll and the batch over gRPC: answers match an independent computation in numpy."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ def test_one_model_is_described(server: ServerProcess) -> None:
     assert (code, text.split(":")[0]) == ("NOT_FOUND", "model.variant")
 
 
-def test_an_enrolment_that_fails_computes_no_further(server: ServerProcess) -> None:
+def test_failed_enrolment_stops_computing(server: ServerProcess) -> None:
     counter = 'speakerlens_batch_size_sum{kind="predict",variant="da"}'
     before = server.metrics().get(counter, 0)
     good, bad = raw(voice(1.0)), pb.Audio(encoded=b"no audio")
@@ -68,7 +68,7 @@ def test_an_enrolment_that_fails_computes_no_further(server: ServerProcess) -> N
     assert server.metrics().get(counter, 0) - before < 30
 
 
-def test_two_utterances(server: ServerProcess) -> None:
+def test_two_utterances_are_compared(server: ServerProcess) -> None:
     first, second = voice(1.2), voice(0.9, seed=1)
     cosine = unit(embedding(first)) @ unit(embedding(second))
     request = pb.VerifyRequest(audio=raw(first), other=raw(second), model=DA)
@@ -84,7 +84,7 @@ def test_two_utterances(server: ServerProcess) -> None:
     assert 1 - 1e-6 < itself.score <= 1
 
 
-def test_both_maps_are_those_of_the_score(server: ServerProcess) -> None:
+def test_both_maps_explain_the_score(server: ServerProcess) -> None:
     first, second = voice(1.2), voice(0.9, seed=1)
     options = pb.ExplainOptions(stages=STAGES, resolution=pb.RESOLUTION_NATIVE)
     request = pb.VerifyRequest(audio=raw(first), other=raw(second), model=DA, explain=options)
@@ -99,7 +99,7 @@ def test_both_maps_are_those_of_the_score(server: ServerProcess) -> None:
         np.testing.assert_allclose(plane(message.log_mel), expected["features"], atol=1e-4)
 
 
-def test_an_enrolled_speaker(server: ServerProcess) -> None:
+def test_utterance_is_compared_with_an_enrolled_speaker(server: ServerProcess) -> None:
     utterances = [voice(0.6 + 0.2 * index, seed=index) for index in range(3)]
     request = pb.EnrollRequest(speaker="Zoe\u0308", utterances=[raw(u) for u in utterances], models=[DA, CLEAN])
     stored = server.stub.Enroll(request, timeout=CALL_SECONDS).speaker
@@ -135,7 +135,7 @@ def test_an_enrolled_speaker(server: ServerProcess) -> None:
     assert refused(server.stub.RemoveSpeaker, pb.RemoveSpeakerRequest(speaker="Zo\u00eb"))[0] == "NOT_FOUND"
 
 
-def test_long_audio_is_compared_by_the_mean_direction_and_its_maps_are_that_scores(server: ServerProcess) -> None:
+def test_long_audio_is_compared_by_its_mean_direction(server: ServerProcess) -> None:
     """The gradient of the whole's cosine by one window's embedding, carried back by hand."""
     audio, other = talk(7.3, seed=3), voice(1.0, seed=4)
     embedded = server.stub.Embed(pb.EmbedRequest(audio=raw(audio), models=[DA]), timeout=CALL_SECONDS)
@@ -172,7 +172,7 @@ BAD_NAMES = [
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_bad_names_are_refused(server: ServerProcess, name: str) -> None:
+def test_invalid_names_are_refused(server: ServerProcess, name: str) -> None:
     code, text = refused(server.stub.Enroll, pb.EnrollRequest(speaker=name, utterances=[raw(voice(1.0))]))
     assert (code, text.split(":")[0].split(" ")[0]) == ("INVALID_ARGUMENT", "speaker")
 
@@ -185,22 +185,20 @@ def test_bad_names_are_refused(server: ServerProcess, name: str) -> None:
         ({"audio": raw(voice(1.0)), "other": pb.Audio()}, "other: no source"),
         ({"audio": raw(voice(1.0)), "other": raw(voice(0.1))}, "other: 0.100 s long"),
         ({"audio": raw(voice(1.0)), "other": raw(voice(1.0) * 99)}, "other.raw.samples: peak"),
-        ({"audio": raw(voice(1.0)), "enrolled_speaker": "nobody"}, "enrolled_speaker: nobody is enrolled as 'nobody'"),
+        ({"audio": raw(voice(1.0)), "enrolled_speaker": "nobody"}, "enrolled_speaker: no enrolled speaker as 'nobody'"),
         (
             {"audio": raw(voice(1.0)), "other": raw(voice(1.0)), "explain": pb.ExplainOptions(target_speaker="x")},
             "explain.target_speaker",
         ),
     ],
 )
-def test_what_cannot_be_verified_names_the_field(
-    server: ServerProcess, fields: dict[str, object], sentence: str
-) -> None:
+def test_invalid_verification_names_the_field(server: ServerProcess, fields: dict[str, object], sentence: str) -> None:
     code, text = refused(server.stub.Verify, pb.VerifyRequest(model=DA, **fields))  # type: ignore[arg-type]
     assert code in ("INVALID_ARGUMENT", "NOT_FOUND")
     assert text.startswith(sentence)
 
 
-def test_a_bad_utterance_enrols_nobody_and_is_named(server: ServerProcess) -> None:
+def test_invalid_utterance_is_named_and_enrols_no_speaker(server: ServerProcess) -> None:
     request = pb.EnrollRequest(speaker="ida", utterances=[raw(voice(1.0)), raw(voice(0.2))], models=[DA])
     code, text = refused(server.stub.Enroll, request)
     assert code == "INVALID_ARGUMENT"
@@ -238,7 +236,7 @@ def test_speakers_are_listed_page_by_page(server: ServerProcess) -> None:
         server.stub.RemoveSpeaker(pb.RemoveSpeakerRequest(speaker=name), timeout=CALL_SECONDS)
 
 
-def test_a_server_without_a_store_says_which_flag(toy_server: ServerProcess) -> None:
+def test_server_without_a_store_names_the_flag(toy_server: ServerProcess) -> None:
     stub = toy_server.stub
     for call, request in (
         (stub.ListSpeakers, pb.ListSpeakersRequest()),
@@ -251,7 +249,7 @@ def test_a_server_without_a_store_says_which_flag(toy_server: ServerProcess) -> 
         assert "--speakers FILE" in text
 
 
-def test_enrolled_speakers_outlive_a_killed_server_and_do_not_pass_to_another_bundle(tmp_path: Path) -> None:
+def test_enrolments_survive_a_kill_and_belong_to_one_bundle(tmp_path: Path) -> None:
     store = tmp_path / "speakers.db"
     toy.write_bundle(tmp_path / "a", "da", 1, seed=2)
     enroll = pb.EnrollRequest(speaker="anna", utterances=[raw(voice(1.0))])
@@ -274,7 +272,7 @@ def test_enrolled_speakers_outlive_a_killed_server_and_do_not_pass_to_another_bu
         assert third.stub.Verify(request, timeout=CALL_SECONDS).same
 
 
-def test_concurrent_enrolments_of_one_name_leave_one_whole(server: ServerProcess) -> None:
+def test_concurrent_enrolments_of_a_name_leave_one_whole(server: ServerProcess) -> None:
     audios = [voice(1.0, seed=seed) for seed in range(6)]
     requests = [pb.EnrollRequest(speaker="kim", utterances=[raw(audio)] * (i + 1)) for i, audio in enumerate(audios)]
     calls = [server.stub.Enroll.future(request) for request in requests]
@@ -287,7 +285,7 @@ def test_concurrent_enrolments_of_one_name_leave_one_whole(server: ServerProcess
     assert server.stub.Verify(request, timeout=CALL_SECONDS).score == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_batch_answers_each_and_errors_are_each_ones_own(server: ServerProcess) -> None:
+def test_batch_has_an_answer_or_error_for_each_request(server: ServerProcess) -> None:
     audios = [voice(0.5 + 0.1 * index, seed=index) for index in range(20)]
     requests = [pb.IdentifyRequest(audio=raw(audio), models=[DA], top_k=1) for audio in audios]
     requests[3] = pb.IdentifyRequest(models=[DA])
@@ -305,7 +303,7 @@ def test_a_batch_answers_each_and_errors_are_each_ones_own(server: ServerProcess
             assert result.response.answers[0].speakers[0].logit == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_batch_has_limits_that_are_named(server: ServerProcess) -> None:
+def test_batch_limits_are_named(server: ServerProcess) -> None:
     one = pb.IdentifyRequest(audio=raw(voice(0.5)))
     for count in (0, 257):
         code, text = refused(server.stub.IdentifyBatch, pb.IdentifyBatchRequest(requests=[one] * count))
@@ -313,7 +311,7 @@ def test_a_batch_has_limits_that_are_named(server: ServerProcess) -> None:
         assert text.startswith(f"requests: {count}; send 1 to 256")
 
 
-def test_a_batch_larger_than_the_queue_waits_and_leaves_room(toy_bundles: Path) -> None:
+def test_batch_larger_than_the_queue_waits(toy_bundles: Path) -> None:
     with ServerProcess(toy_bundles, "--queue-size=4", "--max-batch=2") as server:
         requests = [pb.IdentifyRequest(audio=raw(voice(0.6, seed=i)), models=[DA]) for i in range(60)]
         batch = server.stub.IdentifyBatch.future(pb.IdentifyBatchRequest(requests=requests), timeout=CALL_SECONDS)
@@ -322,7 +320,7 @@ def test_a_batch_larger_than_the_queue_waits_and_leaves_room(toy_bundles: Path) 
         assert all(result.HasField("response") for result in batch.result().results)
 
 
-def test_the_timings_of_a_comparison_add_up(server: ServerProcess) -> None:
+def test_timings_of_a_comparison_add_up(server: ServerProcess) -> None:
     """Both utterances are heard at once, and that time counts once."""
     name = 'speakerlens_request_duration_seconds_sum{method="Verify",variant="da"}'
     before = server.metrics().get(name, 0)
