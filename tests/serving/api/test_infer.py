@@ -78,9 +78,7 @@ def test_answers_equal_those_of_identify(client: triton.InferenceServerClient, t
         assert_row(answer, row, identified(toy_server, audio, "da"))
 
 
-def test_each_row_is_explained_for_its_own_target(
-    client: triton.InferenceServerClient, toy_server: ServerProcess
-) -> None:
+def test_each_row_is_explained_for_its_target(client: triton.InferenceServerClient, toy_server: ServerProcess) -> None:
     targets = np.array([[3], [-1], [0], [11]])
     answer = ask(client, {**padded(ROWS), "target": targets}, *OUTPUTS)
     for row, audio in enumerate(ROWS):

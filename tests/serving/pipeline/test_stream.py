@@ -184,9 +184,7 @@ BAD: list[tuple[str, list[pb.IdentifyStreamRequest], str]] = [
 
 
 @pytest.mark.parametrize(("messages", "words"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
-def test_invalid_stream_names_the_field(
-    server: ServerProcess, messages: list[pb.IdentifyStreamRequest], words: str
-) -> None:
+def test_invalid_stream_is_named(server: ServerProcess, messages: list[pb.IdentifyStreamRequest], words: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stream(server, *messages)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
