@@ -112,7 +112,7 @@ class SoundMeasures:
     def _join(self, sound: "Future[Sound | None]") -> None:
         result = sound.result()
         if result is not None:
-            self._joined = [join([*self._joined, result])]
+            self._joined = [join([*self._joined, result]) if self._joined else result]
 
 
 class WindowAggregator:
