@@ -43,11 +43,11 @@ TRAFFIC = Row(
             stacked=True,
         ),
         Panel(
-            "Share of errors of ours",
+            "Share of server errors",
             "Is the promise kept that nearly every call is answered?",
             "Orange is 0.1 %, red 1 % of the calls. Above red for minutes: roll back what changed last.",
             Unit.SHARE,
-            (Query(SHARE_OF_ERRORS, "errors of ours"),),
+            (Query(SHARE_OF_ERRORS, "server errors"),),
             thresholds=(Threshold(0.001, Colour.WATCH), Threshold(0.01, Colour.BAD)),
             limits=(0, None),
         ),
