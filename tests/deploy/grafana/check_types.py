@@ -1,4 +1,4 @@
-"""A TypeScript program that compiles if the dashboards are what Grafana's own types say it reads."""
+"""Write a TypeScript program that compiles only if the dashboards match Grafana's own types."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ UNTYPED = {"definition", "target", "titleFormat", "tagKeys"}
 
 
 def program(dashboards: Mapping[str, Any]) -> str:
-    """The whole program, a constant for each part of each dashboard (by the name of its file)."""
+    """Return the program: a constant for each part of each dashboard (by the name of its file)."""
     imports = [f"import * as {name} from '{RAW}/{path}';" for name, path in MODULES.items()]
     return "\n".join(
         [*imports, HELPERS, *(line for stem, content in dashboards.items() for line in _lines(stem, content))]
