@@ -2,7 +2,7 @@
 
     python benchmarks/perf_analyzer.py HOST:PORT MODEL [--concurrency 1 4 16] [--seconds 3] [--window-ms 2000]
 
-It asks for every output, the maps among them, so what is measured is explaining. The program itself comes out of an
+It asks for every output including maps, so it measures explained requests. The program itself comes out of an
 old wheel of tritonclient, for Linux on x86-64, and is kept in build/tools; of what it needs, only libb64 is a system
 package. Exit status 3: something that it needs is missing, and stderr says what.
 """
@@ -40,7 +40,7 @@ COLUMNS = {
 
 
 class MissingError(Exception):
-    """Something that the program needs is not to be had: one sentence that says what to install."""
+    """Something that the program needs is missing; the message says what to install."""
 
 
 def installed() -> tuple[Path, dict[str, str]]:
