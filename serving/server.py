@@ -187,8 +187,8 @@ class Server:
     def _open(self) -> None:
         """Accept calls, and print one JSON line on stdout: the bound addresses, the models and the provider."""
         models = self._models
-        self._service.core = Pipeline(models, self._config, self.metrics, self._codec, self._watcher)
-        self._inference.core = Inference(self._service.core, self._config, self.metrics)
+        self._service.pipeline = Pipeline(models, self._config, self.metrics, self._codec, self._watcher)
+        self._inference.inference = Inference(self._service.pipeline, self._config, self.metrics)
         self.metrics.engine_info.labels(models.provider, runtime_version()).set(1)
         self._gate.closed = None
         self._health.announce()

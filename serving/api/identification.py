@@ -69,13 +69,13 @@ class Service(SpeakerIdentificationServicer):
         speakers: the enrolled speakers.
 
     Attributes:
-        core: answers queries; set once models are loaded, before calls are let in.
+        pipeline: answers queries; set once models are loaded, before calls are let in.
     """
 
     def __init__(
         self, config: Config, metrics: Metrics, codec: ThreadPoolExecutor, speakers: AsyncSpeakerStore
     ) -> None:
-        self.core: Pipeline | None = None
+        self.pipeline: Pipeline | None = None
         self._config = config
         self._metrics = metrics
         self._codec = codec
@@ -86,16 +86,16 @@ class Service(SpeakerIdentificationServicer):
 
     async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyResponse:  # noqa: N802
         """Identify the speaker of one utterance."""
-        core, query = self._core(), query_of(request, deadline_of(context))
-        with core.models.lease(query.models) as models:
+        pipeline, query = self._loaded_pipeline(), query_of(request, deadline_of(context))
+        with pipeline.models.lease(query.models) as models:
             _note_variants(models)
-            return await self._identified(core, query, models)
+            return await self._identified(pipeline, query, models)
 
     async def IdentifyBatch(  # noqa: N802
         self, request: pb.IdentifyBatchRequest, context: Any
     ) -> pb.IdentifyBatchResponse:
         """Identify the speakers of many utterances, all with the models that are loaded when the call begins."""
-        core = self._core()
+        pipeline = self._loaded_pipeline()
         if not 1 <= len(request.requests) <= MAX_REQUESTS:
             raise InvalidArgumentError(
                 Reason.ARGUMENT,
@@ -109,7 +109,7 @@ class Service(SpeakerIdentificationServicer):
             if isinstance(models, RequestError):
                 raise models
             query = query_of(each, deadline, Priority.BULK)
-            response = await retry_when_full(lambda: self._identified(core, query, models))
+            response = await retry_when_full(lambda: self._identified(pipeline, query, models))
             added = response.ByteSize()
             if size + added > MAX_ANSWER_BYTES:
                 raise ResourceExhaustedError(
@@ -130,31 +130,31 @@ class Service(SpeakerIdentificationServicer):
                 return failure_of(error)
 
         with ExitStack() as leases:
-            leased = [_leased(core, each, leases) for each in request.requests]
+            leased = [_leased(pipeline, each, leases) for each in request.requests]
             found = [model for models in leased if not isinstance(models, RequestError) for model in models]
             _note_variants(found)
             items = list(zip(request.requests, leased, strict=True))
             results = await map_concurrent(items, result_of, self._config.max_batch, self._batch_slots)
         return await self._built(batch_response_of, results)
 
-    async def _identified(self, core: Pipeline, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
-        return await self._built(response_of, await core.identify(query, models))
+    async def _identified(self, pipeline: Pipeline, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
+        return await self._built(response_of, await pipeline.identify(query, models))
 
     async def IdentifyStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.IdentifyStreamRequest], context: Any
     ) -> AsyncIterator[pb.IdentifyStreamResponse]:
         """Identify the speakers of a stream, window by window."""
-        core, idle_budget = self._core(), IdleBudget(self._config.stream_idle_seconds, self._streams_end)
+        pipeline, idle_budget = self._loaded_pipeline(), IdleBudget(self._config.stream_idle_seconds, self._streams_end)
         start, chunks = await stream_of(idle_budget.messages(request_iterator))
         query, form = start_of(start, deadline_of(context))
-        with core.models.lease(query.models) as models:
+        with pipeline.models.lease(query.models) as models:
             _note_variants(models)
-            least = max(core.min_samples(model) for model in models)
-            live = LiveWindows(form, core.duration_limit(query), core.windowing(models), least)
+            least = max(pipeline.min_samples(model) for model in models)
+            live = LiveWindows(form, pipeline.duration_limit(query), pipeline.windowing(models), least)
             credit = idle_budget.credit(chunks, form.bytes_per_second)
-            async with aclosing(identify_stream(core, query, live, models, credit)) as answers:
+            async with aclosing(identify_stream(pipeline, query, live, models, credit)) as answers:
                 async for answer in answers:
-                    response = await core.run_in_thread(partial(stream_response_of, answer))
+                    response = await pipeline.run_in_thread(partial(stream_response_of, answer))
                     with idle_budget.waiting():
                         yield response
 
@@ -165,40 +165,40 @@ class Service(SpeakerIdentificationServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
         """Embed one utterance."""
-        core = self._core()
+        pipeline = self._loaded_pipeline()
         query = embed_query_of(request, deadline_of(context))
-        with core.models.lease(query.models) as models:
+        with pipeline.models.lease(query.models) as models:
             _note_variants(models)
-            return embed_response_of(await core.identify(query, models))
+            return embed_response_of(await pipeline.identify(query, models))
 
     async def Verify(self, request: pb.VerifyRequest, context: Any) -> pb.VerifyResponse:  # noqa: N802
         """Compare two voices."""
-        core = self._core()
+        pipeline = self._loaded_pipeline()
         claim = claim_of(request, deadline_of(context))
         with self._one(request) as model:
-            verdict = await Verifier(core, self._speakers).verify(claim, model)
+            verdict = await Verifier(pipeline, self._speakers).verify(claim, model)
         return await self._built(verify_response_of, verdict)
 
     async def Enroll(self, request: pb.EnrollRequest, context: Any) -> pb.EnrollResponse:  # noqa: N802
         """Enrol a speaker."""
-        core = self._core()
+        pipeline = self._loaded_pipeline()
         utterances = utterances_of(request)
-        with core.models.lease(selectors_of(request.models)) as models:
+        with pipeline.models.lease(selectors_of(request.models)) as models:
             _note_variants(models)
-            enroller = Enroller(core, self._speakers)
+            enroller = Enroller(pipeline, self._speakers)
             enrolled = await enroller.enroll(request.speaker, utterances, models, deadline_of(context))
         return pb.EnrollResponse(speaker=speaker_of(enrolled))
 
     async def ListSpeakers(self, request: pb.ListSpeakersRequest, context: Any) -> pb.ListSpeakersResponse:  # noqa: N802
         """Return a page of the enrolled speakers."""
-        page = await Enroller(self._core(), self._speakers).page(*page_of(request))
+        page = await Enroller(self._loaded_pipeline(), self._speakers).page(*page_of(request))
         return await self._built(speakers_response_of, page)
 
     async def RemoveSpeaker(  # noqa: N802
         self, request: pb.RemoveSpeakerRequest, context: Any
     ) -> pb.RemoveSpeakerResponse:
         """Remove an enrolled speaker."""
-        await Enroller(self._core(), self._speakers).remove(request.speaker)
+        await Enroller(self._loaded_pipeline(), self._speakers).remove(request.speaker)
         return pb.RemoveSpeakerResponse()
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
@@ -208,11 +208,11 @@ class Service(SpeakerIdentificationServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
         """Describe the loaded models, and the server's limits."""
-        core = self._core()
-        shortest = max(core.min_samples(model) for model in core.models)
+        pipeline = self._loaded_pipeline()
+        shortest = max(pipeline.min_samples(model) for model in pipeline.models)
         return pb.ListModelsResponse(
-            models=[model_of(model) for model in core.models],
-            provider=core.models.provider,
+            models=[model_of(model) for model in pipeline.models],
+            provider=pipeline.models.provider,
             limits=pb.Limits(
                 max_bytes=self._config.max_message_bytes,
                 min_seconds=shortest / SAMPLE_RATE,
@@ -224,7 +224,7 @@ class Service(SpeakerIdentificationServicer):
     @contextmanager
     def _one(self, request: pb.VerifyRequest | pb.GetModelRequest) -> Iterator[Model]:
         """Lease the one model of a request; error messages name its field `model`."""
-        models = self._core().models
+        models = self._loaded_pipeline().models
         selector = one_selector(models, request.model if request.HasField("model") else None)
         [model] = models.select([selector], "model")
         with models.hold([model]):
@@ -235,9 +235,9 @@ class Service(SpeakerIdentificationServicer):
         """Build a message that may be large in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._codec, build, result)
 
-    def _core(self) -> Pipeline:
-        assert self.core is not None, "the gate opens after the models are loaded"
-        return self.core
+    def _loaded_pipeline(self) -> Pipeline:
+        assert self.pipeline is not None, "the gate opens after the models are loaded"
+        return self.pipeline
 
 
 def _note_variants(models: Iterable[Model]) -> None:
@@ -245,10 +245,10 @@ def _note_variants(models: Iterable[Model]) -> None:
     current_context.get().variant = variant_label(model.bundle.variant for model in models)
 
 
-def _leased(core: Pipeline, request: pb.IdentifyRequest, leases: ExitStack) -> tuple[Model, ...] | RequestError:
+def _leased(pipeline: Pipeline, request: pb.IdentifyRequest, leases: ExitStack) -> tuple[Model, ...] | RequestError:
     """Return the models of one request of a batch, leased until `leases` end, or the error."""
     try:
-        return leases.enter_context(core.models.lease(selectors_of(request.models)))
+        return leases.enter_context(pipeline.models.lease(selectors_of(request.models)))
     except RequestError as error:
         return error
 

@@ -30,11 +30,11 @@ class InferenceService(GRPCInferenceServiceServicer):
         config: what ModelConfig reports.
 
     Attributes:
-        core: answers ModelInfer; set once models are loaded, before calls are let in.
+        inference: answers ModelInfer; set once models are loaded, before calls are let in.
     """
 
     def __init__(self, models: Models, health: Health, config: Config) -> None:
-        self.core: Inference | None = None
+        self.inference: Inference | None = None
         self._models = models
         self._health = health
         self._config = config
@@ -100,11 +100,11 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:  # noqa: N802
         """Answer a batch of utterances."""
-        assert self.core is not None, "the gate opens after the models are loaded"
+        assert self.inference is not None, "the gate opens after the models are loaded"
         model = self._model("model_name", request.model_name, "model_version", request.model_version)
         current_context.get().variant = model.bundle.variant
         with self._models.hold([model]):
-            return await self.core.infer(request, model, deadline_of(context))
+            return await self.inference.infer(request, model, deadline_of(context))
 
     def _model(self, name_field: str, name: str, version_field: str, version: str) -> Model:
         """Return the model of a name and a version; an empty version is the newest.

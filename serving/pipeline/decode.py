@@ -205,8 +205,7 @@ class Recording:
             frames = _raw_frames(audio, limit, f"{field}.raw")
             self._blocks = _raw_blocks(frames)
             self._intake = Intake(f"{field}.raw.samples", audio.sample_rate, audio.channels, limit)
-        info = self._intake.info
-        self._alters = (info.sample_rate, info.channels) != (SAMPLE_RATE, 1)
+        self._alters = (self._intake.info.sample_rate, self._intake.info.channels) != (SAMPLE_RATE, 1)
         self._clipped = 0.0
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
@@ -221,9 +220,8 @@ class Recording:
     def info(self) -> AudioInfo:
         """Return the format and what has been decoded so far."""
         info = self._intake.info
-        if not self._alters:
-            return info
-        return replace(info, clipped_share=self._clipped / max(1.0, info.seconds * info.sample_rate))
+        clipped_share = self._clipped / max(1.0, info.seconds * info.sample_rate) if self._alters else None
+        return replace(info, clipped_share=clipped_share)
 
 
 def decode(audio: EncodedAudio | RawAudio, limit: DurationLimit) -> Waveform:

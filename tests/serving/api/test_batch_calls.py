@@ -81,7 +81,7 @@ def test_request_that_makes_the_answer_too_large_is_refused(tmp_path: Path, monk
         config = Config(bundles=tmp_path, max_batch=1)
         with ThreadPoolExecutor(2) as codec:
             service = Service(config, world.metrics, codec, AsyncSpeakerStore(None))
-            service.core = world.identifier(codec, config)
+            service.pipeline = world.identifier(codec, config)
             current_context.set(CallContext("IdentifyBatch", "1"))
             context = SimpleNamespace(time_remaining=lambda: None)
             message = pb.IdentifyBatchRequest(requests=requests)
