@@ -19,7 +19,8 @@ from speakerlens.export import parity
 from speakerlens.export.bundle import MANIFEST, ExportError, Written, export_run
 from speakerlens.export.verify import verify_bundle
 from speakerlens.training.errors import UserError
-from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, FEWEST_STRANGERS, HELD_OUT
+from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, HELD_OUT
+from speakerlens.training.evaluation.predictions import FEWEST_OUT_OF_SET
 
 _EXPORT_HELP = """\
 Turn training runs into model bundles: ONNX and TorchScript, verified against the network they come from.
@@ -142,7 +143,7 @@ def _export_one(
 def _calibrated_with(bundle: Path) -> str:
     """Whose scores the threshold of a bundle rests on, in words: how far it can be trusted depends on it."""
     found = json.loads((bundle / MANIFEST).read_text("utf-8"))["calibration"]
-    few = "" if found["strangers"] == HELD_OUT else f", as dev has no {FEWEST_STRANGERS} held-out speakers"
+    few = "" if found["strangers"] == HELD_OUT else f", as dev has no {FEWEST_OUT_OF_SET} held-out speakers"
     return (
         f"threshold for {100 * found['false_acceptance']:g} % false acceptance from {found['stranger_utterances']} "
         f"utterances of {found['stranger_speakers']} {found['strangers']}{few}"

@@ -21,7 +21,7 @@ COMMANDS = {
     "prepare": Command("data.prepare.cli", "make a corpus: the demo's voices, or folders of your own recordings"),
     "pack": Command("data.prepare.pack", "copy a corpus to one memory-mapped file"),
     "fit": Command("fit", "train one variant"),
-    "evaluate": Command("evaluation.evaluate", "measure trained variants under interference"),
+    "evaluate": Command("evaluation.comparison.evaluate", "measure trained variants under interference"),
     "import-wespeaker": Command("import_wespeaker", "import a WeSpeaker ResNet as a run"),
     "study": Command("study.cli", "train, evaluate and compare all variants over several seeds"),
 }

@@ -20,7 +20,7 @@ from speakerlens.training.config import Config, DataConfig, HeadConfig, NetworkC
 from speakerlens.training.data.manifest import Corpus, load_corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.enrolment import enrol, enrolment_steps
-from speakerlens.training.evaluation.reliability import is_at_bound
+from speakerlens.training.evaluation.metrics import is_at_bound
 from speakerlens.training.files import make_folder
 from speakerlens.training.model.heads import AAMHead
 from speakerlens.training.model.network import SpeakerNetwork

@@ -18,7 +18,7 @@ from speakerlens.training.cli import main
 from speakerlens.training.data.audio import read_audio
 from speakerlens.training.data.manifest import Corpus, load_corpus, write_corpus
 from speakerlens.training.evaluation.calibration import calibrate
-from speakerlens.training.evaluation.reliability import fit_temperature
+from speakerlens.training.evaluation.metrics import fit_temperature
 from tests.training.toy import SPEAKERS
 from tests.training.wespeaker_reference import SCALE, ReferenceResNet, make, write
 

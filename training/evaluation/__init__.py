@@ -1,1 +1,1 @@
-"""Trained networks in, accuracy, calibration and saliency measures out."""
+"""Measure trained networks: accuracy under interference, calibration, verification and saliency maps."""

@@ -1,9 +1,8 @@
-"""The conditions of the evaluation, and the mixtures that every variant hears in them.
+"""The conditions of the evaluation, and the mixtures that every variant is tested on.
 
-The mixture of an utterance in a condition depends on a fixed seed, the utterance and the condition, and on nothing
-else: not on the batch it is in, the order of work, the variant that hears it, the device, or where the corpus lies. The
-waveform of the interference depends on its kind only, so that along a curve over the SNR the same sound grows louder.
-Under two kinds at once it is the very room and the very noise that each alone has.
+The mixture of an utterance in a condition depends on a fixed seed, the utterance and the condition only: not on the
+batch, the order of work, the variant, the device, or the folder of the corpus. For one utterance and one kind, all SNRs
+have the same interference waveform at different levels. Two kinds at once have the room and the noise of each alone.
 """
 
 import hashlib
@@ -28,10 +27,10 @@ from speakerlens.training.errors import UserError
 SNRS_DB = (20.0, 15.0, 10.0, 5.0, 0.0, -5.0)
 CLEAN_KIND = "clean"
 NOISE_IN_ROOM = "reverb+noise"
-"""Noise at each SNR to the dry speech, which a room reverberates at 0 dB (`ROOM_RATIO_DB`) at all of them."""
+"""Noise at each SNR relative to the dry speech, in a room whose direct-to-reverberant ratio is `ROOM_RATIO_DB`."""
 
 ROOM_RATIO_DB = 0.0
-"""Direct-to-reverberant ratio some two metres from a talker in a living room or office."""
+"""Typical direct-to-reverberant ratio two metres from a talker in a living room or office."""
 
 CONDITION_KINDS = (*KINDS, NOISE_IN_ROOM)
 SEED = 2305_16070
@@ -58,7 +57,7 @@ _BATCH_SECONDS = 256.0  # of padded audio: bounds memory where utterances are mi
 
 @dataclass(frozen=True)
 class Condition:
-    """What an utterance is heard under.
+    """Interference and level of a mixture.
 
     Attributes:
         kind: "clean" or one of `CONDITION_KINDS`.
@@ -69,7 +68,7 @@ class Condition:
     snr_db: float | None
 
     def __str__(self) -> str:
-        """As it is named in progress displays and messages."""
+        """Return the name used in progress displays and messages."""
         return self.kind if self.snr_db is None else f"{self.kind} {self.snr_db:g} dB"
 
 
@@ -77,17 +76,17 @@ CLEAN = Condition(CLEAN_KIND, None)
 
 
 def ratio_name(kind: str) -> str:
-    """Name what the decibels of a kind of interference measure."""
+    """Return the name of the ratio that a kind of interference is measured by."""
     return "direct-to-reverberant ratio" if kind == "reverb" else "SNR"
 
 
 def grid(kinds: Sequence[str] = CONDITION_KINDS, snrs_db: Sequence[float] = SNRS_DB) -> tuple[Condition, ...]:
-    """Clean speech, and each kind of interference at each ratio."""
+    """Return clean speech, and each kind of interference at each ratio."""
     return (CLEAN, *(Condition(kind, snr_db) for kind in kinds for snr_db in snrs_db))
 
 
 def supplied_grid(corpus: Corpus, split: Split) -> tuple[tuple[Condition, ...], dict[str, str]]:
-    """Find the conditions that a corpus can supply, and for each kind left out what the split lacks for it."""
+    """Return the conditions that a corpus can supply, and for each missing kind the reason."""
     supplied = InterferenceSource(corpus, split).kinds
     lacking = {kind: [part for part in _parts(kind) if part not in supplied] for kind in CONDITION_KINDS}
     left_out = {
@@ -107,7 +106,7 @@ class MixtureBatch:
         mixture: `audio`, `speech` and `interference`, each float32 [B, N]; audio = speech + interference.
         lengths: valid samples, int64 [B].
         labels: index of each true speaker, int64 [B].
-        indices: position of each utterance in the sequence that was asked for, int64 [B].
+        indices: position of each utterance in the given sequence, int64 [B].
         clips: the utterances.
     """
 
@@ -126,7 +125,7 @@ class MixtureBatch:
 
 
 def batches(clips: Sequence[Clip], batch_size: int) -> list[list[int]]:
-    """Positions of clips in batches of similar length, shortest first: little padding, bounded memory."""
+    """Return positions of clips in batches of similar length, shortest first: little padding, bounded memory."""
     order = sorted(range(len(clips)), key=lambda index: clips[index].duration)
     result: list[list[int]] = []
     for index in order:
@@ -156,21 +155,21 @@ def mixtures(
         corpus: where speech and interference come from.
         split: the part of it.
         speakers: the labels, in order.
-        conditions: those wanted.
-        batch_size: utterances in a batch, at most.
-        utterances: those wanted, of that split; None means all of the split, in the manifest's order.
+        conditions: those to mix.
+        batch_size: most utterances in a batch.
+        utterances: clips of that split; None means all, in the manifest's order.
 
     Yields:
         `len(batches(utterances, batch_size)) * len(conditions)` batches.
 
     Raises:
-        UserError: an utterance is of nobody among `speakers`, cannot be read, or the split cannot supply a kind.
+        UserError: an utterance is not of one of `speakers`, cannot be read, or the split cannot supply a kind.
     """
     chosen = corpus.utterances(split) if utterances is None else tuple(utterances)
     label_of = {speaker: label for label, speaker in enumerate(speakers)}
     for clip in chosen:
         if clip.speaker not in label_of:
-            raise UserError(f"{clip.path}: its speaker {clip.speaker} is not among the {len(speakers)} that are known")
+            raise UserError(f"{clip.path}: its speaker {clip.speaker} is not among the {len(speakers)} known ones")
     source = InterferenceSource(corpus, split)
     by_kind = [(kind, list(group)) for kind, group in groupby(conditions, key=lambda condition: condition.kind)]
     for indices in batches(chosen, batch_size):
@@ -190,26 +189,26 @@ def mixtures(
 
 
 def _interference(corpus: Corpus, source: InterferenceSource, kind: str, clip: Clip, speech: Tensor) -> Tensor:
-    """Draw what is added to an utterance [N] in all conditions of one of `KINDS`, [N], at any level."""
+    """Draw the interference waveform [N] of an utterance [N] for one of `KINDS`, at an arbitrary level."""
     waveform = torch.from_numpy(source.draw(kind, len(speech), generator(corpus, kind, clip), clip.speaker))
     return late_reverberation(speech[None], waveform[None])[0] if kind == "reverb" else waveform
 
 
 def generator(corpus: Corpus, kind: str, clip: Clip) -> np.random.Generator:
-    """Give the random numbers of an utterance under a kind of interference, the same on every machine."""
-    # As the manifest names it; os.path, because Path.relative_to cannot climb before Python 3.12.
+    """Return the random generator of an utterance under a kind of interference, the same on every machine."""
+    # The name in the manifest; os.path, because Path.relative_to cannot walk up before Python 3.12.
     name = Path(os.path.relpath(clip.path, corpus.root)).as_posix()
     key = f"{SEED}|{kind}|{name}|{clip.start!r}|{clip.duration!r}"
     return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()))
 
 
 def _parts(kind: str) -> tuple[str, ...]:
-    """Which of `KINDS` a condition's kind is made of, the one at the condition's ratio last; none for "clean"."""
+    """Return the `KINDS` in a condition's kind, the one at the condition's ratio last; none for "clean"."""
     return () if kind == CLEAN_KIND else tuple(kind.split("+"))
 
 
 def _mix(speech: Tensor, layers: Sequence[Tensor], snr_db: float | None) -> Mixture:
-    """Mix one utterance [N] with layers [N], alone: sums over a padded batch round differently."""
+    """Mix one utterance [N] with layers [N]; not as a padded batch, whose sums round differently."""
     if snr_db is None:
         return Mixture(speech, speech, torch.zeros_like(speech))
     ratios = [ROOM_RATIO_DB] * (len(layers) - 1) + [snr_db]

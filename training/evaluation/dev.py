@@ -1,4 +1,4 @@
-"""Accuracy on the dev split while training goes on: the same utterances and mixtures for every variant and seed."""
+"""Accuracy on the dev split during training: the same utterances and mixtures for every variant and seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from speakerlens.training.data.manifest import Clip, Corpus
 from speakerlens.training.distributed import ALONE, World
 from speakerlens.training.model.network import SpeakerNetwork
 
-_SEED = 20_305  # not the run's: what variants and seeds are compared on must not change with them
+_SEED = 20_305  # not the run's: variants and seeds are compared on the same mixtures
 
 
 @dataclass(frozen=True)
 class DevSet:
-    """Crops of the dev split, [utterances, samples] each, on the CPU.
+    """Crops of the dev split on the CPU, each set float32 [utterances, samples].
 
     corrupted: the same crops, each under one of the configured kinds of interference at one SNR of its range; None
         where the dev split can supply none of them.
@@ -34,9 +34,9 @@ class DevSet:
     def accuracy(
         self, network: SpeakerNetwork, device: torch.device, batch_size: int, world: World = ALONE
     ) -> dict[str, float]:
-        """Top-1 accuracy in percent, on "clean" and "corrupted" crops; leaves the network in training mode.
+        """Return top-1 accuracy in percent on "clean" and "corrupted" crops; leaves the network in training mode.
 
-        Of several processes each looks at its share of the utterances.
+        Of several processes each evaluates its share of the utterances.
         """
         sets = {"clean": self.clean} if self.corrupted is None else {"clean": self.clean, "corrupted": self.corrupted}
         network.eval()

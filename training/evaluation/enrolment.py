@@ -1,8 +1,8 @@
-"""A classification head for speakers whom the network was not trained on, fitted on a few utterances of each.
+"""Enrol new speakers into a trained network: a classification head from a few utterances of each.
 
-The weight of a speaker is the mean direction of his embeddings (each of length one), which makes of the AAM head's
-score the cosine to a centroid, as in speaker verification with several enrolment utterances; the factor on the cosines
-is the one with the least negative log-likelihood on the dev split.
+The weight of a speaker is the mean of the length-normalised embeddings, so the AAM head's score is the cosine to a
+centroid, as in speaker verification with several enrolment utterances. The factor on the cosines is the one with the
+least negative log-likelihood on the dev split.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.errors import UserError
-from speakerlens.training.evaluation.calibration import calibrate, calibration_steps
+from speakerlens.training.evaluation.calibration import calibrate
 from speakerlens.training.evaluation.conditions import CLEAN, batches, mixtures
+from speakerlens.training.evaluation.predictions import prediction_steps
 from speakerlens.training.model.heads import AAMHead
 from speakerlens.training.model.network import SpeakerNetwork
 
@@ -22,7 +23,7 @@ _BATCH = 16
 
 
 def enrol(network: SpeakerNetwork, corpus: Corpus, speakers: Sequence[str], advance: Callable[[], None]) -> float:
-    """Give the AAM head of a network the speakers of a corpus, and return the best factor on its cosines.
+    """Set the AAM head of a network to the speakers of a corpus; return the best factor on its cosines.
 
     Args:
         network: in evaluation mode, with an AAM head of as many classes as speakers, whose scale is 1.
@@ -31,7 +32,7 @@ def enrol(network: SpeakerNetwork, corpus: Corpus, speakers: Sequence[str], adva
         advance: called after each of `enrolment_steps(corpus, speakers)` batches.
 
     Raises:
-        UserError: somebody has no train utterance, or the dev split is empty.
+        UserError: a speaker has no train utterance, or the dev split is empty.
     """
     enrolled = {clip.speaker for clip in corpus.utterances("train")}
     missing = [speaker for speaker in speakers if speaker not in enrolled]
@@ -44,14 +45,14 @@ def enrol(network: SpeakerNetwork, corpus: Corpus, speakers: Sequence[str], adva
 
 
 def enrolment_steps(corpus: Corpus, speakers: Sequence[str]) -> int:
-    """Count the calls of `advance` that enrolling takes."""
-    return len(batches(corpus.utterances("train"), _BATCH)) + calibration_steps(corpus, "dev", speakers)
+    """Return the number of batches in `enrol`."""
+    return len(batches(corpus.utterances("train"), _BATCH)) + prediction_steps(corpus, "dev", speakers)
 
 
 def class_means(
     network: SpeakerNetwork, corpus: Corpus, speakers: Sequence[str], advance: Callable[[], None]
 ) -> Tensor:
-    """Mean of the length-normalised embeddings of each speaker's train utterances, [speakers, embedding]."""
+    """Return the mean of the length-normalised embeddings of each speaker's train utterances, [speakers, embedding]."""
     device = next(network.parameters()).device
     sums: Tensor | None = None
     counts = torch.zeros(len(speakers), 1)

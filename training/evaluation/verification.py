@@ -1,11 +1,12 @@
-"""When two voices may be called the same: thresholds on the cosine between embeddings, set on the dev split.
+"""Thresholds for speaker verification: on the cosine between embeddings, set on the dev split.
 
-An utterance is compared with a reference, the mean of the length-normalised embeddings of n utterances of one person:
-of one, if two utterances are compared; of as many as were enrolled, else. The more there are, the higher the cosines,
-of the same person as of others, so each n has its threshold.
+An utterance is compared with a reference, the mean of the length-normalised embeddings of n utterances of one person
+(one where two utterances are compared, else as many as were enrolled). Cosines rise with n, for the same person as for
+others, so each n has its own threshold.
 
-Utterances are heard as calibration hears them: clean, and under interference. Pairs of different persons hold a
-stranger to the network on at least one side, where the split has enough: those it has learnt to tell apart flatter it.
+Utterances are tested clean and under interference (`training.evaluation.predictions`). Pairs of different persons
+contain at least one out-of-set speaker, where the split has enough of them: pairs of known speakers, whom the network
+has learned to separate, would be optimistic.
 """
 
 from collections import defaultdict
@@ -19,34 +20,35 @@ from torch.nn import functional as F
 
 from speakerlens.training.data.manifest import Clip, Corpus, spread
 from speakerlens.training.errors import UserError
-from speakerlens.training.evaluation.calibration import hear, talking
-from speakerlens.training.evaluation.detection import threshold_for
+from speakerlens.training.evaluation.metrics import threshold_for
+from speakerlens.training.evaluation.predictions import choose_clips, predict
 from speakerlens.training.model.network import SpeakerNetwork
 
 METHOD = (
     "cosine between the embedding of a dev utterance and the mean of the length-normalised embeddings of others of one "
     "person, each clean, and under each kind of interference at 20, 10 or 0 dB in turn; threshold: such that at most "
-    "the asked share of the pairs of different persons reaches it, of whom one at least is a stranger, if there are any"
+    "the given share of the pairs of different persons reaches it; at least one of the two is out-of-set, if possible"
 )
 
 Strangers = Literal["held-out speakers", "known speakers"]
+"""Who the different persons are; the names are part of the bundle format."""
 
 REFERENCES = (1, 2, 3, 5, 8)
-"""Utterances in a reference that a threshold is sought for."""
+"""Sizes of a reference, in utterances, that get a threshold."""
 
-# Of known speakers and of strangers: pairs grow with the square, and beyond, the figures change little.
+# Of known and of out-of-set speakers: the number of pairs grows with the square, the figures change little.
 _MOST_PERSONS, _MOST_CLIPS = 40, 8
 
 
 @dataclass(frozen=True)
 class ReferenceThreshold:
-    """A threshold for references of one size.
+    """Threshold for references of one size.
 
     Attributes:
         utterances: in the reference.
-        threshold: cosines that reach it are of the same person.
-        same_pairs: pairs of the same person that were tried; different_pairs: of different persons.
-        miss: share of the same person's pairs below the threshold; None where there were none.
+        threshold: cosines that reach it count as the same person.
+        same_pairs: tested pairs of the same person; different_pairs: of different persons.
+        miss: share of the same person's pairs below the threshold; None without such pairs.
     """
 
     utterances: int
@@ -58,12 +60,12 @@ class ReferenceThreshold:
 
 @dataclass(frozen=True)
 class Verification:
-    """Thresholds for verification.
+    """Thresholds for verification. The fields are part of the bundle format.
 
     Attributes:
-        thresholds: by size of the reference, 1 first; of those that the dev split has enough utterances for.
-        false_acceptance: the share of different persons' pairs that was asked to reach a threshold, at most.
-        strangers: who the different persons are; persons: how many talked, known ones and strangers.
+        thresholds: by size of the reference, 1 first; sizes with too few dev utterances are left out.
+        false_acceptance: the share of different persons' pairs that may reach a threshold.
+        strangers: who the different persons are; persons: how many there are, known and out-of-set.
     """
 
     thresholds: tuple[ReferenceThreshold, ...]
@@ -73,13 +75,16 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class _Voices:
-    """What is compared: directions [n, size], and who talked, of which clip, each by a number, [n]."""
+class _Embeddings:
+    """Length-normalised embeddings, float64 [n, size], with the index of each one's person and clip, int64 [n].
+
+    `out_of_set` says whose person the network was not trained on, bool [n].
+    """
 
     directions: Tensor
     persons: Tensor
     clips: Tensor
-    strange: Tensor
+    out_of_set: Tensor
 
 
 def calibrate_verification(
@@ -95,24 +100,24 @@ def calibrate_verification(
         network: in evaluation mode, on any device.
         corpus: its dev utterances must all be of `speakers`.
         speakers: in the order of the network's classes.
-        false_acceptance: share of different persons' pairs that may be taken for one person's, between 0 and 1.
+        false_acceptance: share of different persons' pairs that may be accepted, between 0 and 1.
         advance: called after each batch.
 
     Raises:
-        UserError: fewer than two persons talk in the dev split.
+        UserError: the dev split has fewer than two persons.
     """
-    known, strangers = (_some(clips) for clips in talking(corpus, "dev", speakers))
-    voices = _listen(network, corpus, known, strangers, advance)
-    persons = int(voices.persons.max()) + 1
+    known, out_of_set = (_limit(clips) for clips in choose_clips(corpus, "dev", speakers))
+    embedded = _embed(network, corpus, known, out_of_set, advance)
+    persons = int(embedded.persons.max()) + 1
     if persons < 2:
-        raise UserError(f"{corpus.root}: one person alone talks in its dev split; verification needs two to tell apart")
-    found = (_threshold(voices, size, false_acceptance) for size in REFERENCES)
-    whose: Strangers = "held-out speakers" if strangers else "known speakers"
-    return Verification(tuple(each for each in found if each), false_acceptance, whose, persons)
+        raise UserError(f"{corpus.root}: its dev split has one person only; verification needs at least two")
+    thresholds = (_threshold(embedded, size, false_acceptance) for size in REFERENCES)
+    whose: Strangers = "held-out speakers" if out_of_set else "known speakers"
+    return Verification(tuple(each for each in thresholds if each), false_acceptance, whose, persons)
 
 
-def _some(clips: Sequence[Clip]) -> list[Clip]:
-    """A bounded number of persons, and of clips of each."""
+def _limit(clips: Sequence[Clip]) -> list[Clip]:
+    """Return clips of a bounded number of persons, and a bounded number of each."""
     by_person: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         by_person[str(clip.speaker)].append(clip)
@@ -122,37 +127,37 @@ def _some(clips: Sequence[Clip]) -> list[Clip]:
     return [clip for person in chosen for clip in spread(by_person[person], _MOST_CLIPS)]
 
 
-def _listen(
+def _embed(
     network: SpeakerNetwork,
     corpus: Corpus,
     known: Sequence[Clip],
-    strangers: Sequence[Clip],
+    out_of_set: Sequence[Clip],
     advance: Callable[[], None],
-) -> _Voices:
-    names = sorted({str(clip.speaker) for clip in (*known, *strangers)})
-    heard = [hear(network, corpus, "dev", clips, names, advance) for clips in (known, strangers) if clips]
-    numbers = {clip: number for number, clip in enumerate((*known, *strangers))}
-    return _Voices(
-        directions=F.normalize(torch.cat([each.embeddings for each in heard]).double()),
-        persons=torch.cat([each.labels for each in heard]),
-        clips=torch.tensor([numbers[clip] for each in heard for clip in each.clips]),
-        strange=torch.tensor([numbers[clip] >= len(known) for each in heard for clip in each.clips]),
+) -> _Embeddings:
+    names = sorted({str(clip.speaker) for clip in (*known, *out_of_set)})
+    groups = [predict(network, corpus, "dev", clips, names, advance) for clips in (known, out_of_set) if clips]
+    numbers = {clip: number for number, clip in enumerate((*known, *out_of_set))}
+    return _Embeddings(
+        directions=F.normalize(torch.cat([each.embeddings for each in groups]).double()),
+        persons=torch.cat([each.labels for each in groups]),
+        clips=torch.tensor([numbers[clip] for each in groups for clip in each.clips]),
+        out_of_set=torch.tensor([numbers[clip] >= len(known) for each in groups for clip in each.clips]),
     )
 
 
-def _threshold(voices: _Voices, size: int, false_acceptance: float) -> ReferenceThreshold | None:
-    """The threshold for references of a size; None where nobody has so many utterances that one can be tried."""
+def _threshold(embedded: _Embeddings, size: int, false_acceptance: float) -> ReferenceThreshold | None:
+    """Return the threshold for references of a size; None where no person has enough utterances."""
     same, different = [], []
-    for rows in _references(voices, size):
-        reference = F.normalize(voices.directions[rows].mean(dim=0), dim=0)
-        cosines = voices.directions @ reference
-        person = voices.persons[rows[0]]
-        of_person = voices.persons == person
-        # A pair of utterances is the same from either end.
-        tried = torch.arange(len(cosines)) > rows[0] if size == 1 else torch.ones_like(of_person)
-        same.append(cosines[tried & of_person & ~torch.isin(voices.clips, voices.clips[rows])])
-        strange = voices.strange | voices.strange[rows[0]] | ~voices.strange.any()
-        different.append(cosines[tried & ~of_person & strange])
+    for rows in _references(embedded, size):
+        reference = F.normalize(embedded.directions[rows].mean(dim=0), dim=0)
+        cosines = embedded.directions @ reference
+        person = embedded.persons[rows[0]]
+        of_person = embedded.persons == person
+        # Each pair of single utterances counts once.
+        tested = torch.arange(len(cosines)) > rows[0] if size == 1 else torch.ones_like(of_person)
+        same.append(cosines[tested & of_person & ~torch.isin(embedded.clips, embedded.clips[rows])])
+        counted = embedded.out_of_set | embedded.out_of_set[rows[0]] | ~embedded.out_of_set.any()
+        different.append(cosines[tested & ~of_person & counted])
     same_scores, different_scores = torch.cat(same or [torch.empty(0)]), torch.cat(different or [torch.empty(0)])
     if not len(different_scores):
         return None
@@ -161,15 +166,14 @@ def _threshold(voices: _Voices, size: int, false_acceptance: float) -> Reference
     return ReferenceThreshold(size, threshold, len(same_scores), len(different_scores), miss)
 
 
-def _references(voices: _Voices, size: int) -> Iterator[Tensor]:
-    """Rows of each reference: `size` clips of one person, in as many ways as a clip was heard in.
-
-    The clips of a reference are heard under interference of kinds that differ.
-    """
-    for person in sorted(set(voices.persons.tolist())):
-        clips = sorted(set(voices.clips[voices.persons == person].tolist()))
-        heard = {clip: (voices.clips == clip).nonzero().squeeze(1) for clip in clips}
+def _references(embedded: _Embeddings, size: int) -> Iterator[Tensor]:
+    """Yield the rows of each reference: `size` clips of one person, in different conditions, int64 [size]."""
+    for person in sorted(set(embedded.persons.tolist())):
+        clips = sorted(set(embedded.clips[embedded.persons == person].tolist()))
+        rows_of = {clip: (embedded.clips == clip).nonzero().squeeze(1) for clip in clips}
         whole = len(clips) - len(clips) % size
         for group in (clips[start : start + size] for start in range(0, whole, size)):
-            for way in range(len(heard[group[0]])):
-                yield torch.stack([heard[clip][(way + place) % len(heard[clip])] for place, clip in enumerate(group)])
+            for way in range(len(rows_of[group[0]])):
+                yield torch.stack(
+                    [rows_of[clip][(way + place) % len(rows_of[clip])] for place, clip in enumerate(group)]
+                )

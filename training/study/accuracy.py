@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.training.evaluation.conditions import CLEAN_KIND, SNRS_DB, Condition
+from speakerlens.training.evaluation.intervals import Estimate, over_seeds, percentile_interval, pigeonhole_means
 from speakerlens.training.study.measuring import Findings
 from speakerlens.training.study.plan import Plan, PlannedRun
-from speakerlens.training.study.statistics import Estimate, over_resamples, over_seeds, resample
 from speakerlens.training.variants import VARIANTS
 
 MEAN = "mean"
@@ -166,7 +166,7 @@ def _hits(findings: Findings, run: PlannedRun) -> NDArray[np.float64]:
 
 
 def _comparisons(rows: Sequence[Row], hits: Hits) -> Iterator[Comparison]:
-    drawn = resample(np.stack([hits.of(row.variant, hits.columns[MEAN]) for row in rows], axis=1))
+    drawn = pigeonhole_means(np.stack([hits.of(row.variant, hits.columns[MEAN]) for row in rows], axis=1))
     for first, second in combinations(range(len(rows)), 2):
         ours, theirs = rows[second], rows[first]
         top1 = {
@@ -179,5 +179,5 @@ def _comparisons(rows: Sequence[Row], hits: Hits) -> Iterator[Comparison]:
             ours.crops / theirs.crops,
             ours.work / theirs.work,
             top1,
-            over_resamples(top1[MEAN].mean, drawn[second] - drawn[first]),
+            Estimate(top1[MEAN].mean, *percentile_interval(drawn[second] - drawn[first])),
         )

@@ -6,11 +6,10 @@ from itertools import combinations
 
 import numpy as np
 
-from speakerlens.training.evaluation.detection import DetectionPoint
-from speakerlens.training.evaluation.reliability import ReliabilityBin
+from speakerlens.training.evaluation.intervals import Estimate, over_seeds
+from speakerlens.training.evaluation.metrics import DetectionPoint, ReliabilityBin
 from speakerlens.training.study.measuring import Calibrated, Findings
 from speakerlens.training.study.plan import Plan
-from speakerlens.training.study.statistics import Estimate, over_seeds
 
 
 @dataclass(frozen=True)

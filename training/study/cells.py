@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from speakerlens.training.evaluation.conditions import CLEAN_KIND, LABELS
+from speakerlens.training.evaluation.intervals import Estimate
 from speakerlens.training.study.accuracy import MEAN
-from speakerlens.training.study.statistics import Estimate
 from speakerlens.training.study.words import interval, number, percent, range_of, signed
 
 Cell = Markup | str
@@ -36,7 +36,7 @@ def heading(column: str) -> str:
 
 def share(found: Estimate) -> Markup:
     """A share in percent; its interval ends where shares do."""
-    return cell(percent(found.mean), range_of(found.within(0.0, 1.0), 1, 100), False)
+    return cell(percent(found.mean), range_of(found.clipped(0.0, 1.0), 1, 100), False)
 
 
 def value(found: Estimate, digits: int = 2) -> Markup:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speakerlens.training.evaluation.intervals import Estimate, over_seeds
 from speakerlens.training.study.plan import Plan, PlannedRun
 from speakerlens.training.study.runner import read_log
-from speakerlens.training.study.statistics import Estimate, over_seeds
 
 LAST_SHARE = 0.25
 """The last quarter of the updates is looked at."""

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from speakerlens.training.evaluation.intervals import Estimate, over_seeds
 from speakerlens.training.evaluation.maps.deletion import MAPS, DeletionIndices
 from speakerlens.training.study.accuracy import MEAN
 from speakerlens.training.study.measuring import Findings
 from speakerlens.training.study.plan import Plan
-from speakerlens.training.study.statistics import Estimate, over_seeds
 
 Which = Literal["index", "clean", "gap"]
 

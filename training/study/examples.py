@@ -9,9 +9,9 @@ import torch
 from speakerlens.training.checkpoint import load_run
 from speakerlens.training.data.audio import write_audio
 from speakerlens.training.data.manifest import Clip
-from speakerlens.training.evaluation.figures import saliency_figure
+from speakerlens.training.evaluation.comparison.figures import saliency_figure
+from speakerlens.training.evaluation.maps.example import Example, explain
 from speakerlens.training.evaluation.maps.probes import choose_probes
-from speakerlens.training.evaluation.measure import Example, explain
 from speakerlens.training.files import make_folder
 from speakerlens.training.study.plan import Plan
 from speakerlens.training.study.setting import Setting

@@ -7,11 +7,11 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from speakerlens.training.evaluation.intervals import Estimate, over_seeds
+from speakerlens.training.evaluation.maps.attributions import FUSED
 from speakerlens.training.evaluation.maps.localisation import MAPS, OTHER_SPEAKER, Localisation
-from speakerlens.training.evaluation.measure import FUSED
 from speakerlens.training.study.measuring import Findings
 from speakerlens.training.study.plan import Plan
-from speakerlens.training.study.statistics import Estimate, over_seeds
 
 Areas = Callable[[Localisation, str], tuple[float, ...]]
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from speakerlens.training.evaluation.conditions import LABELS
+from speakerlens.training.evaluation.intervals import Estimate
+from speakerlens.training.evaluation.maps.attributions import FUSED
 from speakerlens.training.evaluation.maps.localisation import OTHER_SPEAKER
 from speakerlens.training.evaluation.maps.randomisation import INPUT, STEPS
 from speakerlens.training.evaluation.maps.randomisation import MAPS as SANITY_MAPS
 from speakerlens.training.evaluation.maps.ranking import Ranked
-from speakerlens.training.evaluation.measure import FUSED
 from speakerlens.training.model.network import STAGES
 from speakerlens.training.model.saliency import FUSED_STAGES
 from speakerlens.training.study.accuracy import MEAN
@@ -18,7 +19,6 @@ from speakerlens.training.study.claims import Claim, Finding
 from speakerlens.training.study.deleting import Deleting
 from speakerlens.training.study.locating import Locating
 from speakerlens.training.study.plan import Plan
-from speakerlens.training.study.statistics import Estimate
 from speakerlens.training.study.words import counted, difference, listed, map_name, number, percent, signed, told
 from speakerlens.training.study.worth import Worth
 

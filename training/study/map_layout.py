@@ -2,18 +2,18 @@
 
 from markupsafe import Markup
 
+from speakerlens.training.evaluation.intervals import Estimate
+from speakerlens.training.evaluation.maps.attributions import FUSED
 from speakerlens.training.evaluation.maps.deletion import MAPS
 from speakerlens.training.evaluation.maps.localisation import MAPS as TURN_MAPS
 from speakerlens.training.evaluation.maps.localisation import OTHER_SPEAKER
 from speakerlens.training.evaluation.maps.randomisation import INPUT, STEPS
 from speakerlens.training.evaluation.maps.randomisation import MAPS as SANITY_MAPS
 from speakerlens.training.evaluation.maps.ranking import Ranked
-from speakerlens.training.evaluation.measure import FUSED
 from speakerlens.training.model.network import STAGES
 from speakerlens.training.study.accuracy import MEAN
 from speakerlens.training.study.analysis import Study
 from speakerlens.training.study.cells import Cell, Grid, cell, change, heading, value
-from speakerlens.training.study.statistics import Estimate
 from speakerlens.training.study.words import map_name, number, percent, range_of
 
 

@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from speakerlens.training.evaluation.comparison.figures import looks
 from speakerlens.training.evaluation.conditions import LABELS
-from speakerlens.training.evaluation.figures import looks
 from speakerlens.training.evaluation.maps.attributions import (
     ENERGY,
+    FUSED,
     GRAD_CAM_PLUS_PLUS,
     GRADIENT_X_INPUT,
     METHODS,
@@ -24,7 +25,6 @@ from speakerlens.training.evaluation.maps.faithfulness import Faithfulness
 from speakerlens.training.evaluation.maps.randomisation import MAGNITUDE, STEPS
 from speakerlens.training.evaluation.maps.randomisation import MAPS as SANITY_MAPS
 from speakerlens.training.evaluation.maps.spectrum import TAPS, MapSpectrum
-from speakerlens.training.evaluation.measure import FUSED
 from speakerlens.training.model.network import STAGES
 from speakerlens.training.study.deleting import Deleting
 from speakerlens.training.study.measuring import Findings

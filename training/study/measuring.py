@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
+from speakerlens.training.evaluation.accuracy import accuracy_steps, true_ranks
 from speakerlens.training.evaluation.calibration import (
     FALSE_ACCEPTANCE,
-    FEWEST_STRANGERS,
     Calibration,
     CalibrationReport,
     calibrate,
@@ -24,8 +24,8 @@ from speakerlens.training.evaluation.maps.probes import Counter, Probes, choose_
 from speakerlens.training.evaluation.maps.probes import Progress as Tick
 from speakerlens.training.evaluation.maps.randomisation import Randomised, randomisation
 from speakerlens.training.evaluation.maps.spectrum import MapSpectrum, map_spectra
-from speakerlens.training.evaluation.measure import accuracy_steps, true_ranks
-from speakerlens.training.evaluation.workers import Networks, common, for_each
+from speakerlens.training.evaluation.predictions import FEWEST_OUT_OF_SET
+from speakerlens.training.evaluation.workers import Networks, device_and_front_end, for_each
 from speakerlens.training.model.network import STAGES
 from speakerlens.training.model.saliency import FUSED_STAGES
 from speakerlens.training.study.bench import Bench, Measure, Work
@@ -113,7 +113,7 @@ def _measures(setting: Setting, probes: Probes, few: Probes) -> _Measures:
     fused = [STAGES[stage] for stage in FUSED_STAGES]
     many, some = ({"utterances": [clip.path.name for clip in each.clips], "fused": fused} for each in (probes, few))
     masking = {"masking": asdict(Masking()), "methods": FAITHFUL_METHODS}
-    asked = {"false_acceptance": FALSE_ACCEPTANCE, "fewest_strangers": FEWEST_STRANGERS}
+    asked = {"false_acceptance": FALSE_ACCEPTANCE, "fewest_strangers": FEWEST_OUT_OF_SET}
     return _Measures(
         Measure("accuracy", 2, Ranks, setting.conditions, {"utterances": setting.utterances}),
         Measure("deletion", 2, tuple[DeletionIndices, ...], setting.probed, many),
@@ -160,7 +160,7 @@ def _calibration(plan: Plan) -> Work:
             report = measure_calibration(networks[name], corpus, speakers, calibration)
             found[name] = Calibrated(calibration, report)
 
-        for_each(networks, calibrated, common(networks)[0], Counter(len(networks), tick))
+        for_each(networks, calibrated, device_and_front_end(networks)[0], Counter(len(networks), tick))
         return found
 
     return work

@@ -10,14 +10,15 @@ from typing import get_args
 
 import numpy as np
 
-from speakerlens.training.evaluation.results import TOP, without_nan
+from speakerlens.training.evaluation.accuracy import TOP
+from speakerlens.training.evaluation.comparison.results import without_nan
+from speakerlens.training.evaluation.intervals import Estimate
 from speakerlens.training.files import write_whole
 from speakerlens.training.model.network import STAGES
 from speakerlens.training.study.accuracy import SAME_WORK, Matching
 from speakerlens.training.study.analysis import Study
 from speakerlens.training.study.calibrating import FIGURES
 from speakerlens.training.study.locating import Locating
-from speakerlens.training.study.statistics import Estimate
 
 STUDY = "study.json"
 

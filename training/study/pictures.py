@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from speakerlens.training.evaluation.comparison.figures import STYLE, looks, robustness_figure
 from speakerlens.training.evaluation.conditions import SNRS_DB
-from speakerlens.training.evaluation.figures import STYLE, looks, robustness_figure
-from speakerlens.training.evaluation.reliability import ReliabilityBin
-from speakerlens.training.evaluation.results import Interval
+from speakerlens.training.evaluation.intervals import Interval
+from speakerlens.training.evaluation.metrics import ReliabilityBin
 from speakerlens.training.study.accuracy import Accuracy
 from speakerlens.training.study.calibrating import Calibrating
 from speakerlens.training.study.convergence import Convergence

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from speakerlens.training.evaluation.comparison.figures import example_title, looks
+from speakerlens.training.evaluation.comparison.pages import data_url, render
 from speakerlens.training.evaluation.conditions import LABELS
-from speakerlens.training.evaluation.figures import example_title, looks
-from speakerlens.training.evaluation.pages import data_address, render
 from speakerlens.training.files import make_folder, write_whole
 from speakerlens.training.study import layout, map_layout
 from speakerlens.training.study.accuracy import SAME_WORK
@@ -73,13 +73,13 @@ def write_report(study: Study, device: torch.device) -> Path:
         examples=[
             {
                 "title": example_title(each.example),
-                "picture": data_address(each.picture),
-                "speech": data_address(each.speech),
-                "mixture": data_address(each.mixture),
+                "picture": data_url(each.picture),
+                "speech": data_url(each.speech),
+                "mixture": data_url(each.mixture),
             }
             for each in examples
         ],
-        pictures={name: data_address(path) for name, path in _draw(study).items()},
+        pictures={name: data_url(path) for name, path in _draw(study).items()},
     )
     path = study.plan.out / REPORT
     write_whole(path, page)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from speakerlens.training.data.manifest import Split
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.conditions import CLEAN, Condition, supplied_grid
+from speakerlens.training.evaluation.maps.deletion import DELETION_SNRS_DB
 from speakerlens.training.evaluation.maps.probes import choose_probes
-from speakerlens.training.evaluation.measure import DELETION_SNRS_DB
 from speakerlens.training.study.plan import Plan
 
 FAITHFUL_SNR_DB = 5.0

@@ -4,8 +4,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from speakerlens.training.evaluation.intervals import Estimate
 from speakerlens.training.model.network import STAGES
-from speakerlens.training.study.statistics import Estimate
 
 ONE_SEED = "one seed only: no telling"
 

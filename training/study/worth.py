@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from speakerlens.training.evaluation.intervals import Estimate, over_seeds
 from speakerlens.training.evaluation.maps.attributions import FUSIONS, METHODS
 from speakerlens.training.evaluation.maps.ranking import Ranked, rank, recommend
 from speakerlens.training.study.measuring import Findings
 from speakerlens.training.study.plan import Plan, PlannedRun
-from speakerlens.training.study.statistics import Estimate, over_seeds
 
 
 @dataclass(frozen=True)

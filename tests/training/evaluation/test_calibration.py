@@ -15,7 +15,8 @@ from speakerlens.training.checkpoint import load_run
 from speakerlens.training.data.audio import SAMPLE_RATE, write_audio
 from speakerlens.training.data.manifest import Clip, Corpus, Kind, Split, load_corpus, write_corpus
 from speakerlens.training.errors import UserError
-from speakerlens.training.evaluation.calibration import calibrate, calibration_steps, measure_calibration
+from speakerlens.training.evaluation.calibration import calibrate, measure_calibration
+from speakerlens.training.evaluation.predictions import prediction_steps
 from speakerlens.training.model.network import SpeakerNetwork
 
 KNOWN = {"ada": 500.0, "bob": 1000.0}
@@ -93,14 +94,14 @@ def test_the_threshold_lets_in_as_many_strangers_as_asked(corpus: Corpus) -> Non
     assert found.threshold == pytest.approx(1 - 0.23, abs=0.005)
     assert (found.strangers, found.stranger_speakers, found.stranger_utterances) == ("held-out speakers", 3, 20)
     assert (found.false_acceptance, found.utterances) == (0.1, 6)
-    assert len(steps) == calibration_steps(corpus, "dev", tuple(KNOWN))
+    assert len(steps) == prediction_steps(corpus, "dev", tuple(KNOWN))
 
 
 def test_the_report_counts_what_the_threshold_does_on_test(corpus: Corpus) -> None:
     calibration = dataclasses.replace(calibrate(network(), corpus, tuple(KNOWN)), threshold=0.8)
     steps: list[int] = []
     report = measure_calibration(network(), corpus, tuple(KNOWN), calibration, lambda: steps.append(1))
-    assert len(steps) == calibration_steps(corpus, "test", tuple(KNOWN))
+    assert len(steps) == prediction_steps(corpus, "test", tuple(KNOWN))
     clean = next(point for point in report.points if point.condition == "clean")
     assert clean.false_acceptance == pytest.approx(1 / 3)  # the one at 0.1 octaves
     assert clean.false_acceptance_interval[0] < 1 / 3 < clean.false_acceptance_interval[1]

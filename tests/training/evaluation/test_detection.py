@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speakerlens.training.evaluation.detection import detection_curve, equal_error, threshold_for
+from speakerlens.training.evaluation.metrics import detection_curve, equal_error, threshold_for
 
 SCORES = st.lists(st.integers(-20, 20).map(lambda value: value / 20), min_size=1, max_size=40)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from speakerlens.training.evaluation.reliability import expected_calibration_error, fit_temperature, reliability
+from speakerlens.training.evaluation.metrics import expected_calibration_error, fit_temperature, reliability
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from speakerlens.training.data.manifest import Clip, Corpus, Kind
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation import verification
-from speakerlens.training.evaluation.calibration import Heard
+from speakerlens.training.evaluation.predictions import SplitPredictions
 from speakerlens.training.evaluation.verification import REFERENCES, Verification, calibrate_verification
 from speakerlens.training.model.network import SpeakerNetwork
 
@@ -42,10 +42,12 @@ def embedding(clip: Clip, way: int) -> np.ndarray:
     return np.asarray(sum(weight * rng.normal(size=6) for rng, weight in rngs) * (1 + way), np.float32).astype(float)
 
 
-def hear(_network: Any, _corpus: Any, _split: Any, clips: list[Clip], names: list[str], advance: Any) -> Heard:
+def predict(
+    _network: Any, _corpus: Any, _split: Any, clips: list[Clip], names: list[str], advance: Any
+) -> SplitPredictions:
     """What calibration's own listening gives, from those embeddings, in an order of its own."""
     rows = [(clip, way) for way in range(WAYS) for clip in reversed(clips)]
-    return Heard(
+    return SplitPredictions(
         logits=torch.zeros(len(rows), 2),
         embeddings=torch.from_numpy(np.stack([embedding(*row) for row in rows])).float(),
         labels=torch.tensor([names.index(str(clip.speaker)) for clip, _ in rows]),
@@ -56,7 +58,7 @@ def hear(_network: Any, _corpus: Any, _split: Any, clips: list[Clip], names: lis
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "hear", hear)
+    monkeypatch.setattr(verification, "predict", predict)
 
 
 def found(material: Corpus, false_acceptance: float = 0.1) -> Verification:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from speakerlens.training.evaluation.intervals import Estimate
+from speakerlens.training.evaluation.maps.attributions import FUSED
 from speakerlens.training.evaluation.maps.localisation import OTHER_SPEAKER
 from speakerlens.training.evaluation.maps.randomisation import INPUT, STEPS
 from speakerlens.training.evaluation.maps.randomisation import MAPS as SANITY_MAPS
 from speakerlens.training.evaluation.maps.ranking import Ranked
-from speakerlens.training.evaluation.measure import FUSED
 from speakerlens.training.model.network import STAGES
 from speakerlens.training.study.accuracy import MEAN, Accuracy, Comparison, Row, compare_accuracy
 from speakerlens.training.study.claims import Claim, accuracy_claim
@@ -19,7 +20,6 @@ from speakerlens.training.study.deleting import Deleting
 from speakerlens.training.study.locating import Locating
 from speakerlens.training.study.map_claims import deletion_claim, faithfulness_claim, grid_claim
 from speakerlens.training.study.plan import Plan, make_plan
-from speakerlens.training.study.statistics import Estimate
 from speakerlens.training.study.worth import Worth
 from tests.training.study.findings import findings_of, plan_of
 from tests.training.toy import make_corpus, toy_config

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from speakerlens.training.evaluation.intervals import Estimate
+from speakerlens.training.evaluation.maps.attributions import FUSED
 from speakerlens.training.evaluation.maps.localisation import OTHER_SPEAKER
-from speakerlens.training.evaluation.measure import FUSED
 from speakerlens.training.study.accuracy import MEAN
 from speakerlens.training.study.deleting import compare_deletion
 from speakerlens.training.study.locating import compare_localisation
 from speakerlens.training.study.plan import Plan, PlannedRun
-from speakerlens.training.study.statistics import Estimate
 from tests.training.study.findings import findings_of, plan_of
 
 # Index, and that of the clean utterance's map: `da` lies less on the interference than `clean`, but no less than its

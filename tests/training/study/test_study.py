@@ -31,7 +31,7 @@ from speakerlens.training.study.measuring import measure
 from speakerlens.training.study.plan import Plan, make_plan
 from speakerlens.training.study.runner import read_log
 from tests.conftest import ROOT
-from tests.training.evaluation.test_report import Page
+from tests.training.evaluation.comparison.test_report import Page
 from tests.training.toy import make_corpus, write_config
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from speakerlens.training.study.statistics import Estimate
+from speakerlens.training.evaluation.intervals import Estimate
 from speakerlens.training.study.words import (
     counted,
     difference,

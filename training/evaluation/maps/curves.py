@@ -1,7 +1,7 @@
 """Deletion and insertion curves of one utterance (Petsiuk et al., "RISE", BMVC 2018), on log-mel features.
 
-What is deleted is filled with its local mean: it loses its detail and keeps the level around it, so that the network
-goes on hearing something like speech. (Zero would be the mean of its mel bin over the utterance, loud in every pause.)
+Deleted bins are filled with their local mean, which removes the detail and keeps the level around them, so that the
+input stays close to speech. (Zero would be the mean of the mel bin over the utterance, which is loud in every pause.)
 Bins that are deleted together lose what they have in common only as far as the window reaches beyond them.
 """
 
@@ -20,18 +20,18 @@ Score = Callable[[Tensor], Tensor]
 
 
 def local_mean(features: Tensor, window: tuple[int, int] = FILL_WINDOW) -> Tensor:
-    """Mean of the features around each bin, as far as they reach, [mel, frames] -> [mel, frames]."""
+    """Return the mean of the features around each bin, [mel, frames] -> [mel, frames]; edges are not padded."""
     padding = (window[0] // 2, window[1] // 2)
     mean = F.avg_pool2d(features[None, None], window, stride=1, padding=padding, count_include_pad=False)
     return mean[0, 0]
 
 
 def order(saliency: Tensor, cell: tuple[int, int], seed: int) -> Tensor:
-    """Place of each bin [mel, frames] from the most salient (0) to the least; equal ones in random order.
+    """Return the place of each bin, int64 [mel, frames], from the most salient (0) to the least; ties in random order.
 
     Args:
         saliency: [mel, frames].
-        cell: mel bins and frames that keep together, ordered by their mean saliency; (1, 1) for single bins.
+        cell: mel bins and frames that form one unit, ordered by their mean saliency; (1, 1) for single bins.
         seed: of the random order.
     """
     means = F.avg_pool2d(saliency[None, None], cell, ceil_mode=True, count_include_pad=False)[0, 0].flatten().cpu()
@@ -45,7 +45,7 @@ def order(saliency: Tensor, cell: tuple[int, int], seed: int) -> Tensor:
 
 
 def _places(values: Tensor) -> Tensor:
-    """Place of each value [N] in ascending order, equal ones in the order they come."""
+    """Return the place of each value [N] in ascending order, int64 [N]; ties keep their order."""
     places = torch.empty_like(values)
     places[values.argsort(stable=True)] = torch.arange(len(values))
     return places
@@ -54,19 +54,18 @@ def _places(values: Tensor) -> Tensor:
 def curves(
     score: Score, features: Tensor, fill: Tensor, places: Sequence[Tensor], shares: Sequence[float], batch: int
 ) -> tuple[Tensor, Tensor]:
-    """Score an utterance while its most salient bins are deleted from it, and inserted into nothing but fill.
+    """Score an utterance while its most salient bins are deleted from it, and inserted into the fill.
 
     Args:
-        score: of a batch of features [batch, mel, frames], [batch, values].
+        score: maps a batch of features [batch, mel, frames] to scores [batch, values].
         features: log-mel, [mel, frames].
-        fill: what stands where something is deleted, the same shape.
-        places: of each method, as `order` gives them.
+        fill: replaces deleted bins, the same shape.
+        places: from `order`, one per method.
         shares: of the bins, from 0 to 1.
         batch: how many versions are scored together.
 
     Returns:
-        Deletion and insertion, each [methods, shares, values]. To insert the most salient bins is to delete the least
-        salient ones from the other end: both orders of deletion are there.
+        Deletion and insertion, each [methods, shares, values].
     """
     counts = [round(share * features.numel()) for share in shares]
     ends = score(torch.stack([features, fill]))
@@ -83,6 +82,6 @@ def curves(
 
 
 def area(curve: NDArray[np.float64], shares: Sequence[float]) -> NDArray[np.float64]:
-    """Area under curves [..., shares] by the trapezoidal rule."""
+    """Return the area under curves by the trapezoidal rule, [..., shares] -> [...]."""
     areas: NDArray[np.float64] = np.trapezoid(curve, np.asarray(shares), axis=-1)
     return areas

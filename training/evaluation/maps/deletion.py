@@ -1,7 +1,7 @@
-"""Deletion index: do the maps keep off the bins that the interference dominates? With what a map does anyway beside it.
+"""Deletion index: how much saliency lies on the bins that the interference dominates.
 
-A map of clean speech keeps off those bins too, for they are where the speech is weak. So the clean utterance's map
-is measured on the same bins; what the index lies below that is what the network has deleted.
+A map of clean speech has little saliency on those bins too, since the speech is weak there. So the map of the clean
+utterance is measured on the same bins as a control: the index minus the control is the reaction to the interference.
 """
 
 import math
@@ -13,21 +13,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from speakerlens.training.evaluation.accuracy import ranks_of
 from speakerlens.training.evaluation.conditions import CLEAN, Condition, MixtureBatch
-from speakerlens.training.evaluation.maps.attributions import ENERGY, log_energy, shown_stages
-from speakerlens.training.evaluation.maps.probes import Counter, Probes, Progress, heard
-from speakerlens.training.evaluation.measure import MAPS as EVALUATED_MAPS
-from speakerlens.training.evaluation.measure import ranks_of
-from speakerlens.training.evaluation.workers import Networks, common, for_each
+from speakerlens.training.evaluation.maps.attributions import ENERGY, STAGES_AND_FUSED, log_energy, shown_stages
+from speakerlens.training.evaluation.maps.probes import Counter, Probes, Progress, mixture_groups
+from speakerlens.training.evaluation.workers import Networks, device_and_front_end, for_each
 from speakerlens.training.model.front_end import time_mask
 from speakerlens.training.model.network import SpeakerNetwork
 from speakerlens.training.model.saliency import Saliency, deletion_index, dominated_bins, layercam
 
-S4_RAW = "s4-raw"
-"""S4's map as the network has it: every value fills the bins that its cell covers, where `display` interpolates."""
+DELETION_SNRS_DB = (5.0, 0.0)
 
-MAPS = (*EVALUATED_MAPS, S4_RAW, ENERGY)
-"""`ENERGY` counts from the lowest bin of the utterance."""
+S4_RAW = "s4-raw"
+"""S4's map without interpolation: every value fills the bins that its cell covers."""
+
+MAPS = (*STAGES_AND_FUSED, S4_RAW, ENERGY)
+"""`ENERGY` is measured from the lowest bin of the utterance."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class DeletionIndices:
         network: its name; kind, snr_db: the condition.
         ranks: of the true speaker's score for each utterance, 1 is best; a tie counts against it.
         areas: share of the bins that the interference dominates, for each utterance.
-        indices: of each utterance, by map (`MAPS`): 1 is blind to the interference, lower deletes more; NaN where the
-            map is empty or nothing is dominated.
-        clean_indices: the same bins, but the map of the utterance without interference.
+        indices: for each utterance, by map (`MAPS`): 1 ignores the interference, lower deletes more; NaN where the map
+            is empty or nothing is dominated.
+        clean_indices: the control: the same bins, but the map of the utterance without interference.
     """
 
     network: str
@@ -56,7 +57,7 @@ def deletion_indices(
     networks: Networks, probes: Probes, conditions: Sequence[Condition], progress: Progress
 ) -> tuple[DeletionIndices, ...]:
     """Measure the deletion index of each network's maps under each of some conditions with interference."""
-    device, front_end = common(networks)
+    device, front_end = device_and_front_end(networks)
     shape = (len(networks), len(conditions), len(probes.clips))
     ranks, areas = np.zeros(shape, dtype=np.int64), np.full(shape[1:], np.nan)
     indices = np.full((2, len(MAPS), *shape), np.nan)
@@ -76,7 +77,7 @@ def deletion_indices(
                         index = deletion_index(of[name], where, saliency.frames)
                         indices[which, number, row, column, own] = index.cpu().numpy()
 
-    total, groups = heard(probes, (CLEAN, *conditions), device)
+    total, groups = mixture_groups(probes, (CLEAN, *conditions), device)
     for_each(groups, measure, device, Counter(total, progress))
     return tuple(
         DeletionIndices(
@@ -93,6 +94,7 @@ def deletion_indices(
 
 
 def _maps(network: SpeakerNetwork, batch: MixtureBatch) -> tuple[dict[str, Tensor], Saliency]:
+    """Return the `MAPS` of a batch, each [batch, mel, frames], and the raw saliency."""
     saliency = layercam(network, batch.mixture.audio, batch.lengths, batch.labels)
     mel_bins, width = saliency.features.shape[1:]
     maps = shown_stages(saliency)
@@ -105,7 +107,18 @@ def _maps(network: SpeakerNetwork, batch: MixtureBatch) -> tuple[dict[str, Tenso
 
 
 def spread(stage_map: Tensor, columns: Tensor, frames: Tensor, mel_bins: int, width: int) -> Tensor:
-    """Give every bin the value of the cell that covers it; as `training.model.saliency.display`."""
+    """Resize a raw map to its features by nearest neighbour, so that every bin has the value of its cell.
+
+    Args:
+        stage_map: [batch, rows, columns].
+        columns: valid ones, [batch].
+        frames: valid ones, [batch].
+        mel_bins: of the features.
+        width: frames of the features, padding included.
+
+    Returns:
+        [batch, mel, frames], zero beyond the valid frames.
+    """
     result = stage_map.new_zeros(stage_map.shape[0], mel_bins, width)
     for row, (count, frame_count) in enumerate(zip(columns.tolist(), frames.tolist(), strict=True)):
         valid = stage_map[row : row + 1, None, :, :count]
@@ -114,6 +127,7 @@ def spread(stage_map: Tensor, columns: Tensor, frames: Tensor, mel_bins: int, wi
 
 
 def _share(dominated: Tensor, frames: Tensor) -> NDArray[np.float64]:
+    """Return the share of the valid bins that the interference dominates, [batch]."""
     valid = time_mask(frames, dominated.shape[2])[:, None].expand_as(dominated)
     share: NDArray[np.float64] = ((dominated * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2))).double().cpu().numpy()
     return share

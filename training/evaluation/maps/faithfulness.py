@@ -1,4 +1,4 @@
-"""Faithfulness: whether the network loses its answer with the bins that a map calls salient, and finds it with them."""
+"""Faithfulness of maps: deletion and insertion of the bins that a map calls salient."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ from speakerlens.training.evaluation.maps.attributions import (
     FUSIONS,
     METHODS,
     attribute,
-    chance,
     fuse,
     log_energy,
+    random_maps,
 )
 from speakerlens.training.evaluation.maps.curves import Score, area, curves, local_mean, order
-from speakerlens.training.evaluation.maps.probes import Counter, Probes, Progress, heard
-from speakerlens.training.evaluation.workers import Networks, batch_size, common, for_each
+from speakerlens.training.evaluation.maps.probes import Counter, Probes, Progress, mixture_groups
+from speakerlens.training.evaluation.workers import Networks, batch_size, device_and_front_end, for_each
 from speakerlens.training.model.network import SpeakerNetwork
 
 BINS = (1, 1)
 CELLS = (4, 4)
-"""Mel bins and frames: 40 ms. Single bins flatter maps that are scattered: filling them in is a noise that any network
-minds, wherever it is. Cells are the same for coarse maps and fine ones."""
+"""Mel bins and frames (40 ms). Masking single bins favours scattered maps: it adds noise that disturbs any network,
+wherever it is. Cells treat coarse and fine maps alike."""
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How an utterance is masked.
+    """Masking of an utterance.
 
     Attributes:
         shares: of its bins, from 0 to 1.
@@ -44,10 +44,10 @@ class Masking:
 
 @dataclass(frozen=True)
 class Curve:
-    """What became of the true speaker's score along the masked shares.
+    """The true speaker's score over the masked shares.
 
     Attributes:
-        probability: softmax, mean over the utterances, at each share; logit: the same of the score itself.
+        probability: softmax at each share, mean over the utterances; logit: the same before the softmax.
         areas: area under the probability for each utterance; logit_areas: likewise.
     """
 
@@ -65,7 +65,7 @@ class Faithfulness:
         network: its name; kind, snr_db: the condition; method: of `METHODS` or `FUSIONS`.
         cell: mel bins and frames masked together; shares: of the bins, from 0 to 1.
         deletion: from the whole utterance, the most salient bins first: the lower its area the more faithful.
-        insertion: from nothing but fill, the most salient bins first: the higher its area the more faithful.
+        insertion: from the fill alone, the most salient bins first: the higher its area the more faithful.
     """
 
     network: str
@@ -86,11 +86,11 @@ def faithfulness(
     methods: Sequence[str] = METHODS,
     masking: Masking = Masking(),
 ) -> tuple[Faithfulness, ...]:
-    """Mask what each method calls salient for the true speaker, and the rest, and let each network hear it.
+    """Measure deletion and insertion curves of each method's maps of the true speaker, for each network.
 
-    A network hears each utterance `2 * len(methods) * (len(masking.shares) - 2)` times in each condition.
+    Each network runs on each utterance `2 * len(methods) * (len(masking.shares) - 2)` times per condition.
     """
-    device, _ = common(networks)
+    device, _ = device_and_front_end(networks)
     shape = (len(networks), len(conditions), len(methods), 2, len(masking.shares), 2, len(probes.clips))
     scores = np.full(shape, np.nan)
 
@@ -100,7 +100,7 @@ def faithfulness(
                 found = _curves(network, batch, methods, masking)
                 scores[row, column, ..., batch.indices.cpu().numpy()] = found
 
-    total, groups = heard(probes, conditions, device)
+    total, groups = mixture_groups(probes, conditions, device)
     for_each(groups, measure, device, Counter(total, progress))
     return tuple(
         Faithfulness(
@@ -121,13 +121,13 @@ def faithfulness(
 def _curves(
     network: SpeakerNetwork, batch: MixtureBatch, methods: Sequence[str], masking: Masking
 ) -> NDArray[np.float64]:
-    """Curves of a batch, [batch, methods, deletion and insertion, shares, probability and logit]."""
+    """Return the curves of a batch, [batch, methods, deletion and insertion, shares, probability and logit]."""
     with torch.no_grad():
         features, frames = network.front_end(batch.mixture.audio, batch.lengths)
         energy = log_energy(network.front_end, batch.mixture.audio, batch.lengths)
     seeds = batch.indices.tolist()
     found = attribute(network, features, frames, True, batch.labels)
-    maps = {**found.maps, **chance(found.saliency, seeds), ENERGY: energy}
+    maps = {**found.maps, **random_maps(found.saliency, seeds), ENERGY: energy}
     maps |= {name: fuse(maps, FUSIONS[name]) for name in methods if name in FUSIONS}
     rows = []
     for row, (seed, label) in enumerate(zip(seeds, batch.labels.tolist(), strict=True)):
@@ -148,7 +148,7 @@ def _curves(
 
 def _score_of(network: SpeakerNetwork, label: int) -> Score:
     def score(features: Tensor) -> Tensor:
-        """Probability and logit of the label, [batch, mel, frames] -> [batch, 2]."""
+        """Return probability and logit of the label, [batch, mel, frames] -> [batch, 2]."""
         frames = torch.full((len(features),), features.shape[2], device=features.device)
         with torch.inference_mode():
             logits = network.logits(network.encoder(features, frames, masked=False).embedding)

@@ -1,4 +1,4 @@
-"""Localisation: whether maps of utterances in which target, interferer and target take turns pick the target's."""
+"""Localisation: how well maps separate the target's turns from an interferer's in one utterance."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,46 +12,47 @@ from torch.nn.utils.rnn import pad_sequence
 from speakerlens.training.data.audio import SAMPLE_RATE, read_sound
 from speakerlens.training.data.interference import InterferenceSource
 from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.accuracy import ranks_of
 from speakerlens.training.evaluation.conditions import batches, generator
 from speakerlens.training.evaluation.maps.attributions import (
     ENERGY,
+    FUSED,
     GRAD_CAM_PLUS_PLUS,
     GRADIENT_X_INPUT,
     RANDOM,
     attribute,
-    chance,
     log_energy,
+    random_maps,
 )
 from speakerlens.training.evaluation.maps.probes import Counter, Probes, Progress
 from speakerlens.training.evaluation.maps.statistics import roc_auc
-from speakerlens.training.evaluation.measure import FUSED, ranks_of
-from speakerlens.training.evaluation.workers import Networks, batch_size, common, for_each
+from speakerlens.training.evaluation.workers import Networks, batch_size, device_and_front_end, for_each
 from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT, LogMel
 from speakerlens.training.model.network import STAGES, SpeakerNetwork
 
 OTHER_SPEAKER = "fused of another speaker"
-"""The control that asks whether a map is about its class: it explains the next speaker in the list of labels."""
+"""A control for class specificity: the map of the next speaker in the list of labels."""
 
 MAPS = (*STAGES, FUSED, GRAD_CAM_PLUS_PLUS, GRADIENT_X_INPUT, OTHER_SPEAKER, RANDOM, ENERGY)
 
 TURN_SECONDS = 1.25
 
 _KIND = "speaker"
-_FADE = SAMPLE_RATE // 200  # 5 ms, so that a join is not a click
-_TALKING_DB = 25.0  # below a talker's loudest frame: what is quieter is a pause
+_FADE = SAMPLE_RATE // 200  # 5 ms, to avoid clicks
+_TALKING_DB = 25.0  # below a talker's loudest frame; quieter frames are pauses
 
 
 @dataclass(frozen=True)
 class Localisation:
-    """Where one network's maps of the true speaker lie when he, somebody else and he again talk in turn.
+    """Localisation of one network's maps of the true speaker where target, interferer and target talk in turn.
 
     Attributes:
         network: its name.
         ranks: of the true speaker's score for each utterance, 1 is best; a tie counts against it.
         turn_seconds: length of a turn, mean over the utterances.
-        frames: area under the ROC curve of each utterance's map, summed over mel, for frames in which he talks against
-            those in which the other talks, by map (`MAPS`): 1 has all of his above all of the other's, 0.5 is chance.
-        bins: the same of all bins of these frames for themselves.
+        frames: by map (`MAPS`), for each utterance the area under the ROC curve of the map summed over mel, target's
+            frames against interferer's: 1 is perfect separation, 0.5 is chance.
+        bins: the same of the single bins of these frames.
     """
 
     network: str
@@ -63,10 +64,10 @@ class Localisation:
 
 @dataclass(frozen=True)
 class Turns:
-    """Target, interferer and target in turn, some utterances padded to the longest.
+    """A padded batch in which target, interferer and target talk in turn.
 
     Attributes:
-        indices: which of the probes they are, [batch]; labels: index of each true speaker, [batch].
+        indices: positions among the probes, [batch]; labels: index of each true speaker, [batch].
         audio: 16 kHz, [batch, samples]; lengths: valid samples, [batch].
         turns: samples of a turn, [batch].
     """
@@ -82,9 +83,9 @@ def localisation(networks: Networks, probes: Probes, progress: Progress) -> tupl
     """Measure how well each network's maps separate the target's turns from the interferer's.
 
     Raises:
-        UserError: the split has nobody else who talks, or a file cannot be read.
+        UserError: the split has no other talker, or a file cannot be read.
     """
-    device, front_end = common(networks)
+    device, front_end = device_and_front_end(networks)
     shape = (len(networks), len(probes.clips))
     ranks, seconds = np.zeros(shape, dtype=np.int64), np.zeros(len(probes.clips))
     areas = np.full((2, len(MAPS), *shape), np.nan)
@@ -94,7 +95,7 @@ def localisation(networks: Networks, probes: Probes, progress: Progress) -> tupl
         seconds[own] = made.turns.numpy() / SAMPLE_RATE
         labels, audio, lengths = made.labels.to(device), made.audio.to(device), made.lengths.to(device)
         energy = log_energy(front_end, audio, lengths)
-        talks = [who_talks(row, turn) for row, turn in zip(energy, made.turns.tolist(), strict=True)]
+        talks = [talking_frames(row, turn) for row, turn in zip(energy, made.turns.tolist(), strict=True)]
         for row, network in enumerate(networks.values()):
             maps, ranks[row, own] = _maps(network, front_end, audio, lengths, labels, own.tolist())
             for number, name in enumerate(MAPS):
@@ -115,9 +116,9 @@ def localisation(networks: Networks, probes: Probes, progress: Progress) -> tupl
 
 
 def in_turn(probes: Probes, size: int) -> Iterator[Turns]:
-    """Put the utterances together: the target's beginning, as much of somebody else, the target's end, equally loud.
+    """Yield batches: the target's beginning, as much of an interferer, the target's end, equally loud.
 
-    A turn takes 1.25 s, or half of the utterance where that is shorter. Who else talks depends on the utterance only.
+    A turn lasts 1.25 s, or half of the utterance where that is shorter. The interferer depends on the utterance only.
     """
     source = InterferenceSource(probes.corpus, probes.split)
     if _KIND not in source.kinds:
@@ -138,7 +139,10 @@ def in_turn(probes: Probes, size: int) -> Iterator[Turns]:
 
 
 def join(first: NDArray[np.float32], other: NDArray[np.float32], last: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Join three turns [N], each faded in and out for 5 ms; the second is made as loud as the others, pauses aside."""
+    """Return three turns, each float32 [N], joined to [3 N].
+
+    Each is faded in and out for 5 ms; the second gets the level of the others, without pauses.
+    """
     wanted = talking_level(np.concatenate([first, last]))
     other = other * (wanted / max(talking_level(other), float(np.finfo(np.float32).tiny)))
     ramp = np.ones(len(first), dtype=np.float32)
@@ -151,21 +155,21 @@ def join(first: NDArray[np.float32], other: NDArray[np.float32], last: NDArray[n
 
 
 def talking_level(audio: NDArray[np.float32]) -> float:
-    """Root of the mean power of the frames within 25 dB of the loudest, of audio [N]: pauses do not count."""
+    """Return the root mean square of audio [N] over the frames within 25 dB of the loudest: pauses do not count."""
     frames = audio[: len(audio) // FRAME_SHIFT * FRAME_SHIFT].reshape(-1, FRAME_SHIFT)
     power = np.square(frames.astype(np.float64)).mean(axis=1)
     return float(np.sqrt(power[_talking(power)].mean()))
 
 
-def who_talks(energy: Tensor, turn: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Find the frames in which the target talks, and those in which the other does.
+def talking_frames(energy: Tensor, turn: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the frames in which the target talks, and those in which the interferer does.
 
     Args:
         energy: log-mel energy of three turns, [mel, frames], as wide as the batch.
         turn: samples of each.
 
     Returns:
-        bool [frames], as many as the three turns have: within 25 dB of the loudest frame of the same talker.
+        Two masks, bool [frames] of the three turns: frames within 25 dB of the loudest of the same talker.
     """
     frames = (3 * turn - FRAME_LENGTH) // FRAME_SHIFT + 1
     power = energy[:, :frames].double().exp().sum(dim=0).cpu().numpy()
@@ -180,15 +184,12 @@ def _talking(power: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def areas_of(stage_map: Tensor, target: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float]:
-    """Area under the ROC curve of a map, frame by frame and bin by bin.
+    """Return the area under the ROC curve of a map, by frames and by bins; 0.5 is chance.
 
     Args:
         stage_map: [mel, frames], as wide as the batch.
-        target: whether the target talks, [frames].
-        other: whether the other does, [frames].
-
-    Returns:
-        How often a frame, and a bin, of the target has more than one of the other.
+        target: whether the target talks, bool [frames].
+        other: whether the interferer does, bool [frames].
     """
     counted = target | other
     values = stage_map[:, : len(target)].double().cpu().numpy()[:, counted]
@@ -200,10 +201,10 @@ def areas_of(stage_map: Tensor, target: NDArray[np.bool_], other: NDArray[np.boo
 def _maps(
     network: SpeakerNetwork, front_end: LogMel, audio: Tensor, lengths: Tensor, labels: Tensor, seeds: list[int]
 ) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
-    """Make the `MAPS` of a batch but `ENERGY`, and rank the true speakers."""
+    """Return the `MAPS` of a batch except `ENERGY`, each [batch, mel, frames], and the true speakers' ranks [batch]."""
     with torch.no_grad():
         features, frames = front_end(audio, lengths)
     found = attribute(network, features, frames, True, labels)
     other = attribute(network, features, frames, True, (labels + 1) % network.classes)
-    maps = {**found.maps, **chance(found.saliency, seeds), OTHER_SPEAKER: other.maps[FUSED]}
+    maps = {**found.maps, **random_maps(found.saliency, seeds), OTHER_SPEAKER: other.maps[FUSED]}
     return maps, ranks_of(found.saliency.logits, labels)

@@ -1,4 +1,4 @@
-"""Which utterances the maps are measured on, and how their mixtures reach the networks."""
+"""The utterances that maps are measured on, and their mixtures."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from speakerlens.training.evaluation.workers import batch_size
 PROBES = 60
 
 Progress = Callable[[int, int], None]
-"""Called with how much is done, and of how much."""
+"""Called with the number of finished steps and the total."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Probes:
     """Utterances to measure maps on.
 
     Attributes:
-        corpus: where they and what is mixed into them come from.
+        corpus: source of the utterances and of the interference.
         split: the part of it.
         speakers: the labels, in order.
         clips: the utterances, at least one; values for each utterance are in this order.
@@ -35,7 +35,7 @@ class Probes:
 
 
 def choose_probes(corpus: Corpus, speakers: Sequence[str], limit: int = PROBES, split: Split = "test") -> Probes:
-    """Choose utterances by going round the speakers: the first of each in the manifest, then the second, up to `limit`.
+    """Choose up to `limit` utterances, round-robin over the speakers, in the order of the manifest.
 
     Raises:
         UserError: the split has no utterances.
@@ -50,10 +50,10 @@ def choose_probes(corpus: Corpus, speakers: Sequence[str], limit: int = PROBES, 
     return Probes(corpus, split, tuple(speakers), clips)
 
 
-def heard(
+def mixture_groups(
     probes: Probes, conditions: Sequence[Condition], device: torch.device
 ) -> tuple[int, Iterator[tuple[MixtureBatch, ...]]]:
-    """Mix the probes in batches, each batch in all conditions at once; gives the number of batches, and them."""
+    """Return the number of batches of probes, and an iterator over them: each batch in all conditions."""
     size = batch_size(device)
     made = mixtures(probes.corpus, probes.split, probes.speakers, conditions, size, probes.clips)
     groups = zip(*[made] * len(conditions), strict=True)
@@ -61,7 +61,7 @@ def heard(
 
 
 class Counter:
-    """Counts batches for a `Progress`."""
+    """Count batches for a `Progress`."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self._done = 0
@@ -69,6 +69,6 @@ class Counter:
         self._progress = progress
 
     def __call__(self) -> None:
-        """One more is done."""
+        """Count one more batch and report it."""
         self._done += 1
         self._progress(self._done, self._total)

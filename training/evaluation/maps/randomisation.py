@@ -1,6 +1,6 @@
-"""Sanity check: maps must change when what the network has learned is taken away (Adebayo et al., NeurIPS 2018).
+"""Sanity check: maps must change when the weights are randomised (Adebayo et al., NeurIPS 2018).
 
-The cascade goes from the head down, one part after the other given new initial weights on top of those before.
+The cascade goes from the head down: each step gives one more part new initial weights.
 """
 
 import copy
@@ -15,37 +15,41 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from speakerlens.training.evaluation.conditions import CLEAN, MixtureBatch
-from speakerlens.training.evaluation.maps.attributions import GRAD_CAM_PLUS_PLUS, GRADIENT_X_INPUT, attribute
-from speakerlens.training.evaluation.maps.probes import Counter, Probes, Progress, heard
+from speakerlens.training.evaluation.maps.attributions import (
+    GRAD_CAM_PLUS_PLUS,
+    GRADIENT_X_INPUT,
+    STAGES_AND_FUSED,
+    attribute,
+)
+from speakerlens.training.evaluation.maps.probes import Counter, Probes, Progress, mixture_groups
 from speakerlens.training.evaluation.maps.statistics import pearson, ranks, ssim
-from speakerlens.training.evaluation.measure import FUSED
-from speakerlens.training.evaluation.workers import Networks, common, for_each
+from speakerlens.training.evaluation.workers import Networks, device_and_front_end, for_each
 from speakerlens.training.model.heads import AAMHead
-from speakerlens.training.model.network import STAGES, SpeakerNetwork
+from speakerlens.training.model.network import SpeakerNetwork
 
 STEPS = ("head", "embedding", "s4", "s3", "s2", "s1", "stem")
-"""What has new weights after each step, with all before it."""
+"""The part that each step randomises, in addition to those before."""
 
 INPUT = "log-mel"
-"""In place of a step: similarity of the original map with the log-mel itself. A map that never gets less like its
-original than this shows the sound rather than the network."""
+"""In place of a step: similarity of the original map to the log-mel itself. A map whose similarity never falls below
+this shows the input rather than the network."""
 
 MAGNITUDE = "|gradient-x-input|"
 
-MAPS = (*STAGES, FUSED, GRAD_CAM_PLUS_PLUS, GRADIENT_X_INPUT, MAGNITUDE)
+MAPS = (*STAGES_AND_FUSED, GRAD_CAM_PLUS_PLUS, GRADIENT_X_INPUT, MAGNITUDE)
 
 _SEED = 2018
-_OUTLIERS = (0.005, 0.995)  # quantiles at which maps are cut before they are scaled
+_OUTLIERS = (0.005, 0.995)  # quantiles at which maps are clipped before scaling
 
 
 @dataclass(frozen=True)
 class Randomised:
-    """How like the original one kind of map of the true speaker is after one step of the cascade.
+    """Similarity to the original of one kind of map of the true speaker, after one step of the cascade.
 
     Attributes:
         network: its name; step: of `STEPS`, or `INPUT`; map: of `MAPS`.
-        rank_correlation: of each utterance, Spearman's over the bins: 1 is unchanged, 0 unrelated. NaN: no map is left.
-        similarity: of each utterance, SSIM of the maps scaled to [0, 1]: 1 is unchanged; NaN as above.
+        rank_correlation: Spearman's over the bins, for each utterance: 1 is unchanged, 0 unrelated; NaN: constant.
+        similarity: SSIM of the maps scaled to [0, 1], for each utterance: 1 is unchanged; NaN as above.
     """
 
     network: str
@@ -56,8 +60,8 @@ class Randomised:
 
 
 def randomisation(networks: Networks, probes: Probes, progress: Progress) -> tuple[Randomised, ...]:
-    """Compare the maps of clean utterances with those of networks that have lost more and more of their weights."""
-    device, _ = common(networks)
+    """Compare the maps of clean utterances with those of networks with more and more randomised weights."""
+    device, _ = device_and_front_end(networks)
     cascades = [cascade(network) for network in networks.values()]
     steps = (*STEPS, INPUT)
     values = np.full((2, len(networks), len(steps), len(MAPS), len(probes.clips)), np.nan)
@@ -76,9 +80,9 @@ def randomisation(networks: Networks, probes: Probes, progress: Progress) -> tup
                     after = _prepared(_maps(cascaded[step], features, frames, batch.labels), frames)
                 for number, name in enumerate(MAPS):
                     for at, one, other in zip(own, before[name], after[name], strict=True):
-                        values[:, row, column, number, at] = one.likeness(other)
+                        values[:, row, column, number, at] = one.similarity(other)
 
-    total, groups = heard(probes, [CLEAN], device)
+    total, groups = mixture_groups(probes, [CLEAN], device)
     for_each(groups, measure, device, Counter(total, progress))
     return tuple(
         Randomised(name, step, kind, *(tuple(values[which, row, column, number].tolist()) for which in (0, 1)))
@@ -89,25 +93,26 @@ def randomisation(networks: Networks, probes: Probes, progress: Progress) -> tup
 
 
 class Prepared(NamedTuple):
-    """A map ready to be compared: ranks: of its bins, [mel x frames]; scaled: to [0, 1], [mel, frames]."""
+    """A map ready for comparison: ranks of its bins, [mel * frames], and its values scaled to [0, 1], [mel, frames]."""
 
     ranks: NDArray[np.float64]
     scaled: Tensor
 
-    def likeness(self, other: Self) -> tuple[float, float]:
-        """Rank correlation and SSIM of two maps; NaN where one is constant."""
+    def similarity(self, other: Self) -> tuple[float, float]:
+        """Return rank correlation and SSIM with another map; NaN where one is constant."""
         correlation = pearson(self.ranks, other.ranks)
         return correlation, math.nan if math.isnan(correlation) else ssim(self.scaled, other.scaled)
 
 
 def prepare(values: Tensor) -> Prepared:
-    """Rank and scale a map [mel, frames]; values beyond its outer 0.5 % are cut."""
+    """Rank and scale a map [mel, frames]; values beyond its outer 0.5 % are clipped."""
     low, high = values.quantile(values.new_tensor(_OUTLIERS))
     scaled: Tensor = ((values - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)).clamp(0.0, 1.0)
     return Prepared(ranks(values.flatten().cpu().numpy()), scaled)
 
 
 def _prepared(maps: Mapping[str, Tensor], frames: Tensor) -> dict[str, list[Prepared]]:
+    """Prepare the valid part of each row of maps [batch, mel, frames]."""
     counts = frames.tolist()
     return {
         name: [prepare(values[:, :count]) for values, count in zip(batch, counts, strict=True)]
@@ -121,9 +126,9 @@ def _maps(network: SpeakerNetwork, features: Tensor, frames: Tensor, labels: Ten
 
 
 def cascade(network: SpeakerNetwork, seed: int = _SEED) -> dict[str, SpeakerNetwork]:
-    """Give a network for each of `STEPS`, its weights drawn anew from the head down to there.
+    """Return a copy of the network for each of `STEPS`, randomised from the head down to that part.
 
-    Batch normalisation forgets its statistics as well. All steps draw the same new weights.
+    Batch normalisation loses its statistics as well. All steps draw the same new weights.
     """
     result = {}
     randomised = copy.deepcopy(network).cpu()
@@ -140,7 +145,7 @@ def cascade(network: SpeakerNetwork, seed: int = _SEED) -> dict[str, SpeakerNetw
 
 
 def _parts(network: SpeakerNetwork) -> list[list[nn.Module]]:
-    """Give the parts of a network in the order of `STEPS`."""
+    """Return the parts of a network in the order of `STEPS`."""
     encoder = network.encoder
     stages: list[list[nn.Module]] = [[layer] for layer in reversed(encoder.layers)]
     return [[network.head], [encoder.seg_1], *stages, [encoder.conv1, encoder.bn1]]

@@ -1,7 +1,7 @@
-"""The grid that strided convolutions leave in maps, seen in their two-dimensional power spectrum.
+"""The grid that strided convolutions leave in maps, measured in their two-dimensional power spectrum.
 
 A pattern that alternates from row to row or from column to column has the Nyquist frequency in that direction: the grid
-of a convolution of stride 2 stands at the three corners (half a cycle a row, a column, or both).
+of a convolution of stride 2 appears at the three corners (half a cycle per row, per column, or both).
 """
 
 import math
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from speakerlens.training.data.audio import SAMPLE_RATE
 from speakerlens.training.evaluation.conditions import CLEAN, MixtureBatch
-from speakerlens.training.evaluation.maps.probes import Counter, Probes, Progress, heard
-from speakerlens.training.evaluation.workers import Networks, common, for_each
+from speakerlens.training.evaluation.maps.probes import Counter, Probes, Progress, mixture_groups
+from speakerlens.training.evaluation.workers import Networks, device_and_front_end, for_each
 from speakerlens.training.model.front_end import frame_count
 from speakerlens.training.model.network import STAGES, SpeakerNetwork, Tap
 from speakerlens.training.model.saliency import layercam_map, score_target
@@ -27,8 +27,8 @@ from speakerlens.training.model.saliency import layercam_map, score_target
 TAPS: tuple[Tap, ...] = get_args(Tap)
 
 _COLUMNS = 64  # of a stretch, at most
-_CORNER = 1 / 16  # cycles a row or column: what lies as close to a corner belongs to it
-_BESIDE = 3 / 16  # what lies as close to a corner, but not in it, is what it is compared with
+_CORNER = 1 / 16  # cycles per row or column: distance up to which a frequency belongs to a corner
+_BESIDE = 3 / 16  # distance up to which a frequency belongs to the neighbourhood that a corner is compared with
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class MapSpectrum:
     Attributes:
         network: its name; stage: "s1" to "s4"; tap: where in the stage; used: whether maps are taken there.
         power: mean over stretches of all utterances, each divided by its total; frequency along mel from minus half to
-            just under half a cycle a row (rows), along time from 0 to half a cycle a column (columns). Zero frequency
-            is at [rows / 2, 0].
+            just under half a cycle per row (rows), along time from 0 to half a cycle per column (columns). Zero
+            frequency is at [rows / 2, 0].
         grid_db: power at the corners over that beside them, in decibels (`grid_decibels`).
-        spread: the grid's height: spread of the means of the four positions of a 2x2 cell over their mean, median over
-            the utterances; 0 is no grid. A map's own structure makes some: what S4 has, which feeds no strided
-            convolution, says how much.
+        spread: height of the grid: spread of the means of the four positions of a 2x2 cell over their mean, median over
+            the utterances; 0 is no grid. Some of it is structure of the map itself: S4, which feeds no strided
+            convolution, shows how much.
     """
 
     network: str
@@ -57,7 +57,7 @@ class MapSpectrum:
 
 @dataclass
 class _Sums:
-    """What is added up for one network at one tap: power of `stretches`, and the spread of each utterance."""
+    """Sums for one network at one tap: power over `stretches`, and the spread of each utterance."""
 
     power: NDArray[np.float64] | float = 0.0
     stretches: int = 0
@@ -67,9 +67,9 @@ class _Sums:
 def map_spectra(networks: Networks, probes: Probes, progress: Progress) -> tuple[MapSpectrum, ...]:
     """Measure the spectra of each network's maps at both taps of each stage.
 
-    The input of the last block is left out for stages of one block: it is what the stage before gives.
+    The input of the last block is left out for stages of one block: it is the output of the stage before.
     """
-    device, _ = common(networks)
+    device, _ = device_and_front_end(networks)
     width = [min(_COLUMNS, columns // 2 * 2) for columns in _shortest(probes)]
     sums = {(name, stage, tap): _Sums() for name, network in networks.items() for stage, tap in _places(network)}
     lock = Lock()
@@ -87,7 +87,7 @@ def map_spectra(networks: Networks, probes: Probes, progress: Progress) -> tuple
                         of_tap.stretches += count
                         of_tap.spreads.append(spread)
 
-    total, groups = heard(probes, [CLEAN], device)
+    total, groups = mixture_groups(probes, [CLEAN], device)
     for_each(groups, measure, device, Counter(total, progress))
     return tuple(_result(*place, networks[place[0]], found) for place, found in sums.items())
 
@@ -95,10 +95,10 @@ def map_spectra(networks: Networks, probes: Probes, progress: Progress) -> tuple
 def stretches_power(stage_map: NDArray[np.float64], width: int) -> tuple[NDArray[np.float64], int]:
     """Sum the normalised power spectra of a map's stretches, [rows, columns] -> [even rows, width / 2 + 1].
 
-    There is no window: a pattern of period two fits a stretch of even size, so it stays in the corners.
+    No window is needed: a pattern of period two fits a stretch of even size, so it stays in the corners.
 
     Returns:
-        The sum, laid out as `MapSpectrum.power`, and how many stretches it is of; constant ones are left out.
+        The sum, laid out as `MapSpectrum.power`, and the number of stretches; constant ones are left out.
     """
     rows = len(stage_map) // 2 * 2
     total, count = np.zeros((rows, width // 2 + 1)), 0
@@ -112,11 +112,11 @@ def stretches_power(stage_map: NDArray[np.float64], width: int) -> tuple[NDArray
 
 
 def grid_decibels(power: NDArray[np.float64]) -> float:
-    """Power at the three corners over that beside them, in decibels; `power` as in `MapSpectrum`.
+    """Return the power at the three corners over that beside them, in decibels; `power` as in `MapSpectrum`.
 
-    A corner takes in a sixteenth of a cycle to every side. Beside it lie the next two sixteenths along the axis that
+    A corner extends a sixteenth of a cycle to every side. Beside it are the next two sixteenths along the axis that
     leads to it from zero frequency, where a map without a grid has more power than in the corner: below 0 is no grid.
-    NaN where there is no power, or the map too small.
+    NaN where there is no power, or the map is too small.
     """
     rows, columns = power.shape
     along_mel = np.abs(np.arange(rows) / rows - 0.5)[:, None]  # 0.5 is half a cycle, the Nyquist frequency
@@ -136,20 +136,23 @@ def grid_decibels(power: NDArray[np.float64]) -> float:
 
 
 def cell_spread(stage_map: NDArray[np.float64]) -> float:
-    """Spread of the means of the four positions of a 2x2 cell over their mean, of a map [rows, columns]; NaN: empty."""
+    """Return the spread of the means of the four positions of a 2x2 cell over their mean; NaN for an empty map.
+
+    `stage_map` is [rows, columns].
+    """
     rows, columns = stage_map.shape[0] // 2, stage_map.shape[1] // 2
     cells = stage_map[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2).mean(axis=(0, 2))
     return float((cells.max() - cells.min()) / cells.mean()) if cells.mean() > 0 else math.nan
 
 
 def _places(network: SpeakerNetwork) -> list[tuple[int, Tap]]:
-    """Stages (0 is S1) and taps of a network."""
+    """Return the stages (0 is S1) and taps of a network."""
     blocks = [len(layer) for layer in network.encoder.layers]
     return [(stage, tap) for stage in range(len(STAGES)) for tap in TAPS if tap == TAPS[0] or blocks[stage] > 1]
 
 
 def _maps(network: SpeakerNetwork, batch: MixtureBatch) -> dict[tuple[int, Tap], list[NDArray[np.float64]]]:
-    """Give the valid part of the raw map of each utterance of a batch at each tap, [rows, columns]."""
+    """Return the valid part of the raw map of each utterance of a batch at each tap, each [rows, columns]."""
     places = _places(network)
     with torch.no_grad():
         features, frames = network.front_end(batch.mixture.audio, batch.lengths)
@@ -165,12 +168,13 @@ def _maps(network: SpeakerNetwork, batch: MixtureBatch) -> dict[tuple[int, Tap],
 
 
 def _valid(maps: Tensor, columns: Tensor) -> list[NDArray[np.float64]]:
+    """Return the valid columns of each of the maps [batch, rows, columns]."""
     numbers = maps.double().cpu().numpy()
     return [one[:, :count] for one, count in zip(numbers, columns.tolist(), strict=True)]
 
 
 def _shortest(probes: Probes) -> list[int]:
-    """Columns that the shortest utterance has at each stage."""
+    """Return the columns of the shortest utterance at each stage."""
     samples = int(min(clip.duration for clip in probes.clips) * SAMPLE_RATE)
     columns = [int(frame_count(torch.tensor(samples)))]
     while len(columns) < len(STAGES):

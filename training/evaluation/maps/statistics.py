@@ -1,10 +1,11 @@
-"""Figures for one map: ranks, area under the ROC curve, rank correlation, structural similarity."""
+"""Statistics of maps: area under the ROC curve, correlation, structural similarity."""
 
 import math
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,22 +16,20 @@ _SSIM_K1, _SSIM_K2 = 0.01, 0.03
 
 
 def ranks(values: Values) -> NDArray[np.float64]:
-    """Rank values [N] from 1 up; equal ones share the mean of their ranks."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    shared: NDArray[np.float64] = (last - (counts - 1) / 2)[group]
-    return shared
+    """Return ranks from 1 up, [N] -> [N]; ties share the mean of their ranks."""
+    ranked: NDArray[np.float64] = stats.rankdata(values)
+    return ranked
 
 
 def roc_auc(values: Values, positive: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve: how often a positive has the larger value, a tie counting half (Mann and Whitney).
+    """Return the area under the ROC curve: the probability that a positive has the larger value (Mann and Whitney).
 
     Args:
         values: [N].
-        positive: [N].
+        positive: bool [N].
 
     Returns:
-        1 where all positives lie above, 0.5 by chance; NaN where there are none, or nothing else.
+        1 where all positives are above, 0.5 by chance; a tie counts half. NaN without positives or without negatives.
     """
     count = int(positive.sum())
     others = len(positive) - count
@@ -40,16 +39,16 @@ def roc_auc(values: Values, positive: NDArray[np.bool_]) -> float:
 
 
 def pearson(one: Values, other: Values) -> float:
-    """Correlation of two arrays [N], of ranks Spearman's rank correlation; NaN where one of them is constant."""
-    a, b = one - one.mean(), other - other.mean()
-    norm = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / norm if norm > 0 else math.nan
+    """Return the correlation of two arrays [N], of ranks Spearman's; NaN where one of them is constant."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return math.nan
+    return float(stats.pearsonr(one, other).statistic)
 
 
 def ssim(one: Tensor, other: Tensor) -> float:
-    """Mean structural similarity of two maps in [0, 1], [rows, columns] (Wang et al., IEEE TIP 2004).
+    """Return the mean structural similarity of two maps in [0, 1], [rows, columns] (Wang et al., IEEE TIP 2004).
 
-    Over all windows of 7x7 that fit, or fewer where the map is smaller, with equal weights and unbiased variances.
+    Windows are 7x7, smaller where the map is, with equal weights and unbiased variances.
     """
     window = (min(_SSIM_WINDOW, one.shape[0]), min(_SSIM_WINDOW, one.shape[1]))
     count = window[0] * window[1]

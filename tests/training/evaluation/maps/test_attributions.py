@@ -9,6 +9,7 @@ from captum.attr import InputXGradient
 from speakerlens.training.checkpoint import load_run
 from speakerlens.training.evaluation.maps.attributions import (
     ENERGY,
+    FUSED,
     FUSIONS,
     GRAD_CAM_PLUS_PLUS,
     GRADIENT_X_INPUT,
@@ -16,11 +17,10 @@ from speakerlens.training.evaluation.maps.attributions import (
     RANDOM,
     RANDOM_COARSE,
     attribute,
-    chance,
     fuse,
     grad_cam_plus_plus,
+    random_maps,
 )
-from speakerlens.training.evaluation.measure import FUSED
 from speakerlens.training.model.network import STAGES, SpeakerNetwork
 from speakerlens.training.model.saliency import display, fused, layercam
 
@@ -87,11 +87,11 @@ def test_a_map_does_not_depend_on_what_it_is_batched_with(network: SpeakerNetwor
     lengths = torch.tensor([12_000, 8_000])
     features, frames = network.front_end(audio, lengths)
     together = attribute(network, features, frames, True)
-    drawn = chance(together.saliency, [5, 6])
+    drawn = random_maps(together.saliency, [5, 6])
     alone_features, alone_frames = network.front_end(audio[1:, :8_000])
     alone = attribute(network, alone_features, alone_frames, False)
     count = int(alone_frames)
-    for name, expected in {**alone.maps, **chance(alone.saliency, [6])}.items():
+    for name, expected in {**alone.maps, **random_maps(alone.saliency, [6])}.items():
         found = {**together.maps, **drawn}[name][1]
         assert not found[:, count:].any()
         assert (found[:, :count] - expected[0]).norm() <= 1e-3 * expected.norm(), name
@@ -100,7 +100,7 @@ def test_a_map_does_not_depend_on_what_it_is_batched_with(network: SpeakerNetwor
 def test_chance_has_no_say(network: SpeakerNetwork, audio: torch.Tensor) -> None:
     features, frames = network.front_end(audio)
     saliency = attribute(network, features, frames, False).saliency
-    first, again = chance(saliency, [1, 2]), chance(saliency, [1, 3])
+    first, again = random_maps(saliency, [1, 2]), random_maps(saliency, [1, 3])
     for name in (RANDOM, RANDOM_COARSE):
         assert torch.equal(first[name][0], again[name][0])
         assert not torch.equal(first[name][1], again[name][1])

@@ -6,10 +6,9 @@ import torch
 
 from speakerlens.training.checkpoint import Run
 from speakerlens.training.evaluation.conditions import CLEAN, Condition, mixtures
-from speakerlens.training.evaluation.maps.attributions import ENERGY, log_energy
+from speakerlens.training.evaluation.maps.attributions import ENERGY, FUSED, log_energy
 from speakerlens.training.evaluation.maps.deletion import MAPS, S4_RAW, DeletionIndices, deletion_indices, spread
 from speakerlens.training.evaluation.maps.probes import Probes
-from speakerlens.training.evaluation.measure import FUSED
 from speakerlens.training.model.saliency import dominated_bins, fused, layercam
 
 CONDITIONS = (Condition("noise", 0.0), Condition("speaker", 5.0))

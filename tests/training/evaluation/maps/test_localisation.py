@@ -6,7 +6,14 @@ import torch
 
 from speakerlens.training.checkpoint import Run
 from speakerlens.training.data.audio import SAMPLE_RATE, read_sound
-from speakerlens.training.evaluation.maps.attributions import ENERGY, GRAD_CAM_PLUS_PLUS, RANDOM, attribute, log_energy
+from speakerlens.training.evaluation.maps.attributions import (
+    ENERGY,
+    FUSED,
+    GRAD_CAM_PLUS_PLUS,
+    RANDOM,
+    attribute,
+    log_energy,
+)
 from speakerlens.training.evaluation.maps.localisation import (
     MAPS,
     OTHER_SPEAKER,
@@ -14,10 +21,9 @@ from speakerlens.training.evaluation.maps.localisation import (
     in_turn,
     join,
     localisation,
-    who_talks,
+    talking_frames,
 )
 from speakerlens.training.evaluation.maps.probes import Probes
-from speakerlens.training.evaluation.measure import FUSED
 from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT, LogMel
 
 
@@ -39,7 +45,7 @@ def test_who_talks_leaves_pauses_out() -> None:
     rng = np.random.default_rng(0)
     audio = rng.standard_normal(3 * turn) * np.repeat([0.1, 1e-4, 0.02, 0.002, 0.1, 0.05], turn // 2)
     energy = log_energy(LogMel(16), torch.from_numpy(audio).float()[None], torch.tensor([3 * turn]))[0]
-    target, other = who_talks(torch.nn.functional.pad(energy, (0, 9)), turn)
+    target, other = talking_frames(torch.nn.functional.pad(energy, (0, 9)), turn)
     assert len(target) == len(other) == energy.shape[1]
     times = (np.arange(len(target)) * FRAME_SHIFT + FRAME_LENGTH / 2) / turn
     clear = np.abs(times * 2 - np.round(times * 2)) > 0.06  # no frame over a change
@@ -97,7 +103,7 @@ def test_each_utterance_is_measured_as_if_alone(toy_run: Run, toy_probes: Probes
         at, labels = int(turns.indices), turns.labels
         features, frames = network.front_end(turns.audio)
         energy = log_energy(network.front_end, turns.audio, turns.lengths)
-        talks = who_talks(energy[0], int(turns.turns))
+        talks = talking_frames(energy[0], int(turns.turns))
         maps = {**attribute(network, features, frames, False, labels).maps, ENERGY: energy}
         for name in (FUSED, GRAD_CAM_PLUS_PLUS, ENERGY):
             expected = areas_of(maps[name][0], *talks)

@@ -9,7 +9,7 @@ import torch
 from speakerlens.training.data.manifest import Clip, Corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.conditions import CLEAN, Condition
-from speakerlens.training.evaluation.maps.probes import Counter, Probes, choose_probes, heard
+from speakerlens.training.evaluation.maps.probes import Counter, Probes, choose_probes, mixture_groups
 
 
 def corpus_of(counts: dict[str, int]) -> Corpus:
@@ -37,7 +37,7 @@ def test_a_split_without_utterances_is_refused() -> None:
 def test_every_batch_comes_in_all_conditions(toy_probes: Probes) -> None:
     conditions = (CLEAN, Condition("noise", 0.0), Condition("noise", 5.0))
     doubled = replace(toy_probes, clips=2 * toy_probes.clips)
-    total, groups = heard(doubled, conditions, torch.device("cpu"))
+    total, groups = mixture_groups(doubled, conditions, torch.device("cpu"))
     seen = list(groups)
     assert len(seen) == total == 2  # six utterances in batches of four
     for group in seen:

@@ -40,11 +40,11 @@ def test_each_step_draws_one_part_more(toy_run: Run) -> None:
 
 def test_likeness_of_the_same_the_reversed_and_the_constant() -> None:
     one = torch.rand(10, 20, generator=torch.Generator().manual_seed(0))
-    assert prepare(one).likeness(prepare(one)) == pytest.approx((1.0, 1.0))
-    correlation, similarity = prepare(one).likeness(prepare(-one))
+    assert prepare(one).similarity(prepare(one)) == pytest.approx((1.0, 1.0))
+    correlation, similarity = prepare(one).similarity(prepare(-one))
     assert correlation == pytest.approx(-1.0)
     assert similarity < 0
-    assert np.isnan(prepare(one).likeness(prepare(torch.zeros(10, 20)))).all()
+    assert np.isnan(prepare(one).similarity(prepare(torch.zeros(10, 20)))).all()
 
 
 def test_maps_change_with_the_weights(toy_run: Run, toy_probes: Probes) -> None:

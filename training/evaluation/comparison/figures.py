@@ -1,4 +1,4 @@
-"""The two pictures of an evaluation: accuracy by SNR, and what each variant listened to in one corrupted utterance."""
+"""Figures of an evaluation: accuracy by SNR, and the saliency maps of all variants for one corrupted utterance."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from speakerlens.training.evaluation.conditions import CLEAN_KIND, LABELS, Condition, ratio_name
-from speakerlens.training.evaluation.measure import Answer, Example
-from speakerlens.training.evaluation.results import Interval
+from speakerlens.training.evaluation.intervals import Interval
+from speakerlens.training.evaluation.maps.example import Example, ExampleAnswer
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; the marker says the same once more.
+# The colour-blind safe palette of Okabe and Ito; the markers differ as well.
 _LOOKS = {
     "clean": ("#D55E00", "o"),
     "da": ("#0072B2", "s"),
@@ -43,8 +43,8 @@ STYLE: Any = {  # matplotlib's stubs want a literal for every key
 _MUTED = "#555555"
 DOTS_PER_INCH = 150
 _COLUMNS = 3
-_TITLE_INCHES = 7.2  # what the title of the robustness figure takes, and its legend
-_CLEAN_GAP_DB = 6.0  # how far right of the highest ratio clean speech stands
+_TITLE_INCHES = 7.2  # width of the robustness figure's title and legend
+_CLEAN_GAP_DB = 6.0  # between the highest ratio and clean speech on the axis
 _RANGE_DB = 60.0  # of log-mel shown below its loudest bin
 _DOMINATED = "#E8590C"
 _BLUES = LinearSegmentedColormap.from_list("on-speech", ["#ffffff", "#5b9bd5", "#08306b"])
@@ -53,38 +53,43 @@ _KILOHERTZ = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def looks(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Give each variant a colour and a marker, the same in every figure."""
+    """Return a colour and a marker for each variant, the same in every figure."""
     others = iter(_OTHER_LOOKS * len(variants))
     return {variant: _LOOKS.get(variant) or next(others) for variant in variants}
 
 
 class Robustness(Protocol):
-    """Accuracies to draw: of one evaluation, or of a study over seeds."""
+    """Accuracies to plot: of one evaluation, or of a study over seeds."""
 
     @property
     def about(self) -> Mapping[str, object]:
-        """Under "corpus", what `training.provenance.tested` says."""
+        """Return a mapping with the result of `training.provenance.tested` under "corpus"."""
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """Names, in the order of the lines."""
+        """Return the names, in the order of the lines."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of interference, in the order of the panels."""
+        """Return the kinds of interference, in the order of the panels."""
 
     @property
     def snrs_db(self) -> tuple[float, ...]:
-        """Ratios of each kind."""
+        """Return the ratios of each kind."""
 
     def top1(self, variant: str, kind: str, snr_db: float | None) -> tuple[float, Interval | None]:
-        """Share of the utterances named rightly and its interval; the kind "mean" averages all that are not "clean"."""
+        """Return top-1 accuracy and its interval; the kind "mean" averages all kinds of interference."""
 
 
 def robustness_figure(evaluation: Robustness, path: Path) -> Figure:
-    """Draw top-1 by ratio, a panel per interference and one for their mean, a line per variant, and write it.
+    """Plot top-1 by ratio, a panel per kind of interference and one for their mean, a line per variant.
 
-    The file's name says whether as PNG or SVG.
+    Args:
+        evaluation: what to plot.
+        path: the file; its suffix chooses PNG or SVG.
+
+    Returns:
+        The figure that was written.
     """
     panels = [*evaluation.kinds, *(["mean"] if len(evaluation.kinds) > 1 else [])]
     columns = min(2 if len(panels) == 4 else _COLUMNS, len(panels))
@@ -101,7 +106,7 @@ def robustness_figure(evaluation: Robustness, path: Path) -> Figure:
             axis.set_ylabel("top-1 accuracy")
         about: Any = evaluation.about["corpus"]
         figure.suptitle(
-            f"Who is speaking? {about['speakers']} speakers, {about['test_utterances']} test utterances a condition",
+            f"Top-1 accuracy: {about['speakers']} speakers, {about['test_utterances']} test utterances per condition",
             x=0.01,
             ha="left",
             fontsize=13,
@@ -142,10 +147,14 @@ def _axis_label(kind: str) -> str:
 
 
 def saliency_figure(shown: Example, path: Path) -> Figure:
-    """Draw the example and write it as PNG.
+    """Plot the example and write it, as PNG or as the file's suffix says.
 
-    The first row shows the log-mel of the speech and of the mixture, and where in it the interference is louder; below
-    is each variant's fused LayerCAM map of the true speaker, in orange on those bins and in blue elsewhere.
+    The first row shows the log-mel of the speech and of the mixture, and the bins that the interference dominates.
+    Below are the fused LayerCAM maps of the true speaker, one per variant, in orange on those bins and in blue
+    elsewhere.
+
+    Returns:
+        The figure that was written.
     """
     variants = list(shown.answers)
     rows = 1 + -(-len(variants) // _COLUMNS)
@@ -168,14 +177,14 @@ def saliency_figure(shown: Example, path: Path) -> Figure:
 
 
 def example_title(shown: Example) -> str:
-    """Say which utterance is shown, and under what."""
+    """Return the speaker, the file and the condition of an example."""
     return f"{shown.speaker} ({shown.utterance}) under {_under(shown.condition)}"
 
 
-def verdict(answer: Answer, speaker: str) -> str:
-    """Say what a variant answered, and whether it was right."""
-    said = f"right, {answer.predicted}" if answer.correct else f"wrong, {answer.predicted} for {speaker}"
-    return f"{said} ({100 * answer.probability:.0f} %)"
+def verdict(answer: ExampleAnswer, speaker: str) -> str:
+    """Return whether a variant's answer was right, the predicted speaker and the probability."""
+    outcome = f"right, {answer.predicted}" if answer.correct else f"wrong, {answer.predicted} for {speaker}"
+    return f"{outcome} ({100 * answer.probability:.0f} %)"
 
 
 def _under(condition: Condition) -> str:
@@ -186,20 +195,20 @@ def _draw_sounds(figure: Figure, axes: Sequence[Axes], shown: Example) -> None:
     top = float(shown.mixture_db.max())
     scale = {"cmap": "Greys", "vmin": top - _RANGE_DB, "vmax": top}
     _show(axes[0], shown, shown.speech_db, **scale)
-    axes[0].set_title("The speech alone")
+    axes[0].set_title("Speech alone")
     image = _show(axes[1], shown, shown.mixture_db, **scale)
-    axes[1].set_title("What the variants heard")
+    axes[1].set_title("Mixture: the input of all variants")
     _show(axes[2], shown, shown.mixture_db, **scale)
     dominated = np.where(shown.dominated, 1.0, np.nan)
     _show(axes[2], shown, dominated, cmap=ListedColormap([_DOMINATED]), alpha=0.55)
-    axes[2].set_title(f"Where the interference is louder ({100 * shown.dominated.mean():.0f} % of the bins)")
+    axes[2].set_title(f"Bins dominated by the interference ({100 * shown.dominated.mean():.0f} %)")
     figure.colorbar(image, ax=list(axes), label="log-mel power (dB)", pad=0.01, aspect=25)
 
 
 def _draw_map(axis: Axes, shown: Example, variant: str) -> tuple[AxesImage, AxesImage]:
-    """Draw a variant's map: in blue on bins where the speech is louder, in orange where the interference is."""
+    """Plot a variant's map: in blue where the speech is louder, in orange where the interference is."""
     answer = shown.answers[variant]
-    norm = PowerNorm(0.5, 0.0, 1.0)  # a square root, so that weak saliency is seen as well
+    norm = PowerNorm(0.5, 0.0, 1.0)  # a square root, so that weak saliency is visible
     on_speech = _show(axis, shown, np.where(shown.dominated, np.nan, answer.map), cmap=_BLUES, norm=norm)
     on_interference = _show(axis, shown, np.where(shown.dominated, answer.map, np.nan), cmap=_ORANGES, norm=norm)
     index = "none" if np.isnan(answer.deletion_index) else f"{answer.deletion_index:.2f}"
@@ -208,18 +217,18 @@ def _draw_map(axis: Axes, shown: Example, variant: str) -> tuple[AxesImage, Axes
 
 
 def _show(axis: Axes, shown: Example, values: NDArray[Any], **style: Any) -> AxesImage:
-    """Draw [mel, frames] on an axis in seconds and mel bins."""
+    """Plot values [mel, frames] on an axis in seconds and mel bins."""
     return axis.imshow(values, origin="lower", aspect="auto", interpolation="nearest", extent=_extent(shown), **style)
 
 
 def _extent(shown: Example) -> tuple[float, float, float, float]:
-    """Edges of the picture: frames are centred on their times, mel bins on whole numbers and a half."""
+    """Return the image's edges: frames are centred on their times, mel bins on whole numbers and a half."""
     half = (shown.times[1] - shown.times[0]) / 2 if len(shown.times) > 1 else 0.005
     return shown.times[0] - half, shown.times[-1] + half, 0.0, float(len(shown.centres_hz))
 
 
 def _label(axis: Axes, shown: Example, left: bool, bottom: bool) -> None:
-    """Put kHz at the mel bins' centre frequencies, and seconds below."""
+    """Label the axes: kilohertz at the mel bins' centre frequencies, seconds below."""
     centres = shown.centres_hz / 1000
     within = [khz for khz in _KILOHERTZ if centres[0] <= khz <= centres[-1] * 1.05]
     axis.set_yticks(np.interp(within, centres, np.arange(len(centres)) + 0.5), [f"{khz:g}" for khz in within])

@@ -1,4 +1,4 @@
-"""Self-contained pages: templates beside the code, and files inside the page that shows them."""
+"""Self-contained HTML pages: templates beside the code, files embedded as data URLs."""
 
 import base64
 from pathlib import Path
@@ -10,9 +10,9 @@ _TYPES = {".svg": "image/svg+xml", ".png": "image/png", ".webp": "image/webp", "
 
 
 def render(template: Path, **values: object) -> str:
-    """Fill a template in; it may include what lies beside it or beside this module.
+    """Return a rendered template, which may include files beside it or beside this module.
 
-    Values are escaped. A name without a value is an error of the template.
+    Values are escaped. Raises jinja2.UndefinedError for a name without a value.
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, _HERE]),
@@ -23,6 +23,6 @@ def render(template: Path, **values: object) -> str:
     return environment.get_template(template.name).render(**values)
 
 
-def data_address(file: Path) -> str:
-    """Put a picture or sound into an address of its own content."""
+def data_url(file: Path) -> str:
+    """Return a picture or a sound as a data URL."""
     return f"data:{_TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode('ascii')}"

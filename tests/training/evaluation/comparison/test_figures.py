@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage, imread
 from numpy.typing import NDArray
 
+from speakerlens.training.evaluation.accuracy import score_all, summarise
+from speakerlens.training.evaluation.comparison.figures import looks, robustness_figure, saliency_figure
+from speakerlens.training.evaluation.comparison.results import Evaluation
 from speakerlens.training.evaluation.conditions import CLEAN, LABELS, Condition
-from speakerlens.training.evaluation.figures import looks, robustness_figure, saliency_figure
-from speakerlens.training.evaluation.measure import Answer, Example
-from speakerlens.training.evaluation.results import Evaluation, score_all, summarise
+from speakerlens.training.evaluation.maps.example import Example, ExampleAnswer
 
 VARIANTS = ("clean", "da", "act-da")
 KINDS = ("noise", "babble", "reverb")
@@ -48,8 +49,8 @@ def shown() -> Example:
     dominated = np.zeros((mel, frames), dtype=bool)
     dominated[:40, 30:60] = True
     answers = {
-        "clean": Answer(rng.random((mel, frames), dtype=np.float32), "bob", 0.51, False, 1.2),
-        "act-da": Answer(rng.random((mel, frames), dtype=np.float32), "ada", 0.97, True, float("nan")),
+        "clean": ExampleAnswer(rng.random((mel, frames), dtype=np.float32), "bob", 0.51, False, 1.2),
+        "act-da": ExampleAnswer(rng.random((mel, frames), dtype=np.float32), "ada", 0.97, True, float("nan")),
     }
     times = 0.0125 + 0.01 * np.arange(frames, dtype=np.float64)
     sound = np.zeros(16000, np.float32)

@@ -15,9 +15,10 @@ from speakerlens.training.checkpoint import Run, load_run, read_checkpoint, writ
 from speakerlens.training.cli import main
 from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, load_corpus
 from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.accuracy import true_ranks
+from speakerlens.training.evaluation.comparison.evaluate import evaluate, find_corpus, load_runs
 from speakerlens.training.evaluation.conditions import CLEAN, Condition, mixtures
-from speakerlens.training.evaluation.evaluate import evaluate, find_corpus, load_runs
-from speakerlens.training.evaluation.measure import example, true_ranks
+from speakerlens.training.evaluation.maps.example import first_example
 from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT
 from speakerlens.training.model.saliency import dominated_bins, fused, layercam
 from tests.training.toy import make_corpus, write_config
@@ -131,7 +132,7 @@ def test_scores_that_are_not_numbers_are_refused_and_threads_restored(toy_runs: 
 def test_the_example_is_the_first_test_utterance_with_its_axes(toy_runs: dict[str, Path]) -> None:
     run = load_run(toy_runs["act-da"])
     corpus = load_corpus(run.corpus)
-    shown = example({"act-da": run.network}, corpus, run.speakers, ["reverb", "speaker"])
+    shown = first_example({"act-da": run.network}, corpus, run.speakers, ["reverb", "speaker"])
     assert shown.utterance == corpus.utterances("test")[0].path.name
     assert shown.condition == Condition("speaker", 0.0)
     frames = (16000 - FRAME_LENGTH) // FRAME_SHIFT + 1

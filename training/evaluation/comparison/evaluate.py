@@ -1,6 +1,6 @@
 """Compare trained variants under interference: `python -m training evaluate RUN RUN … --out DIR [--corpus DIR]`.
 
-Every variant hears the identical mixtures of the corpus's test utterances: clean, and under each kind of interference
+All variants are tested on the same mixtures of the corpus's test utterances: clean, and under each kind of interference
 at each ratio. Writes robustness.json, robustness.csv, robustness.png, saliency.png and report.html.
 """
 
@@ -20,20 +20,15 @@ from speakerlens.training.compute import choose_device
 from speakerlens.training.data.audio import write_audio
 from speakerlens.training.data.manifest import Corpus, load_corpus
 from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.accuracy import accuracy_steps, score_all, summarise, true_ranks
+from speakerlens.training.evaluation.comparison.figures import robustness_figure, saliency_figure
+from speakerlens.training.evaluation.comparison.report import write_report
+from speakerlens.training.evaluation.comparison.results import Evaluation, average_deletion, write_csv, write_json
 from speakerlens.training.evaluation.conditions import LABELS, SEED, SNRS_DB, Condition, supplied_grid
-from speakerlens.training.evaluation.figures import robustness_figure, saliency_figure
-from speakerlens.training.evaluation.maps.deletion import deletion_indices
+from speakerlens.training.evaluation.maps.attributions import STAGES_AND_FUSED
+from speakerlens.training.evaluation.maps.deletion import DELETION_SNRS_DB, deletion_indices
+from speakerlens.training.evaluation.maps.example import Example, first_example
 from speakerlens.training.evaluation.maps.probes import choose_probes
-from speakerlens.training.evaluation.measure import DELETION_SNRS_DB, MAPS, Example, accuracy_steps, example, true_ranks
-from speakerlens.training.evaluation.report import write_report
-from speakerlens.training.evaluation.results import (
-    Evaluation,
-    average_deletion,
-    score_all,
-    summarise,
-    write_csv,
-    write_json,
-)
 from speakerlens.training.files import make_folder
 from speakerlens.training.provenance import machine, moment, tested, versions
 
@@ -50,13 +45,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder that `fit` made")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--corpus", type=Path, help="where the corpus lies now, if it was moved after training")
+    parser.add_argument("--corpus", type=Path, help="folder of the corpus, if it was moved after training")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run the command; return the exit code."""
     device = choose_device(arguments.device)
     runs = load_runs(arguments.runs, device)
     corpus = find_corpus(runs, arguments.corpus)
@@ -76,18 +71,18 @@ def run(arguments: argparse.Namespace) -> int:
     for kind, reason in evaluation.left_out.items():
         console.print(f"left out: {LABELS[kind].lower()}: {reason}", highlight=False)
     console.print(
-        f"written: {out / 'report.html'} and beside it robustness.json .csv .png, saliency.png, and the example they "
-        "show as example-clean.flac and example-corrupted.flac",
+        f"written: {out / 'report.html'}, robustness.json, robustness.csv, robustness.png, saliency.png, and the "
+        "example as example-clean.flac and example-corrupted.flac",
         soft_wrap=True,
     )
     return 0
 
 
 def load_runs(folders: Sequence[Path], device: torch.device) -> dict[str, Run]:
-    """Load runs that can be compared, each under its variant's name (and its folder's, where a variant comes twice).
+    """Load runs, each under its variant's name (with its folder's, where a variant occurs twice).
 
     Raises:
-        UserError: one cannot be read, or two differ in corpus, speakers or front end, or cannot be told apart.
+        UserError: a run cannot be read, or two differ in corpus, speakers or front end, or have the same name.
     """
     loaded = [(folder, load_run(folder, device)) for folder in folders]
     first_folder, first = loaded[0]
@@ -116,40 +111,38 @@ def load_runs(folders: Sequence[Path], device: torch.device) -> dict[str, Run]:
 
 
 def find_corpus(runs: Runs, folder: Path | None) -> Corpus:
-    """Load the corpus that the runs were trained on, from `folder` if it has moved.
+    """Load the corpus that the runs were trained on, from `folder` if it was moved.
 
     Raises:
-        UserError: it is not there, has changed since, or has no test utterances or interference.
+        UserError: it is missing, has changed, or has no test utterances.
     """
     trained = next(iter(runs.values()))
     where = folder or trained.corpus
     if folder is None and not where.is_dir():
-        raise UserError(
-            f"{where}: the corpus the runs were trained on is no longer there; name its place with --corpus"
-        )
+        raise UserError(f"{where}: the corpus of the runs is not there; if it was moved, give its folder with --corpus")
     corpus = load_corpus(where)
     if corpus.digest != trained.corpus_digest:
         raise UserError(
             f"{where}: is not the corpus that the runs were trained on (digest {corpus.digest[:12]}, not "
-            f"{trained.corpus_digest[:12]}): it may hold their training utterances as test ones"
+            f"{trained.corpus_digest[:12]}): its test split may contain their training utterances"
         )
     if not corpus.utterances("test"):
-        raise UserError(f"{where}: has no test utterances; a corpus to evaluate on needs some of every speaker")
+        raise UserError(f"{where}: has no test utterances; evaluation needs some of every speaker")
     return corpus
 
 
 def evaluate(runs: Runs, corpus: Corpus, progress: Progress) -> tuple[Evaluation, Example]:
-    """Measure accuracy and deletion index of each run, and explain one example; what the files say.
+    """Measure accuracy and deletion index of each run, and explain one example.
 
     Raises:
-        UserError: the corpus has no interference to test with, or a network's scores are not finite.
+        UserError: the corpus has no interference, or a network's scores are not finite.
     """
     names, speakers = tuple(runs), next(iter(runs.values())).speakers
     networks = {name: run.network for name, run in runs.items()}
     conditions, left_out = supplied_grid(corpus, "test")
     kinds = tuple(dict.fromkeys(condition.kind for condition in conditions[1:]))
     if not kinds:
-        raise UserError(f"{corpus.root}: has no interference to test with; make the corpus with noise, music or others")
+        raise UserError(f"{corpus.root}: has no interference to test with; prepare it with noise, music or others")
     probed = [Condition(kind, snr_db) for kind in kinds for snr_db in DELETION_SNRS_DB]
     task = progress.add_task("accuracy", total=accuracy_steps(networks, corpus, conditions))
     ranks = true_ranks(networks, corpus, speakers, conditions, lambda: progress.advance(task))
@@ -170,21 +163,21 @@ def evaluate(runs: Runs, corpus: Corpus, progress: Progress) -> tuple[Evaluation
         differences=differences,
         deletion_setup={
             "utterances": len(probes.clips),
-            "chosen": "the first test utterances of each speaker in the manifest, as many of each, at most 60 in all",
+            "chosen": "the first test utterances of each speaker in the manifest, equally many of each, at most 60",
             "target": "the true speaker",
             "dominated": "mel-filtered power of the interference above that of the speech",
         },
         deletion=tuple(
             average_deletion(row.network, Condition(row.kind, row.snr_db), name, np.array(row.indices[name]))
             for row in found
-            for name in MAPS
+            for name in STAGES_AND_FUSED
         ),
     )
-    return evaluation, example(networks, corpus, speakers, kinds)
+    return evaluation, first_example(networks, corpus, speakers, kinds)
 
 
 def table(evaluation: Evaluation) -> Table:
-    """Lay out the means for a terminal."""
+    """Return the means as a table for the terminal."""
     shown = Table(title="Top-1 accuracy in percent: mean over all conditions with interference, and by kind")
     shown.add_column("variant")
     for heading in ("mean", "clean", *evaluation.kinds):

@@ -12,11 +12,11 @@ import pytest
 import torch
 from rich.progress import Progress
 
+from speakerlens.training.evaluation.comparison.evaluate import evaluate, find_corpus, load_runs
+from speakerlens.training.evaluation.comparison.report import caption, finding, write_report
+from speakerlens.training.evaluation.comparison.results import Evaluation
 from speakerlens.training.evaluation.conditions import Condition
-from speakerlens.training.evaluation.evaluate import evaluate, find_corpus, load_runs
-from speakerlens.training.evaluation.measure import Example
-from speakerlens.training.evaluation.report import caption, finding, write_report
-from speakerlens.training.evaluation.results import Evaluation
+from speakerlens.training.evaluation.maps.example import Example
 
 _VOID = {"meta", "img", "br", "link", "hr", "input"}
 

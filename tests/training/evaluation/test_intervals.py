@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from speakerlens.training.study.statistics import Estimate, over_resamples, over_seeds, resample
+from speakerlens.training.evaluation.intervals import Estimate, over_seeds, percentile_interval, pigeonhole_means
 
 T_TABLE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % point of Student's t by the number of seeds, as printed tables have it."""
@@ -64,7 +64,7 @@ def test_resamples_of_what_seeds_and_utterances_add_have_the_variance_of_both() 
     """For x[s, u] = a[s] + b[u], the bootstrap variance of the mean is var(a) / S + var(b) / U."""
     rng = np.random.default_rng(0)
     seeds, utterances = rng.normal(size=6), 3 * rng.normal(size=50)
-    drawn = resample((seeds[:, None] + utterances)[:, None, :])[0]
+    drawn = pigeonhole_means((seeds[:, None] + utterances)[:, None, :])[0]
     expected = seeds.var() / 6 + utterances.var() / 50
     assert drawn.var() == pytest.approx(expected, rel=0.1)
     assert drawn.mean() == pytest.approx(seeds.mean() + utterances.mean(), abs=3 * math.sqrt(expected / 2000))
@@ -73,11 +73,11 @@ def test_resamples_of_what_seeds_and_utterances_add_have_the_variance_of_both() 
 def test_resamples_are_paired_between_variants() -> None:
     rng = np.random.default_rng(1)
     values = rng.random((4, 1, 30))
-    one, other = resample(np.concatenate([values, values + 0.25], axis=1))
+    one, other = pigeonhole_means(np.concatenate([values, values + 0.25], axis=1))
     assert np.allclose(other - one, 0.25)
-    assert over_resamples(0.25, other - one) == pytest.approx((0.25, 0.25, 0.25))
+    assert percentile_interval(other - one) == pytest.approx((0.25, 0.25))
     assert np.ptp(one) > 0.1
 
 
 def test_the_percentiles_are_those_of_the_level() -> None:
-    assert over_resamples(0.5, np.linspace(0, 1, 1001)) == pytest.approx((0.5, 0.025, 0.975))
+    assert percentile_interval(np.linspace(0, 1, 1001)) == pytest.approx((0.025, 0.975))

@@ -7,15 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from speakerlens.training.evaluation.accuracy import score_all, summarise
+from speakerlens.training.evaluation.comparison.results import Evaluation, average_deletion, write_json
 from speakerlens.training.evaluation.conditions import CLEAN, Condition
-from speakerlens.training.evaluation.results import (
-    Evaluation,
-    average_deletion,
-    score_all,
-    summarise,
-    wilson,
-    write_json,
-)
+from speakerlens.training.evaluation.intervals import wilson
 
 CONDITIONS = (CLEAN, Condition("noise", 5.0), Condition("noise", 0.0), Condition("reverb", 5.0))
 # Two variants, four conditions, three utterances.
