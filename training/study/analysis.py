@@ -1,25 +1,50 @@
-"""Everything that a study found, in one place: what was run, what was measured, and what it comes to."""
+"""All results of a study, and the summary of its comparisons."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 
 from speakerlens.training.config import dump_config
-from speakerlens.training.evaluation.conditions import SEED
+from speakerlens.training.evaluation.conditions import LABELS, SEED
+from speakerlens.training.evaluation.maps.attributions import FUSED
+from speakerlens.training.model.network import STAGES
 from speakerlens.training.provenance import machine, moment, tested, versions
-from speakerlens.training.study.accuracy import Accuracy, compare_accuracy
-from speakerlens.training.study.calibrating import Calibrating, compare_calibration
-from speakerlens.training.study.claims import Claim, accuracy_claim
-from speakerlens.training.study.convergence import Convergence, convergence
-from speakerlens.training.study.deleting import Deleting, compare_deletion
-from speakerlens.training.study.history import starts
-from speakerlens.training.study.locating import Locating, compare_localisation
-from speakerlens.training.study.map_claims import deletion_claim, faithfulness_claim, grid_claim
-from speakerlens.training.study.measuring import Findings
+from speakerlens.training.study.accuracy import MEAN, Accuracy, compare_accuracy
+from speakerlens.training.study.calibration import CalibrationResults, compare_calibration
+from speakerlens.training.study.formatting import sentence
+from speakerlens.training.study.logs import Convergence, convergence, starts
+from speakerlens.training.study.map_quality import (
+    DeletionResults,
+    LocalisationResults,
+    MapQuality,
+    compare_deletion,
+    compare_localisation,
+    compare_maps,
+)
+from speakerlens.training.study.measurements import Measurements
 from speakerlens.training.study.plan import Plan
-from speakerlens.training.study.worth import Worth, judge_maps
 from speakerlens.training.variants import VARIANTS
+
+_ACCURACY_PAIRS = (
+    ("da", "clean"),
+    ("act-pair", "da"),
+    ("act-pair", "da-pair"),
+    ("act-da", "da-2x"),
+    ("act-da", "act-pair"),
+    ("act-pair", "da-2x"),
+)
+_ALIGNMENT_PAIRS = (("act-da", "da"), ("act-da", "da-2x"), ("act-pair", "da-pair"))
+_STAGE = STAGES[-1]
+_SPEECH = "speaker"  # the kind of interference that is speech as well
+
+
+@dataclass(frozen=True)
+class SummaryGroup:
+    """Comparisons of one figure, one line each."""
+
+    title: str
+    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -27,55 +52,107 @@ class Study:
     """A study that has been measured.
 
     Attributes:
-        about: what was run: date, command, corpus, machine, versions, variants, configuration; plain values.
-        plan, findings: what the rest rests on.
-        claims: in the order of the report.
+        about: date, command, corpus, machine, versions, variants, configuration; plain values.
+        plan, measured: what the results rest on.
+        summary: in the order of the report.
     """
 
     about: Mapping[str, object]
     plan: Plan
-    findings: Findings
+    measured: Measurements
     accuracy: Accuracy
     convergence: Convergence
-    deleting: Deleting
-    locating: Locating
-    worth: Worth
-    calibrating: Calibrating
-    claims: tuple[Claim, ...]
+    deletion: DeletionResults
+    localisation: LocalisationResults
+    map_quality: MapQuality
+    calibration: CalibrationResults
+    summary: tuple[SummaryGroup, ...]
 
 
-def analyse(plan: Plan, findings: Findings, device: torch.device) -> Study:
+def analyse(plan: Plan, measured: Measurements, device: torch.device) -> Study:
     """Compare the variants."""
-    accuracy, dev = compare_accuracy(plan, findings), convergence(plan)
-    deleting, locating = compare_deletion(plan, findings), compare_localisation(plan, findings)
-    worth = judge_maps(plan, findings)
+    accuracy, dev = compare_accuracy(plan, measured), convergence(plan)
+    deletion, localisation = compare_deletion(plan, measured), compare_localisation(plan, measured)
     return Study(
-        about=_about(plan, findings, dev, device),
+        about=_about(plan, measured, dev, device),
         plan=plan,
-        findings=findings,
+        measured=measured,
         accuracy=accuracy,
         convergence=dev,
-        deleting=deleting,
-        locating=locating,
-        worth=worth,
-        calibrating=compare_calibration(plan, findings),
-        claims=(
-            accuracy_claim(plan, accuracy, dev),
-            deletion_claim(plan, deleting, locating),
-            faithfulness_claim(plan, worth),
-            grid_claim(worth),
-        ),
+        deletion=deletion,
+        localisation=localisation,
+        map_quality=compare_maps(plan, measured),
+        calibration=compare_calibration(plan, measured),
+        summary=summarise(plan, accuracy, dev, deletion, localisation),
     )
 
 
-def _about(plan: Plan, findings: Findings, dev: Convergence, device: torch.device) -> dict[str, object]:
+def summarise(
+    plan: Plan, accuracy: Accuracy, dev: Convergence, deletion: DeletionResults, localisation: LocalisationResults
+) -> tuple[SummaryGroup, ...]:
+    """Return the comparisons of the study's questions; groups without a line are left out.
+
+    A difference is higher or lower where its 95 % interval over seeds excludes zero, else not told apart.
+    """
+    groups = (
+        SummaryGroup("Top-1 accuracy under interference, at matched updates or compute", tuple(_accuracies(accuracy))),
+        SummaryGroup(
+            f"Gain on {dev.on} dev crops over the last quarter of the updates",
+            tuple(sentence(variant, gain, " points", 1) for variant, gain in dev.gains.items()),
+        ),
+        SummaryGroup(
+            f"Reaction to the interference: deletion index of {_STAGE.upper()} minus that without interference "
+            "(lower deletes more)",
+            tuple(sentence(variant, deletion.gap[variant, MEAN, _STAGE]) for variant in plan.variants),
+        ),
+        SummaryGroup("Reaction, between variants", tuple(_reactions(plan, deletion))),
+        SummaryGroup(
+            "Localisation: area of the target's fused map minus that of another speaker's map",
+            tuple(sentence(variant, beyond) for variant, beyond in localisation.beyond.items()),
+        ),
+        SummaryGroup(
+            "Localisation: area of the target's fused map, between variants", tuple(_areas(plan, localisation))
+        ),
+    )
+    return tuple(group for group in groups if group.lines)
+
+
+def _accuracies(accuracy: Accuracy) -> Iterator[str]:
+    for variant, reference in _ACCURACY_PAIRS:
+        comparison = accuracy.compare(variant, reference)
+        if comparison is not None and (comparison.matches("updates") or comparison.matches("compute")):
+            yield sentence(f"{variant} − {reference}", comparison.top1[MEAN], " points", 1, 100)
+
+
+def _map_pairs(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield from ((variant, "clean") for variant in plan.variants if variant != "clean")
+    yield from _ALIGNMENT_PAIRS
+
+
+def _reactions(plan: Plan, deletion: DeletionResults) -> Iterator[str]:
+    for variant, reference in _map_pairs(plan):
+        for kind in (MEAN, _SPEECH) if reference != "clean" and _SPEECH in deletion.kinds else (MEAN,):
+            estimate = deletion.reaction(variant, reference, kind, _STAGE)
+            where = "" if kind == MEAN else f", {LABELS[kind].lower()} alone"
+            if estimate is not None:
+                yield sentence(f"{variant} − {reference}{where}", estimate)
+
+
+def _areas(plan: Plan, localisation: LocalisationResults) -> Iterator[str]:
+    for variant, reference in _map_pairs(plan):
+        estimate = localisation.change(variant, reference, FUSED)
+        if estimate is not None:
+            yield sentence(f"{variant} − {reference}", estimate)
+
+
+def _about(plan: Plan, measured: Measurements, dev: Convergence, device: torch.device) -> dict[str, object]:
     lines = [line for of_run in starts(plan).values() for line in of_run]
     return {
         **moment(),
         "seed": SEED,
         "seeds": list(plan.seeds),
         "corpus": tested(plan.corpus),
-        "left_out": dict(findings.setting.left_out),
+        "left_out": dict(measured.evaluation_set.left_out),
         "config": dump_config(plan.config),
         "updates": plan.config.updates,
         "batch_size": plan.config.data.batch_size,
@@ -94,8 +171,8 @@ def _about(plan: Plan, findings: Findings, dev: Convergence, device: torch.devic
             "torch": sorted({line["torch"] for line in lines}),
             "code_revision": sorted({line["code_revision"] for line in lines}),
         },
-        "measured": {"code_revision": sorted({each for of in findings.code_revisions.values() for each in of})},
-        "measures": {name: list(revisions) for name, revisions in findings.code_revisions.items()},
+        "measured": {"code_revision": sorted({each for of in measured.code_revisions.values() for each in of})},
+        "measures": {name: list(revisions) for name, revisions in measured.code_revisions.items()},
         "machine": machine(device),
         "versions": versions(),
     }

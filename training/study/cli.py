@@ -2,9 +2,9 @@
 
   python -m training study --config training/configs/demo.yaml --corpus DIR --out DIR --seeds 3
 
-Running the same command again goes on where it was stopped: what is finished is used again if it belongs to the same
-configuration and corpus, and refused otherwise. With more seeds or variants, only what is new is trained. A run may
-also be trained beforehand, on several GPUs by `torchrun -m training fit … --out OUT/runs/seed-S/VARIANT`.
+The same command resumes a study that was stopped. Finished runs are used again if they have the same configuration and
+corpus, and refused otherwise. With more seeds or variants, only the new ones are trained. A run may also be trained
+beforehand, on several GPUs by `torchrun -m training fit … --out OUT/runs/seed-S/VARIANT`.
 """
 
 import argparse
@@ -21,13 +21,12 @@ from speakerlens.training.data.manifest import load_corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import make_folder
 from speakerlens.training.study.analysis import Study, analyse
-from speakerlens.training.study.history import starts
-from speakerlens.training.study.measuring import measure
+from speakerlens.training.study.logs import starts
+from speakerlens.training.study.measurements import choose_evaluation_set, measure
 from speakerlens.training.study.outputs import write_numbers
 from speakerlens.training.study.plan import make_plan
 from speakerlens.training.study.report import write_report
 from speakerlens.training.study.runner import default_jobs, train
-from speakerlens.training.study.setting import survey
 from speakerlens.training.variants import VARIANTS
 
 _LOCK = ".lock"
@@ -46,12 +45,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--corpus", type=Path, required=True, help="folder that `prepare` made")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs, the results and the report")
     parser.add_argument(
-        "--seeds", type=int, metavar="N", default=3, help="runs of each variant, from the configuration's seed on (3)"
+        "--seeds", type=int, metavar="N", default=3, help="runs of each variant, from the configuration's seed up (3)"
     )
     parser.add_argument(
         "--variants", metavar="A,B,…", default=",".join(VARIANTS), help="which to compare (all); see below"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="trainings at a time (one a core; on a GPU, 1)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (one per core; on a GPU, 1)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
     parser.add_argument(
         "--set",
@@ -59,13 +58,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="lay a value over the file's, such as --set updates=1000; may be given several times",
+        help="override a value of the file, such as --set updates=1000; repeatable",
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run the command; return the exit code."""
     device = choose_device(arguments.device)
     jobs = default_jobs(device.type == "cuda") if arguments.jobs is None else arguments.jobs
     if jobs < 1:
@@ -73,44 +72,46 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     corpus = load_corpus(arguments.corpus)
     plan = make_plan(config, corpus, arguments.out, arguments.variants.split(","), arguments.seeds)
-    survey(plan)  # before hours of training rather than after
+    choose_evaluation_set(plan)  # fails here rather than after hours of training
     console = Console()
     with _locked(arguments.out) as lock:
         code = train(plan, jobs, device.type, console, lock)
         if code:
             return code
-        starts(plan)  # all that is read of the logs is there, before hours of measuring
+        starts(plan)  # fails here, rather than after hours of measuring, if a log is damaged
         study = analyse(plan, measure(plan, device, console), device)
         files = [write_report(study, device), *write_numbers(study)]
-    _tell(study, files, console)
+    _print_summary(study, files, console)
     return 0
 
 
-def _tell(study: Study, files: Sequence[Path], console: Console) -> None:
-    """Print what was found of the claims, and where everything is."""
-    for claim in study.claims:
-        console.print(claim.title, style="bold")
-        for finding in claim.findings:
-            for line in (f"  {finding.text}", *(f"  - {point}" for point in finding.points)):
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+def _print_summary(study: Study, files: Sequence[Path], console: Console) -> None:
+    """Print the comparisons, and the paths of the files."""
+    for group in study.summary:
+        console.print(group.title, style="bold", markup=False, highlight=False, soft_wrap=True)
+        for line in group.lines:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     names = ", ".join(path.name for path in files[1:])
-    console.print(f"written: {files[0]}, and beside it {names}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"written: {files[0]}, with {names} in the same folder", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 @contextmanager
 def _locked(out: Path) -> Iterator[int]:
-    """Hold a study's folder alone; its trainings inherit the lock, so that it lasts as long as any of them.
+    """Lock a study's folder. The training processes inherit the lock, so it lasts as long as any of them.
 
-    Raises UserError if another study holds it, or it cannot be written to.
+    Raises:
+        UserError: another study holds the lock, or the folder cannot be written to.
     """
     make_folder(out)
     try:
         lock = (out / _LOCK).open("w")
     except OSError as error:
-        raise UserError(f"{out / _LOCK}: cannot be written ({error.strerror}); name another --out") from error
+        raise UserError(f"{out / _LOCK}: cannot be written ({error.strerror}); give another --out") from error
     with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{out}: a study is at work there already; wait for it, or name another --out") from error
+            raise UserError(f"{out}: another study is running there; wait for it, or give another --out") from error
         yield file.fileno()

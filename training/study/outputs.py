@@ -1,4 +1,4 @@
-"""The numbers of a study as files for others' programs: study.json, and a CSV table of each measure."""
+"""The numbers of a study as files: study.json, and a CSV table of each measure."""
 
 import csv
 import io
@@ -17,8 +17,8 @@ from speakerlens.training.files import write_whole
 from speakerlens.training.model.network import STAGES
 from speakerlens.training.study.accuracy import SAME_WORK, Matching
 from speakerlens.training.study.analysis import Study
-from speakerlens.training.study.calibrating import FIGURES
-from speakerlens.training.study.locating import Locating
+from speakerlens.training.study.calibration import FIGURES
+from speakerlens.training.study.map_quality import LocalisationResults, finite_mean
 
 STUDY = "study.json"
 
@@ -26,7 +26,7 @@ Record = dict[str, object]
 
 
 def write_numbers(study: Study) -> list[Path]:
-    """Write study.json and the CSV tables into the study's folder; returns the files."""
+    """Write study.json and the CSV tables into the study's folder; return their paths."""
     out = study.plan.out
     paths = [out / STUDY]
     write_whole(paths[0], json.dumps(without_nan(_whole(study)), indent=1, ensure_ascii=False) + "\n")
@@ -41,8 +41,8 @@ def write_numbers(study: Study) -> list[Path]:
 
 
 def tables(study: Study) -> dict[str, list[Record]]:
-    """Give the measures of every run, by the name of their table; those without a line are left out."""
-    found = {
+    """Return the measures of every run, by the name of their table; empty tables are left out."""
+    results = {
         "accuracy": list(_accuracy(study)),
         "dev": list(_dev(study)),
         "deletion": list(_deletion(study)),
@@ -52,12 +52,12 @@ def tables(study: Study) -> dict[str, list[Record]]:
         "grid": list(_grid(study)),
         "calibration": list(_calibration(study)),
     }
-    return {name: records for name, records in found.items() if records}
+    return {name: records for name, records in results.items() if records}
 
 
 def _accuracy(study: Study) -> Iterator[Record]:
-    for run, found in study.findings.accuracy.items():
-        for condition, ranks in zip(study.findings.setting.conditions, np.array(found.ranks), strict=True):
+    for run, results in study.measured.accuracy.items():
+        for condition, ranks in zip(study.measured.evaluation_set.conditions, np.array(results.ranks), strict=True):
             yield {
                 "seed": run.seed,
                 "variant": run.variant,
@@ -76,7 +76,7 @@ def _dev(study: Study) -> Iterator[Record]:
 
 
 def _deletion(study: Study) -> Iterator[Record]:
-    for run, rows in study.findings.deletion.items():
+    for run, rows in study.measured.deletion.items():
         for row in rows:
             for name in row.indices:
                 yield {
@@ -85,22 +85,22 @@ def _deletion(study: Study) -> Iterator[Record]:
                     "interference": row.kind,
                     "snr_db": row.snr_db,
                     "map": name,
-                    "index": _mean(row.indices[name]),
-                    "index_of_clean_map": _mean(row.clean_indices[name]),
+                    "index": finite_mean(row.indices[name]),
+                    "index_of_clean_map": finite_mean(row.clean_indices[name]),
                     "top1": float((np.array(row.ranks) == 1).mean()),
                 }
 
 
 def _localisation(study: Study) -> Iterator[Record]:
-    for run, rows in study.findings.localisation.items():
+    for run, rows in study.measured.localisation.items():
         for row in rows:
             for name in row.frames:
-                areas = {"auc_frames": _mean(row.frames[name]), "auc_bins": _mean(row.bins[name])}
+                areas = {"auc_frames": finite_mean(row.frames[name]), "auc_bins": finite_mean(row.bins[name])}
                 yield {"seed": run.seed, "variant": run.variant, "map": name, **areas}
 
 
 def _faithfulness(study: Study) -> Iterator[Record]:
-    for run, rows in study.findings.faithfulness.items():
+    for run, rows in study.measured.faithfulness.items():
         for row in rows:
             yield {
                 "seed": run.seed,
@@ -108,44 +108,38 @@ def _faithfulness(study: Study) -> Iterator[Record]:
                 "interference": row.kind,
                 "snr_db": row.snr_db,
                 "map": row.method,
-                "deletion": _mean(row.deletion.areas),
-                "insertion": _mean(row.insertion.areas),
+                "deletion": finite_mean(row.deletion.areas),
+                "insertion": finite_mean(row.insertion.areas),
             }
 
 
 def _randomisation(study: Study) -> Iterator[Record]:
-    for run, rows in study.findings.randomisation.items():
+    for run, rows in study.measured.randomisation.items():
         for row in rows:
-            likeness = {"rank_correlation": _mean(row.rank_correlation), "ssim": _mean(row.similarity)}
+            likeness = {"rank_correlation": finite_mean(row.rank_correlation), "ssim": finite_mean(row.similarity)}
             yield {"seed": run.seed, "variant": run.variant, "step": row.step, "map": row.map, **likeness}
 
 
 def _grid(study: Study) -> Iterator[Record]:
-    for run, rows in study.findings.spectra.items():
+    for run, rows in study.measured.spectra.items():
         for row in rows:
             where = {"stage": row.stage, "tap": row.tap, "used": row.used}
             yield {"seed": run.seed, "variant": run.variant, **where, "grid_db": row.grid_db, "spread": row.spread}
 
 
 def _calibration(study: Study) -> Iterator[Record]:
-    for run, found in study.findings.calibration.items():
-        yield {"seed": run.seed, "variant": run.variant, **{name: figure(found) for name, figure in FIGURES.items()}}
-
-
-def _mean(values: tuple[float, ...]) -> float:
-    """Mean of the utterances that have a value."""
-    found = np.array(values)[np.isfinite(values)]
-    return float(found.mean()) if len(found) else float("nan")
+    for run, results in study.measured.calibration.items():
+        yield {"seed": run.seed, "variant": run.variant, **{name: figure(results) for name, figure in FIGURES.items()}}
 
 
 def _whole(study: Study) -> Record:
-    deleting = study.deleting
+    deletion = study.deletion
     return {
         "about": study.about,
         # In the order of the values by utterance in `results`.
-        "test_utterances": study.findings.setting.utterances,
-        "probes": study.findings.setting.probes,
-        "claims": [asdict(claim) for claim in study.claims],
+        "test_utterances": study.measured.evaluation_set.utterances,
+        "probes": study.measured.evaluation_set.probes,
+        "summary": [asdict(group) for group in study.summary],
         "accuracy": {
             "same_work": SAME_WORK,
             "rows": [
@@ -167,8 +161,8 @@ def _whole(study: Study) -> Record:
         },
         "mean_by_seed": study.accuracy.by_seed,
         "curves": [
-            {"variant": variant, "interference": kind, "snr_db": snr_db, **found._asdict()}
-            for (variant, kind, snr_db), found in study.accuracy.cells.items()
+            {"variant": variant, "interference": kind, "snr_db": snr_db, **results._asdict()}
+            for (variant, kind, snr_db), results in study.accuracy.by_condition.items()
         ],
         "convergence": {"on": study.convergence.on, "gain_over_last_quarter": _estimates(study.convergence.gains)},
         "deletion": [
@@ -176,11 +170,11 @@ def _whole(study: Study) -> Record:
                 "variant": variant,
                 "interference": kind,
                 "map": name,
-                "index": found._asdict(),
-                "of_clean_map": deleting.clean[variant, kind, name]._asdict(),
-                "gap": deleting.gap[variant, kind, name]._asdict(),
+                "index": results._asdict(),
+                "of_clean_map": deletion.clean[variant, kind, name]._asdict(),
+                "gap": deletion.gap[variant, kind, name]._asdict(),
             }
-            for (variant, kind, name), found in deleting.index.items()
+            for (variant, kind, name), results in deletion.index.items()
         ],
         "deletion_changes": [
             {
@@ -188,40 +182,40 @@ def _whole(study: Study) -> Record:
                 "reference": theirs,
                 "interference": kind,
                 "map": name,
-                "index": found._asdict(),
-                "gap": deleting.reactions[ours, theirs, kind, name]._asdict(),
+                "index": results._asdict(),
+                "gap": deletion.reactions[ours, theirs, kind, name]._asdict(),
             }
-            for (ours, theirs, kind, name), found in deleting.changes.items()
+            for (ours, theirs, kind, name), results in deletion.changes.items()
         ],
-        **_localisations(study.locating),
+        **_localisations(study.localisation),
         "faithfulness": {
-            "utterances": study.worth.utterances,
-            "methods": [asdict(each) for each in study.worth.methods],
-            "fusions": [asdict(each) for each in study.worth.fusions],
-            "recommended": [STAGES[stage] for stage in study.worth.recommended],
+            "utterances": study.map_quality.utterances,
+            "methods": [asdict(each) for each in study.map_quality.methods],
+            "fusions": [asdict(each) for each in study.map_quality.fusions],
+            "recommended": [STAGES[stage] for stage in study.map_quality.recommended],
         },
-        "calibration": {variant: _estimates(found) for variant, found in study.calibrating.figures.items()},
+        "calibration": {variant: _estimates(results) for variant, results in study.calibration.figures.items()},
         "calibration_changes": [
-            {"variant": ours, "reference": theirs, **_estimates(found)}
-            for (ours, theirs), found in study.calibrating.changes.items()
+            {"variant": ours, "reference": theirs, **_estimates(results)}
+            for (ours, theirs), results in study.calibration.changes.items()
         ],
         "numbers_by_run": tables(study),
     }
 
 
-def _localisations(found: Locating) -> Record:
+def _localisations(results: LocalisationResults) -> Record:
     return {
         "localisation": [
-            {"variant": variant, "map": name, "frames": of._asdict(), "bins": found.bins[variant, name]._asdict()}
-            for (variant, name), of in found.frames.items()
+            {"variant": variant, "map": name, "frames": of._asdict(), "bins": results.bins[variant, name]._asdict()}
+            for (variant, name), of in results.frames.items()
         ],
-        "localisation_beyond_another_speaker": _estimates(found.beyond),
+        "localisation_beyond_another_speaker": _estimates(results.beyond),
         "localisation_changes": [
             {"variant": ours, "reference": theirs, "map": name, "frames": of._asdict()}
-            for (ours, theirs, name), of in found.changes.items()
+            for (ours, theirs, name), of in results.changes.items()
         ],
     }
 
 
-def _estimates(found: Mapping[str, Estimate]) -> Record:
-    return {name: estimate._asdict() for name, estimate in found.items()}
+def _estimates(results: Mapping[str, Estimate]) -> Record:
+    return {name: estimate._asdict() for name, estimate in results.items()}

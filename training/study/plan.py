@@ -1,4 +1,4 @@
-"""What a study is made of: a run for each seed and variant, all on one corpus with one configuration."""
+"""The runs of a study: one for each seed and variant, all on one corpus with one configuration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +27,12 @@ class PlannedRun:
     folder: Path
 
     def __str__(self) -> str:
-        """As it is named in progress displays and messages."""
+        """Return the name used in progress displays and messages."""
         return f"seed {self.seed}, {self.variant}"
 
     @property
     def output(self) -> Path:
-        """The file that its training's printed lines go to."""
+        """Return the file for the output of its training process."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
 
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def runs(self) -> tuple[PlannedRun, ...]:
-        """All runs in the order of work: whole seeds come first, so that an unfinished study can be compared."""
+        """Return all runs in the order of work: seed by seed, so that an unfinished study can be compared."""
         return tuple(
             PlannedRun(seed, variant, self.out / "runs" / f"seed-{seed}" / variant)
             for seed in self.seeds
@@ -64,11 +64,11 @@ class Plan:
         )
 
     def work(self, variant: str) -> float:
-        """Network work of an update of a variant, in batch sizes that go forward and back."""
+        """Return the network work per update of a variant, in batches that go forward and backward."""
         return VARIANTS[variant].passes(self.config.interference.share, self.config.objective.clean_gradient)
 
     def config_of(self, run: PlannedRun) -> Config:
-        """Give the configuration that a run is trained with."""
+        """Return the configuration of a run."""
         return replace(self.config, seed=run.seed)
 
 
@@ -93,5 +93,5 @@ def make_plan(config: Config, corpus: Corpus, out: Path, variants: Sequence[str]
 
 
 def updates_done(run: PlannedRun) -> int:
-    """Count the updates that a run's checkpoint holds; 0 where there is none yet."""
+    """Return the number of updates in a run's checkpoint; 0 without one."""
     return read_checkpoint(run.folder)["step"] if (run.folder / CHECKPOINT).exists() else 0

@@ -1,75 +1,98 @@
-"""The study as one self-contained page: nothing in it is fetched from anywhere."""
+"""The study as one self-contained HTML page, with its figures and examples."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from speakerlens.training.evaluation.comparison.figures import example_title, looks
+from speakerlens.training.checkpoint import load_run
+from speakerlens.training.data.audio import write_audio
+from speakerlens.training.evaluation.comparison.figures import example_title, looks, saliency_figure
 from speakerlens.training.evaluation.comparison.pages import data_url, render
 from speakerlens.training.evaluation.conditions import LABELS
+from speakerlens.training.evaluation.maps.example import Example, explain
+from speakerlens.training.evaluation.maps.probes import choose_probes
 from speakerlens.training.files import make_folder, write_whole
-from speakerlens.training.study import layout, map_layout
+from speakerlens.training.model.network import STAGES
+from speakerlens.training.model.saliency import FUSED_STAGES
+from speakerlens.training.study import figures, tables
 from speakerlens.training.study.accuracy import SAME_WORK
 from speakerlens.training.study.analysis import Study
-from speakerlens.training.study.examples import RULE, show_examples
-from speakerlens.training.study.map_claims import FEWEST_UTTERANCES
-from speakerlens.training.study.map_pictures import deletion_figure, faithfulness_figure, sanity_figure, spectra_figure
-from speakerlens.training.study.measuring import FEW_PROBES
-from speakerlens.training.study.pictures import accuracy_figure, detection_figure, dev_figure, reliability_figure
-from speakerlens.training.study.words import counted, listed
+from speakerlens.training.study.formatting import counted, listed
+from speakerlens.training.study.measurements import FEW_PROBES, EvaluationSet
+from speakerlens.training.study.plan import Plan
 
 REPORT = "report.html"
 FIGURES = "figures"
+EXAMPLES = "examples"
 
+_LONGEST_SECONDS = 10.0  # of an example, if there are shorter ones: longer maps are too wide
 _TEMPLATE = Path(__file__).with_name("study.html.j2")
+_RULE = (
+    "Chosen by rule: each condition in which the deletion index is measured, with the next of the utterances whose "
+    f"maps are measured (the first of each speaker in turn) of at most {_LONGEST_SECONDS:g} s; first seed."
+)
 _CONTENTS = {
-    "claims": "The claims, and what was found",
-    "run": "What was run",
-    "accuracy": "How often the speaker was named",
-    "convergence": "Had training come to its end?",
-    "deletion": "Where the saliency lies: deletion",
-    "localisation": "Where the saliency lies: whose turn it is",
-    "faithfulness": "Does the network agree with the maps?",
-    "grid": "The grid of strided convolutions",
-    "calibration": "Probabilities and strangers",
-    "examples": "Examples to look at and listen to",
+    "summary": "Summary",
+    "run": "Variants and runs",
+    "accuracy": "Accuracy",
+    "convergence": "Convergence",
+    "deletion": "Saliency maps: deletion index",
+    "localisation": "Saliency maps: localisation",
+    "faithfulness": "Saliency maps: faithfulness",
+    "grid": "Saliency maps: grid of strided convolutions",
+    "calibration": "Calibration and open-set detection",
+    "examples": "Examples",
     "making": "How it was made",
-    "limits": "What the numbers mean, and their limits",
+    "limits": "Definitions and limits",
 }
 
 
+@dataclass(frozen=True)
+class _ExampleFiles:
+    """One example, and its files."""
+
+    example: Example
+    picture: Path
+    speech: Path
+    mixture: Path
+
+
 def write_report(study: Study, device: torch.device) -> Path:
-    """Draw the figures and the examples, and write OUT/report.html with all of them inside; returns its path."""
-    examples = show_examples(study.plan, study.findings.setting, device)
+    """Write the figures, the examples, and OUT/report.html with all of them embedded; return the page's path."""
+    examples = _write_examples(study.plan, study.measured.evaluation_set, device)
+    evaluated = study.measured.evaluation_set
     page = render(
         _TEMPLATE,
-        title="What augmentation teaches a speaker network: the study",
+        title="Data augmentation for speaker identification: a study",
         about=study.about,
         corpus=study.about["corpus"],
-        contents=list(_CONTENTS.items()),
-        claims=study.claims,
+        contents=_CONTENTS,
+        summary=study.summary,
         labels=LABELS,
         colours={variant: colour for variant, (colour, _) in looks(study.plan.variants).items()},
-        accuracy_tables=layout.accuracy_tables(study),
-        cell_tables=layout.cell_tables(study),
-        gain_table=layout.gain_table(study),
-        deletion_tables=map_layout.deletion_tables(study),
-        probes=len(study.findings.setting.probes),
-        turn_tables=map_layout.turn_tables(study),
-        faithful_tables=map_layout.faithful_tables(study),
-        few=min(FEW_PROBES, len(study.findings.setting.probes)),
-        masked=listed([str(condition) for condition in study.findings.setting.masked]),
-        sanity_tables=map_layout.sanity_tables(study),
-        grid_table=map_layout.grid_table(study),
-        calibration_tables=layout.calibration_tables(study),
+        accuracy_tables=tables.accuracy_tables(study),
+        condition_tables=tables.condition_tables(study),
+        gain_table=tables.gain_table(study),
+        deletion_tables=tables.deletion_tables(study),
+        probes=len(evaluated.probes),
+        localisation_tables=tables.localisation_tables(study),
+        faithfulness_tables=tables.faithfulness_tables(study),
+        few=min(FEW_PROBES, len(evaluated.probes)),
+        masked=listed([str(condition) for condition in evaluated.masked]),
+        fused=listed([STAGES[stage].upper() for stage in FUSED_STAGES]),
+        recommended=listed([STAGES[stage].upper() for stage in study.map_quality.recommended]),
+        sanity_tables=tables.sanity_tables(study),
+        grid_table=tables.grid_table(study),
+        calibration_tables=tables.calibration_tables(study),
         counted=counted,
-        fewest=FEWEST_UTTERANCES,
         tolerance=f"{100 * (1 - SAME_WORK):.0f} %",
-        false_acceptance=study.calibrating.false_acceptance,
-        strangers=study.calibrating.strangers,
-        rule=RULE,
+        false_acceptance=study.calibration.false_acceptance,
+        strangers=study.calibration.strangers,
+        rule=_RULE,
         examples=[
             {
                 "title": example_title(each.example),
@@ -87,22 +110,42 @@ def write_report(study: Study, device: torch.device) -> Path:
 
 
 def _draw(study: Study) -> Mapping[str, Path]:
-    """Draw the figures into OUT/figures; each under its name."""
+    """Write the figures into OUT/figures; return their paths by name."""
     folder = study.plan.out / FIGURES
     make_folder(folder)
-    plan, findings = study.plan, study.findings
-    kinds = findings.setting.kinds
+    plan, measured = study.plan, study.measured
+    kinds = measured.evaluation_set.kinds
     draw: dict[str, Callable[[Path], None]] = {
-        "dev": partial(dev_figure, plan, study.convergence),
-        "accuracy": partial(accuracy_figure, plan, kinds, study.accuracy, study.about),
-        "deletion": partial(deletion_figure, plan, kinds, study.deleting),
-        "faithfulness": partial(faithfulness_figure, findings),
-        "sanity": partial(sanity_figure, plan, study.worth),
-        "spectra": partial(spectra_figure, findings),
-        "reliability": partial(reliability_figure, plan, study.calibrating),
-        "detection": partial(detection_figure, plan, study.calibrating),
+        "dev": partial(figures.dev_figure, plan, study.convergence),
+        "accuracy": partial(figures.accuracy_figure, plan, kinds, study.accuracy, study.about),
+        "deletion": partial(figures.deletion_figure, plan, kinds, study.deletion),
+        "faithfulness": partial(figures.faithfulness_figure, measured),
+        "sanity": partial(figures.sanity_figure, plan, study.map_quality),
+        "spectra": partial(figures.spectra_figure, measured),
+        "reliability": partial(figures.reliability_figure, plan, study.calibration),
+        "detection": partial(figures.detection_figure, plan, study.calibration),
     }
     paths = {name: folder / f"{name}.svg" for name in draw}
     for name, path in paths.items():
         draw[name](path)
     return paths
+
+
+def _write_examples(plan: Plan, evaluated: EvaluationSet, device: torch.device) -> tuple[_ExampleFiles, ...]:
+    """Explain an utterance in each probed condition; write its figure and its audio under OUT/examples."""
+    networks = {run.variant: load_run(run.folder, device).network for run in plan.runs if run.seed == plan.seeds[0]}
+    probes = choose_probes(plan.corpus, plan.corpus.speakers).clips
+    clips = tuple(clip for clip in probes if clip.duration <= _LONGEST_SECONDS) or probes
+    folder = plan.out / EXAMPLES
+    make_folder(folder)
+    written = []
+    for number, condition in enumerate(evaluated.probed):
+        example = explain(networks, plan.corpus, plan.corpus.speakers, clips[number % len(clips)], condition)
+        stem = f"{number + 1:02}-{condition.kind}-{condition.snr_db:g}dB"
+        files = _ExampleFiles(example, *(folder / f"{stem}{end}" for end in (".webp", "-speech.flac", "-mixture.flac")))
+        saliency_figure(example, files.picture)
+        peak = max(1.0, float(np.abs(example.speech).max()), float(np.abs(example.mixture).max()))
+        write_audio(files.speech, example.speech / peak)
+        write_audio(files.mixture, example.mixture / peak)
+        written.append(files)
+    return tuple(written)

@@ -1,4 +1,4 @@
-"""Train the runs of a plan, several at a time, each in a process of its own."""
+"""Train the runs of a plan, several at a time, each in its own process."""
 
 import json
 import os
@@ -20,30 +20,31 @@ from speakerlens.training.config import dump_config
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import make_folder
 from speakerlens.training.fit import StopRequest
+from speakerlens.training.study.logs import read_log
 from speakerlens.training.study.plan import Plan, PlannedRun, updates_done
 
 CONFIG = "config.yaml"
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+_POLL_SECONDS = 0.5
 _TAIL_LINES = 15
 _TAIL_BYTES = 16_384
 
 
 def train(plan: Plan, jobs: int, device: str, console: Console, lock: int) -> int:
-    """Train what is not trained yet, `jobs` runs at a time; returns 0, or 128 + signal if interrupted.
+    """Train the runs that are not finished, `jobs` at a time; return 0, or 128 + signal if interrupted.
 
     Each run is `python -m training fit` with an equal part of the cores. SIGINT or SIGTERM stops all of them at their
-    next checkpoint, and the same call goes on from there.
+    next checkpoint, and the same call resumes from there.
 
     Args:
         plan: what to train.
         jobs: processes at a time.
         device: as for `fit`.
-        console: for a line per finished run, and a bar if it is a terminal.
-        lock: file descriptor that the processes keep open as long as they live.
+        console: shows a line per finished run, and a progress bar on a terminal.
+        lock: file descriptor that the processes inherit and keep open.
 
     Raises:
-        UserError: a run failed; the message names it and ends with the last lines it printed. The others are stopped.
+        UserError: a run failed; the message ends with its last output. The others are stopped.
     """
     done = {run: updates_done(run) for run in plan.runs}
     waiting = [run for run in plan.runs if done[run] < plan.config.updates]
@@ -51,45 +52,33 @@ def train(plan: Plan, jobs: int, device: str, console: Console, lock: int) -> in
         return 0
     make_folder(plan.out)
     (plan.out / CONFIG).write_text(dump_config(plan.config), encoding="utf-8")
-    board = _Board(plan, done, jobs, console)
-    with StopRequest() as stop, board, _Trainings(plan, device, jobs, lock) as trainings:
+    display = _Display(plan, done, jobs, console)
+    with StopRequest() as stop, display, _Trainings(plan, device, jobs, lock) as trainings:
         while (waiting or trainings.running) and not stop.signal:
             while waiting and len(trainings.running) < jobs:
                 trainings.start(waiting.pop(0))
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLL_SECONDS)
             for run, code in trainings.ended():
                 if code != 0:
                     raise UserError(_failure(run, code))
-                board.finished(run)
-            board.look(trainings.running)
+                display.finished(run)
+            display.update(trainings.running)
     if stop.signal:
-        console.print("stopped; the same command goes on", highlight=False)
+        console.print("stopped; run the same command to resume", highlight=False)
         return 128 + stop.signal
     return 0
 
 
 def default_jobs(on_cuda: bool) -> int:
-    """Runs at a time: one a core without a GPU (small networks gain little from more threads), one on a GPU."""
+    """Return the number of parallel runs: one per core without a GPU, one on a GPU.
+
+    Small networks gain little from more threads.
+    """
     return 1 if on_cuda else _cores()
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's log; a last one that is still being written is left out."""
-    try:
-        lines = (run / LOG).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
-
-
 class _Trainings:
-    """The running processes; leaving the context stops them and waits until they have written their checkpoints."""
+    """The running processes; leaving the context stops them and waits for their checkpoints."""
 
     def __init__(self, plan: Plan, device: str, jobs: int, lock: int) -> None:
         self._plan, self._device, self._lock = plan, device, lock
@@ -106,7 +95,7 @@ class _Trainings:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A second Ctrl-C comes out of `wait` as KeyboardInterrupt: then nothing is waited for any more.
+        # A second Ctrl-C raises KeyboardInterrupt in `wait`: kill at once.
         try:
             for process in self._processes.values():
                 process.terminate()
@@ -129,12 +118,12 @@ class _Trainings:
                 stderr=subprocess.STDOUT,
                 env=self._environment,
                 pass_fds=(self._lock,),
-                # Out of reach of the terminal's Ctrl-C: `fit` takes a second signal as a wish to end at once.
+                # Keep the terminal's Ctrl-C from `fit`, which terminates at a second signal.
                 start_new_session=True,
             )
 
     def ended(self) -> list[tuple[PlannedRun, int]]:
-        """Give the runs that ended since the last call, with their exit codes."""
+        """Return the runs that ended since the last call, with their exit codes."""
         codes = [(run, process.poll()) for run, process in self._processes.items()]
         ended = [(run, code) for run, code in codes if code is not None]
         for run, _ in ended:
@@ -143,10 +132,10 @@ class _Trainings:
 
 
 @dataclass
-class _Board:
-    """What is shown of the work: a line for each finished run, and a bar over all of them on a terminal.
+class _Display:
+    """Progress display: a line for each finished run, and on a terminal a bar over all of them.
 
-    The bar counts updates times the batch sizes that go through the network in each.
+    The bar counts network work: updates times `Plan.work`.
     """
 
     plan: Plan
@@ -165,7 +154,7 @@ class _Board:
 
     def __enter__(self) -> Self:
         count = len(self.plan.runs)
-        self._say(f"training {count} runs, {self._finished} of them done, {self.jobs} at a time")
+        self._print(f"training {count} runs, {self._finished} of them done, {self.jobs} at a time")
         self._bar.start()
         return self
 
@@ -175,7 +164,7 @@ class _Board:
         self._bar.stop()
 
     def finished(self, run: PlannedRun) -> None:
-        """Tell of a run that has ended well."""
+        """Print a line for a run that has finished."""
         self.done[run] = self.plan.config.updates
         self._finished += 1
         last: dict[str, Any] = next(
@@ -183,10 +172,10 @@ class _Board:
         )
         accuracies = [f"{name} {last[name]:.1f} %" for name in ("clean", "corrupted") if name in last]
         shown = f"; dev {', '.join(accuracies)}" if accuracies else ""
-        self._say(f"{self._finished}/{len(self.plan.runs)} trained: {run}{shown}")
+        self._print(f"{self._finished}/{len(self.plan.runs)} trained: {run}{shown}")
 
-    def look(self, running: Sequence[PlannedRun]) -> None:
-        """Move the bar to where the running processes' logs are."""
+    def update(self, running: Sequence[PlannedRun]) -> None:
+        """Advance the bar to the last update in the running processes' logs."""
         for run in running:
             self.done[run] = _last_step(run) or self.done[run]
         self._bar.update(self._task, completed=self._work())
@@ -195,10 +184,10 @@ class _Board:
         return round(sum(done * self._work_of(run) for run, done in self.done.items()))
 
     def _work_of(self, run: PlannedRun) -> float:
-        """Network work of one of its updates."""
+        """Return the network work of one of its updates."""
         return self.plan.work(run.variant)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -208,13 +197,13 @@ def _failure(run: PlannedRun, code: int) -> str:
 
 
 def _last_step(run: PlannedRun) -> int:
-    """Read where a running training is; 0 where its log does not tell."""
+    """Return the last update in the log of a running training; 0 if there is none."""
     if not (run.folder / LOG).exists():
         return 0
     for line in reversed(_last_lines(run.folder / LOG)):
         try:
             step: int = json.loads(line)["step"]
-        except ValueError:  # still being written, or cut off by the beginning of the tail
+        except ValueError:  # still being written, or cut off at the beginning of the tail
             continue
         return step
     return 0

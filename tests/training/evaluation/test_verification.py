@@ -137,5 +137,5 @@ def test_it_says_whom_it_rests_on() -> None:
 
 
 def test_one_person_alone_is_refused() -> None:
-    with pytest.raises(UserError, match="one person alone"):
+    with pytest.raises(UserError, match="one person only"):
         found(corpus({"ada": 5}, {}))

@@ -1,4 +1,4 @@
-"""Which variants are compared with which, and by how much they differ."""
+"""Comparisons of accuracy: which variants match, and paired differences."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ import pytest
 
 from speakerlens.training.study.accuracy import MEAN, Accuracy, compare_accuracy
 from speakerlens.training.study.plan import PlannedRun
-from tests.training.study.findings import findings_of, plan_of
+from tests.training.study.measurements import measurements_of, plan_of
 
 ALL = ("clean", "da", "act-da", "act-pair", "da-pair", "da-2x")
 
 
 def compared(folder: Path, *variants: str, seeds: int = 3, overrides: tuple[str, ...] = ()) -> Accuracy:
     plan = plan_of(folder, *variants, seeds=seeds, overrides=overrides)
-    return compare_accuracy(plan, findings_of(plan))
+    return compare_accuracy(plan, measurements_of(plan))
 
 
 def pairs(found: Accuracy) -> list[set[tuple[str, str]]]:
@@ -76,8 +76,8 @@ def test_differences_are_paired_by_seed_either_way_round(tmp_path: Path) -> None
     def of(run: PlannedRun) -> int:
         return right[run.variant, run.seed]
 
-    found = compare_accuracy(plan, findings_of(plan, right=of)).compare("da", "clean")
-    turned = compare_accuracy(plan, findings_of(plan, right=of)).compare("clean", "da")
+    found = compare_accuracy(plan, measurements_of(plan, right=of)).compare("da", "clean")
+    turned = compare_accuracy(plan, measurements_of(plan, right=of)).compare("clean", "da")
     assert found is not None
     assert turned is not None
     half = 4.3027 * 0.1 / 3**0.5  # differences 0.2, 0.1 and 0.3

@@ -36,7 +36,7 @@ def test_dataclasses_come_back_as_they_were(tmp_path: Path) -> None:
     write_result(tmp_path / "deep" / "result.json", (RESULT, RESULT), {"network": "x"})
     stored = read_result(tmp_path / "deep" / "result.json", tuple[Outer, ...], {"network": "x"})
     assert stored is not None
-    assert stored.found == (RESULT, RESULT)
+    assert stored.result == (RESULT, RESULT)
     assert stored.code_revision == code_revision()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["result.json"]
 
@@ -45,7 +45,7 @@ def test_what_has_no_value_stays_apart_from_what_is_none(tmp_path: Path) -> None
     write_result(tmp_path / "result.json", Inner((math.nan,), None), {})
     stored = read_result(tmp_path / "result.json", Inner, {})
     assert stored is not None
-    found = stored.found
+    found = stored.result
     assert found.snr_db is None
     assert math.isnan(found.values[0])
 

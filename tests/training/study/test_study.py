@@ -1,7 +1,9 @@
-"""A whole study through the command line: stopped in the middle, gone on with, measured and reported."""
+"""A whole study through the command line: interrupted, resumed, measured and reported."""
 
+import contextlib
 import csv
 import fcntl
+import io
 import json
 import os
 import re
@@ -26,16 +28,16 @@ from speakerlens.training.data.manifest import Corpus, write_corpus
 from speakerlens.training.evaluation.conditions import CLEAN
 from speakerlens.training.evaluation.maps.probes import Progress as Tick
 from speakerlens.training.evaluation.workers import Networks
-from speakerlens.training.study.bench import Bench, Measure
-from speakerlens.training.study.measuring import measure
+from speakerlens.training.study.logs import read_log
+from speakerlens.training.study.measurements import measure
 from speakerlens.training.study.plan import Plan, make_plan
-from speakerlens.training.study.runner import read_log
+from speakerlens.training.study.store import Measure, MeasureStore
 from tests.conftest import ROOT
 from tests.training.evaluation.comparison.test_report import Page
 from tests.training.toy import make_corpus, write_config
 
 CPU = torch.device("cpu")
-UPDATES = 200  # two or three seconds: time enough to be stopped in the middle
+UPDATES = 150  # about two seconds: long enough to be interrupted
 SETTINGS = (f"updates={UPDATES}", "intervals.dev=10", "intervals.checkpoint=20")
 VARIANTS = ("clean", "da", "act-pair")
 SEEDS = 2
@@ -43,7 +45,7 @@ SEEDS = 2
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Without rooms, which halve the kinds of interference that are to be measured."""
+    """Without rooms, which halves the kinds of interference to be measured."""
     folder = tmp_path_factory.mktemp("corpus")
     return write_corpus(folder, [clip for clip in make_corpus(folder).clips if clip.kind != "rir"])
 
@@ -62,7 +64,7 @@ def command(words: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def stopped(words: list[str]) -> tuple[int, str]:
-    """The study, stopped by Ctrl-C as soon as its second run is at work: exit code and output."""
+    """The study, interrupted by Ctrl-C as soon as its second run is training: exit code and output."""
     log = Path(words[words.index("--out") + 1]) / "runs" / "seed-3" / "da"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command(words), stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as study:
@@ -76,11 +78,12 @@ def stopped(words: list[str]) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def out(words: list[str], stopped: tuple[int, str]) -> Path:
-    """The folder of the study once the same command has been given again."""
-    done = subprocess.run(command(words), capture_output=True, text=True, cwd=ROOT, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "6/6 trained: seed 4, " in done.stdout
-    assert "Augmented networks learn to delete" in done.stdout
+    """The folder of the study after the same command has been run again."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
+        patch.chdir(ROOT)
+        assert main(words) == 0
+    assert "6/6 trained: seed 4, " in output.getvalue()
+    assert "Top-1 accuracy under interference" in output.getvalue()
     return Path(words[words.index("--out") + 1])
 
 
@@ -100,15 +103,15 @@ def html(out: Path) -> str:
     return (out / "report.html").read_text(encoding="utf-8")
 
 
-def test_ctrl_c_stops_the_trainings_at_a_checkpoint(stopped: tuple[int, str]) -> None:
+def test_ctrl_c_stops_the_runs_at_a_checkpoint(stopped: tuple[int, str]) -> None:
     code, output = stopped
     assert code == 128 + signal.SIGINT
     assert "training 6 runs, 0 of them done, 2 at a time" in output
-    assert output.endswith("stopped; the same command goes on\n")
+    assert output.endswith("stopped; run the same command to resume\n")
 
 
-def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(plan: Plan, tmp_path: Path) -> None:
-    """The same to the last bit, on as many threads."""
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(plan: Plan, tmp_path: Path) -> None:
+    """Bit-identical, on the same number of threads."""
     run = next(run for run in plan.runs if run.variant == "da")
     log = read_log(run.folder)
     [stopped] = [record["step"] for record in log if record["event"] == "stop" and record["step"] < UPDATES]
@@ -121,7 +124,7 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(plan: Plan, tmp
     other = read_log(tmp_path)
     facts = ("step", "threads", "torch", "code_revision")
     made = [{fact: line[fact] for fact in facts} for line in (*log, *other) if line["event"] == "start"]
-    # Where they part first says more of the reason than the weights at the end do.
+    # The first difference between the logs says more about a cause than the final weights.
     assert figures_apart(log, other) == [], made
     ours, theirs = (read_checkpoint(folder)["network"] for folder in (run.folder, tmp_path))
     assert ours.keys() == theirs.keys()
@@ -129,7 +132,7 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(plan: Plan, tmp
 
 
 def figures_apart(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    """Name the updates whose figures differ, and the figures."""
+    """Return the updates whose figures differ, with the names of the figures."""
     timing = ("time", "utterances_per_second")
     updates = [{line["step"]: line for line in log if line["event"] == "update"} for log in (one, other)]
     assert updates[0].keys() == updates[1].keys() > set()
@@ -141,7 +144,7 @@ def figures_apart(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> lis
     ]
 
 
-def test_every_run_is_there_and_finished(plan: Plan) -> None:
+def test_every_run_is_finished(plan: Plan) -> None:
     for run in plan.runs:
         checkpoint = read_checkpoint(run.folder)
         assert (checkpoint["step"], checkpoint["variant"]) == (UPDATES, run.variant)
@@ -153,7 +156,7 @@ def rows(out: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_tables_follow_from_what_every_run_named(out: Path, found: Any) -> None:
+def test_tables_follow_from_the_ranks_of_every_run(out: Path, found: Any) -> None:
     accuracy = rows(out, "accuracy")
     assert len(accuracy) == SEEDS * len(VARIANTS) * len({(r["interference"], r["snr_db"]) for r in accuracy})
     means = {
@@ -198,7 +201,7 @@ def test_deletion_indices_are_averaged_over_ratios_utterances_and_seeds(out: Pat
     assert mean == pytest.approx(np.mean(of_runs))
 
 
-def test_it_says_what_was_run(found: Any, corpus: Corpus, html: str) -> None:
+def test_report_says_what_was_run(found: Any, corpus: Corpus, html: str) -> None:
     about = found["about"]
     assert about["corpus"]["digest"] == corpus.digest
     assert about["seeds"] == [3, 4]
@@ -212,7 +215,7 @@ def test_it_says_what_was_run(found: Any, corpus: Corpus, html: str) -> None:
         assert fact in text
 
 
-def test_the_page_is_whole_and_fetches_nothing(html: str) -> None:
+def test_page_is_complete_and_fetches_nothing(html: str) -> None:
     page = Page(html)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     kinds = ("data:image/svg+xml;base64,", "data:image/webp;base64,", "data:audio/flac;base64,", "#")
@@ -225,27 +228,25 @@ def test_the_page_is_whole_and_fetches_nothing(html: str) -> None:
     assert all(f'<section id="{anchor}">' in html for anchor in anchors)
 
 
-def test_claims_and_tables_are_in_the_page(html: str, found: Any) -> None:
+def test_summary_and_tables_are_in_the_page(html: str, found: Any) -> None:
     text = " ".join(Page(html).text.split())
-    assert len(found["claims"]) == 4
-    for claim in found["claims"]:
-        assert claim["title"] in text
-        for part in claim["findings"]:
-            assert all(" ".join(line.split()) in text for line in (part["text"], *part["points"]))
+    assert len(found["summary"]) == 6
+    for group in found["summary"]:
+        assert group["title"] in text
+        assert group["lines"]
+        assert all(line in text for line in group["lines"])
     for row in found["accuracy"]["rows"]:
         assert f"{100 * row['top1']['mean']['mean']:.1f}" in text
 
 
-def test_what_is_on_disk_is_not_measured_again_unless_its_network_changes(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_runs_with_changed_weights_are_measured_again(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Path] = []
 
     def load(folder: Path, device: torch.device) -> Run:
         loaded.append(folder)
         return load_run(folder, device)
 
-    monkeypatch.setattr("speakerlens.training.study.bench.load_run", load)
+    monkeypatch.setattr("speakerlens.training.study.store.load_run", load)
     measure(plan, CPU, Console(quiet=True))
     assert loaded == []
     changed = plan.runs[-1].folder
@@ -257,7 +258,7 @@ def test_what_is_on_disk_is_not_measured_again_unless_its_network_changes(
 
 
 def test_a_result_of_another_version_is_measured_again(plan: Plan) -> None:
-    """Of the code, or of what it depends on beside network, corpus and conditions."""
+    """Version of the code, or of the settings."""
     worked: list[int] = []
 
     def work(networks: Networks, tick: Tick) -> dict[str, Toy]:
@@ -265,9 +266,9 @@ def test_a_result_of_another_version_is_measured_again(plan: Plan) -> None:
         return {name: Toy(len(worked)) for name in networks}
 
     def measured(version: int, **settings: object) -> tuple[set[int], dict[str, tuple[str, ...]]]:
-        bench = Bench(plan, CPU, Console(quiet=True))
-        found = bench.each(Measure("toy", version, Toy, [CLEAN], settings), work)
-        return {toy.value for toy in found.values()}, bench.code_revisions
+        store = MeasureStore(plan, CPU, Console(quiet=True))
+        found = store.each(Measure("toy", version, Toy, [CLEAN], settings), work)
+        return {toy.value for toy in found.values()}, store.code_revisions
 
     assert measured(1)[0] == measured(1)[0] == {1, 2}
     values, revisions = measured(2)
@@ -294,7 +295,7 @@ class Toy:
         ("accuracy.csv", "accuracy.csv: cannot be written"),
     ],
 )
-def test_what_lies_in_the_way_is_named(
+def test_path_in_the_way_is_named(
     place: str, said: str, words: list[str], out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     aside = out / "aside"
@@ -308,7 +309,7 @@ def test_what_lies_in_the_way_is_named(
         aside.rename(out / place)
 
 
-def test_a_log_that_is_gone_is_named_before_anything_is_measured(
+def test_missing_log_is_named_before_measuring(
     words: list[str], plan: Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("speakerlens.training.study.cli.measure", None)
@@ -322,7 +323,7 @@ def test_a_log_that_is_gone_is_named_before_anything_is_measured(
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
-def test_a_corpus_that_cannot_be_tested_is_refused_before_training(
+def test_corpus_without_a_split_is_refused_before_training(
     split: str, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_corpus(tmp_path, [clip for clip in corpus.clips if (clip.kind, clip.split) != ("utterance", split)])
@@ -332,9 +333,7 @@ def test_a_corpus_that_cannot_be_tested_is_refused_before_training(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failing_run_is_named_with_the_end_of_what_it_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failing_run_is_named_with_its_last_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = make_corpus(tmp_path / "corpus", seconds=0.3, interference=False)
     words = ["study", "--config", write_config(tmp_path), "--corpus", corpus.root, "--out", tmp_path / "out"]
     words += ["--seeds", 1, "--variants", "da", "--device", "cpu", "--set", "interference.snr_db={noise: [0, 5]}"]
@@ -345,12 +344,12 @@ def test_a_failing_run_is_named_with_the_end_of_what_it_said(
     assert "Traceback" not in error
 
 
-def test_two_studies_do_not_work_in_one_folder(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_second_study_in_one_folder_is_refused(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     with (out / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(words) == 2
-    assert "a study is at work there already" in capsys.readouterr().err
+    assert "another study is running there" in capsys.readouterr().err
 
 
 def test_another_configuration_is_refused(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,7 +358,7 @@ def test_another_configuration_is_refused(words: list[str], out: Path, capsys: p
     assert f"was trained with updates {UPDATES}, not {UPDATES + 1}" in error
 
 
-def test_the_readmes_command_is_understood(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_of_the_readme_is_accepted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
     line = re.search(r"python -m (training study .*)", (ROOT / "README.md").read_text("utf-8"))
     assert line is not None

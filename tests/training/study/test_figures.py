@@ -1,4 +1,4 @@
-"""What the figures of the maps show, read back from the files."""
+"""Figures of the maps, read back from the files."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from speakerlens.training.evaluation.maps.spectrum import MapSpectrum
-from speakerlens.training.study.map_pictures import spectra_figure, spectrum_edges
-from tests.training.study.findings import findings_of, plan_of
+from speakerlens.training.study.figures import spectra_figure, spectrum_edges
+from tests.training.study.measurements import measurements_of, plan_of
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 2), (20, 33), (80, 33)])
-def test_a_grid_of_period_two_is_drawn_where_the_axis_says_half_a_cycle(rows: int, columns: int) -> None:
+def test_spectrum_bins_are_centred_on_their_frequencies(rows: int, columns: int) -> None:
     left, right, bottom, top = spectrum_edges(np.zeros((rows, columns)))
     along_mel = bottom + (np.arange(rows) + 0.5) * (top - bottom) / rows
     along_time = left + (np.arange(columns) + 0.5) * (right - left) / columns
@@ -21,13 +21,13 @@ def test_a_grid_of_period_two_is_drawn_where_the_axis_says_half_a_cycle(rows: in
 
 
 @pytest.mark.parametrize("taps", [1, 2])
-def test_taps_that_no_stage_has_take_no_room(tmp_path: Path, taps: int) -> None:
+def test_missing_taps_have_no_row(tmp_path: Path, taps: int) -> None:
     plan = plan_of(tmp_path, "da", seeds=1)
     power = ((1.0, 0.5), (0.2, 0.1))
     some = [MapSpectrum("da", "s3", "stage-output", True, power, 1.0, 0.5)]
     if taps == 2:
         some.append(MapSpectrum("da", "s3", "last-block-input", False, power, 1.0, 0.5))
-    findings = findings_of(plan)
+    findings = measurements_of(plan)
     findings = type(findings)(**{**vars(findings), "spectra": {plan.runs[0]: tuple(some)}})
     spectra_figure(findings, tmp_path / "spectra.svg")
     height = re.search(r'<svg[^>]* height="([\d.]+)pt"', (tmp_path / "spectra.svg").read_text("utf-8"))

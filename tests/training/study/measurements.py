@@ -1,4 +1,4 @@
-"""Findings of studies that were never run: numbers chosen by hand, so that what follows from them can be, too."""
+"""Plans and hand-made measurements, whose averages are known."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +10,8 @@ from speakerlens.training.evaluation.conditions import CLEAN, SNRS_DB, Condition
 from speakerlens.training.evaluation.maps.deletion import MAPS, DeletionIndices
 from speakerlens.training.evaluation.maps.localisation import MAPS as TURN_MAPS
 from speakerlens.training.evaluation.maps.localisation import Localisation
-from speakerlens.training.study.measuring import Findings, Ranks
+from speakerlens.training.study.measurements import EvaluationSet, Measurements, Ranks
 from speakerlens.training.study.plan import Plan, PlannedRun, make_plan
-from speakerlens.training.study.setting import Setting
 from tests.training.toy import make_corpus, toy_config
 
 KINDS = ("noise", "music")
@@ -24,27 +23,27 @@ def plan_of(folder: Path, *variants: str, seeds: int = 3, overrides: tuple[str, 
     return make_plan(toy_config(folder, *overrides), corpus, folder / "out", variants, seeds)
 
 
-def findings_of(
+def measurements_of(
     plan: Plan,
     right: Callable[[PlannedRun], int] = lambda run: 5,
     deletion: Callable[[PlannedRun, str, str], tuple[float, float]] = lambda run, kind, name: (1.0, 1.0),
     turns: Callable[[PlannedRun, str], float] = lambda run, name: 0.5,
-) -> Findings:
-    """Put findings together.
+) -> Measurements:
+    """Return measurements.
 
     Args:
         plan: whose runs they are of.
-        right: how many of ten utterances a run names, in every condition with interference; without, all.
+        right: how many of ten utterances a run identifies in every condition with interference; all in the clean one.
         deletion: index of a run's map under a kind, and that of the clean utterance's map.
-        turns: area under the ROC curve of a run's map, of frames; of bins it is a tenth less.
+        turns: area under the ROC curve of a run's map by frames; by bins it is 0.1 less.
     """
-    heard = tuple(Condition(kind, snr_db) for kind in KINDS for snr_db in SNRS_DB)
+    corrupted = tuple(Condition(kind, snr_db) for kind in KINDS for snr_db in SNRS_DB)
     names = tuple(f"{number}.flac" for number in range(UTTERANCES))
-    setting = Setting((CLEAN, *heard), {}, KINDS, names, names)
-    return Findings(
-        setting,
-        accuracy={run: _ranks(right(run), len(heard)) for run in plan.runs},
-        deletion={run: tuple(_indices(run, condition, deletion) for condition in setting.probed) for run in plan.runs},
+    tested = EvaluationSet((CLEAN, *corrupted), {}, KINDS, names, names)
+    return Measurements(
+        tested,
+        accuracy={run: _ranks(right(run), len(corrupted)) for run in plan.runs},
+        deletion={run: tuple(_indices(run, condition, deletion) for condition in tested.probed) for run in plan.runs},
         localisation={run: (_located(run, {name: turns(run, name) for name in TURN_MAPS}),) for run in plan.runs},
         faithfulness={},
         randomisation={},
