@@ -1,6 +1,6 @@
-"""Checkpoint in, verified model bundle out."""
+"""Export trained runs as verified model bundles."""
 
 import os
 
-# Read when ONNX Runtime is first imported; its telemetry is on otherwise.
+# ONNX Runtime reads this on its first import; its telemetry is on by default.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

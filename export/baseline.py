@@ -1,7 +1,7 @@
-"""`baseline.json`: how the exported model's answers are distributed on the evaluation set.
+"""`baseline.json`: distributions of the exported model's answers on the evaluation set.
 
-A running service compares its traffic with this: what it is used to, clean and under each kind of interference. Both
-take the numbers from `measures`.
+A running server compares its traffic with them, clean and under each kind of interference. Both sides compute the
+measures with the package `measures`.
 """
 
 import math
@@ -35,22 +35,22 @@ from speakerlens.training.model.front_end import frame_count
 from speakerlens.training.model.saliency import Saliency, fused
 
 UTTERANCES = 40
-"""Heard under each interference."""
+"""Number of utterances under each kind of interference."""
 
 CLEAN_UTTERANCES = 240
-"""Heard clean. Drift is measured from these, and with ten bins the index of two samples of one distribution is in the
-mean 9 (1/240 + 1/m), which leaves room below 0.1, where something has changed."""
+"""Number of clean utterances, from which drift is measured. With ten bins the population stability index of two samples
+of one distribution has the mean 9 (1/240 + 1/m), well below 0.1, the usual limit for a change."""
 
 LONGEST_SECONDS = 6.0
 _SNRS_DB = (10.0, 0.0)
 _BATCH = 8
 
 Measures = dict[str, list[float]]
-"""Values by the name of the measure, in the order of the utterances."""
+"""Values by measure, in the order of the utterances."""
 
 
-class Evaluation(NamedTuple):
-    """What the model is asked about: utterances clean, and fewer of them under each interference."""
+class EvaluationSet(NamedTuple):
+    """Utterances of the baseline: clean ones, and fewer of them under each kind of interference."""
 
     clean: tuple[Clip, ...]
     corrupted: tuple[Clip, ...]
@@ -58,21 +58,21 @@ class Evaluation(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How often `measure` calls `advance`."""
+        """Return the number of batches in `measure`."""
         return len(batches(self.clean, _BATCH)) + len(batches(self.corrupted, _BATCH)) * len(self.conditions)
 
 
-def evaluation(corpus: Corpus) -> Evaluation:
-    """Choose from the test split, spread over the speakers; clean, where that has too few, from dev as well.
+def evaluation_set(corpus: Corpus) -> EvaluationSet:
+    """Choose utterances of the test split, spread over the speakers; clean ones also from dev if there are too few.
 
-    The conditions are each kind of interference at 10 and 0 dB, as far as the corpus supplies them. Utterances are
-    heard up to their sixth second.
+    The conditions are each kind of interference at 10 and 0 dB, as far as the corpus supplies them. Utterances are cut
+    to six seconds.
     """
     supplied, _ = supplied_grid(corpus, "test")
     test = corpus.utterances("test")
     clean = spread(test, CLEAN_UTTERANCES)
     clean += spread(corpus.utterances("dev"), CLEAN_UTTERANCES - len(clean))
-    return Evaluation(
+    return EvaluationSet(
         tuple(_cut(clip) for clip in clean),
         tuple(_cut(clip) for clip in spread(test, UTTERANCES)),
         tuple(condition for condition in supplied if condition.snr_db in _SNRS_DB),
@@ -82,7 +82,7 @@ def evaluation(corpus: Corpus) -> Evaluation:
 def measure(
     folder: Path,
     corpus: Corpus,
-    asked: Evaluation,
+    evaluated: EvaluationSet,
     speakers: Sequence[str],
     temperature: float,
     advance: Callable[[], None] = lambda: None,
@@ -90,22 +90,22 @@ def measure(
     """Run `explain.onnx` over the evaluation set.
 
     Args:
-        folder: the bundle, or what it will be.
-        corpus: its test split has the interference.
-        asked: of `evaluation`.
+        folder: the bundle, or its staging folder.
+        corpus: its test split supplies the interference.
+        evaluated: from `evaluation_set`.
         speakers: the labels.
         temperature: of the calibration.
-        advance: called after each of `asked.steps` batches.
+        advance: called after each of `evaluated.steps` batches.
 
     Returns:
-        What `baseline.json` holds but for `probes`: the conditions with their top-1 accuracy, and for each kind of
-        interference the distributions of the measures of the sound, of the prediction, and of the fused map of the
+        Content of `baseline.json` except `probes`: the conditions with their top-1 accuracy, and for each kind of
+        interference the distributions of the measures of the audio, of the prediction, and of the fused map of the
         predicted speaker.
     """
     explain = load_runtimes(folder)[EXPLAIN]
     values: dict[str, Measures] = defaultdict(lambda: defaultdict(list))
     hits: dict[Condition, list[bool]] = defaultdict(list)
-    for batch in _heard(corpus, asked, speakers):
+    for batch in _batches(corpus, evaluated, speakers):
         target = torch.full_like(batch.labels, -1)
         outputs = {n: torch.from_numpy(v) for n, v in explain(batch.mixture.audio, batch.lengths, target).items()}
         for name, column in _measures(batch, outputs, temperature).items():
@@ -114,7 +114,7 @@ def measure(
         advance()
     bins = {name: quantile_bins(column) for name, column in values[CLEAN_KIND].items()}
     return {
-        "utterances": len(asked.corrupted),
+        "utterances": len(evaluated.corrupted),
         "conditions": [
             {"interference": c.kind, "snr_db": c.snr_db, "utterances": len(hit), "top1": sum(hit) / len(hit)}
             for c, hit in hits.items()
@@ -130,14 +130,15 @@ def _cut(clip: Clip) -> Clip:
     return replace(clip, duration=min(clip.duration, LONGEST_SECONDS))
 
 
-def _heard(corpus: Corpus, asked: Evaluation, speakers: Sequence[str]) -> Iterator[MixtureBatch]:
+def _batches(corpus: Corpus, evaluated: EvaluationSet, speakers: Sequence[str]) -> Iterator[MixtureBatch]:
     return chain(
-        mixtures(corpus, "test", speakers, (CLEAN,), _BATCH, asked.clean),
-        mixtures(corpus, "test", speakers, asked.conditions, _BATCH, asked.corrupted),
+        mixtures(corpus, "test", speakers, (CLEAN,), _BATCH, evaluated.clean),
+        mixtures(corpus, "test", speakers, evaluated.conditions, _BATCH, evaluated.corrupted),
     )
 
 
 def _measures(batch: MixtureBatch, outputs: dict[str, Tensor], temperature: float) -> Measures:
+    """Return the measures of each utterance of a batch; `outputs` are those of `explain`, by name."""
     saliency = as_saliency(outputs, batch.lengths)
     maps = fused(saliency)
     columns: Measures = defaultdict(list)
@@ -157,7 +158,12 @@ def _measures(batch: MixtureBatch, outputs: dict[str, Tensor], temperature: floa
 
 
 def as_saliency(outputs: dict[str, Tensor], lengths: Tensor) -> Saliency:
-    """Outputs of `explain` in the form of the eager reference."""
+    """Return the outputs of `explain` in the form of the eager reference.
+
+    Args:
+        outputs: by name, shapes as in `export.graph.Explanation`.
+        lengths: valid samples, [batch].
+    """
     frames = frame_count(lengths)
     columns = [frames]
     for _ in MAPS[1:]:
@@ -174,7 +180,7 @@ def as_saliency(outputs: dict[str, Tensor], lengths: Tensor) -> Saliency:
 
 
 def distribution(bins: Bins, column: Sequence[float]) -> dict[str, Any]:
-    """Counts and mean of a measure under one kind of interference; undefined values are left out."""
+    """Return counts and mean of a measure under one kind of interference; NaN values are left out."""
     counts = bins.counts(column)
     known = [value for value in column if not math.isnan(value)]
     return {

@@ -1,4 +1,4 @@
-"""Residual blocks without batch normalisation, and their gradients written out in plain forward operators."""
+"""Residual blocks with folded batch normalisation, and their gradients as plain forward operators."""
 
 from typing import Final
 
@@ -10,9 +10,9 @@ from speakerlens.training.model.network import BasicBlock, Bottleneck, Tap
 
 
 class FoldedBlock(nn.Module):
-    """What both kinds of block share: where their maps are taken, and the shortcut.
+    """Common part of both kinds of block: the tap and the shortcut.
 
-    `tap` says that a saliency map is taken at the block's input, its output, or (None) not here.
+    `tap` says whether a saliency map is taken at the block's input, its output, or (None) nowhere.
     """
 
     stride: Final[int]
@@ -34,7 +34,15 @@ class FoldedBlock(nn.Module):
             self.shortcut = fold(convolution, normalisation)
 
     def add_shortcut_gradient(self, main: Tensor, upstream: Tensor) -> Tensor:
-        """Gradient by the block's input: that through the convolutions, `main`, and that past them."""
+        """Add the shortcut's part to the gradient by the block's input.
+
+        Args:
+            main: gradient through the convolutions, [batch, channels, rows, columns] of the input.
+            upstream: gradient by the block's sum, [batch, channels, rows, columns] of the output.
+
+        Returns:
+            [batch, channels, rows, columns] of the input.
+        """
         if not self.projects:
             return main + upstream
         weight: Tensor = self.shortcut.weight  # type: ignore[assignment]
@@ -53,19 +61,27 @@ class FoldedBasicBlock(FoldedBlock):
         self.conv2 = fold(block.conv2, block.bn2)
 
     def forward(self, x: Tensor, before: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The block's hidden activations and its output, all after their ReLU and zero in the padding.
+        """Return the hidden activations and the output, all after their ReLU and zero in the padding.
 
-        `before` is the mask of the input, `mask` that of the output.
+        Args:
+            x: [batch, channels, rows, columns].
+            before: mask of the input, [batch, 1, 1, columns].
+            mask: mask of the output, likewise.
         """
         hidden = F.relu(self.conv1(x)) * mask
         return [hidden], F.relu(self.conv2(hidden) + self.shortcut(x)) * mask
 
     def gradient(self, upstream: Tensor, hidden: list[Tensor], output: Tensor, rows: int, columns: int) -> Tensor:
-        """Gradient of the score by the block's input, from that by its output.
+        """Return the gradient of the score by the block's input, [batch, channels, rows, columns].
 
-        `rows` and `columns` are the input's: a strided convolution does not tell an odd size from the next even one.
+        Args:
+            upstream: gradient by the block's output, of its shape.
+            hidden: from `forward`.
+            output: from `forward`.
+            rows: of the input; columns: likewise. A strided convolution maps an odd size and the next even one to the
+                same output size.
         """
-        # A ReLU passes the gradient where its output is positive; the padding's is zero, so this masks it too.
+        # A ReLU passes the gradient where its output is positive; the padding is zero, so it is masked as well.
         upstream = upstream * (output > 0)
         inner = _transposed_3x3(upstream, self.conv2.weight, 1, rows, columns) * (hidden[0] > 0)
         main = _transposed_3x3(inner, self.conv1.weight, self.stride, rows, columns)
@@ -82,13 +98,13 @@ class FoldedBottleneck(FoldedBlock):
         self.conv3 = fold(block.conv3, block.bn3)
 
     def forward(self, x: Tensor, before: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
-        """As of `FoldedBasicBlock`; the first hidden activation has the size of the input."""
+        """Return activations as `FoldedBasicBlock.forward`; the first hidden one has the size of the input."""
         first = F.relu(self.conv1(x)) * before
         second = F.relu(self.conv2(first)) * mask
         return [first, second], F.relu(self.conv3(second) + self.shortcut(x)) * mask
 
     def gradient(self, upstream: Tensor, hidden: list[Tensor], output: Tensor, rows: int, columns: int) -> Tensor:
-        """As of `FoldedBasicBlock`."""
+        """Return the gradient as `FoldedBasicBlock.gradient`."""
         upstream = upstream * (output > 0)
         inner = F.conv2d(upstream, self.conv3.weight.transpose(0, 1)) * (hidden[1] > 0)
         inner = _transposed_3x3(inner, self.conv2.weight, self.stride, rows, columns) * (hidden[0] > 0)
@@ -97,7 +113,7 @@ class FoldedBottleneck(FoldedBlock):
 
 
 def fold_block(block: nn.Module, tap: Tap | None) -> FoldedBlock:
-    """The block without batch normalisation; arguments as of `FoldedBlock`."""
+    """Return the block with folded batch normalisation; `tap` as in `FoldedBlock`."""
     if isinstance(block, Bottleneck):
         return FoldedBottleneck(block, tap)
     assert isinstance(block, BasicBlock)
@@ -105,14 +121,14 @@ def fold_block(block: nn.Module, tap: Tap | None) -> FoldedBlock:
 
 
 def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
-    """One convolution with bias that computes a convolution and its normalisation."""
+    """Return one convolution with bias that computes a convolution and its normalisation."""
     fused: nn.Conv2d = torch.nn.utils.fusion.fuse_conv_bn_eval(convolution.eval(), normalisation.eval())
     return fused
 
 
 def _transposed_3x3(upstream: Tensor, weight: Tensor, stride: int, rows: int, columns: int) -> Tensor:
-    """Gradient of a padded 3x3 convolution by its input, which has `rows` x `columns`."""
+    """Return the gradient of a padded 3x3 convolution by its input, [batch, channels, rows, columns]."""
     if stride == 1:
-        # The same as a transposed convolution, which runtimes compute more slowly.
+        # Equal to a transposed convolution, but faster in the runtimes.
         return F.conv2d(upstream, weight.flip(2, 3).transpose(0, 1), padding=1)
     return F.conv_transpose2d(upstream, weight, stride=2, padding=1, output_padding=1)[:, :, :rows, :columns]

@@ -1,4 +1,4 @@
-"""Writing a model bundle: all that serving needs about one variant, verified, in one folder, at once or not at all."""
+"""Write a model bundle: everything that serving needs of one variant, verified, in one folder, atomically."""
 
 import contextlib
 import datetime
@@ -41,20 +41,20 @@ from speakerlens.training.model.saliency import FUSED_STAGES
 SCHEMA_VERSION = 4
 MANIFEST, WEIGHTS, PARITY, BASELINE = "bundle.json", "weights.safetensors", "parity.json", "baseline.json"
 
-# Nine frames: the shortest audio with two columns at the last stage, without which there is no standard deviation.
+# Nine frames: the shortest audio with two columns at the last stage, which the standard deviation needs.
 MIN_SAMPLES = FRAME_LENGTH + 8 * FRAME_SHIFT
 
 
 Report = Callable[[int, int], None]
-"""Told after each step how many are done, of how many."""
+"""Called after each step with the number of finished steps and the total."""
 
 
 class ExportError(Exception):
-    """A bundle that cannot be written, because what was exported does not hold: the message says what."""
+    """Raised where the exported graphs or a bundle fail verification; the message says how."""
 
 
 class Written(NamedTuple):
-    """A bundle's folder, and whether it was there already."""
+    """A bundle's folder, and whether it existed already."""
 
     folder: Path
     reused: bool
@@ -65,19 +65,19 @@ def export_run(
 ) -> Written:
     """Export a trained run as the next version of its variant.
 
-    Nothing is written if the newest version has the same schema and weights, its threshold was chosen for the same
-    rate, and it has probes or none as asked. A failure leaves no trace under `out`.
+    Nothing is written if the newest version has the same schema, weights and false-acceptance rate, and a probe set or
+    none as requested. A failure leaves no files under `out`.
 
     Args:
-        run_folder: what `python -m training fit` made; its corpus must still be where it was.
-        out: the bundles; the new one becomes `<out>/<variant>/<version>`.
-        report: told how far the work is.
-        false_acceptance: the share of strangers' utterances that may be taken for a known speaker's.
-        probes: whether the bundle gets a probe set, as far as the corpus has one.
+        run_folder: folder of a finished run; its corpus must still be in its place.
+        out: folder of the bundles; the new one becomes `<out>/<variant>/<version>`.
+        report: called after each step.
+        false_acceptance: share of out-of-set utterances that the threshold may accept.
+        probes: whether the bundle gets a probe set, if the corpus has utterances for one.
 
     Raises:
-        UserError: the run is unfinished, or its corpus is gone or another one.
-        ExportError: the exported graphs do not agree with the network, or are not fit for serving.
+        UserError: the run is unfinished, or its corpus is missing or has changed.
+        ExportError: the exported graphs differ from the network, or are not fit for serving.
     """
     run = load_run(run_folder)
     if not run.finished:
@@ -90,7 +90,7 @@ def export_run(
     with _staging(out / run.variant) as staging:
         versions = sorted(int(p.name) for p in (out / run.variant).glob("*") if re.fullmatch(r"[1-9]\d*", p.name))
         save_file({n: t.contiguous() for n, t in run.network.state_dict().items()}, staging / WEIGHTS)
-        (staging / WEIGHTS).chmod(0o644)  # written for its owner alone; a server in a container is another user
+        (staging / WEIGHTS).chmod(0o644)  # save_file makes it private; a server in a container runs as another user
         newest = out / run.variant / str(versions[-1]) if versions else None
         if newest and _is_same(newest, staging, false_acceptance, probes):
             return Written(newest, reused=True)
@@ -102,7 +102,7 @@ def export_run(
 
 
 def choose_utterances(corpus: Corpus, count: int) -> list[Clip]:
-    """Evaluation utterances spread over the speakers; where the test split has too few, others join them."""
+    """Return test utterances spread over the speakers, filled up from the other splits."""
     chosen: list[Clip] = []
     for split in ("test", "dev", "train"):
         chosen += spread(corpus.utterances(split), count - len(chosen))
@@ -110,13 +110,13 @@ def choose_utterances(corpus: Corpus, count: int) -> list[Clip]:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a bundle but its manifest, by the path within."""
+    """Return the SHA-256 of every file in a bundle except its manifest, by relative path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     return {p.relative_to(folder).as_posix(): _digest(p) for p in files}
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The schema of a bundle's `<name>.json`: "bundle" or "baseline"."""
+    """Return the schema of a bundle's `<name>.json`: "bundle" or "baseline"."""
     content: dict[str, Any] = json.loads(
         (resources.files("speakerlens.protos") / f"{name}.schema.json").read_text("utf-8")
     )
@@ -124,12 +124,12 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON for people and programs."""
+    """Write indented JSON; NaN is an error."""
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _is_same(bundle: Path, staging: Path, false_acceptance: float, probes: bool) -> bool:
-    """Whether a bundle is what would be written again, but for its date."""
+    """Return whether a bundle equals the one that would be written, except for its date."""
     try:
         manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
         same = manifest["schema_version"] == SCHEMA_VERSION
@@ -143,8 +143,8 @@ def _is_same(bundle: Path, staging: Path, false_acceptance: float, probes: bool)
 def _fill(
     folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance: float, probes: bool, report: Report
 ) -> None:
-    """Write everything but the weights, which are there, into a bundle's folder."""
-    evaluated = baseline.evaluation(corpus)
+    """Write everything except the weights into a bundle's folder."""
+    evaluated = baseline.evaluation_set(corpus)
     clips = choose_utterances(corpus, parity.UTTERANCES)
     total = 8 + parity.steps() + evaluated.steps
     done = itertools.count(1)
@@ -185,7 +185,7 @@ def _fill(
 
 
 def _facts(run: Run, version: int, calibration: Calibration, verification: Verification) -> dict[str, Any]:
-    """Everything in `bundle.json` except what is known only when the files are there."""
+    """Return the part of `bundle.json` that does not depend on the other files."""
     network, mel_bins = run.config.network, run.config.network.mel_bins
     return {
         "schema_version": SCHEMA_VERSION,
@@ -233,7 +233,7 @@ def _facts(run: Run, version: int, calibration: Calibration, verification: Verif
 
 
 def _write_utterances(folder: Path, clips: Sequence[Clip]) -> tuple[list[NDArray[np.float32]], list[dict[str, str]]]:
-    """Put utterances into the bundle; returns them as they read back, and their list for the manifest."""
+    """Write utterances into the bundle; return them as read back, each [samples], and their manifest entries."""
     utterances, listed = [], []
     for index, clip in enumerate(clips):
         speaker = str(clip.speaker)
@@ -246,9 +246,9 @@ def _write_utterances(folder: Path, clips: Sequence[Clip]) -> tuple[list[NDArray
 
 @contextlib.contextmanager
 def _staging(parent: Path) -> Iterator[Path]:
-    """A folder beside the final one, so that it can be renamed into place; removed if it was not.
+    """Make a folder beside the final one, to be renamed into place; removed if it was not.
 
-    While it is there, other exports of the same variant wait: the version's number is written into what they make.
+    Other exports of the same variant wait meanwhile, since the version number is written into the files.
     """
     parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     make_folder(parent)
@@ -263,7 +263,7 @@ def _staging(parent: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
     finally:
         os.close(handle)
-        with contextlib.suppress(OSError):  # not empty: something was exported, here or beside
+        with contextlib.suppress(OSError):  # not empty: a bundle was exported
             for folder in parents:
                 folder.rmdir()
 

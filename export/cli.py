@@ -70,14 +70,14 @@ def _export_parser(program: str) -> ArgumentParser:
         metavar="SHARE",
         type=_share,
         default=FALSE_ACCEPTANCE,
-        help="share of strangers' utterances that may be taken for a known speaker's (default: %(default)s)",
+        help="share of out-of-set utterances that the threshold may accept (default: %(default)s)",
     )
     parser.add_argument(
         "--no-probes",
         dest="probes",
         action="store_false",
-        help="leave out the probe set, with which the server examines itself: it holds interference of the corpus "
-        "(music, noises, other voices), which you may not want to hand on",
+        help="leave out the probe set, with which the server tests itself: it contains interference of the corpus "
+        "(music, noise, other voices), which you may not want to distribute",
     )
     return parser
 
@@ -99,10 +99,10 @@ def _verify_parser(program: str) -> ArgumentParser:
 
 
 def _export(runs: Sequence[Path], out: Path, false_acceptance: float, probes: bool) -> None:
-    """Export each run in a process of its own, as many at once as there are cores.
+    """Export each run in its own process, as many in parallel as there are cores.
 
-    Tracing is Python's work on one core, and most of the rest is about single utterances, so that processes use the
-    cores better than threads within one would.
+    Tracing is single-threaded Python, and most of the rest runs on single utterances, so processes use the cores better
+    than threads.
     """
     console = Console()
     context = multiprocessing.get_context("spawn")
@@ -141,7 +141,7 @@ def _export_one(
 
 
 def _calibrated_with(bundle: Path) -> str:
-    """Whose scores the threshold of a bundle rests on, in words: how far it can be trusted depends on it."""
+    """Return a sentence about the scores that the threshold of a bundle rests on."""
     found = json.loads((bundle / MANIFEST).read_text("utf-8"))["calibration"]
     few = "" if found["strangers"] == HELD_OUT else f", as dev has no {FEWEST_OUT_OF_SET} held-out speakers"
     return (

@@ -1,10 +1,9 @@
-"""The network as it is exported: no batch normalisation, and the gradients of LayerCAM as plain forward operators.
+"""The exported network: folded batch normalisation, and the gradients of LayerCAM as plain forward operators.
 
-Exporters cannot follow autograd: exporting a call of it fails, or freezes the maps into constants. But the path from a
-score back to a stage is short and known (head or cosine, linear layer, statistics pooling, residual blocks), so the
-gradient is written out here, as convolutions and products like any others. It is verified against eager autograd
-(`export/parity.py`), with which it shares no code. The same modules serve ONNX (through `torch.onnx`) and TorchScript
-(through `torch.jit.script`).
+Exporters cannot trace autograd: exporting a call of it fails, or turns the maps into constants. The path from a score
+back to a stage is short and known (head or cosine, linear layer, statistics pooling, residual blocks), so the gradient
+is written out here as convolutions and products. It is verified against eager autograd (`export/parity.py`), with which
+it shares no code. The same modules become ONNX (`torch.onnx`) and TorchScript (`torch.jit.script`).
 """
 
 from typing import Final, NamedTuple
@@ -20,7 +19,7 @@ from speakerlens.training.model.network import SpeakerNetwork
 
 
 class Prediction(NamedTuple):
-    """Outputs of `predict`: scores [batch, classes] and embedding [batch, size]."""
+    """Outputs of `predict`: logits [batch, classes] and embedding [batch, size]."""
 
     logits: Tensor
     embedding: Tensor
@@ -60,8 +59,8 @@ class Verification(NamedTuple):
     saliency_s4: Tensor
 
 
-class Passed(NamedTuple):
-    """What the way back needs of the way there: input, hidden activations and output of each block, and the pooling's.
+class Activations(NamedTuple):
+    """Activations of the forward pass: input, hidden activations and output of each block, and the pooling's.
 
     features: log-mel [batch, mel, frames]; columns: valid ones of the last output [batch];
     mean, deviation: over the valid columns, [batch, channels, rows, 1]; embedding: [batch, size].
@@ -78,7 +77,7 @@ class Passed(NamedTuple):
 
 
 class ExportedNetwork(nn.Module):
-    """The whole network with folded weights; `predict`, `explain` and `verify` are its three graphs."""
+    """The network with folded weights; `predict`, `explain` and `verify` become the three graphs of a bundle."""
 
     cosine: Final[bool]
     class_weight: Tensor
@@ -94,8 +93,8 @@ class ExportedNetwork(nn.Module):
             for layer, tap in zip(encoder.layers, encoder.taps, strict=True)
             for i, block in enumerate(layer)
         )
-        # TorchScript cannot walk a list backwards.
-        self.blocks_from_the_end = nn.ModuleList(reversed(self.blocks))
+        # TorchScript cannot iterate over a list backwards.
+        self.reversed_blocks = nn.ModuleList(reversed(self.blocks))
         self.embed = encoder.seg_1
         head = network.head
         self.cosine = isinstance(head, AAMHead)
@@ -109,7 +108,12 @@ class ExportedNetwork(nn.Module):
         self.eval()
 
     def predict(self, audio: Tensor, lengths: Tensor) -> Prediction:
-        """Scores and embedding of 16 kHz audio [batch, samples], of which `lengths` [batch] are valid."""
+        """Return logits and embedding.
+
+        Args:
+            audio: 16 kHz, float32 [batch, samples].
+            lengths: valid samples, int64 [batch].
+        """
         features, frames = self.front_end(audio, lengths)
         mask = time_mask(frames, features.shape[2])[:, None, None, :]
         x = F.relu(self.stem(features.unsqueeze(1))) * mask
@@ -122,23 +126,37 @@ class ExportedNetwork(nn.Module):
         return Prediction(self._logits(embedding), embedding)
 
     def explain(self, audio: Tensor, lengths: Tensor, target: Tensor) -> Explanation:
-        """Prediction and LayerCAM maps; `target` [batch] is the class to explain, -1 for the predicted one."""
-        passed = self._pass(audio, lengths)
-        logits = self._logits(passed.embedding)
+        """Return the prediction and the LayerCAM maps of one class.
+
+        Args:
+            audio: 16 kHz, float32 [batch, samples].
+            lengths: valid samples, int64 [batch].
+            target: class to explain, int64 [batch]; -1 for the predicted one.
+        """
+        activations = self._forward(audio, lengths)
+        logits = self._logits(activations.embedding)
         target = torch.where(target < 0, logits.argmax(dim=1), target)
-        maps = self._maps(passed, self._target_gradient(passed.embedding, target))
-        return Explanation(logits, passed.embedding, passed.features, target, maps[3], maps[2], maps[1], maps[0])
+        maps = self._maps(activations, self._target_gradient(activations.embedding, target))
+        return Explanation(
+            logits, activations.embedding, activations.features, target, maps[3], maps[2], maps[1], maps[0]
+        )
 
     def verify(self, audio: Tensor, lengths: Tensor, reference: Tensor) -> Verification:
-        """Cosine to a reference [batch, size] of any length, and the LayerCAM maps of that score."""
-        passed = self._pass(audio, lengths)
-        direction = F.normalize(reference)
-        score = (F.normalize(passed.embedding) * direction).sum(dim=1)
-        maps = self._maps(passed, cosine_gradient(passed.embedding, direction))
-        return Verification(passed.embedding, score, passed.features, maps[3], maps[2], maps[1], maps[0])
+        """Return the cosine to a reference, and the LayerCAM maps of that score.
 
-    def _pass(self, audio: Tensor, lengths: Tensor) -> Passed:
-        """The way to the embedding, block by block, with everything the way back needs."""
+        Args:
+            audio: 16 kHz, float32 [batch, samples].
+            lengths: valid samples, int64 [batch].
+            reference: embedding of any norm, float32 [batch, size].
+        """
+        activations = self._forward(audio, lengths)
+        direction = F.normalize(reference)
+        score = (F.normalize(activations.embedding) * direction).sum(dim=1)
+        maps = self._maps(activations, cosine_gradient(activations.embedding, direction))
+        return Verification(activations.embedding, score, activations.features, maps[3], maps[2], maps[1], maps[0])
+
+    def _forward(self, audio: Tensor, lengths: Tensor) -> Activations:
+        """Return all activations of the forward pass; arguments as for `predict`."""
         features, frames = self.front_end(audio, lengths)
         mask = time_mask(frames, features.shape[2])[:, None, None, :]
         x = F.relu(self.stem(features.unsqueeze(1))) * mask
@@ -154,26 +172,39 @@ class ExportedNetwork(nn.Module):
             hiddens.append(hidden)
             outputs.append(x)
         mean, deviation, embedding = self._embed(x, frames, mask)
-        return Passed(features, inputs, hiddens, outputs, frames, mean, deviation, embedding)
+        return Activations(features, inputs, hiddens, outputs, frames, mean, deviation, embedding)
 
-    def _maps(self, passed: Passed, by_embedding: Tensor) -> list[Tensor]:
-        """Maps of S4, S3, S2 and S1 of the score whose gradient by the embedding is given, [batch, size]."""
-        gradient = self._pooling_gradient(by_embedding, passed)
+    def _maps(self, activations: Activations, by_embedding: Tensor) -> list[Tensor]:
+        """Return the maps of S4, S3, S2 and S1, each [batch, rows, columns].
+
+        `by_embedding` is the gradient of the explained score by the embedding, [batch, size].
+        """
+        gradient = self._pooling_gradient(by_embedding, activations)
         maps: list[Tensor] = []
-        position = len(passed.outputs)
-        for block in self.blocks_from_the_end:
+        position = len(activations.outputs)
+        for block in self.reversed_blocks:
             position -= 1
             if block.maps_output:
-                maps.append(layercam(gradient, passed.outputs[position]))
-            if len(maps) < 4:  # below the first stage's tap no gradient is wanted
-                x, hidden, output = passed.inputs[position], passed.hiddens[position], passed.outputs[position]
+                maps.append(layercam(gradient, activations.outputs[position]))
+            if len(maps) < 4:  # no gradient is needed below the first stage's tap
+                x, hidden, output = (
+                    activations.inputs[position],
+                    activations.hiddens[position],
+                    activations.outputs[position],
+                )
                 gradient = block.gradient(gradient, hidden, output, x.shape[2], x.shape[3])  # type: ignore[operator]
             if block.maps_input:
-                maps.append(layercam(gradient, passed.inputs[position]))
+                maps.append(layercam(gradient, activations.inputs[position]))
         return maps
 
     def _embed(self, x: Tensor, columns: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and standard deviation over the valid columns, [batch, channels, rows, 1], and the embedding."""
+        """Return mean and standard deviation over the valid columns, [batch, channels, rows, 1], and the embedding.
+
+        Args:
+            x: last stage's output, [batch, channels, rows, columns].
+            columns: valid ones, [batch].
+            mask: of the valid columns, [batch, 1, 1, columns].
+        """
         count = columns.to(x.dtype)[:, None, None, None]
         mean = x.sum(dim=3, keepdim=True) / count
         variance = ((x - mean) * mask).square().sum(dim=3, keepdim=True) / (count - 1).clamp_min(1)
@@ -185,27 +216,33 @@ class ExportedNetwork(nn.Module):
         return F.linear(direction, self.class_weight, self.class_bias)
 
     def _target_gradient(self, embedding: Tensor, target: Tensor) -> Tensor:
-        """Gradient of each row's target score by the embedding, [batch, size]."""
+        """Return the gradient of each row's target logit by the embedding, [batch, size]; `target` is [batch]."""
         weight = self.class_weight[target]
         return cosine_gradient(embedding, weight) if self.cosine else weight
 
-    def _pooling_gradient(self, upstream: Tensor, passed: Passed) -> Tensor:
-        """Gradient by the last stage's output, from that by the embedding, [batch, channels, rows, columns]."""
-        x, mean, deviation = passed.outputs[-1], passed.mean, passed.deviation
+    def _pooling_gradient(self, upstream: Tensor, activations: Activations) -> Tensor:
+        """Return the gradient by the last stage's output, [batch, channels, rows, columns].
+
+        `upstream` is the gradient by the embedding, [batch, size].
+        """
+        x, mean, deviation = activations.outputs[-1], activations.mean, activations.deviation
         by_mean, by_deviation = torch.matmul(upstream, self.embed.weight).chunk(2, dim=1)
         by_mean, by_deviation = by_mean.reshape(mean.shape), by_deviation.reshape(mean.shape)
-        count = passed.columns.to(x.dtype)[:, None, None, None]
+        count = activations.columns.to(x.dtype)[:, None, None, None]
         return by_mean / count + by_deviation / deviation * (x - mean) / (count - 1).clamp_min(1)
 
 
 def cosine_gradient(embedding: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of weight · embedding / |embedding| by the embedding, each row by itself: [batch, size]."""
-    # What changes that score is the part of the weight across the embedding.
+    """Return the gradient of weight · embedding / |embedding| by the embedding; all are [batch, size]."""
+    # Only the part of the weight orthogonal to the embedding changes the score.
     norm = embedding.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
     direction = embedding / norm
     return (weight - (weight * direction).sum(dim=1, keepdim=True) * direction) / norm
 
 
 def layercam(gradient: Tensor, activation: Tensor) -> Tensor:
-    """ReLU(sum over channels of ReLU(gradient) x activation), over axis 1 of [batch, channels, rows, columns]."""
+    """Return ReLU(sum over channels of ReLU(gradient) x activation), [batch, rows, columns].
+
+    Both arguments are [batch, channels, rows, columns].
+    """
     return F.relu((F.relu(gradient) * activation).sum(dim=1))

@@ -1,4 +1,4 @@
-"""Writing a bundle's graphs in ONNX: standard operators, dynamic batch and length, facts in the metadata."""
+"""Write a bundle's ONNX graphs: standard operators, dynamic batch and length, metadata."""
 
 import contextlib
 import logging
@@ -16,8 +16,8 @@ from speakerlens.export.graph import Explanation, ExportedNetwork, Prediction, V
 OPSET = 18
 PREDICT, EXPLAIN, VERIFY = "predict.onnx", "explain.onnx", "verify.onnx"
 
-# Standard operators for which ONNX Runtime's CUDA provider has kernels in the types used here, after its own table
-# (docs/OperatorKernels.md): an operator without one would drag the tensors back to the CPU in the middle of the graph.
+# Standard operators with kernels in ONNX Runtime's CUDA provider for the types used here (its docs/OperatorKernels.md).
+# An operator without one would move tensors to the CPU and back within the graph.
 CUDA_OPERATORS = frozenset(
     """Abs Add And ArgMax Cast Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Div Equal Exp Expand
     Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul Max
@@ -25,16 +25,16 @@ CUDA_OPERATORS = frozenset(
     Slice Softmax Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where""".split()
 )
 
-# Sizes of the traced example. A size that collides with a dimension of the network could be frozen into the graph.
+# Sizes of the traced example: a size equal to a dimension of the network could become a constant in the graph.
 _BATCH, _SAMPLES = 7, 50_021
 
 
 class GraphError(Exception):
-    """The exporter wrote a graph that is not fit for a bundle: the message says what is wrong with it."""
+    """Raised for a graph that is not fit for a bundle; the message says why."""
 
 
 class _Traced(nn.Module):
-    """One of the network's methods as a module, which is what the exporter takes."""
+    """One of the network's methods as a module, as the exporter requires."""
 
     def __init__(self, network: ExportedNetwork, method: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str
     Args:
         network: what to export.
         folder: where `predict.onnx`, `explain.onnx` and `verify.onnx` go.
-        facts: written into the graphs' metadata, so that a graph parted from its bundle still explains itself.
+        facts: written into the graphs' metadata, so that a graph without its bundle still describes itself.
         advance: called after each of the two graphs that are traced.
 
     Raises:
@@ -67,7 +67,7 @@ def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str
     advance()
     verify = _trace(_Traced(network, network.verify), {**example, "reference": reference}, Verification._fields)
     advance()
-    # What predicts is the beginning of what explains, so it need not be traced.
+    # `predict` is a prefix of `explain`, so it is extracted rather than traced.
     predict = onnx.utils.Extractor(explain).extract_model(["audio", "lengths"], list(Prediction._fields))
     for model, name in ((predict, PREDICT), (explain, EXPLAIN), (verify, VERIFY)):
         onnx.helper.set_model_props(model, dict(facts))
@@ -76,7 +76,11 @@ def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str
 
 
 def check_graph(model: onnx.ModelProto, name: str) -> None:
-    """Raise GraphError unless the graph is valid and uses standard operators with CUDA kernels only."""
+    """Check that a graph is valid and uses only standard operators with CUDA kernels.
+
+    Raises:
+        GraphError: it does not; the message names the operators.
+    """
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
@@ -94,7 +98,7 @@ def check_graph(model: onnx.ModelProto, name: str) -> None:
 
 
 def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
-    """The graph of a module, with dynamic batch and length."""
+    """Return the graph of a module, with dynamic batch and length."""
     shapes = tuple({0: "batch", 1: "samples"} if name == "audio" else {0: "batch"} for name in inputs)
     with _quiet():
         program = torch.onnx.export(
@@ -114,18 +118,18 @@ def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[st
 
 
 def _name_dimensions(model: onnx.ModelProto) -> None:
-    """Give the dynamic dimensions of the outputs names in place of the exporter's arithmetic."""
+    """Name the dynamic dimensions of the outputs, in place of the exporter's expressions."""
     for output in model.graph.output:
         dimensions = output.type.tensor_type.shape.dim
         if len(dimensions) == 3:
             dimensions[2].dim_param = "frames" if output.name == "features" else f"columns_{output.name[-2:]}"
-    # Shapes that the exporter noted inside speak of the same dimensions by other names.
+    # The shapes of inner values use the exporter's names for the same dimensions.
     del model.graph.value_info[:]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks about its own internals from the user."""
+    """Silence the exporter's warnings about its own internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""Verification of exported graphs against the eager network and autograd.
+"""Verify exported graphs against the eager network and autograd.
 
-Every utterance is answered by the eager network alone and unpadded, and by the exported graphs in batches with others
-of different lengths: so one comparison covers the operators, the gradients, dynamic shapes, and the masking of padding.
+The eager network runs on every utterance alone and unpadded, the exported graphs run on batches of different lengths:
+one comparison covers the operators, the gradients, dynamic shapes, and the masking of padding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +16,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from speakerlens.export.boundary import BoundaryReferences
 from speakerlens.export.graph import Explanation, Prediction, Verification
-from speakerlens.export.kinks import Kinks
 from speakerlens.export.onnx_graphs import EXPLAIN, PREDICT, VERIFY
 from speakerlens.export.torchscript import FILE as SCRIPT
 from speakerlens.export.torchscript import read_torchscript
@@ -32,7 +32,7 @@ SCRIPT_VERIFY = f"{SCRIPT} verify"
 RUNTIMES = (PREDICT, EXPLAIN, SCRIPT, VERIFY, SCRIPT_VERIFY)
 MAPS = ("saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4")
 
-# Relative L2 error of each output (of `score`, a cosine, the absolute one): at most for every utterance, and in the
+# Relative L2 error of each output (for `score`, a cosine, the absolute error): the most for any utterance, and for the
 # median over utterances.
 TOLERANCES: Mapping[str, tuple[float, float]] = {
     "logits": (1e-4, 1e-5),
@@ -41,19 +41,19 @@ TOLERANCES: Mapping[str, tuple[float, float]] = {
     "features": (1e-3, 1e-4),
     **dict.fromkeys(MAPS, (1e-3, 1e-5)),
 }
-# Of the maps of a cosine: its gradient vanishes as the two embeddings come to agree, and rounding does not with it.
+# For maps of a cosine: its gradient vanishes where the two embeddings agree, rounding errors do not.
 VERIFY_MAPS = (1e-3, 1e-4)
 
 Outputs = dict[str, NDArray[Any]]
-"""Outputs of one utterance by name, without padding."""
+"""Outputs of one utterance by name, without the batch dimension."""
 Runtime = Callable[[Tensor, Tensor, Tensor], Mapping[str, NDArray[Any]]]
-"""Outputs of a batch, from audio [batch, samples], lengths [batch], and target [batch] or reference [batch, size]."""
+"""Run a batch: audio [batch, samples], lengths [batch], and target [batch] or reference [batch, size]."""
 
 
 class Case(NamedTuple):
-    """One utterance as it is asked about: samples at 16 kHz, [samples], and whose score is explained.
+    """One utterance, 16 kHz [samples], and the score to explain.
 
-    That is of the class `target` (-1: the predicted one), or the cosine to `reference` [size] where there is one.
+    The score is the logit of the class `target` (-1: the predicted one), or the cosine to `reference` [size] if given.
     """
 
     audio: Tensor
@@ -72,16 +72,16 @@ def verify(
     Args:
         network: the reference, in evaluation mode.
         folder: holds `predict.onnx`, `explain.onnx`, `verify.onnx` and `model.ts`.
-        utterances: at least one, 16 kHz.
+        utterances: at least one, 16 kHz, each float32 [samples].
         advance: called after each of `steps()` steps.
 
     Returns:
-        What `parity.json` holds: `holds`, `tolerances`, `utterances`, and `figures`, one for each runtime, output,
-        batch size and length, with the worst and the median relative L2 error: of maps against the nearest of the
-        eager maps that differ by rounding alone (`export/kinks.py`), and `raw` against the plain one.
+        Content of `parity.json`: `holds`, `tolerances`, `utterances`, and `figures`, one for each runtime, output,
+        batch size and length, with the worst and the median relative L2 error; for maps against the nearest
+        ReLU-boundary reference (`export/boundary.py`), and as `raw_…` against the eager map.
     """
     runtimes, verifiers = load_runtimes(folder), load_verifiers(folder)
-    kinks = Kinks(network)
+    boundary = BoundaryReferences(network)
     figures: list[dict[str, Any]] = []
     for seconds in SECONDS:
         cases = make_cases(utterances, seconds, network.classes)
@@ -91,10 +91,10 @@ def verify(
         advance()
         for batch_size in BATCH_SIZES:
             for name, runtime in (*runtimes.items(), *verifiers.items()):
-                asked, right = (pairs, pair_references) if name in verifiers else (cases, references)
-                answers = answer_in_batches(runtime, asked, batch_size)
+                tested, expected = (pairs, pair_references) if name in verifiers else (cases, references)
+                answers = run_in_batches(runtime, tested, batch_size)
                 where = {"runtime": name, "batch": batch_size, "seconds": seconds}
-                figures += _compare(asked, right, answers, kinks, where)
+                figures += _compare(tested, expected, answers, boundary, where)
                 advance()
     return {
         "holds": all(figure["holds"] for figure in figures),
@@ -108,12 +108,12 @@ def verify(
 
 
 def steps() -> int:
-    """How often `verify` calls `advance`."""
+    """Return the number of steps in `verify`."""
     return len(SECONDS) * (1 + len(BATCH_SIZES) * len(RUNTIMES))
 
 
 def make_cases(utterances: Sequence[NDArray[np.float32]], seconds: float, classes: int) -> list[Case]:
-    """Cut (or repeat) each utterance to about `seconds`; every second one names a class to explain."""
+    """Cut or repeat each utterance [samples] to about `seconds`; every second case has a target class."""
     cases = []
     for index, samples in enumerate(utterances):
         length = int(seconds * SAMPLE_RATE) - 331 * (index % 7)
@@ -123,7 +123,7 @@ def make_cases(utterances: Sequence[NDArray[np.float32]], seconds: float, classe
 
 
 def make_pairs(cases: Sequence[Case], references: Sequence[Outputs]) -> list[Case]:
-    """The same utterances, each compared with the next one's embedding, which `references` hold."""
+    """Return cases of the same utterances, each compared with the next one's embedding in `references`."""
     others = [*references[1:], references[0]]
     return [
         Case(case.audio, case.target, torch.from_numpy(other["embedding"]))
@@ -132,7 +132,7 @@ def make_pairs(cases: Sequence[Case], references: Sequence[Outputs]) -> list[Cas
 
 
 def eager(network: SpeakerNetwork, case: Case) -> Outputs:
-    """Outputs of one utterance alone, by autograd."""
+    """Return the outputs of one utterance alone, by autograd; shapes as in `export.graph`, without the batch."""
     if case.reference is None:
         explained = layercam(network, case.audio[None], target=torch.tensor([case.target]))
         named = {"logits": explained.logits, "embedding": explained.embedding, "features": explained.features}
@@ -146,7 +146,7 @@ def eager(network: SpeakerNetwork, case: Case) -> Outputs:
 
 
 def load_runtimes(folder: Path) -> dict[str, Runtime]:
-    """Everything in a bundle that answers with classes, by the name of its file; asked with a target."""
+    """Return the runtimes that take a target class, by the name of their file."""
     script = read_torchscript(folder)
     return {
         PREDICT: _graph(folder / PREDICT, Prediction._fields, None),
@@ -156,55 +156,55 @@ def load_runtimes(folder: Path) -> dict[str, Runtime]:
 
 
 def load_verifiers(folder: Path) -> dict[str, Runtime]:
-    """Everything in a bundle that compares, by its name in `parity.json`; asked with a reference."""
+    """Return the runtimes that take a reference embedding, by their name in `parity.json`."""
     return {
         VERIFY: _graph(folder / VERIFY, Verification._fields, "reference"),
         SCRIPT_VERIFY: _scripted(read_torchscript(folder).verify, Verification._fields),
     }
 
 
-def _graph(path: Path, outputs: Sequence[str], asked: str | None) -> Runtime:
-    """An ONNX graph; `asked` is its input beside audio and lengths."""
+def _graph(path: Path, outputs: Sequence[str], third_input: str | None) -> Runtime:
+    """Return the runtime of an ONNX graph; `third_input` is its input in addition to audio and lengths."""
     session = _session(path)
 
-    def run(audio: Tensor, lengths: Tensor, about: Tensor) -> Mapping[str, NDArray[Any]]:
+    def run(audio: Tensor, lengths: Tensor, other: Tensor) -> Mapping[str, NDArray[Any]]:
         feeds = {"audio": audio.numpy(), "lengths": lengths.numpy()}
-        if asked:
-            feeds[asked] = about.numpy()
+        if third_input:
+            feeds[third_input] = other.numpy()
         return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
 
     return run
 
 
 def _scripted(function: Callable[..., Sequence[Tensor]], outputs: Sequence[str]) -> Runtime:
-    """A method of the TorchScript module."""
+    """Return the runtime of a method of the TorchScript module."""
 
-    def run(audio: Tensor, lengths: Tensor, about: Tensor) -> Mapping[str, NDArray[Any]]:
+    def run(audio: Tensor, lengths: Tensor, other: Tensor) -> Mapping[str, NDArray[Any]]:
         with torch.inference_mode():
-            answers = function(audio, lengths, about)
+            answers = function(audio, lengths, other)
         return {name: tensor.numpy() for name, tensor in zip(outputs, answers, strict=True)}
 
     return run
 
 
-def answer_in_batches(runtime: Runtime, cases: Sequence[Case], batch_size: int) -> list[Outputs]:
-    """Ask a runtime about all cases, padded to the longest of each batch; answers without the padding."""
+def run_in_batches(runtime: Runtime, cases: Sequence[Case], batch_size: int) -> list[Outputs]:
+    """Run all cases, padded to the longest of each batch; return each one's outputs, padding included."""
     answers: list[Outputs] = []
     for start in range(0, len(cases), batch_size):
         batch = cases[start : start + batch_size]
         lengths = torch.tensor([len(case.audio) for case in batch])
         audio = pad_sequence([case.audio for case in batch], batch_first=True)
         references = [case.reference for case in batch if case.reference is not None]
-        about = torch.stack(references) if references else torch.tensor([case.target for case in batch])
-        outputs = runtime(audio, lengths, about)
+        other = torch.stack(references) if references else torch.tensor([case.target for case in batch])
+        outputs = runtime(audio, lengths, other)
         answers += [{name: values[row] for name, values in outputs.items()} for row in range(len(batch))]
     return answers
 
 
 def relative_error(answer: NDArray[Any], reference: NDArray[Any]) -> float:
-    """L2 norm of the difference over that of the reference; what an answer has beyond the reference's size is padding.
+    """Return the L2 norm of the difference over that of the reference.
 
-    Padding must be zero, so it counts as error.
+    `answer` may be larger than `reference` in any dimension: the rest is padding, which must be zero.
     """
     padded = np.zeros_like(answer)
     padded[tuple(slice(size) for size in reference.shape)] = reference
@@ -214,7 +214,7 @@ def relative_error(answer: NDArray[Any], reference: NDArray[Any]) -> float:
 
 
 def _error(name: str, answer: NDArray[Any], reference: NDArray[Any]) -> float:
-    """The error that the tolerances of an output are for."""
+    """Return the error that the tolerance of an output limits."""
     return float(abs(answer - reference)) if name == "score" else relative_error(answer, reference)
 
 
@@ -222,12 +222,12 @@ def _compare(
     cases: Sequence[Case],
     references: Sequence[Outputs],
     answers: Sequence[Outputs],
-    kinks: Kinks,
+    boundary: BoundaryReferences,
     where: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     names = [name for name in TOLERANCES if name in answers[0]]
     raw = [{n: _error(n, a[n], r[n]) for n in names} for a, r in zip(answers, references, strict=True)]
-    nearest = [nearest_errors(*row, kinks) for row in zip(cases, answers, raw, strict=True)]
+    nearest = [nearest_errors(*row, boundary) for row in zip(cases, answers, raw, strict=True)]
     figures = []
     for name in names:
         allowed, allowed_median = _tolerance(name, where["runtime"])
@@ -247,21 +247,23 @@ def _compare(
     return figures
 
 
-def nearest_errors(case: Case, answer: Outputs, raw: Mapping[str, float], kinks: Kinks) -> dict[str, float]:
-    """The errors of an answer, its maps' against the nearest of the eager maps on either side of the kinks.
+def nearest_errors(
+    case: Case, answer: Outputs, raw: Mapping[str, float], boundary: BoundaryReferences
+) -> dict[str, float]:
+    """Return the errors of an answer; those of its maps against the nearest ReLU-boundary reference.
 
     Args:
-        case: what was asked.
-        answer: holds `features`, and maps or none.
-        raw: relative L2 error of each output against one right answer; where scores or features are wrong, it stands.
-        kinks: of the network that answered.
+        case: the utterance and the explained score.
+        answer: has `features`, and maps or none.
+        raw: relative L2 error of each output against one reference; returned as it is if scores or features are wrong.
+        boundary: references of the network under test.
     """
     nearest = dict(raw)
     maps = [name for name in MAPS if name in answer]
-    # Rounding does not change scores or features: where they differ, no kink is to blame.
+    # A ReLU boundary changes neither scores nor features.
     if not maps or any(not raw[name] <= TOLERANCES[name][0] for name in ("logits", "score", "features") if name in raw):
         return nearest
-    candidates = kinks.maps(answer["features"], len(case.audio), case.target, case.reference)
+    candidates = boundary.maps(answer["features"], len(case.audio), case.target, case.reference)
     while any(nearest[name] > TOLERANCES[name][1] for name in maps):
         candidate = next(candidates, None)
         if candidate is None:
@@ -272,7 +274,7 @@ def nearest_errors(case: Case, answer: Outputs, raw: Mapping[str, float], kinks:
 
 
 def failures(verified: Mapping[str, Any]) -> str:
-    """What does not hold, in a sentence."""
+    """Return a sentence about the comparisons that fail."""
     failed = [figure for figure in verified["figures"] if not figure["holds"]]
     first = max(failed, key=lambda figure: float(figure["worst"]))
     return (
@@ -284,7 +286,7 @@ def failures(verified: Mapping[str, Any]) -> str:
 
 
 def table(verified: Mapping[str, Any]) -> Table:
-    """The worst figures of each output by runtime, for the terminal."""
+    """Return the worst figures of each output by runtime, for the terminal."""
     shown = Table("output", "runtime", "worst", "median", "allowed", title="relative L2 error against eager autograd")
     for output in TOLERANCES:
         for runtime in RUNTIMES:
@@ -298,7 +300,7 @@ def table(verified: Mapping[str, Any]) -> Table:
 def _session(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = 1  # small graphs, in processes beside one another
+    options.intra_op_num_threads = 1  # small graphs, several processes at a time
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

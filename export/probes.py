@@ -1,7 +1,7 @@
-"""The sealed probe set of a bundle, and what the exported model says of it.
+"""The sealed probe set of a bundle, and the exported model's results on it.
 
-The interference of an utterance is the one that it has in the evaluation (`training.evaluation.conditions`), and what
-is expected is measured on what a server will make of the files, not on what they were made from.
+An utterance has the same interference as in the evaluation (`training.evaluation.conditions`). The expected results are
+measured on the files as a server reads them, not on the data that they were made from.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ SNRS_DB = (10.0, 0.0)
 FOLDER = "probes"
 RESAMPLED_RATE = 48_000
 PEAK = 0.5
-"""Of interference in its file, whatever the ratio that it is mixed at; a bit less of FLAC for each sample than 1.0."""
+"""Peak of the interference in its file, for all mixing ratios; half scale saves one bit per sample of FLAC."""
 _CLIPPED_DB = 60.0
-_TINY = 1e-30  # of powers, so that silence has a level
+_TINY = 1e-30  # least power, so that silence has a level
 _SPLIT: Split = "test"
 
 
@@ -53,15 +53,15 @@ def write_probes(
 
     Args:
         folder: the bundle, with its utterances in it.
-        corpus: where the interference comes from.
+        corpus: source of the interference.
         speakers: the labels.
         clips: the bundle's utterances.
         listed: their files and speakers, as in `bundle.json`.
         front_end: of the network.
-        min_samples: of the shortest audio that the graphs answer.
+        min_samples: shortest audio that the graphs accept, in samples.
 
     Returns:
-        `probes` of `bundle.json`; None if none of the utterances is of the evaluation's split and long enough.
+        `probes` of `bundle.json`; None if no utterance is of the evaluation's split and long enough.
     """
     entries = {
         dataclasses.replace(clip, duration=min(clip.duration, MAX_SECONDS)): dict(entry)
@@ -98,8 +98,8 @@ def expected(folder: Path, manifest: Mapping[str, Any], explain: Runtime) -> lis
         explain: the graph.
 
     Returns:
-        `probes` of `baseline.json`: of each condition, the share of utterances given to their speaker, and the mean
-        deletion index of the fused map of the predicted one, where anything is dominated.
+        `probes` of `baseline.json`: for each condition the accuracy, and the mean deletion index of the predicted
+        speaker's fused map, where any bin is dominated.
     """
     probes = ProbeSet.read(folder, manifest)
     return [] if probes is None else [_expected_in(probes, each, manifest, explain) for each in probes.conditions]
@@ -110,7 +110,7 @@ def _expected_in(
 ) -> dict[str, Any]:
     hits, indices = [], []
     for number, utterance in enumerate(probes.utterances):
-        audio = torch.from_numpy(_heard(probes, number, condition))[None]
+        audio = torch.from_numpy(_audio(probes, number, condition))[None]
         lengths = torch.tensor([audio.shape[1]])
         answer = explain(audio, lengths, torch.tensor([-1]))
         outputs = {name: torch.from_numpy(value) for name, value in answer.items()}
@@ -128,7 +128,8 @@ def _expected_in(
     }
 
 
-def _heard(probes: ProbeSet, number: int, condition: Condition) -> NDArray[np.float32]:
+def _audio(probes: ProbeSet, number: int, condition: Condition) -> NDArray[np.float32]:
+    """Return a probe as the server decodes it, 16 kHz [samples]."""
     if condition.interference == RESAMPLED:
         samples, rate = soundfile.read(io.BytesIO(probes.encoded(number)), dtype="float32")
         return np.asarray(soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ"), dtype=np.float32)
@@ -136,7 +137,7 @@ def _heard(probes: ProbeSet, number: int, condition: Condition) -> NDArray[np.fl
 
 
 def _write_resampled(path: Path, speech: NDArray[np.float32]) -> None:
-    """Write speech at another rate; what exceeds full scale between the samples is scaled down, not clipped."""
+    """Write speech [samples] at `RESAMPLED_RATE`, scaled down if resampling exceeds full scale."""
     samples = np.asarray(soxr.resample(speech, SAMPLE_RATE, RESAMPLED_RATE, quality="HQ"), dtype=np.float32)
     samples = fitted(samples, len(speech) * RESAMPLED_RATE // SAMPLE_RATE)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,21 +146,24 @@ def _write_resampled(path: Path, speech: NDArray[np.float32]) -> None:
 
 
 def _write_layer(path: Path, speech: NDArray[np.float32], interference: NDArray[np.float32], front_end: LogMel) -> None:
-    """Write the interference of an utterance, loud whatever the ratio, and its levels as they are once it is read."""
+    """Write the interference of an utterance at `PEAK`, and the levels of the file as it is read back.
+
+    Both arrays are 16 kHz [samples].
+    """
     peak = float(np.abs(interference).max(initial=0.0))
     write_audio(path, fitted(interference, len(speech)) * np.float32(PEAK / peak if peak else 0.0))
     np.save(path.with_suffix(".npy"), levels(front_end, speech, read_audio(path)), allow_pickle=False)
 
 
 def fitted(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
-    """Cut samples to a length, or fill them up with zeros: resamplers may give one more or less."""
+    """Cut samples [n] to a length, or pad them with zeros: resamplers may return one more or less."""
     return np.pad(samples[:length], (0, max(0, length - len(samples))))
 
 
 def levels(front_end: LogMel, speech: NDArray[np.float32], interference: NDArray[np.float32]) -> NDArray[np.int8]:
-    """How far speech [n] stands above interference [n] in each bin, at a ratio of 0 dB: int8 [mel, frames].
+    """Return the level of speech over interference in each bin at an SNR of 0 dB, in decibels, int8 [mel, frames].
 
-    Decibels, rounded down: then `level + s < 0` says of every ratio of whole decibels s what the exact level says.
+    Levels are rounded down, so that `level + s < 0` is exact for every SNR s of whole decibels. Both signals are [n].
     """
     voice, layer = torch.from_numpy(speech)[None], torch.from_numpy(interference)[None]
     layer = scale_to_snr(voice, layer, torch.zeros(1))

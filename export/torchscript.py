@@ -1,4 +1,4 @@
-"""Writing `model.ts`: the same network as TorchScript, loadable with torch alone."""
+"""Write and read `model.ts`: the same network as TorchScript, loadable with torch alone."""
 
 import warnings
 from pathlib import Path
@@ -29,7 +29,7 @@ class _Scripted(nn.Module):
 
 
 def write_torchscript(network: ExportedNetwork, folder: Path) -> None:
-    """Write `model.ts`: calling it explains; it has the methods `predict` and `verify` of `ExportedNetwork` as well."""
+    """Write `model.ts`: its call is `explain`; `predict` and `verify` are methods, as in `ExportedNetwork`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.save(torch.jit.script(_Scripted(network).eval()), str(folder / FILE))

@@ -1,4 +1,4 @@
-"""Repeating a bundle's verification, on any machine, from nothing but the bundle."""
+"""Repeat a bundle's verification on any machine, from the bundle alone."""
 
 import json
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def verify_bundle(folder: Path, advance: Callable[[], None]) -> dict[str, Any]:
 
     Raises:
         UserError: there is no bundle.
-        ExportError: something does not hold; the message names it.
+        ExportError: a check fails; the message names it.
     """
     manifest = _read_manifest(folder)
     digests = file_digests(folder)
@@ -63,7 +63,7 @@ def verify_bundle(folder: Path, advance: Callable[[], None]) -> dict[str, Any]:
     except ProbeError as error:
         raise ExportError(f"{folder}: {error}") from error
     if not _recorded_parity_holds(folder):
-        raise ExportError(f"{folder}: {PARITY} does not say that the verification at export held")
+        raise ExportError(f"{folder}: {PARITY} does not record a successful verification at export")
     utterances = [read_audio(folder / entry["file"]) for entry in manifest["utterances"]]
     network = _rebuild(folder, manifest)
     try:
@@ -78,7 +78,7 @@ def verify_bundle(folder: Path, advance: Callable[[], None]) -> dict[str, Any]:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{folder}: no {MANIFEST} there; name the folder of one version, such as bundles/act-da/1")
+        raise UserError(f"{folder}: no {MANIFEST} there; give the folder of one version, such as bundles/act-da/1")
     manifest: dict[str, Any] = _read_json(path)
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
@@ -112,7 +112,7 @@ def _recorded_parity_holds(folder: Path) -> bool:
 
 
 def _rebuild(folder: Path, manifest: dict[str, Any]) -> SpeakerNetwork:
-    """The eager network of a bundle's weights."""
+    """Return the eager network with a bundle's weights."""
     facts = manifest["network"]
     first, second, third, fourth = facts["blocks"]
     mel_bins = manifest["front_end"]["mel_bins"]

@@ -1,4 +1,4 @@
-"""The baseline of a trained bundle against the same measures of the server's own answers."""
+"""The baseline of a trained bundle against the same measures of the server's answers."""
 
 import json
 from dataclasses import asdict, replace
@@ -20,12 +20,12 @@ from speakerlens.training.data.audio import read_sound
 from speakerlens.training.data.manifest import Clip, Corpus, load_corpus
 
 
-def test_serving_measures_the_same_of_the_same_speech(bundles: Path, corpus: Path) -> None:
+def test_serving_measures_the_same_on_the_same_speech(bundles: Path, corpus: Path) -> None:
     """Of every clean utterance: no other formula, map, temperature or utterance would give these counts."""
     bundle = read_bundle(bundles / "act-da" / "1")
     engine = Engine(bundle, "cpu", 1)
     values: dict[str, list[float]] = {name: [] for name in bundle.baseline.clean}
-    for clip in baseline.evaluation(load_corpus(corpus)).clean:
+    for clip in baseline.evaluation_set(load_corpus(corpus)).clean:
         audio = read_sound(clip.path, clip.start, clip.duration)
         (answer,) = engine.explain.compute(engine.explain.prepare([Job(audio)]))
         shown = displayed(bundle, answer, "fused")
@@ -46,9 +46,9 @@ def test_serving_measures_the_same_of_the_same_speech(bundles: Path, corpus: Pat
         assert np.nanmean(values[name]) == pytest.approx(expected.mean, rel=1e-3)
 
 
-def test_the_evaluation_takes_dev_where_test_has_too_few_and_cuts_what_is_long(corpus: Path) -> None:
+def test_evaluation_set_takes_dev_if_test_is_too_small(corpus: Path) -> None:
     known = load_corpus(corpus)
-    asked = baseline.evaluation(known)
+    asked = baseline.evaluation_set(known)
     test, dev = known.utterances("test"), known.utterances("dev")
     assert asked.clean == test + dev
     assert len(asked.corrupted) == min(baseline.UTTERANCES, len(test))
@@ -58,14 +58,14 @@ def test_the_evaluation_takes_dev_where_test_has_too_few_and_cuts_what_is_long(c
         return [replace(clip, start=0.001 * place, duration=60.0) for place in range(300)]
 
     longer = Corpus(known.root, tuple(clip for each in test[:1] for clip in many(each)) + known.clips, known.digest)
-    asked = baseline.evaluation(longer)
+    asked = baseline.evaluation_set(longer)
     assert len(asked.clean) == baseline.CLEAN_UTTERANCES
     assert {clip.split for clip in asked.clean} == {"test"}
     assert max(clip.duration for clip in asked.clean) == 6.0
     assert len(asked.corrupted) == baseline.UTTERANCES
 
 
-def test_what_cannot_be_told_is_left_out() -> None:
+def test_undefined_values_are_left_out() -> None:
     values = [1.0, 2.0, float("nan"), 3.0]
     found = baseline.distribution(quantile_bins(values), values)
     assert (found["samples"], found["mean"], sum(found["counts"])) == (3, 2.0, 3)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from speakerlens.export.kinks import Kinks
+from speakerlens.export.boundary import BoundaryReferences
 from speakerlens.export.parity import MAPS, Case, nearest_errors
 from speakerlens.training.checkpoint import load_run
 from tests.conftest import VARIANTS
@@ -61,20 +61,20 @@ def error(answer: Array, reference: Array) -> float:
 
 @pytest.fixture(scope="module")
 def distances(explainer: Explainer, runs: dict[str, Path]) -> Callable[..., dict[str, float]]:
-    """Errors of an answer to (audio, target) against another right answer; of maps, those that no kink explains."""
-    kinks = Kinks(load_run(runs[explainer.bundle.parent.name]).network)
+    """Errors of an answer to (audio, target) against another valid one; of maps, to the nearest boundary reference."""
+    boundary = BoundaryReferences(load_run(runs[explainer.bundle.parent.name]).network)
 
     def measure(
         samples: Array, target: int, answer: Mapping[str, Array], right: Mapping[str, Array]
     ) -> dict[str, float]:
         raw = {name: error(answer[name], right[name]) for name in right if name != "explained"}
-        return nearest_errors(Case(torch.from_numpy(samples), target), dict(answer), raw, kinks)
+        return nearest_errors(Case(torch.from_numpy(samples), target), dict(answer), raw, boundary)
 
     return measure
 
 
-def test_agrees_with_a_written_out_layercam(explainer: Explainer) -> None:
-    """The features with Kaldi, all the rest with the reference that is given the same features."""
+def test_agrees_with_a_plain_layercam(explainer: Explainer) -> None:
+    """Features against Kaldi, everything else against a reference with the same features."""
     weights = load_file(explainer.bundle / "weights.safetensors")
     for index, audio in enumerate(explainer.utterances[:6]):
         target = None if index % 2 else index
@@ -83,7 +83,7 @@ def test_agrees_with_a_written_out_layercam(explainer: Explainer) -> None:
         assert error(answer["features"], kaldi_log_mel(audio, 80)) < 1e-3
         errors = dict.fromkeys(MAPS, np.inf)
         for seed in range(20):
-            logits, maps = layercam(shaken(weights, seed), answer["features"].astype(np.float64), target)
+            logits, maps = layercam(perturbed(weights, seed), answer["features"].astype(np.float64), target)
             assert error(answer["logits"], logits) < 1e-4
             errors = {n: min(errors[n], error(answer[n], m)) for n, m in zip(MAPS, maps, strict=True)}
             if max(errors.values()) < 1e-4:
@@ -91,8 +91,8 @@ def test_agrees_with_a_written_out_layercam(explainer: Explainer) -> None:
         assert max(errors.values()) < 1e-3, errors
 
 
-def shaken(weights: Weights, seed: int) -> Weights:
-    """Weights changed by what float32 leaves open, from the second on: another side of a kink that is sat upon."""
+def perturbed(weights: Weights, seed: int) -> Weights:
+    """Weights changed within float32 rounding, from the second seed on: the other side of a ReLU boundary."""
     generator = torch.Generator().manual_seed(seed)
     size = 2.0**-21 if seed else 0.0
     return {
@@ -122,7 +122,7 @@ def test_maps_follow_the_target(explainer: Explainer) -> None:
         assert error(other[name], predicted[name]) > 0.1
 
 
-def test_map_shapes_are_those_of_the_bundle(explainer: Explainer) -> None:
+def test_map_shapes_are_those_of_the_manifest(explainer: Explainer) -> None:
     manifest = json.loads((explainer.bundle / "bundle.json").read_text())
     answer = explainer([explainer.utterances[0][:20000]])[0]
     frames = 1 + (20000 - 400) // 160
@@ -134,7 +134,7 @@ def test_map_shapes_are_those_of_the_bundle(explainer: Explainer) -> None:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_company_and_padding_change_nothing(
+def test_batching_and_padding_change_nothing(
     explainer: Explainer, distances: Callable[..., dict[str, float]], data: st.DataObject
 ) -> None:
     lengths = data.draw(st.lists(st.integers(1680, 40000), min_size=1, max_size=5))
@@ -148,8 +148,10 @@ def test_company_and_padding_change_nothing(
         assert max(errors[name] for name in MAPS) < 1e-3, errors
 
 
-def test_no_kink_excuses_another_map(explainer: Explainer, distances: Callable[..., dict[str, float]]) -> None:
-    """Right scores and features with the maps of another class, or with a map off by two parts in a thousand."""
+def test_boundary_references_accept_no_wrong_map(
+    explainer: Explainer, distances: Callable[..., dict[str, float]]
+) -> None:
+    """Correct scores and features with the maps of another class, or with maps that are 0.2 % too large."""
     audio = explainer.utterances[0][:32000]
     right, other = explainer([audio], [0])[0], explainer([audio], [1])[0]
     wrong = distances(audio, 0, {**right, **{name: other[name] for name in MAPS}}, right)
@@ -158,7 +160,7 @@ def test_no_kink_excuses_another_map(explainer: Explainer, distances: Callable[.
     assert min(off[name] for name in MAPS) > 1e-3
 
 
-def test_predict_gives_what_explain_gives(explainer: Explainer) -> None:
+def test_predict_agrees_with_explain(explainer: Explainer) -> None:
     session = ort.InferenceSession(str(explainer.bundle / "predict.onnx"), providers=["CPUExecutionProvider"])
     audio = explainer.utterances[0][None]
     logits, embedding = session.run(["logits", "embedding"], {"audio": audio, "lengths": np.array([audio.shape[1]])})

@@ -1,4 +1,4 @@
-"""A WeSpeaker network of bottlenecks, from its checkpoint to the served answer."""
+"""A WeSpeaker network with bottlenecks, from its checkpoint to the served answer."""
 
 from pathlib import Path
 
@@ -32,22 +32,22 @@ def foreign() -> ReferenceResNet:
 
 @pytest.fixture(scope="module")
 def bundles(corpus: Corpus, foreign: ReferenceResNet) -> Path:
-    """Exported, which includes its verification against eager autograd."""
+    """Exported, with verification against eager autograd on fewer utterances, lengths and batch sizes."""
     folder = corpus.root.parent
     checkpoint, config = write(folder, foreign)
     (folder / "speakers").write_text("\n".join(SPEAKERS))
     words = [checkpoint, "--config", config, "--speakers", folder / "speakers", "--corpus", corpus.root]
     assert main(["import-wespeaker", *map(str, words), "--out", str(folder / "run"), "--device", "cpu"]) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("speakerlens.export.parity.SECONDS", (1.0, 1.6))  # the others take as long and show the same
+        patch.setattr("speakerlens.export.parity.SECONDS", (1.0, 1.6))
+        patch.setattr("speakerlens.export.parity.BATCH_SIZES", (3,))
+        patch.setattr("speakerlens.export.parity.UTTERANCES", 6)
         written = export_run(folder / "run", folder / "bundles", lambda done, total: None)
     assert written.folder == folder / "bundles" / "resnet17" / "1"
     return folder / "bundles"
 
 
-def test_the_served_answer_is_that_of_the_written_out_network(
-    bundles: Path, corpus: Corpus, foreign: ReferenceResNet
-) -> None:
+def test_served_answer_is_that_of_the_plain_network(bundles: Path, corpus: Corpus, foreign: ReferenceResNet) -> None:
     clips = corpus.utterances("test")
     sounds = [read_audio(clip.path, clip.start, clip.duration) for clip in clips]
     with ServerProcess(bundles) as server:
@@ -64,11 +64,11 @@ def test_the_served_answer_is_that_of_the_written_out_network(
 
 
 @pytest.mark.parametrize("blocks", [(1, 1, 1, 1), (2, 1, 2, 1)])
-def test_gradients_through_bottlenecks_are_autograds(blocks: tuple[int, int, int, int]) -> None:
+def test_bottleneck_gradients_match_autograd(blocks: tuple[int, int, int, int]) -> None:
     torch.manual_seed(0)
     network = SpeakerNetwork(NetworkConfig(blocks, 3, 8, 24, "bottleneck"), HeadConfig(), 5).train()
     for _ in range(3):
-        network(0.1 * torch.randn(4, 8000))  # gives batch normalisation statistics of its own
+        network(0.1 * torch.randn(4, 8000))  # so that batch normalisation has statistics
     network.eval()
     exported = ExportedNetwork(network)
     assert sum(isinstance(block, FoldedBottleneck) for block in exported.blocks) == sum(blocks)

@@ -1,4 +1,4 @@
-"""The probe set that an export writes: the evaluation's own mixtures, and what the graph says of them."""
+"""The probe set that an export writes: the mixtures of the evaluation, and the graph's results on them."""
 
 import dataclasses
 import io
@@ -48,7 +48,7 @@ def probes(folder: Path, manifest: dict[str, Any]) -> ProbeSet:
 
 @pytest.fixture(scope="module")
 def clips(folder: Path, corpus: Path, manifest: dict[str, Any]) -> list[Clip]:
-    """The probes' utterances in the corpus, found by their sound, cut to what is heard."""
+    """The probes' utterances in the corpus, found by their samples, cut to the probes' length."""
     loaded = load_corpus(corpus).utterances("test")
     sounds = {soundfile.read(clip.path, dtype="int16")[0].tobytes(): clip for clip in loaded}
     chosen = [soundfile.read(folder / each["file"], dtype="int16")[0] for each in manifest["probes"]["utterances"]]
@@ -56,9 +56,7 @@ def clips(folder: Path, corpus: Path, manifest: dict[str, Any]) -> list[Clip]:
     return [dataclasses.replace(clip, duration=min(clip.duration, MAX_SECONDS)) for clip in found]
 
 
-def test_the_set_is_eight_speakers_clean_resampled_and_under_every_kind(
-    folder: Path, manifest: dict[str, Any], probes: ProbeSet
-) -> None:
+def test_set_has_eight_speakers_and_every_condition(folder: Path, manifest: dict[str, Any], probes: ProbeSet) -> None:
     assert probes.conditions == (Condition("clean", None), Condition("resampled", None), *CONDITIONS)
     assert len({utterance.speaker for utterance in probes.utterances}) == 8
     assert set(files(manifest["probes"])) <= manifest["files"].keys()
@@ -69,7 +67,7 @@ def test_the_set_is_eight_speakers_clean_resampled_and_under_every_kind(
 def test_probes_are_the_mixtures_of_the_evaluation(
     runs: dict[str, Path], corpus: Path, probes: ProbeSet, clips: Sequence[Clip]
 ) -> None:
-    """What lies in the files has 16 bits, so a bin on the edge may fall to the other side."""
+    """The files have 16 bits, so a bin at the boundary may flip."""
     trained, flipped, bins = load_run(runs["act-da"]), 0, 0
     asked = [conditions.CLEAN, *(conditions.Condition(kind, snr_db) for kind, snr_db in CONDITIONS)]
     front_end = trained.network.front_end
@@ -87,8 +85,8 @@ def test_probes_are_the_mixtures_of_the_evaluation(
     assert flipped / bins < 5e-4
 
 
-def test_eight_bits_of_level_flip_next_to_no_bin(probes: ProbeSet, manifest: dict[str, Any]) -> None:
-    """Rounded down, whole decibels decide exactly: what is left is the rounding of float32."""
+def test_eight_bit_levels_flip_almost_no_bin(probes: ProbeSet, manifest: dict[str, Any]) -> None:
+    """Rounded down, whole decibels are exact: the rest is float32 rounding."""
     front_end, flipped, bins = LogMel(manifest["front_end"]["mel_bins"]), 0, 0
     for index, utterance in enumerate(probes.utterances):
         speech = torch.from_numpy(probes.mixture(index, Condition("clean", None)))[None]
@@ -102,7 +100,7 @@ def test_eight_bits_of_level_flip_next_to_no_bin(probes: ProbeSet, manifest: dic
     assert flipped / bins < 1e-5
 
 
-def test_the_resampled_utterance_is_the_clean_one_at_another_rate(probes: ProbeSet) -> None:
+def test_resampled_utterance_is_the_clean_one(probes: ProbeSet) -> None:
     for index in range(len(probes.utterances)):
         clean = probes.mixture(index, Condition("clean", None))
         samples, rate = soundfile.read(io.BytesIO(probes.encoded(index)), dtype="float32")
@@ -110,7 +108,7 @@ def test_the_resampled_utterance_is_the_clean_one_at_another_rate(probes: ProbeS
         assert np.linalg.norm(samples[::3] - clean) < 0.05 * np.linalg.norm(clean)
 
 
-def test_what_is_expected_is_what_the_network_says(folder: Path, runs: dict[str, Path], probes: ProbeSet) -> None:
+def test_expected_results_are_those_of_the_eager_network(folder: Path, runs: dict[str, Path], probes: ProbeSet) -> None:
     """Accuracy and deletion index of the eager network by autograd, over the set as it is read."""
     trained = load_run(runs["act-da"])
     network, expected = trained.network, json.loads((folder / "baseline.json").read_text())["probes"]
@@ -135,16 +133,16 @@ def test_what_is_expected_is_what_the_network_says(folder: Path, runs: dict[str,
             assert found["deletion_index"] == pytest.approx(np.mean(indices), rel=1e-3)
         else:
             assert found["deletion_index"] is None
-    assert by_condition["clean", None]["accuracy"] > 0.5, "a set that nobody passes shows no regression"
+    assert by_condition["clean", None]["accuracy"] > 0.5, "a set that the model fails shows no regression"
     resampled = by_condition["resampled", None]
     assert resampled["deletion_index"] is None
     assert abs(resampled["accuracy"] - by_condition["clean", None]["accuracy"]) <= 1 / 8
 
 
-def test_no_probes_means_none(
+def test_export_without_probes_has_none(
     folder: Path, manifest: dict[str, Any], runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rest of the export, which takes its time, is another test's matter: it is copied."""
+    """The graphs and their verification are copied: other tests cover them."""
 
     def copied(_network: ExportedNetwork, out: Path, *_rest: object) -> None:
         for name in ("predict.onnx", "explain.onnx", "verify.onnx", "model.ts"):
@@ -171,12 +169,12 @@ def test_no_probes_means_none(
     assert not (without.folder / "probes").exists()
     assert export(probes=False) == (without.folder, True)
     having = export(probes=True)
-    assert having == (without.folder.parent / "2", False), "the other is no reason to have none"
+    assert having == (without.folder.parent / "2", False), "a bundle without probes is not the same"
     assert json.loads((having.folder / "bundle.json").read_text())["probes"] == manifest["probes"]
     again = json.loads((having.folder / "baseline.json").read_text())["probes"]
     for found, before in zip(again, measured["probes"], strict=True):
         index, index_before = found.pop("deletion_index"), before.pop("deletion_index")
-        # A room's late part is rounded by as many threads as there are.
+        # Rounding of late reverberation depends on the number of threads.
         assert index == index_before if index is None else index == pytest.approx(index_before, rel=1e-3)
         assert found == before
     assert export(probes=True) == (having.folder, True)

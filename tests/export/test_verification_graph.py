@@ -1,4 +1,4 @@
-"""`verify.onnx` against a LayerCAM of the cosine written out from the papers, and what it promises about references."""
+"""`verify.onnx` against a LayerCAM of the cosine written out from the papers, and its properties."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def verifier(request: pytest.FixtureRequest, bundles: Path) -> Verifier:
     return Verifier(bundles / request.param / "1")
 
 
-def test_agrees_with_a_written_out_layercam_of_the_cosine(verifier: Verifier) -> None:
+def test_agrees_with_a_plain_layercam_of_the_cosine(verifier: Verifier) -> None:
     weights = load_file(verifier.bundle / "weights.safetensors")
     errors: dict[str, list[float]] = {name: [] for name in MAPS}
     for audio, other in zip(verifier.utterances[:6], verifier.utterances[1:7], strict=True):
@@ -64,7 +64,7 @@ def test_agrees_with_a_written_out_layercam_of_the_cosine(verifier: Verifier) ->
         assert max(errors[name]) < 3e-2, errors
 
 
-def test_the_score_is_the_cosine_in_any_company_and_at_any_length_of_the_reference(verifier: Verifier) -> None:
+def test_score_is_the_cosine_in_any_batch_for_any_norm(verifier: Verifier) -> None:
     audio = [samples[: len(samples) - 1601 * i] for i, samples in enumerate(verifier.utterances[:5])]
     embeddings = [verifier.embedding(samples) for samples in audio]
     references = [embeddings[(i + 1) % 5] * 10.0 ** (i - 2) for i in range(5)]
@@ -82,8 +82,8 @@ def test_maps_follow_the_reference(verifier: Verifier) -> None:
         assert error(answers[0][name], answers[1][name]) > 0.1
 
 
-def test_an_utterance_compared_with_itself_has_nothing_to_explain(verifier: Verifier) -> None:
-    """The cosine is at its maximum: no activation moves it, and the maps hold what rounding leaves, and no NaN."""
+def test_maps_of_a_self_comparison_are_near_zero(verifier: Verifier) -> None:
+    """The cosine is at its maximum, so the gradient vanishes: maps hold rounding errors, and no NaN."""
     audio, other = verifier.utterances[:2]
     same, different = verifier([audio] * 2, [verifier.embedding(audio), verifier.embedding(other)])
     assert same["score"] == pytest.approx(1.0, abs=1e-5)

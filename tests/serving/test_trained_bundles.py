@@ -14,7 +14,7 @@ import soundfile as sf
 import torch
 from numpy.typing import NDArray
 
-from speakerlens.export.kinks import Kinks
+from speakerlens.export.boundary import BoundaryReferences
 from speakerlens.export.parity import Case, eager, nearest_errors
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.training.checkpoint import load_run
@@ -63,9 +63,9 @@ def network(runs: dict[str, Path], manifest: dict[str, Any]) -> SpeakerNetwork:
 
 
 @pytest.fixture(scope="module")
-def kinks(network: SpeakerNetwork) -> Kinks:
+def boundary(network: SpeakerNetwork) -> BoundaryReferences:
     """Right maps that differ by rounding alone: a batch's shape decides how a ReLU at its kink falls."""
-    return Kinks(network)
+    return BoundaryReferences(network)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_together_as_alone(
     manifest: dict[str, Any],
     utterances: list[NDArray[np.float32]],
     reference: list[dict[str, NDArray[np.float32]]],
-    kinks: Kinks,
+    boundary: BoundaryReferences,
 ) -> None:
     """Sent at once behind one that fills a window, so that they are batched and padded; the answers must not know."""
     name = f'speakerlens_batch_size_{{}}{{{{kind="explain",variant="{manifest["variant"]}"}}}}'
@@ -134,7 +134,7 @@ def test_together_as_alone(
         raw_errors = {name: distance(values, expected[name]) for name, values in served.items()}
         assert raw_errors["features"] < 1e-4
         raw_errors["logits"] = abs(answer.speakers[0].logit / float(expected["logits"][best]) - 1)
-        errors = nearest_errors(Case(torch.from_numpy(audio), -1), served, raw_errors, kinks)
+        errors = nearest_errors(Case(torch.from_numpy(audio), -1), served, raw_errors, boundary)
         assert max(errors[name] for name in MAPS) < 1e-3, errors
     assert long.result().answers
     after = server.metrics()
@@ -173,7 +173,7 @@ def check_maps(
     audio: NDArray[np.float32],
     against: NDArray[np.float64],
     network: SpeakerNetwork,
-    kinks: Kinks,
+    boundary: BoundaryReferences,
 ) -> None:
     """The maps are those that autograd gives for the cosine."""
     case = Case(torch.from_numpy(audio), -1, torch.from_numpy(against.astype(np.float32)))
@@ -182,7 +182,7 @@ def check_maps(
     served = {"features": plane(message.log_mel), **maps}
     raw_errors = {name: distance(values, expected[name]) for name, values in served.items()}
     assert raw_errors["features"] < 1e-4
-    errors = nearest_errors(case, served, raw_errors, kinks)
+    errors = nearest_errors(case, served, raw_errors, boundary)
     assert max(errors[name] for name in MAPS) < 1e-3, errors
 
 
@@ -191,7 +191,7 @@ def test_two_voices_are_compared_as_embed_and_autograd_say(
     manifest: dict[str, Any],
     utterances: list[NDArray[np.float32]],
     network: SpeakerNetwork,
-    kinks: Kinks,
+    boundary: BoundaryReferences,
 ) -> None:
     threshold = manifest["verification"]["thresholds"][0]
     assert threshold["utterances"] == 1
@@ -206,8 +206,8 @@ def test_two_voices_are_compared_as_embed_and_autograd_say(
         assert answer.same == (answer.score >= threshold["threshold"])
         decisions.add(answer.same)
         if one != other:  # one at its maximum has nothing to explain
-            check_maps(answer.explanation, utterances[one], directions[other], network, kinks)
-            check_maps(answer.other_explanation, utterances[other], directions[one], network, kinks)
+            check_maps(answer.explanation, utterances[one], directions[other], network, boundary)
+            check_maps(answer.other_explanation, utterances[other], directions[one], network, boundary)
     assert decisions == {True, False}
 
 
@@ -217,7 +217,7 @@ def test_an_enrolled_speaker_is_compared_with_the_mean_and_its_own_threshold(
     manifest: dict[str, Any],
     utterances: list[NDArray[np.float32]],
     network: SpeakerNetwork,
-    kinks: Kinks,
+    boundary: BoundaryReferences,
     count: int,
 ) -> None:
     model, enrolled, audio = pb.ModelSelector(variant=manifest["variant"]), utterances[:count], utterances[5]
@@ -237,7 +237,7 @@ def test_an_enrolled_speaker_is_compared_with_the_mean_and_its_own_threshold(
         assert answer.threshold == threshold
         assert answer.same == (answer.score >= threshold)
         if count > 1 or each is audio:
-            check_maps(answer.explanation, each, mean, network, kinks)
+            check_maps(answer.explanation, each, mean, network, boundary)
 
 
 def test_the_fused_map_of_a_comparison(

@@ -12,7 +12,7 @@ import torch
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
-from speakerlens.export.kinks import Kinks
+from speakerlens.export.boundary import BoundaryReferences
 from speakerlens.export.parity import Case, nearest_errors
 from speakerlens.training.checkpoint import load_run
 from tests.conftest import VARIANTS
@@ -60,7 +60,7 @@ def test_rows_of_different_lengths_match_single_rows(
     answer = ask(server, variant, rows, *OUTPUTS)
     session = ort.InferenceSession(folder / "explain.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    kinks = Kinks(load_run(runs[variant]).network)
+    boundary = BoundaryReferences(load_run(runs[variant]).network)
     for row, audio in enumerate(rows):
         alone = identified(server, audio, variant)
         for name in ("probabilities", "embedding"):
@@ -75,7 +75,7 @@ def test_rows_of_different_lengths_match_single_rows(
             assert not answer[name][row][:, columns:].any(), f"{name}: something behind the end of row {row}"
             distance = np.linalg.norm(served[name] - graph[name]) / np.linalg.norm(graph[name])
             raw_errors[name] = float(distance)
-        errors = nearest_errors(Case(torch.from_numpy(audio), -1), served, raw_errors, kinks)
+        errors = nearest_errors(Case(torch.from_numpy(audio), -1), served, raw_errors, boundary)
         assert max(errors[name] for name in MAPS) < 1e-3, errors
         frames = graph["features"].shape[1]
         assert answer["saliency"].shape[1] == manifest["front_end"]["mel_bins"]

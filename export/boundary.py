@@ -1,6 +1,6 @@
-"""Saliency maps that differ from the reference by rounding alone, and are right as well.
+"""ReLU-boundary references: valid saliency maps that differ from the eager ones by rounding alone.
 
-Where an activation is zero but for rounding, the gradient of its ReLU is one or zero by chance, and the maps below it
+Where an activation is within rounding of zero, the gradient of its ReLU is one or zero by chance, and the maps below it
 change by far more than rounding: on trained networks by up to 1e-2 of their norm, also between the eager network in
 float32 and in float64 (figures in `docs/decisions/0002-relu-boundary-references.md`).
 """
@@ -23,12 +23,12 @@ _SEEDS = 12
 _JITTER = 2.0**-21  # of a weight's size: four units in its last place
 
 
-class Kinks:
-    """What autograd says about an utterance on either side of the kinks it sits on.
+class BoundaryReferences:
+    """Maps of an utterance by autograd on either side of the ReLU boundaries that it is near.
 
-    The candidates are what the eager network gives for the features that the graph under test saw (those are compared
-    by themselves), with batch normalisation folded or not, and with weights changed in their last bits. A graph with
-    another gradient agrees with none of them, so a comparison with the nearest loses nothing of its limit.
+    The candidates are maps of the eager network for the features that the graph under test used (features are compared
+    separately), with batch normalisation folded or not, and with weights changed in their last bits. A graph with a
+    wrong gradient agrees with none of them, so comparing with the nearest candidate does not weaken the tolerance.
 
     Args:
         network: the reference, in evaluation mode.
@@ -41,13 +41,13 @@ class Kinks:
     def maps(
         self, features: NDArray[Any], samples: int, target: int, reference: Tensor | None = None
     ) -> Iterator[tuple[NDArray[Any], ...]]:
-        """Maps of all stages, likeliest first.
+        """Yield the raw maps of all stages, each [rows, columns]; the most likely candidate first.
 
         Args:
-            features: log-mel of the graph under test, [mel, frames] and padding.
-            samples: length of the utterance.
+            features: log-mel of the graph under test, [mel, frames], with or without padding.
+            samples: length of the utterance, at 16 kHz.
             target: class to explain, or -1.
-            reference: what the embedding is compared with, [size], where it is the cosine that the maps explain.
+            reference: reference embedding, [size], if the maps explain the cosine to it.
         """
         frames = frame_count(torch.tensor([samples]))
         log_mel = torch.from_numpy(features[None, :, : int(frames)].copy())
