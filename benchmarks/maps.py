@@ -1,9 +1,9 @@
-"""What the saliency maps of one run are worth: the grid in them, where they lie, whether the network agrees.
+"""Quality of the saliency maps of one run: grid, localisation, faithfulness, randomisation.
 
   python benchmarks/maps.py build/demo/runs/act-da
 
-Prints means over utterances, of the dev split: the stages to fuse are chosen by them. `python -m training study` has
-the figures of the test split for all variants and seeds, with intervals over the seeds: a check of what was chosen.
+Prints means over utterances of the dev split, by which the stages to fuse are chosen. `python -m training study` has
+the figures of the test split for all variants and seeds, with intervals over seeds, to check that choice.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` would be the file beside this one
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `training` is not the file in this folder
 
 from speakerlens.training.checkpoint import load_run
 from speakerlens.training.data.manifest import Split, load_corpus
@@ -62,7 +62,7 @@ def judge(folder: Path, split: Split, utterances: int) -> None:
 
 
 def print_grid(networks: Networks, probes: Probes) -> None:
-    """Print how strong the grid is at either tap of each stage."""
+    """Print the strength of the grid at either tap of each stage."""
     print("grid: decibels in the corners of the spectrum over those beside; spread of the positions of a 2x2 cell")
     for found in map_spectra(networks, probes, silent):
         used = "  maps are taken here" if found.used else ""
@@ -70,7 +70,7 @@ def print_grid(networks: Networks, probes: Probes) -> None:
 
 
 def print_localisation(networks: Networks, probes: Probes) -> None:
-    """Print how well each map finds the target's turns."""
+    """Print the localisation of each map."""
     (found,) = localisation(networks, probes, silent)
     print("target, interferer, target in turn: area under the ROC curve by frames, and by bins")
     for name in found.frames:
@@ -78,7 +78,7 @@ def print_localisation(networks: Networks, probes: Probes) -> None:
 
 
 def print_faithfulness(networks: Networks, probes: Probes) -> None:
-    """Print how the methods rank by deletion and insertion, masking single bins and cells."""
+    """Print the ranking of the methods by deletion and insertion, masking single bins and cells."""
     methods = tuple(dict.fromkeys((*METHODS, *FUSIONS)))
     for cell in (BINS, CELLS):
         found = faithfulness(networks, probes, (CLEAN, NOISY), silent, methods, Masking(cell=cell))
@@ -91,10 +91,10 @@ def print_faithfulness(networks: Networks, probes: Probes) -> None:
 
 
 def print_randomisation(networks: Networks, probes: Probes) -> None:
-    """Print how like its original each map is along the cascade."""
+    """Print the similarity of each map to its original along the cascade."""
     found = randomisation(networks, probes, silent)
     steps: Sequence[str] = tuple(dict.fromkeys(row.step for row in found))
-    print("rank correlation with the original map, weights drawn anew from the head down to")
+    print("rank correlation with the original map, randomised from the head down to")
     print(" " * 20 + "".join(f"{step:>10}" for step in steps))
     for name in dict.fromkeys(row.map for row in found):
         values = {row.step: row.rank_correlation for row in found if row.map == name}
@@ -102,12 +102,12 @@ def print_randomisation(networks: Networks, probes: Probes) -> None:
 
 
 def mean(values: Mapping[str, Sequence[float]], name: str) -> float:
-    """Mean over the utterances that have a value."""
+    """Return the mean over the utterances that have a value."""
     return float(np.nanmean(values[name]))
 
 
 def silent(done: int, total: int) -> None:
-    """Tell nobody about progress."""
+    """Ignore progress."""
 
 
 if __name__ == "__main__":

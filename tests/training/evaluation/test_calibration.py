@@ -1,4 +1,4 @@
-"""Calibration on tones of a pitch per speaker, by a network whose scores can be told beforehand."""
+"""Calibration on tones with one pitch per speaker, by a network with known scores."""
 
 import dataclasses
 import json
@@ -26,13 +26,13 @@ DEV_AND_TEST: tuple[Split, ...] = ("dev", "test")
 
 
 class PitchNetwork(nn.Module):
-    """The score of a speaker falls with the distance, in octaves, between his pitch and the loudest frequency."""
+    """The score of a speaker falls with the distance, in octaves, between the pitch and the loudest frequency."""
 
-    def __init__(self, boast: float = 1.0) -> None:
+    def __init__(self, sharpness: float = 1.0) -> None:
         super().__init__()
         self.head = SimpleNamespace(scale=SCALE)
         self.pitches = nn.Parameter(torch.tensor(list(KNOWN.values())).log2(), requires_grad=False)
-        self.boast = boast
+        self.sharpness = sharpness
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         loudest = torch.stack(
@@ -42,11 +42,11 @@ class PitchNetwork(nn.Module):
             ]
         )
         distance = (loudest.log2()[:, None] - self.pitches).abs()
-        return self.boast * SCALE * (1 - distance), distance
+        return self.sharpness * SCALE * (1 - distance), distance
 
 
-def network(boast: float = 1.0) -> SpeakerNetwork:
-    return cast(SpeakerNetwork, PitchNetwork(boast))
+def network(sharpness: float = 1.0) -> SpeakerNetwork:
+    return cast(SpeakerNetwork, PitchNetwork(sharpness))
 
 
 class Builder:
@@ -74,7 +74,7 @@ class Builder:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
-    """Known speakers on their pitch; three strangers in a split, at ever greater distances from 500 Hz downwards."""
+    """Known speakers at their pitch; three out-of-set speakers per split, at growing distances below 500 Hz."""
     builder = Builder(tmp_path)
     splits: tuple[Split, ...] = ("train", "dev", "test")
     for split in splits:
@@ -87,10 +87,10 @@ def corpus(tmp_path: Path) -> Corpus:
     return builder.write()
 
 
-def test_the_threshold_lets_in_as_many_strangers_as_asked(corpus: Corpus) -> None:
+def test_threshold_accepts_the_given_share_of_out_of_set(corpus: Corpus) -> None:
     steps: list[int] = []
     found = calibrate(network(), corpus, tuple(KNOWN), 0.1, lambda: steps.append(1))
-    # Scores 1 - octaves: two of twenty are let in, those at 0.2 and 0.22 octaves; the next is at 0.24.
+    # Scores 1 - octaves: two of twenty are accepted, those at 0.2 and 0.22 octaves; the next is at 0.24.
     assert found.threshold == pytest.approx(1 - 0.23, abs=0.005)
     assert (found.strangers, found.stranger_speakers, found.stranger_utterances) == ("held-out speakers", 3, 20)
     assert (found.false_acceptance, found.utterances) == (0.1, 6)
@@ -107,19 +107,19 @@ def test_the_report_counts_what_the_threshold_does_on_test(corpus: Corpus) -> No
     assert clean.false_acceptance_interval[0] < 1 / 3 < clean.false_acceptance_interval[1]
     assert (clean.miss, clean.misidentified) == (0.0, 0.0)
     assert (clean.known, clean.strangers) == (6, 3)
-    # Under the stranger's voice at 20, 10 or 0 dB, the known speaker is the louder or as loud.
+    # Under the out-of-set voice at 20, 10 or 0 dB, the known speaker is the louder or as loud.
     assert {"all", "clean", "speaker"} <= {point.condition for point in report.points}
     assert report.top1 > 0.7
     assert report.curve[-1].miss == 1.0
     json.dumps(dataclasses.asdict(report), allow_nan=False)
 
 
-def test_misses_and_wrong_names_are_told_apart(tmp_path: Path) -> None:
+def test_misses_and_misidentifications_are_counted_apart(tmp_path: Path) -> None:
     builder = Builder(tmp_path)
     builder.add_known("dev")
     builder.add(500, "test", "ada", "utterance")
     builder.add(1000, "test", "ada", "utterance")  # sounds like bob
-    builder.add(707, "test", "bob", "utterance")  # like nobody, half an octave off both
+    builder.add(707, "test", "bob", "utterance")  # half an octave from both
     builder.add(707.2, "test", "bob", "utterance")
     corpus = builder.write()
     calibration = dataclasses.replace(calibrate(network(), corpus, tuple(KNOWN)), threshold=0.9)
@@ -129,16 +129,16 @@ def test_misses_and_wrong_names_are_told_apart(tmp_path: Path) -> None:
     assert clean.misidentified == pytest.approx(0.25)
 
 
-def test_temperature_mends_what_boasts(tmp_path: Path) -> None:
+def test_temperature_corrects_overconfidence(tmp_path: Path) -> None:
     builder = Builder(tmp_path)
     for split in DEV_AND_TEST:
         for _ in range(3):
             builder.add_known(split)
         builder.add(1000, split, "ada", "utterance")  # one of seven is always wrong
     corpus = builder.write()
-    boasting = network(boast=10.0)
-    calibration = calibrate(boasting, corpus, tuple(KNOWN))
-    report = measure_calibration(boasting, corpus, tuple(KNOWN), calibration)
+    overconfident = network(sharpness=10.0)
+    calibration = calibrate(overconfident, corpus, tuple(KNOWN))
+    report = measure_calibration(overconfident, corpus, tuple(KNOWN), calibration)
     assert calibration.temperature > 5
     assert report.ece_before > 0.1
     assert report.ece_after < report.ece_before / 2
@@ -146,7 +146,7 @@ def test_temperature_mends_what_boasts(tmp_path: Path) -> None:
     assert sum(each.count for each in report.bins_after) == sum(each.count for each in report.bins_before)
 
 
-def test_without_strangers_the_other_speakers_stand_in_and_the_result_says_so(tmp_path: Path) -> None:
+def test_without_out_of_set_speakers_known_ones_stand_in(tmp_path: Path) -> None:
     builder = Builder(tmp_path)
     for split in DEV_AND_TEST:
         builder.add_known(split)
@@ -158,8 +158,8 @@ def test_without_strangers_the_other_speakers_stand_in_and_the_result_says_so(tm
     assert report.strangers == found.strangers
 
 
-def test_who_is_no_stranger(tmp_path: Path) -> None:
-    """Talkers without a name, those who are known, and clips too short for an answer; long ones are cut."""
+def test_which_clips_count_as_out_of_set(tmp_path: Path) -> None:
+    """Unnamed and known talkers and very short clips do not count; long clips are cut."""
     builder = Builder(tmp_path)
     builder.add_known("dev")
     builder.add(700, "dev", None)
@@ -171,14 +171,14 @@ def test_who_is_no_stranger(tmp_path: Path) -> None:
     builder.add(700, "dev", "zoe", seconds=3.0)
     builder.add(250, "dev", "xia")
     two = calibrate(network(), builder.write(), tuple(KNOWN))
-    assert two.strangers == "known speakers with their own class left out", "two voices are too few"
+    assert two.strangers == "known speakers with their own class left out", "two speakers are too few"
     assert (two.stranger_speakers, two.stranger_utterances) == (2, 2)
     builder.add(300, "dev", "wim")
     longer = builder.write()
     lengths: list[int] = []
-    heard = network()
-    heard.register_forward_pre_hook(lambda module, inputs: lengths.extend(inputs[1].tolist()))
-    found = calibrate(heard, longer, tuple(KNOWN))
+    tested = network()
+    tested.register_forward_pre_hook(lambda module, inputs: lengths.extend(inputs[1].tolist()))
+    found = calibrate(tested, longer, tuple(KNOWN))
     assert (found.strangers, found.stranger_speakers, found.stranger_utterances) == ("held-out speakers", 3, 3)
     assert max(lengths) == SECONDS * SAMPLE_RATE
 
@@ -193,7 +193,7 @@ def test_a_trained_network_is_calibrated_and_measured(toy_runs: dict[str, Path])
     assert [point.condition for point in report.points] == ["all", "clean", *kinds]
 
 
-def test_an_empty_split_is_named(tmp_path: Path) -> None:
+def test_empty_split_is_named(tmp_path: Path) -> None:
     builder = Builder(tmp_path)
     builder.add_known("train")
     with pytest.raises(UserError, match="its dev split is empty"):

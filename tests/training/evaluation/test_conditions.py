@@ -1,4 +1,4 @@
-"""Every variant must hear the same: mixtures depend on utterance and condition, and on nothing else."""
+"""Mixtures depend on the utterance and the condition only."""
 
 import hashlib
 import shutil
@@ -72,7 +72,7 @@ def test_the_grid_is_clean_speech_and_six_kinds_at_six_ratios() -> None:
     assert all(condition.kind in LABELS for condition in conditions)
 
 
-def test_kinds_that_the_corpus_lacks_are_left_out_and_said(toy_corpus: Path) -> None:
+def test_missing_kinds_are_left_out_with_a_reason(toy_corpus: Path) -> None:
     conditions, left_out = supplied_grid(load_corpus(toy_corpus), "test")
     assert {condition.kind for condition in conditions} == {"clean", "noise", "speaker", "reverb", "reverb+noise"}
     assert set(left_out) == {"music", "babble"}
@@ -111,14 +111,14 @@ def test_a_mixture_does_not_depend_on_batch_or_order(
             assert torch.equal(part, reference)
 
 
-def test_a_mixture_does_not_depend_on_where_the_corpus_lies(toy_corpus: Path, tmp_path: Path) -> None:
+def test_a_mixture_does_not_depend_on_the_corpus_folder(toy_corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(toy_corpus, tmp_path / "moved")
     conditions = [Condition("noise", 0.0), Condition("reverb", 5.0)]
     here, there = (make(load_corpus(folder), conditions, 4) for folder in (toy_corpus, tmp_path / "moved"))
     assert all(torch.equal(here[key][0], there[key][0]) for key in here)
 
 
-def test_random_numbers_come_from_a_hash_that_every_machine_shares(toy_corpus: Path) -> None:
+def test_random_numbers_are_the_same_on_every_machine(toy_corpus: Path) -> None:
     corpus = load_corpus(toy_corpus)
     clip = next(clip for clip in corpus.clips if clip.path.name == "ada-0.flac")
     seed = int(hashlib.sha256(b"230516070|noise|ada-0.flac|0.0|1.0").hexdigest(), 16)
@@ -139,7 +139,7 @@ def decibels(speech: Tensor, interference: Tensor) -> float:
     return float(10 * np.log10(energies[0] / energies[1]))
 
 
-def test_noise_in_a_room_is_the_room_at_0_db_and_the_noise_of_the_other_conditions(one_by_one: Made) -> None:
+def test_noise_in_a_room_combines_room_and_noise(one_by_one: Made) -> None:
     for index in range(3):
         for snr in SNRS_DB:
             parts = {}
@@ -177,7 +177,7 @@ def test_along_a_curve_only_the_level_changes(one_by_one: Made) -> None:
         assert torch.corrcoef(sounds).min() > 0.999999
 
 
-def test_different_utterances_hear_different_noise(one_by_one: Made) -> None:
+def test_different_utterances_get_different_noise(one_by_one: Made) -> None:
     first, second = (one_by_one[index, Condition("noise", 0.0)][2][:8000] for index in (0, 1))
     assert torch.corrcoef(torch.stack([first, second]))[0, 1].abs() < 0.5
 
@@ -188,7 +188,7 @@ def test_labels_follow_the_order_of_the_speakers(uneven: Corpus) -> None:
         assert [backwards[label] for label in batch.labels] == [clip.speaker for clip in batch.clips]
 
 
-def test_a_speaker_that_the_variants_do_not_know_is_refused(uneven: Corpus) -> None:
+def test_unknown_speaker_is_refused(uneven: Corpus) -> None:
     with pytest.raises(UserError, match="cyd is not among the 2"):
         next(mixtures(uneven, "train", SPEAKERS[:2], [CLEAN], 4))
 

@@ -1,4 +1,4 @@
-"""Thresholds of verification: against a count of all pairs by plain loops, and what they rest on."""
+"""Thresholds of verification, against a count of all pairs by plain loops."""
 
 import math
 from itertools import combinations
@@ -18,12 +18,12 @@ from speakerlens.training.evaluation.predictions import SplitPredictions
 from speakerlens.training.evaluation.verification import REFERENCES, Verification, calibrate_verification
 from speakerlens.training.model.network import SpeakerNetwork
 
-WAYS = 3  # conditions that each clip is heard in
+WAYS = 3  # conditions per clip
 KNOWN, STRANGERS = ("ada", "bob", "cy"), ("xia", "yan", "zoe")
 
 
 def corpus(known: dict[str, int], strangers: dict[str, int]) -> Corpus:
-    """So many dev clips of each."""
+    """Return a corpus with the given number of dev clips of each speaker."""
 
     def clips(kind: Kind, counts: dict[str, int]) -> list[Clip]:
         return [
@@ -36,7 +36,7 @@ def corpus(known: dict[str, int], strangers: dict[str, int]) -> Corpus:
 
 
 def embedding(clip: Clip, way: int) -> np.ndarray:
-    """Something of the person, something of the clip, and something of the condition, of any length."""
+    """Return a sum of parts for person, clip and condition, of arbitrary norm."""
     parts = [(clip.speaker, 1.0), (clip.path.name, 0.8), (f"{clip.path.name} {way}", 0.5)]
     rngs = [(np.random.default_rng([ord(c) for c in str(name)]), weight) for name, weight in parts]
     return np.asarray(sum(weight * rng.normal(size=6) for rng, weight in rngs) * (1 + way), np.float32).astype(float)
@@ -45,7 +45,7 @@ def embedding(clip: Clip, way: int) -> np.ndarray:
 def predict(
     _network: Any, _corpus: Any, _split: Any, clips: list[Clip], names: list[str], advance: Any
 ) -> SplitPredictions:
-    """What calibration's own listening gives, from those embeddings, in an order of its own."""
+    """Return those embeddings as predictions, in another order."""
     rows = [(clip, way) for way in range(WAYS) for clip in reversed(clips)]
     return SplitPredictions(
         logits=torch.zeros(len(rows), 2),
@@ -75,9 +75,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     strangers=st.one_of(st.just([]), st.lists(st.integers(1, 3), min_size=3, max_size=3)),
     rate=st.sampled_from([0.0, 0.05, 0.3]),
 )
-def test_pairs_of_utterances_are_all_tried_and_the_threshold_lets_in_the_share(
-    known: list[int], strangers: list[int], rate: float
-) -> None:
+def test_threshold_of_all_pairs_accepts_the_given_share(known: list[int], strangers: list[int], rate: float) -> None:
     material = corpus(dict(zip(KNOWN, known, strict=True)), dict(zip(STRANGERS, strangers, strict=bool(strangers))))
     heard = [(clip, embedding(clip, way)) for clip in material.clips for way in range(WAYS)]
     same, different = [], []
@@ -98,7 +96,7 @@ def test_pairs_of_utterances_are_all_tried_and_the_threshold_lets_in_the_share(
         assert first_threshold.miss is None
 
 
-def test_references_of_several_utterances_by_hand() -> None:
+def test_references_of_two_utterances_against_loops() -> None:
     material = corpus({"ada": 4, "bob": 1, "cy": 1}, {"xia": 1, "yan": 1, "zoe": 2})
     second = found(material, 0.1).thresholds[1]
     of = {name: [clip for clip in material.clips if clip.speaker == name] for name in ("ada", "bob", "cy", "zoe")}
@@ -124,18 +122,18 @@ def test_references_of_several_utterances_by_hand() -> None:
     assert second.miss == pytest.approx(np.mean([score < second.threshold for score in same]), abs=1e-6)
 
 
-def test_sizes_are_those_that_somebody_has_utterances_for() -> None:
+def test_sizes_without_enough_utterances_are_left_out() -> None:
     sizes = [each.utterances for each in found(corpus({"ada": 5, "bob": 1, "cy": 2}, {})).thresholds]
     assert sizes == [size for size in REFERENCES if size <= 5]
 
 
-def test_it_says_whom_it_rests_on() -> None:
+def test_result_names_its_speakers() -> None:
     with_strangers = found(corpus({"ada": 2, "bob": 2}, dict.fromkeys(STRANGERS, 1)))
     assert (with_strangers.strangers, with_strangers.persons) == ("held-out speakers", 5)
     without = found(corpus({"ada": 2, "bob": 2}, {}))
     assert (without.strangers, without.persons) == ("known speakers", 2)
 
 
-def test_one_person_alone_is_refused() -> None:
+def test_single_person_is_refused() -> None:
     with pytest.raises(UserError, match="one person only"):
         found(corpus({"ada": 5}, {}))

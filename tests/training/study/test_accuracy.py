@@ -63,7 +63,7 @@ def test_the_configuration_decides_what_can_be_matched(tmp_path: Path, override:
     assert len(found.rows) == 2
 
 
-def test_a_variant_alone_is_compared_with_nothing(tmp_path: Path) -> None:
+def test_single_variant_has_no_comparison(tmp_path: Path) -> None:
     found = compared(tmp_path, "da")
     assert [row.variant for row in found.rows] == ["da"]
     assert found.comparisons == ()

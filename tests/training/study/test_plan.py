@@ -28,7 +28,7 @@ def config(tmp_path: Path) -> Config:
     return toy_config(tmp_path / "config", "updates=2")
 
 
-def test_whole_seeds_come_first_from_the_configured_one_on(corpus: Corpus, config: Config, tmp_path: Path) -> None:
+def test_runs_are_ordered_seed_by_seed(corpus: Corpus, config: Config, tmp_path: Path) -> None:
     plan = make_plan(config, corpus, tmp_path, ["da", "clean"], 2)
     assert [(run.seed, run.variant) for run in plan.runs] == [(3, "da"), (3, "clean"), (4, "da"), (4, "clean")]
     assert plan.runs[2].folder == tmp_path / "runs" / "seed-4" / "da"
@@ -36,7 +36,7 @@ def test_whole_seeds_come_first_from_the_configured_one_on(corpus: Corpus, confi
     assert updates_done(plan.runs[0]) == 0
 
 
-def test_all_variants_of_a_seed_begin_with_the_same_weights(corpus: Corpus, config: Config) -> None:
+def test_variants_of_a_seed_start_with_the_same_weights(corpus: Corpus, config: Config) -> None:
     first, *others = (Trainer(config, variant, corpus, CPU).network.state_dict() for variant in VARIANTS)
     for other in others:
         assert all(torch.equal(first[name], other[name]) for name in first)
@@ -64,7 +64,7 @@ def test_work_depends_on_the_share_and_on_the_clean_side(corpus: Corpus, config:
         (["da"], 0, "--seeds must be at least 1, not 0"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(
+def test_invalid_plan_is_refused(
     corpus: Corpus, config: Config, tmp_path: Path, variants: list[str], seeds: int, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):

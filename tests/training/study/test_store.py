@@ -32,7 +32,7 @@ class Outer:
 RESULT = Outer("s1", (1, "a"), ((1, 2), (3,)), None, (Inner((0.5, 1.0), None), Inner((), 5.0)), {"fused": (0.25,)})
 
 
-def test_dataclasses_come_back_as_they_were(tmp_path: Path) -> None:
+def test_dataclasses_are_read_back(tmp_path: Path) -> None:
     write_result(tmp_path / "deep" / "result.json", (RESULT, RESULT), {"network": "x"})
     stored = read_result(tmp_path / "deep" / "result.json", tuple[Outer, ...], {"network": "x"})
     assert stored is not None
@@ -41,7 +41,7 @@ def test_dataclasses_come_back_as_they_were(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["result.json"]
 
 
-def test_what_has_no_value_stays_apart_from_what_is_none(tmp_path: Path) -> None:
+def test_nan_and_none_are_read_back(tmp_path: Path) -> None:
     write_result(tmp_path / "result.json", Inner((math.nan,), None), {})
     stored = read_result(tmp_path / "result.json", Inner, {})
     assert stored is not None
@@ -50,7 +50,7 @@ def test_what_has_no_value_stays_apart_from_what_is_none(tmp_path: Path) -> None
     assert math.isnan(found.values[0])
 
 
-def test_a_result_of_something_else_is_none(tmp_path: Path) -> None:
+def test_result_of_another_identity_is_none(tmp_path: Path) -> None:
     assert read_result(tmp_path / "none.json", Outer, {}) is None
     write_result(tmp_path / "result.json", RESULT, {"network": "x"})
     assert read_result(tmp_path / "result.json", Outer, {"network": "y"}) is None
@@ -83,7 +83,7 @@ def test_a_result_of_another_shape_is_damaged(tmp_path: Path, found: object) -> 
         read_result(path, Outer, {})
 
 
-def test_what_lies_in_the_way_is_named(tmp_path: Path) -> None:
+def test_path_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file")
     with pytest.raises(UserError, match=r"results/result\.json: cannot be read"):
         read_result(tmp_path / "results" / "result.json", Outer, {})

@@ -186,7 +186,7 @@ def test_tables_follow_from_the_ranks_of_every_run(out: Path, found: Any) -> Non
     assert compared["da", "clean"]["high"] == pytest.approx(change.mean() + half, rel=1e-4, abs=1e-6)
 
 
-def test_deletion_indices_are_averaged_over_ratios_utterances_and_seeds(out: Path, found: Any) -> None:
+def test_deletion_indices_are_averaged_over_runs(out: Path, found: Any) -> None:
     of_runs = [
         float(row["index"])
         for row in rows(out, "deletion")

@@ -1,4 +1,4 @@
-"""The whole of `evaluate` through the command line, against a slow reference; and what it refuses."""
+"""`evaluate` through the command line, against a slow reference; and what it refuses."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ def found(evaluated: Path) -> Any:
 
 
 def slow_scores(run: Run, conditions: list[Condition]) -> dict[tuple[str, float | None], list[list[float]]]:
-    """Scores and true label of each utterance in each condition, heard alone and without padding."""
+    """Return scores and true label of each utterance in each condition, run alone and without padding."""
     heard: dict[tuple[str, float | None], list[list[float]]] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine threads would wait for each other at every operator
@@ -51,7 +51,7 @@ def test_writes_what_it_promises(evaluated: Path) -> None:
     assert {path.name for path in evaluated.iterdir()} == names
 
 
-def test_accuracies_are_those_of_every_utterance_heard_alone(found: Any, toy_runs: dict[str, Path]) -> None:
+def test_accuracies_are_those_of_single_utterances(found: Any, toy_runs: dict[str, Path]) -> None:
     conditions = [CLEAN, *(Condition(k, s) for k in found["kinds"] for s in (20.0, 0.0, -5.0))]
     for variant, folder in toy_runs.items():
         for (kind, snr), heard in slow_scores(load_run(folder), conditions).items():
@@ -88,7 +88,7 @@ def test_json_says_how_it_was_made(found: Any, toy_corpus: Path) -> None:
     assert set(found["left_out"]) == {"music", "babble"}
 
 
-def test_deletion_index_is_the_mean_over_utterances_measured_alone(found: Any, toy_runs: dict[str, Path]) -> None:
+def test_deletion_index_is_the_mean_over_single_utterances(found: Any, toy_runs: dict[str, Path]) -> None:
     run = load_run(toy_runs["act-da"])
     indices = []
     for batch in mixtures(load_corpus(run.corpus), "test", run.speakers, [Condition("noise", 0.0)], 1):
@@ -112,7 +112,7 @@ def test_deletion_is_measured_for_every_kind_ratio_and_map(found: Any) -> None:
     assert keys == {(v, k, s, m) for v in ("clean", "act-da") for k in kinds for s in (5, 0) for m in maps}
 
 
-def test_a_network_that_cannot_decide_gets_nothing_right(toy_runs: dict[str, Path]) -> None:
+def test_network_with_equal_scores_identifies_nothing(toy_runs: dict[str, Path]) -> None:
     run = load_run(toy_runs["clean"])
     for parameter in run.network.head.parameters():
         parameter.data.zero_()
@@ -120,7 +120,7 @@ def test_a_network_that_cannot_decide_gets_nothing_right(toy_runs: dict[str, Pat
     assert (ranks == 3).all()
 
 
-def test_scores_that_are_not_numbers_are_refused_and_threads_restored(toy_runs: dict[str, Path]) -> None:
+def test_nan_scores_are_refused_and_threads_restored(toy_runs: dict[str, Path]) -> None:
     run = load_run(toy_runs["clean"])
     run.network.encoder.seg_1.bias.data.fill_(torch.nan)
     threads = torch.get_num_threads()
@@ -143,7 +143,7 @@ def test_the_example_is_the_first_test_utterance_with_its_axes(toy_runs: dict[st
     assert answer.correct == (answer.predicted == shown.speaker)
 
 
-def test_two_runs_of_a_variant_go_by_their_folders(toy_runs: dict[str, Path], tmp_path: Path) -> None:
+def test_two_runs_of_a_variant_are_named_by_their_folders(toy_runs: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(toy_runs["clean"], tmp_path / "other")
     shutil.copytree(toy_runs["clean"], tmp_path / "deeper" / "other")
     assert list(load_runs([toy_runs["clean"], tmp_path / "other"], CPU)) == ["clean (clean)", "clean (other)"]
@@ -174,7 +174,7 @@ def test_a_moved_corpus_is_found_by_name(toy_runs: dict[str, Path], toy_corpus: 
     assert find_corpus(runs, tmp_path / "moved").root == (tmp_path / "moved").resolve()
 
 
-def test_a_corpus_that_is_gone_or_another_is_refused(toy_runs: dict[str, Path], tmp_path: Path) -> None:
+def test_missing_or_other_corpus_is_refused(toy_runs: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(toy_runs["clean"], tmp_path / "run")
     checkpoint: Any = read_checkpoint(tmp_path / "run")
     checkpoint["corpus"] = str(tmp_path / "gone")
@@ -200,7 +200,7 @@ def test_results_cannot_go_where_a_file_is(
     assert (tmp_path / "out").read_text() == "do not lose"
 
 
-def test_the_shortest_utterances_a_corpus_may_hold_are_trained_on_and_evaluated(tmp_path: Path) -> None:
+def test_shortest_allowed_utterances_work(tmp_path: Path) -> None:
     make_corpus(tmp_path / "corpus", seconds=SHORTEST_UTTERANCE)
     run, out = tmp_path / "run", tmp_path / "out"
     words = ["--config", write_config(tmp_path), "--variant", "act-da", "--corpus", tmp_path / "corpus", "--out", run]

@@ -1,4 +1,4 @@
-"""What the pictures show, read back from their axes."""
+"""The figures, read back from their axes."""
 
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def test_variants_keep_their_colours_and_none_is_used_twice() -> None:
     assert len({colour for colour, _ in together.values()}) == len({marker for _, marker in together.values()}) == 7
 
 
-def test_robustness_has_a_panel_for_each_kind_and_one_for_the_mean(robustness: Figure) -> None:
+def test_robustness_has_a_panel_per_kind_and_a_mean(robustness: Figure) -> None:
     titles = [axis.get_title(loc="left") for axis in robustness.axes]
     assert titles == [*(LABELS[kind] for kind in KINDS), "Mean of all kinds"]
     assert "SNR" in robustness.axes[0].get_xlabel()
@@ -119,7 +119,7 @@ def test_robustness_marks_clean_speech(robustness: Figure, evaluation: Evaluatio
     assert points == [evaluation.score(variant, "clean", None).top1 for variant in VARIANTS]
 
 
-def test_one_kind_alone_needs_no_mean(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_single_kind_has_no_mean_panel(evaluation: Evaluation, tmp_path: Path) -> None:
     alone = Evaluation(**{**vars(evaluation), "kinds": ("noise",)})
     assert len(robustness_figure(alone, tmp_path / "alone.png").axes) == 1
 
@@ -153,7 +153,7 @@ def test_saliency_shows_sounds_mask_and_a_map_for_each_variant(saliency: Figure,
     assert "index none" in panels[4].get_title(loc="left")
 
 
-def test_kilohertz_stand_at_their_mel_bins_and_seconds_at_their_frames(saliency: Figure, shown: Example) -> None:
+def test_axes_are_labelled_in_kilohertz_and_seconds(saliency: Figure, shown: Example) -> None:
     axis = saliency.axes[0]
     for position, label in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True):
         nearest = int(np.abs(shown.centres_hz - 1000 * float(label.get_text())).argmin())

@@ -1,4 +1,4 @@
-"""The page stands alone, is well formed, escapes what it is given, and shows the numbers."""
+"""The page is self-contained and well formed, escapes its values, and shows the numbers."""
 
 import base64
 import json
@@ -69,7 +69,7 @@ def test_nothing_is_fetched_and_no_script_runs(html: str) -> None:
     assert style and not re.search(r"url\(|@import", "".join(style))
 
 
-def test_both_pictures_are_inside(html: str, evaluated: Path) -> None:
+def test_both_figures_are_embedded(html: str, evaluated: Path) -> None:
     pictures = [base64.b64decode(address.partition(",")[2]) for address in Page(html).addresses]
     assert pictures == [(evaluated / name).read_bytes() for name in ("robustness.png", "saliency.png")]
 
@@ -94,7 +94,7 @@ def test_the_numbers_are_those_of_the_json_file(html: str, evaluated: Path) -> N
     assert html.count("<tr>") > len(found["scores"])
 
 
-def test_what_comes_from_outside_is_escaped(parts: tuple[Evaluation, Example], evaluated: Path, tmp_path: Path) -> None:
+def test_values_are_escaped(parts: tuple[Evaluation, Example], evaluated: Path, tmp_path: Path) -> None:
     evaluation, shown = parts
     evil = '<script>alert(1)</script> & "quotes"'
     evaluation = replace(evaluation, about={**evaluation.about, "command": evil}, left_out={"music": evil})
@@ -105,7 +105,7 @@ def test_what_comes_from_outside_is_escaped(parts: tuple[Evaluation, Example], e
     assert page.text.count(evil) == 3
 
 
-def test_the_finding_puts_the_best_first_and_has_every_mean(parts: tuple[Evaluation, Example]) -> None:
+def test_finding_lists_all_means_best_first(parts: tuple[Evaluation, Example]) -> None:
     evaluation, _ = parts
     first, second = (replace(s, mean=mean) for s, mean in zip(evaluation.summaries, (0.25, 0.75), strict=True))
     sentence = finding(replace(evaluation, summaries=(first, second)))
@@ -114,7 +114,7 @@ def test_the_finding_puts_the_best_first_and_has_every_mean(parts: tuple[Evaluat
     assert "Deletion index" not in finding(replace(evaluation, deletion=()))
 
 
-def test_the_caption_says_how_the_utterance_was_chosen(parts: tuple[Evaluation, Example]) -> None:
+def test_caption_says_how_the_utterance_was_chosen(parts: tuple[Evaluation, Example]) -> None:
     _, shown = parts
     text = caption(replace(shown, condition=Condition("reverb", 0.0)))
     assert shown.utterance in text

@@ -41,7 +41,7 @@ def test_scores_count_the_first_and_the_first_five() -> None:
     assert scores["b", "noise", 0.0].utterances == 3
 
 
-def test_means_leave_clean_speech_out_and_count_every_condition_the_same() -> None:
+def test_means_weight_conditions_equally_without_clean() -> None:
     (a, b), (difference,) = summarise(("a", "b"), CONDITIONS, RANKS)
     assert [a.clean, b.clean] == pytest.approx([1, 2 / 3])
     assert a.kinds == {"noise": pytest.approx(1 / 3), "reverb": pytest.approx(2 / 3)}
@@ -75,7 +75,7 @@ def test_deletion_leaves_out_utterances_without_an_index() -> None:
     assert nothing.utterances == 0
 
 
-def test_json_has_null_where_there_is_no_number(tmp_path: Path) -> None:
+def test_json_has_null_for_nan(tmp_path: Path) -> None:
     row = average_deletion("a", Condition("noise", 0.0), "s1", np.array([np.nan]))
     write_json(Evaluation({}, ("a",), ("noise",), (0.0,), {}, (), (), (), {}, (row,)), tmp_path / "x.json")
     text = (tmp_path / "x.json").read_text(encoding="utf-8")

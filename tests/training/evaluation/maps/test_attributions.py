@@ -35,7 +35,7 @@ def audio() -> torch.Tensor:
     return 0.1 * torch.randn(2, 12_000, generator=torch.Generator().manual_seed(0))
 
 
-def test_grad_cam_plus_plus_has_the_derivatives_of_the_exponential_score() -> None:
+def test_grad_cam_plus_plus_matches_autograd() -> None:
     """Equation 19: alpha = d2Y / (2 d2Y + sum(A) d3Y), Y = exp(S), here with S linear, by three rounds of autograd."""
     generator = torch.Generator().manual_seed(0)
     activation = torch.rand(1, 2, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
