@@ -43,7 +43,7 @@ def test_rounding_moves_no_value_to_another_bin() -> None:
 
 
 @given(VALUES, st.integers(2, 20))
-def test_any_values_have_bins_that_rise_and_hold_them(values: list[float], wanted: int) -> None:
+def test_bins_of_any_values_ascend_and_hold_them(values: list[float], wanted: int) -> None:
     bins = quantile_bins(values, wanted)
     assert all(low < high for low, high in pairwise(bins.edges))
     counts = bins.counts(values)
@@ -56,7 +56,7 @@ def test_any_values_have_bins_that_rise_and_hold_them(values: list[float], wante
     )
 
 
-def test_what_is_always_the_same_has_a_bin_of_its_own() -> None:
+def test_a_constant_value_has_a_bin_of_its_own() -> None:
     """So that a share that was always 0 and is no longer is seen."""
     bins = quantile_bins([0.0] * 100)
     assert bins.counts([0.0] * 100 + [1e-9]).tolist() == [0, 101, 0]
@@ -64,7 +64,7 @@ def test_what_is_always_the_same_has_a_bin_of_its_own() -> None:
     assert population_stability_index(bins.counts([0.0] * 100).tolist(), bins.counts([0.01] * 50).tolist()) > 5
 
 
-def test_a_value_that_many_share_has_a_bin_of_its_own() -> None:
+def test_a_frequent_value_has_a_bin_of_its_own() -> None:
     rng = np.random.default_rng(2)
     values = [*[8000.0] * 60, *rng.uniform(5000, 7900, 40)]
     bins = quantile_bins(values)
@@ -76,14 +76,14 @@ def test_a_value_that_many_share_has_a_bin_of_its_own() -> None:
     assert len(bins.edges) == 6
 
 
-def test_a_value_that_few_share_has_none() -> None:
+def test_a_rare_value_has_no_bin_of_its_own() -> None:
     values = [*range(100), 10, 10]
     counts = quantile_bins(values).counts(values)
     assert counts.min() >= 9
     assert len(counts) == 10
 
 
-def test_nothing_known_is_one_bin() -> None:
+def test_no_values_give_a_single_bin() -> None:
     assert quantile_bins([]) == quantile_bins([math.nan]) == Bins(())
 
 
@@ -115,7 +115,7 @@ def test_the_index_is_the_sum_of_both_divergences(counts: tuple[list[int], list[
 
 
 @pytest.mark.parametrize(("baseline", "traffic"), [(240, 1000), (240, 240), (1000, 200)])
-def test_two_samples_of_one_distribution_give_the_documented_bias(baseline: int, traffic: int) -> None:
+def test_the_index_has_the_documented_bias(baseline: int, traffic: int) -> None:
     """(bins - 1)(1/n + 1/m), although the bins are the quantiles of one of the two."""
     rng = np.random.default_rng(4)
     found = []
@@ -127,3 +127,25 @@ def test_two_samples_of_one_distribution_give_the_documented_bias(baseline: int,
     spread = 1 / baseline + 1 / traffic
     assert np.mean(found) == pytest.approx(9 * spread, rel=0.1)
     assert np.std(found) == pytest.approx(math.sqrt(18) * spread, rel=0.25)
+
+
+def test_edges_of_two_values() -> None:
+    """The lower value, on which edges fall, has a bin of its own; the third edge lies midway."""
+    assert quantile_bins([1.0, 2.0]).edges == pytest.approx((1 - 2.5e-7, 1 + 2.5e-7, 1.5), abs=1e-10)
+    assert quantile_bins([100.0, 200.0]).edges == pytest.approx((100 - 2.5e-5, 100 + 2.5e-5, 150.0), abs=1e-8)
+
+
+def test_values_as_close_as_the_resolution_are_equal() -> None:
+    assert quantile_bins([0.0, 1e-6]).edges == pytest.approx((-2.5e-7, 1.25e-6), abs=1e-10)
+
+
+def test_a_value_that_fills_half_a_bin_has_its_own() -> None:
+    values = [*range(3), 3, 3, *range(4, 19)]
+    assert len(values) == 20
+    assert quantile_bins(values, 5).edges[:2] == pytest.approx((3 - 0.75e-6, 3 + 0.75e-6), abs=1e-9)
+
+
+def test_a_value_that_fills_less_than_half_a_bin_has_none() -> None:
+    values = [*range(8), 8, 8, 8, 8, *range(9, 27)]
+    assert len(values) == 30
+    assert quantile_bins(values, 3).edges[0] == pytest.approx(7.5)

@@ -68,7 +68,7 @@ def read(folder: Path, entries: dict[str, Any] | None = None) -> ProbeSet:
     return found
 
 
-def test_conditions_are_clean_resampled_and_every_kind_at_every_ratio(folder: Path) -> None:
+def test_conditions_cover_every_interference_and_snr(folder: Path) -> None:
     found = read(folder).conditions
     assert found == conditions(KINDS, SNRS_DB)
     assert [str(each) for each in found] == [
@@ -125,7 +125,7 @@ def test_the_resampled_utterance_is_the_file(folder: Path) -> None:
     assert read(folder).encoded(1) == (folder / "probes/resampled/01.flac").read_bytes()
 
 
-def test_what_is_read_stays_as_it_was(folder: Path) -> None:
+def test_probes_do_not_change_once_read(folder: Path) -> None:
     """A server's model outlives the files it came from."""
     probes = read(folder)
     before = [probes.mixture(1, each) for each in probes.conditions if each.interference != "resampled"]
@@ -192,7 +192,7 @@ DAMAGE: list[tuple[str, str, bytes | None, str]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "reason"), [case[1:] for case in DAMAGE], ids=[case[0] for case in DAMAGE])
-def test_damage_is_refused_in_a_sentence(folder: Path, name: str, content: bytes | None, reason: str) -> None:
+def test_damaged_files_are_refused_with_the_reason(folder: Path, name: str, content: bytes | None, reason: str) -> None:
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
@@ -211,9 +211,7 @@ def test_damage_is_refused_in_a_sentence(folder: Path, name: str, content: bytes
         (lambda entry: entry["interference"].append("../noise"), "'../noise' is not a kind of interference"),
     ],
 )
-def test_a_manifest_that_makes_no_sense_is_refused(
-    folder: Path, change: Callable[[dict[str, Any]], object], reason: str
-) -> None:
+def test_an_invalid_manifest_is_refused(folder: Path, change: Callable[[dict[str, Any]], object], reason: str) -> None:
     entries: dict[str, Any] = json.loads(json.dumps(manifest()))
     change(entries["probes"])
     with pytest.raises(ProbeError) as caught:

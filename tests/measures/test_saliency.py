@@ -13,7 +13,7 @@ from speakerlens.training.model.front_end import LogMel, frame_count
 from speakerlens.training.model.saliency import deletion_index as evaluated
 
 
-def test_the_deletion_index_is_the_evaluations() -> None:
+def test_the_deletion_index_equals_the_evaluations() -> None:
     rng = np.random.default_rng(3)
     shown, where = rng.random((4, 80, 120), np.float32), rng.random((4, 80, 120)) < 0.3
     right = evaluated(torch.from_numpy(shown), torch.from_numpy(where), torch.full((4,), 120))
@@ -52,7 +52,7 @@ def log_mel(audio: np.ndarray) -> np.ndarray:
     return features[:, : int(frame_count(torch.tensor(audio.size)))]
 
 
-def test_noise_is_found_and_what_is_louder_is_not() -> None:
+def test_noise_is_found_and_louder_sound_is_not() -> None:
     """White noise with a chirp 20 dB above it in half of the frames of the upper rows."""
     rng = np.random.default_rng(5)
     seconds = np.arange(48_000) / 16_000
@@ -67,8 +67,20 @@ def test_noise_is_found_and_what_is_louder_is_not() -> None:
     assert not mixed[row, inside].any()
 
 
-def test_the_level_of_a_row_changes_nothing() -> None:
+def test_an_offset_per_row_has_no_effect() -> None:
     rng = np.random.default_rng(7)
     features = rng.normal(0, 1, (80, 200))
     assert (estimated_interference(features) == estimated_interference(features + rng.normal(0, 9, (80, 1)))).all()
     assert estimated_interference(np.zeros((80, 5))).all()
+
+
+def test_the_floor_is_the_20th_percentile_plus_6_db() -> None:
+    features = np.random.default_rng(9).normal(0, 2, (40, 38))
+    floor = np.percentile(features, 20, axis=1, keepdims=True)
+    assert (estimated_interference(features) == (features <= floor + 0.6 * math.log(10))).all()
+    at_the_border = np.array([[0.0, 0.0, 0.0, 0.0, 0.0, 6.0 / (10.0 / math.log(10.0))]])
+    assert estimated_interference(at_the_border).all()
+
+
+def test_concentration_of_a_single_bin_is_undefined() -> None:
+    assert math.isnan(concentration(np.ones((1, 1), np.float32)))

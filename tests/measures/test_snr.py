@@ -41,18 +41,18 @@ def test_neither_level_nor_offset_matters(gain: float) -> None:
 
 
 @pytest.mark.parametrize("samples", [400, 767, 768, 1600])
-def test_a_very_short_sound_has_an_estimate_within_the_range(samples: int) -> None:
+def test_very_short_audio_has_an_estimate_within_range(samples: int) -> None:
     for seed in range(5):
         assert LOWEST_DB <= estimate(noise(samples / RATE, seed)) <= HIGHEST_DB
 
 
-def test_features_so_far_out_that_nothing_was_fitted_to_them_are_bounded() -> None:
+def test_outlying_features_are_clipped() -> None:
     for far in (-1e9, 1e9):
         assert math.isfinite(FITTED.value(np.full(8, far)))
         assert FITTED.value(np.full(8, far)) == FITTED.value(np.full(8, 2 * far))
 
 
-def test_silence_has_none() -> None:
+def test_silence_has_no_estimate() -> None:
     assert math.isnan(estimate(np.zeros(RATE, np.float32)))
     assert math.isnan(estimate(np.full(RATE, 0.25, np.float32)))
 
@@ -67,7 +67,7 @@ def test_energies_are_those_of_the_samples() -> None:
 
 
 @pytest.mark.parametrize("hertz", [85.0, 120.0, 200.0, 310.0])
-def test_a_voice_repeats_and_noise_does_not(hertz: float) -> None:
+def test_a_voice_is_periodic_and_noise_is_not(hertz: float) -> None:
     pulses = np.zeros(3 * RATE, np.float32)
     pulses[np.arange(0, 3 * RATE - 1, RATE / hertz).astype(int)] = 1
     low = np.convolve(pulses, np.hanning(24), "same").astype(np.float32)
@@ -76,7 +76,7 @@ def test_a_voice_repeats_and_noise_does_not(hertz: float) -> None:
     assert analyse(noise(3.0, 6)).periodic.mean() < 0.3
 
 
-def test_the_share_that_repeats_is_that_of_the_harmonics() -> None:
+def test_the_periodic_share_is_that_of_the_harmonics() -> None:
     tone = sum((sine(1.0, 150.0 * harmonic) for harmonic in range(1, 6)), np.zeros(3 * RATE, np.float32))
     for snr in (10, 0):
         found = analyse(LEVEL * mixed(tone / tone.std(), noise(3.0, 7), snr))
@@ -84,7 +84,7 @@ def test_the_share_that_repeats_is_that_of_the_harmonics() -> None:
         assert float(found.energy @ found.periodic / found.energy.sum()) == pytest.approx(share, abs=0.12)
 
 
-def test_long_sounds_are_analysed_in_parts_that_do_not_show() -> None:
+def test_batches_of_frames_do_not_change_the_result() -> None:
     samples = LEVEL * mixed(voice(12.0, 8)[0], noise(12.0, 9), 8)
     whole, first = analyse(samples), analyse(samples[: 50 * STRIDE])
     assert len(whole.energy) == len(samples) // STRIDE

@@ -13,27 +13,27 @@ from tests.measures.sounds import RATE, Samples, mixed, noise, sine, voice
 
 @pytest.mark.parametrize("offset", [0.0, -0.085])
 @pytest.mark.parametrize("height", [0.5, 0.01])
-def test_the_level_is_that_of_the_root_mean_square_without_the_offset(height: float, offset: float) -> None:
+def test_the_level_is_the_rms_without_the_offset(height: float, offset: float) -> None:
     sound = measure_sound(sine(height) + np.float32(offset))
     assert sound.level_dbfs == pytest.approx(20 * math.log10(height / math.sqrt(2)), abs=0.01)
     assert sound.seconds == 3.0
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_level_of_speech_and_of_noise_is_about_that_of_all_samples(seed: int) -> None:
+def test_the_level_from_frames_is_close_to_that_of_all_samples(seed: int) -> None:
     for samples in (noise(3.0, seed), voice(6.0, seed)[0]):
         assert measure_sound(np.float32(0.1) * samples).level_dbfs == pytest.approx(-20, abs=0.5)
 
 
 @pytest.mark.parametrize("samples", [np.zeros(48_000), np.full(48_000, 0.25), np.zeros(400)])
-def test_silence_has_no_ratio(samples: NDArray[np.float64]) -> None:
+def test_silence_has_no_snr(samples: NDArray[np.float64]) -> None:
     sound = measure_sound(samples.astype(np.float32))
     assert math.isnan(sound.snr_db)
     assert (sound.level_dbfs, sound.speech_share, sound.clipped_share, sound.bandwidth_hz) == (SILENT_DBFS, 0, 0, 0)
 
 
 @pytest.mark.parametrize("samples", [400, 401, 513, 1000, 16_000])
-def test_anything_that_is_long_enough_can_be_heard(samples: int) -> None:
+def test_any_long_enough_audio_can_be_measured(samples: int) -> None:
     sound = measure_sound(np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32))
     assert sound.seconds == samples / RATE
     assert not math.isnan(sound.snr_db)
@@ -41,14 +41,14 @@ def test_anything_that_is_long_enough_can_be_heard(samples: int) -> None:
 
 @pytest.mark.parametrize("offset", [0.0, -0.085])
 @pytest.mark.parametrize("ceiling", [0.9, 0.3])
-def test_a_clipped_sine_says_how_much_of_it_was_cut_off(ceiling: float, offset: float) -> None:
+def test_the_clipped_share_of_a_sine(ceiling: float, offset: float) -> None:
     drive = 1.25
     expected = 1 - 2 / math.pi * math.asin(1 / drive)
     clipped = np.clip(sine(ceiling * drive, 441.7), -ceiling, ceiling)
     assert measure_sound(in_16_bits(clipped + np.float32(offset))).clipped_share == pytest.approx(expected, abs=0.01)
 
 
-def test_what_is_clipped_on_one_side_alone_counts_once() -> None:
+def test_one_sided_clipping_counts_one_side() -> None:
     speech = 0.2 * voice(3.0, 1)[0]
     ceiling = np.float32(0.25)
     cut = in_16_bits(np.minimum(speech, ceiling))
@@ -57,7 +57,7 @@ def test_what_is_clipped_on_one_side_alone_counts_once() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_speech_that_reached_full_scale_says_how_much_of_it_is_lost(seed: int) -> None:
+def test_the_clipped_share_of_speech_at_full_scale(seed: int) -> None:
     speech = voice(3.0, seed)[0]
     speech = speech * np.float32(2 / np.abs(speech).max())
     lost = float((np.abs(speech) >= 1).mean())
@@ -66,11 +66,11 @@ def test_speech_that_reached_full_scale_says_how_much_of_it_is_lost(seed: int) -
 
 @pytest.mark.parametrize("hertz", [50.0, 100.0, 441.7, 3000.0])
 @pytest.mark.parametrize("height", [0.001, 0.2, 1.0])
-def test_a_wave_that_is_round_at_its_top_is_not_clipped(hertz: float, height: float) -> None:
+def test_a_round_top_is_not_clipping(hertz: float, height: float) -> None:
     assert measure_sound(in_16_bits(sine(height, hertz))).clipped_share == 0
 
 
-def test_speech_and_noise_that_nobody_cut_are_not_clipped() -> None:
+def test_unclipped_speech_and_noise_are_not_clipped() -> None:
     for seed in range(5):
         speech = voice(3.0, seed)[0]
         for sound in (speech, mixed(speech, noise(3.0, seed), 5)):
@@ -89,7 +89,7 @@ def test_the_bandwidth_of_low_passed_noise_is_its_edge(edge: float, level: float
     )
 
 
-def test_telephone_audio_shows_however_it_is_scaled_and_wide_speech_is_wide() -> None:
+def test_telephone_and_wideband_speech_differ_in_bandwidth() -> None:
     for seed in range(5):
         speech = 0.1 * voice(3.0, seed)[0]
         telephone = soxr.resample(soxr.resample(speech, RATE, 8000), 8000, RATE).astype(np.float32)
@@ -98,7 +98,7 @@ def test_telephone_audio_shows_however_it_is_scaled_and_wide_speech_is_wide() ->
             assert measure_sound(in_16_bits(gain * speech)).bandwidth_hz >= 6000
 
 
-def test_neither_silence_around_nor_an_offset_changes_the_bandwidth() -> None:
+def test_silence_and_offset_do_not_change_the_bandwidth() -> None:
     telephone = 0.1 * noise(1.0, 2, (300, 3400))
     silence = np.zeros(RATE, np.float32)
     around = np.concatenate([silence, telephone, silence]) - np.float32(0.085)
@@ -114,12 +114,12 @@ def test_the_share_of_speech_is_that_of_the_time_with_a_voice(snr: float) -> Non
     assert np.corrcoef(heard, shares)[0, 1] > 0.9
 
 
-def test_noise_is_no_speech() -> None:
+def test_noise_has_no_speech() -> None:
     for band in ((0, 8000), (0, 1000), (300, 3400)):
         assert measure_sound(np.float32(0.05) * noise(3.0, 3, band)).speech_share < 0.05
 
 
-def test_windows_together_say_what_the_whole_says() -> None:
+def test_joined_windows_equal_the_whole() -> None:
     loud, quiet = measure_sound(sine(0.5, seconds=1.0)), measure_sound(sine(0.05, seconds=3.0))
     whole = measure_sound(np.concatenate([sine(0.5, seconds=1.0), sine(0.05, seconds=3.0)]))
     both = join([loud, quiet])
@@ -127,7 +127,7 @@ def test_windows_together_say_what_the_whole_says() -> None:
     assert both.level_dbfs == pytest.approx(whole.level_dbfs, abs=0.1)
 
 
-def test_windows_of_a_noisy_recording_say_what_the_whole_says() -> None:
+def test_joined_noisy_windows_equal_the_whole() -> None:
     whole = np.float32(0.05) * mixed(voice(12.0, 4)[0], noise(12.0, 5), 8)
     both = join([measure_sound(window) for window in np.split(whole, 4)])
     at_once = measure_sound(whole)
@@ -148,7 +148,7 @@ def test_energies_add_up_over_windows() -> None:
     assert both.level_dbfs == pytest.approx(-20.0)
 
 
-def test_silent_windows_say_nothing_of_the_ratio() -> None:
+def test_silent_windows_do_not_change_the_snr() -> None:
     silence, tone = measure_sound(np.zeros(48_000, np.float32)), measure_sound(sine(0.1))
     assert join([silence, tone]).snr_db == pytest.approx(tone.snr_db)
     assert math.isnan(join([silence, silence]).snr_db)

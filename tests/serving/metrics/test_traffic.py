@@ -243,7 +243,7 @@ def test_refusals(server: ServerProcess) -> None:
     assert page["input_duration_seconds_sum"] == 0
 
 
-def test_a_server_without_speakers_and_one_that_drains(toy_bundles: Path) -> None:
+def test_counts_without_speakers_and_while_draining(toy_bundles: Path) -> None:
     tally = Tally()
     with ServerProcess(toy_bundles, "--stream-idle-seconds=60") as server:
         enroll = pb.EnrollRequest(speaker="somebody", utterances=[raw(talk(1.0))], models=models("da"))

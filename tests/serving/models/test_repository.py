@@ -77,7 +77,7 @@ def spoil(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("keep", "loaded"), [(1, ["u/1", "v/10"]), (2, ["u/1", "v/9", "v/10"])])
-def test_the_newest_by_number_are_kept(tmp_path: Path, keep: int, loaded: list[str]) -> None:
+def test_the_newest_versions_are_loaded(tmp_path: Path, keep: int, loaded: list[str]) -> None:
     for version in (10, 9, 2):
         toy.write_bundle(tmp_path, "v", version)
     toy.write_bundle(tmp_path, "u", 1)
@@ -91,7 +91,7 @@ def test_the_newest_by_number_are_kept(tmp_path: Path, keep: int, loaded: list[s
     play(tmp_path, scenario, keep)
 
 
-def test_an_older_one_stands_in_for_one_that_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_older_version_replaces_a_refused_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for version in (1, 2, 3):
         toy.write_bundle(tmp_path, "v", version)
     spoil(tmp_path / "v" / "3")
@@ -111,7 +111,7 @@ def test_an_older_one_stands_in_for_one_that_is_refused(tmp_path: Path, caplog: 
     play(tmp_path, scenario)
 
 
-def test_a_slow_copy_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_incomplete_copy_is_not_refused_while_it_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """File by file, the manifest first: nothing is refused while something changes, and the whole is taken."""
     toy.write_bundle(tmp_path, "v", 1)
     whole = toy.write_bundle(tmp_path / "elsewhere", "v", 2)
@@ -139,9 +139,7 @@ def test_a_slow_copy_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixt
     play(tmp_path / "bundles", scenario)
 
 
-def test_what_stops_changing_is_refused_and_taken_when_it_is_mended(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_broken_bundle_is_refused_then_loaded_once_repaired(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     toy.write_bundle(tmp_path, "v", 1)
 
     async def scenario(world: World) -> None:
@@ -163,7 +161,7 @@ def test_what_stops_changing_is_refused_and_taken_when_it_is_mended(
     play(tmp_path, scenario)
 
 
-def test_what_cannot_pass_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_permanent_fault_is_refused_at_once(tmp_path: Path) -> None:
     toy.write_bundle(tmp_path, "v", 1)
 
     async def scenario(world: World) -> None:
@@ -177,7 +175,7 @@ def test_what_cannot_pass_is_refused_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [open_engine, build_model])
-def test_what_nobody_foresaw_of_one_bundle_stops_no_other(
+def test_an_unexpected_error_of_one_bundle_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: Callable[..., Any]
 ) -> None:
     for variant in ("u", "v"):
@@ -202,7 +200,7 @@ def test_what_nobody_foresaw_of_one_bundle_stops_no_other(
     play(tmp_path, scenario)
 
 
-def test_a_model_outlives_its_folder_being_spoilt(tmp_path: Path) -> None:
+def test_a_loaded_model_survives_damage_on_disk(tmp_path: Path) -> None:
     for version in (1, 2):
         toy.write_bundle(tmp_path, "v", version)
 
@@ -226,7 +224,7 @@ def test_a_model_outlives_its_folder_being_spoilt(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
-def test_touching_a_bundle_loads_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_touching_a_bundle_does_not_reload_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = toy.write_bundle(tmp_path, "v", 1)
     caplog.set_level("INFO")
 
@@ -241,7 +239,7 @@ def test_touching_a_bundle_loads_nothing(tmp_path: Path, caplog: pytest.LogCaptu
     play(tmp_path, scenario)
 
 
-def test_removal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_removed_bundles_are_unloaded_but_for_the_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A version goes with its folder, a variant with its last; but never the last model of all."""
     for variant, version in (("u", 1), ("v", 1), ("v", 2)):
         toy.write_bundle(tmp_path, variant, version)
@@ -271,7 +269,7 @@ def test_removal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     play(tmp_path, scenario)
 
 
-def test_a_change_under_the_hands_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_while_loading_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was checked and what was opened must be the same file."""
     toy.write_bundle(tmp_path, "v", 1)
 
@@ -288,7 +286,7 @@ def test_a_change_under_the_hands_is_seen(tmp_path: Path, monkeypatch: pytest.Mo
     play(tmp_path, scenario)
 
 
-def test_a_broken_engine_is_told_of_its_variant_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_engine_affects_only_its_variants_health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the moment it breaks to the moment it works again; an older version's engine tells nothing."""
     for variant, version in (("u", 1), ("v", 1), ("v", 2)):
         toy.write_bundle(tmp_path, variant, version)
@@ -315,7 +313,7 @@ def test_a_broken_engine_is_told_of_its_variant_alone(tmp_path: Path, monkeypatc
     play(tmp_path, scenario)
 
 
-def test_nothing_to_load(tmp_path: Path) -> None:
+def test_no_valid_bundle_is_a_startup_error(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         with pytest.raises(StartupError, match=r"no usable bundle, 1 refused: .*predict.onnx is not the file"):
             await world.load()

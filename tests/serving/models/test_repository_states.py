@@ -57,7 +57,7 @@ class Oracle:
         self.refused = {place: fault for place, fault in self.refused.items() if place in disk}
         seen, self.seen = self.seen, {place: found.digest for place, found in disk.items()}
         for variant in {variant for variant, _ in disk}:
-            keep = []
+            keep: list[Place] = []
             versions = sorted((place for place in disk if place[0] == variant), key=lambda place: -place[1])
             for number, place in enumerate(versions):
                 if len(keep) == KEEP:

@@ -85,7 +85,7 @@ def traffic(server: ServerProcess) -> Iterator[list[tuple[int, float]]]:
     assert errors == []
 
 
-def test_new_versions_drop_nothing(tmp_path: Path) -> None:
+def test_new_versions_drop_no_request(tmp_path: Path) -> None:
     """Under load, three times; one slow call is in work with the first version all the while, and it is answered."""
     toy.write_bundle(tmp_path, "v", 1, seed=1)
     with ServerProcess(tmp_path, WATCH, "--keep-versions=1") as server:
@@ -144,7 +144,7 @@ def test_a_stream_keeps_its_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["overwritten", "emptied", "replaced"])
-def test_a_bundle_replaced_by_garbage(tmp_path: Path, damage: str) -> None:
+def test_a_bundle_replaced_by_garbage_stays_in_service(tmp_path: Path, damage: str) -> None:
     """What is loaded goes on; log, metric and health say why nothing else does."""
     toy.write_bundle(tmp_path, "u", 1)
     folder = toy.write_bundle(tmp_path, "v", 1, seed=1)
@@ -176,7 +176,7 @@ def test_a_bundle_replaced_by_garbage(tmp_path: Path, damage: str) -> None:
         wait_for_health(server, "speakerlens.bundle/v", "SERVING")
 
 
-def test_a_new_version_that_is_refused(tmp_path: Path) -> None:
+def test_a_refused_new_version_leaves_the_old_in_service(tmp_path: Path) -> None:
     toy.write_bundle(tmp_path, "v", 1, seed=1)
     with ServerProcess(tmp_path, WATCH) as server:
         bad = toy.write_bundle(tmp_path / ".staging", "v", 2, schema_version=1)
@@ -204,7 +204,7 @@ def test_variants_come_and_go(tmp_path: Path) -> None:
         wait_for_health(server, "speakerlens.model/v", "NOT_FOUND")
 
 
-def test_without_watch_nothing_is_looked_at_again(tmp_path: Path) -> None:
+def test_without_watch_the_directory_is_not_rescanned(tmp_path: Path) -> None:
     toy.write_bundle(tmp_path, "v", 1, seed=1)
     with ServerProcess(tmp_path) as server:
         publish(tmp_path, 2, seed=2)

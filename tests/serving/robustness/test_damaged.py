@@ -22,7 +22,7 @@ def accuracy(values: dict[tuple[str, str, str], float]) -> float:
     return float(np.mean([value for (name, *_), value in values.items() if name == "accuracy_ratio"]))
 
 
-def test_as_exported_it_does_as_it_did(bundle: Path) -> None:
+def test_an_undamaged_bundle_keeps_its_accuracy(bundle: Path) -> None:
     """The same answers to the last utterance, through the decoder, the queues and the batches of a real server."""
     found, expected = served(bundle, 0.0, period=PERIOD).values, exported(bundle).values
     assert found.keys() == expected.keys()

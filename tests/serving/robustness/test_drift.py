@@ -26,7 +26,7 @@ def page(drift: Drift) -> dict[tuple[str, str, str], float]:
     }
 
 
-def test_a_window_forgets_the_oldest() -> None:
+def test_a_full_window_drops_its_oldest_value() -> None:
     expected = Distribution(Bins((0.0, 10.0)), (10, 30, 60), 100, 12.0)
     window = Window(expected, 4)
     assert math.isnan(window.index)
@@ -36,7 +36,7 @@ def test_a_window_forgets_the_oldest() -> None:
     assert window.index == population_stability_index((10, 30, 60), (1, 1, 2))
 
 
-def test_the_page_shows_the_newest_version_and_begins_anew_with_it(tmp_path: Path) -> None:
+def test_drift_of_the_newest_version_starts_empty(tmp_path: Path) -> None:
     drift, first, second = Drift(100), bundle(tmp_path, 1), bundle(tmp_path, 2)
     drift.set_bundles([first])
     assert page(drift)["drift_samples", "v", "snr_db"] == 0
@@ -64,7 +64,7 @@ def test_the_page_shows_the_newest_version_and_begins_anew_with_it(tmp_path: Pat
     assert page(drift) == {}
 
 
-def test_it_stands_on_the_page_of_metrics(tmp_path: Path) -> None:
+def test_drift_is_exported_with_the_metrics(tmp_path: Path) -> None:
     metrics, drift, one = Metrics(), Drift(10), bundle(tmp_path, 1)
     metrics.page.registry.register(drift)
     drift.set_bundles([one])

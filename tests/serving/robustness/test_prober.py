@@ -137,7 +137,7 @@ def bundle(tmp_path: Path) -> Callable[..., Bundle]:
 
 
 @on_a_loop
-async def test_one_utterance_at_a_time(bundle: Callable[..., Bundle]) -> None:
+async def test_probes_run_one_at_a_time(bundle: Callable[..., Bundle]) -> None:
     first, second = FakeModel(bundle("a")), FakeModel(bundle("b"))
     async with World(first, second) as world:
         await until(lambda: world.ended("a") and world.ended("b"))
@@ -160,7 +160,7 @@ async def test_a_broken_engine_fails_its_probes_and_no_others(bundle: Callable[.
 
 
 @on_a_loop
-async def test_full_queues_are_waited_for(bundle: Callable[..., Bundle]) -> None:
+async def test_probes_wait_for_a_full_queue(bundle: Callable[..., Bundle]) -> None:
     def full(call: int) -> Exception | None:
         return ResourceExhaustedError(Reason.QUEUE_FULL, "later", 0.001) if call % 3 else None
 
@@ -173,7 +173,7 @@ async def test_full_queues_are_waited_for(bundle: Callable[..., Bundle]) -> None
 
 
 @on_a_loop
-async def test_a_model_that_goes_while_it_is_asked(bundle: Callable[..., Bundle]) -> None:
+async def test_a_model_removed_during_its_round_shows_nothing(bundle: Callable[..., Bundle]) -> None:
     """It stays loaded until it has answered; then the round is over, and shows nothing."""
     model = FakeModel(bundle("a"))
     model.explain.gate.clear()
@@ -193,7 +193,7 @@ async def test_a_model_that_goes_while_it_is_asked(bundle: Callable[..., Bundle]
 
 
 @on_a_loop
-async def test_a_model_that_goes_before_its_turn(bundle: Callable[..., Bundle]) -> None:
+async def test_a_model_removed_before_its_round_is_not_probed(bundle: Callable[..., Bundle]) -> None:
     """Nothing is left on the page that says a round of it is late."""
     first, second = FakeModel(bundle("a")), FakeModel(bundle("b"))
     first.explain.gate.clear()
@@ -210,7 +210,7 @@ async def test_a_model_that_goes_before_its_turn(bundle: Callable[..., Bundle]) 
 
 
 @on_a_loop
-async def test_a_newer_version_is_asked_at_once_and_an_older_one_never(bundle: Callable[..., Bundle]) -> None:
+async def test_a_newer_version_is_probed_at_once_an_older_never(bundle: Callable[..., Bundle]) -> None:
     old, new, last = FakeModel(bundle("a", 1)), FakeModel(bundle("a", 3)), FakeModel(bundle("a", 4, probes=False))
     async with World(old) as world:
         await until(lambda: world.ended("a"))
@@ -230,14 +230,14 @@ async def test_a_newer_version_is_asked_at_once_and_an_older_one_never(bundle: C
 
 
 @on_a_loop
-async def test_rounds_return(bundle: Callable[..., Bundle]) -> None:
+async def test_rounds_repeat_after_the_period(bundle: Callable[..., Bundle]) -> None:
     model = FakeModel(bundle("a"))
     async with World(model, seconds=0.2):
         await until(lambda: model.predict.calls >= 24)
 
 
 @on_a_loop
-async def test_an_unforeseen_error_ends_a_round_and_not_the_prober(
+async def test_an_unexpected_error_ends_only_its_round(
     bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     failed = []

@@ -63,7 +63,7 @@ def probed(tmp_path: Path) -> Path:
     return tmp_path / "bundles"
 
 
-def test_a_round_shows_what_the_export_found(probed: Path) -> None:
+def test_a_round_matches_the_results_at_export(probed: Path) -> None:
     """The numbers by hand, of the files; and nothing of it among the metrics of requests."""
     toy.write_bundle(probed, "without", 1)
     with ServerProcess(probed, "--probe-seconds=300") as server:
@@ -117,7 +117,7 @@ def deletion_by_hand(folder: Path, snr_db: float) -> float:
     return float(np.mean(indices))
 
 
-def test_never_means_never(probed: Path) -> None:
+def test_no_probes_when_the_period_is_zero(probed: Path) -> None:
     with ServerProcess(probed, "--probe-seconds=0") as server:
         time.sleep(1)
         text = server.metrics_text()
@@ -174,7 +174,7 @@ def test_an_overflow_counts_as_failed(tmp_path: Path) -> None:
     assert re.search(r"WARNING .*0 of 8 right in .*, 8 failed, first clean: the answer holds NaN or infinity", log)
 
 
-def test_broken_resampling_shows_where_resampling_is(probed: Path, tmp_path: Path) -> None:
+def test_broken_resampling_shows_in_resampled_probes_only(probed: Path, tmp_path: Path) -> None:
     program = tmp_path / "wrong.py"
     program.write_text(WRONG_RESAMPLING)
     with ServerProcess(probed, "--probe-seconds=300", within=[sys.executable, str(program)]) as server:
@@ -184,7 +184,7 @@ def test_broken_resampling_shows_where_resampling_is(probed: Path, tmp_path: Pat
     assert found == expected
 
 
-def test_what_is_shown_is_of_the_newest_version(probed: Path) -> None:
+def test_results_are_those_of_the_newest_version(probed: Path) -> None:
     """A new version is probed as soon as it is there; one without probes shows nothing, nor does one that is gone."""
     with ServerProcess(probed, "--probe-seconds=600", "--watch=0.2") as server:
         first = wait_for_round(server, "v")[of_variant("round_timestamp_seconds", "v")]
@@ -217,7 +217,7 @@ def wait_until_gone(server: ServerProcess) -> None:
         time.sleep(0.05)
 
 
-def test_a_round_that_is_cut_short_shows_nothing(tmp_path: Path) -> None:
+def test_an_unfinished_round_shows_nothing(tmp_path: Path) -> None:
     """Draining waits for no round."""
     folder = toy.write_bundle(tmp_path / "bundles", "v", 1, slow_seconds=0.9)
     toy.add_probes(folder)

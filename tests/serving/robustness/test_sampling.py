@@ -70,7 +70,7 @@ def play(scenario: Callable[[World], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(run())
 
 
-def test_lots() -> None:
+def test_the_sampler_chooses_its_share() -> None:
     assert not any(Sampler(0.0, lambda: 0.0).sample() for _ in range(10))
     assert all(Sampler(1.0, lambda: 0.999).sample() for _ in range(10))
     lots = Sampler(0.25, random.Random(7).random)  # noqa: S311
@@ -80,7 +80,7 @@ def test_lots() -> None:
     assert drawn == [same.sample() for _ in range(4000)]
 
 
-def test_nothing_begins_while_the_device_is_busy() -> None:
+def test_no_sample_starts_while_the_device_is_busy() -> None:
     async def scenario(world: World) -> None:
         answer = await world.busy(1)
         world.offer(0)
@@ -94,7 +94,7 @@ def test_nothing_begins_while_the_device_is_busy() -> None:
     play(scenario)
 
 
-def test_one_at_a_time_and_in_order() -> None:
+def test_samples_run_one_at_a_time_in_order() -> None:
     async def scenario(world: World) -> None:
         go_on, begun = asyncio.Event(), []
 
@@ -116,7 +116,7 @@ def test_one_at_a_time_and_in_order() -> None:
     play(scenario)
 
 
-def test_what_comes_while_enough_waits_is_dropped() -> None:
+def test_work_beyond_the_bound_is_dropped_and_counted() -> None:
     async def scenario(world: World) -> None:
         answer = await world.busy(1)
         for number in range(MOST_WAITING + 3):
@@ -130,7 +130,7 @@ def test_what_comes_while_enough_waits_is_dropped() -> None:
     play(scenario)
 
 
-def test_what_does_not_get_its_turn_in_time_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_that_waits_too_long_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "MAX_WAIT_SECONDS", 0.05)
 
     async def scenario(world: World) -> None:
@@ -154,7 +154,7 @@ def test_what_does_not_get_its_turn_in_time_is_dropped(monkeypatch: pytest.Monke
         (ArithmeticError("poison"), "failed"),
     ],
 )
-def test_a_failure_is_counted_and_the_next_goes_on(error: Exception, outcome: str) -> None:
+def test_a_failed_sample_is_counted_and_the_next_runs(error: Exception, outcome: str) -> None:
     async def scenario(world: World) -> None:
         async def fail() -> None:
             raise error
@@ -168,7 +168,7 @@ def test_a_failure_is_counted_and_the_next_goes_on(error: Exception, outcome: st
     play(scenario)
 
 
-def test_at_the_end_everything_is_accounted_for() -> None:
+def test_closing_drops_and_counts_all_samples() -> None:
     async def scenario(world: World) -> None:
         begun = asyncio.Event()
 

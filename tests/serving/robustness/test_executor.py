@@ -14,7 +14,7 @@ def dropped(metrics: Metrics) -> float | None:
     return metrics.registry.get_sample_value("speakerlens_background_total", labels)
 
 
-def test_what_comes_while_enough_waits_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_beyond_the_bound_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observer, "MOST_WAITING", 3)
     metrics, gate = Metrics(), threading.Event()
     thread = BoundedExecutor(metrics.robustness)
@@ -36,7 +36,7 @@ def test_what_comes_while_enough_waits_is_dropped(monkeypatch: pytest.MonkeyPatc
     thread.close()
 
 
-def test_after_the_end_nothing_is_measured_and_nobody_hears_of_it() -> None:
+def test_a_closed_executor_ignores_work() -> None:
     metrics = Metrics()
     thread = BoundedExecutor(metrics.robustness)
     thread.close()

@@ -165,7 +165,9 @@ def opened(folder: Path) -> Bundle:
 
 
 @pytest.mark.parametrize(("change", "reason"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
-def test_refused_with_the_reason(tmp_path: Path, change: Callable[[Path], object], reason: str) -> None:
+def test_an_invalid_bundle_is_refused_with_the_reason(
+    tmp_path: Path, change: Callable[[Path], object], reason: str
+) -> None:
     folder = toy.write_bundle(tmp_path, "v", 1)
     opened(folder)  # whole before the change
     change(folder)
@@ -174,7 +176,7 @@ def test_refused_with_the_reason(tmp_path: Path, change: Callable[[Path], object
     assert reason in str(caught.value)
 
 
-def test_a_broken_baseline_is_a_fault_of_its_own(tmp_path: Path) -> None:
+def test_an_invalid_baseline_has_its_own_fault(tmp_path: Path) -> None:
     folder = toy.write_bundle(tmp_path, "v", 1)
     baseline(samples=99)(folder)
     with pytest.raises(BundleError) as caught:
@@ -219,9 +221,7 @@ def expecting_little(folder: Path) -> None:
         (resealed(lambda f: (f / "probes/resampled/01.flac").write_bytes(b"")), "probes/resampled/01.flac cannot be"),
     ],
 )
-def test_probes_that_do_not_hold_are_a_fault_of_their_own(
-    tmp_path: Path, change: Callable[[Path], object], reason: str
-) -> None:
+def test_invalid_probes_have_their_own_fault(tmp_path: Path, change: Callable[[Path], object], reason: str) -> None:
     folder = toy.write_bundle(tmp_path, "v", 1)
     toy.add_probes(folder)
     change(folder)
@@ -241,12 +241,12 @@ def test_files_outside_the_bundle_are_not_read(tmp_path: Path) -> None:
             read_bundle(folder)
 
 
-def test_versions_beyond_the_contract_are_refused(tmp_path: Path) -> None:
+def test_versions_beyond_int32_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="above 2147483647"):
         read_bundle(toy.write_bundle(tmp_path, "v", 2**31))
 
 
-def test_survey_sorts_versions_by_number(tmp_path: Path) -> None:
+def test_versions_are_listed_by_number(tmp_path: Path) -> None:
     for name in ("v/10", "v/9", "v/100", "u/1", "u/.unfinished", "u/01", "u/notes", ".hidden/1", "empty"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("not a bundle", encoding="utf-8")

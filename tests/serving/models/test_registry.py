@@ -59,7 +59,7 @@ def play(root: Path, scenario: Scenario) -> None:
     asyncio.run(run())
 
 
-def test_the_newest_is_the_newest_by_number(tmp_path: Path) -> None:
+def test_the_newest_version_is_chosen_by_number(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         for version in (9, 10, 2):
             world.add("v", version)
@@ -81,7 +81,7 @@ def sessions() -> int:
     return sum(type(thing) is onnxruntime.InferenceSession for thing in gc.get_objects())
 
 
-def test_what_is_leased_outlives_its_replacement(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_leased_model_outlives_its_replacement(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The old model answers those who have it; the new one answers who asks now; then the old one goes."""
     caplog.set_level("INFO")
 
@@ -101,7 +101,7 @@ def test_what_is_leased_outlives_its_replacement(tmp_path: Path, caplog: pytest.
 
 
 @pytest.mark.parametrize("leased", [True, False])
-def test_memory_is_given_back(tmp_path: Path, leased: bool) -> None:
+def test_unused_graphs_are_closed_at_once(tmp_path: Path, leased: bool) -> None:
     """The graphs are closed once nobody uses them, and not before; at once, not when garbage is next collected."""
 
     async def scenario(world: World) -> None:

@@ -78,7 +78,7 @@ def attack(server: ServerProcess) -> None:
         refused(server.channel.unary_unary(path), b"")
 
 
-def test_what_clients_write_never_stands_on_the_page(toy_bundles: Path, tmp_path: Path) -> None:
+def test_client_strings_never_become_labels(toy_bundles: Path, tmp_path: Path) -> None:
     with ServerProcess(toy_bundles, f"--speakers={tmp_path / 'speakers.db'}") as server:
         attack(server)
         server.wait_for_metric("speakerlens_input_duration_seconds_count", 4)
@@ -117,7 +117,7 @@ def test_exemplars_hold_ids_that_are_safe_and_bounded(toy_bundles: Path, tmp_pat
         }
 
 
-def test_a_value_that_cannot_be_told_is_left_out() -> None:
+def test_nan_is_not_observed() -> None:
     page = Page()
     histogram = page.histogram("x", "About x.", (1.0, 2.0))
     page.observe(histogram, math.nan)

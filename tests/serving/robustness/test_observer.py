@@ -83,7 +83,7 @@ def play(root: Path, scenario: Callable[[Scene], Coroutine[Any, Any, None]], **s
     play_world(root, run)
 
 
-def test_an_answer_is_measured_as_a_baseline_is(tmp_path: Path) -> None:
+def test_an_answer_gets_the_measures_of_the_baseline(tmp_path: Path) -> None:
     audio = talk(2.5)
 
     async def scenario(scene: Scene) -> None:
@@ -113,7 +113,7 @@ def test_an_answer_is_measured_as_a_baseline_is(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
-def test_clipping_is_seen_before_the_rate_and_the_channels_are_changed(tmp_path: Path) -> None:
+def test_clipping_is_measured_before_resampling_and_mixing(tmp_path: Path) -> None:
     """Resampled, the flat tops are gone."""
     samples = talk(2.0)
     loud = np.clip(6.0 * samples / np.abs(samples).max(), -1.0, 1.0)
@@ -135,7 +135,7 @@ def test_clipping_is_seen_before_the_rate_and_the_channels_are_changed(tmp_path:
     play(tmp_path, scenario)
 
 
-def test_maps_of_the_best_speaker_are_measured_and_those_of_another_are_not(tmp_path: Path) -> None:
+def test_only_maps_of_the_top_speaker_are_measured(tmp_path: Path) -> None:
     audio = talk(2.0)
     answer = toy.expected(toy.weights(SEEDS["clean"]), audio)
     best = int(answer["logits"].argmax())
@@ -159,7 +159,7 @@ def test_maps_of_the_best_speaker_are_measured_and_those_of_another_are_not(tmp_
     play(tmp_path, scenario)
 
 
-def test_long_audio_counts_once_and_its_sound_is_that_of_all_its_windows(tmp_path: Path) -> None:
+def test_long_audio_counts_once_with_all_its_windows(tmp_path: Path) -> None:
     audio = np.concatenate([talk(4.0), 0.001 * voice(5.0)])
 
     async def scenario(scene: Scene) -> None:
@@ -179,7 +179,9 @@ def test_long_audio_counts_once_and_its_sound_is_that_of_all_its_windows(tmp_pat
     ("monitoring", "counted"),
     [(MonitoringScope.ANSWER, (1, 1)), (MonitoringScope.SOUND, (1, 0)), (MonitoringScope.NOTHING, (0, 0))],
 )
-def test_what_a_question_tells(tmp_path: Path, monitoring: MonitoringScope, counted: tuple[int, int]) -> None:
+def test_the_monitoring_scope_limits_what_is_counted(
+    tmp_path: Path, monitoring: MonitoringScope, counted: tuple[int, int]
+) -> None:
     async def scenario(scene: Scene) -> None:
         await scene.ask(talk(1.0), "clean", monitoring=monitoring)
         await scene.ask(talk(1.0), "da")
@@ -194,7 +196,7 @@ def test_what_a_question_tells(tmp_path: Path, monitoring: MonitoringScope, coun
     play(tmp_path, scenario, shadow_share=1.0)
 
 
-def test_a_measure_that_fails_fails_no_request(
+def test_a_failing_measure_fails_no_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(_: object) -> None:
@@ -214,7 +216,7 @@ def test_a_measure_that_fails_fails_no_request(
     play(tmp_path, scenario, window_seconds=3.0)
 
 
-def test_samples_of_maps(tmp_path: Path) -> None:
+def test_sampled_maps_of_requests_without_maps(tmp_path: Path) -> None:
     """Of those who asked for none; those who did are measured anyway."""
 
     async def scenario(scene: Scene) -> None:
@@ -232,7 +234,7 @@ def test_samples_of_maps(tmp_path: Path) -> None:
     play(tmp_path, scenario, saliency_share=1.0)
 
 
-def test_the_other_variants_hear_the_same_and_all_are_compared(tmp_path: Path) -> None:
+def test_shadow_compares_all_variants_on_the_same_audio(tmp_path: Path) -> None:
     audio = [talk(1.0, seed=seed) for seed in range(6)]
 
     async def scenario(scene: Scene) -> None:
@@ -257,7 +259,7 @@ def test_the_other_variants_hear_the_same_and_all_are_compared(tmp_path: Path) -
     play(tmp_path, scenario, shadow_share=1.0)
 
 
-def test_a_variant_that_fails_keeps_no_others_from_being_compared(tmp_path: Path) -> None:
+def test_a_failing_variant_does_not_stop_the_comparison(tmp_path: Path) -> None:
     """Too loud audio makes the toy answer with NaN."""
     toy.write_bundle(tmp_path, "aa-frail", 1, seed=5, nan_peak=0.5)
 
@@ -272,7 +274,7 @@ def test_a_variant_that_fails_keeps_no_others_from_being_compared(tmp_path: Path
     play(tmp_path, scenario, shadow_share=1.0)
 
 
-def test_variants_are_compared_by_the_speakers_that_both_know(tmp_path: Path) -> None:
+def test_variants_are_compared_on_common_speakers_only(tmp_path: Path) -> None:
     """Of somebody whom the other cannot name, it cannot disagree."""
     toy.write_bundle(tmp_path, "new", 1, seed=0, speakers=[f"new-{name}" for name in toy.speakers()])
 
@@ -286,7 +288,7 @@ def test_variants_are_compared_by_the_speakers_that_both_know(tmp_path: Path) ->
     play(tmp_path, scenario, shadow_share=1.0)
 
 
-def test_of_long_audio_one_window_with_speech_is_looked_into(tmp_path: Path) -> None:
+def test_one_window_with_speech_is_sampled_of_long_audio(tmp_path: Path) -> None:
     audio = np.concatenate([0.001 * voice(5.0), talk(10.0)])
 
     async def scenario(scene: Scene) -> None:
@@ -301,9 +303,7 @@ def test_of_long_audio_one_window_with_speech_is_looked_into(tmp_path: Path) -> 
     play(tmp_path, scenario, window_seconds=3.0, shadow_share=1.0, saliency_share=1.0)
 
 
-def test_samples_wait_for_an_idle_device_and_models_that_went_meanwhile_are_not_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_wait_and_skip_models_removed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits keeps no model; the sample of one that is gone is dropped."""
 
     async def scenario(scene: Scene) -> None:
@@ -324,9 +324,7 @@ def test_samples_wait_for_an_idle_device_and_models_that_went_meanwhile_are_not_
     play(tmp_path, scenario, saliency_share=1.0)
 
 
-def test_what_was_asked_of_all_is_compared_however_busy_the_device_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_of_all_variants_are_compared_when_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(scene: Scene) -> None:
         monkeypatch.setattr(type(scene.scheduler), "idle", False)
         await scene.ask(talk(1.0))
@@ -335,7 +333,7 @@ def test_what_was_asked_of_all_is_compared_however_busy_the_device_is(
     play(tmp_path, scenario, shadow_share=1.0)
 
 
-def test_one_variant_alone_has_no_shadow(tmp_path: Path) -> None:
+def test_a_single_variant_is_not_compared(tmp_path: Path) -> None:
     async def scenario(scene: Scene) -> None:
         for name in ("clean", "da"):
             scene.models.take_out(scene.models.select([Selector(name)])[0])
@@ -368,7 +366,7 @@ def test_a_variant_that_fails_is_counted_by_name(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
-def test_a_full_queue_is_no_failure_of_the_model(tmp_path: Path) -> None:
+def test_a_full_queue_is_not_a_model_failure(tmp_path: Path) -> None:
     async def scenario(scene: Scene) -> None:
         [model] = scene.models.select([Selector("clean")])
         full = replace(model.predict._limits, max_waiting=0)
@@ -382,7 +380,7 @@ def test_a_full_queue_is_no_failure_of_the_model(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
-def test_nothing_is_measured_where_nobody_reads_it(tmp_path: Path) -> None:
+def test_nothing_is_measured_without_a_metrics_page(tmp_path: Path) -> None:
     async def scenario(scene: Scene) -> None:
         await scene.ask(talk(1.0), "clean")
         await asyncio.sleep(0.2)
@@ -394,7 +392,7 @@ def test_nothing_is_measured_where_nobody_reads_it(tmp_path: Path) -> None:
     play(tmp_path, scenario, metrics=False, shadow_share=1.0, saliency_share=1.0)
 
 
-def test_bands() -> None:
+def test_snr_bands_include_their_lower_border() -> None:
     borders = {-3.0: "below_0", 0.0: "0_to_5", 5.0: "5_to_10", 10.0: "10_to_20", 20.0: "above_20", math.inf: "unknown"}
     assert {snr: band_of(snr) for snr in borders} == borders
     assert band_of(math.nan) == "unknown"
