@@ -67,3 +67,16 @@ def mixed(speech: Samples, interference: Samples, snr_db: float) -> Samples:
     gain = np.linalg.norm(speech) / np.linalg.norm(interference) * 10 ** (-snr_db / 20)
     whole = speech + gain * interference
     return np.asarray(whole / whole.std(), np.float32)
+
+
+def reference_sounds() -> dict[str, Samples]:
+    """Return audio whose measures the tests pin: a change would make the baselines of all exported bundles invalid."""
+    level, silence = np.float32(0.05), np.zeros(8000, np.float32)
+    clipped = np.clip(sine(0.9, 100.0, 1.0) + level * noise(1.0, 6), -0.5, 0.7)
+    return {
+        "speech": level * mixed(voice(3.0, 1)[0], noise(3.0, 2), 10.0),
+        "long": level * mixed(voice(6.0, 2)[0], noise(6.0, 3, (0, 1000)), 0.0),
+        "short": level * noise(0.5, 4)[:700],
+        "pauses": np.concatenate([silence, level * voice(1.0, 5)[0], silence]),
+        "clipped": clipped.astype(np.float32),
+    }

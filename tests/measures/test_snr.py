@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from speakerlens.measures.snr import FITTED, HIGHEST_DB, LOWEST_DB, STRIDE, analyse, features, snr_db
-from tests.measures.sounds import RATE, Samples, mixed, noise, sine, voice
+from speakerlens.measures.snr import FITTED, HIGHEST_DB, LOWEST_DB, STRIDE, Frames, analyse, features, snr_db
+from tests.measures.sounds import RATE, Samples, mixed, noise, reference_sounds, sine, voice
 
 LEVEL = np.float32(0.05)
 
@@ -94,3 +94,42 @@ def test_batches_of_frames_do_not_change_the_result() -> None:
 
 def test_the_features_are_eight() -> None:
     assert features(analyse(noise(1.0, 1))).shape == FITTED.mean.shape == (8,)
+
+
+PINNED = {
+    "speech": [-11.0445, -9.37716, -7.13459, -0.635688, 2.52723, 8.88656, 10.0916, -0.0215801],
+    "long": [-4.44456, -3.11084, -2.33447, -0.425558, 2.89114, 2.15265, 2.30743, -0.735075],
+    "short": [0.0, 0.0, 0.0, 0.0, 0.0, -4.58019, -2.604, -6.90776],
+    "pauses": [-60.0, -60.0, -60.0, -60.0, 0.291743, 8.47895, 9.1726, 0.798233],
+    "clipped": [-0.0856807, -0.0171904, 0.0151548, 0.0270369, 0.0843563, 29.9984, 29.9989, -4.20509],
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_the_features_of_reference_sounds_are_pinned(name: str) -> None:
+    assert features(analyse(reference_sounds()[name])) == pytest.approx(PINNED[name], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("energy", "periodic", "voiced", "expected"),
+    [
+        ([0.0] * 9 + [1.0], 0.0, 1.0, [-60.0, -60.0, -60.0, -60.0, -60.0, -40.0, 30.0, 0.939784]),
+        ([1.0, 2.0, 3.0, 4.0], 0.5, 0.25, [-3.9794, -0.9691, 0.791812, 0.791812, 2.0412, 0.0, -4.77121, -0.769816]),
+        ([0.001], 0.5, 0.25, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -4.77121, -6.90776]),
+    ],
+)
+def test_features_of_given_frames(energy: list[float], periodic: float, voiced: float, expected: list[float]) -> None:
+    shares = (np.full(len(energy), share, np.float32) for share in (periodic, voiced))
+    assert features(Frames(np.array(energy, np.float32), *shares)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_estimates_stay_within_the_range() -> None:
+    assert estimate(reference_sounds()["clipped"]) == -10.0
+    energy = np.where(np.arange(50) % 5 > 1, 0.1, 1e-8).astype(np.float32)
+    assert snr_db(Frames(energy, *(np.full(50, 0.99, np.float32),) * 2)) == 30.0
+
+
+def test_audio_is_silent_up_to_minus_100_dbfs() -> None:
+    shares = (np.full(4, 0.5, np.float32),) * 2
+    assert math.isnan(snr_db(Frames(np.full(4, 0.9e-10, np.float32), *shares)))
+    assert math.isfinite(snr_db(Frames(np.full(4, 1.1e-10, np.float32), *shares)))

@@ -1,6 +1,7 @@
 """Measures of sound against sounds whose figures are known by construction."""
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import soxr
 from numpy.typing import NDArray
 
 from speakerlens.measures.sound import SILENT_DBFS, Sound, join, measure_sound
-from tests.measures.sounds import RATE, Samples, mixed, noise, sine, voice
+from tests.measures.sounds import RATE, Samples, mixed, noise, reference_sounds, sine, voice
 
 
 @pytest.mark.parametrize("offset", [0.0, -0.085])
@@ -154,3 +155,17 @@ def test_silent_windows_do_not_change_the_snr() -> None:
     assert math.isnan(join([silence, silence]).snr_db)
     with pytest.raises(ValueError, match="no window"):
         join([])
+
+
+PINNED = {
+    "speech": Sound(3.0, 6.56806, 0.532258, 0.0, -26.0838, 8000.0),
+    "long": Sound(6.0, -0.845729, 0.304, 0.0, -26.0851, 8000.0),
+    "short": Sound(0.04375, -8.35045, 0.0, 0.0, -25.541, 8000.0),
+    "pauses": Sound(2.0, 23.1335, 0.121951, 0.0, -29.0026, 8000.0),
+    "clipped": Sound(1.0, -10.0, 0.0, 0.313, -6.04565, 8000.0),
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_the_measures_of_reference_sounds_are_pinned(name: str) -> None:
+    assert astuple(measure_sound(reference_sounds()[name])) == pytest.approx(astuple(PINNED[name]), abs=2e-3)
