@@ -203,7 +203,7 @@ def test_health_answers_while_the_device_is_busy(toy_server: ServerProcess) -> N
 
 
 def test_deadline_passes_in_the_queue(toy_server: ServerProcess) -> None:
-    """The caller hears of it in time, nothing is computed for it, and those who wait longer are answered."""
+    """The client is refused in time, nothing is computed, and calls with more time are answered."""
     before = toy_server.metrics()
     first, slow = (
         toy_server.stub.Identify.future(ask("clean", audio=raw(voice(toy.SLOW_SECONDS + 3)))) for _ in range(2)
@@ -211,11 +211,11 @@ def test_deadline_passes_in_the_queue(toy_server: ServerProcess) -> None:
     # One waits, so the device has begun with the other.
     toy_server.wait_for_metric('speakerlens_queue_depth{kind="predict",variant="clean"}', 1)
     hurried = [toy_server.stub.Identify.future(ask("da", audio=raw(voice(1.0))), timeout=0.3) for _ in range(3)]
-    patient = toy_server.stub.Identify.future(ask("da", audio=raw(voice(1.0))), timeout=CALL_SECONDS)
+    longer = toy_server.stub.Identify.future(ask("da", audio=raw(voice(1.0))), timeout=CALL_SECONDS)
     for call in hurried:
         assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert not slow.done(), "the device was not busy: the test shows nothing"
-    assert patient.result().answers
+    assert longer.result().answers
     assert first.result(CALL_SECONDS).answers
     assert slow.result(CALL_SECONDS).answers
     after = toy_server.metrics()

@@ -35,7 +35,7 @@ def test_liveness(client: triton.InferenceServerClient) -> None:
     assert client.is_server_ready()
     for name, version, ready in [
         ("da", "", True), ("clean", "1", True), ("clean", "2", True), ("clean", "3", False), ("clean", "x", False),
-        ("nobody", "", False), ("", "", False),
+        ("unknown", "", False), ("", "", False),
     ]:  # fmt: skip
         assert client.is_model_ready(name, version) is ready, (name, version)
 
@@ -70,17 +70,19 @@ def test_model_configuration(client: triton.InferenceServerClient) -> None:
     assert config.max_batch_size == 8
     assert config.WhichOneof("scheduling_choice") == "dynamic_batching"
     assert [each.optional for each in config.input] == [False, True, True]
-    told = {each.name: (each.datatype, list(each.shape)[1:]) for each in (*metadata.inputs, *metadata.outputs)}
+    described = {each.name: (each.datatype, list(each.shape)[1:]) for each in (*metadata.inputs, *metadata.outputs)}
     kinds = {model_config_pb2.TYPE_FP32: "FP32", model_config_pb2.TYPE_INT64: "INT64"}
-    assert {each.name: (kinds[each.data_type], list(each.dims)) for each in (*config.input, *config.output)} == told
+    assert {
+        each.name: (kinds[each.data_type], list(each.dims)) for each in (*config.input, *config.output)
+    } == described
 
 
 @pytest.mark.parametrize("ask", ["get_model_metadata", "get_model_config", "get_inference_statistics"])
 def test_unknown_model_is_not_found(client: triton.InferenceServerClient, ask: str) -> None:
     with pytest.raises(
-        triton.InferenceServerException, match="no model 'nobody'; there are act-da, clean, da"
+        triton.InferenceServerException, match="no model 'unknown'; there are act-da, clean, da"
     ) as caught:
-        getattr(client, ask)("nobody")
+        getattr(client, ask)("unknown")
     assert caught.value.status() == "StatusCode.NOT_FOUND"
     with pytest.raises(triton.InferenceServerException, match="version: no version '9' of clean; there are 1, 2"):
         getattr(client, ask)("clean", "9")
@@ -143,7 +145,7 @@ def test_calls_are_counted_like_typed_calls(toy_server: ServerProcess) -> None:
     seconds = toy_server.metrics()["speakerlens_audio_seconds_total"]
     infer(toy_server, message(padded([voice(1.0), voice(0.75)])))
     with pytest.raises(grpc.RpcError):
-        infer(toy_server, message(padded([voice(1.0)]), model="nobody"))
+        infer(toy_server, message(padded([voice(1.0)]), model="unknown"))
     after = toy_server.metrics()
     assert [after[each] - first for each, first in zip(names, before, strict=True)] == [1, 1]
     assert after["speakerlens_audio_seconds_total"] - seconds == pytest.approx(1.75)
@@ -192,7 +194,7 @@ def form(field: FieldDescriptor) -> tuple[object, ...]:
 
 
 def test_contract_matches_the_real_client(tmp_path: Path) -> None:
-    """Every message, field, value and method of ours is one of the client's, with the same numbers and types."""
+    """Every message, field, value and method is one of the client's, with the same numbers and types."""
     out = tmp_path / "set"
     assert protoc.main(["", f"-I{ROOT}", f"--descriptor_set_out={out}", PROTO]) == 0
     [ours] = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file

@@ -42,7 +42,7 @@ def test_stored_speakers_survive_a_restart(path: Path) -> None:
     again = SpeakerStore(path)
     assert facts(again.find("anna")) == facts(stored)
     assert facts(again.page("", 99)) == facts([enrolment("Bob"), *stored])
-    assert again.find("nobody") == []
+    assert again.find("unknown") == []
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [file.name for file in path.parent.iterdir()] == ["speakers.db"], "one file"
 

@@ -269,10 +269,10 @@ def test_aborted_stream_releases_everything(server: ServerProcess, ending: str) 
 
 
 def test_streams_leave_places_to_other_requests(toy_bundles: Path) -> None:
-    said: list[queue.SimpleQueue[pb.IdentifyStreamRequest | None]] = [queue.SimpleQueue() for _ in range(2)]
+    sent: list[queue.SimpleQueue[pb.IdentifyStreamRequest | None]] = [queue.SimpleQueue() for _ in range(2)]
     with ServerProcess(toy_bundles, "--window-seconds=1", "--max-in-flight=4") as server:
-        streams = [server.stub.IdentifyStream(iter(each.get, None), timeout=CALL_SECONDS) for each in said]
-        for waiting, answers in zip(said, streams, strict=True):
+        streams = [server.stub.IdentifyStream(iter(each.get, None), timeout=CALL_SECONDS) for each in sent]
+        for waiting, answers in zip(sent, streams, strict=True):
             waiting.put(start())
             waiting.put(chunk(talk(1.0).tobytes()))
             assert next(answers).window.speech
@@ -283,7 +283,7 @@ def test_streams_leave_places_to_other_requests(toy_bundles: Path) -> None:
         assert int({each.key: each.value for each in caught.value.trailing_metadata()}["retry-after-ms"]) == 2000
         request = pb.IdentifyRequest(audio=raw(voice(1.0)), models=[pb.ModelSelector(variant="da")])
         assert server.identify(request).answers
-        for waiting, answers in zip(said, streams, strict=True):
+        for waiting, answers in zip(sent, streams, strict=True):
             answers.cancel()
             waiting.put(None)
         server.wait_for_metric(f'speakerlens_requests_total{{code="CANCELLED",{METHOD},variant="da"}}', 2)
@@ -361,11 +361,11 @@ def test_drain_ends_long_streams_and_finishes_short_ones(toy_bundles: Path) -> N
 
 
 def test_stream_cancelled_while_ending_logs_no_error() -> None:
-    heard: list[dict[str, Any]] = []
+    errors: list[dict[str, Any]] = []
 
     async def run(turns: int) -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: heard.append(context))
+        loop.set_exception_handler(lambda _, context: errors.append(context))
         ended = asyncio.Event()
 
         nothing: list[int] = []
@@ -390,4 +390,4 @@ def test_stream_cancelled_while_ending_logs_no_error() -> None:
 
     for turns in range(6):  # one of them lies between the client's end and the reader's hearing of it
         asyncio.run(run(turns))
-    assert not heard
+    assert not errors

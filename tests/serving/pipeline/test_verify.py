@@ -185,7 +185,7 @@ def test_invalid_names_are_refused(server: ServerProcess, name: str) -> None:
         ({"audio": raw(voice(1.0)), "other": pb.Audio()}, "other: no source"),
         ({"audio": raw(voice(1.0)), "other": raw(voice(0.1))}, "other: 0.100 s long"),
         ({"audio": raw(voice(1.0)), "other": raw(voice(1.0) * 99)}, "other.raw.samples: peak"),
-        ({"audio": raw(voice(1.0)), "enrolled_speaker": "nobody"}, "enrolled_speaker: no enrolled speaker as 'nobody'"),
+        ({"audio": raw(voice(1.0)), "enrolled_speaker": "unknown"}, "enrolled_speaker: no enrolled speaker 'unknown'"),
         (
             {"audio": raw(voice(1.0)), "other": raw(voice(1.0)), "explain": pb.ExplainOptions(target_speaker="x")},
             "explain.target_speaker",
@@ -321,7 +321,7 @@ def test_batch_larger_than_the_queue_waits(toy_bundles: Path) -> None:
 
 
 def test_timings_of_a_comparison_add_up(server: ServerProcess) -> None:
-    """Both utterances are heard at once, and that time counts once."""
+    """Both utterances are computed concurrently, and that time counts once."""
     name = 'speakerlens_request_duration_seconds_sum{method="Verify",variant="da"}'
     before = server.metrics().get(name, 0)
     request = pb.VerifyRequest(model=DA, explain=pb.ExplainOptions())
