@@ -1,4 +1,4 @@
-"""Certificates for tests, from authorities made on the spot."""
+"""Certificates for tests, from temporary authorities."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ import trustme
 
 @dataclass(frozen=True)
 class Pair:
-    """A certificate and its key, as files and as bytes, and the authority that vouches for it."""
+    """A certificate and its key, as files and as bytes, and the authority that signed it."""
 
     certificate: Path
     key: Path
@@ -17,11 +17,11 @@ class Pair:
 
 
 def issue(folder: Path, authority: trustme.CA, *names: str) -> Pair:
-    """Writes (over) the pair of a folder; without names it is the server's, on this machine."""
+    """Write (or replace) the pair of a folder; without names it is a server's, on this machine."""
     folder.mkdir(exist_ok=True)
     pair = Pair(folder / "certificate.pem", folder / "key.pem", folder / "authority.pem")
     issued = authority.issue_cert(*(names or ("localhost", "127.0.0.1")))
-    # Each file at once, as whoever renews certificates does.
+    # Each file in one step, as at a real renewal.
     for path, blob in (
         (pair.authority, authority.cert_pem),
         (pair.certificate, issued.cert_chain_pems[0]),
@@ -39,7 +39,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def channel(address: str, authority: bytes, client: Pair | None = None) -> grpc.Channel:
-    """A connection of its own to a server whose certificate `authority` vouches for."""
+    """Return a new connection to a server whose certificate is signed by `authority`."""
     chain, key = (None, None) if client is None else (client.certificate.read_bytes(), client.key.read_bytes())
     credentials = grpc.ssl_channel_credentials(authority, key, chain)
     return grpc.secure_channel(address, credentials, options=[("grpc.use_local_subchannel_pool", 1)])

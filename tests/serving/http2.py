@@ -1,4 +1,4 @@
-"""A client that speaks just enough HTTP/2 to misbehave as no client of gRPC's does."""
+"""A client with just enough HTTP/2 to misbehave in ways that gRPC clients do not."""
 
 import socket
 import struct
@@ -15,12 +15,12 @@ class Misbehaving:
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)), timeout=30)
-        # At once: a server that wants no more connections may have ended this one before a second write.
+        # In one write: a server at its limit may close the connection before a second one.
         self._socket.sendall(PREFACE + _frame(SETTINGS, 0, 0, b""))
         self._streams = -1
 
     def call(self, path: str) -> int:
-        """Begins a call, and returns its stream's number."""
+        """Begin a call and return its stream's number."""
         self._streams += 2
         fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x"}
         fields |= {"te": "trailers", "content-type": "application/grpc"}
@@ -29,15 +29,15 @@ class Misbehaving:
         return self._streams
 
     def begin_message(self, stream: int, size: int, sent: int) -> None:
-        """Announces a message of `size` bytes, and sends only the first of them."""
+        """Announce a message of `size` bytes and send the first `sent` of them."""
         self._send(DATA, 0, stream, struct.pack(">BI", 0, size) + bytes(sent))
 
     def send(self, stream: int, data: bytes) -> None:
-        """Sends more of a message, by no more than a frame."""
+        """Send more of a message, at most one frame."""
         self._send(DATA, 0, stream, data)
 
     def ended(self, stream: int) -> bool:
-        """Whether the server ends a call with a status, or resets it; waits for that."""
+        """Wait for the end of a call; return whether the server sent a status or a reset."""
         while head := self._socket.recv(9, socket.MSG_WAITALL):
             self._socket.recv(int.from_bytes(head[:3], "big"), socket.MSG_WAITALL)
             if int.from_bytes(head[5:], "big") == stream and head[3] in (HEADERS, RESET):
@@ -45,7 +45,7 @@ class Misbehaving:
         return False
 
     def closed(self) -> bool:
-        """Whether the server ends the connection; waits for that, or for anything but settings."""
+        """Wait for the next frame that is not settings; return whether the server ended the connection."""
         try:
             while head := self._socket.recv(9, socket.MSG_WAITALL):
                 size = int.from_bytes(head[:3], "big")

@@ -20,7 +20,7 @@ from speakerlens.serving.logging import JsonFormatter
 from tests.serving.fuzz.files import whole
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 from tests.serving.rpc.test_tokens import ALICE, bearer, write
-from tests.serving.test_lifecycle import failing
+from tests.serving.test_lifecycle import failing_process
 
 ID = "order-4711"
 
@@ -149,8 +149,7 @@ def test_a_crash_leaves_a_traceback() -> None:
 
 
 def test_a_startup_error_is_logged_as_json(tmp_path: Path) -> None:
-    status, text = failing("--bundles", str(tmp_path / "none"), "--log-format=json")
-    assert status == 1
+    text = failing_process("--bundles", str(tmp_path / "none"), "--log-format=json")
     assert json.loads(text).items() >= {
         "level": "critical", "message": f"--bundles {tmp_path / 'none'}: no such folder"
     }.items()  # fmt: skip

@@ -68,15 +68,15 @@ def test_a_key_of_another_certificate_is_not_used(toy_bundles: Path, tmp_path: P
 
 
 def test_client_certificates_need_the_right_authority(toy_bundles: Path, tmp_path: Path) -> None:
-    ours, theirs = trustme.CA(), trustme.CA()
-    pair = issue(tmp_path / "server", ours)
-    good, bad = issue(tmp_path / "good", ours, "client"), issue(tmp_path / "bad", theirs, "client")
+    right, wrong = trustme.CA(), trustme.CA()
+    pair = issue(tmp_path / "server", right)
+    good, bad = issue(tmp_path / "good", right, "client"), issue(tmp_path / "bad", wrong, "client")
     with ServerProcess(toy_bundles, *flags(pair), f"--tls-client-ca={good.authority}") as server:
-        address, root = server.ready["grpc"], ours.cert_pem.bytes()
+        address, root = server.ready["grpc"], right.cert_pem.bytes()
         assert greets(address, root, good)
         assert not greets(address, root)
         assert not greets(address, root, bad)
-        replace(good.authority, theirs.cert_pem.bytes())
+        replace(good.authority, wrong.cert_pem.bytes())
         assert greets(address, root, bad)
         assert not greets(address, root, good)
 
@@ -108,9 +108,8 @@ def test_invalid_files_are_startup_errors(toy_bundles: Path, tmp_path: Path, cha
         replace(pair.key, trustme.CA().issue_cert("localhost").private_key_pem.bytes())
     else:
         pair.authority.write_text("no PEM")
-    status, text = failing("--bundles", str(toy_bundles), *flags(pair), f"--tls-client-ca={pair.authority}")
-    assert status == 1
-    assert text.splitlines()[-1].startswith("error: " + message.format(**vars(pair)))
+    text = failing("--bundles", str(toy_bundles), *flags(pair), f"--tls-client-ca={pair.authority}")
+    assert text.startswith(message.format(**vars(pair)))
 
 
 def test_a_public_key_file_is_warned_about(toy_bundles: Path, tmp_path: Path) -> None:
