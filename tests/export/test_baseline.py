@@ -48,21 +48,21 @@ def test_serving_measures_the_same_on_the_same_speech(bundles: Path, corpus: Pat
 
 def test_evaluation_set_takes_dev_if_test_is_too_small(corpus: Path) -> None:
     known = load_corpus(corpus)
-    asked = baseline.evaluation_set(known)
+    evaluated = baseline.evaluation_set(known)
     test, dev = known.utterances("test"), known.utterances("dev")
-    assert asked.clean == test + dev
-    assert len(asked.corrupted) == min(baseline.UTTERANCES, len(test))
-    assert {condition.snr_db for condition in asked.conditions} == {10.0, 0.0}
+    assert evaluated.clean == test + dev
+    assert len(evaluated.corrupted) == min(baseline.UTTERANCES, len(test))
+    assert {condition.snr_db for condition in evaluated.conditions} == {10.0, 0.0}
 
     def many(clip: Clip) -> list[Clip]:
         return [replace(clip, start=0.001 * place, duration=60.0) for place in range(300)]
 
     longer = Corpus(known.root, tuple(clip for each in test[:1] for clip in many(each)) + known.clips, known.digest)
-    asked = baseline.evaluation_set(longer)
-    assert len(asked.clean) == baseline.CLEAN_UTTERANCES
-    assert {clip.split for clip in asked.clean} == {"test"}
-    assert max(clip.duration for clip in asked.clean) == 6.0
-    assert len(asked.corrupted) == baseline.UTTERANCES
+    evaluated = baseline.evaluation_set(longer)
+    assert len(evaluated.clean) == baseline.CLEAN_UTTERANCES
+    assert {clip.split for clip in evaluated.clean} == {"test"}
+    assert max(clip.duration for clip in evaluated.clean) == 6.0
+    assert len(evaluated.corrupted) == baseline.UTTERANCES
 
 
 def test_undefined_values_are_left_out() -> None:

@@ -69,9 +69,9 @@ def test_probes_are_the_mixtures_of_the_evaluation(
 ) -> None:
     """The files have 16 bits, so a bin at the boundary may flip."""
     trained, flipped, bins = load_run(runs["act-da"]), 0, 0
-    asked = [conditions.CLEAN, *(conditions.Condition(kind, snr_db) for kind, snr_db in CONDITIONS)]
+    tested = [conditions.CLEAN, *(conditions.Condition(kind, snr_db) for kind, snr_db in CONDITIONS)]
     front_end = trained.network.front_end
-    for batch in conditions.mixtures(load_corpus(corpus), "test", trained.speakers, asked, 1, clips):
+    for batch in conditions.mixtures(load_corpus(corpus), "test", trained.speakers, tested, 1, clips):
         index, condition = int(batch.indices[0]), Condition(batch.condition.kind, batch.condition.snr_db)
         reference = batch.mixture.audio[0].numpy()
         mixture = probes.mixture(index, condition)

@@ -37,11 +37,11 @@ def test_the_threshold_lies_between_the_scores() -> None:
     assert threshold_for(torch.tensor([0.1, 0.2, 0.3, 0.7]), 0.0) == pytest.approx(0.7, abs=1e-6)
 
 
-@given(known=SCORES, strangers=SCORES)
-def test_detection_curve_matches_counting(known: list[float], strangers: list[float]) -> None:
-    curve = detection_curve(torch.tensor(known), torch.tensor(strangers))
+@given(known=SCORES, out_of_set=SCORES)
+def test_detection_curve_matches_counting(known: list[float], out_of_set: list[float]) -> None:
+    curve = detection_curve(torch.tensor(known), torch.tensor(out_of_set))
     # The scores as the function sees them: float32.
-    low, high = (np.array(scores, dtype=np.float32).astype(float) for scores in (known, strangers))
+    low, high = (np.array(scores, dtype=np.float32).astype(float) for scores in (known, out_of_set))
     for point in curve:
         assert point.miss == pytest.approx(np.mean(low < point.threshold))
         assert point.false_acceptance == pytest.approx(np.mean(high >= point.threshold))
@@ -60,10 +60,10 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
 
 def test_the_equal_error_is_where_the_errors_balance() -> None:
     generator = torch.Generator().manual_seed(1)
-    known, strangers = 2 + torch.randn(3000, generator=generator), torch.randn(5000, generator=generator)
-    found = equal_error(known, strangers)
+    known, out_of_set = 2 + torch.randn(3000, generator=generator), torch.randn(5000, generator=generator)
+    found = equal_error(known, out_of_set)
     assert found.miss == pytest.approx(float((known < found.threshold).float().mean()), abs=1e-3)
-    assert found.false_acceptance == pytest.approx(float((strangers >= found.threshold).float().mean()), abs=1e-3)
+    assert found.false_acceptance == pytest.approx(float((out_of_set >= found.threshold).float().mean()), abs=1e-3)
     assert abs(found.miss - found.false_acceptance) < 0.005
     assert found.threshold == pytest.approx(1.0, abs=0.1)  # halfway between two equal bells
     assert found.miss == pytest.approx(0.1587, abs=0.02)  # of the normal distribution beyond one deviation

@@ -19,10 +19,10 @@ from speakerlens.training.evaluation.verification import REFERENCES, Verificatio
 from speakerlens.training.model.network import SpeakerNetwork
 
 WAYS = 3  # conditions per clip
-KNOWN, STRANGERS = ("ada", "bob", "cy"), ("xia", "yan", "zoe")
+KNOWN, OUT_OF_SET = ("ada", "bob", "cy"), ("xia", "yan", "zoe")
 
 
-def corpus(known: dict[str, int], strangers: dict[str, int]) -> Corpus:
+def corpus(known: dict[str, int], out_of_set: dict[str, int]) -> Corpus:
     """Return a corpus with the given number of dev clips of each speaker."""
 
     def clips(kind: Kind, counts: dict[str, int]) -> list[Clip]:
@@ -32,7 +32,7 @@ def corpus(known: dict[str, int], strangers: dict[str, int]) -> Corpus:
             for i in range(n)
         ]
 
-    return Corpus(Path("corpus"), tuple(clips("utterance", known) + clips("speech", strangers)), "0" * 64)
+    return Corpus(Path("corpus"), tuple(clips("utterance", known) + clips("speech", out_of_set)), "0" * 64)
 
 
 def embedding(clip: Clip, way: int) -> np.ndarray:
@@ -72,17 +72,17 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     known=st.lists(st.integers(1, 5), min_size=3, max_size=3),
-    strangers=st.one_of(st.just([]), st.lists(st.integers(1, 3), min_size=3, max_size=3)),
+    out_of_set=st.one_of(st.just([]), st.lists(st.integers(1, 3), min_size=3, max_size=3)),
     rate=st.sampled_from([0.0, 0.05, 0.3]),
 )
-def test_threshold_of_all_pairs_accepts_the_given_share(known: list[int], strangers: list[int], rate: float) -> None:
-    material = corpus(dict(zip(KNOWN, known, strict=True)), dict(zip(STRANGERS, strangers, strict=bool(strangers))))
-    heard = [(clip, embedding(clip, way)) for clip in material.clips for way in range(WAYS)]
+def test_threshold_of_all_pairs_accepts_the_given_share(known: list[int], out_of_set: list[int], rate: float) -> None:
+    material = corpus(dict(zip(KNOWN, known, strict=True)), dict(zip(OUT_OF_SET, out_of_set, strict=bool(out_of_set))))
+    tested = [(clip, embedding(clip, way)) for clip in material.clips for way in range(WAYS)]
     same, different = [], []
-    for (one, first), (other, second) in combinations(heard, 2):
+    for (one, first), (other, second) in combinations(tested, 2):
         if one.speaker == other.speaker:
             same += [cosine(first, second)] * (one != other)
-        elif not strangers or "speech" in (one.kind, other.kind):
+        elif not out_of_set or "speech" in (one.kind, other.kind):
             different.append(cosine(first, second))
     first_threshold = found(material, rate).thresholds[0]
     assert first_threshold.utterances == 1
@@ -110,7 +110,7 @@ def test_references_of_two_utterances_against_loops() -> None:
         for way in range(WAYS):
             reference = direction(pair[0], way) + direction(pair[1], (way + 1) % WAYS)
             for clip in material.clips:
-                scores = [cosine(reference, embedding(clip, heard)) for heard in range(WAYS)]
+                scores = [cosine(reference, embedding(clip, tested)) for tested in range(WAYS)]
                 if clip.speaker == pair[0].speaker:
                     same += scores * (clip not in pair)
                 elif "speech" in (clip.kind, pair[0].kind):
@@ -128,8 +128,8 @@ def test_sizes_without_enough_utterances_are_left_out() -> None:
 
 
 def test_result_names_its_speakers() -> None:
-    with_strangers = found(corpus({"ada": 2, "bob": 2}, dict.fromkeys(STRANGERS, 1)))
-    assert (with_strangers.strangers, with_strangers.persons) == ("held-out speakers", 5)
+    with_out_of_set = found(corpus({"ada": 2, "bob": 2}, dict.fromkeys(OUT_OF_SET, 1)))
+    assert (with_out_of_set.strangers, with_out_of_set.persons) == ("held-out speakers", 5)
     without = found(corpus({"ada": 2, "bob": 2}, {}))
     assert (without.strangers, without.persons) == ("known speakers", 2)
 

@@ -33,16 +33,16 @@ def found(evaluated: Path) -> Any:
 
 def slow_scores(run: Run, conditions: list[Condition]) -> dict[tuple[str, float | None], list[list[float]]]:
     """Return scores and true label of each utterance in each condition, run alone and without padding."""
-    heard: dict[tuple[str, float | None], list[list[float]]] = {}
+    tested: dict[tuple[str, float | None], list[list[float]]] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine threads would wait for each other at every operator
     for batch in mixtures(load_corpus(run.corpus), "test", run.speakers, conditions, 1):
         with torch.no_grad():
             logits, _ = run.network(batch.mixture.audio)
         key = (batch.condition.kind, batch.condition.snr_db)
-        heard.setdefault(key, []).append([float(batch.labels), *logits[0].tolist()])
+        tested.setdefault(key, []).append([float(batch.labels), *logits[0].tolist()])
     torch.set_num_threads(threads)
-    return heard
+    return tested
 
 
 def test_writes_what_it_promises(evaluated: Path) -> None:
@@ -54,15 +54,15 @@ def test_writes_what_it_promises(evaluated: Path) -> None:
 def test_accuracies_are_those_of_single_utterances(found: Any, toy_runs: dict[str, Path]) -> None:
     conditions = [CLEAN, *(Condition(k, s) for k in found["kinds"] for s in (20.0, 0.0, -5.0))]
     for variant, folder in toy_runs.items():
-        for (kind, snr), heard in slow_scores(load_run(folder), conditions).items():
-            labels, scores = np.array(heard)[:, 0].astype(int), np.array(heard)[:, 1:]
+        for (kind, snr), tested in slow_scores(load_run(folder), conditions).items():
+            labels, scores = np.array(tested)[:, 0].astype(int), np.array(tested)[:, 1:]
             right = np.mean(scores.argmax(axis=1) == labels)
             row = next(
                 s for s in found["scores"] if (s["variant"], s["interference"], s["snr_db"]) == (variant, kind, snr)
             )
             assert row["top1"] == pytest.approx(right)
             assert row["top5"] == 1.0  # there are only three speakers
-            assert row["utterances"] == len(heard) == 3
+            assert row["utterances"] == len(tested) == 3
 
 
 def test_csv_agrees_with_json(evaluated: Path, found: Any) -> None:

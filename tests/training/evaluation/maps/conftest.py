@@ -1,4 +1,4 @@
-"""A toy run's network and what it is measured on."""
+"""A toy run and its probes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The methods against second and third derivatives, captum, and utterances explained alone."""
+"""Attribution methods against derivatives, captum, and utterances explained alone."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_grad_cam_plus_plus_matches_autograd() -> None:
     torch.testing.assert_close(found * score.detach(), expected.relu().detach())
 
 
-def test_grad_cam_plus_plus_of_nothing_is_nothing() -> None:
+def test_grad_cam_plus_plus_of_zeros_is_zero() -> None:
     assert not grad_cam_plus_plus(torch.zeros(1, 2, 3, 3), torch.rand(1, 2, 3, 3)).any()
 
 
@@ -75,15 +75,15 @@ def test_gradient_x_input_agrees_with_captum(network: SpeakerNetwork, audio: tor
     features, frames = network.front_end(audio)
     target = torch.tensor([2, 0])
 
-    def score(heard: torch.Tensor) -> torch.Tensor:
-        return network.logits(network.encoder(heard, frames, masked=False).embedding)
+    def score(inputs: torch.Tensor) -> torch.Tensor:
+        return network.logits(network.encoder(inputs, frames, masked=False).embedding)
 
     expected = InputXGradient(score).attribute(features.clone().requires_grad_(), target=target)
     found = attribute(network, features, frames, False, target).maps[GRADIENT_X_INPUT]
     torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_map_does_not_depend_on_what_it_is_batched_with(network: SpeakerNetwork, audio: torch.Tensor) -> None:
+def test_a_map_does_not_depend_on_its_batch(network: SpeakerNetwork, audio: torch.Tensor) -> None:
     lengths = torch.tensor([12_000, 8_000])
     features, frames = network.front_end(audio, lengths)
     together = attribute(network, features, frames, True)
@@ -97,7 +97,7 @@ def test_a_map_does_not_depend_on_what_it_is_batched_with(network: SpeakerNetwor
         assert (found[:, :count] - expected[0]).norm() <= 1e-3 * expected.norm(), name
 
 
-def test_chance_has_no_say(network: SpeakerNetwork, audio: torch.Tensor) -> None:
+def test_random_maps_depend_on_their_seed_only(network: SpeakerNetwork, audio: torch.Tensor) -> None:
     features, frames = network.front_end(audio)
     saliency = attribute(network, features, frames, False).saliency
     first, again = random_maps(saliency, [1, 2]), random_maps(saliency, [1, 3])

@@ -9,7 +9,7 @@ from speakerlens.training.evaluation.maps.curves import area, curves, local_mean
 SHARES = (0.0, 0.25, 0.5, 1.0)
 
 
-def test_fill_is_the_mean_of_what_is_around() -> None:
+def test_fill_is_the_local_mean() -> None:
     features = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
     found = local_mean(features, (3, 5))
     for row in range(6):
@@ -31,7 +31,7 @@ def test_order_goes_down_and_breaks_ties_at_random() -> None:
     assert early[4:].any()
 
 
-def test_cells_keep_together_in_the_order_of_their_means() -> None:
+def test_cells_are_ordered_by_their_means() -> None:
     saliency = torch.rand(6, 10, generator=torch.Generator().manual_seed(0))
     places = order(saliency, (4, 4), 0)
     cells = {(r, c): saliency[4 * r : 4 * r + 4, 4 * c : 4 * c + 4] for r in range(2) for c in range(3)}
@@ -47,8 +47,8 @@ def test_curves_of_a_linear_score_are_sums_of_its_terms() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, features, fill = (torch.randn(8, 10, generator=generator, dtype=torch.float64) for _ in range(3))
 
-    def score(heard: torch.Tensor) -> torch.Tensor:
-        total = (weight * heard).sum(dim=(1, 2))
+    def score(inputs: torch.Tensor) -> torch.Tensor:
+        total = (weight * inputs).sum(dim=(1, 2))
         return torch.stack([total, 2 * total], dim=1)
 
     terms = weight * (features - fill)
@@ -71,5 +71,5 @@ def test_curves_of_a_linear_score_are_sums_of_its_terms() -> None:
     assert areas[1, 0] > areas[1, 1] > areas[1, 2]
 
 
-def test_area_is_that_of_trapezia() -> None:
+def test_area_is_trapezoidal() -> None:
     assert area(np.array([[1.0, 0.5, 0.0, 0.0], [1, 1, 1, 1]]), SHARES) == pytest.approx([0.1875 + 0.0625, 1.0])

@@ -1,4 +1,4 @@
-"""Curves of a toy run against masking by hand; the ranking of results that are made up."""
+"""Curves of a toy run against explicit masking; ranking of made-up results."""
 
 from collections.abc import Sequence
 
@@ -37,12 +37,12 @@ def test_curves_are_those_of_masking_by_hand(toy_run: Run, toy_probes: Probes, c
             at, label = int(batch.indices), int(batch.labels)
             features, frames = network.front_end(batch.mixture.audio)
             maps = attribute(network, features, frames, False, batch.labels).maps
-            heard, fill = features[0], local_mean(features[0])
-            whole, nothing = probability(network, heard, label), probability(network, fill, label)
+            inputs, fill = features[0], local_mean(features[0])
+            whole, nothing = probability(network, inputs, label), probability(network, fill, label)
             for method, stage_map in (("s3", maps["s3"][0]), ("s1+s4", (maps["s1"][0] + maps["s4"][0]) / 2)):
-                top = order(stage_map, cell, at) < round(0.3 * heard.numel())
-                without = probability(network, torch.where(top, fill, heard), label)
-                only = probability(network, torch.where(top, heard, fill), label)
+                top = order(stage_map, cell, at) < round(0.3 * inputs.numel())
+                without = probability(network, torch.where(top, fill, inputs), label)
+                only = probability(network, torch.where(top, inputs, fill), label)
                 areas[method][at] = (
                     0.15 * (whole + without) + 0.35 * (without + nothing),
                     0.15 * (nothing + only) + 0.35 * (only + whole),
@@ -54,7 +54,7 @@ def test_curves_are_those_of_masking_by_hand(toy_run: Run, toy_probes: Probes, c
             assert row.deletion.logit[-1] == row.insertion.logit[0]
 
 
-def test_all_methods_are_measured_unless_some_are_named(toy_run: Run, toy_probes: Probes) -> None:
+def test_all_methods_are_measured_by_default(toy_run: Run, toy_probes: Probes) -> None:
     masking = Masking(SHARES)
     found = faithfulness({"toy": toy_run.network}, toy_probes, [CLEAN], lambda done, total: None, masking=masking)
     assert tuple(row.method for row in found) == METHODS

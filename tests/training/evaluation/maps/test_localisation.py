@@ -1,4 +1,4 @@
-"""Turns as they are put together, areas by counting, and a toy run measured utterance by utterance."""
+"""Turns, areas against counting, and a toy run measured utterance by utterance."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from speakerlens.training.evaluation.maps.probes import Probes
 from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT, LogMel
 
 
-def test_the_other_is_as_loud_as_the_target_pauses_aside() -> None:
+def test_interferer_gets_the_level_of_the_target() -> None:
     rng = np.random.default_rng(0)
     first, other, last = (level * rng.standard_normal(8_000).astype(np.float32) for level in (0.1, 3.0, 0.2))
     other[3_200:] *= 1e-3  # a pause
@@ -40,7 +40,7 @@ def test_the_other_is_as_loud_as_the_target_pauses_aside() -> None:
     assert np.abs(joined[[0, 8_000, 16_000]]).max() == 0.0  # no click at a join
 
 
-def test_who_talks_leaves_pauses_out() -> None:
+def test_talking_frames_exclude_pauses() -> None:
     turn = 16_000
     rng = np.random.default_rng(0)
     audio = rng.standard_normal(3 * turn) * np.repeat([0.1, 1e-4, 0.02, 0.002, 0.1, 0.05], turn // 2)
@@ -53,7 +53,7 @@ def test_who_talks_leaves_pauses_out() -> None:
     assert np.array_equal(other[clear], ((times > 1) & (times < 2))[clear])  # 20 dB below its loudest is still talk
 
 
-def test_silence_and_overload_do_not_break_a_join() -> None:
+def test_join_handles_silence_and_overload() -> None:
     loud = np.full(4_000, 0.9, dtype=np.float32)
     assert np.isfinite(join(loud, np.zeros(4_000, dtype=np.float32), loud)).all()
     spiky = np.zeros(4_000, dtype=np.float32)
@@ -93,7 +93,7 @@ def test_areas_count_pairs_of_frames_and_bins() -> None:
     assert areas_of(torch.from_numpy(np.tile(target, (3, 1))).float(), target, other) == (1.0, 1.0)
 
 
-def test_each_utterance_is_measured_as_if_alone(toy_run: Run, toy_probes: Probes) -> None:
+def test_utterances_are_measured_independently(toy_run: Run, toy_probes: Probes) -> None:
     network = toy_run.network
     (found,) = localisation({"toy": network}, toy_probes, lambda done, total: None)
     assert found.turn_seconds == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""Ranks, areas and likenesses against counting, scipy and loops."""
+"""Ranks, areas and similarity against counting, scipy and loops."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Which utterances are chosen, and how they are mixed."""
+"""Choice of the probes, and their mixtures."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ def corpus_of(counts: dict[str, int]) -> Corpus:
     return Corpus(Path("/nowhere"), tuple(clips), "")
 
 
-def test_speakers_take_turns() -> None:
+def test_probes_are_round_robin_over_speakers() -> None:
     corpus = corpus_of({"ann": 3, "ben": 1, "cat": 2})
     names = [clip.path.stem for clip in choose_probes(corpus, corpus.speakers).clips]
     assert names == ["ann-0", "ben-0", "cat-0", "ann-1", "cat-1", "ann-2"]

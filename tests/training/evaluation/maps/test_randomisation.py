@@ -1,4 +1,4 @@
-"""What the cascade draws anew, and that it shows."""
+"""What each step of the cascade randomises, and that the maps show it."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from speakerlens.training.evaluation.maps.probes import Probes
 from speakerlens.training.evaluation.maps.randomisation import INPUT, MAPS, STEPS, cascade, prepare, randomisation
 
 
-def test_each_step_draws_one_part_more(toy_run: Run) -> None:
+def test_each_step_randomises_one_more_part(toy_run: Run) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
     original = {name: value.clone() for name, value in toy_run.network.state_dict().items()}
@@ -38,7 +38,7 @@ def test_each_step_draws_one_part_more(toy_run: Run) -> None:
             assert (value == 1).all(), name
 
 
-def test_likeness_of_the_same_the_reversed_and_the_constant() -> None:
+def test_similarity_of_equal_reversed_and_constant_maps() -> None:
     one = torch.rand(10, 20, generator=torch.Generator().manual_seed(0))
     assert prepare(one).similarity(prepare(one)) == pytest.approx((1.0, 1.0))
     correlation, similarity = prepare(one).similarity(prepare(-one))
@@ -58,7 +58,7 @@ def test_maps_change_with_the_weights(toy_run: Run, toy_probes: Probes) -> None:
         assert row.similarity == pytest.approx(same.similarity, abs=1e-6, nan_ok=True)
 
 
-def test_a_network_that_is_its_own_randomisation_is_unchanged(
+def test_identical_weights_give_similarity_one(
     toy_run: Run, toy_probes: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = toy_run.network

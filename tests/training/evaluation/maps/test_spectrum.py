@@ -1,4 +1,4 @@
-"""Spectra of maps that are known, and of a toy run against autograd and numpy by hand."""
+"""Spectra of known maps, and of a toy run against autograd and numpy."""
 
 import math
 from dataclasses import replace
@@ -32,7 +32,7 @@ def blob() -> np.ndarray:
     return bump
 
 
-def test_period_two_stands_in_the_corners() -> None:
+def test_period_two_is_in_the_corners() -> None:
     for pattern, corner in ((checkerboard(), (0, 32)), (stripes(0), (0, 0)), (stripes(1), (ROWS // 2, 32))):
         power, count = stretches_power(5.0 + pattern, COLUMNS)
         assert count == 1
@@ -40,13 +40,13 @@ def test_period_two_stands_in_the_corners() -> None:
         assert power.sum() == pytest.approx(1.0)
 
 
-def test_a_slow_wave_stands_where_its_frequency_is() -> None:
+def test_a_slow_wave_is_at_its_frequency() -> None:
     rows, columns = np.mgrid[:ROWS, :COLUMNS]
     power, _ = stretches_power(np.cos(2 * np.pi * (3 * rows / ROWS + 8 * columns / COLUMNS)), COLUMNS)
     assert np.argwhere(power == power.max()).tolist() == [[ROWS // 2 + 3, 8]]
 
 
-def test_stretches_are_added_up_and_the_constant_ones_left_out() -> None:
+def test_constant_stretches_are_left_out() -> None:
     long = np.concatenate([checkerboard(), np.ones((ROWS, COLUMNS)), blob(), blob()[:, :10]], axis=1)
     power, count = stretches_power(long, COLUMNS)
     assert count == 2
@@ -54,7 +54,7 @@ def test_stretches_are_added_up_and_the_constant_ones_left_out() -> None:
     np.testing.assert_allclose(power, expected, atol=1e-12)
 
 
-def test_a_grid_stands_out_by_as_much_as_there_is() -> None:
+def test_grid_decibels_follow_its_power() -> None:
     """White noise of variance 1 and a checkerboard of height h: h^2 N beside 1 in the corner bin, before the mean."""
     rng = np.random.default_rng(0)
     noise = [rng.standard_normal((ROWS, COLUMNS)) for _ in range(200)]
