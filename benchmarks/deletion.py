@@ -1,4 +1,4 @@
-"""Whether the deletion index with an estimated noise floor says what the one with the true mask says.
+"""Agreement of the deletion index by an estimated noise floor with that by the true mask.
 
   python benchmarks/deletion.py build/demo/bundles/act-da/1 --corpus build/demo/corpus --out figures.json
 
@@ -37,8 +37,8 @@ SNRS_DB = (20.0, 10.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Heard:
-    """One utterance in one condition: bins by (truly, estimated to be) the interference's, and both indices."""
+class MaskedMap:
+    """One utterance in one condition: bins by (true, estimated) mask, and both indices."""
 
     condition: Condition
     both: int
@@ -51,7 +51,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of the estimate with the truth over some utterances: of the masks, over bins; of the indices, over utterances.
+    """Agreement of estimate and truth over some utterances: of the masks, over bins; of the indices, over utterances.
 
     `area` and `estimated_area` are the masks' shares of the bins, `correlation` is Pearson's and `rank_correlation`
     Spearman's, NaN for fewer than three.
@@ -69,7 +69,7 @@ class Agreement:
 
 
 def main() -> int:
-    """Print the table of each bundle; write the figures where asked."""
+    """Print the table of each bundle; write the figures if `--out` is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", metavar="BUNDLE", type=Path, nargs="+", help="folder of one version of a bundle")
     parser.add_argument("--corpus", type=Path, required=True, help="the one it was trained on")
@@ -83,7 +83,7 @@ def main() -> int:
     try:
         for bundle in arguments.bundles:
             variant = json.loads((bundle / "bundle.json").read_text("utf-8"))["variant"]
-            figures[variant] = table(list(hear(bundle, arguments.corpus, arguments.utterances)))
+            figures[variant] = table(list(measured(bundle, arguments.corpus, arguments.utterances)))
             show(variant, figures[variant])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -94,8 +94,8 @@ def main() -> int:
     return 0
 
 
-def hear(bundle: Path, corpus_folder: Path, count: int) -> Iterator[Heard]:
-    """Let a bundle explain utterances of the test split in every condition, and judge its maps by both masks."""
+def measured(bundle: Path, corpus_folder: Path, count: int) -> Iterator[MaskedMap]:
+    """Yield both indices of a bundle's maps for utterances of the test split in every condition."""
     corpus = load_corpus(corpus_folder)
     manifest = json.loads((bundle / "bundle.json").read_text("utf-8"))
     explain, front_end = load_runtimes(bundle)[EXPLAIN], LogMel(manifest["front_end"]["mel_bins"])
@@ -109,7 +109,7 @@ def hear(bundle: Path, corpus_folder: Path, count: int) -> Iterator[Heard]:
         for row, frames in enumerate(saliency.frames.tolist()):
             shown, truly = maps[row, :, :frames].numpy(), dominated[row, :, :frames].numpy()
             estimated = estimated_interference(saliency.features[row, :, :frames].numpy())
-            yield Heard(
+            yield MaskedMap(
                 batch.condition,
                 int((truly & estimated).sum()),
                 int(truly.sum()),
@@ -120,9 +120,9 @@ def hear(bundle: Path, corpus_folder: Path, count: int) -> Iterator[Heard]:
             )
 
 
-def table(heard: Sequence[Heard]) -> dict[str, Any]:
-    """Agreement by condition, by kind over all of its ratios, and over the conditions' means."""
-    by_condition: dict[Condition, list[Heard]] = defaultdict(list)
+def table(heard: Sequence[MaskedMap]) -> dict[str, Any]:
+    """Return the agreement by condition, by interference over all SNRs, and over the means of conditions."""
+    by_condition: dict[Condition, list[MaskedMap]] = defaultdict(list)
     for each in heard:
         by_condition[each.condition].append(each)
     conditions = {str(condition): agreement(rows) for condition, rows in by_condition.items()}
@@ -137,8 +137,8 @@ def table(heard: Sequence[Heard]) -> dict[str, Any]:
     }
 
 
-def agreement(heard: Sequence[Heard]) -> Agreement:
-    """Agreement over some utterances; those with an undefined index count for the masks alone."""
+def agreement(heard: Sequence[MaskedMap]) -> Agreement:
+    """Return the agreement over some utterances; those with an undefined index count for the masks only."""
     both, truly, estimated, bins = (
         sum(getattr(each, name) for each in heard) for name in ("both", "truly", "estimated", "bins")
     )
@@ -158,17 +158,17 @@ def agreement(heard: Sequence[Heard]) -> Agreement:
 
 
 def correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Pearson's correlation."""
+    """Return Pearson's correlation."""
     return float(np.corrcoef(first, second)[0, 1]) if len(first) > 2 else float("nan")
 
 
 def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Place of each value among all."""
+    """Return the rank of each value."""
     return values.argsort().argsort().astype(np.float64)
 
 
 def rounded(content: Any) -> Any:
-    """The same with floats of four decimals: more is noise in a diff."""
+    """Return a copy with floats rounded to four decimals, for small diffs."""
     if isinstance(content, dict):
         return {key: rounded(value) for key, value in content.items()}
     return round(content, 4) if isinstance(content, float) else content

@@ -44,7 +44,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from benchmarks.surroundings import surroundings
+from benchmarks.environment import environment
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 
@@ -320,7 +320,7 @@ def main() -> int:
         if not line:
             print("error: the server did not start", file=sys.stderr)
             return 1
-        figures = {**surroundings(), "command": shlex.join(sys.argv[1:])}
+        figures = {**environment(), "command": shlex.join(sys.argv[1:])}
         figures |= measure(args, json.loads(line)["grpc"], server.pid)
     finally:
         server.terminate()

@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.surroundings import surroundings
+from benchmarks.environment import environment
 from benchmarks.traffic import LIMIT_SECONDS, SCENARIOS, Caller, outcome
 from tests.serving import toy
 from tests.serving.harness import ServerProcess
@@ -127,7 +127,7 @@ def report(tally: Tally, seconds: float, file: Path | None) -> int:
     if file is not None:
         counts = {f"{call} {status}": count for (call, status), count in sorted(tally.counts.items())}
         figures = {
-            **surroundings(),
+            **environment(),
             "minutes": seconds / 60,
             "calls": counts,
             "first_mb": round(first, 1),

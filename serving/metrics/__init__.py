@@ -1,7 +1,7 @@
-"""Prometheus metrics on a registry and a port of their own: what the service does, and how robust its answers are.
+"""Prometheus metrics of the service and of its robustness, on a registry and a port of their own.
 
-Labels are bounded: methods, statuses, reasons, kinds and bands are fixed sets, variants are the loaded ones. What a
-client writes never becomes a label. docs/metrics.md has every metric.
+Labels are bounded: methods, statuses, reasons, kinds and bands are fixed sets, variants are the loaded ones. Client
+strings never become labels. docs/metrics.md lists every metric.
 """
 
 from speakerlens.serving.metrics.robustness import Robustness

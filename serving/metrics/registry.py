@@ -1,4 +1,4 @@
-"""The page that metrics stand on: makes them under one prefix, and serves them over HTTP."""
+"""Create metrics under one prefix, and serve them over HTTP."""
 
 import math
 import re
@@ -8,32 +8,32 @@ import prometheus_client as prometheus
 from prometheus_client import Metric
 
 PREFIX = "speakerlens_"
-# With its label well within the 128 characters that OpenMetrics allows to an exemplar. A caller's id may hold quotes
-# and backslashes; they would be escaped, but not every parser reads that right (prometheus_client's own does not).
+# With its label well within OpenMetrics' limit of 128 characters per exemplar. Quotes and backslashes are excluded, as
+# not every parser reads them correctly when escaped (prometheus_client's own does not).
 EXEMPLAR_LABEL, EXEMPLAR_ID = "request_id", re.compile(r"[\w.:/+=@,~-]{1,64}", re.ASCII)
 
-# When a series began is known to Prometheus anyway, and would double the number of gauges on the page.
+# Prometheus knows when a series started; `_created` samples would double the number of series.
 prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class _Buckets(prometheus.Histogram):
-    """A histogram of buckets alone: OpenMetrics allows no sum beside a negative bound, and no count without a sum.
+    """A histogram of buckets only: OpenMetrics allows no sum with a negative bound, and no count without a sum.
 
-    The client library leaves out the sum only, and then its own parser, which others scrape with, refuses the page.
+    The client library omits only the sum, and its own parser then rejects the page.
     """
 
     def collect(self) -> Iterable[Metric]:
-        """The samples that may stand on the page; the bucket up to infinity has the count."""
+        """Yield the metric without its count, which the bucket up to infinity has too."""
         for metric in super().collect():
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_count")]
             yield metric
 
 
 class Page:
-    """Makes metrics on a registry of its own.
+    """Creates metrics on a registry of its own.
 
     Args:
-        exemplars: whether histograms keep the id of the last request of each bucket.
+        exemplars: whether histograms keep the request id of the last value in each bucket.
     """
 
     def __init__(self, exemplars: bool = False) -> None:
@@ -41,30 +41,30 @@ class Page:
         self._exemplars = exemplars
 
     def counter(self, name: str, about: str, *labels: str) -> prometheus.Counter:
-        """What only rises; its samples end in `_total`."""
+        """Return a new counter; its samples end in `_total`."""
         return prometheus.Counter(PREFIX + name, about, labels, registry=self.registry)
 
     def gauge(self, name: str, about: str, *labels: str) -> prometheus.Gauge:
-        """What rises and falls."""
+        """Return a new gauge."""
         return prometheus.Gauge(PREFIX + name, about, labels, registry=self.registry)
 
     def histogram(self, name: str, about: str, buckets: Sequence[float], *labels: str) -> prometheus.Histogram:
-        """How values are distributed; where a bucket's bound is negative, without sum and count."""
+        """Return a new histogram; if a bound is negative, without sum and count."""
         kind = _Buckets if buckets[0] < 0 else prometheus.Histogram
         return kind(PREFIX + name, about, labels, buckets=buckets, registry=self.registry)
 
     def observe(self, histogram: prometheus.Histogram, value: float, request_id: str | None = None) -> None:
-        """Counts a value, and keeps the request's id where exemplars are wanted; what could not be told is left out."""
+        """Count a value, with the request id as exemplar if they are enabled; NaN is ignored."""
         if math.isnan(value):
             return
         wanted = self._exemplars and request_id is not None and EXEMPLAR_ID.fullmatch(request_id)
         histogram.observe(value, {EXEMPLAR_LABEL: request_id} if wanted and request_id else None)
 
     def serve(self, host: str, port: int) -> int:
-        """Serves the page over HTTP from threads of its own, and returns the port.
+        """Serve the metrics over HTTP from threads of their own, and return the port.
 
         Raises:
-            OSError: the address is not to be had.
+            OSError: the address cannot be bound.
         """
         server, _ = prometheus.start_http_server(port, host, registry=self.registry)
         return int(server.server_port)

@@ -1,8 +1,8 @@
-"""Metrics of what the service does: calls, answers, queues, models.
+"""Metrics of the service: calls, answers, queues, models.
 
-A call counts once: under its variant, under `_several` where it asks more than one, or under `_none` where it asks none
-or is refused before its variants are known (no variant's name begins with an underscore).
-A message over gRPC's own limit (`--max-message-bytes`) is refused before it reaches these counters.
+A call counts once: under its variant, under `_several` if it asks more than one, or under `_none` if it asks none or is
+refused before its variants are known (no variant's name starts with an underscore). A message above gRPC's own limit
+(`--max-message-bytes`) is refused before it reaches these counters.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from speakerlens.serving.metrics.robustness import Robustness
 
 NO_VARIANT, SEVERAL_VARIANTS = "_none", "_several"
 PHASES = ("decode", "queue", "inference", "encode")
-# How a variant fails that was asked; others are as possible, and count from their first on.
+# The usual statuses of a variant that fails; others appear with their first event.
 FAILURES = ("INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
 REBUILDS = ("ok", "failed")
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -27,18 +27,18 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class QueueMetrics:
-    """The metrics of one variant's queue for one kind of answer; what a batcher reports to."""
+    """The metrics of one variant's queue for one kind of answer; the batcher's observer."""
 
     depth: prometheus.Gauge
     size: prometheus.Histogram
     seconds: prometheus.Histogram
 
     def record_waiting(self, change: int) -> None:
-        """The queue grew or shrank by `change`."""
+        """Change the depth of the queue."""
         self.depth.inc(change)
 
     def record_batch(self, size: int, seconds: float) -> None:
-        """A batch of `size` took `seconds` on the device."""
+        """Count a batch of `size` that took `seconds` on the device."""
         self.size.observe(size)
         self.seconds.observe(seconds)
 
@@ -56,7 +56,7 @@ class Metrics:
     """All metrics of a server.
 
     Args:
-        exemplars: whether histograms keep ids of requests.
+        exemplars: whether histograms keep request ids.
     """
 
     def __init__(self, exemplars: bool = False) -> None:
@@ -66,7 +66,7 @@ class Metrics:
         self.requests = page.counter("requests", "Finished calls, by gRPC status.", "method", "variant", "code")
         self.duration = page.histogram(
             "request_duration_seconds",
-            "Time from the arrival of a call to its answer, whatever its status.",
+            "Time from the arrival of a call to its answer, for every status.",
             LATENCIES,
             "method",
             "variant",
@@ -74,16 +74,16 @@ class Metrics:
         self.phase = page.histogram(
             "phase_duration_seconds", "Time that an answered identification spent in each phase.", LATENCIES, "phase"
         )
-        self.in_flight = page.gauge("requests_in_flight", "Calls in work.")
+        self.in_flight = page.gauge("requests_in_flight", "Calls in progress.")
         self.rejections = page.counter(
-            "rejections", "Calls, and requests in a batch, answered with an error of the caller's or of load.", "reason"
+            "rejections", "Calls, and requests in a batch, refused for an error of the caller or for load.", "reason"
         )
         self.answers = page.counter(
-            "answers", "Utterances answered, once for each variant that answered.", "variant", "kind"
+            "answers", "Utterances answered, once per variant that answered.", "variant", "kind"
         )
         self.model_failures = page.counter(
             "model_failures",
-            "Answers that a variant failed to give, alone or while others gave theirs, by gRPC status.",
+            "Answers that a variant failed to give, alone or while others succeeded, by gRPC status.",
             "variant",
             "code",
         )
@@ -107,11 +107,11 @@ class Metrics:
         )
         self.bundles_scanned = page.gauge(
             "bundles_scan_timestamp_seconds",
-            "When the bundles on disk were last looked at, in seconds since 1970.",
+            "When the bundles on disk were last scanned, in seconds since 1970.",
         )
         self.engine_info = page.gauge("engine_info", "1 for the engine in use.", "provider", "version")
         self.engine_rebuilds = page.counter(
-            "engine_rebuilds", "Attempts to open the engine of a variant anew after it broke.", "variant", "outcome"
+            "engine_rebuilds", "Attempts to reopen the engine of a variant after it broke.", "variant", "outcome"
         )
         self.robustness = Robustness(page)
         prometheus.ProcessCollector(registry=self.registry)
@@ -134,7 +134,7 @@ class Metrics:
         self.model_info.remove(*model)
 
     def report_refused(self, refused: Mapping[tuple[str, str], int]) -> None:
-        """Which bundles are refused now, by the variant that their folder names and what is wrong with them."""
+        """Replace the numbers of refused bundles, by the variant in the folder's name and the fault."""
         counts = dict.fromkeys(self._refused, 0)
         for (variant, fault), count in refused.items():
             label = variant if VARIANT_NAME.fullmatch(variant) else NO_VARIANT, fault
@@ -145,11 +145,11 @@ class Metrics:
         self.bundles_scanned.set_to_current_time()
 
     def count_rebuild(self, variant: str, worked: bool) -> None:
-        """Counts an attempt to open an engine anew."""
+        """Count an attempt to reopen an engine."""
         self.engine_rebuilds.labels(variant, REBUILDS[not worked]).inc()
 
     def queue(self, variant: str, kind: str, capacity: int) -> QueueMetrics:
-        """The metrics of one queue, where `capacity` may wait; versions of a variant share them."""
+        """Return the metrics of a queue in which `capacity` may wait; versions of a variant share them."""
         self.answers.labels(variant, kind)
         self.queue_capacity.labels(variant, kind).set(capacity)
         return QueueMetrics(
@@ -160,7 +160,7 @@ class Metrics:
 
 
 def variant_label(variants: Iterable[str]) -> str:
-    """The label of a call that asks these loaded variants."""
+    """Return the label of a call that asks these loaded variants."""
     names = set(variants)
     if not names:
         return NO_VARIANT

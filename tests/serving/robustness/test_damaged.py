@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.damaged import damage, exported, served
+from benchmarks.damage import damage, exported, served
 
 PERIOD, NOISE = 20.0, 0.6
 CLEAN = ("accuracy_ratio", "clean", "")

@@ -1,6 +1,6 @@
-"""What probes cost the requests that come meanwhile.
+"""Latency of requests while probes run, against requests without probes.
 
-  python -m benchmarks.probing build/demo/bundles --variant act-da
+  python -m benchmarks.probe_cost build/demo/bundles --variant act-da
 
 Serves a folder of bundles with rounds of probes that fill half of the time, and asks one request after another, with a
 pause between them: what is asked during a round waits for a probe now and then, what is asked between rounds does not.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.damaged import newest
+from benchmarks.damage import newest
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving.harness import ServerProcess, raw, talk
 
@@ -25,7 +25,7 @@ PERCENTILES = (50, 90, 99)
 
 
 def main() -> int:
-    """Measures and prints."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description="What probes cost the requests that come meanwhile.")
     parser.add_argument("bundles", type=Path)
     parser.add_argument("--variant", default="act-da")
@@ -60,7 +60,7 @@ def main() -> int:
 def _ask(
     server: ServerProcess, variant: str, seconds: float, pause: float
 ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """When each request was asked and how long it took, and when each round began and ended, in wall-clock seconds."""
+    """Return start and duration of each request, and start and end of each round, in wall-clock seconds."""
     request = pb.IdentifyRequest(audio=raw(talk(AUDIO_SECONDS)), models=[pb.ModelSelector(variant=variant)])
     asked: list[tuple[float, float]] = []
     rounds: dict[float, float] = {}

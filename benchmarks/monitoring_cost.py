@@ -1,6 +1,6 @@
-"""What it costs to measure every answer (sound, prediction, maps, drift), with and without, on a bundle.
+"""Cost of measuring every answer (sound, prediction, maps, drift): requests with and without it.
 
-    python -m benchmarks.watching build/demo/bundles --variant act-da --out benchmarks/results/watching.json
+    python -m benchmarks.monitoring_cost BUNDLES --variant act-da --out benchmarks/results/monitoring_cost.json
 
 The server's core answers in this process, without gRPC, so that nothing else is in the request's time. Requests come in
 pairs, one that tells nothing of robustness and one that does, in alternating order, on one thread of ONNX Runtime.
@@ -43,14 +43,14 @@ WARM_UP = 5
 
 
 def speech(bundles: Path, variant: str, seconds: float) -> NDArray[np.float32]:
-    """So much of the bundle's own utterances, one after the other."""
+    """Return that many seconds of the bundle's probe utterances, concatenated, float32 at 16 kHz."""
     files = sorted(bundles.glob(f"{variant}/*/utterances/*.flac"))
     whole = np.concatenate([soundfile.read(file, dtype="float32")[0] for file in files])
     return np.resize(whole, round(seconds * RATE)).astype(np.float32)
 
 
 class Core:
-    """The server's core over one variant."""
+    """The pipeline over one variant."""
 
     def __init__(self, config: Config, codec: ThreadPoolExecutor) -> None:
         metrics = Metrics()
@@ -60,7 +60,7 @@ class Core:
         self._identifier = Pipeline(self.models, config, metrics, codec, self._watcher)
 
     async def ask(self, query: Query) -> tuple[float, float]:
-        """Seconds of the processor and on the clock."""
+        """Return the CPU and the wall-clock seconds of one request."""
         cpu, clock = time.process_time(), time.perf_counter()
         with self.models.lease(query.models) as models:
             await self._identifier.identify(query, models)
@@ -70,14 +70,14 @@ class Core:
         return time.process_time() - cpu, latency
 
     async def close(self) -> None:
-        """Ends its threads."""
+        """Stop the threads."""
         await self._watcher.close()
         await self.models.close()
         self.scheduler.close()
 
 
 async def compared(core: Core, query: Callable[[MonitoringScope], Query], pairs: int) -> dict[str, Any]:
-    """Medians of both kinds, and of the difference, in milliseconds."""
+    """Return medians of both kinds and of their difference, in milliseconds."""
     seconds: dict[MonitoringScope, list[tuple[float, float]]] = {
         MonitoringScope.NOTHING: [],
         MonitoringScope.ANSWER: [],
@@ -101,7 +101,7 @@ async def compared(core: Core, query: Callable[[MonitoringScope], Query], pairs:
 
 
 def alone(function: Callable[[], object], calls: int = 400) -> float:
-    """Median milliseconds of this thread's processor time for a call."""
+    """Return the median CPU time of a call in this thread, in milliseconds."""
     spent = []
     for _ in range(calls):
         started = time.thread_time()
@@ -111,7 +111,7 @@ def alone(function: Callable[[], object], calls: int = 400) -> float:
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All cases."""
+    """Return the figures of all cases."""
     config = Config(bundles=arguments.bundles, threads=1, device="cpu")
     found: dict[str, Any] = {
         "bundle": arguments.variant,
@@ -148,7 +148,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("bundles", type=Path)
     parser.add_argument("--variant", default="act-da")

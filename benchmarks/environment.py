@@ -1,4 +1,4 @@
-"""Where and when figures were taken, for the files that keep them."""
+"""The environment of a benchmark run, recorded with its results."""
 
 import datetime
 import os
@@ -11,8 +11,8 @@ from typing import Any
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "grpcio", "numpy")
 
 
-def surroundings() -> dict[str, Any]:
-    """Date, machine, versions, and the commit with a + where the files differ from it."""
+def environment() -> dict[str, Any]:
+    """Return date, machine, package versions, load, and the commit, with a + if files differ from it."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),

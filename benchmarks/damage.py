@@ -1,6 +1,6 @@
-"""What the probes show of bundles whose weights are damaged, while nobody asks the server anything.
+"""Results of the probes for bundles with damaged weights, without traffic.
 
-  python -m benchmarks.damaged build/demo/bundles --variant act-da --out benchmarks/results/damaged.md
+  python -m benchmarks.damage build/demo/bundles --variant act-da --out benchmarks/results/damage.md
 
 Copies a variant's newest bundle, adds noise to the network's weights in its graphs (of so many percent of each
 tensor's own standard deviation, the same in every graph), and puts the digests right, so that a server finds nothing
@@ -35,14 +35,14 @@ PERIOD_SECONDS = 300.0  # the server's own
 
 @dataclass(frozen=True)
 class Shown:
-    """What a server shows of a variant's probes: by metric and condition; and seconds until it did."""
+    """A variant's probe metrics by name and condition, and the seconds until they appeared."""
 
     values: Mapping[tuple[str, str, str], float]
     seconds: float
 
 
 def main() -> int:
-    """Measures, prints and writes."""
+    """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description="What probes show of damaged weights.")
     parser.add_argument("bundles", type=Path, help="<variant>/<version>/ folders; they are left as they are")
     parser.add_argument("--variant", default="act-da")
@@ -67,12 +67,12 @@ def main() -> int:
 
 
 def newest(variant: Path) -> Path:
-    """The folder of a variant's newest version."""
+    """Return the folder of a variant's newest version."""
     return max((each for each in variant.iterdir() if each.name.isdecimal()), key=lambda each: int(each.name))
 
 
 def served(source: Path, share: float, graphs: Path | None = None, period: float = PERIOD_SECONDS) -> Shown:
-    """What a server shows of a copy of a bundle with noise in its weights, or with the graphs of another bundle.
+    """Return the probe metrics of a copy of a bundle with noise in its weights, or with the graphs of another bundle.
 
     Raises:
         TimeoutError: a period of the server's own length was not enough.
@@ -95,7 +95,7 @@ def served(source: Path, share: float, graphs: Path | None = None, period: float
 
 
 def shown(metrics: Mapping[str, float]) -> dict[tuple[str, str, str], float]:
-    """Accuracy and deletion index by metric, interference and ratio, from the samples of one variant's server."""
+    """Return accuracy and deletion index by metric, interference and SNR, from the samples of a server."""
     found = {}
     for sample, value in metrics.items():
         name, _, labels = sample.removeprefix("speakerlens_probe_").partition("{")
@@ -106,7 +106,7 @@ def shown(metrics: Mapping[str, float]) -> dict[tuple[str, str, str], float]:
 
 
 def exported(folder: Path) -> Shown:
-    """What the export found."""
+    """Return the results at export."""
     values = {}
     for each in json.loads((folder / "baseline.json").read_text("utf-8"))["probes"]:
         condition = each["interference"], "" if each["snr_db"] is None else f"{each['snr_db']:g}"
@@ -117,7 +117,7 @@ def exported(folder: Path) -> Shown:
 
 
 def damage(folder: Path, share: float, graphs: Sequence[str] = GRAPHS) -> None:
-    """Adds noise to what was trained in a bundle's graphs, the same to equal tensors, and puts the digests right."""
+    """Add noise to the trained weights of a bundle's graphs, the same to equal tensors, and update the digests."""
     for name in graphs:
         model = onnx.load(str(folder / name))
         for tensor in model.graph.initializer:
@@ -131,7 +131,7 @@ def damage(folder: Path, share: float, graphs: Sequence[str] = GRAPHS) -> None:
 
 
 def put_instead(folder: Path, other: Path) -> None:
-    """Puts another bundle's graphs in the place of a bundle's own, with the facts of this one in them."""
+    """Replace a bundle's graphs by those of another, with the metadata of the first."""
     for name in GRAPHS:
         own, model = onnx.load(str(folder / name)), onnx.load(str(other / name))
         onnx.helper.set_model_props(model, {each.key: each.value for each in own.metadata_props})
@@ -140,14 +140,14 @@ def put_instead(folder: Path, other: Path) -> None:
 
 
 def reseal(folder: Path) -> None:
-    """Records the digests of the files as they are now."""
+    """Record the present digests of the files."""
     manifest = json.loads((folder / "bundle.json").read_text("utf-8"))
     manifest["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in manifest["files"]}
     (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def table(variant: str, columns: Mapping[str, Shown], period: float) -> str:
-    """Everything in Markdown."""
+    """Return all results as Markdown."""
     first = next(iter(columns.values()))
     lines = [f"Probes of `{variant}` every {period:g} s, and no other request: accuracy (deletion index)", ""]
     lines += [f"| condition | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]

@@ -1,6 +1,6 @@
-"""What it costs to measure the sound of a request, against the request: processor time, of all threads.
+"""CPU time of measuring the sound of a request, against the CPU time of the request, over all threads.
 
-    python -m benchmarks.hearing build/demo/bundles clean
+    python -m benchmarks.sound_cost build/demo/bundles clean
 
 Starts a server on these bundles, sends it Predict and Explain requests for 3 s of the bundle's own speech, one at a
 time, and reads the process's CPU time before and after; one thread per model, as several would spin while they wait.
@@ -29,7 +29,7 @@ from tests.serving.harness import ServerProcess
 
 SECONDS = 3
 WARM_UP, REQUESTS, TIMES = 10, 20, 20
-"""Of each kind in a round: the process's clock ticks every 10 ms, so requests are timed by the score."""
+"""Requests of each kind per round; several are timed together, as the process's clock ticks every 10 ms."""
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("bundles", type=Path, help="a folder of bundles, such as build/demo/bundles")
     parser.add_argument("variant", help="the one to ask")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/hearing.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sound_cost.json"))
     arguments = parser.parse_args()
     speech = spoken(arguments.bundles / arguments.variant)
     analysed = analyse(speech)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def spoken(variant: Path) -> Array:
-    """3 s of the variant's own utterances, in a row, of its newest version."""
+    """Return 3 s of the probe utterances of the variant's newest version, concatenated, float32 at 16 kHz."""
     version = max(
         (folder for folder in variant.iterdir() if folder.name.isdigit()), key=lambda folder: int(folder.name)
     )
@@ -96,7 +96,7 @@ def spoken(variant: Path) -> Array:
 
 
 def request(speech: Array, variant: str, explained: bool) -> pb.IdentifyRequest:
-    """As a client sends it."""
+    """Return the audio as a client sends it."""
     raw = pb.RawAudio(samples=speech.tobytes(), format=pb.SAMPLE_FORMAT_FLOAT32, sample_rate=RATE)
     return pb.IdentifyRequest(
         audio=pb.Audio(raw=raw),
@@ -106,13 +106,13 @@ def request(speech: Array, variant: str, explained: bool) -> pb.IdentifyRequest:
 
 
 def spent_seconds(process: int) -> float:
-    """Processor time of a process, user and system."""
+    """Return a process's CPU time, user and system, in seconds."""
     fields = Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def timed(part: Callable[[], object]) -> float:
-    """Microseconds of this thread's processor time."""
+    """Return the CPU time of a call in this thread, in microseconds."""
     started = time.thread_time_ns()
     part()
     return (time.thread_time_ns() - started) / 1e3
