@@ -111,7 +111,7 @@ def test_an_open_reflection_stream_does_not_delay_the_stop(toy_bundles: Path) ->
         yield reflection_pb2.ServerReflectionRequest(list_services="")
         released.wait(60)
 
-    with ServerProcess(toy_bundles, "--drain-seconds=20") as server:
+    with ServerProcess(toy_bundles, f"--drain-seconds={CALL_SECONDS}") as server:
         answers = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo(questions())
         assert next(answers).list_services_response.service
         slow = server.stub.Identify.future(slow_request(), timeout=CALL_SECONDS)
