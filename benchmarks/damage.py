@@ -29,7 +29,7 @@ from onnx import numpy_helper
 from tests.serving.harness import ServerProcess
 
 GRAPHS = ("predict.onnx", "explain.onnx", "verify.onnx")
-FRONT_END = "front_end"  # most of it is nought, where any noise is a flood
+FRONT_END = "front_end"  # mostly zeros, which any noise destroys
 PERIOD_SECONDS = 300.0  # the server's own
 
 

@@ -120,10 +120,10 @@ def measured(bundle: Path, corpus_folder: Path, count: int) -> Iterator[MaskedMa
             )
 
 
-def table(heard: Sequence[MaskedMap]) -> dict[str, Any]:
+def table(maps: Sequence[MaskedMap]) -> dict[str, Any]:
     """Return the agreement by condition, by interference over all SNRs, and over the means of conditions."""
     by_condition: dict[Condition, list[MaskedMap]] = defaultdict(list)
-    for each in heard:
+    for each in maps:
         by_condition[each.condition].append(each)
     conditions = {str(condition): agreement(rows) for condition, rows in by_condition.items()}
     kinds = dict.fromkeys(condition.kind for condition in by_condition)
@@ -131,21 +131,21 @@ def table(heard: Sequence[MaskedMap]) -> dict[str, Any]:
     true, estimated = (np.array([getattr(each, name) for each in means]) for name in ("true_index", "estimated_index"))
     return {
         "conditions": {name: asdict(each) for name, each in conditions.items()},
-        "kinds": {kind: asdict(agreement([each for each in heard if each.condition.kind == kind])) for kind in kinds},
+        "kinds": {kind: asdict(agreement([each for each in maps if each.condition.kind == kind])) for kind in kinds},
         "correlation_over_conditions": correlation(true, estimated),
         "rank_correlation_over_conditions": correlation(ranks(true), ranks(estimated)),
     }
 
 
-def agreement(heard: Sequence[MaskedMap]) -> Agreement:
+def agreement(maps: Sequence[MaskedMap]) -> Agreement:
     """Return the agreement over some utterances; those with an undefined index count for the masks only."""
     both, truly, estimated, bins = (
-        sum(getattr(each, name) for each in heard) for name in ("both", "truly", "estimated", "bins")
+        sum(getattr(each, name) for each in maps) for name in ("both", "truly", "estimated", "bins")
     )
-    indices = np.array([(each.true_index, each.estimated_index) for each in heard])
+    indices = np.array([(each.true_index, each.estimated_index) for each in maps])
     true, guessed = indices[np.isfinite(indices).all(axis=1)].T
     return Agreement(
-        len(heard),
+        len(maps),
         truly / bins,
         estimated / bins,
         both / max(estimated, 1),

@@ -42,18 +42,6 @@ AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Name to the files that are mutated and their tests, where `{stem}` stands for the name of the file."""
 
-# Imported before the fork, so that a mutant pays only for the project's own modules.
-LIBRARIES = (
-    "numpy",
-    "soundfile",
-    "soxr",
-    "hypothesis",
-    "jsonschema",
-    "prometheus_client",
-    "grpc",
-    "onnxruntime",
-    "onnx",
-)
 # A mutant that loops is stopped after this many times the duration of its tests, plus a constant.
 SLOWER, GRACE_SECONDS = 5.0, 10.0
 

@@ -78,7 +78,7 @@ def _ask(
                 duration = metrics[f'speakerlens_probe_round_duration_seconds{{variant="{variant}"}}']
                 rounds[end] = end - duration
     last = max(rounds)
-    # Of the round in progress at the end, nobody knows yet when it began.
+    # The start of the round in progress at the end is not known yet.
     return [each for each in asked if each[0] <= last], [(start, end) for end, start in rounds.items()]
 
 

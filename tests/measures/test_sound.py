@@ -157,6 +157,12 @@ def test_silent_windows_do_not_change_the_snr() -> None:
         join([])
 
 
+@pytest.mark.parametrize(("ceiling", "clipped"), [(0.025, True), (0.019, False)])
+def test_clipping_counts_from_an_amplitude_of_0_02(ceiling: float, clipped: bool) -> None:
+    samples = np.clip(sine(0.05), -ceiling, ceiling).astype(np.float32)
+    assert (measure_sound(samples).clipped_share > 0) is clipped
+
+
 PINNED = {
     "speech": Sound(3.0, 6.56806, 0.532258, 0.0, -26.0838, 8000.0),
     "long": Sound(6.0, -0.845729, 0.304, 0.0, -26.0851, 8000.0),
