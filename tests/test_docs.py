@@ -34,6 +34,13 @@ def test_named_paths_exist(page: Path) -> None:
             assert (ROOT / path.rstrip(".")).exists(), path
 
 
+@every_page
+def test_named_modules_exist(page: Path) -> None:
+    for module in re.findall(r"-m ((?:benchmarks|deploy)[\w.]*)", page.read_text("utf-8")):
+        path = ROOT / module.rstrip(".").replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+
+
 def test_pages_named_in_comments_exist() -> None:
     named = re.compile(r"(?<![\w/])docs/[a-z0-9/_-]+\.md")
     pages = [(file, page) for file in SOURCES for page in named.findall(file.read_text("utf-8"))]
