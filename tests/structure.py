@@ -36,6 +36,7 @@ def imported(file: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@cache
 def import_graph() -> Graph:
     """Return which of the project's modules each of them imports."""
     known = modules()

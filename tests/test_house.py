@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.structure import PARTS, import_graph, imported, modules, top_level
+from tests.structure import PARTS, cycles, import_graph, imported, modules, packages, top_level
 
 ALLOWED = {
     "training": {"training"},
@@ -38,6 +38,16 @@ def test_imports_run_one_way(part: str) -> None:
     for name, targets in graph.items():
         foreign = {target for target in targets - SHARED if part_of(target) not in ALLOWED[part]}
         assert not foreign, f"{name} imports {foreign}"
+
+
+def test_no_import_cycles() -> None:
+    graph = import_graph()
+    assert cycles(graph) == [], "files that import each other"
+    assert cycles(packages(graph)) == [], "packages that import each other"
+
+
+def test_serving_stays_small() -> None:
+    assert sum(name.startswith("speakerlens.serving") for name in modules()) <= 75
 
 
 def test_shared_modules_import_nothing_of_the_project() -> None:
