@@ -13,9 +13,6 @@ from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedE
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
-# A job waits for others to join its batch for at most this share of the time until its deadline.
-WAIT_SHARE = 0.1
-
 
 def now() -> float:
     """Return the time in seconds on the running event loop's clock, by default that of `time.monotonic`."""
@@ -68,7 +65,6 @@ class QueueLimits:
         max_batch_cost: cost of a batch of several jobs.
         max_padding: padding of a batch of several jobs, as a share of its cost.
         rows: number of rows that are computed for a number of jobs.
-        max_wait_s: seconds that a job waits on an idle device for others to join its batch.
     """
 
     max_waiting: int
@@ -76,7 +72,6 @@ class QueueLimits:
     max_batch_cost: int
     max_padding: float = 1.0
     rows: Callable[[int], int] = no_rounding
-    max_wait_s: float = 0.0
 
 
 class QueuedJob(Generic[JobT, ResultT]):
@@ -169,17 +164,6 @@ class PriorityQueue(Generic[JobT, ResultT]):
         """Fail every job with an error of its own; their callers remove them."""
         for queued in self._jobs.values():
             queued.fail(make_error())
-
-    def ready_at(self) -> float:
-        """Return when a batch may be formed: in the past if now, infinity for an empty queue."""
-        if not self._jobs:
-            return math.inf
-        if not self._limits.max_wait_s or len(self._jobs) >= self._limits.max_batch:
-            return -math.inf
-        return min(
-            queued.arrived + min(self._limits.max_wait_s, WAIT_SHARE * (queued.deadline - queued.arrived))
-            for queued in self._jobs.values()
-        )
 
     def form_batch(self) -> list[QueuedJob[JobT, ResultT]]:
         """Return the next batch, whose jobs stay in the queue; remove jobs that are done, and refuse those too late.

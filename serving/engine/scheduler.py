@@ -218,17 +218,16 @@ class Scheduler:
         self._faults = 0
 
     async def _wait_for_work(self) -> None:
-        """Wait until a batch can be formed and the running one, if any, is about to end."""
+        """Wait until a job waits and the running batch, if any, is about to end."""
         while True:
             self._changed.clear()
-            at = min((each.queue.ready_at() for each in self._scheduled if each.queue is not None), default=math.inf)
-            if self._running is not None:
-                at = max(at, self._expected_end - self._preparing_s - AHEAD_SECONDS)
-            left = at - now()
-            if left <= 0:
-                return
+            left = None
+            if any(each.queue for each in self._scheduled):
+                left = 0.0 if self._running is None else self._expected_end - self._preparing_s - AHEAD_SECONDS - now()
+                if left <= 0:
+                    return
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if math.isinf(left) else left):
+                async with asyncio.timeout(left):
                     await self._changed.wait()
 
     def _choose(self) -> tuple[_ScheduledQueue, list[Any]] | None:
@@ -240,7 +239,7 @@ class Scheduler:
         return None
 
     def _order(self) -> list[_ScheduledQueue]:
-        """Return the queues that may form a batch now, the most urgent first."""
+        """Return the queues that may form a batch, the most urgent first."""
         waiting = sorted((each for each in self._scheduled if each.queue), key=lambda each: each.last_batch)
         interactive = [each for each in waiting if each.priority is Priority.INTERACTIVE]
         # Jobs that a bulk batch has delayed must not be delayed by another.
@@ -248,8 +247,7 @@ class Scheduler:
             return interactive
         bulk = [each for each in waiting if each.priority is Priority.BULK]
         bulk_first = self._interactive_since_bulk >= INTERACTIVE_PER_BULK
-        order = [*bulk, *interactive] if bulk_first else [*interactive, *bulk]
-        return [each for each in order if each.queue and each.queue.ready_at() <= now()]
+        return [*bulk, *interactive] if bulk_first else [*interactive, *bulk]
 
     def _start(self, scheduled: _ScheduledQueue, batch: list[Any], inputs: Any | None) -> None:
         self._batches += 1

@@ -1,4 +1,4 @@
-"""Few shapes: lengths and rows are rounded up, within bounds, and what is rounded to was warmed up."""
+"""Few shapes of batches: lengths and rows are rounded up within bounds, and all are warmed up."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ LIMITS = st.builds(
 
 
 @given(LIMITS, st.integers(1, 50 * SAMPLE_RATE), st.integers(1, 40))
-def test_everything_is_rounded_up_and_not_far(limits: BatchLimits, samples: int, count: int) -> None:
+def test_lengths_and_rows_are_rounded_up_a_little(limits: BatchLimits, samples: int, count: int) -> None:
     for buckets, step in ((cpu_buckets(limits), SAMPLE_RATE // 2), (cuda_buckets(limits), 5 * SAMPLE_RATE)):
         length = buckets.length(samples)
         assert samples <= length < samples + step
@@ -33,7 +33,7 @@ def test_everything_is_rounded_up_and_not_far(limits: BatchLimits, samples: int,
 
 
 @given(LIMITS, st.floats(0.1, 40), st.integers(1, 40))
-def test_cuda_sees_no_shape_that_was_not_warmed_up(limits: BatchLimits, seconds: float, count: int) -> None:
+def test_cuda_computes_only_shapes_of_the_warm_up(limits: BatchLimits, seconds: float, count: int) -> None:
     buckets = cuda_buckets(limits)
     shape = buckets.rows(min(count, limits.rows)), buckets.length(round(min(seconds, limits.longest_seconds) * 16_000))
     assert shape in buckets.warm or (shape[0] > 1 and shape[0] * shape[1] > buckets.batch_samples)
@@ -61,7 +61,7 @@ def test_padding_is_invisible(engine: Engine, lengths: tuple[float, ...]) -> Non
             np.testing.assert_allclose(values, expected[f"saliency_s{stage}"], rtol=1e-3, atol=1e-6)
 
 
-def test_it_works_again_once_it_is_opened_anew(engine: Engine) -> None:
+def test_a_reopened_engine_gives_the_same_results(engine: Engine) -> None:
     job = Job(voice(1.0))
     before = engine.predict.compute(engine.predict.prepare([job]))[0]
     engine.reopen()

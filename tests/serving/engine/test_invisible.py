@@ -1,4 +1,4 @@
-"""Through the real server: an answer does not depend on what else is asked at the same time, or in which order."""
+"""Through the real server: an answer does not depend on other calls at the same time, or on their order."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ ASK = st.builds(
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(asks=st.lists(ASK, min_size=2, max_size=16))
-def test_the_same_answer_whatever_else_is_asked(toy_server: ServerProcess, asks: list[Ask]) -> None:
+def test_answers_do_not_depend_on_other_calls(toy_server: ServerProcess, asks: list[Ask]) -> None:
     calls = [toy_server.stub.Identify.future(ask.request(), timeout=CALL_SECONDS) for ask in asks]
     for ask, call in zip(asks, calls, strict=True):
         if ask.cancels:

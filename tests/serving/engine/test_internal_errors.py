@@ -1,4 +1,4 @@
-"""Faults where nobody foresaw any: in giving out turns, in answering a batch, in who is told of a repair."""
+"""Internal errors in the scheduler, in handling a batch, and in the listeners of a recovery."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from speakerlens.serving.errors import UnavailableError
 from tests.serving.fakes import Recorder, until, working
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
-BOUNDS = QueueLimits(max_waiting=9, max_batch=1, max_batch_cost=100)
+LIMITS = QueueLimits(max_waiting=9, max_batch=1, max_batch_cost=100)
 
 
 class Faults:
-    """Raises as often as it is told to, in the place of a method."""
+    """Stands in for a method and raises `left` times."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self.method = method
@@ -31,7 +31,7 @@ class Faults:
     def __call__(self, *arguments: Any) -> Any:
         if self.left:
             self.left -= 1
-            raise ZeroDivisionError("a fault of ours")
+            raise ZeroDivisionError("an internal error")
         return self.method(*arguments)
 
 
@@ -39,48 +39,50 @@ def run(scenario: Callable[[Scheduler, Batcher[int, int], Faults], Any], owner: 
     faults = Faults(getattr(owner, method))
 
     async def main() -> None:
-        device, work = Scheduler("test"), Recorder()
-        queue = Batcher[int, int]("q", work, device, BOUNDS, work, working())
-        await asyncio.wait_for(scenario(device, queue, faults), 60)
+        scheduler, work = Scheduler("test"), Recorder()
+        queue = Batcher[int, int]("q", work, scheduler, LIMITS, work, working())
+        await asyncio.wait_for(scenario(scheduler, queue, faults), 60)
         await queue.close()
-        device.close()
+        scheduler.close()
 
-    def at_fault(*arguments: Any) -> Any:  # a function, which becomes a method
+    def faulty(*arguments: Any) -> Any:  # a function, which becomes a method
         return faults(*arguments)
 
-    with mock.patch.object(owner, method, at_fault):
+    with mock.patch.object(owner, method, faulty):
         asyncio.run(main())
 
 
-@pytest.mark.parametrize("method", ["ready_at", "form_batch", "remove"])
-def test_a_fault_in_giving_out_turns_stops_nobody_for_good(method: str, caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(device: Scheduler, queue: Batcher[int, int], faults: Faults) -> None:
+@pytest.mark.parametrize(
+    ("owner", "method"), [(Scheduler, "_run_next"), (PriorityQueue, "form_batch"), (PriorityQueue, "remove")]
+)
+def test_single_scheduler_errors_are_survived(owner: type, method: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(scheduler: Scheduler, queue: Batcher[int, int], faults: Faults) -> None:
         for _ in range(2 * MAX_FAULTS):
             faults.left = 1
             with pytest.raises((UnavailableError, ZeroDivisionError)):
                 await queue.submit(1)
             assert (await queue.submit(2)).result == -2
-        assert not device.failed.done()
+        assert not scheduler.failed.done()
 
-    run(scenario, PriorityQueue, method)
+    run(scenario, owner, method)
     assert "the scheduler failed unexpectedly" in caplog.text
 
 
-def test_a_fault_that_stays_is_told() -> None:
-    async def scenario(device: Scheduler, queue: Batcher[int, int], faults: Faults) -> None:
+def test_scheduler_errors_in_a_row_set_failed() -> None:
+    async def scenario(scheduler: Scheduler, queue: Batcher[int, int], faults: Faults) -> None:
         faults.left = 1000
         for _ in range(MAX_FAULTS):
             with pytest.raises(UnavailableError):
                 await queue.submit(1)
-        assert isinstance(await device.failed, ZeroDivisionError)
+        assert isinstance(await scheduler.failed, ZeroDivisionError)
         with pytest.raises(UnavailableError):
             await queue.submit(1)
 
     run(scenario, PriorityQueue, "form_batch")
 
 
-def test_a_batch_that_cannot_be_answered_is_answered_with_the_error() -> None:
-    class Ill(Recorder):
+def test_an_error_in_handling_a_failed_batch_fails_its_jobs() -> None:
+    class Failing(Recorder):
         def compute(self, feed: list[int]) -> Sequence[int]:
             raise ArithmeticError
 
@@ -88,36 +90,36 @@ def test_a_batch_that_cannot_be_answered_is_answered_with_the_error() -> None:
             raise ArithmeticError
 
     async def main() -> None:
-        device, work = Scheduler("test"), Ill()
-        repair = EngineRecovery("test", lambda: None, lambda _: None)
-        queue = Batcher[int, int]("q", work, device, BOUNDS, work, repair)
+        scheduler, work = Scheduler("test"), Failing()
+        recovery = EngineRecovery("test", lambda: None, lambda _: None)
+        queue = Batcher[int, int]("q", work, scheduler, LIMITS, work, recovery)
         with (
             mock.patch.object(EngineRecovery, "start", side_effect=ZeroDivisionError),
             pytest.raises(ZeroDivisionError),
         ):
             await asyncio.wait_for(queue.submit(1), 30)
         await queue.close()
-        device.close()
+        scheduler.close()
 
     asyncio.run(main())
 
 
-def test_a_listener_at_fault_does_not_end_a_repair(caplog: pytest.LogCaptureFixture) -> None:
-    heard: list[bool] = []
+def test_errors_of_listeners_do_not_end_a_recovery(caplog: pytest.LogCaptureFixture) -> None:
+    notified: list[bool] = []
 
     async def main() -> None:
-        repair = EngineRecovery("test", lambda: None, mock.Mock(side_effect=ZeroDivisionError))
-        repair.subscribe(mock.Mock(side_effect=ZeroDivisionError))
-        repair.subscribe(heard.append)
-        repair.start()
-        await until(lambda: not repair.broken)
+        recovery = EngineRecovery("test", lambda: None, mock.Mock(side_effect=ZeroDivisionError))
+        recovery.subscribe(mock.Mock(side_effect=ZeroDivisionError))
+        recovery.subscribe(notified.append)
+        recovery.start()
+        await until(lambda: not recovery.broken)
 
     asyncio.run(main())
-    assert heard == [False, True]
+    assert notified == [False, True]
     assert "failed unexpectedly" in caplog.text
 
 
-def test_an_entry_is_answered_once() -> None:
+def test_a_job_fails_once() -> None:
     async def main() -> None:
         entry = QueuedJob[int, int](1, 1, None)
         entry.fail(ArithmeticError())
@@ -127,21 +129,23 @@ def test_an_entry_is_answered_once() -> None:
     asyncio.run(main())
 
 
-AT_FAULT = """
+PATCH = """
 import pathlib, speakerlens.serving.engine.queue as queue
 form = queue.PriorityQueue.form_batch
-def at_fault(self):
+def faulty(self):
     if pathlib.Path({trigger!r}).exists():
-        raise ZeroDivisionError("a fault of ours")
+        raise ZeroDivisionError("an internal error")
     return form(self)
-queue.PriorityQueue.form_batch = at_fault
+queue.PriorityQueue.form_batch = faulty
 """
 
 
-def test_a_server_that_cannot_compute_ends(toy_bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rather than stay, be SERVING, and answer nobody: whoever runs it starts it anew."""
+def test_a_server_whose_scheduler_failed_ends(
+    toy_bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor restarts it; otherwise it would be SERVING and answer no call."""
     trigger = tmp_path / "now"
-    (tmp_path / "sitecustomize.py").write_text(AT_FAULT.format(trigger=str(trigger)), encoding="utf-8")
+    (tmp_path / "sitecustomize.py").write_text(PATCH.format(trigger=str(trigger)), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[3]}")
     server = ServerProcess(toy_bundles)
     request = pb.IdentifyRequest(audio=raw(voice(1.0)), models=[pb.ModelSelector(variant="da")])
@@ -152,6 +156,6 @@ def test_a_server_that_cannot_compute_ends(toy_bundles: Path, tmp_path: Path, mo
             server.identify(request, timeout=CALL_SECONDS)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert server.wait() == 1
-    assert "a fault of ours" in server.log
+    assert "an internal error" in server.log
     assert "error: the scheduler has failed" in server.log
     server.channel.close()

@@ -1,4 +1,4 @@
-"""More work than the server accepts: refused at once, counted, and over when the work is done."""
+"""More calls than the server accepts: refused at once, counted, and accepted again once work is done."""
 
 import time
 from pathlib import Path
@@ -33,7 +33,7 @@ def refused(server: ServerProcess, variant: str) -> str:
         ("--max-in-flight=3", "in_flight", "3 requests are in work already"),
     ],
 )
-def test_refused_at_once_and_answered_later(toy_bundles: Path, flag: str, reason: str, words: str) -> None:
+def test_calls_are_refused_at_once_and_answered_later(toy_bundles: Path, flag: str, reason: str, words: str) -> None:
     with ServerProcess(toy_bundles, flag) as server:
         slow = server.stub.Identify.future(request("da", toy.SLOW_SECONDS + 3), timeout=CALL_SECONDS)
         server.wait_for_metric("speakerlens_requests_in_flight", 1)
@@ -49,7 +49,7 @@ def test_refused_at_once_and_answered_later(toy_bundles: Path, flag: str, reason
         assert page['speakerlens_answers_total{kind="predict",variant="clean"}'] == 3
 
 
-def test_who_hangs_up_is_not_computed(toy_bundles: Path) -> None:
+def test_a_cancelled_call_is_not_computed(toy_bundles: Path) -> None:
     with ServerProcess(toy_bundles) as server:
         slow = server.stub.Identify.future(request("da", toy.SLOW_SECONDS + 3), timeout=CALL_SECONDS)
         server.wait_for_metric("speakerlens_requests_in_flight", 1)
