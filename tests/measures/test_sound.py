@@ -8,7 +8,7 @@ import pytest
 import soxr
 from numpy.typing import NDArray
 
-from speakerlens.measures.sound import SILENT_DBFS, Sound, join, measure_sound
+from speakerlens.measures.sound import SILENT_DBFS, Sound, clipped_share, join, measure_sound
 from tests.measures.sounds import RATE, Samples, mixed, noise, reference_sounds, sine, voice
 
 
@@ -175,3 +175,26 @@ PINNED = {
 @pytest.mark.parametrize("name", PINNED)
 def test_the_measures_of_reference_sounds_are_pinned(name: str) -> None:
     assert astuple(measure_sound(reference_sounds()[name])) == pytest.approx(astuple(PINNED[name]), abs=2e-3)
+
+
+STEP = 2.0**-15
+PLATEAUS = {
+    "three in a row": ([0.0], [0.5, 0.5, 0.5], [0.0], 3),
+    "two in a row": ([0.0], [0.5, 0.5], [0.0], 0),
+    "within 1.5 steps": ([0.0], [0.5, 0.5, 0.5 - 1.4 * STEP], [0.0], 3),
+    "beyond 1.5 steps": ([0.0], [0.5, 0.5, 0.5 - 2.0 * STEP], [0.0], 0),
+    "a fall of 7 steps": ([0.5 - 7 * STEP], [0.5, 0.5, 0.5], [0.5 - 7 * STEP], 3),
+    "a fall of 5 steps": ([0.5 - 5 * STEP], [0.5, 0.5, 0.5], [0.5 - 5 * STEP], 0),
+    "abrupt on the left only": ([0.0], [0.5, 0.5, 0.5], [0.5 - 4 * STEP], 3),
+    "at the start, round on the right": ([], [0.5, 0.5, 0.5], [0.5 - 4 * STEP], 0),
+}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", PLATEAUS)
+def test_which_plateaus_are_clipped(name: str, sign: int) -> None:
+    before, plateau, after, count = PLATEAUS[name]
+    samples = np.linspace(0, -0.3, 1000, dtype=np.float32)  # not flat at its lower end
+    found = [*before, *plateau, *after]
+    samples[: len(found)] = found
+    assert clipped_share(sign * samples) == count / 1000
