@@ -38,6 +38,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "measures": (("measures/*.py",), ("tests/measures/test_{stem}.py",)),
+    "engine": (
+        tuple(f"serving/engine/{name}.py" for name in ("queue", "batcher", "scheduler", "latency")),
+        tuple(
+            f"tests/serving/engine/test_{name}.py"
+            for name in ("latency", "deadlines", "batcher", "scheduler", "recovery", "state_machine")
+        ),
+    ),
     "store": (("serving/pipeline/store.py",), ("tests/serving/pipeline/test_store.py",)),
 }
 """Name to the files that are mutated and their tests, where `{stem}` stands for the name of the file."""
