@@ -184,7 +184,7 @@ def test_every_split_gets_at_least_one() -> None:
 
 @pytest.mark.parametrize("slope", [0.0, 3.0, 6.0])
 def test_coloured_noise_has_the_requested_slope(slope: float) -> None:
-    noise = coloured_noise(2**18, slope, np.random.default_rng(0)).astype(np.float64)
+    noise = coloured_noise(2**18, slope, np.random.default_rng(0))
     power = np.abs(np.fft.rfft(noise)) ** 2
     hertz = np.fft.rfftfreq(len(noise), 1 / SAMPLE_RATE)
     octaves = [10 * np.log10(power[(hertz >= low) & (hertz < 2 * low)].mean()) for low in (100, 200, 400, 800, 1600)]

@@ -18,11 +18,6 @@ _PEAK = 0.7
 _PERIOD = 4096
 
 
-def coloured_noise(samples: int, slope_db: float, rng: np.random.Generator) -> _Waveform:
-    """Return Gaussian noise whose spectrum falls by `slope_db` per octave above 30 Hz: 0 white, 3 pink, 6 brown."""
-    return _at_peak(_coloured(samples, slope_db, rng))
-
-
 def make_noise(kind: str, seconds: float, rng: np.random.Generator) -> _Waveform:
     """Return a noise of a kind in `NOISES` with random parameters, float32 [16000 x seconds]."""
     return _at_peak(NOISES[kind](round(seconds * SAMPLE_RATE), rng))
@@ -91,13 +86,13 @@ def _modulated(samples: int, rng: np.random.Generator) -> _Array:
     time = np.arange(samples) / SAMPLE_RATE
     depth, rate = rng.uniform(0.6, 1.0), np.exp(rng.uniform(np.log(0.3), np.log(12)))
     swell = 1 + depth * np.sin(2 * np.pi * rate * time + rng.uniform(0, 2 * np.pi))
-    noise: _Array = _coloured(samples, rng.uniform(0, 6), rng) * swell
+    noise: _Array = coloured_noise(samples, rng.uniform(0, 6), rng) * swell
     return noise
 
 
 def _clicks(samples: int, rng: np.random.Generator) -> _Array:
     """Return short ringing clicks at random times over faint noise."""
-    clicks = 0.02 * _coloured(samples, 3, rng)
+    clicks = 0.02 * coloured_noise(samples, 3, rng)
     for first in rng.integers(0, samples, int(rng.uniform(3, 12) * samples / SAMPLE_RATE)):
         length = min(samples - first, round(rng.uniform(0.005, 0.06) * SAMPLE_RATE))
         time = np.arange(length) / SAMPLE_RATE
@@ -118,7 +113,7 @@ def _hum(samples: int, rng: np.random.Generator) -> _Array:
     mains = float(rng.choice([50.0, 60.0])) * rng.uniform(0.99, 1.01)
     strengths = rng.random(24) / np.arange(1, 25) ** 0.7
     hum = _repeat(_period(strengths, rng.random(24)), mains * np.arange(samples) / SAMPLE_RATE)
-    return hum + rng.uniform(0.05, 0.3) * _coloured(samples, 4, rng)
+    return hum + rng.uniform(0.05, 0.3) * coloured_noise(samples, 4, rng)
 
 
 def _engine(samples: int, rng: np.random.Generator) -> _Array:
@@ -127,7 +122,7 @@ def _engine(samples: int, rng: np.random.Generator) -> _Array:
     hertz = rng.uniform(25, 90) * (1 + 0.3 * np.sin(2 * np.pi * rng.uniform(0.05, 0.4) * time + rng.uniform(0, 6)))
     strengths = rng.random(30) / np.arange(1, 31)
     motor = _repeat(_period(strengths, rng.random(30)), np.cumsum(hertz) / SAMPLE_RATE)
-    return motor + rng.uniform(0.2, 0.8) * _coloured(samples, 5, rng)
+    return motor + rng.uniform(0.2, 0.8) * coloured_noise(samples, 5, rng)
 
 
 def _sirens(samples: int, rng: np.random.Generator) -> _Array:
@@ -138,13 +133,13 @@ def _sirens(samples: int, rng: np.random.Generator) -> _Array:
     if rng.random() < 0.5:
         glide = np.sign(glide)
     tone = _repeat(_period(np.array([1.0, 0.3])), np.cumsum(centre * (1 + width * glide)) / SAMPLE_RATE)
-    return tone + rng.uniform(0.03, 0.15) * _coloured(samples, 3, rng)
+    return tone + rng.uniform(0.03, 0.15) * coloured_noise(samples, 3, rng)
 
 
 NOISES: dict[str, Callable[[int, np.random.Generator], _Array]] = {
-    "white": lambda samples, rng: _coloured(samples, rng.uniform(-1, 1), rng),
-    "pink": lambda samples, rng: _coloured(samples, rng.uniform(2, 4), rng),
-    "brown": lambda samples, rng: _coloured(samples, rng.uniform(5, 7), rng),
+    "white": lambda samples, rng: coloured_noise(samples, rng.uniform(-1, 1), rng),
+    "pink": lambda samples, rng: coloured_noise(samples, rng.uniform(2, 4), rng),
+    "brown": lambda samples, rng: coloured_noise(samples, rng.uniform(5, 7), rng),
     "modulated": _modulated,
     "clicks": _clicks,
     "rain": _rain,
@@ -155,7 +150,8 @@ NOISES: dict[str, Callable[[int, np.random.Generator], _Array]] = {
 """Kinds of noise: functions of the number of samples and the generator; their level is arbitrary."""
 
 
-def _coloured(samples: int, slope_db: float, rng: np.random.Generator) -> _Array:
+def coloured_noise(samples: int, slope_db: float, rng: np.random.Generator) -> _Array:
+    """Return Gaussian noise of unit power whose spectrum falls by `slope_db` per octave above 30 Hz."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     octaves = np.log2(np.maximum(np.fft.rfftfreq(samples, 1 / SAMPLE_RATE), 30.0) / 30.0)
     noise: _Array = np.fft.irfft(spectrum * 10 ** (-slope_db * octaves / 20), n=samples)
