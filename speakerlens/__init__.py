@@ -1,4 +1,4 @@
-"""Client of a speakerlens server: `SpeakerClient`, its asyncio sibling, and the command `speakerlens`.
+"""Client of a speakerlens server: `SpeakerClient`, `AsyncSpeakerClient`, and the command `speakerlens`.
 
 >>> from speakerlens import SpeakerClient
 >>> with SpeakerClient("127.0.0.1:50051") as client:  # doctest: +SKIP
@@ -6,40 +6,47 @@
 ...     print(result["act-da"].best.speaker, result["act-da"].explanation.maps["fused"].values.shape)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from speakerlens._version import __version__
-from speakerlens.aio import AsyncSpeakerClient
-from speakerlens.client import SpeakerClient
-from speakerlens.credentials import Tls
-from speakerlens.errors import (
-    ClientError,
-    DeadlineExceededError,
-    InvalidRequestError,
-    NotFoundError,
-    NotPossibleError,
-    OverloadedError,
-    ServerFailureError,
-    ServerUnavailableError,
-    UnauthenticatedError,
-)
-from speakerlens.request import Explain
-from speakerlens.results import (
-    Answer,
-    AudioInfo,
-    Catalogue,
-    Explanation,
-    Identification,
-    Limits,
-    ModelFailure,
-    ModelInfo,
-    Plane,
-    Segment,
-    SpeakerScore,
-    StageInfo,
-    Timings,
-    WindowResult,
-)
-from speakerlens.stream import StreamOptions
-from speakerlens.voices import Comparison, Embeddings, EnrolledModel, EnrolledSpeaker
+
+if TYPE_CHECKING:
+    from speakerlens.aio import AsyncSpeakerClient
+    from speakerlens.channel import Tls
+    from speakerlens.client import SpeakerClient
+    from speakerlens.errors import (
+        ClientError,
+        DeadlineExceededError,
+        InvalidRequestError,
+        NotFoundError,
+        NotPossibleError,
+        OverloadedError,
+        ServerFailureError,
+        ServerUnavailableError,
+        UnauthenticatedError,
+    )
+    from speakerlens.requests import Explain, StreamOptions
+    from speakerlens.results import (
+        Answer,
+        AudioInfo,
+        Catalogue,
+        Comparison,
+        Embeddings,
+        EnrolledModel,
+        EnrolledSpeaker,
+        Explanation,
+        Identification,
+        Limits,
+        ModelFailure,
+        ModelInfo,
+        Plane,
+        Segment,
+        SpeakerScore,
+        StageInfo,
+        Timings,
+        WindowResult,
+    )
 
 __all__ = [
     "Answer",
@@ -76,3 +83,24 @@ __all__ = [
     "WindowResult",
     "__version__",
 ]
+
+_MODULES = {
+    "AsyncSpeakerClient": "aio",
+    "Explain": "requests",
+    "SpeakerClient": "client",
+    "StreamOptions": "requests",
+    "Tls": "channel",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: the server and the command line's help need neither gRPC nor numpy."""
+    if name not in __all__:
+        raise AttributeError(f"module 'speakerlens' has no attribute {name!r}")
+    module = _MODULES.get(name) or ("errors" if name.endswith("Error") else "results")
+    value = globals()[name] = getattr(import_module(f"speakerlens.{module}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,40 +1,41 @@
-"""The client for asyncio code: `SpeakerClient` with `await`."""
+"""The client for asyncio: `SpeakerClient` with `await`."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from speakerlens import channel, response, voices
-from speakerlens.credentials import Tls, async_channel
+from speakerlens import requests, responses
+from speakerlens.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls, open_async_channel
 from speakerlens.errors import ClientError, translated
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
-from speakerlens.request import AudioSource, Explain, batch_request, identify_request
-from speakerlens.results import Catalogue, Identification, WindowResult
-from speakerlens.stream import Chunk, Outgoing, StreamOptions, answer_of
+from speakerlens.requests import AudioSource, Chunk, Explain, StreamOptions, StreamRequests
+from speakerlens.results import Catalogue, Comparison, Embeddings, EnrolledSpeaker, Identification, WindowResult
+
+_Result = TypeVar("_Result")
 
 
 class AsyncSpeakerClient:
     """A connection to one server for one event loop; arguments, results and errors are those of `SpeakerClient`.
 
-    Make it inside the running loop, and close it with `close` or `async with`. Calls may run side by side:
-    `await asyncio.gather(*(client.identify(path) for path in paths))`.
+    Create it inside the running loop, and close it with `close` or `async with`. Calls may run concurrently:
+    `await asyncio.gather(*(client.identify(path) for path in paths))`. Files are read in a thread.
     """
 
     def __init__(
         self,
-        address: str = channel.DEFAULT_ADDRESS,
+        address: str = DEFAULT_ADDRESS,
         *,
-        timeout: float = channel.DEFAULT_TIMEOUT_S,
+        timeout: float = DEFAULT_TIMEOUT_S,
         tls: bool | Tls = False,
         token: str | None = None,
     ) -> None:
         self.address = address
         self.timeout = timeout
-        self._channel = async_channel(address, tls, token)
+        self._channel = open_async_channel(address, tls, token)
         self._stub = SpeakerIdentificationStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
@@ -49,19 +50,9 @@ class AsyncSpeakerClient:
         with_embedding: bool = False,
         timeout: float | None = None,
     ) -> Identification:
-        """Name the speaker of one utterance; see `SpeakerClient.identify`."""
-        # A file is read, and samples are copied, away from the loop.
-        request = await asyncio.to_thread(
-            identify_request,
-            audio,
-            rate,
-            variants=variants,
-            top_k=top_k,
-            explain=explain,
-            with_embedding=with_embedding,
-        )
-        with translated(self.address):
-            return response.identification(await self._stub.Identify(request, timeout=self._deadline(timeout)))
+        """Identify the speaker of one utterance; see `SpeakerClient.identify`."""
+        request = await asyncio.to_thread(requests.identify, audio, rate, variants, top_k, explain, with_embedding)
+        return await self._call(self._stub.Identify, request, responses.identification, timeout)
 
     async def identify_batch(
         self,
@@ -74,30 +65,26 @@ class AsyncSpeakerClient:
         with_embedding: bool = False,
         timeout: float | None = None,
     ) -> tuple[Identification | ClientError, ...]:
-        """Name the speakers of many utterances in one call; see `SpeakerClient.identify_batch`."""
+        """Identify the speakers of many utterances in one call; see `SpeakerClient.identify_batch`."""
         request = await asyncio.to_thread(
-            batch_request,
-            audios,
-            rate,
-            variants=variants,
-            top_k=top_k,
-            explain=explain,
-            with_embedding=with_embedding,
+            requests.identify_batch, audios, rate, variants, top_k, explain, with_embedding
         )
-        with translated(self.address):
-            answer = await self._stub.IdentifyBatch(request, timeout=self._deadline(timeout))
-        return response.batch(answer, len(audios), self.address)
+
+        def read(answer: pb.IdentifyBatchResponse) -> tuple[Identification | ClientError, ...]:
+            return responses.batch(answer, len(audios), self.address)
+
+        return await self._call(self._stub.IdentifyBatch, request, read, timeout)
 
     async def identify_stream(
         self, chunks: AsyncIterable[Chunk], options: StreamOptions, *, timeout: float | None = None
     ) -> AsyncIterator[WindowResult | Identification]:
-        """Name the speakers of live audio, of chunks that are awaited; see `SpeakerClient.identify_stream`."""
-        outgoing = Outgoing(options)
+        """Identify the speakers of live audio from an asynchronous iterator; see `SpeakerClient.identify_stream`."""
+        outgoing = StreamRequests(options)
         call = self._stub.IdentifyStream(outgoing.messages_async(chunks), timeout=timeout)
         try:
             with translated(self.address):
                 async for message in call:
-                    yield answer_of(message)
+                    yield responses.stream_answer(message)
         except (ClientError, asyncio.CancelledError):
             if outgoing.error is not None:
                 raise outgoing.error from None
@@ -112,11 +99,10 @@ class AsyncSpeakerClient:
         rate: int | None = None,
         variants: str | Sequence[str] = "all",
         timeout: float | None = None,
-    ) -> voices.Embeddings:
-        """Return the embeddings of one utterance; arguments and errors as of `identify`."""
-        request = await asyncio.to_thread(voices.embed_request, audio, rate, variants)
-        with translated(self.address):
-            return voices.embeddings(await self._stub.Embed(request, timeout=self._deadline(timeout)))
+    ) -> Embeddings:
+        """Return the embeddings of one utterance; see `SpeakerClient.embed`."""
+        request = await asyncio.to_thread(requests.embed, audio, rate, variants)
+        return await self._call(self._stub.Embed, request, responses.embeddings, timeout)
 
     async def verify(
         self,
@@ -128,15 +114,10 @@ class AsyncSpeakerClient:
         variant: str | None = None,
         explain: bool | Explain = False,
         timeout: float | None = None,
-    ) -> voices.Comparison:
-        """Tell whether one voice is heard in two utterances, or an enrolled speaker's in one.
-
-        Args as of `identify`; `variant` may be left out where the server has one only. Errors as well, and
-        `NotPossibleError` where the server keeps no speakers or knows this one from another model.
-        """
-        request = await asyncio.to_thread(voices.verify_request, audio, other, speaker, rate, variant, explain)
-        with translated(self.address):
-            return voices.comparison(await self._stub.Verify(request, timeout=self._deadline(timeout)))
+    ) -> Comparison:
+        """Compare the speakers of two utterances, or of one and an enrolment; see `SpeakerClient.verify`."""
+        request = await asyncio.to_thread(requests.verify, audio, other, speaker, rate, variant, explain)
+        return await self._call(self._stub.Verify, request, responses.comparison, timeout)
 
     async def enroll(
         self,
@@ -146,43 +127,39 @@ class AsyncSpeakerClient:
         rate: int | None = None,
         variants: str | Sequence[str] = "all",
         timeout: float | None = None,
-    ) -> voices.EnrolledSpeaker:
-        """Store a speaker for `verify`, in the place of one of that name; errors as of `verify`."""
-        request = await asyncio.to_thread(voices.enroll_request, speaker, utterances, rate, variants)
-        with translated(self.address):
-            answer = await self._stub.Enroll(request, timeout=self._deadline(timeout))
-        return voices.enrolled(answer.speaker)
+    ) -> EnrolledSpeaker:
+        """Enrol a speaker for `verify`; see `SpeakerClient.enroll`."""
+        request = await asyncio.to_thread(requests.enroll, speaker, utterances, rate, variants)
+        return await self._call(
+            self._stub.Enroll, request, lambda answer: responses.enrolled_speaker(answer.speaker), timeout
+        )
 
-    async def speakers(self, *, timeout: float | None = None) -> tuple[voices.EnrolledSpeaker, ...]:
-        """List the enrolled speakers; errors as of `verify`."""
-        request, found = pb.ListSpeakersRequest(), list[voices.EnrolledSpeaker]()
+    async def speakers(self, *, timeout: float | None = None) -> tuple[EnrolledSpeaker, ...]:
+        """Return the enrolled speakers by name; see `SpeakerClient.speakers`."""
+        request, found = pb.ListSpeakersRequest(), list[EnrolledSpeaker]()
         while True:
-            with translated(self.address):
-                answer = await self._stub.ListSpeakers(request, timeout=self._deadline(timeout))
-            found += map(voices.enrolled, answer.speakers)
-            if not answer.next_page_token:
+            page, request.page_token = await self._call(
+                self._stub.ListSpeakers, request, responses.speakers_page, timeout
+            )
+            found += page
+            if not request.page_token:
                 return tuple(found)
-            request.page_token = answer.next_page_token
 
     async def forget(self, speaker: str, *, timeout: float | None = None) -> None:
-        """Remove an enrolled speaker; `NotFoundError` where nobody of that name is."""
-        with translated(self.address):
-            await self._stub.RemoveSpeaker(pb.RemoveSpeakerRequest(speaker=speaker), timeout=self._deadline(timeout))
+        """Remove an enrolled speaker; raise `NotFoundError` for unknown names."""
+        request = pb.RemoveSpeakerRequest(speaker=speaker)
+        await self._call(self._stub.RemoveSpeaker, request, lambda answer: None, timeout)
 
     async def models(self, *, timeout: float | None = None) -> Catalogue:
-        """List the loaded models; see `SpeakerClient.models`."""
-        with translated(self.address):
-            answer = await self._stub.ListModels(pb.ListModelsRequest(), timeout=self._deadline(timeout))
-        return response.catalogue(answer)
+        """Return the loaded models and the limits; see `SpeakerClient.models`."""
+        return await self._call(self._stub.ListModels, pb.ListModelsRequest(), responses.catalogue, timeout)
 
     async def is_serving(self, *, timeout: float | None = None) -> bool:
-        """Tell whether the server says that it is ready; see `SpeakerClient.is_serving`."""
-        with translated(self.address):
-            answer = await self._health.Check(health_pb2.HealthCheckRequest(), timeout=self._deadline(timeout))
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        """Return whether the server reports that it is ready; see `SpeakerClient.is_serving`."""
+        return await self._call(self._health.Check, health_pb2.HealthCheckRequest(), responses.is_serving, timeout)
 
     async def close(self) -> None:
-        """End the connection; calls in flight are cancelled."""
+        """Close the connection; calls in flight are cancelled."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -193,5 +170,8 @@ class AsyncSpeakerClient:
     ) -> None:
         await self.close()
 
-    def _deadline(self, timeout: float | None) -> float:
-        return self.timeout if timeout is None else timeout
+    async def _call(
+        self, method: Callable[..., Awaitable[Any]], request: Any, read: Callable[[Any], _Result], timeout: float | None
+    ) -> _Result:
+        with translated(self.address):
+            return read(await method(request, timeout=self.timeout if timeout is None else timeout))

@@ -1,49 +1,51 @@
-"""The client for ordinary, blocking code."""
+"""The client for blocking code."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from speakerlens import channel, response, voices
-from speakerlens.credentials import Tls, sync_channel
+from speakerlens import requests, responses
+from speakerlens.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls, open_channel
 from speakerlens.errors import ClientError, translated
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
-from speakerlens.request import AudioSource, Explain, batch_request, identify_request
-from speakerlens.results import Catalogue, Identification, WindowResult
-from speakerlens.stream import Chunk, Outgoing, StreamOptions, answer_of
+from speakerlens.requests import AudioSource, Chunk, Explain, StreamOptions, StreamRequests
+from speakerlens.results import Catalogue, Comparison, Embeddings, EnrolledSpeaker, Identification, WindowResult
+
+_Result = TypeVar("_Result")
 
 
 class SpeakerClient:
-    """A connection to one server; safe to share between threads, closed by `close` or the end of a `with` block.
+    """A connection to one server; safe to share between threads. Close it with `close` or a `with` block.
 
-    Every call raises a `ClientError`, with the server's sentence: `ServerUnavailableError`, `InvalidRequestError`,
-    `NotFoundError`, `UnauthenticatedError`, `OverloadedError`, `DeadlineExceededError` or `ServerFailureError`.
+    Every call can raise a `ClientError`, with the server's message: `ServerUnavailableError`, `InvalidRequestError`,
+    `NotFoundError`, `NotPossibleError`, `UnauthenticatedError`, `OverloadedError`, `DeadlineExceededError` or
+    `ServerFailureError`.
 
     Args:
         address: HOST:PORT. Nothing is sent before the first call.
-        timeout: seconds that a call may take, unless the call itself says otherwise.
-        tls: True, or a `Tls` that says whom to trust and what to show; False is plain text.
-        token: bearer token, sent with every call; only by TLS, or to this machine.
+        timeout: seconds that a call may take, unless the call has its own `timeout`.
+        tls: True, or a `Tls` with certificates; False is plain text.
+        token: bearer token, sent with every call; only over TLS, or to a loopback address.
 
     Raises:
         OSError: a file of `tls` cannot be read.
-        ValueError: a file makes no sense, or the token would travel in the clear.
+        ValueError: a file or the token is not valid, or the token would be sent in plain text over the network.
     """
 
     def __init__(
         self,
-        address: str = channel.DEFAULT_ADDRESS,
+        address: str = DEFAULT_ADDRESS,
         *,
-        timeout: float = channel.DEFAULT_TIMEOUT_S,
+        timeout: float = DEFAULT_TIMEOUT_S,
         tls: bool | Tls = False,
         token: str | None = None,
     ) -> None:
         self.address = address
         self.timeout = timeout
-        self._channel = sync_channel(address, tls, token)
+        self._channel = open_channel(address, tls, token)
         self._stub = SpeakerIdentificationStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
@@ -58,28 +60,25 @@ class SpeakerClient:
         with_embedding: bool = False,
         timeout: float | None = None,
     ) -> Identification:
-        """Name the speaker of one utterance.
+        """Identify the speaker of one utterance.
 
         Args:
             audio: a file's path, a file's content as bytes, or samples: floats in [-1, 1] or int16, [samples] or
                 [samples, channels].
-            rate: Hz; for samples only, where it is required.
+            rate: sample rate in Hz; required for samples, not allowed for files.
             variants: `"all"`, or names such as `act-da` (newest version) or `act-da@3`, as a sequence or with commas.
-            top_k: speakers per answer, best first: 1 to the number of speakers; None: the server's choice, 5 as a rule.
-            explain: True for the fused map, or an `Explain` that says which maps.
+            top_k: speakers per answer, best first: 1 to the number of speakers; None: the server's default (5).
+            explain: True for the fused saliency map, or an `Explain` that selects maps.
             with_embedding: return the embeddings as well.
-            timeout: seconds for this call.
+            timeout: seconds for this call; None: the client's.
 
         Raises:
             ClientError: the call failed (see the class).
             OSError: the file cannot be read.
-            ValueError: an argument makes no request.
+            ValueError: an argument is not valid; nothing was sent.
         """
-        request = identify_request(
-            audio, rate, variants=variants, top_k=top_k, explain=explain, with_embedding=with_embedding
-        )
-        with translated(self.address):
-            return response.identification(self._stub.Identify(request, timeout=self._deadline(timeout)))
+        request = requests.identify(audio, rate, variants, top_k, explain, with_embedding)
+        return self._call(self._stub.Identify, request, responses.identification, timeout)
 
     def identify_batch(
         self,
@@ -92,56 +91,56 @@ class SpeakerClient:
         with_embedding: bool = False,
         timeout: float | None = None,
     ) -> tuple[Identification | ClientError, ...]:
-        """Name the speakers of many utterances in one call, which waits behind calls for one.
+        """Identify the speakers of many utterances in one call, by default with the priority `bulk`.
 
         Args:
             audios: utterances, each as in `identify`.
-            rate: Hz, of all; for samples only, where it is required.
-            variants: as in `identify`, and the same for all, as what follows.
+            rate: sample rate in Hz of all; required for samples, not allowed for files.
+            variants: as in `identify`, for all utterances; so are the other options.
             top_k: speakers per answer.
-            explain: which maps.
+            explain: which saliency maps.
             with_embedding: return the embeddings as well.
             timeout: seconds for the whole call.
 
         Returns:
-            For each utterance, in their order, its identification, or the error that `identify` would have raised.
+            For each utterance, in order, its identification, or the error that `identify` would have raised.
 
         Raises:
             ClientError: the call as a whole failed.
             OSError: a file cannot be read; nothing was sent.
-            ValueError: an argument makes no request.
+            ValueError: an argument is not valid; nothing was sent.
         """
-        request = batch_request(
-            audios, rate, variants=variants, top_k=top_k, explain=explain, with_embedding=with_embedding
-        )
-        with translated(self.address):
-            answer = self._stub.IdentifyBatch(request, timeout=self._deadline(timeout))
-        return response.batch(answer, len(audios), self.address)
+        request = requests.identify_batch(audios, rate, variants, top_k, explain, with_embedding)
+
+        def read(answer: pb.IdentifyBatchResponse) -> tuple[Identification | ClientError, ...]:
+            return responses.batch(answer, len(audios), self.address)
+
+        return self._call(self._stub.IdentifyBatch, request, read, timeout)
 
     def identify_stream(
         self, chunks: Iterable[Chunk], options: StreamOptions, *, timeout: float | None = None
     ) -> Iterator[WindowResult | Identification]:
-        """Name the speakers of live audio: an answer for each window as it is filled, and at last that for the whole.
+        """Identify the speakers of live audio: one answer for each window as it fills, then one for the whole.
 
         Args:
-            chunks: samples as they come, of any size: bytes of 16-bit little-endian PCM, or arrays of floats in [-1, 1]
-                or int16, [samples] or [samples, channels]. They are taken as the server has room for them.
-            options: the audio's rate and channels, and what to ask.
-            timeout: seconds for the whole stream; None is no limit.
+            chunks: samples as they arrive, of any size: bytes of 16-bit little-endian PCM, or arrays of floats in
+                [-1, 1] or int16, [samples] or [samples, channels]. They are read at the pace of the server.
+            options: sample rate and channels, and what to return.
+            timeout: seconds for the whole stream; None: no limit.
 
         Yields:
-            A `WindowResult` for each window, and an `Identification`, which is what `identify` gives for the whole.
+            A `WindowResult` for each window, and last an `Identification`, as `identify` returns for the whole.
 
         Raises:
             ClientError: the call failed (see the class).
-            ValueError: an argument makes no request. What `chunks` raises comes out as it is.
+            ValueError: an argument is not valid. Exceptions of `chunks` are raised unchanged.
         """
-        outgoing = Outgoing(options)
+        outgoing = StreamRequests(options)
         call = self._stub.IdentifyStream(outgoing.messages(chunks), timeout=timeout)
         try:
             with translated(self.address):
                 for message in call:
-                    yield answer_of(message)
+                    yield responses.stream_answer(message)
         except ClientError:
             if outgoing.error is not None:
                 raise outgoing.error from None
@@ -156,11 +155,10 @@ class SpeakerClient:
         rate: int | None = None,
         variants: str | Sequence[str] = "all",
         timeout: float | None = None,
-    ) -> voices.Embeddings:
+    ) -> Embeddings:
         """Return the embeddings of one utterance; arguments and errors as of `identify`."""
-        request = voices.embed_request(audio, rate, variants)
-        with translated(self.address):
-            return voices.embeddings(self._stub.Embed(request, timeout=self._deadline(timeout)))
+        request = requests.embed(audio, rate, variants)
+        return self._call(self._stub.Embed, request, responses.embeddings, timeout)
 
     def verify(
         self,
@@ -172,15 +170,26 @@ class SpeakerClient:
         variant: str | None = None,
         explain: bool | Explain = False,
         timeout: float | None = None,
-    ) -> voices.Comparison:
-        """Tell whether one voice is heard in two utterances, or an enrolled speaker's in one.
+    ) -> Comparison:
+        """Compare the speakers of two utterances, or the speaker of one with an enrolled speaker.
 
-        Args as of `identify`; `variant` may be left out where the server has one only. Errors as well, and
-        `NotPossibleError` where the server keeps no speakers or knows this one from another model.
+        Args:
+            audio: an utterance, as in `identify`.
+            other: a second utterance; pass this or `speaker`.
+            speaker: name of an enrolled speaker.
+            rate: sample rate in Hz; required for samples, not allowed for files.
+            variant: the model; None is allowed where the server has only one.
+            explain: which saliency maps of the score.
+            timeout: seconds for this call.
+
+        Raises:
+            ClientError: the call failed (see the class); `NotPossibleError` where the server stores no speakers, or
+                enrolled this one with another model.
+            OSError: a file cannot be read.
+            ValueError: an argument is not valid; nothing was sent.
         """
-        request = voices.verify_request(audio, other, speaker, rate, variant, explain)
-        with translated(self.address):
-            return voices.comparison(self._stub.Verify(request, timeout=self._deadline(timeout)))
+        request = requests.verify(audio, other, speaker, rate, variant, explain)
+        return self._call(self._stub.Verify, request, responses.comparison, timeout)
 
     def enroll(
         self,
@@ -190,42 +199,37 @@ class SpeakerClient:
         rate: int | None = None,
         variants: str | Sequence[str] = "all",
         timeout: float | None = None,
-    ) -> voices.EnrolledSpeaker:
-        """Store a speaker for `verify`, in the place of one of that name; errors as of `verify`."""
-        request = voices.enroll_request(speaker, utterances, rate, variants)
-        with translated(self.address):
-            answer = self._stub.Enroll(request, timeout=self._deadline(timeout))
-        return voices.enrolled(answer.speaker)
+    ) -> EnrolledSpeaker:
+        """Enrol a speaker for `verify`, replacing one of the same name; errors as of `verify`."""
+        request = requests.enroll(speaker, utterances, rate, variants)
+        return self._call(
+            self._stub.Enroll, request, lambda answer: responses.enrolled_speaker(answer.speaker), timeout
+        )
 
-    def speakers(self, *, timeout: float | None = None) -> tuple[voices.EnrolledSpeaker, ...]:
-        """List the enrolled speakers; errors as of `verify`."""
-        request, found = pb.ListSpeakersRequest(), list[voices.EnrolledSpeaker]()
+    def speakers(self, *, timeout: float | None = None) -> tuple[EnrolledSpeaker, ...]:
+        """Return the enrolled speakers by name; errors as of `verify`. `timeout` is for each page of 1000."""
+        request, found = pb.ListSpeakersRequest(), list[EnrolledSpeaker]()
         while True:
-            with translated(self.address):
-                answer = self._stub.ListSpeakers(request, timeout=self._deadline(timeout))
-            found += map(voices.enrolled, answer.speakers)
-            if not answer.next_page_token:
+            page, request.page_token = self._call(self._stub.ListSpeakers, request, responses.speakers_page, timeout)
+            found += page
+            if not request.page_token:
                 return tuple(found)
-            request.page_token = answer.next_page_token
 
     def forget(self, speaker: str, *, timeout: float | None = None) -> None:
-        """Remove an enrolled speaker; `NotFoundError` where nobody of that name is."""
-        with translated(self.address):
-            self._stub.RemoveSpeaker(pb.RemoveSpeakerRequest(speaker=speaker), timeout=self._deadline(timeout))
+        """Remove an enrolled speaker; raise `NotFoundError` for unknown names."""
+        request = pb.RemoveSpeakerRequest(speaker=speaker)
+        self._call(self._stub.RemoveSpeaker, request, lambda answer: None, timeout)
 
     def models(self, *, timeout: float | None = None) -> Catalogue:
-        """List the loaded models, the engine's provider and the server's limits; raise a `ClientError`."""
-        with translated(self.address):
-            return response.catalogue(self._stub.ListModels(pb.ListModelsRequest(), timeout=self._deadline(timeout)))
+        """Return the loaded models, the execution provider and the server's limits; raise a `ClientError`."""
+        return self._call(self._stub.ListModels, pb.ListModelsRequest(), responses.catalogue, timeout)
 
     def is_serving(self, *, timeout: float | None = None) -> bool:
-        """Ask `grpc.health.v1` whether the server is ready; raise a `ClientError` if it does not say."""
-        with translated(self.address):
-            answer = self._health.Check(health_pb2.HealthCheckRequest(), timeout=self._deadline(timeout))
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        """Return whether `grpc.health.v1` reports the server as ready; raise a `ClientError` if it does not answer."""
+        return self._call(self._health.Check, health_pb2.HealthCheckRequest(), responses.is_serving, timeout)
 
     def close(self) -> None:
-        """End the connection; calls in flight are cancelled."""
+        """Close the connection; calls in flight are cancelled."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -236,5 +240,8 @@ class SpeakerClient:
     ) -> None:
         self.close()
 
-    def _deadline(self, timeout: float | None) -> float:
-        return self.timeout if timeout is None else timeout
+    def _call(
+        self, method: Callable[..., Any], request: Any, read: Callable[[Any], _Result], timeout: float | None
+    ) -> _Result:
+        with translated(self.address):
+            return read(method(request, timeout=self.timeout if timeout is None else timeout))

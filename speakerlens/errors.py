@@ -1,4 +1,4 @@
-"""What can go wrong in a call, as exceptions that carry the server's own sentence."""
+"""The exceptions of calls; each carries the server's message."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,55 +8,55 @@ import grpc
 
 
 class ClientError(Exception):
-    """Base of every error that a call can end in; its text is one sentence for people."""
+    """Base of every error of a call; its text is one sentence."""
 
     status: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
 
 
 class InvalidRequestError(ClientError):
-    """The server refused the audio or another field of the request; sending it again will not help."""
+    """The server refused the audio or another field of the request; a retry fails too."""
 
     status = grpc.StatusCode.INVALID_ARGUMENT
 
 
 class NotFoundError(ClientError):
-    """The server has no such variant, version or target speaker; the text says what there is."""
+    """The variant, version or speaker is unknown; the text names the known ones where it can."""
 
     status = grpc.StatusCode.NOT_FOUND
 
 
 class UnauthenticatedError(ClientError):
-    """The server answers only calls with a bearer token that it knows."""
+    """The server requires a valid bearer token."""
 
     status = grpc.StatusCode.UNAUTHENTICATED
 
 
 class NotPossibleError(ClientError):
-    """The server is not set up for the call, or knows the speaker from another model; the text says what to do."""
+    """The server stores no speakers, or the speaker is enrolled with another model; the text says what to do."""
 
     status = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class OverloadedError(ClientError):
-    """The server's queue is full; try again later, with fewer calls at a time."""
+    """The server is overloaded; retry later, with fewer concurrent calls."""
 
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class DeadlineExceededError(ClientError):
-    """No answer came, or could have come, within the call's timeout."""
+    """The call did not finish, or could not have finished, within its timeout."""
 
     status = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class ServerUnavailableError(ClientError):
-    """No server answers at the address, or it is starting or shutting down."""
+    """No server answers at the address, or it is starting or draining."""
 
     status = grpc.StatusCode.UNAVAILABLE
 
 
 class ServerFailureError(ClientError):
-    """The server failed at a good request, answered against the contract, or is another kind of server."""
+    """The server failed on a valid request, violated the contract, or is not a speakerlens server."""
 
     status = grpc.StatusCode.INTERNAL
 
@@ -86,21 +86,21 @@ def translated(address: str) -> Iterator[None]:
 
 
 def of_failure(code: str, message: str, address: str) -> ClientError:
-    """Return the error of one part of an answer, from the name of a gRPC status and the server's sentence."""
+    """Return the error of one part of an answer, from the name of a gRPC status and the server's message."""
     statuses = grpc.StatusCode.__members__
     return _client_error(statuses.get(code, grpc.StatusCode.UNKNOWN), message, address)
 
 
 def _client_error(code: grpc.StatusCode, details: str, address: str) -> ClientError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
-        # gRPC's own refusal of a message's size: unlike a full queue, waiting will not mend it.
+        # gRPC's own check of the message size: unlike for a full queue, a retry fails too.
         return InvalidRequestError(f"the request is too large for the server at {address}: {details}")
     if code is grpc.StatusCode.UNAVAILABLE:
         return ServerUnavailableError(_unavailable(details, address))
     if code is grpc.StatusCode.UNAUTHENTICATED:
-        return UnauthenticatedError(f"the server at {address} wants a token: {details}")
+        return UnauthenticatedError(f"the server at {address} requires a token: {details}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        # gRPC's own text, for a deadline that passed on the client's side, says nothing that a person needs.
+        # gRPC's own text, for a deadline that passed on the client's side, adds nothing.
         reason = "" if details.startswith("Deadline Exceeded") or not details else f": {details}"
         return DeadlineExceededError(f"the server at {address} did not answer in time{reason}")
     kind = _BY_STATUS.get(code)
@@ -111,13 +111,19 @@ def _client_error(code: grpc.StatusCode, details: str, address: str) -> ClientEr
     return kind(details or f"the server at {address} answered {code.name} without a reason")
 
 
-# What gRPC's words for a failed handshake mean, in the order of asking.
+# Texts of gRPC for a failed handshake, and what they mean; the first match counts.
 _HANDSHAKES = (
-    ("Hostname Verification Check failed", "its certificate is for another name; tls.server_name says which to expect"),
+    (
+        "Hostname Verification Check failed",
+        "its certificate is for another name; if that is right, set Tls.server_name (--tls-server-name)",
+    ),
     ("certificate has expired", "its certificate has expired"),
-    ("CERTIFICATE_VERIFY_FAILED", "its certificate is not of an authority trusted here; tls.ca says whom to trust"),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "its certificate is not from a trusted authority; set Tls.ca (--tls-ca) to trust another one",
+    ),
     ("WRONG_VERSION_NUMBER", "it does not speak TLS"),
-    ("Socket closed", "it closed the connection at once; does it want TLS, or a client's certificate that it trusts?"),
+    ("Socket closed", "it closed the connection; it may require TLS, or a client certificate that it trusts"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Draws what each variant listened to: waveform, log-mel, and a panel per saliency map (needs matplotlib)."""
+"""Draw an utterance: waveform, log-mel, and a panel for each saliency map (needs matplotlib)."""
 
 import io
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from speakerlens.cli.shown import Shown
+from speakerlens.captions import CaptionedMaps
 from speakerlens.results import Plane
 
 SoundFileError = soundfile.SoundFileError
@@ -35,9 +35,9 @@ class Waveform:
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]
-    """A file read once from front to back: `soundfile` seeks after every read of what it could seek in.
+    """A file that is read once from front to back.
 
-    That fails for a FLAC that does not say how long it is, as a pipe writes it.
+    `soundfile` seeks after every read of a seekable file, which fails for a FLAC without a length, as a pipe writes it.
     """
 
     def seekable(self) -> bool:
@@ -45,37 +45,37 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]
 
 
 def read_waveform(content: bytes) -> Waveform:
-    """Decode a whole audio file; raises `soundfile.SoundFileError` where libsndfile cannot."""
+    """Decode a whole audio file; raise `soundfile.SoundFileError` if libsndfile cannot."""
     blocks: list[NDArray[np.float32]] = [np.empty(0, np.float32)]
     with _Stream(io.BytesIO(content)) as file:
-        # By blocks, as the header need not say how many samples there are.
+        # In blocks, as the header need not tell the number of samples.
         while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
             blocks.append(block.mean(axis=1))
         return Waveform(np.concatenate(blocks), int(file.samplerate))
 
 
-def save_plot(path: Path, name: str, shown: Sequence[Shown], waveform: Waveform) -> None:
-    """Draw one utterance to a file as its suffix says (.png, .svg, .pdf); raises OSError where it cannot be written."""
-    draw(name, shown, waveform).savefig(path)
+def save_plot(path: Path, name: str, maps: Sequence[CaptionedMaps], waveform: Waveform) -> None:
+    """Draw one utterance to a .png, .svg or .pdf file; raise OSError if it cannot be written."""
+    draw(name, maps, waveform).savefig(path)
 
 
-def draw(name: str, shown: Sequence[Shown], waveform: Waveform) -> Figure:
+def draw(name: str, maps: Sequence[CaptionedMaps], waveform: Waveform) -> Figure:
     """Draw one utterance's panels, top to bottom: waveform, log-mel, then every map of every model.
 
-    All panels share the time axis in seconds; those over frequency share an axis labelled in kHz and spaced in mel,
-    on which the rows of the front end are equally high. Maps are shown relative to their own maximum.
+    All panels share the time axis in seconds. Those over frequency share an axis that is labelled in kHz and spaced
+    in mel, so that the rows of the front end have equal heights. Each map is divided by its maximum.
 
     Raises:
         ValueError: there is no map.
     """
-    panels = [(model, stage, plane) for model in shown for stage, plane in model.explanation.maps.items()]
+    panels = [(model, stage, plane) for model in maps for stage, plane in model.explanation.maps.items()]
     if not panels:
-        raise ValueError("there is nothing to draw: the answer holds no saliency map; ask for explain")
-    log_mel = next((model.explanation.log_mel for model in shown if model.explanation.log_mel), None)
+        raise ValueError("nothing to draw: the answer has no saliency map; request one with explain")
+    log_mel = next((model.explanation.log_mel for model in maps if model.explanation.log_mel), None)
     rows = ["waveform", *(["log-mel"] if log_mel else []), *["map"] * len(panels)]
     heights = [_HEIGHTS_IN[row] for row in rows]
     figure = Figure(figsize=(_WIDTH_IN, sum(heights) + 0.32 * len(rows) + 0.7), dpi=_DPI, layout="constrained")
-    # The colour bars have a column of their own: taken from their panels, they would break the shared time axis.
+    # The colour bars have their own column: taken from the panels, they would break the shared time axis.
     grid = figure.subplots(len(rows), 2, width_ratios=[1, 0.018], height_ratios=heights, squeeze=False)
     axes, bars = list(grid[:, 0]), list(grid[:, 1])
     _share(axes, len(waveform.samples) / waveform.rate)
@@ -85,7 +85,7 @@ def draw(name: str, shown: Sequence[Shown], waveform: Waveform) -> Figure:
     if log_mel:
         low, high = np.percentile(log_mel.values, [1, 99.8])
         image = _image(axes[1], log_mel, (float(low), float(high)), "magma")
-        _title(axes[1], "log-mel", "what the network saw, less its mean over time")
+        _title(axes[1], "log-mel", "the input of the network, mean over time subtracted")
         _bar(figure, image, bars[1], "log power")
     for axis, bar, (model, stage, plane) in zip(axes[-len(panels) :], bars[-len(panels) :], panels, strict=True):
         largest = float(plane.values.max())
@@ -117,7 +117,7 @@ def _share_frequency(axes: list[Axes]) -> None:
 
 
 def _waveform(axis: Axes, waveform: Waveform) -> None:
-    """Draw the envelope, smallest to largest sample per column, so that no peak is lost between two pixels."""
+    """Draw the minimum and maximum of each column, so that no peak is lost between two pixels."""
     samples, columns = waveform.samples, min(_WAVEFORM_COLUMNS, len(waveform.samples))
     starts = np.arange(columns) * len(samples) // columns
     low, high = np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)
@@ -143,19 +143,19 @@ def _image(axis: Axes, plane: Plane, limits: tuple[float, float], colours: str) 
 
 
 def _edges(centres: NDArray[Any]) -> tuple[float, float]:
-    """Return where cells around equally spaced centres begin and end."""
+    """Return the outer edges of cells around equally spaced centres."""
     first, last = float(centres[0]), float(centres[-1])
     half = (last - first) / (len(centres) - 1) / 2 if len(centres) > 1 else 0.5
     return first - half, last + half
 
 
 def _mel(hertz: NDArray[Any] | float) -> NDArray[Any]:
-    """Kaldi's mel scale, on which the front end's rows are equally spaced."""
+    """Return Kaldi's mel scale, 1127 ln(1 + f / 700), on which the rows of the front end are equally spaced."""
     return np.asarray(1127.0 * np.log1p(np.asarray(hertz) / 700.0))
 
 
 def _title(axis: Axes, left: str, right: str) -> None:
-    # parse_math is off because a speaker's name or a file's may hold a dollar sign.
+    # parse_math is off because the name of a speaker or a file may contain a dollar sign.
     axis.set_title(left, loc="left", fontsize=10, pad=4, parse_math=False)
     axis.set_title(right, loc="right", fontsize=8, pad=4, color="0.4", parse_math=False)
 

@@ -1,4 +1,4 @@
-"""What a server answers, as frozen dataclasses holding numpy arrays with their axes."""
+"""The results of calls: frozen dataclasses with numpy arrays and their axes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class Plane:
     times_s: NDArray[np.float32]
     """[columns] centre of each column, in seconds from the start of the audio"""
     picture: bytes | None = None
-    """The PNG that the server made, where it was asked for; its levels are the values."""
+    """The PNG of the server, if requested; its levels encode the values."""
 
 
 @dataclass(frozen=True)
 class SpeakerScore:
-    """One speaker's share of an answer."""
+    """The scores of one speaker."""
 
     speaker: str
     probability: float
@@ -34,18 +34,18 @@ class SpeakerScore:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Where a model listened for `target_speaker`."""
+    """Saliency maps for the score of `target_speaker`."""
 
     target_speaker: str
     maps: Mapping[str, Plane]
-    """Saliency by stage (`s1` … `s4`, `fused`), in the order asked for."""
+    """Saliency by stage (`s1` … `s4`, `fused`), in the order of the request."""
     log_mel: Plane | None
-    """The features that the network saw; None where the server sent none."""
+    """The input features of the network; None if the server sent none."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of audio in which the windows of a long recording agree."""
+    """Successive windows of a long recording with the same speaker."""
 
     start_s: float
     end_s: float
@@ -57,17 +57,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class ModelFailure:
-    """How one model failed while another answered."""
+    """The error of one model, where another answered."""
 
     variant: str
     version: int
     code: str
-    """Name of a gRPC status."""
+    """Name of the gRPC status."""
     message: str
 
     @property
     def name(self) -> str:
-        """Variant and version as the client writes them: `act-da@3`."""
+        """Variant and version, such as `act-da@3`."""
         return f"{self.variant}@{self.version}"
 
 
@@ -80,16 +80,16 @@ class Answer:
     speakers: tuple[SpeakerScore, ...]
     """Best first, never empty."""
     known: bool
-    """False: not even the best speaker reaches the model's calibrated threshold."""
+    """Whether the best score reaches the open-set threshold of the model."""
     explanation: Explanation | None
     embedding: NDArray[np.float32] | None
-    """[embedding size], unnormalised; None unless asked for."""
+    """float32 [embedding size], not normalised; None unless requested."""
     timeline: tuple[Segment, ...] = ()
     """Who spoke when; empty for audio of a single window."""
 
     @property
     def name(self) -> str:
-        """Variant and version as the client writes them: `act-da@3`."""
+        """Variant and version, such as `act-da@3`."""
         return f"{self.variant}@{self.version}"
 
     @property
@@ -110,7 +110,7 @@ class AudioInfo:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the server spent its time, in seconds."""
+    """Seconds that the server spent in each phase."""
 
     decode_s: float
     queue_s: float
@@ -120,12 +120,12 @@ class Timings:
 
 @dataclass(frozen=True, eq=False)
 class WindowResult:
-    """The answers for a window of live audio, in seconds from its beginning."""
+    """The answers for one window of live audio; times in seconds from its start."""
 
     start_s: float
     end_s: float
     speech: bool
-    """False: nobody speaks, there are no answers, and the window has no vote in the whole."""
+    """False: the window holds no speech, has no answers and does not count in the answer for the whole."""
     answers: tuple[Answer, ...]
     failures: tuple[ModelFailure, ...]
     timings: Timings
@@ -133,32 +133,32 @@ class WindowResult:
 
 @dataclass(frozen=True, eq=False)
 class Identification:
-    """The answers to one utterance, one per model, in the order asked for."""
+    """The answers for one utterance, one per model, in the order of the request."""
 
     answers: tuple[Answer, ...]
     audio: AudioInfo
     timings: Timings
     failures: tuple[ModelFailure, ...] = ()
-    """Models that failed while others answered."""
+    """Errors of models, where others answered."""
 
     def __getitem__(self, variant: str) -> Answer:
-        """Return the answer of `act-da` (the first one, if several versions were asked) or of `act-da@3`."""
+        """Return the answer of `act-da` (the first one of several versions) or of `act-da@3`."""
         for answer in self.answers:
             if variant in (answer.variant, answer.name):
                 return answer
         for failure in self.failures:
             if variant in (failure.variant, failure.name):
                 raise KeyError(f"{failure.name} failed ({failure.code}): {failure.message}")
-        raise KeyError(f"no answer of {variant!r}; there is: {', '.join(answer.name for answer in self.answers)}")
+        raise KeyError(f"no answer of {variant!r}; answers: {', '.join(answer.name for answer in self.answers)}")
 
 
 @dataclass(frozen=True)
 class StageInfo:
-    """A stage of the network that a map can be taken at."""
+    """A stage of the network that has a saliency map."""
 
     stage: str
     tap: str
-    """Which activation the map is taken at."""
+    """The activation that the map is computed at."""
     rows: int
     stride: int
     """Frames of log-mel per column."""
@@ -182,19 +182,89 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server accepts."""
+    """The limits of a request."""
 
     max_bytes: int
     min_seconds: float
     max_seconds: float
     max_requests: int
-    """Of one batch."""
+    """Of one batch call."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The loaded models, the engine's provider and the limits."""
+    """The loaded models, the execution provider of ONNX Runtime, and the limits."""
 
     models: tuple[ModelInfo, ...]
     provider: str
     limits: Limits
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """The embeddings of one utterance."""
+
+    by_model: Mapping[str, NDArray[np.float32]]
+    """float32 [embedding size], not normalised, by model such as `act-da@3`, in the order of the request."""
+    audio: AudioInfo
+    timings: Timings
+    failures: tuple[ModelFailure, ...] = ()
+    """Errors of models, where others answered."""
+
+    def __getitem__(self, variant: str) -> NDArray[np.float32]:
+        """Return the embedding of `act-da` (the first one of several versions) or of `act-da@3`."""
+        for name, values in self.by_model.items():
+            if variant in (name, name.rpartition("@")[0]):
+                return values
+        for failure in self.failures:
+            if variant in (failure.variant, failure.name):
+                raise KeyError(f"{failure.name} failed ({failure.code}): {failure.message}")
+        raise KeyError(f"no embedding of {variant!r}; embeddings: {', '.join(self.by_model)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Whether two utterances, or an utterance and an enrolment, have the same speaker."""
+
+    variant: str
+    version: int
+    score: float
+    """Cosine of the embeddings, -1 to 1."""
+    threshold: float
+    """The calibrated verification threshold of the model."""
+    same: bool
+    """Whether the score reaches the threshold."""
+    explanation: Explanation | None
+    """Maps of the score over the audio; None unless requested."""
+    other_explanation: Explanation | None
+    """Maps of the score over the other utterance, if there is one."""
+    audio: AudioInfo
+    other: AudioInfo | None
+    """None for a comparison with an enrolled speaker."""
+    timings: Timings
+
+    @property
+    def name(self) -> str:
+        """Variant and version, such as `act-da@3`."""
+        return f"{self.variant}@{self.version}"
+
+
+@dataclass(frozen=True)
+class EnrolledModel:
+    """The enrolment of a speaker with one model."""
+
+    variant: str
+    version: int
+    utterances: int
+    enrolled: str
+    """Time of the enrolment: UTC, ISO 8601."""
+    usable: bool
+    """Whether the bundle that computed the embeddings is loaded."""
+
+
+@dataclass(frozen=True)
+class EnrolledSpeaker:
+    """An enrolled speaker, and the models it is enrolled with."""
+
+    speaker: str
+    models: tuple[EnrolledModel, ...]

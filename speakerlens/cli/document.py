@@ -1,6 +1,6 @@
-"""Answers as files: one JSON object per utterance, and an .npz archive of the arrays.
+"""Answers as JSON, one object per utterance, and as an .npz archive of the arrays.
 
-The object's shape is part of the program's interface; keys are added, not changed:
+The shape of the object is part of the public interface; keys are added, never changed:
 
     {"file": str,
      "audio": {"seconds", "sample_rate", "channels"},
@@ -11,14 +11,14 @@ The object's shape is part of the program's interface; keys are added, not chang
                   "explanation": {"target_speaker",                               with --explain
                                   "log_mel": PLANE or null,
                                   "maps": {"fused": PLANE, …}}}, …],
-     "failures": [{"variant", "version", "code", "message"}, …],                  models that failed, if any
+     "failures": [{"variant", "version", "code", "message"}, …],                  errors of models, if any
      "timings": {"decode_s", "queue_s", "inference_s", "encode_s"},
      "plot": path, "arrays": path}                                                with --plot, --save
 
     PLANE = {"rows", "columns", "seconds": [first, last], "hertz": [first, last],  the axes' outermost centres
              "mean", "peak": {"value", "seconds", "hertz"}}
 
-`embed` has "embeddings" in the place of "answers": [{"variant", "version", "values": [number, …]}, …]. `verify` prints
+`embed` has "embeddings" instead of "answers": [{"variant", "version", "values": [number, …]}, …]. `verify` prints
 one object:
 
     {"file", "other" or "enrolled": str, "variant", "version", "score", "threshold", "same": bool,
@@ -29,9 +29,9 @@ one object:
 `enroll` prints SPEAKER = {"speaker", "models": [{"variant", "version", "utterances", "enrolled", "usable"}, …]},
 `speakers` {"speakers": [SPEAKER, …]}, `forget` {"forgotten": str}, and `health` {"serving": bool}.
 
-A file that failed has {"file", "error": {"code", "message"}} instead, with the gRPC status as the code, or
-UNREADABLE for a file that could not be read and UNWRITABLE for a result that could not be written; a command that
-failed as a whole prints the same without "file".
+A file that failed has {"file", "error": {"code", "message"}} instead. The code is the gRPC status, UNREADABLE for a
+file that could not be read, or UNWRITABLE for a result that could not be written; the message is the server's. A
+command that failed as a whole prints the same without "file".
 """
 
 from collections.abc import Sequence
@@ -41,9 +41,18 @@ from typing import Any
 
 import numpy as np
 
-from speakerlens.cli.shown import Shown
-from speakerlens.results import Answer, Explanation, Identification, ModelFailure, Plane, Timings, WindowResult
-from speakerlens.voices import Comparison, Embeddings
+from speakerlens.captions import CaptionedMaps
+from speakerlens.results import (
+    Answer,
+    Comparison,
+    Embeddings,
+    Explanation,
+    Identification,
+    ModelFailure,
+    Plane,
+    Timings,
+    WindowResult,
+)
 
 
 def identification_document(file: str, result: Identification) -> dict[str, Any]:
@@ -73,7 +82,7 @@ def embeddings_document(file: str, result: Embeddings) -> dict[str, Any]:
 
 
 def comparison_document(result: Comparison) -> dict[str, Any]:
-    """Return what `verify --json` prints, but for what was compared."""
+    """Return what `verify --json` prints, without the names of the inputs."""
     explanations = {"explanation": result.explanation, "other_explanation": result.other_explanation}
     return {
         "variant": result.variant,
@@ -106,14 +115,14 @@ def _failures(failures: Sequence[ModelFailure]) -> dict[str, Any]:
     return {"failures": [asdict(failure) for failure in failures]} if failures else {}
 
 
-def save_arrays(path: Path, shown: Sequence[Shown]) -> None:
+def save_arrays(path: Path, maps: Sequence[CaptionedMaps]) -> None:
     """Write every map, the log-mel and their axes as a compressed .npz.
 
     Names are `VARIANT@VERSION/STAGE` (or `…/log_mel`) for the values [rows, columns], and the same followed by
-    `/frequencies_hz` [rows] and `/times_s` [columns]. Raises OSError where the file cannot be written.
+    `/frequencies_hz` [rows] and `/times_s` [columns]. Raise OSError if the file cannot be written.
     """
     arrays: dict[str, Any] = {}
-    for model in shown:
+    for model in maps:
         for name, plane in planes(model.explanation).items():
             key = f"{model.name}/{name}"
             arrays[key] = plane.values
@@ -173,5 +182,5 @@ def _plane(plane: Plane) -> dict[str, Any]:
 
 
 def _number(value: float | np.float32) -> float:
-    """Return the number with the seven digits that a float32 holds, not the seventeen of its double."""
+    """Round to seven significant digits, the precision of float32."""
     return float(f"{value:.7g}")

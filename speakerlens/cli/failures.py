@@ -1,5 +1,6 @@
-"""How the command line fails: one sentence on stderr, and an exit code that says what kind of thing went wrong."""
+"""Errors of the command line: one line on stderr, and an exit code for each kind of error."""
 
+import re
 import sys
 from enum import IntEnum
 from typing import Any
@@ -17,7 +18,7 @@ from speakerlens.errors import (
 
 
 class Exit(IntEnum):
-    """Exit codes; with several files, that of the first failure."""
+    """Exit codes; with several files, that of the first error."""
 
     OK = 0
     USAGE = 2
@@ -32,40 +33,59 @@ class Exit(IntEnum):
 
 
 EXIT_CODES_HELP = """exit codes:
-  0  every file was answered
+  0  success
   2  wrong usage, or a missing optional package
   3  a file could not be read, or the server refused it
-  4  no such variant, version or speaker
+  4  unknown variant, version or speaker
   5  no server answers, or it is not ready
   6  the server is overloaded, or did not answer in time
   7  the server failed, or a result could not be written
-  8  the server wants a token, or another one
-  9  the server keeps no speakers, or has this one from another model"""
+  8  the server requires a valid token
+  9  the server stores no speakers, or enrolled this one with another model"""
+
+# Fields of a request, as the command line calls them; an empty name is the audio file itself.
+_FIELDS = {
+    "audio": "",
+    "other": "",
+    "samples": "",
+    "speaker": "",
+    "top_k": "--top-k",
+    "models": "--variants",
+    "model": "--variant",
+    "explain.stages": "--stages",
+    "explain.target_speaker": "--target",
+    "enrolled_speaker": "--enrolled",
+}
+_PATH = re.compile(r"([a-z_]+)(?:\[(\d+)\])?((?:\.[a-z_0-9]+)*): ")
 
 
 class CommandError(Exception):
-    """What stops a command, or one of its files.
+    """An error of a command, or of one of its files.
 
     Args:
-        exit_code: what the process ends with.
-        code: the gRPC status, UNREADABLE or UNWRITABLE, for programs that read the JSON.
-        message: the sentence.
-        stops: whether the next file would fail in the same way, so that it is not tried.
+        exit_code: of the process.
+        code: the gRPC status, USAGE, UNREADABLE or UNWRITABLE, for the JSON.
+        message: one sentence.
+        detail: the server's message, for the JSON; None: the same as `message`.
+        stops: whether the next file would have the same error, so that it is not tried.
     """
 
-    def __init__(self, exit_code: Exit, code: str, message: str, *, stops: bool = False) -> None:
+    def __init__(
+        self, exit_code: Exit, code: str, message: str, *, detail: str | None = None, stops: bool = False
+    ) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.code = code
+        self.detail = message if detail is None else detail
         self.stops = stops
 
-    def of_one(self) -> "CommandError":
-        """The same as one file's own, which does not stop the others."""
-        return CommandError(self.exit_code, self.code, str(self))
+    def of_one_file(self) -> "CommandError":
+        """Return the same error, as one that does not stop the other files."""
+        return CommandError(self.exit_code, self.code, str(self), detail=self.detail)
 
     def document(self) -> dict[str, Any]:
-        """What `--json` prints of it."""
-        return {"error": {"code": self.code, "message": str(self)}}
+        """Return what `--json` prints."""
+        return {"error": {"code": self.code, "message": self.detail}}
 
 
 def usage_error(message: str) -> CommandError:
@@ -85,11 +105,27 @@ _CALL_EXITS: dict[type[ClientError], tuple[Exit, bool]] = {
 
 
 def call_error(error: ClientError) -> CommandError:
-    """Return what a failed call means for the command."""
+    """Return the command's error for a failed call."""
     exit_code, stops = _CALL_EXITS.get(type(error), (Exit.FAILURE, False))
-    return CommandError(exit_code, error.status.name, str(error), stops=stops)
+    detail = str(error)
+    return CommandError(exit_code, error.status.name, _in_terms_of_the_command(detail), detail=detail, stops=stops)
 
 
 def complain(sentence: str) -> None:
-    """Print one line on stderr, whatever the sentence holds."""
+    """Print one line on stderr, whatever the sentence contains."""
     sys.stderr.write(f"speakerlens: {' '.join(sentence.split())}\n")
+
+
+def _in_terms_of_the_command(message: str) -> str:
+    """Replace the path of a request's field, at the start of a server's message, by the flag that sets it."""
+    match = _PATH.match(message)
+    if match is None:
+        return message
+    name, index, rest = match.groups()
+    text = message[match.end() :]
+    if name == "utterances" and index is not None:
+        return f"utterance {int(index) + 1}: {text}"
+    flag = _FIELDS.get(name + rest, _FIELDS.get(name))
+    if flag is None:
+        return message
+    return f"{flag}: {text}" if flag else text

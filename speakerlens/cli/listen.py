@@ -1,4 +1,4 @@
-"""The command `speakerlens listen`: a file or standard input as live audio, and a line for each window as it comes."""
+"""The command `speakerlens listen`: a file or standard input as live audio, with a line for each window."""
 
 import argparse
 import sys
@@ -9,41 +9,38 @@ from typing import cast
 import numpy as np
 import soundfile as sf
 
-from speakerlens.cli import document, outputs
-from speakerlens.cli.connection import connect
+from speakerlens.cli import document, files
 from speakerlens.cli.failures import CommandError, Exit, call_error, usage_error
+from speakerlens.cli.options import CommandParser, connect, positive
 from speakerlens.errors import ClientError
+from speakerlens.requests import Chunk, StreamOptions
 from speakerlens.results import Identification, WindowResult
-from speakerlens.stream import Chunk, StreamOptions
 
 CHUNK_SECONDS = 0.1
 FORMATS = {"s16le": "<i2", "f32le": "<f4"}
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Add the command's own options."""
+def add_listen(parser: CommandParser) -> None:
+    """Add the options of `listen`."""
     parser.add_argument(
         "file", metavar="FILE", help="audio in any format that libsndfile reads; - is raw samples on standard input"
     )
-    parser.add_argument("--rate", type=int, default=16_000, metavar="HZ", help="of raw samples (default: %(default)s)")
-    parser.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples (default: %(default)s)")
-    parser.add_argument(
-        "--format", choices=sorted(FORMATS), default="s16le", help="of raw samples (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--variants", default="all", metavar="NAMES", help="models to ask, with commas, as for identify (default: all)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a window, and one for the whole")
-    parser.set_defaults(run=run)
+    parser.add_variants()
+    parser.add_json("print one JSON object per window, and one for the whole")
+    raw = parser.add_argument_group("raw samples")
+    raw.add_argument("--rate", type=positive, default=16_000, metavar="HZ", help="(default: %(default)s)")
+    raw.add_argument("--channels", type=positive, default=1, metavar="N", help="(default: %(default)s)")
+    raw.add_argument("--format", choices=sorted(FORMATS), default="s16le", help="(default: %(default)s)")
+    parser.set_defaults(run=listen)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Send the audio as it comes, and print what is said of it.
+def listen(arguments: argparse.Namespace) -> int:
+    """Send the audio as it arrives, and print the answers.
 
     Raises:
         CommandError: the command cannot start, the audio cannot be read, or the call failed.
     """
-    show = outputs.json_lines if arguments.json else outputs.tables()
+    show = files.show_json if arguments.json else files.show_tables()
     rate, channels, chunks = _source(arguments)
     options = StreamOptions(rate=rate, channels=channels, variants=arguments.variants)
     with connect(arguments) as client:
@@ -51,28 +48,34 @@ def run(arguments: argparse.Namespace) -> int:
             for answer in client.identify_stream(chunks, options):
                 if isinstance(answer, Identification):
                     show(arguments.file, answer, {})
+                elif arguments.json:
+                    files.print_json(document.window_document(answer))
                 else:
-                    _show_window(answer, as_json=arguments.json)
+                    files.print_line(_window_line(answer))
         except ClientError as error:
             raise call_error(error) from error
         except ValueError as error:
             raise usage_error(str(error)) from error
         except (OSError, sf.LibsndfileError) as error:
-            raise CommandError(Exit.INPUT, "UNREADABLE", f"{outputs.title(arguments.file)}: {error}") from error
+            raise _unreadable(arguments.file, error) from error
     return Exit.OK
 
 
 def _source(arguments: argparse.Namespace) -> tuple[int, int, Iterator[Chunk]]:
-    """Return rate in Hz, channels and chunks."""
-    if arguments.file != outputs.STDIN:
+    """Return the sample rate in Hz, the number of channels, and the chunks."""
+    if arguments.file != files.STDIN:
         try:
             file = sf.SoundFile(arguments.file)
         except (OSError, sf.LibsndfileError) as error:
-            raise CommandError(Exit.INPUT, "UNREADABLE", f"{outputs.title(arguments.file)}: {error}") from error
+            raise _unreadable(arguments.file, error) from error
         return file.samplerate, file.channels, _blocks(file)
     if sys.stdin is None:  # closed, as by `<&-`
         raise CommandError(Exit.INPUT, "UNREADABLE", "standard input is closed")
     return arguments.rate, arguments.channels, _raw(cast(BufferedReader, sys.stdin.buffer), arguments)
+
+
+def _unreadable(file: str, error: Exception) -> CommandError:
+    return CommandError(Exit.INPUT, "UNREADABLE", f"{files.title(file)}: {error}")
 
 
 def _blocks(file: sf.SoundFile) -> Iterator[Chunk]:
@@ -81,7 +84,7 @@ def _blocks(file: sf.SoundFile) -> Iterator[Chunk]:
 
 
 def _raw(source: BufferedReader, arguments: argparse.Namespace) -> Iterator[Chunk]:
-    """Whatever is there, as soon as it is there; a sample may come in two parts."""
+    """Yield samples as soon as they are available; a read may end within a sample."""
     kind = np.dtype(FORMATS[arguments.format])
     rest = b""
     size = max(1, round(CHUNK_SECONDS * arguments.rate)) * arguments.channels * kind.itemsize
@@ -93,15 +96,11 @@ def _raw(source: BufferedReader, arguments: argparse.Namespace) -> Iterator[Chun
             yield np.frombuffer(data[:whole], kind)
 
 
-def _show_window(window: WindowResult, *, as_json: bool) -> None:
-    if as_json:
-        outputs.print_json(document.window_document(window))
-        return
-    said = ", ".join(
+def _window_line(window: WindowResult) -> str:
+    best = (
         f"{answer.name}: {answer.best.speaker}{'' if answer.known else '?'} {answer.best.probability:.0%}"
         for answer in window.answers
     )
-    failed = ", ".join(f"{failure.name} failed ({failure.code})" for failure in window.failures)
-    text = ", ".join(part for part in (said, failed) if part) if window.speech else "nobody speaks"
-    sys.stdout.write(f"{window.start_s:8.2f} to {window.end_s:8.2f} s  {text}\n")
-    sys.stdout.flush()
+    failed = (f"{failure.name} failed ({failure.code})" for failure in window.failures)
+    text = ", ".join([*best, *failed]) if window.speech else "no speech"
+    return f"{window.start_s:8.2f} to {window.end_s:8.2f} s  {text}"

@@ -1,114 +1,198 @@
-"""The command `speakerlens`: the client on a terminal."""
+"""The command `speakerlens`: calls a server, and starts the server, the training and the export.
+
+Only the module of the chosen command is imported, so that `speakerlens --help` is quick and an installation without an
+extra has every command that does not need it.
+"""
 
 import argparse
+import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, NoReturn
 
-from speakerlens.cli import identify, listen, outputs, voice_commands
-from speakerlens.cli.connection import VARIABLES_HELP, add_options, connect
-from speakerlens.cli.failures import EXIT_CODES_HELP, CommandError, Exit, call_error, complain
-from speakerlens.errors import ClientError
+from speakerlens.arguments import ArgumentParser, suggestion
 
-EPILOG = f"{VARIABLES_HELP}\n\n{EXIT_CODES_HELP}"
+
+class ClientCommand(NamedTuple):
+    """A command that calls a server: `add_NAME` of its module adds its options and `run`."""
+
+    about: str
+    module: str
+    usage: str
+    examples: Sequence[str]
+
+
+class PartCommand(NamedTuple):
+    """A command of another part: the `main` of its module runs it."""
+
+    about: str
+    module: str
+    extra: str
+    words: Sequence[str] = ()
+    """What the words of the command line are appended to."""
+    program: str = "speakerlens"
+    """How the part calls itself in usage lines and errors."""
+
+
+CLIENT = {
+    "identify": ClientCommand(
+        "identify the speaker of each file, with saliency maps on request",
+        "identify",
+        "FILE [FILE ...]",
+        ("identify call.flac", "identify call.flac --variants act-da --plot why.png", "identify *.wav --json"),
+    ),
+    "listen": ClientCommand(
+        "identify the speakers of live audio, window by window",
+        "listen",
+        "FILE",
+        ("listen call.flac", "listen - --rate 16000  < samples.pcm"),
+    ),
+    "embed": ClientCommand(
+        "print the embeddings of each file", "voices", "FILE [FILE ...]", ("embed call.flac --json",)
+    ),
+    "verify": ClientCommand(
+        "compare the speakers of two files, or of a file and an enrolment",
+        "voices",
+        "AUDIO (OTHER | --enrolled NAME)",
+        ("verify call.flac other.flac --variant act-da", "verify call.flac --enrolled anna --plot why.png"),
+    ),
+    "enroll": ClientCommand(
+        "enrol a speaker for verify, replacing one of the same name",
+        "speakers",
+        "NAME AUDIO [AUDIO ...]",
+        ("enroll anna first.flac second.flac",),
+    ),
+    "speakers": ClientCommand("list the enrolled speakers", "speakers", "", ("speakers --json",)),
+    "forget": ClientCommand("remove an enrolled speaker, from all models", "speakers", "NAME", ("forget anna",)),
+    "models": ClientCommand(
+        "list the loaded models, their speakers and the server's limits", "status", "", ("models", "models --json")
+    ),
+    "health": ClientCommand(
+        "check whether the server is ready (exit code 0) or not (5)",
+        "status",
+        "",
+        ("health --server speakers.example.org:50051 --tls",),
+    ),
+}
+
+_TRAINING = "speakerlens.training.cli"
+PARTS = {
+    "serve": PartCommand(
+        "serve model bundles over gRPC", "speakerlens.serving.__main__", "cpu", program="speakerlens serve"
+    ),
+    "prepare": PartCommand("make a corpus: demo voices, or folders of recordings", _TRAINING, "train", ("prepare",)),
+    "pack": PartCommand("copy a corpus to one memory-mapped file", _TRAINING, "train", ("pack",)),
+    "train": PartCommand("train one variant", _TRAINING, "train", ("fit",)),
+    "fit": PartCommand("the same as train", _TRAINING, "train", ("fit",)),
+    "evaluate": PartCommand("measure trained variants under interference", _TRAINING, "train", ("evaluate",)),
+    "study": PartCommand("train, evaluate and compare all variants over several seeds", _TRAINING, "train", ("study",)),
+    "import-wespeaker": PartCommand("make a run of a WeSpeaker ResNet", _TRAINING, "train", ("import-wespeaker",)),
+    "export": PartCommand(
+        "make verified model bundles of training runs",
+        "speakerlens.export.cli",
+        "train",
+        program="speakerlens export",
+    ),
+}
+
+COMPLETION = "print a completion script: bash, zsh or fish"
+
+EXAMPLES = """examples:
+  speakerlens serve --bundles bundles
+  speakerlens identify call.flac --plot why.png
+  source <(speakerlens completion bash)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    name, rest = (words[0], words[1:]) if words and not words[0].startswith("-") else (None, words)
+    if name in CLIENT:
+        return _call_server(parse(words))
+    if name in PARTS:
+        return _run_part(name, rest)
+    if name == "completion":
+        from speakerlens.cli.completion import main as completion  # noqa: PLC0415  (imported only where needed)
+
+        return completion(rest)
+    return _without_command(name, words)
+
+
+def _without_command(name: str | None, words: Sequence[str]) -> NoReturn:
+    parser = _overview()
+    if name is not None:
+        parser.error(f"there is no command {name!r}{suggestion(name, [*CLIENT, *PARTS, 'completion'])}")
+    parser.parse_args(words)  # --help and --version exit here
+    parser.error("a command is missing")
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the words of a command that calls a server; `run` of the result is its function."""
+    from speakerlens.cli.options import CommandParser  # noqa: PLC0415  (needs gRPC)
+
+    command = CLIENT[words[0]]
+    parser = CommandParser(words[0], command.about, command.usage, command.examples)
+    getattr(importlib.import_module(f"speakerlens.cli.{command.module}"), f"add_{words[0]}")(parser)
+    parser.add_connection()
+    return parser.parse_args(words[1:])
+
+
+def _call_server(arguments: argparse.Namespace) -> int:
+    from speakerlens.cli.failures import CommandError, Exit, call_error, complain  # noqa: PLC0415  (need gRPC)
+    from speakerlens.cli.files import print_json  # noqa: PLC0415
+    from speakerlens.errors import ClientError  # noqa: PLC0415
+
     try:
         code = int(arguments.run(arguments))
         sys.stdout.flush()
-    except CommandError as error:
-        return _failed(error, arguments)
-    except ClientError as error:
-        return _failed(call_error(error), arguments)
+    except (CommandError, ClientError) as error:
+        failure = call_error(error) if isinstance(error, ClientError) else error
+        complain(str(failure))
+        if arguments.json and failure.exit_code != Exit.USAGE:
+            print_json(failure.document())
+        return failure.exit_code
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has had enough; the interpreter must not flush into it again.
+        # The reader of the output, such as `head`, is done; the interpreter must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return code
 
 
-def _failed(error: CommandError, arguments: argparse.Namespace) -> int:
-    complain(str(error))
-    if arguments.json and error.exit_code != Exit.USAGE:
-        outputs.print_json(error.document())
-    return error.exit_code
+def _run_part(name: str, words: Sequence[str]) -> int:
+    command = PARTS[name]
+    try:
+        module = importlib.import_module(command.module)
+        code: int = module.main([*command.words, *words], program=command.program)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == "speakerlens":
+            raise
+        sentence = f"speakerlens {name} needs pip install 'speakerlens[{command.extra}]' (no module {missing})"
+        sys.stderr.write(f"error: {sentence}\n")
+        return 2
+    return code
 
 
-def _models(arguments: argparse.Namespace) -> int:
-    show = None if arguments.json else outputs.catalogue_table()
-    with connect(arguments) as client:
-        catalogue = client.models()
-    if show is None:
-        outputs.print_json(asdict(catalogue))
-    else:
-        show(arguments.server, catalogue)
-    return Exit.OK
-
-
-def _health(arguments: argparse.Namespace) -> int:
-    with connect(arguments) as client:
-        serving = client.is_serving()
-    if arguments.json:
-        outputs.print_json({"serving": serving})
-    elif serving:
-        sys.stdout.write("serving\n")
-    if serving:
-        return Exit.OK
-    complain(f"the server at {arguments.server} is not ready")
-    return Exit.UNAVAILABLE
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line; what it parses has the command's function as `run`."""
-    parser = argparse.ArgumentParser(
+def _overview() -> ArgumentParser:
+    """Return the parser of what comes without a command; its help lists all commands."""
+    groups = {
+        "call a server": {name: command.about for name, command in CLIENT.items()},
+        "run a server and make its models": {name: command.about for name, command in PARTS.items()},
+        "other": {"completion": COMPLETION},
+    }
+    listed = "\n\n".join(_group(title, commands) for title, commands in groups.items())
+    return ArgumentParser(
         prog="speakerlens",
-        description="Ask a speakerlens server who is speaking, and what its models listened to.",
-        epilog=EPILOG,
+        usage="speakerlens COMMAND [OPTIONS]",
+        description=f"Speaker identification with saliency maps.\n\n{listed}",
+        epilog=f"{EXAMPLES}\n\n`speakerlens COMMAND --help` has the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    identify.add(
-        _command(commands, "identify", "name the speaker of each file, and show what each variant listened to")
-    )
-    listen.add(_command(commands, "listen", "name the speakers of live audio, window by window as it comes"))
-    voice_commands.add_embed(_command(commands, "embed", "print the embeddings of each file's voice"))
-    voice_commands.add_verify(
-        _command(commands, "verify", "tell whether two files, or a file and an enrolled speaker, have the same voice")
-    )
-    enroll = "store a speaker for verify, in the place of one of that name, in all models"
-    voice_commands.add_enroll(_command(commands, "enroll", enroll))
-    voice_commands.add_speakers(_command(commands, "speakers", "list the enrolled speakers"))
-    voice_commands.add_forget(_command(commands, "forget", "remove an enrolled speaker, from all models"))
-    models = _command(commands, "models", "list the loaded models, their speakers and the server's limits")
-    models.add_argument("--json", action="store_true", help="print one JSON object, with every speaker's name")
-    models.set_defaults(run=_models)
-    health = _command(commands, "health", "tell whether the server is ready (exit code 0) or not (5)")
-    health.add_argument("--json", action="store_true", help="print one JSON object")
-    health.set_defaults(run=_health)
-    return parser
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str
-) -> argparse.ArgumentParser:
-    """Add a command with the options that all of them have."""
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_options(parser)
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _group(title: str, commands: Mapping[str, str]) -> str:
+    return f"{title}:\n" + "\n".join(f"  {name:18}{about}" for name, about in commands.items())

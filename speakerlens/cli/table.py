@@ -1,29 +1,28 @@
-"""Answers for people: tables on the terminal (needs rich, of the extra `client`)."""
+"""Print answers as tables on standard output (needs rich, of the extra `client`)."""
 
+import sys
 from collections.abc import Iterable, Sequence
-from typing import TextIO
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from speakerlens.cli.document import peak
-from speakerlens.results import Answer, Catalogue, Identification
-from speakerlens.voices import EnrolledSpeaker
+from speakerlens.results import Answer, Catalogue, EnrolledSpeaker, Identification
 
 
-def print_identification(name: str, result: Identification, out: TextIO) -> None:
+def print_identification(name: str, result: Identification) -> None:
     """Print one file's answers: a block of rows per model, the best speaker first."""
     explained = any(answer.explanation for answer in result.answers)
     audio = result.audio
-    _print(Text(f"{name}  ({audio.seconds:.2f} s, {audio.sample_rate} Hz, {_plural(audio.channels, 'channel')})"), out)
+    _print(Text(f"{name}  ({audio.seconds:.2f} s, {audio.sample_rate} Hz, {_plural(audio.channels, 'channel')})"))
     table = Table()
     for heading in ("variant", "speaker"):
         table.add_column(heading, no_wrap=True)
     for heading in ("probability", "score"):
         table.add_column(heading, justify="right", no_wrap=True)
     if explained:
-        table.add_column("listened most at", no_wrap=True)
+        table.add_column("saliency peak", no_wrap=True)
     for answer in result.answers:
         for rank, score in enumerate(answer.speakers):
             first = rank == 0
@@ -33,30 +32,30 @@ def print_identification(name: str, result: Identification, out: TextIO) -> None
             style = ("bold" if answer.known else "bold yellow") if first else "dim"
             table.add_row(*_texts(cells), style=style, end_section=rank == len(answer.speakers) - 1)
     if result.answers:
-        _print(table, out)
+        _print(table)
     for failure in result.failures:
-        _print(Text(f"{failure.name} failed ({failure.code}): {failure.message}"), out)
+        _print(Text(f"{failure.name} failed ({failure.code}): {failure.message}"))
     for answer in result.answers:
         if answer.timeline:
-            _print_timeline(answer, out)
+            _print_timeline(answer)
         if not answer.known:
-            line = f"{answer.name}: no known speaker reaches the model's threshold; the best is {answer.best.speaker}"
-            _print(Text(line), out)
+            line = f"{answer.name}: no speaker reaches the model's threshold; the best is {answer.best.speaker}"
+            _print(Text(line))
 
 
-def _print_timeline(answer: Answer, out: TextIO) -> None:
-    table = Table(title=Text(f"{answer.name}: who spoke when"), title_justify="left")
+def _print_timeline(answer: Answer) -> None:
+    table = Table(title=Text(f"{answer.name}: timeline"), title_justify="left")
     for heading, justify in (("from", "right"), ("to", "right"), ("speaker", "left"), ("probability", "right")):
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for each in answer.timeline:
         cells = [f"{each.start_s:.1f} s", f"{each.end_s:.1f} s", each.speaker, f"{each.probability:.0%}"]
         table.add_row(*_texts(cells), style="" if each.known else "yellow")
-    _print(table, out)
+    _print(table)
 
 
-def print_catalogue(address: str, catalogue: Catalogue, out: TextIO) -> None:
+def print_catalogue(address: str, catalogue: Catalogue) -> None:
     """Print the loaded models, a row each, and the server's limits."""
-    _print(Text(f"models at {address}"), out)
+    _print(Text(f"models at {address}"))
     table = Table()
     for heading in ("variant", "speakers", "stages", "rate", "revision"):
         table.add_column(heading, justify="right" if heading in ("speakers", "rate") else "left")
@@ -64,14 +63,14 @@ def print_catalogue(address: str, catalogue: Catalogue, out: TextIO) -> None:
         stages = ", ".join(stage.stage for stage in model.stages)
         cells = [f"{model.variant}@{model.version}", str(len(model.speakers)), stages, f"{model.sample_rate} Hz"]
         table.add_row(*_texts([*cells, model.code_revision[:12]]))
-    _print(table, out)
+    _print(table)
     limits = catalogue.limits
     line = f"{limits.min_seconds:g} to {limits.max_seconds:g} s and at most {limits.max_bytes / 2**20:g} MiB a request"
-    _print(Text(f"{catalogue.provider}; {line}"), out)
+    _print(Text(f"{catalogue.provider}; {line}"))
 
 
-def print_speakers(speakers: Sequence[EnrolledSpeaker], out: TextIO) -> None:
-    """Print the enrolled speakers, a row for each model that has one."""
+def print_speakers(speakers: Sequence[EnrolledSpeaker]) -> None:
+    """Print the enrolled speakers, a row for each model."""
     table = Table()
     for heading in ("speaker", "model", "utterances", "enrolled", "usable"):
         table.add_column(heading, justify="right" if heading == "utterances" else "left")
@@ -81,7 +80,7 @@ def print_speakers(speakers: Sequence[EnrolledSpeaker], out: TextIO) -> None:
             state = "yes" if model.usable else "no: its bundle is not loaded"
             end = rank == len(speaker.models) - 1
             table.add_row(*_texts([*cells, model.enrolled, state]), end_section=end)
-    _print(table if speakers else Text("nobody is enrolled"), out)
+    _print(table if speakers else Text("no speaker is enrolled"))
 
 
 def _peak(answer: Answer) -> str:
@@ -92,7 +91,7 @@ def _peak(answer: Answer) -> str:
 
 
 def _texts(cells: Iterable[str]) -> list[Text]:
-    # A bare string would be read as markup, and a speaker may well be called "[anna]".
+    # A plain string would be parsed as markup, and a speaker may be called "[anna]".
     return [Text(cell) for cell in cells]
 
 
@@ -100,5 +99,5 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _print(renderable: RenderableType, out: TextIO) -> None:
-    Console(file=out, highlight=False, soft_wrap=False).print(renderable)
+def _print(renderable: RenderableType) -> None:
+    Console(file=sys.stdout, highlight=False, soft_wrap=False).print(renderable)

@@ -1,5 +1,9 @@
+"""A stand-in and a real server for the clients, and the command line run in this process."""
+
 import io
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +11,47 @@ import pytest
 import soundfile
 
 from speakerlens import SpeakerClient
+from speakerlens.cli.main import main
+from tests.serving import toy
+from tests.serving.harness import ServerProcess
 
 from .stand_in import SECONDS, StandIn, serving
+
+TOY_VARIANTS = ("clean", "da", "act-da")
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run `speakerlens` in this process; `stdin` is the content of standard input."""
+
+    def run(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+        argv = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            code = main(argv)
+        except SystemExit as end:
+            code = int(str(end.code or 0))
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(argv, code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="package")
+def toy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A real server with a store of speakers; the networks are `toy.weights(0)` to `toy.weights(2)`."""
+    folder = tmp_path_factory.mktemp("client")
+    for seed, variant in enumerate(TOY_VARIANTS):
+        toy.write_bundle(folder / "bundles", variant, 1, seed)
+    with ServerProcess(folder / "bundles", f"--speakers={folder / 'speakers.db'}") as process:
+        yield process
+
+
+@pytest.fixture(scope="package")
+def toy_address(toy_server: ServerProcess) -> str:
+    return str(toy_server.ready["grpc"])
 
 
 @pytest.fixture
@@ -30,7 +73,7 @@ def client(address: str) -> Iterator[SpeakerClient]:
 
 @pytest.fixture(scope="session")
 def flac() -> bytes:
-    """Two seconds at 16 kHz with one loud click at 1.5 s."""
+    """Return two seconds at 16 kHz with one loud click at 1.5 s."""
     samples = 0.1 * np.sin(2 * np.pi * 220 * np.arange(int(SECONDS * 16000)) / 16000)
     samples[24011] = 0.9  # where no column of the plot begins
     buffer = io.BytesIO()
@@ -40,7 +83,7 @@ def flac() -> bytes:
 
 @pytest.fixture(scope="session")
 def endless_flac(flac: bytes) -> bytes:
-    """The same as a pipe writes it: the header does not say how many samples there are."""
+    """Return the same as a pipe writes it: without the number of samples in the header."""
     content = bytearray(flac)
     content[18:26] = (int.from_bytes(content[18:26], "big") & ~(2**36 - 1)).to_bytes(8, "big")
     return bytes(content)

@@ -1,4 +1,4 @@
-"""A stand-in for the server: the wire contract's own service in this process, with answers that a test can know."""
+"""A stand-in for the server: the service of the wire contract in this process, with known answers."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +26,13 @@ THRESHOLD = 0.6
 
 
 def mel_centres(rows: int) -> NDArray[np.float64]:
-    """Centres of Kaldi's mel filters from 20 Hz to 8 kHz."""
+    """Return the centres of Kaldi's mel filters from 20 Hz to 8 kHz, in Hz: [rows]."""
     edges = np.linspace(1127 * np.log1p(20 / 700), 1127 * np.log1p(8000 / 700), rows + 2)
     return np.asarray(700 * np.expm1(edges[1:-1] / 1127))
 
 
 def saliency(variant: str) -> NDArray[np.float32]:
-    """A blob for each variant at another place, its maximum 1: [rows, columns]."""
+    """Return a blob at a different place for each variant, with maximum 1: [rows, columns]."""
     place = VARIANTS.index(variant)
     rows, columns = np.ogrid[:ROWS, :COLUMNS]
     blob = np.exp(-(((rows - 20 * (place + 1)) / 8) ** 2) - ((columns - 60 * (place + 1) + 20) / 12) ** 2)
@@ -40,7 +40,7 @@ def saliency(variant: str) -> NDArray[np.float32]:
 
 
 def log_mel() -> NDArray[np.float32]:
-    """Noise over a slope: [rows, columns]."""
+    """Return noise over a slope: [rows, columns]."""
     noise = np.random.default_rng(0).normal(size=(ROWS, COLUMNS))
     return np.asarray(noise - np.linspace(0, 4, ROWS)[:, None], dtype=np.float32)
 
@@ -69,13 +69,14 @@ def _model(variant: str) -> pb.Model:
 
 
 class StandIn(SpeakerIdentificationServicer):
-    """Remembers the last utterance asked about; `refuse` makes it fail every call, or only what `refuse_content` is in.
+    """Keep the last request and its metadata; `refuse` fails every call, or only those with `refuse_content`.
 
-    Two utterances are of one voice where their bytes are the same.
+    Two utterances have the same speaker if their bytes are equal.
     """
 
     def __init__(self) -> None:
         self.last: pb.IdentifyRequest | None = None
+        self.metadata: dict[str, str | bytes] = {}
         self.batches: list[int] = []
         self.max_requests = 256
         self.pages = 0
@@ -89,6 +90,7 @@ class StandIn(SpeakerIdentificationServicer):
         return self._identified(request)
 
     def _refused(self, context: grpc.ServicerContext, *audios: pb.Audio) -> None:
+        self.metadata = dict(context.invocation_metadata())
         contents = [None, *(audio.encoded for audio in audios)]
         if self.refuse and self.refuse_content in contents:
             context.abort(*self.refuse)
@@ -126,7 +128,7 @@ class StandIn(SpeakerIdentificationServicer):
     def IdentifyStream(  # noqa: N802
         self, request_iterator: Iterator[pb.IdentifyStreamRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.IdentifyStreamResponse]:
-        """Hears everything in one window."""
+        """Answer for a single window that holds everything."""
         self._refused(context)
         start = next(request_iterator).start
         for _ in request_iterator:
@@ -229,7 +231,7 @@ class StandIn(SpeakerIdentificationServicer):
 
 @contextmanager
 def serving(stand_in: StandIn, *, healthy: bool = True) -> Iterator[str]:
-    """Serves the stand-in on a free port and yields its address."""
+    """Serve the stand-in on a free port and yield its address."""
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 4 * 2**20)])
     add_SpeakerIdentificationServicer_to_server(stand_in, server)
     state = health.HealthServicer()

@@ -1,4 +1,4 @@
-"""The command `speakerlens` against the stand-in: as a process of its own, or in this one where that shows as much."""
+"""The command `speakerlens` against the stand-in: in this process, or in its own where that makes a difference."""
 
 import importlib
 import json
@@ -7,33 +7,35 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
-from speakerlens.cli.main import main
+from speakerlens import __version__
+from speakerlens.cli.main import CLIENT, PARTS, main
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.training import cli as training
 
+from .conftest import Command
 from .stand_in import VARIANTS, StandIn, log_mel, mel_centres, saliency, serving
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
 NOBODY = "127.0.0.1:1"
-# In place of an installation without the extra `client`: the packages cannot be imported.
+# Like an installation without the extra `client`: the packages cannot be imported.
 WITHOUT_EXTRA = """
 import sys
 for name in ("rich", "matplotlib"):
     sys.modules[name] = None
-from speakerlens.cli.main import main
+from speakerlens import __version__
+from speakerlens.cli.main import CLIENT, PARTS, main
 sys.exit(main())
 """
 
 
 def speakerlens(
-    *arguments: object, stdin: bytes = b"", program: Sequence[str] = ("-m", "speakerlens.cli.main")
+    *arguments: object, stdin: bytes = b"", program: Sequence[str] = ("-m", "speakerlens")
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, *program, *map(str, arguments)], input=stdin, capture_output=True, timeout=60, check=False
@@ -43,32 +45,16 @@ def speakerlens(
     return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """The same in this process, for what needs neither stdin nor a process's own end."""
-
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        argv = [str(argument) for argument in arguments]
-        try:
-            code = main(argv)
-        except SystemExit as end:
-            code = int(str(end.code or 0))
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(argv, code, out, err)
-
-    return run
-
-
 def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """The sentence of a command that failed with this code."""
+    """Return the one line of a command that failed with this code."""
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("speakerlens: ")
     return done.stderr
 
 
-def test_json_holds_the_answers_and_a_summary_of_the_maps(address: str, flac_file: Path) -> None:
-    done = speakerlens("identify", flac_file, "--server", address, "--variants", "act-da", "--explain", "--json")
+def test_json_holds_answers_and_a_summary_of_the_maps(command: Command, address: str, flac_file: Path) -> None:
+    done = command("identify", flac_file, "--server", address, "--variants", "act-da", "--explain", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
     assert document["file"] == str(flac_file)
@@ -101,9 +87,7 @@ def test_without_explain_json_has_no_explanation(
     assert not stand_in.last.HasField("explain")
 
 
-def test_the_table_names_speakers_and_where_each_model_listened(
-    command: Command, address: str, flac_file: Path
-) -> None:
+def test_table_names_speakers_and_saliency_peaks(command: Command, address: str, flac_file: Path) -> None:
     done = command("identify", flac_file, "--server", address, "--explain")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -116,25 +100,25 @@ def test_the_table_names_speakers_and_where_each_model_listened(
         f"1.61 s, {mel_centres(80)[60] / 1000:.2f} kHz",
     ]
     assert any("[bold]$x^$" in line for line in lines)  # a name, not markup
-    assert "clean@3: no known speaker reaches the model's threshold; the best is anna" in done.stdout
+    assert "clean@3: no speaker reaches the model's threshold; the best is anna" in done.stdout
 
 
-def test_standard_input(address: str, stand_in: StandIn, flac: bytes) -> None:
-    done = speakerlens("identify", "-", "--server", address, "--json", stdin=flac)
+def test_standard_input(command: Command, address: str, stand_in: StandIn, flac: bytes) -> None:
+    done = command("identify", "-", "--server", address, "--json", stdin=flac)
     assert json.loads(done.stdout)["file"] == "-"
     assert stand_in.last is not None
     assert stand_in.last.audio.encoded == flac
-    assert "standard input  (2.00 s" in speakerlens("identify", "-", "--server", address, stdin=flac).stdout
+    assert "standard input  (2.00 s" in command("identify", "-", "--server", address, stdin=flac).stdout
 
 
-def test_a_standard_input_that_is_closed(address: str) -> None:
-    command = f"{sys.executable} -m speakerlens.cli.main identify - --server {address} --json <&-"
+def test_closed_standard_input_is_unreadable(address: str) -> None:
+    command = f"{sys.executable} -m speakerlens identify - --server {address} --json <&-"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (3, "speakerlens: standard input: Bad file descriptor\n")
     assert json.loads(done.stdout)["error"]["code"] == "UNREADABLE"
 
 
-def test_a_name_that_is_not_utf8(address: str, flac: bytes, tmp_path: Path) -> None:
+def test_file_name_that_is_not_utf8(address: str, flac: bytes, tmp_path: Path) -> None:
     name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.flac")
     Path(name).write_bytes(flac)
     drawn = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.svg")
@@ -148,8 +132,10 @@ def test_a_name_that_is_not_utf8(address: str, flac: bytes, tmp_path: Path) -> N
     assert json.loads(done.stdout)["file"] == name
 
 
-def test_plots_and_arrays_of_several_files_are_numbered(address: str, flac_file: Path, tmp_path: Path) -> None:
-    done = speakerlens(
+def test_plots_and_arrays_of_several_files_are_numbered(
+    command: Command, address: str, flac_file: Path, tmp_path: Path
+) -> None:
+    done = command(
         "identify", flac_file, flac_file, "--server", address, "--variants", "da", "--json",
         "--plot", tmp_path / "out.svg", "--save", tmp_path / "maps.npz", "--stages", "s2,fused", "--target", "carl",
     )  # fmt: skip
@@ -168,7 +154,7 @@ def test_plots_and_arrays_of_several_files_are_numbered(address: str, flac_file:
         assert arrays["da@3/log_mel/times_s"].shape == (198,)
 
 
-def test_one_file_of_several_that_fails_does_not_stop_the_others(
+def test_failure_of_one_file_does_not_stop_the_others(
     command: Command, address: str, stand_in: StandIn, flac_file: Path, tmp_path: Path
 ) -> None:
     text = tmp_path / "text.wav"
@@ -178,7 +164,7 @@ def test_one_file_of_several_that_fails_does_not_stop_the_others(
     done = command("identify", text, missing, flac_file, "--server", address, "--json")
     assert done.returncode == 3
     assert done.stderr.splitlines() == [
-        f"speakerlens: {text}: audio: not audio",
+        f"speakerlens: {text}: not audio",
         f"speakerlens: {missing}: No such file or directory",
     ]
     refused, unread, answered = (json.loads(line) for line in done.stdout.splitlines())
@@ -198,14 +184,14 @@ def test_one_file_of_several_that_fails_does_not_stop_the_others(
         (grpc.StatusCode.INTERNAL, 7),
     ],
 )
-def test_each_kind_of_refusal_has_its_exit_code(
+def test_each_status_has_its_exit_code(
     command: Command, address: str, stand_in: StandIn, flac_file: Path, status: grpc.StatusCode, code: int
 ) -> None:
-    stand_in.refuse = status, "the server's\nown sentence"
-    assert "the server's own sentence" in one_line(command("identify", flac_file, "--server", address), code)
+    stand_in.refuse = status, "the server's\nown message"
+    assert "the server's own message" in one_line(command("identify", flac_file, "--server", address), code)
 
 
-def test_what_every_file_would_meet_is_said_once(command: Command, flac_file: Path) -> None:
+def test_unreachable_server_is_reported_once(command: Command, flac_file: Path) -> None:
     done = command("identify", flac_file, flac_file, "--server", NOBODY)
     assert f"no server answers at {NOBODY}" in one_line(done, 5)
     assert str(flac_file) not in done.stderr
@@ -213,9 +199,9 @@ def test_what_every_file_would_meet_is_said_once(command: Command, flac_file: Pa
         assert f"no server answers at {NOBODY}" in one_line(command(name, "--server", NOBODY), 5)
 
 
-def test_the_timeout_is_kept(command: Command, flac_file: Path, stand_in: StandIn) -> None:
+def test_timeout_is_kept(command: Command) -> None:
     started = time.monotonic()
-    done = command("models", "--server", "10.255.255.1:50051", "--timeout", 0.5)  # an address that swallows packets
+    done = command("models", "--server", "10.255.255.1:50051", "--timeout", 0.5)  # an address that drops packets
     assert done.returncode in (5, 6)
     assert time.monotonic() - started < 10
 
@@ -230,15 +216,15 @@ def test_models_as_a_table_and_as_json(command: Command, address: str) -> None:
     assert document["limits"] == {"max_bytes": 32 * 2**20, "min_seconds": 0.5, "max_seconds": 60.0, "max_requests": 256}
 
 
-def test_health_says_whether_the_server_is_ready(stand_in: StandIn) -> None:
+def test_health_reports_whether_the_server_is_ready(command: Command, stand_in: StandIn) -> None:
     with serving(stand_in) as address:
-        done = speakerlens("health", "--server", address)
+        done = command("health", "--server", address)
         assert (done.returncode, done.stdout, done.stderr) == (0, "serving\n", "")
     with serving(stand_in, healthy=False) as address:
-        assert "is not ready" in one_line(speakerlens("health", "--server", address), 5)
+        assert "is not ready" in one_line(command("health", "--server", address), 5)
 
 
-def test_an_installation_without_the_extra(address: str, flac_file: Path, tmp_path: Path) -> None:
+def test_installation_without_the_extra_names_it(address: str, flac_file: Path, tmp_path: Path) -> None:
     bare = ("-c", WITHOUT_EXTRA)
     identify = ("identify", flac_file, "--server", address)
     assert json.loads(speakerlens(*identify, "--explain", "--json", program=bare).stdout)["answers"]
@@ -254,14 +240,14 @@ def test_an_installation_without_the_extra(address: str, flac_file: Path, tmp_pa
     ("options", "sentence"),
     [
         (["--variants", "da@x"], "'da@x' needs a whole number"),
-        (["--stages", "s9"], "stage: 's9' is none of"),
+        (["--stages", "s9"], "stage: 's9' is not one of"),
         (["--plot", "out.bmp"], "--plot out.bmp: the name must end in .png, .svg, .pdf"),
         (["--save", "out.npy"], "--save out.npy: the name must end in .npz"),
         (["--plot", "no-such-folder/out.png"], "there is no folder no-such-folder"),
         (["-", "-"], "can be read only once"),
     ],
 )
-def test_wrong_usage_is_known_before_any_call(
+def test_wrong_usage_is_refused_before_any_call(
     command: Command, flac_file: Path, options: list[str], sentence: str
 ) -> None:
     assert sentence in one_line(command("identify", flac_file, *options, "--server", NOBODY), 2)
@@ -276,13 +262,13 @@ def test_wrong_usage_is_known_before_any_call(
         (["--top-k", "-1"], "'-1' is not a whole number of 1 or more"),
     ],
 )
-def test_wrong_options_are_named(command: Command, options: list[str], sentence: str) -> None:
+def test_wrong_option_values_are_named(command: Command, options: list[str], sentence: str) -> None:
     done = command("identify", "x.wav", *options)
     assert done.returncode == 2
     assert sentence in done.stderr
 
 
-def test_a_result_that_cannot_be_written(command: Command, address: str, flac_file: Path, tmp_path: Path) -> None:
+def test_result_that_cannot_be_written(command: Command, address: str, flac_file: Path, tmp_path: Path) -> None:
     (tmp_path / "maps.npz").mkdir()
     done = command("identify", flac_file, "--server", address, "--save", tmp_path / "maps.npz")
     assert f"cannot write {tmp_path / 'maps.npz'}: Is a directory" in one_line(done, 7)
@@ -303,12 +289,16 @@ def test_a_result_that_cannot_be_written(command: Command, address: str, flac_fi
     ],
 )
 def test_help_names_every_option_and_exit_code(command: Command, name: str, options: str) -> None:
-    assert f"\n    {name} " in command("--help").stdout
+    assert f"\n  {name} " in command("--help").stdout
     text = command(name, "--help").stdout
     for option in [*options.split(), "--json", "--server", "--timeout", "--token-file"]:
         assert f"\n  {option} " in text or f"\n  {option}\n" in text
     for code in range(2, 10):
         assert f"\n  {code}  " in text
+    own, _, connection = text.partition("\nconnection:\n")
+    assert "--json" in own
+    assert "--server" in connection
+    assert f"\n  speakerlens {name}" in text.partition("\nexamples:")[2]
 
 
 def test_many_files_take_few_calls(command: Command, address: str, stand_in: StandIn, flac_file: Path) -> None:
@@ -321,7 +311,7 @@ def test_many_files_take_few_calls(command: Command, address: str, stand_in: Sta
     assert stand_in.batches == [8, 7, 3]
 
 
-def test_calls_hold_no_more_files_than_the_server_takes(
+def test_calls_hold_at_most_the_files_the_server_allows(
     command: Command, address: str, stand_in: StandIn, flac_file: Path
 ) -> None:
     stand_in.max_requests = 3
@@ -330,7 +320,7 @@ def test_calls_hold_no_more_files_than_the_server_takes(
     assert stand_in.batches == [3, 3, 2]
 
 
-def test_what_a_batch_meets_as_one_is_said_once(command: Command, flac_file: Path) -> None:
+def test_failure_of_a_whole_batch_is_reported_once(command: Command, flac_file: Path) -> None:
     stand_in = StandIn()
     refusal = pb.Failure(code="NOT_FOUND", message="there is no such variant")
     result = pb.IdentifyBatchResult(failure=refusal)
@@ -341,15 +331,99 @@ def test_what_a_batch_meets_as_one_is_said_once(command: Command, flac_file: Pat
     assert done.stdout.count("\n") == 1
 
 
-def test_a_reader_that_has_had_enough_is_no_error(address: str, flac_file: Path) -> None:
-    command = (
-        f"{sys.executable} -m speakerlens.cli.main identify {' '.join([str(flac_file)] * 9)} --server {address} --json"
-    )
+def test_closed_output_pipe_is_not_an_error(address: str, flac_file: Path) -> None:
+    command = f"{sys.executable} -m speakerlens identify {' '.join([str(flac_file)] * 9)} --server {address} --json"
     done = subprocess.run(["bash", "-c", f"{command} | head -c 1"], capture_output=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == (b"{", b"")
 
 
-def test_the_console_script_is_this_command() -> None:
+def test_console_script_is_this_command() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     module, _, function = project["scripts"]["speakerlens"].partition(":")
     assert getattr(importlib.import_module(module), function) is main
+
+
+def test_overview_lists_every_command_of_every_part(command: Command) -> None:
+    text = command("--help").stdout
+    for name in (*CLIENT, *PARTS, *training.COMMANDS, "completion"):
+        assert f"\n  {name} " in text
+    assert set(training.COMMANDS) <= PARTS.keys()
+
+
+def test_help_needs_neither_numpy_nor_grpc() -> None:
+    program = "import sys; from speakerlens.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    check = "sys.exit([name for name in ('numpy', 'grpc', 'asyncio') if name in sys.modules])"
+    done = speakerlens(program=("-c", program + check))
+    assert "usage: speakerlens" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [[], ["identify"], ["serve"], ["train"], ["export"], ["completion"]])
+def test_version_is_printed_by_every_command(command: Command, words: list[str]) -> None:
+    done = command(*words, "--version")
+    assert (done.returncode, done.stdout) == (0, f"speakerlens {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: a command is missing (see speakerlens --help)"),
+        (["idenfity"], "error: there is no command 'idenfity'; the nearest is identify (see speakerlens --help)"),
+        (["trian"], "error: there is no command 'trian'; the nearest is train (see speakerlens --help)"),
+        (["--versio"], "error: there is no flag --versio; the nearest is --version (see speakerlens --help)"),
+        (
+            ["identify", "x.wav", "--varaints=da"],
+            "speakerlens: there is no flag --varaints; the nearest is --variants (see speakerlens identify --help)",
+        ),
+        (["speakers", "all"], "speakerlens: unexpected argument 'all' (see speakerlens speakers --help)"),
+        (["serve", "--prot=1"], "error: there is no flag --prot; the nearest is --port (see speakerlens serve --help)"),
+        (
+            ["export", "runs", "--ot=x"],
+            "error: the following arguments are required: --out (see speakerlens export --help)",
+        ),
+        (
+            ["completion", "tcsh"],
+            "error: argument shell: invalid choice: 'tcsh' (choose from 'bash', 'zsh', 'fish') "
+            "(see speakerlens completion --help)",
+        ),
+    ],
+)
+def test_mistyped_words_get_the_nearest(command: Command, words: list[str], message: str) -> None:
+    done = command(*words)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{message}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "extra"),
+    [("export", "torch", "train"), ("train", "torch", "train"), ("serve", "prometheus_client", "cpu")],
+)
+def test_missing_extra_of_a_part_is_named(name: str, missing: str, extra: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None\nfrom speakerlens.cli.main import main\nsys.exit(main())"
+    done = speakerlens(name, "--help", program=("-c", program))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: ")
+    assert f"pip install 'speakerlens[{extra}]'" in done.stderr
+
+
+def test_bash_completes_commands_and_flags(command: Command) -> None:
+    script = command("completion", "bash").stdout
+    for words, expected in (
+        ("id", ["identify"]),
+        ("identify --t", ["--top-k", "--target", "--timeout", "--tls", "--tls-ca"]),
+        ("serve --bundle", ["--bundles"]),
+        ("completion f", ["fish"]),
+    ):
+        count = len(words.split())
+        call = (
+            f"COMP_WORDS=(speakerlens {words}); COMP_CWORD={count}; _speakerlens; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        )
+        done = subprocess.run(["bash", "-c", f"{script}\n{call}"], capture_output=True, text=True, check=True)
+        assert done.stdout.split()[: len(expected)] == expected
+
+
+@pytest.mark.parametrize(("shell", "line"), [("zsh", "#compdef speakerlens"), ("fish", "-f -a identify -d")])
+def test_completion_of_other_shells_has_every_command(command: Command, shell: str, line: str) -> None:
+    script = command("completion", shell).stdout
+    assert line in script
+    assert all(name in script for name in (*CLIENT, *PARTS))
+    assert "top-k" in script

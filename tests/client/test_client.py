@@ -1,4 +1,4 @@
-"""Both clients against the wire contract's own service, answered by a stand-in."""
+"""Both clients against a stand-in for the server."""
 
 import asyncio
 import inspect
@@ -19,13 +19,16 @@ from speakerlens import (
     Plane,
     ServerFailureError,
     SpeakerClient,
+    StreamOptions,
 )
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 
 from .stand_in import SPEAKERS, VARIANTS, StandIn, log_mel, mel_centres, saliency, serving
 
+TOKEN = "x" * 20
 
-def test_a_path_bytes_and_a_string_send_the_same_file(
+
+def test_path_string_and_bytes_send_the_same_file(
     client: SpeakerClient, stand_in: StandIn, flac_file: Path, flac: bytes
 ) -> None:
     for audio in (flac_file, str(flac_file), flac):
@@ -43,7 +46,7 @@ def test_a_path_bytes_and_a_string_send_the_same_file(
     ],
     ids=["float64 mono", "big-endian stereo", "strided int16"],
 )
-def test_samples_travel_interleaved_and_little_endian(
+def test_samples_are_sent_interleaved_little_endian(
     client: SpeakerClient, stand_in: StandIn, samples: np.ndarray, sample_format: int, channels: int
 ) -> None:
     client.identify(samples, rate=8000)
@@ -77,7 +80,7 @@ def test_options_reach_the_server(client: SpeakerClient, stand_in: StandIn, flac
     )
 
 
-def test_nothing_asked_for_is_nothing_said(client: SpeakerClient, stand_in: StandIn, flac: bytes) -> None:
+def test_defaults_send_the_audio_only(client: SpeakerClient, stand_in: StandIn, flac: bytes) -> None:
     result = client.identify(flac)
     assert stand_in.last == pb.IdentifyRequest(audio=pb.Audio(encoded=flac))
     assert [answer.name for answer in result.answers] == [f"{variant}@3" for variant in VARIANTS]
@@ -92,7 +95,7 @@ def _plane_is(plane: Plane, values: np.ndarray, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(("encoding", "steps"), [("float32", 0.0), ("uint8", 0.502)])
-def test_an_answer_arrives_whole(client: SpeakerClient, flac: bytes, encoding: str, steps: float) -> None:
+def test_every_field_of_an_answer_is_read(client: SpeakerClient, flac: bytes, encoding: str, steps: float) -> None:
     result = client.identify(flac, explain=Explain(encoding=encoding), with_embedding=True)  # type: ignore[arg-type]
     answer = result["act-da"]
     assert answer is result["act-da@3"]
@@ -104,25 +107,23 @@ def test_an_answer_arrives_whole(client: SpeakerClient, flac: bytes, encoding: s
     assert (result.audio.seconds, result.audio.sample_rate, result.timings.inference_s) == (2.0, 16000, 0.003)
     assert answer.explanation is not None
     assert answer.explanation.target_speaker == "anna"
-    # A byte has 255 steps: half of one is all that it may be wrong by.
+    # uint8 has 255 steps; the error is at most half a step.
     _plane_is(answer.explanation.maps["fused"], saliency("act-da"), steps / 255)
     assert answer.explanation.log_mel is not None
     _plane_is(answer.explanation.log_mel, log_mel(), steps / 255 * float(np.ptp(log_mel())))
-    answer.explanation.maps["fused"].values[0, 0] = 2.0  # results are the caller's to change
-    with pytest.raises(KeyError, match="no answer of 'da-pair'; there is: clean@3, da@3, act-da@3"):
+    answer.explanation.maps["fused"].values[0, 0] = 2.0  # arrays of results are writable
+    with pytest.raises(KeyError, match="no answer of 'da-pair'; answers: clean@3, da@3, act-da@3"):
         result["da-pair"]
 
 
-def test_an_answer_beyond_grpcs_own_four_mebibytes_arrives(
-    client: SpeakerClient, stand_in: StandIn, flac: bytes
-) -> None:
+def test_answer_larger_than_4_mib_is_received(client: SpeakerClient, stand_in: StandIn, flac: bytes) -> None:
     stand_in.reply = pb.IdentifyResponse(
         answers=[pb.ModelAnswer(variant="da", version=1, speakers=[pb.SpeakerScore(speaker="x" * (5 * 2**20))])]
     )
     assert len(client.identify(flac)["da"].best.speaker) == 5 * 2**20
 
 
-def test_the_catalogue(client: SpeakerClient) -> None:
+def test_models_are_listed_with_their_limits(client: SpeakerClient) -> None:
     catalogue = client.models()
     assert [model.variant for model in catalogue.models] == list(VARIANTS)
     assert catalogue.models[0].speakers == SPEAKERS
@@ -131,14 +132,12 @@ def test_the_catalogue(client: SpeakerClient) -> None:
 
 
 @pytest.mark.parametrize("healthy", [True, False])
-def test_health(stand_in: StandIn, healthy: bool) -> None:
+def test_is_serving_reports_health(stand_in: StandIn, healthy: bool) -> None:
     with serving(stand_in, healthy=healthy) as address, SpeakerClient(address) as client:
         assert client.is_serving() is healthy
 
 
-def test_a_proxy_in_the_environment_is_not_asked_about_this_machine(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proxy_is_not_used_for_loopback(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("no_grpc_proxy", raising=False)
@@ -146,8 +145,8 @@ def test_a_proxy_in_the_environment_is_not_asked_about_this_machine(
         assert client.is_serving()
 
 
-def test_asyncio_gives_the_same_answers_side_by_side(address: str, flac: bytes, flac_file: Path) -> None:
-    async def ask() -> None:
+def test_async_calls_run_concurrently(address: str, flac: bytes, flac_file: Path) -> None:
+    async def run() -> None:
         async with AsyncSpeakerClient(address, timeout=10) as client:
             assert await client.is_serving()
             assert (await client.models()).provider == "CPUExecutionProvider"
@@ -158,26 +157,26 @@ def test_asyncio_gives_the_same_answers_side_by_side(address: str, flac: bytes, 
         assert explanation is not None
         _plane_is(explanation.maps["fused"], saliency("da"), 0.0)
 
-    asyncio.run(ask())
+    asyncio.run(run())
 
 
 def _awaited(annotation: object) -> object:
-    """What asyncio has in the place of a type: of what is iterated over, that which is awaited."""
+    """Return the asynchronous counterpart of an iterable or iterator type; other types unchanged."""
     kinds: dict[object, Any] = {Iterable: AsyncIterable, Iterator: AsyncIterator}
     kind = kinds.get(get_origin(annotation))
     return annotation if kind is None else kind[get_args(annotation)]
 
 
-def test_a_batch_has_a_result_or_an_error_for_each(
+def test_batch_returns_a_result_or_an_error_for_each(
     client: SpeakerClient, address: str, stand_in: StandIn, flac: bytes, flac_file: Path
 ) -> None:
     stand_in.refuse, stand_in.refuse_content = (grpc.StatusCode.INVALID_ARGUMENT, "audio: not audio"), b"x"
 
-    async def ask() -> tuple[Identification | ClientError, ...]:
-        async with AsyncSpeakerClient(address, timeout=10) as asked:
-            return await asked.identify_batch([flac_file, b"x", flac], variants="da", top_k=2)
+    async def run() -> tuple[Identification | ClientError, ...]:
+        async with AsyncSpeakerClient(address, timeout=10) as asynchronous:
+            return await asynchronous.identify_batch([flac_file, b"x", flac], variants="da", top_k=2)
 
-    for results in (client.identify_batch([flac_file, b"x", flac], variants="da", top_k=2), asyncio.run(ask())):
+    for results in (client.identify_batch([flac_file, b"x", flac], variants="da", top_k=2), asyncio.run(run())):
         first, refused, last = results
         for each in (first, last):
             assert isinstance(each, Identification)
@@ -197,15 +196,15 @@ def test_speakers_are_listed_over_all_pages(stand_in: StandIn, client: SpeakerCl
     for name in names:
         client.enroll(name, [b"x"])
 
-    async def ask() -> list[str]:
-        async with AsyncSpeakerClient(address, timeout=10) as asked:
-            return [each.speaker for each in await asked.speakers()]
+    async def run() -> list[str]:
+        async with AsyncSpeakerClient(address, timeout=10) as asynchronous:
+            return [each.speaker for each in await asynchronous.speakers()]
 
-    assert [each.speaker for each in client.speakers()] == asyncio.run(ask()) == names
+    assert [each.speaker for each in client.speakers()] == asyncio.run(run()) == names
     assert stand_in.pages == 6
 
 
-def test_an_answer_to_a_batch_that_contradicts_the_contract(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_answer_against_the_contract_is_an_error(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     failure = pb.IdentifyBatchResult(failure=pb.Failure(code="OF_A_LATER_TIME", message="what"))
     answer = pb.IdentifyBatchResponse(results=[failure])
     monkeypatch.setattr(stand_in, "IdentifyBatch", lambda request, context: answer)
@@ -220,11 +219,11 @@ def test_an_answer_to_a_batch_that_contradicts_the_contract(stand_in: StandIn, m
             client.identify_batch([b"x"])
 
 
-def test_both_clients_offer_the_same() -> None:
+def test_both_clients_have_the_same_methods() -> None:
     def calls(client: type, translated: Callable[[object], object]) -> dict[str, inspect.Signature]:
         found = {}
         for name, member in vars(client).items():
-            if inspect.isfunction(member) and not name.startswith("__"):
+            if inspect.isfunction(member) and not name.startswith("_"):
                 signature = inspect.signature(member)
                 found[name] = signature.replace(
                     parameters=[
@@ -234,7 +233,7 @@ def test_both_clients_offer_the_same() -> None:
                 )
         return found
 
-    # What a call awaits is annotated as what it returns, so that nothing but iteration differs.
+    # An `async def` is annotated with what it returns when awaited, so that only iteration differs.
     assert calls(SpeakerClient, _awaited) == calls(AsyncSpeakerClient, lambda annotation: annotation)
 
 
@@ -242,7 +241,7 @@ def test_both_clients_offer_the_same() -> None:
     ("arguments", "sentence"),
     [
         ({"audio": np.zeros(9)}, "samples need their rate in Hz"),
-        ({"audio": b"x", "rate": 16000}, "a rate belongs to samples only"),
+        ({"audio": b"x", "rate": 16000}, "rate: only for samples"),
         ({"audio": np.zeros((2, 2, 2)), "rate": 1}, r"not \[2, 2, 2\]"),
         ({"audio": np.zeros(9, np.int32), "rate": 1}, "floats in .* or int16, not int32"),
         ({"audio": b"x", "variants": "clean,all"}, "'all' is not a variant"),
@@ -251,12 +250,12 @@ def test_both_clients_offer_the_same() -> None:
         ({"audio": b"x", "variants": ["da@0"]}, "'da@0' needs a whole number of 1 or more after @"),
         ({"audio": b"x", "variants": "da@"}, "after @"),
         ({"audio": b"x", "variants": "da@99999999999"}, "after @"),
-        ({"audio": b"x", "top_k": 0}, "top_k: 0 speakers"),
-        ({"audio": b"x", "explain": Explain(stages=("s5",))}, "stage: 's5' is none of s1, s2, s3, s4, fused"),  # type: ignore[arg-type]
+        ({"audio": b"x", "top_k": 0}, "top_k: 0 is not a number of speakers"),
+        ({"audio": b"x", "explain": Explain(stages=("s5",))}, "stage: 's5' is not one of s1, s2, s3, s4, fused"),  # type: ignore[arg-type]
         ({"audio": b"x", "explain": Explain(resolution="raw")}, "resolution: 'raw'"),  # type: ignore[arg-type]
     ],
 )
-def test_what_makes_no_request_is_refused_before_it_is_sent(
+def test_invalid_arguments_are_refused_before_sending(
     client: SpeakerClient, stand_in: StandIn, arguments: dict[str, object], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
@@ -264,6 +263,24 @@ def test_what_makes_no_request_is_refused_before_it_is_sent(
     assert stand_in.last is None
 
 
-def test_a_missing_file_is_an_os_error(client: SpeakerClient, tmp_path: Path) -> None:
+def test_missing_file_is_an_os_error(client: SpeakerClient, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         client.identify(tmp_path / "none.wav")
+
+
+def test_token_is_sent_in_plain_text_to_loopback_only(stand_in: StandIn, address: str) -> None:
+    async def run() -> None:
+        async with AsyncSpeakerClient(address, token=TOKEN) as client:
+            await client.identify(b"x")
+            assert stand_in.metadata.pop("authorization") == f"Bearer {TOKEN}"
+
+    with SpeakerClient(address, token=TOKEN) as client:
+        for call in (
+            lambda: client.identify(b"x"),
+            lambda: list(client.identify_stream([bytes(9)], StreamOptions(8000))),
+        ):
+            call()
+            assert stand_in.metadata.pop("authorization") == f"Bearer {TOKEN}"
+    asyncio.run(run())
+    with pytest.raises(ValueError, match=r"token: it would be sent to example\.org:1 in plain text; use TLS"):
+        SpeakerClient("example.org:1", token=TOKEN)

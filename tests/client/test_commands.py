@@ -1,8 +1,9 @@
-"""The commands for voices, and `identify` for many files, against a real server."""
+"""The commands of embeddings and enrolment, and `identify` for many files, against a real server."""
 
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +11,36 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from speakerlens.cli.main import main
 from tests.serving import toy
 from tests.serving.harness import ServerProcess, voice
+
+from .conftest import TOY_VARIANTS, Command
 
 RATE = 16_000
 # A second of 16-bit audio is 32 kB.
 MESSAGE_BYTES = 100_000
 
-Command = Callable[..., tuple[int, str, str]]
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("commands")
-    for seed, variant in enumerate(("clean", "da")):
-        toy.write_bundle(folder / "bundles", variant, 1, seed)
-    flags = (f"--speakers={folder / 'speakers.db'}", f"--max-message-bytes={MESSAGE_BYTES}")
-    with ServerProcess(folder / "bundles", *flags) as process:
+def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that stores no speakers and takes small messages only."""
+    folder = tmp_path_factory.mktemp("small")
+    toy.write_bundle(folder, "da", 1, 1)
+    with ServerProcess(folder, f"--max-message-bytes={MESSAGE_BYTES}") as process:
         yield process
 
 
+def call(command: Command, server: ServerProcess, *arguments: object) -> tuple[int, str, str]:
+    """Return exit code, stdout and stderr of a command."""
+    done = command(*arguments, "--server", server.ready["grpc"])
+    return done.returncode, done.stdout, done.stderr
+
+
 @pytest.fixture
-def command(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command and returns exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        try:
-            code = main([*map(str, arguments), "--server", server.ready["grpc"]])
-        except SystemExit as end:
-            code = int(str(end.code))
-        return code, *capsys.readouterr()
-
-    return run
+def run(toy_server: ServerProcess, command: Command) -> Run:
+    return partial(call, command, toy_server)
 
 
 @pytest.fixture(scope="module")
@@ -63,33 +61,33 @@ def embedding(file: Path, seed: int) -> Any:
     return toy.expected(toy.weights(seed), sf.read(file, dtype="float32")[0])["embedding"]
 
 
-def test_embed(command: Command, files: list[Path], tmp_path: Path) -> None:
+def test_embed_prints_every_embedding(run: Run, files: list[Path], tmp_path: Path) -> None:
     text = tmp_path / "text.wav"
     text.write_text("hello")
-    first, refused, second = documents(command("embed", files[0], text, files[1], "--json"), 3)
+    first, refused, second = documents(run("embed", files[0], text, files[1], "--json"), 3)
     assert refused["file"] == str(text)
     assert refused["error"]["code"] == "INVALID_ARGUMENT"
     for document, file in ((first, files[0]), (second, files[1])):
         assert (document["file"], document["audio"]["seconds"]) == (str(file), 1.0)
         found = {each["variant"]: each["values"] for each in document["embeddings"]}
-        for seed, variant in enumerate(("clean", "da")):
+        for seed, variant in enumerate(TOY_VARIANTS):
             np.testing.assert_allclose(found[variant], embedding(file, seed), rtol=1e-3, atol=1e-5)
         assert document["timings"]["inference_s"] > 0
-    code, out, _ = command("embed", files[0], "--variants", "da@1")
+    code, out, _ = run("embed", files[0], "--variants", "da@1")
     assert code == 0
-    assert f"{files[0]}  (1.00 s)\nda@1: 6 numbers of length " in out
-    code, out, err = command("embed", files[0], files[1], "--variants", "none-such")
+    assert f"{files[0]}  (1.00 s)\nda@1: 6 numbers, norm " in out
+    code, out, err = run("embed", files[0], files[1], "--variants", "none-such")
     assert (code, out, err.count("\n")) == (4, "", 1)
     assert "none-such" in err
-    assert command("embed", files[0], "--variants", "da@x")[0] == 2
+    assert run("embed", files[0], "--variants", "da@x")[0] == 2
 
 
-def test_verify_two_files_and_show_why(command: Command, files: list[Path], tmp_path: Path) -> None:
+def test_verify_two_files_with_maps(run: Run, files: list[Path], tmp_path: Path) -> None:
     one, other = (embedding(file, 1) for file in files[:2])
     score = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
     asked = ("verify", *files[:2], "--variant", "da", "--stages", "s1,fused")
     [document] = documents(
-        command(*asked, "--json", "--plot", tmp_path / "why.svg", "--save", tmp_path / "why.npz"),
+        run(*asked, "--json", "--plot", tmp_path / "why.svg", "--save", tmp_path / "why.npz"),
     )
     assert (document["file"], document["other"]) == (str(files[0]), str(files[1]))
     assert document["score"] == pytest.approx(score, abs=1e-4)
@@ -103,50 +101,50 @@ def test_verify_two_files_and_show_why(command: Command, files: list[Path], tmp_
             assert {"da@1/s1", "da@1/fused", "da@1/log_mel/times_s"} <= set(arrays)
             explanation = document[f"{kind}explanation"]
             assert arrays["da@1/s1"].mean() == pytest.approx(explanation["maps"]["s1"]["mean"], rel=1e-4)
-    code, out, _ = command("verify", files[0], files[0], "--variant", "da")
-    assert (code, out) == (0, f"{files[0]} and {files[0]}: the same voice (da@1: score 1.000, threshold 0.800)\n")
+    code, out, _ = run("verify", files[0], files[0], "--variant", "da")
+    assert (code, out) == (0, f"{files[0]} and {files[0]}: same speaker (da@1: score 1.000, threshold 0.800)\n")
 
 
-def test_enroll_speakers_verify_and_forget(command: Command, files: list[Path], tmp_path: Path) -> None:
-    assert command("speakers")[1] == "nobody is enrolled\n"
-    code, out, _ = command("enroll", "anna", files[0], files[1], "--variants", "da")
-    assert (code, out) == (0, "enrolled anna of 2 utterances in da@1\n")
-    [bob] = documents(command("enroll", "bob", files[2], "--json"))
+def test_enroll_speakers_verify_and_forget(run: Run, files: list[Path], tmp_path: Path) -> None:
+    assert run("speakers")[1] == "no speaker is enrolled\n"
+    code, out, _ = run("enroll", "anna", files[0], files[1], "--variants", "da")
+    assert (code, out) == (0, "enrolled anna from 2 utterances in da@1\n")
+    [bob] = documents(run("enroll", "bob", files[2], "--variants", "clean,da", "--json"))
     assert [(each["variant"], each["utterances"]) for each in bob["models"]] == [("clean", 1), ("da", 1)]
-    [listed] = documents(command("speakers", "--json"))
+    [listed] = documents(run("speakers", "--json"))
     assert [each["speaker"] for each in listed["speakers"]] == ["anna", "bob"]
     assert listed["speakers"][1] == bob
-    code, out, _ = command("speakers")
+    code, out, _ = run("speakers")
     assert code == 0
     assert [line.split("│")[1].strip() for line in out.splitlines() if "@1" in line] == ["anna", "bob", ""]
 
     picture = tmp_path / "bob.png"
     asked = ("verify", files[2], "--enrolled", "bob", "--variant", "clean")
-    [document] = documents(command(*asked, "--plot", picture, "--json"))
+    [document] = documents(run(*asked, "--plot", picture, "--json"))
     assert (document["enrolled"], document["same"], document["plot"]) == ("bob", True, str(picture))
     assert picture.stat().st_size > 10_000
     assert document["explanation"]["target_speaker"] == "bob"
     assert not any(key.startswith("other") for key in document)
-    assert command(*asked)[1].startswith(f"{files[2]} and bob: the same voice (clean@1: ")
+    assert run(*asked)[1].startswith(f"{files[2]} and bob: same speaker (clean@1: ")
 
-    code, out, err = command("verify", files[0], "--enrolled", "anna", "--variant", "clean", "--json")
+    code, out, err = run("verify", files[0], "--enrolled", "anna", "--variant", "clean", "--json")
     assert (code, json.loads(out)["error"]["code"], err.count("\n")) == (9, "FAILED_PRECONDITION", 1)
-    assert command("forget", "anna")[:2] == (0, "forgot anna\n")
-    assert documents(command("forget", "bob", "--json")) == [{"forgotten": "bob"}]
+    assert run("forget", "anna")[:2] == (0, "forgot anna\n")
+    assert documents(run("forget", "bob", "--json")) == [{"forgotten": "bob"}]
     for gone in (("forget", "anna"), ("verify", files[0], "--enrolled", "anna", "--variant", "da")):
-        code, _, err = command(*gone)
+        code, _, err = run(*gone)
         assert (code, err.count("\n")) == (4, 1)
         assert "'anna'" in err
 
 
-def test_what_is_enrolled_is_all_or_nothing(command: Command, files: list[Path], tmp_path: Path) -> None:
+def test_enrolment_takes_all_files_or_none(run: Run, files: list[Path], tmp_path: Path) -> None:
     missing = tmp_path / "missing.wav"
-    code, _, err = command("enroll", "carl", files[0], missing)
+    code, _, err = run("enroll", "carl", files[0], missing)
     assert (code, err) == (3, f"speakerlens: {missing}: No such file or directory\n")
     text = tmp_path / "text.wav"
     text.write_text("hello")
-    assert command("enroll", "carl", files[0], text)[0] == 3
-    assert command("speakers")[1] == "nobody is enrolled\n"
+    assert run("enroll", "carl", files[0], text)[0] == 3
+    assert run("speakers")[1] == "no speaker is enrolled\n"
 
 
 @pytest.mark.parametrize(
@@ -162,47 +160,48 @@ def test_what_is_enrolled_is_all_or_nothing(command: Command, files: list[Path],
         (["forget", os.fsdecode(b"caf\xe9")], "is not UTF-8"),
     ],
 )
-def test_wrong_usage(command: Command, arguments: list[str], sentence: str) -> None:
-    code, out, err = command(*arguments)
+def test_wrong_usage_exits_with_2(run: Run, arguments: list[str], sentence: str) -> None:
+    code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert sentence in err
 
 
-def test_a_server_that_keeps_no_speakers(capsys: pytest.CaptureFixture[str], files: list[Path], tmp_path: Path) -> None:
-    toy.write_bundle(tmp_path, "da", 1)
-    with ServerProcess(tmp_path) as other:
-        for arguments in (("enroll", "anna", str(files[0])), ("speakers",), ("forget", "anna")):
-            assert main([*arguments, "--server", other.ready["grpc"], "--json"]) == 9
-            out, err = capsys.readouterr()
-            assert json.loads(out)["error"]["code"] == "FAILED_PRECONDITION"
-            assert "--speakers" in err
-
-
-def test_many_files_in_calls_that_the_server_has_room_for(
-    server: ServerProcess, command: Command, files: list[Path], tmp_path: Path
+def test_server_without_a_store_names_the_flag(
+    command: Command, small_server: ServerProcess, files: list[Path]
 ) -> None:
+    for arguments in (("enroll", "anna", files[0]), ("speakers",), ("forget", "anna")):
+        code, out, err = call(command, small_server, *arguments, "--json")
+        assert code == 9
+        assert json.loads(out)["error"]["code"] == "FAILED_PRECONDITION"
+        assert "--speakers" in err
+
+
+def test_many_files_go_in_calls_within_the_limit(
+    small_server: ServerProcess, command: Command, files: list[Path], tmp_path: Path
+) -> None:
+    run = partial(call, command, small_server)
     text = tmp_path / "text.wav"
     text.write_text("hello")
     large = tmp_path / "large.wav"
     sf.write(large, voice(4.0), RATE, subtype="PCM_16")
-    asked = [*files, text, large, files[0]]
-    found = documents(command("identify", *asked, "--variants", "da", "--json"), 3)
-    assert [document["file"] for document in found] == list(map(str, asked))
+    paths = [*files, text, large, files[0]]
+    found = documents(run("identify", *paths, "--variants", "da", "--json"), 3)
+    assert [document["file"] for document in found] == list(map(str, paths))
     assert [document.get("error", {}).get("code") for document in found] == [
         None, None, None, None, None, "INVALID_ARGUMENT", "INVALID_ARGUMENT", None,
     ]  # fmt: skip
     assert "too large" in found[6]["error"]["message"]
-    for document, file in zip(found, asked, strict=True):
+    for document, file in zip(found, paths, strict=True):
         if "error" not in document:
             logits = toy.expected(toy.weights(1), sf.read(file, dtype="float32")[0])["logits"]
             assert document["answers"][0]["speakers"][0]["speaker"] == toy.speakers()[int(logits.argmax())]
-    # Of 32 kB each, two go into one call beside what a question may take; the large one goes alone, as the last does.
-    metrics = server.metrics()
+    # At 32 kB each, two fit in one call; the large one goes alone, and so does the last.
+    metrics = small_server.metrics()
     calls = {name: value for name, value in metrics.items() if 'method="IdentifyBatch"' in name and "_count" in name}
     assert sum(calls.values()) == 3, calls
-    code, _, err = command("identify", *files, "--variants", "none-such")
+    code, _, err = run("identify", *files, "--variants", "none-such")
     assert (code, err.count("\n")) == (4, 1)
 
 
-def test_health_in_json(command: Command) -> None:
-    assert documents(command("health", "--json")) == [{"serving": True}]
+def test_health_as_json(run: Run) -> None:
+    assert documents(run("health", "--json")) == [{"serving": True}]

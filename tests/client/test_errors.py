@@ -1,4 +1,4 @@
-"""How failures reach Python callers: one exception class per thing that a caller can do about it."""
+"""The exceptions of the clients: one class for each thing that a caller can do about an error."""
 
 import asyncio
 import socket
@@ -34,7 +34,7 @@ STATUSES = [
 
 
 @pytest.mark.parametrize(("status", "kind", "sentence"), STATUSES)
-def test_a_status_becomes_its_exception_with_the_servers_sentence(
+def test_status_becomes_its_exception_with_the_message(
     client: SpeakerClient, stand_in: StandIn, status: grpc.StatusCode, kind: type[ClientError], sentence: str
 ) -> None:
     stand_in.refuse = status, sentence
@@ -47,16 +47,16 @@ def test_a_status_becomes_its_exception_with_the_servers_sentence(
 
 
 @pytest.mark.parametrize(("status", "kind", "sentence"), STATUSES)
-def test_asyncio_raises_the_same(
+def test_async_client_raises_the_same(
     address: str, stand_in: StandIn, status: grpc.StatusCode, kind: type[ClientError], sentence: str
 ) -> None:
-    async def ask() -> None:
+    async def run() -> None:
         async with AsyncSpeakerClient(address) as client:
             await client.identify(b"audio")
 
     stand_in.refuse = status, sentence
     with pytest.raises(ClientError, match=sentence) as caught:
-        asyncio.run(ask())
+        asyncio.run(run())
     assert type(caught.value) is kind
 
 
@@ -66,7 +66,7 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_nobody_at_the_address() -> None:
+def test_connection_refused_is_unavailable() -> None:
     address = f"127.0.0.1:{_free_port()}"
     with (
         SpeakerClient(address, timeout=10) as client,
@@ -76,7 +76,7 @@ def test_nobody_at_the_address() -> None:
     assert "ipv4" not in str(caught.value)
 
 
-def test_a_host_that_has_no_address() -> None:
+def test_unknown_host_is_unavailable() -> None:
     with (
         SpeakerClient("no-such-host.invalid:1", timeout=10) as client,
         pytest.raises(ServerUnavailableError, match=r"no-such-host\.invalid:1"),
@@ -84,8 +84,8 @@ def test_a_host_that_has_no_address() -> None:
         client.models()
 
 
-def test_a_server_that_never_answers_meets_the_deadline() -> None:
-    """A port that accepts and stays silent, as behind a wrong port mapping."""
+def test_silent_server_exceeds_the_deadline() -> None:
+    """A port that accepts connections and never answers, as behind a wrong port mapping."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -97,7 +97,7 @@ def test_a_server_that_never_answers_meets_the_deadline() -> None:
             client.identify(b"audio", timeout=0.3)
 
 
-def test_a_port_that_speaks_http_is_not_a_server() -> None:
+def test_http_server_is_unavailable() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -118,13 +118,13 @@ def test_a_port_that_speaks_http_is_not_a_server() -> None:
         thread.join()
 
 
-def test_a_request_beyond_the_servers_message_limit_is_not_called_overload(client: SpeakerClient) -> None:
+def test_request_above_the_message_limit_is_invalid(client: SpeakerClient) -> None:
     """The stand-in takes 4 MiB; gRPC itself refuses more with RESOURCE_EXHAUSTED."""
     with pytest.raises(InvalidRequestError, match=r"too large for the server.*larger than max"):
         client.identify(bytes(5 * 2**20))
 
 
-def test_a_server_of_another_kind_says_so(client: SpeakerClient, stand_in: StandIn) -> None:
+def test_server_of_another_kind_is_named(client: SpeakerClient, stand_in: StandIn) -> None:
     stand_in.refuse = grpc.StatusCode.UNIMPLEMENTED, "Method not found!"
     with pytest.raises(ServerFailureError, match="is not a speakerlens server of this version: Method not found!"):
         client.models()
@@ -133,13 +133,16 @@ def test_a_server_of_another_kind_says_so(client: SpeakerClient, stand_in: Stand
 @pytest.mark.parametrize(
     ("plane", "sentence"),
     [
-        (pb.Plane(stage=pb.STAGE_S2, rows=2, columns=2, values=bytes(12)), "s2 plane is said to be 2 x 2, .* 3 values"),
+        (
+            pb.Plane(stage=pb.STAGE_S2, rows=2, columns=2, values=bytes(12)),
+            "s2 plane is declared as 2 x 2, .* 3 values",
+        ),
         (pb.Plane(stage=pb.STAGE_S2, rows=1, columns=1, values=bytes(4)), "0 frequencies and 0 times"),
         (pb.Plane(stage=pb.STAGE_S2, values=bytes(5)), "5 bytes as float32"),
         (pb.Plane(stage=77), r"stage that this client does not know \(number 77\)"),  # type: ignore[arg-type]
     ],
 )
-def test_an_answer_that_contradicts_itself_is_the_servers_failure(
+def test_inconsistent_plane_is_a_server_failure(
     client: SpeakerClient, stand_in: StandIn, plane: pb.Plane, sentence: str
 ) -> None:
     answer = pb.ModelAnswer(variant="da", speakers=[pb.SpeakerScore(speaker="anna")])
@@ -149,7 +152,7 @@ def test_an_answer_that_contradicts_itself_is_the_servers_failure(
         client.identify(b"audio", explain=True)
 
 
-def test_an_answer_without_speakers_is_the_servers_failure(client: SpeakerClient, stand_in: StandIn) -> None:
+def test_answer_without_speakers_is_a_server_failure(client: SpeakerClient, stand_in: StandIn) -> None:
     stand_in.reply = pb.IdentifyResponse(answers=[pb.ModelAnswer(variant="da", version=2)])
     with pytest.raises(ServerFailureError, match="answer of da@2 names no speaker"):
         client.identify(b"audio")

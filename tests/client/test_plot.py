@@ -1,4 +1,4 @@
-"""The plot: what each panel shows, on which axes, and that a picture comes out."""
+"""The plot: the content and axes of each panel, and the file."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from speakerlens import Explain, Identification, SpeakerClient
-from speakerlens.cli.shown import of_identification
+from speakerlens.captions import of_identification
 from speakerlens.plot import Waveform, draw, read_waveform, save_plot
 
 from .stand_in import COLUMNS, SECONDS, VARIANTS, log_mel, mel_centres, saliency
@@ -20,11 +20,11 @@ def result(client: SpeakerClient, flac: bytes) -> Identification:
 
 
 def _panels(figure: mpl.figure.Figure) -> list[mpl.axes.Axes]:
-    """The panels from top to bottom, without the colour bars."""
+    """Return the panels from top to bottom, without the colour bars."""
     return [axes for axes in figure.axes if axes.get_title(loc="left")]
 
 
-def test_one_panel_each_for_waveform_log_mel_and_every_variant(result: Identification, flac: bytes) -> None:
+def test_panels_for_waveform_log_mel_and_every_variant(result: Identification, flac: bytes) -> None:
     panels = _panels(draw("click.flac", of_identification(result), read_waveform(flac)))
     assert [panel.get_title(loc="left") for panel in panels] == [
         "waveform",
@@ -44,7 +44,7 @@ def test_panels_share_seconds_and_kilohertz(result: Identification, flac: bytes)
     figure.draw_without_rendering()
     panels = _panels(figure)
     assert {panel.get_xlim() for panel in panels} == {(0.0, SECONDS)}
-    # One time is at one place: panels are equally wide, colour bars or not.
+    # Panels are equally wide, with colour bars or without.
     assert len({(round(panel.get_position().x0, 6), round(panel.get_position().x1, 6)) for panel in panels}) == 1
     assert panels[-1].get_xlabel() == "time (s)"
     spectral = panels[1:]
@@ -60,20 +60,20 @@ def test_panels_share_seconds_and_kilohertz(result: Identification, flac: bytes)
     assert (left, right) == pytest.approx((0.0075, 0.0075 + 0.01 * COLUMNS))
 
 
-def test_the_click_stands_out_where_it_is(result: Identification, flac: bytes) -> None:
+def test_single_click_is_visible_in_the_waveform(result: Identification, flac: bytes) -> None:
     """A single sample in 32,000 survives the drawing of 1,500 columns."""
     path = _panels(draw("click.flac", of_identification(result), read_waveform(flac)))[0].collections[0].get_paths()[0]
     highest = path.vertices[np.argmax(path.vertices[:, 1])]  # type: ignore[index]
     assert highest == pytest.approx([1.5, 0.9], abs=2e-3)
 
 
-def test_a_file_that_does_not_say_how_long_it_is(flac: bytes, endless_flac: bytes) -> None:
+def test_file_without_a_length_is_read_whole(flac: bytes, endless_flac: bytes) -> None:
     read, expected = read_waveform(endless_flac), read_waveform(flac)
     assert read.rate == expected.rate == 16000
     np.testing.assert_array_equal(read.samples, expected.samples)
 
 
-def test_stages_with_their_own_target_say_so(client: SpeakerClient, flac: bytes) -> None:
+def test_titles_name_the_stage_and_the_target(client: SpeakerClient, flac: bytes) -> None:
     asked = Explain(stages=("s1", "fused"), target="[bold]$x^$")
     result = client.identify(flac, variants="da", top_k=1, explain=asked)
     panels = _panels(draw("$name.flac", of_identification(result), read_waveform(flac)))
@@ -81,12 +81,12 @@ def test_stages_with_their_own_target_say_so(client: SpeakerClient, flac: bytes)
     assert rights == ["s1 saliency for [bold]$x^$", "fused saliency for [bold]$x^$"]
 
 
-def test_nothing_to_draw_is_refused(client: SpeakerClient, flac: bytes) -> None:
-    with pytest.raises(ValueError, match="ask for explain"):
+def test_answer_without_maps_is_refused(client: SpeakerClient, flac: bytes) -> None:
+    with pytest.raises(ValueError, match="request one with explain"):
         draw("click.flac", of_identification(client.identify(flac)), read_waveform(flac))
 
 
-def test_a_silent_map_and_a_silent_waveform_draw(result: Identification) -> None:
+def test_zero_map_and_silent_waveform_are_drawn(result: Identification) -> None:
     for answer in result.answers:
         assert answer.explanation is not None
         answer.explanation.maps["fused"].values[:] = 0
@@ -94,8 +94,7 @@ def test_a_silent_map_and_a_silent_waveform_draw(result: Identification) -> None
     assert all(np.all(panel.images[0].get_array() == 0) for panel in panels[2:])
 
 
-def test_the_picture(result: Identification, flac: bytes, tmp_path: Path) -> None:
-    """Each map's blob is bright in its own panel's place in the PNG, and the place around it is dark."""
+def test_blobs_are_bright_in_their_panels(result: Identification, flac: bytes, tmp_path: Path) -> None:
     path = tmp_path / "out.png"
     save_plot(path, "click.flac", of_identification(result), read_waveform(flac))
     picture = imread(path)[..., :3].mean(axis=2)

@@ -2,30 +2,22 @@
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from speakerlens import AsyncSpeakerClient, Explain, NotFoundError, NotPossibleError, SpeakerClient
 from tests.serving import toy
-from tests.serving.harness import ServerProcess, voice
+from tests.serving.harness import voice
+
+from .conftest import TOY_VARIANTS
 
 RATE = 16_000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("voices")
-    for seed, variant in enumerate(("clean", "da")):
-        toy.write_bundle(folder / "bundles", variant, 1, seed)
-    with ServerProcess(folder / "bundles", f"--speakers={folder / 'speakers.db'}") as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[SpeakerClient]:
-    with SpeakerClient(server.ready["grpc"]) as client:
+def client(toy_address: str) -> Iterator[SpeakerClient]:
+    with SpeakerClient(toy_address) as client:
         yield client
 
 
@@ -33,8 +25,8 @@ def test_embeddings_and_the_cosine_of_two(client: SpeakerClient) -> None:
     first, second = voice(1.0), voice(1.2, seed=1)
     one, other = (client.embed(audio, rate=RATE)["da@1"] for audio in (first, second))
     np.testing.assert_allclose(one, toy.expected(toy.weights(1), first)["embedding"], rtol=1e-4, atol=1e-6)
-    asked = Explain(stages=("s1",), resolution="native")
-    result = client.verify(first, second, rate=RATE, variant="da", explain=asked)
+    explain = Explain(stages=("s1",), resolution="native")
+    result = client.verify(first, second, rate=RATE, variant="da", explain=explain)
     assert result.score == pytest.approx(one @ other / np.linalg.norm(one) / np.linalg.norm(other), abs=1e-5)
     assert (result.threshold, result.same) == (0.8, result.score >= 0.8)
     assert result.explanation is not None
@@ -57,20 +49,22 @@ def test_speakers_are_enrolled_listed_verified_and_forgotten(client: SpeakerClie
         client.forget("anna")
 
 
-def test_what_is_compared_with_is_one_thing(client: SpeakerClient) -> None:
+def test_verify_needs_exactly_one_comparison(client: SpeakerClient) -> None:
     for other, speaker in ((None, None), (voice(1.0), "anna")):
         with pytest.raises(ValueError, match="compare with"):
             client.verify(voice(1.0), other, speaker=speaker, rate=RATE)
 
 
-def test_asyncio_gives_the_same(server: ServerProcess, client: SpeakerClient, tmp_path: Path) -> None:
-    async def ask() -> None:
-        async with AsyncSpeakerClient(server.ready["grpc"]) as asked:
+def test_async_client_gives_the_same(toy_address: str) -> None:
+    async def run() -> None:
+        async with AsyncSpeakerClient(toy_address) as asynchronous:
             audio = voice(1.0)
-            assert (await asked.embed(audio, rate=RATE)).by_model.keys() == {"clean@1", "da@1"}
-            await asked.enroll("bob", [audio], rate=RATE)
-            assert [each.speaker for each in await asked.speakers()] == ["bob"]
-            assert (await asked.verify(audio, speaker="bob", rate=RATE, variant="da")).same
-            await asked.forget("bob")
+            assert (await asynchronous.embed(audio, rate=RATE)).by_model.keys() == {
+                f"{variant}@1" for variant in TOY_VARIANTS
+            }
+            await asynchronous.enroll("bob", [audio], rate=RATE)
+            assert [each.speaker for each in await asynchronous.speakers()] == ["bob"]
+            assert (await asynchronous.verify(audio, speaker="bob", rate=RATE, variant="da")).same
+            await asynchronous.forget("bob")
 
-    asyncio.run(ask())
+    asyncio.run(run())

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speakerlens.picture import levels
+from speakerlens.responses import png_levels
 from speakerlens.serving.engine.graphs import ExplainedPrediction
 from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.pipeline.explain import Encoding, ExplainOptions, encode, explain, normalised, resize
@@ -73,6 +73,6 @@ def test_maps_of_zeros_make_finite_planes(toy_bundles: Path) -> None:
         for plane in explanation.saliency:
             values = plane.values
             if encoding is Encoding.PNG:
-                values = levels(values, len(plane.frequencies_hz), len(plane.times_s)).tobytes()
+                values = png_levels(values, len(plane.frequencies_hz), len(plane.times_s)).tobytes()
             assert set(values) == {0}
             assert np.isfinite([plane.scale, plane.offset]).all()

@@ -62,7 +62,7 @@ def test_a_client_with_token_and_certificate_is_accepted(guarded: ServerProcess,
 
 @pytest.mark.parametrize("token", [None, ALICE + "x"])
 def test_a_missing_or_wrong_token_is_refused(guarded: ServerProcess, tls: Tls, token: str | None) -> None:
-    message = "wants a token: no valid bearer token"
+    message = "requires a token: no valid bearer token"
     with SpeakerClient(guarded.ready["grpc"], timeout=SECONDS, tls=tls, token=token) as client:
         assert client.is_serving()
         with pytest.raises(UnauthenticatedError, match=message):
@@ -82,12 +82,12 @@ def test_connection_errors_name_their_cause(
     stranger = issue(folder / "stranger", trustme.CA(), "client")
     ca, name = client_pair.authority, "speakers.example.org"
     cases: list[tuple[ServerProcess, bool | Tls, str]] = [
-        (guarded, Tls(ca), "its certificate is for another name; tls.server_name says which to expect"),
-        (guarded, Tls(stranger.authority, server_name=name), "not of an authority trusted here; tls.ca says whom"),
-        (guarded, True, "not of an authority trusted here"),
-        (guarded, False, "closed the connection at once; does it want TLS"),
-        (guarded, Tls(ca, server_name=name), "or a client's certificate that it trusts"),
-        (guarded, Tls(ca, stranger.certificate, stranger.key, name), "or a client's certificate that it trusts"),
+        (guarded, Tls(ca), "its certificate is for another name; if that is right, set Tls.server_name"),
+        (guarded, Tls(stranger.authority, server_name=name), "not from a trusted authority; set Tls.ca"),
+        (guarded, True, "not from a trusted authority"),
+        (guarded, False, "closed the connection; it may require TLS"),
+        (guarded, Tls(ca, server_name=name), "or a client certificate that it trusts"),
+        (guarded, Tls(ca, stranger.certificate, stranger.key, name), "or a client certificate that it trusts"),
         (toy_server, Tls(ca), "it does not speak TLS"),
     ]
     for server, tls, words in cases:
@@ -103,7 +103,7 @@ def test_connection_errors_name_their_cause(
 def test_invalid_credentials_are_refused(client_pair: Pair, tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.pem"
     garbage.write_text("no PEM")
-    with pytest.raises(ValueError, match=r"token: it would travel to example.org:1 in the clear; use TLS"):
+    with pytest.raises(ValueError, match=r"token: it would be sent to example.org:1 in plain text; use TLS"):
         SpeakerClient("example.org:1", token=ALICE)
     for token in ("", "two words\n", "ü" * 20):
         with pytest.raises(ValueError, match="token: empty, or not printable ASCII"):
@@ -112,14 +112,14 @@ def test_invalid_credentials_are_refused(client_pair: Pair, tmp_path: Path) -> N
         SpeakerClient(tls=Tls(certificate=client_pair.certificate))
     with pytest.raises(ValueError, match=r"garbage.pem holds no certificate in PEM"):
         SpeakerClient(tls=Tls(garbage))
-    with pytest.raises(ValueError, match="are no certificate and its key in PEM"):
+    with pytest.raises(ValueError, match="are not a certificate and its key in PEM"):
         SpeakerClient(tls=Tls(certificate=client_pair.certificate, key=garbage))
     with pytest.raises(FileNotFoundError):
         SpeakerClient(tls=Tls(tmp_path / "none"))
 
 
 def speakerlens(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "speakerlens.cli.main", *arguments]
+    command = [sys.executable, "-m", "speakerlens", *arguments]
     environment = {"PATH": "/usr/bin", "PYTHONPATH": str(Path(__file__).parents[3])}
     environment |= {f"SPEAKERLENS_CLIENT_{name}": value for name, value in variables.items()}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
@@ -145,10 +145,10 @@ def test_the_command_line_takes_credentials(guarded: ServerProcess, client_pair:
     assert (done.returncode, done.stdout) == (0, "serving\n")
     done = speakerlens("models", "--json", **files, SERVER=server, TLS_SERVER_NAME=name)
     assert done.returncode == 8
-    assert done.stderr.startswith(f"speakerlens: the server at {server} wants a token: ")
+    assert done.stderr.startswith(f"speakerlens: the server at {server} requires a token: ")
     done = speakerlens("models", "--json", f"--server={server}", "--no-tls", **files)
     assert done.returncode == 5
-    assert "does it want TLS" in done.stderr
+    assert "it may require TLS" in done.stderr
 
 
 def test_wrong_credential_flags_are_refused(tmp_path: Path) -> None:
@@ -160,5 +160,5 @@ def test_wrong_credential_flags_are_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     done = speakerlens("health", "--server=h:1", TOKEN=ALICE)
     assert done.returncode == 2
-    assert "it would travel to h:1 in the clear" in done.stderr
+    assert "it would be sent to h:1 in plain text" in done.stderr
     assert ALICE not in done.stderr

@@ -1,18 +1,24 @@
-"""Reads the messages that a server answers with; knows nothing of channels."""
+"""Read the messages that a server answers with; independent of gRPC channels."""
 
+import struct
+import zlib
 from collections.abc import Iterable
 
 import numpy as np
+from grpc_health.v1 import health_pb2
 from numpy.typing import NDArray
 
-from speakerlens import picture
 from speakerlens.errors import ClientError, ServerFailureError, of_failure
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from speakerlens.request import STAGES
+from speakerlens.requests import STAGES
 from speakerlens.results import (
     Answer,
     AudioInfo,
     Catalogue,
+    Comparison,
+    Embeddings,
+    EnrolledModel,
+    EnrolledSpeaker,
     Explanation,
     Identification,
     Limits,
@@ -37,20 +43,20 @@ def identification(response: pb.IdentifyResponse) -> Identification:
     """
     return Identification(
         answers=_answers(response.answers),
-        audio=audio_info(response.audio),
-        timings=timings(response.timings),
-        failures=failures(response.answers),
+        audio=_audio_info(response.audio),
+        timings=_timings(response.timings),
+        failures=_failures(response.answers),
     )
 
 
-def batch(response: pb.IdentifyBatchResponse, asked: int, address: str) -> tuple[Identification | ClientError, ...]:
-    """Read the answers to so many utterances; errors that belong to one stand in its place.
+def batch(response: pb.IdentifyBatchResponse, count: int, address: str) -> tuple[Identification | ClientError, ...]:
+    """Read the answers to `count` utterances; the error of one stands in its place.
 
     Raises:
         ServerFailureError: the message contradicts itself or the contract.
     """
-    if len(response.results) != asked:
-        raise ServerFailureError(f"the server at {address} sent {len(response.results)} results for {asked} utterances")
+    if len(response.results) != count:
+        raise ServerFailureError(f"the server at {address} sent {len(response.results)} results for {count} utterances")
     return tuple(_result(each, address) for each in response.results)
 
 
@@ -63,20 +69,82 @@ def _result(result: pb.IdentifyBatchResult, address: str) -> Identification | Cl
     raise ServerFailureError(f"the server at {address} sent a result of a kind that this client does not know")
 
 
-def window(answer: pb.WindowAnswer) -> WindowResult:
-    """Read the answer to one window of a stream.
+def stream_answer(message: pb.IdentifyStreamResponse) -> WindowResult | Identification:
+    """Read one answer of a stream: of a window, or of the whole.
 
     Raises:
         ServerFailureError: the message contradicts itself or the contract.
     """
+    kind = message.WhichOneof("answer")
+    if kind == "whole":
+        return identification(message.whole)
+    if kind == "window":
+        return _window(message.window)
+    raise ServerFailureError("the server sent an answer of a kind that this client does not know")
+
+
+def _window(answer: pb.WindowAnswer) -> WindowResult:
     return WindowResult(
         start_s=answer.start_s,
         end_s=answer.end_s,
         speech=answer.speech,
         answers=_answers(answer.answers),
-        failures=failures(answer.answers),
-        timings=timings(answer.timings),
+        failures=_failures(answer.answers),
+        timings=_timings(answer.timings),
     )
+
+
+def embeddings(answer: pb.EmbedResponse) -> Embeddings:
+    """Read the embeddings of one utterance."""
+    return Embeddings(
+        by_model={
+            f"{each.variant}@{each.version}": np.array(each.values, dtype=np.float32)
+            for each in answer.embeddings
+            if not each.HasField("failure")
+        },
+        audio=_audio_info(answer.audio),
+        timings=_timings(answer.timings),
+        failures=_failures(answer.embeddings),
+    )
+
+
+def comparison(answer: pb.VerifyResponse) -> Comparison:
+    """Read a comparison.
+
+    Raises:
+        ServerFailureError: a map contradicts itself or the contract.
+    """
+    return Comparison(
+        variant=answer.variant,
+        version=answer.version,
+        score=answer.score,
+        threshold=answer.threshold,
+        same=answer.same,
+        explanation=_explanation(answer.explanation) if answer.HasField("explanation") else None,
+        other_explanation=_explanation(answer.other_explanation) if answer.HasField("other_explanation") else None,
+        audio=_audio_info(answer.audio),
+        other=_audio_info(answer.other) if answer.HasField("other") else None,
+        timings=_timings(answer.timings),
+    )
+
+
+def enrolled_speaker(message: pb.EnrolledSpeaker) -> EnrolledSpeaker:
+    """Read an enrolled speaker."""
+    models = (
+        EnrolledModel(each.variant, each.version, each.utterances, each.enrolled, each.usable)
+        for each in message.models
+    )
+    return EnrolledSpeaker(message.speaker, tuple(models))
+
+
+def speakers_page(answer: pb.ListSpeakersResponse) -> tuple[list[EnrolledSpeaker], str]:
+    """Read one page of the enrolled speakers, and the token of the next page: empty after the last."""
+    return [enrolled_speaker(each) for each in answer.speakers], answer.next_page_token
+
+
+def is_serving(answer: health_pb2.HealthCheckResponse) -> bool:
+    """Read whether a server is ready."""
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def catalogue(response: pb.ListModelsResponse) -> Catalogue:
@@ -89,13 +157,11 @@ def catalogue(response: pb.ListModelsResponse) -> Catalogue:
     )
 
 
-def audio_info(audio: pb.AudioInfo) -> AudioInfo:
-    """Read what the server received."""
+def _audio_info(audio: pb.AudioInfo) -> AudioInfo:
     return AudioInfo(audio.seconds, audio.sample_rate, audio.channels)
 
 
-def timings(timings: pb.Timings) -> Timings:
-    """Read where the server spent its time."""
+def _timings(timings: pb.Timings) -> Timings:
     return Timings(timings.decode_s, timings.queue_s, timings.inference_s, timings.encode_s)
 
 
@@ -103,8 +169,7 @@ def _answers(answers: Iterable[pb.ModelAnswer]) -> tuple[Answer, ...]:
     return tuple(_answer(answer) for answer in answers if not answer.HasField("failure"))
 
 
-def failures(answers: Iterable[pb.ModelAnswer] | Iterable[pb.Embedding]) -> tuple[ModelFailure, ...]:
-    """Read the failures among the answers of models."""
+def _failures(answers: Iterable[pb.ModelAnswer] | Iterable[pb.Embedding]) -> tuple[ModelFailure, ...]:
     return tuple(
         ModelFailure(answer.variant, answer.version, answer.failure.code, answer.failure.message)
         for answer in answers
@@ -120,7 +185,7 @@ def _answer(answer: pb.ModelAnswer) -> Answer:
         version=answer.version,
         speakers=tuple(SpeakerScore(score.speaker, score.probability, score.logit) for score in answer.speakers),
         known=answer.known,
-        explanation=explanation(answer.explanation) if answer.HasField("explanation") else None,
+        explanation=_explanation(answer.explanation) if answer.HasField("explanation") else None,
         embedding=np.array(answer.embedding, dtype=np.float32) if answer.embedding else None,
         timeline=tuple(
             Segment(each.start_s, each.end_s, each.speaker, each.probability, each.known) for each in answer.timeline
@@ -128,8 +193,7 @@ def _answer(answer: pb.ModelAnswer) -> Answer:
     )
 
 
-def explanation(explanation: pb.Explanation) -> Explanation:
-    """Read maps; a `ServerFailureError` where they contradict themselves."""
+def _explanation(explanation: pb.Explanation) -> Explanation:
     return Explanation(
         target_speaker=explanation.target_speaker,
         maps={_stage(plane.stage): _plane(plane, _stage(plane.stage)) for plane in explanation.saliency},
@@ -142,7 +206,7 @@ def _plane(plane: pb.Plane, name: str) -> Plane:
     values = _values(plane)
     if not axes_fit or values.size != plane.rows * plane.columns:
         raise ServerFailureError(
-            f"the server's {name} plane is said to be {plane.rows} x {plane.columns}, but holds {values.size} values, "
+            f"the server's {name} plane is declared as {plane.rows} x {plane.columns}, but holds {values.size} values, "
             f"{len(plane.frequencies_hz)} frequencies and {len(plane.times_s)} times"
         )
     return Plane(
@@ -154,13 +218,13 @@ def _plane(plane: pb.Plane, name: str) -> Plane:
 
 
 def _values(plane: pb.Plane) -> NDArray[np.float32]:
-    """Read the numbers, however they are written."""
+    """Decode the values of a plane to float32 [rows * columns]."""
     scale, offset = np.float32(plane.scale), np.float32(plane.offset)
     if plane.encoding == pb.ENCODING_UINT8:
         return np.frombuffer(plane.values, dtype=np.uint8).astype(np.float32) * scale + offset
     if plane.encoding == pb.ENCODING_PNG:
         try:
-            levels = picture.levels(plane.values, plane.rows, plane.columns)
+            levels = png_levels(plane.values, plane.rows, plane.columns)
         except ValueError as error:
             raise ServerFailureError(f"the server sent {error}") from error
         return levels.astype(np.float32) * scale + offset
@@ -190,3 +254,27 @@ def _stage(number: pb.Stage.ValueType) -> str:
         return _STAGE_NAMES[number]
     except KeyError:
         raise ServerFailureError(f"the server named a stage that this client does not know (number {number})") from None
+
+
+def png_levels(png: bytes, rows: int, columns: int) -> NDArray[np.uint8]:
+    """Decode a PNG of a map: 8 bits a pixel, without filters, as the server writes it.
+
+    Returns:
+        The levels, uint8 [rows, columns], low frequencies first.
+
+    Raises:
+        ValueError: it is not such a PNG, or of another size.
+    """
+    try:
+        width, height, depth = struct.unpack_from(">IIB", png, 16)
+        data, at = b"", 8
+        while at < len(png):
+            length, kind = struct.unpack_from(">I4s", png, at)
+            data += png[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+            at += 12 + length
+        lines = np.frombuffer(zlib.decompress(data), np.uint8)
+    except (struct.error, zlib.error) as error:
+        raise ValueError(f"not a PNG: {error}") from error
+    if (width, height, depth) != (columns, rows, 8) or lines.size != rows * (columns + 1):
+        raise ValueError(f"a picture of {height} x {width} pixels of {depth} bits, not {rows} x {columns} of 8")
+    return lines.reshape(rows, columns + 1)[::-1, 1:]

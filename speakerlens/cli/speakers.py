@@ -1,0 +1,89 @@
+"""The commands `enroll`, `speakers` and `forget`."""
+
+import argparse
+from dataclasses import asdict
+
+from speakerlens import requests
+from speakerlens.cli import files
+from speakerlens.cli.failures import Exit, usage_error
+from speakerlens.cli.options import CommandParser, connect, speaker_name
+
+
+def add_enroll(parser: CommandParser) -> None:
+    """Add the options of `enroll`."""
+    parser.add_argument("speaker", type=speaker_name, metavar="NAME", help="name of the speaker")
+    parser.add_argument("files", nargs="+", metavar="AUDIO", help="utterances; - is standard input")
+    parser.add_variants()
+    parser.add_json()
+    parser.set_defaults(run=enroll)
+
+
+def enroll(arguments: argparse.Namespace) -> int:
+    """Enrol a speaker from all the files, or not at all.
+
+    Raises:
+        CommandError: the command cannot start, or a file cannot be read.
+        ClientError: the call failed.
+    """
+    files.check(arguments.files)
+    try:
+        requests.enroll(arguments.speaker, [], None, arguments.variants)
+    except ValueError as error:
+        raise usage_error(str(error)) from error
+    contents = files.read_all(arguments.files)
+    with connect(arguments) as client:
+        timeout = client.timeout * len(contents)
+        enrolled = client.enroll(arguments.speaker, contents, variants=arguments.variants, timeout=timeout)
+    if arguments.json:
+        files.print_json(asdict(enrolled))
+    else:
+        models = ", ".join(f"{each.variant}@{each.version}" for each in enrolled.models)
+        plural = "s" if len(contents) > 1 else ""
+        files.print_line(f"enrolled {enrolled.speaker} from {len(contents)} utterance{plural} in {models}")
+    return Exit.OK
+
+
+def add_speakers(parser: CommandParser) -> None:
+    """Add the options of `speakers`."""
+    parser.add_json()
+    parser.set_defaults(run=speakers)
+
+
+def speakers(arguments: argparse.Namespace) -> int:
+    """List the enrolled speakers.
+
+    Raises:
+        CommandError: the command cannot start.
+        ClientError: the call failed.
+    """
+    table = None if arguments.json else files.tables()
+    with connect(arguments) as client:
+        enrolled = client.speakers()
+    if table is None:
+        files.print_json({"speakers": [asdict(each) for each in enrolled]})
+    else:
+        table.print_speakers(enrolled)
+    return Exit.OK
+
+
+def add_forget(parser: CommandParser) -> None:
+    """Add the options of `forget`."""
+    parser.add_argument("speaker", type=speaker_name, metavar="NAME", help="name of the enrolled speaker")
+    parser.add_json()
+    parser.set_defaults(run=forget)
+
+
+def forget(arguments: argparse.Namespace) -> int:
+    """Remove an enrolled speaker.
+
+    Raises:
+        CommandError: the command cannot start.
+        ClientError: the call failed.
+    """
+    with connect(arguments) as client:
+        client.forget(arguments.speaker)
+    if arguments.json:
+        files.print_json({"forgotten": arguments.speaker})
+    else:
+        files.print_line(f"forgot {arguments.speaker}")
+    return Exit.OK

@@ -1,0 +1,249 @@
+"""Build the messages that a client sends; independent of gRPC channels."""
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+
+_T = TypeVar("_T")
+
+AudioSource = str | Path | bytes | NDArray[Any]
+"""A file's path, a file's content, or samples: floats in [-1, 1] or int16, [samples] or [samples, channels]."""
+
+Chunk = bytes | NDArray[Any]
+"""Samples of a stream: bytes of interleaved 16-bit little-endian PCM, or an array as in `AudioSource`."""
+
+StageName = Literal["s1", "s2", "s3", "s4", "fused"]
+
+STAGES: dict[str, pb.Stage.ValueType] = {
+    "s1": pb.STAGE_S1,
+    "s2": pb.STAGE_S2,
+    "s3": pb.STAGE_S3,
+    "s4": pb.STAGE_S4,
+    "fused": pb.STAGE_FUSED,
+}
+_RESOLUTIONS = {"features": pb.RESOLUTION_FEATURES, "native": pb.RESOLUTION_NATIVE}
+_ENCODINGS = {
+    "float32": pb.ENCODING_FLOAT32,
+    "float16": pb.ENCODING_FLOAT16,
+    "uint8": pb.ENCODING_UINT8,
+    "png": pb.ENCODING_PNG,
+}
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Which saliency maps to return.
+
+    `resolution="features"` returns maps on the grid of the log-mel, each divided by its maximum; `"native"` the raw
+    values at the resolution of the stage (not for `fused`). `encoding="float16"` takes half the bytes, `"uint8"` a
+    quarter with an error of at most 1/510 of the range, and `"png"` adds a picture of the same 8-bit values. Results
+    are float32 in every case.
+    """
+
+    stages: Sequence[StageName] = ("fused",)
+    resolution: Literal["features", "native"] = "features"
+    encoding: Literal["float32", "float16", "uint8", "png"] = "float32"
+    target: str | None = None
+    """Explain the score of this speaker; None: of the best speaker."""
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """The format of a stream, and what to return for it; the other fields as in `SpeakerClient.identify`."""
+
+    rate: int
+    """Hz"""
+    channels: int = 1
+    variants: str | Sequence[str] = "all"
+    top_k: int | None = None
+    explain: bool | Explain = False
+    with_embedding: bool = False
+
+
+def identify(
+    audio: AudioSource,
+    rate: int | None,
+    variants: str | Sequence[str],
+    top_k: int | None,
+    explain: bool | Explain,
+    with_embedding: bool,
+) -> pb.IdentifyRequest:
+    """Build the request for one utterance; the arguments are those of `SpeakerClient.identify`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a rate is missing or not allowed, samples have a wrong type or shape, or a name or number is not
+            valid.
+    """
+    if top_k == 0:
+        raise ValueError("top_k: 0 is not a number of speakers; pass 1 or more")
+    return pb.IdentifyRequest(
+        audio=_audio(audio, rate),
+        models=_selectors(variants),
+        top_k=top_k or 0,  # 0 leaves the number to the server
+        explain=_explain(explain),
+        with_embedding=with_embedding,
+    )
+
+
+def identify_batch(audios: Iterable[AudioSource], *options: Any) -> pb.IdentifyBatchRequest:
+    """Build the request for many utterances with the same options; arguments and errors as of `identify`."""
+    return pb.IdentifyBatchRequest(requests=[identify(audio, *options) for audio in audios])
+
+
+def embed(audio: AudioSource, rate: int | None, variants: str | Sequence[str]) -> pb.EmbedRequest:
+    """Build the request for embeddings; errors as of `identify`."""
+    return pb.EmbedRequest(audio=_audio(audio, rate), models=_selectors(variants))
+
+
+def verify(
+    audio: AudioSource,
+    other: AudioSource | None,
+    speaker: str | None,
+    rate: int | None,
+    variant: str | None,
+    explain: bool | Explain,
+) -> pb.VerifyRequest:
+    """Build the request for a comparison; errors as of `identify`.
+
+    Raises:
+        ValueError: not exactly one of `other` and `speaker` is given.
+    """
+    if (other is None) == (speaker is None):
+        raise ValueError("compare with another utterance, or with an enrolled speaker: verify(a, b) or speaker=NAME")
+    request = pb.VerifyRequest(audio=_audio(audio, rate), explain=_explain(explain))
+    if other is not None:
+        request.other.CopyFrom(_audio(other, rate))
+    else:
+        request.enrolled_speaker = speaker or ""
+    if variant is not None:
+        [model] = _selectors([variant])
+        request.model.CopyFrom(model)
+    return request
+
+
+def enroll(
+    speaker: str, utterances: Sequence[AudioSource], rate: int | None, variants: str | Sequence[str]
+) -> pb.EnrollRequest:
+    """Build the request for an enrolment; errors as of `identify`."""
+    messages = [_audio(each, rate) for each in utterances]
+    return pb.EnrollRequest(speaker=speaker, utterances=messages, models=_selectors(variants))
+
+
+class StreamRequests:
+    """The messages of one stream.
+
+    gRPC replaces an exception of the iterator that it sends from by a cancelled call; `error` keeps it.
+
+    Raises:
+        ValueError: an option is not valid.
+    """
+
+    def __init__(self, options: StreamOptions) -> None:
+        checked = identify(
+            b"", None, options.variants, options.top_k, options.explain, options.with_embedding
+        )  # the same fields as of a single request
+        self._start = pb.StreamStart(
+            sample_rate=options.rate,
+            channels=options.channels,
+            models=checked.models,
+            top_k=checked.top_k,
+            explain=checked.explain if checked.HasField("explain") else None,
+            with_embedding=checked.with_embedding,
+        )
+        self._started = False
+        self.error: Exception | None = None
+
+    def messages(self, chunks: Iterable[Chunk]) -> Iterator[pb.IdentifyStreamRequest]:
+        """Yield the start, once the first chunk tells the sample format, and then the chunks."""
+        try:
+            for chunk in chunks:
+                yield from self._messages(chunk)
+        except Exception as error:
+            self.error = error
+            raise
+
+    async def messages_async(self, chunks: AsyncIterable[Chunk]) -> AsyncIterator[pb.IdentifyStreamRequest]:
+        """Yield the messages of chunks from an asynchronous iterator."""
+        try:
+            async for chunk in chunks:
+                for message in self._messages(chunk):
+                    yield message
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _messages(self, chunk: Chunk) -> Iterator[pb.IdentifyStreamRequest]:
+        sample_format, data = (pb.SAMPLE_FORMAT_INT16, chunk) if isinstance(chunk, bytes) else _samples(chunk)
+        if not self._started:
+            self._started = True
+            self._start.format = sample_format
+            yield pb.IdentifyStreamRequest(start=self._start)
+        elif sample_format != self._start.format:
+            raise ValueError("chunks: all must be floats, or all 16-bit integers")
+        yield pb.IdentifyStreamRequest(samples=data)
+
+
+def _audio(audio: AudioSource, rate: int | None) -> pb.Audio:
+    if isinstance(audio, np.ndarray):
+        if rate is None:
+            raise ValueError("samples need their rate in Hz: identify(samples, rate=16000)")
+        if audio.ndim not in (1, 2):
+            raise ValueError(f"samples must be [samples] or [samples, channels], not {list(audio.shape)}")
+        sample_format, data = _samples(audio)
+        channels = audio.shape[1] if audio.ndim == 2 else 1
+        return pb.Audio(raw=pb.RawAudio(samples=data, format=sample_format, sample_rate=rate, channels=channels))
+    if rate is not None:
+        raise ValueError("rate: only for samples; a file has its own")
+    return pb.Audio(encoded=audio if isinstance(audio, bytes) else Path(audio).read_bytes())
+
+
+def _samples(samples: NDArray[Any]) -> tuple[pb.SampleFormat.ValueType, bytes]:
+    """Return the format of samples and their bytes, interleaved and little-endian."""
+    if samples.dtype == np.int16:
+        return pb.SAMPLE_FORMAT_INT16, samples.astype("<i2").tobytes()
+    if np.issubdtype(samples.dtype, np.floating):
+        return pb.SAMPLE_FORMAT_FLOAT32, samples.astype("<f4").tobytes()
+    raise ValueError(f"samples must be floats in [-1, 1] or int16, not {samples.dtype}")
+
+
+def _selectors(variants: str | Sequence[str]) -> list[pb.ModelSelector]:
+    names = variants.split(",") if isinstance(variants, str) else list(variants)
+    if names == ["all"]:
+        return []  # an empty list selects every loaded variant
+    if not names:
+        raise ValueError('variants: name at least one, or "all"')
+    return [_selector(name.strip()) for name in names]
+
+
+def _selector(name: str) -> pb.ModelSelector:
+    variant, at, version = name.partition("@")
+    if not variant or variant == "all":
+        raise ValueError(f'variants: {name!r} is not a variant; write names such as act-da or act-da@3, or "all" alone')
+    if at and not (version.isascii() and version.isdigit() and 0 < int(version) < 2**31):
+        raise ValueError(f"variants: {name!r} needs a whole number of 1 or more after @")
+    return pb.ModelSelector(variant=variant, version=int(version) if at else 0)
+
+
+def _explain(explain: bool | Explain) -> pb.ExplainOptions | None:
+    if not explain:
+        return None
+    chosen = Explain() if explain is True else explain
+    return pb.ExplainOptions(
+        stages=[_choice(STAGES, stage, "stage") for stage in chosen.stages],
+        resolution=_choice(_RESOLUTIONS, chosen.resolution, "resolution"),
+        encoding=_choice(_ENCODINGS, chosen.encoding, "encoding"),
+        target_speaker=chosen.target or "",
+    )
+
+
+def _choice(choices: dict[str, _T], name: str, field: str) -> _T:
+    if name not in choices:
+        raise ValueError(f"{field}: {name!r} is not one of {', '.join(choices)}")
+    return choices[name]
