@@ -41,7 +41,7 @@ def _ticks(stat: Path) -> int:
 
 
 async def load(address: str, in_flight: int, seconds: float) -> list[float]:
-    """Keeps so many calls in flight for a time, and returns their durations in seconds."""
+    """Keep so many calls in flight for a time, and return their durations in seconds."""
     request = pb.IdentifyRequest(audio=raw(voice(3.0)), top_k=1)
     durations: list[float] = []
     end = time.monotonic() + seconds
@@ -74,7 +74,7 @@ def measure(server: ServerProcess, in_flight: int, seconds: float) -> str:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="for each number of calls in flight")
     parser.add_argument("--ask", metavar="ADDRESS", help=argparse.SUPPRESS)

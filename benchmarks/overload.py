@@ -141,7 +141,7 @@ class Client:
         )
 
     async def run(self) -> Offered:
-        """The calls that were begun before the load's end."""
+        """Return the calls that were begun before the load's end."""
         load = self._load
         async with grpc.aio.insecure_channel(load.address) as channel:
             stub = SpeakerIdentificationStub(channel)
@@ -194,7 +194,7 @@ def _processor_seconds(process: int) -> float:
 
 
 def offer(load: Load) -> Offered:
-    """What becomes of a load."""
+    """Summarise what became of a load."""
     return asyncio.run(Client(load).run())
 
 
@@ -210,7 +210,7 @@ def capacity(pool: Pool, load: Load) -> Offered:
 
 
 def rounds(capacities: list[Offered], overloads: list[Offered], figure: Callable[[Offered], float]) -> list[float]:
-    """A figure of each overload, over its mean of the capacities before and after."""
+    """Return a figure of each overload over the mean of the capacities before and after it."""
     beside = itertools.pairwise(capacities)
     return [
         2 * figure(overload) / (figure(before) + figure(after))
@@ -219,7 +219,7 @@ def rounds(capacities: list[Offered], overloads: list[Offered], figure: Callable
 
 
 def summary(capacities: list[Offered], overloads: list[Offered]) -> dict[str, Any]:
-    """The figures of a server that was overloaded between every two of `capacities`."""
+    """Return the figures of a server that was overloaded between every two of `capacities`."""
     calls = [call for overload in overloads for call in overload.calls]
     accepted = [call for call in calls if not call.refused]
     kinds = defaultdict(list)
@@ -252,7 +252,7 @@ def summary(capacities: list[Offered], overloads: list[Offered]) -> dict[str, An
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures for people."""
+    """Return the figures as lines of text."""
 
     def each(key: str, form: str, times: float = 1.0) -> str:
         return ", ".join(format(times * value, form) for value in figures[key])

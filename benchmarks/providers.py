@@ -30,7 +30,7 @@ Feeds = dict[str, NDArray[Any]]
 
 
 def sessions(graph: Path) -> dict[str, ort.InferenceSession]:
-    """The graph on every provider that really runs it: a listed one may fall back without a word."""
+    """Open the graph on every provider that really runs it: a listed one may fall back silently."""
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     opened = {}
@@ -45,7 +45,7 @@ def sessions(graph: Path) -> dict[str, ort.InferenceSession]:
 
 
 def feeds(bundle: Path, batch: int, explain: bool) -> Feeds:
-    """A batch of the bundle's own utterances."""
+    """Return a batch of the bundle's own utterances."""
     files = sorted((bundle / "utterances").glob("*.flac"))
     rows = [np.resize(soundfile.read(files[i % len(files)], dtype="float32")[0], SAMPLES) for i in range(batch)]
     given: Feeds = {"audio": np.stack(rows), "lengths": np.full(batch, SAMPLES)}
@@ -53,7 +53,7 @@ def feeds(bundle: Path, batch: int, explain: bool) -> Feeds:
 
 
 def measure(graph: Path, batch: int) -> list[str]:
-    """A line for each provider."""
+    """Print a line for each provider."""
     opened, given = sessions(graph), feeds(graph.parent, batch, graph.name.startswith("explain"))
     names = [output.name for output in next(iter(opened.values())).get_outputs()]
     compared = [name for name in names if name == "logits" or name.startswith("saliency")]

@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def read_sources(arguments: argparse.Namespace, part: str) -> Sources:
-    """The recordings to fit on, or those to validate on."""
+    """Return the recordings to fit on, or those to validate on."""
     fitting = part == "fit"
     splits = ("train", "dev") if fitting else ("test",)
     spoken: dict[str, list[Path]] = defaultdict(list)
@@ -151,7 +151,7 @@ def mixtures(
 
 
 def joined(files: list[Path], samples: int, random: np.random.Generator) -> Array:
-    """A stretch of one speaker's recordings in random order, one after the other."""
+    """Return a stretch of one speaker's recordings in random order, one after the other."""
     parts: list[Array] = []
     for index in random.permutation(len(files)):
         parts.append(read(files[index]))
@@ -176,7 +176,7 @@ def interference(kind: str, sources: Sources, samples: int, random: np.random.Ge
 
 
 def sounding(files: list[Path], samples: int, random: np.random.Generator) -> Array:
-    """A stretch of one of the recordings, without the silence that pads it."""
+    """Return a stretch of one of the recordings, without the silence that pads it."""
     while True:
         recording = read(files[random.integers(len(files))])
         audible = np.flatnonzero(np.abs(recording) > 1e-4)
@@ -187,7 +187,7 @@ def sounding(files: list[Path], samples: int, random: np.random.Generator) -> Ar
 
 
 def stretch(recording: Array, samples: int, random: np.random.Generator) -> Array:
-    """Samples in a row from anywhere in a recording, repeated if it is too short."""
+    """Return consecutive samples from a random place in a recording, repeated if it is too short."""
     whole = np.tile(recording, -(-samples // len(recording)))
     start = random.integers(len(whole) - samples + 1)
     return whole[start : start + samples]
@@ -195,7 +195,7 @@ def stretch(recording: Array, samples: int, random: np.random.Generator) -> Arra
 
 @functools.lru_cache(1000)
 def read(file: Path) -> Array:
-    """A recording without its constant offset."""
+    """Return a recording without its constant offset."""
     samples, rate = soundfile.read(file, dtype="float32")
     if rate != RATE:
         raise SystemExit(f"{file}: {rate} Hz, {RATE} expected")
@@ -233,7 +233,7 @@ def bounded(estimate: float) -> float:
 
 
 def calibration(raw: NDArray[np.float64], truth: NDArray[np.float64]) -> Callable[[float], float]:
-    """A monotone curve from estimates to ratios: means of 25 bins, never falling."""
+    """Return a monotone curve from estimates to ratios: means of 25 bins, never falling."""
     bins = np.array_split(np.argsort(raw), 25)
     places = np.array([raw[index].mean() for index in bins])
     values = np.maximum.accumulate([truth[index].mean() for index in bins])
@@ -241,7 +241,7 @@ def calibration(raw: NDArray[np.float64], truth: NDArray[np.float64]) -> Callabl
 
 
 def wada(samples: Array) -> float:
-    """The mean of the logarithm below the logarithm of the mean, looked up in the table of the model."""
+    """Look up the mean of the logarithm below the logarithm of the mean in the model's table."""
     size = np.abs(samples - samples.mean()) + 1e-10
     statistic = math.log(float(size.mean())) - float(np.log(size).mean())
     return float(np.interp(statistic, wada_table(), np.arange(-20, 101)))
@@ -249,7 +249,7 @@ def wada(samples: Array) -> float:
 
 @functools.cache
 def wada_table() -> NDArray[np.float64]:
-    """The statistic at -20 to 100 dB."""
+    """Return the statistic at -20 to 100 dB."""
     random = np.random.default_rng(0)
     speech = random.gamma(0.4, size=400_000) * random.choice([-1, 1], 400_000)
     noise = random.standard_normal(400_000)
@@ -272,20 +272,20 @@ def above(floor: float, mean: float) -> float:
 
 
 def energy_quantile(samples: Array) -> float:
-    """The lower quintile of frames is noise."""
+    """Estimate with the lower quintile of frames as noise."""
     energy = power(samples, 512).sum(axis=1)
     return above(float(np.quantile(energy, 0.2)), float(energy.mean()))
 
 
 def band_quantile(samples: Array) -> float:
-    """The lower quintile of each band is noise, of exponentially distributed power."""
+    """Estimate with the lower quintile of each band as noise of exponentially distributed power."""
     bands = power(samples, 512)
     floor = np.quantile(bands, 0.2, axis=0) / -math.log(0.8)
     return above(float(floor.sum()), float(bands.sum(axis=1).mean()))
 
 
 def minimum_statistics(samples: Array) -> float:
-    """The minimum of the smoothed power in each band is noise."""
+    """Estimate with the minimum of the smoothed power in each band as noise."""
     bands = power(samples, 128)
     smoothed = bands.copy()
     for now in range(1, len(bands)):
@@ -305,7 +305,7 @@ OTHERS = {
 def write_report(errors: dict[str, dict[tuple[str, int], list[float]]], arguments: argparse.Namespace) -> None:
     """Print and write bias, mean absolute error and number of each kind and ratio, and of the groups."""
     report: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}",
         "mixtures_of_each": arguments.each,
         "seconds": arguments.seconds,

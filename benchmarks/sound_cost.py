@@ -73,7 +73,7 @@ def main() -> None:
     for name, share in shares.items():
         print(f"hear over {name}: medians {100 * share:.2f} %, least {100 * least_shares[name]:.2f} %")
     report = {
-        "date": datetime.date.today().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}",
         "load_average": os.getloadavg()[0],
         "seconds_of_audio": SECONDS,
