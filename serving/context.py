@@ -6,13 +6,13 @@ Outside a call (probes, background work, a unit test) `current_context` has no v
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from speakerlens.serving.metrics import NO_VARIANT
-
+# Labels of a call that asks no variant, or more than one.
+NO_VARIANT, SEVERAL_VARIANTS = "_none", "_several"
 ID_HEADER = "x-request-id"
 RETRY_HEADER = "retry-after-ms"
 # Intervals of a phase that are kept as they are, and how old one must be to be summed and dropped.
@@ -64,6 +64,14 @@ class CallContext:
 
 
 current_context: ContextVar[CallContext] = ContextVar("current_context")
+
+
+def variant_label(variants: Iterable[str]) -> str:
+    """Return the label of a call that asks these loaded variants."""
+    names = set(variants)
+    if not names:
+        return NO_VARIANT
+    return names.pop() if len(names) == 1 else SEVERAL_VARIANTS
 
 
 @dataclass(frozen=True)

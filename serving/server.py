@@ -33,11 +33,10 @@ from speakerlens.serving.pipeline.store import AsyncSpeakerStore
 from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.robustness.probes import Prober
 from speakerlens.serving.rpc.auth import AuthInterceptor, Tokens
-from speakerlens.serving.rpc.builtin import BuiltinServicesInterceptor
 from speakerlens.serving.rpc.channels import channel_arguments, exposure
-from speakerlens.serving.rpc.drain import CallGate, close_connections
+from speakerlens.serving.rpc.drain import close_connections
 from speakerlens.serving.rpc.health import Health
-from speakerlens.serving.rpc.interceptor import CallInterceptor
+from speakerlens.serving.rpc.interceptor import BuiltinServicesInterceptor, CallGate, CallInterceptor
 from speakerlens.serving.rpc.tls import server_credentials
 from speakerlens.serving.rpc.tracing import Tracing
 from speakerlens.serving.rpc.transfer import MessageTransfer

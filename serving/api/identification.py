@@ -36,10 +36,10 @@ from speakerlens.serving.api.voice_messages import (
 )
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.config import Config
-from speakerlens.serving.context import current_context
+from speakerlens.serving.context import current_context, variant_label
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
-from speakerlens.serving.metrics import Metrics, variant_label
+from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.concurrency import map_concurrent, retry_when_full
 from speakerlens.serving.pipeline.enroll import Enroller

@@ -5,6 +5,6 @@ strings never become labels. docs/metrics.md lists every metric.
 """
 
 from speakerlens.serving.metrics.robustness import Robustness
-from speakerlens.serving.metrics.service import NO_VARIANT, Metrics, ModelInfo, variant_label
+from speakerlens.serving.metrics.service import Metrics, ModelInfo
 
-__all__ = ["NO_VARIANT", "Metrics", "ModelInfo", "Robustness", "variant_label"]
+__all__ = ["Metrics", "ModelInfo", "Robustness"]

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import prometheus_client as prometheus
 from prometheus_client import Metric
@@ -68,3 +69,21 @@ class Page:
         """
         server, _ = prometheus.start_http_server(port, host, registry=self.registry)
         return int(server.server_port)
+
+
+@dataclass(frozen=True)
+class QueueMetrics:
+    """The metrics of one variant's queue for one kind of answer; the batcher's observer."""
+
+    depth: prometheus.Gauge
+    size: prometheus.Histogram
+    seconds: prometheus.Histogram
+
+    def record_waiting(self, change: int) -> None:
+        """Change the depth of the queue."""
+        self.depth.inc(change)
+
+    def record_batch(self, size: int, seconds: float) -> None:
+        """Count a batch of `size` that took `seconds` on the device."""
+        self.size.observe(size)
+        self.seconds.observe(seconds)

@@ -5,42 +5,23 @@ refused before its variants are known (no variant's name starts with an undersco
 (`--max-message-bytes`) is refused before it reaches these counters.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import prometheus_client as prometheus
 
 from speakerlens.serving.bundle import VARIANT_NAME
+from speakerlens.serving.context import NO_VARIANT
 from speakerlens.serving.errors import Reason
-from speakerlens.serving.metrics.registry import Page
+from speakerlens.serving.metrics.registry import Page, QueueMetrics
 from speakerlens.serving.metrics.robustness import Robustness
 
-NO_VARIANT, SEVERAL_VARIANTS = "_none", "_several"
 PHASES = ("decode", "queue", "inference", "encode")
 # The usual statuses of a variant that fails; others appear with their first event.
 FAILURES = ("INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
 REBUILDS = ("ok", "failed")
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-
-
-@dataclass(frozen=True)
-class QueueMetrics:
-    """The metrics of one variant's queue for one kind of answer; the batcher's observer."""
-
-    depth: prometheus.Gauge
-    size: prometheus.Histogram
-    seconds: prometheus.Histogram
-
-    def record_waiting(self, change: int) -> None:
-        """Change the depth of the queue."""
-        self.depth.inc(change)
-
-    def record_batch(self, size: int, seconds: float) -> None:
-        """Count a batch of `size` that took `seconds` on the device."""
-        self.size.observe(size)
-        self.seconds.observe(seconds)
 
 
 class ModelInfo(NamedTuple):
@@ -157,11 +138,3 @@ class Metrics:
             self.batch_size.labels(variant, kind),
             self.batch_duration.labels(variant, kind),
         )
-
-
-def variant_label(variants: Iterable[str]) -> str:
-    """Return the label of a call that asks these loaded variants."""
-    names = set(variants)
-    if not names:
-        return NO_VARIANT
-    return names.pop() if len(names) == 1 else SEVERAL_VARIANTS

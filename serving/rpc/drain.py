@@ -1,4 +1,4 @@
-"""Draining: the gate that lets calls in, and the end of connections when the server stops.
+"""Draining: the end of connections when the server stops.
 
 A gRPC server that stops answers CANCELLED to calls that arrived before their clients learned of it (grpc/grpc#41785),
 and no client retries those. When the connection ends instead, the same calls fail as UNAVAILABLE and are retried
@@ -12,53 +12,12 @@ import socket
 import stat
 import struct
 from pathlib import Path
-from typing import Any
-
-from speakerlens.serving.errors import Reason, UnavailableError
 
 # gRPC does not expose its sockets, so they are looked up among the process's descriptors, which only Linux lists here.
 DESCRIPTORS = Path("/proc/self/fd")
 # States in Linux's tcp_info in which the peer has not received everything yet.
 ESTABLISHED, FIN_WAIT1, CLOSING = 1, 4, 11
 POLL_SECONDS = 0.01
-
-
-class CallGate:
-    """Lets calls in and counts those in progress.
-
-    Attributes:
-        closed: why no call is let in, None while the gate is open.
-    """
-
-    def __init__(self) -> None:
-        self.closed: str | None = "the server is starting"
-        self._inside: set[Any] = set()
-        self._empty = asyncio.Event()
-        self._empty.set()
-
-    def enter(self, context: Any) -> None:
-        """Count a call until it leaves or ends, which is when its last answer was passed to the network.
-
-        Raises:
-            UnavailableError: the gate is closed.
-        """
-        if self.closed is not None:
-            raise UnavailableError(Reason.NOT_SERVING, f"{self.closed}; retry, or use another replica")
-        self._inside.add(context)
-        self._empty.clear()
-        context.add_done_callback(self.leave)
-
-    def leave(self, context: Any) -> None:
-        """Stop counting a call."""
-        self._inside.discard(context)
-        if not self._inside:
-            self._empty.set()
-
-    async def emptied(self, seconds: float) -> bool:
-        """Wait until no call is inside; return whether that happened within `seconds`."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), seconds)
-        return self._empty.is_set()
 
 
 async def close_connections(port: int, seconds: float) -> None:

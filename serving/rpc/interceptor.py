@@ -6,6 +6,7 @@ has the trace under that id. Messages are parsed and serialised here, so that a 
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import re
 import time
@@ -18,9 +19,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from speakerlens.serving.context import ID_HEADER, CallContext, current_context
-from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError
+from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, UnavailableError
 from speakerlens.serving.metrics import Metrics
-from speakerlens.serving.rpc.drain import CallGate
 from speakerlens.serving.rpc.tracing import Tracing
 from speakerlens.serving.rpc.transfer import MessageTransfer, Reservation
 
@@ -42,6 +42,44 @@ HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
     (True, False): grpc.stream_unary_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
+
+
+class CallGate:
+    """Lets calls in and counts those in progress.
+
+    Attributes:
+        closed: why no call is let in, None while the gate is open.
+    """
+
+    def __init__(self) -> None:
+        self.closed: str | None = "the server is starting"
+        self._inside: set[Any] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def enter(self, context: Any) -> None:
+        """Count a call until it leaves or ends, which is when its last answer was passed to the network.
+
+        Raises:
+            UnavailableError: the gate is closed.
+        """
+        if self.closed is not None:
+            raise UnavailableError(Reason.NOT_SERVING, f"{self.closed}; retry, or use another replica")
+        self._inside.add(context)
+        self._empty.clear()
+        context.add_done_callback(self.leave)
+
+    def leave(self, context: Any) -> None:
+        """Stop counting a call."""
+        self._inside.discard(context)
+        if not self._inside:
+            self._empty.set()
+
+    async def emptied(self, seconds: float) -> bool:
+        """Wait until no call is inside; return whether that happened within `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), seconds)
+        return self._empty.is_set()
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -201,6 +239,64 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             *(call.method, call.variant, call.status, seconds, text),
             extra={"fields": fields},
         )
+
+
+class BuiltinServicesInterceptor(grpc.aio.ServerInterceptor):
+    """Receives and parses the messages of health and reflection: of every service but the given ones.
+
+    A malformed message is INVALID_ARGUMENT; gRPC by itself would answer UNKNOWN and log a stack trace.
+
+    Args:
+        services: full names of the services that `CallInterceptor` runs.
+        transfers: receives the messages.
+    """
+
+    def __init__(self, services: Collection[str], transfers: MessageTransfer) -> None:
+        self._services = frozenset(services)
+        self._transfers = transfers
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return a handler that receives and parses, then runs the method's handler."""
+        handler = await continuation(handler_call_details)
+        service = handler_call_details.method.removeprefix("/").rpartition("/")[0]
+        if handler is None or service in self._services:
+            return handler
+        parsing = _parsing(handler, self._transfers)
+        return HANDLERS[True, handler.response_streaming](parsing, None, handler.response_serializer)
+
+
+def _parsing(handler: Any, transfers: MessageTransfer) -> Callable[..., Any]:
+    """Return the handler's behaviour with a parser before it, a coroutine or a generator like itself."""
+    behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+    async def parsed(incoming: Any, context: Any) -> Any:
+        messages = _messages(handler.request_deserializer, transfers, aiter(incoming), context)
+        if handler.request_streaming:
+            return messages
+        async for message in messages:
+            return message
+        return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, NO_MESSAGE)
+
+    async def call(incoming: Any, context: Any) -> Any:
+        return await behaviour(await parsed(incoming, context), context)
+
+    async def generate(incoming: Any, context: Any) -> AsyncIterator[Any]:
+        async for response in behaviour(await parsed(incoming, context), context):
+            yield response
+
+    return generate if inspect.isasyncgenfunction(behaviour) else call
+
+
+async def _messages(
+    parse: Callable[[bytes], Any], transfers: MessageTransfer, messages: AsyncIterator[bytes], context: Any
+) -> AsyncIterator[Any]:
+    try:
+        while (message := await transfers.receive(messages)) is not None:
+            yield parse(message)
+    except DecodeError:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, MALFORMED)
+    except RequestError as error:
+        await context.abort(grpc.StatusCode[error.code], str(error))
 
 
 def error_status(error: Exception) -> tuple[str, str]:

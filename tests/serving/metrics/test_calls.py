@@ -8,10 +8,10 @@ from unittest import mock
 import grpc
 import pytest
 
+from speakerlens.serving.context import variant_label
 from speakerlens.serving.errors import Reason, ResourceExhaustedError
-from speakerlens.serving.metrics import Metrics, variant_label
-from speakerlens.serving.rpc.drain import CallGate
-from speakerlens.serving.rpc.interceptor import CallInterceptor
+from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor
 from speakerlens.serving.rpc.transfer import MessageTransfer
 
 

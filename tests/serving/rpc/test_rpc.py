@@ -12,8 +12,7 @@ from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.context import current_context
 from speakerlens.serving.errors import InvalidArgumentError, Reason, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics
-from speakerlens.serving.rpc.drain import CallGate
-from speakerlens.serving.rpc.interceptor import CallInterceptor
+from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor
 from speakerlens.serving.rpc.transfer import MessageTransfer
 
 SERVICE = "test.Service"
