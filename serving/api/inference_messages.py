@@ -11,8 +11,7 @@ from speakerlens.protos.inference import inference_pb2 as pb
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.graphs import SALIENCY, ExplainedPrediction, Prediction
-from speakerlens.serving.engine.statistics import Timing
-from speakerlens.serving.models.registry import Model
+from speakerlens.serving.models.registry import Model, Timing
 from speakerlens.serving.pipeline.aggregate import softmax
 from speakerlens.serving.pipeline.explain import displayed
 

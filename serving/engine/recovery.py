@@ -22,6 +22,10 @@ class EngineRecovery:
         name: for messages, such as `clean/1`.
         reopen: opens the engine again and checks it, or raises; takes seconds, runs in a thread.
         record_attempt: called with whether an attempt succeeded.
+
+    Attributes:
+        broken: whether nothing can be computed now.
+        failing: whether, moreover, several attempts to reopen the engine failed.
     """
 
     def __init__(self, name: str, reopen: Callable[[], object], record_attempt: Callable[[bool], object]) -> None:
@@ -30,17 +34,8 @@ class EngineRecovery:
         self._record_attempt = record_attempt
         self._listeners: list[Callable[[bool], object]] = []
         self._task: asyncio.Task[None] | None = None
-        self._failures = 0
-
-    @property
-    def broken(self) -> bool:
-        """Whether nothing can be computed now."""
-        return self._task is not None
-
-    @property
-    def failing(self) -> bool:
-        """Whether the engine is broken and several attempts to reopen it failed."""
-        return self._failures >= ATTEMPTS_BEFORE_REFUSING
+        self.broken = False
+        self.failing = False
 
     def subscribe(self, listener: Callable[[bool], object]) -> None:
         """Call `listener` with whether the engine works, at every change and when it becomes failing."""
@@ -48,8 +43,9 @@ class EngineRecovery:
 
     def start(self) -> None:
         """Start reopening the engine, unless that is going on."""
-        if self._task is None:
+        if not self.broken:
             log.error("the engine of %s is broken and will be reopened", self._name)
+            self.broken = True
             self._task = asyncio.create_task(self._reopen_until_works())
             self._notify(False)
 
@@ -61,14 +57,15 @@ class EngineRecovery:
             await asyncio.wait({self._task})
 
     async def _reopen_until_works(self) -> None:
-        pause = FIRST_PAUSE_SECONDS
+        pause, failures = FIRST_PAUSE_SECONDS, 0
         while not await self._attempt():
-            self._failures += 1
-            if self._failures == ATTEMPTS_BEFORE_REFUSING:
+            failures += 1
+            if failures == ATTEMPTS_BEFORE_REFUSING:
+                self.failing = True
                 self._notify(False)
             await asyncio.sleep(pause)
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
-        self._task, self._failures = None, 0
+        self._task, self.broken, self.failing = None, False, False
         log.warning("the engine of %s works again", self._name)
         self._notify(True)
 

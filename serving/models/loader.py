@@ -13,11 +13,10 @@ from speakerlens.serving.engine.queue import Observer, QueueLimits
 from speakerlens.serving.engine.recovery import EngineRecovery
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.engine.session import Engine, GraphSession
-from speakerlens.serving.engine.statistics import CountingObserver, Statistics
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.folders import BundleFolder, stamp_of
 from speakerlens.serving.models.reader import read_bundle
-from speakerlens.serving.models.registry import Model
+from speakerlens.serving.models.registry import CountingObserver, Model, Statistics
 
 log = logging.getLogger(__name__)
 
