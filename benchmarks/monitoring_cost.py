@@ -66,7 +66,7 @@ class Core:
             await self._identifier.identify(query, models)
         latency = time.perf_counter() - clock
         # One thread, and first in, first out: what was left to it is done before this.
-        await asyncio.get_running_loop().run_in_executor(self._watcher._executor.thread, int)
+        await asyncio.get_running_loop().run_in_executor(self._watcher._executor.thread, int)  # noqa: SLF001
         return time.process_time() - cpu, latency
 
     async def close(self) -> None:

@@ -46,9 +46,9 @@ def main() -> None:
         "hear": lambda: sound.measure_sound(speech),
         "frames": lambda: analyse(speech),
         "snr": lambda: snr_db(analysed),
-        "speech share": lambda: sound._speech_share(analysed),
+        "speech share": lambda: sound._speech_share(analysed),  # noqa: SLF001
         "clipped share": lambda: sound.clipped_share(speech),
-        "bandwidth": lambda: sound._bandwidth_hz(speech, analysed.energy),
+        "bandwidth": lambda: sound._bandwidth_hz(speech, analysed.energy),  # noqa: SLF001
     }
     requests = {name: request(speech, arguments.variant, name == "explain") for name in ("predict", "explain")}
     microseconds: dict[str, list[float]] = {name: [] for name in (*requests, *parts)}

@@ -136,7 +136,7 @@ class Stopwatch:
 
     def _record(self, phase: int, start: float, stop: float) -> None:
         if self._parent is not None:
-            self._parent._record(phase, start, stop)
+            self._parent._record(phase, start, stop)  # noqa: SLF001 - of the same class
         with self._lock:
             self._intervals[phase].append((max(start, self._horizon), stop))
             if len(self._intervals[phase]) > MAX_INTERVALS:

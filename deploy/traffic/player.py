@@ -117,7 +117,7 @@ class Traffic:
     def _call(self, rng: Random) -> None:
         try:
             self._play(rng)
-        except Exception as error:  # raised again by wait()
+        except Exception as error:  # noqa: BLE001 - counted as a failed call
             self._error = error
             self._ended.set()
 

@@ -124,7 +124,7 @@ class Service(SpeakerIdentificationServicer):
         ) -> pb.IdentifyResponse | pb.Failure:
             try:
                 return await identified(item)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - becomes this request's failure
                 if isinstance(error, RequestError):
                     self._metrics.rejections.labels(error.reason).inc()
                 return failure_of(error)

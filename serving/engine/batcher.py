@@ -161,7 +161,7 @@ class Batcher(Generic[JobT, ResultT]):
         earliest = self._scheduler.earliest_start(min(queued.arrived for queued in batch))
         try:
             results = await self._scheduler.compute(self.work, [queued.job for queued in batch], inputs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - any error fails or retries the batch
             await self._retry_or_fail(priority, batch, error)
             return
         seconds = now() - started

@@ -72,7 +72,7 @@ class EngineRecovery:
     async def _attempt(self) -> bool:
         try:
             await asyncio.to_thread(self._reopen)
-        except Exception as error:  # any error is retried
+        except Exception as error:  # noqa: BLE001 - any error is retried
             log.error("the engine of %s cannot be opened: %s", self._name, error)  # noqa: TRY400 - the cause says all
             self._call(self._record_attempt, False)
             return False

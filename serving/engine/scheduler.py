@@ -161,7 +161,7 @@ class Scheduler:
         """Return whether the work still computes a known-good job."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._device_thread, work.probe)
-        except Exception:  # any error means that it does not
+        except Exception:  # noqa: BLE001 - any error means that it failed
             return False
         return True
 
@@ -277,7 +277,7 @@ class Scheduler:
         try:
             work = scheduled.source.work
             inputs = await asyncio.get_running_loop().run_in_executor(self._prepare_thread, work.prepare, jobs)
-        except Exception:
+        except Exception:  # noqa: BLE001 - any error means that it failed
             return None
         self._preparing_s = max(now() - started, PREPARING_MEMORY * self._preparing_s)
         return inputs

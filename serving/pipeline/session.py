@@ -175,7 +175,7 @@ class RequestSession:
             return state.error
         try:
             return ModelOutput(await self._compute(state, window, state.target, stopwatch))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - stands for this model's answer
             return self._fail(state, error)
 
     def _fail(self, state: _ModelState, error: Exception) -> Exception:
@@ -232,7 +232,7 @@ class RequestSession:
         if self._query.explain is not None and self._windows > 1:
             try:
                 prediction = await self._explain_whole(state, prediction)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - stands for this model's answer
                 return self._fail(state, error)
         return ModelOutput(prediction, state.aggregator.timeline())
 

@@ -152,7 +152,7 @@ class Verifier:
     async def _embed(
         self, claim: VerificationRequest, audio: Audio, name: str, model: Model, stopwatch: Stopwatch
     ) -> _Utterance:
-        pipeline, windows = self._pipeline, []
+        pipeline = self._pipeline
         query = QueryOptions(
             with_embedding=True,
             priority=claim.priority,
@@ -163,9 +163,9 @@ class Verifier:
         limit = pipeline.duration_limit(QueryOptions(explain=claim.explain))
         with pipeline.session(query, [model], stopwatch) as session:
             reader = WindowReader(audio, limit, pipeline.windowing([model]), pipeline.min_samples(model), name)
-            async for each in session.windows(pipeline.read(reader, session.stopwatch)):
-                if claim.explain is not None:
-                    windows.append((each.window, each.speech))
+            outputs = session.windows(pipeline.read(reader, session.stopwatch))
+            # Windows are kept only where maps of them are asked for.
+            windows = [(each.window, each.speech) async for each in outputs if claim.explain is not None]
             result = await pipeline.finish(query, [model], session, reader.info)
         [answer] = result.answers
         assert isinstance(answer, Answer), "a single model fails by raising"

@@ -137,7 +137,7 @@ class Prober:
         with self._models.lease([Selector(bundle.variant, bundle.version)]):
             try:
                 result = await self._answer(done.model, probes, index, condition)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - becomes a failed probe
                 done.errors.append(f"{condition}: {error or type(error).__name__}")
                 result = ProbeResult("failed")
         self._metrics.utterances.labels(bundle.variant, result.outcome).inc()

@@ -201,7 +201,7 @@ class SampleTasks:
                     prediction = known.get(model.bundle.digest) or await _predict(model, sample.audio, slot)
                 except Dropped:
                     raise
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - the others are compared all the same
                     errors.append(error)
                 else:
                     named.append((model.bundle, model.bundle.speakers[int(prediction.logits.argmax())]))

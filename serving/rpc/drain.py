@@ -29,7 +29,7 @@ async def close_connections(port: int, seconds: float) -> None:
                 each.shutdown(socket.SHUT_WR)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while not all(map(_delivered, connections)):
+                while not all(map(_delivered, connections)):  # noqa: ASYNC110 - the kernel has no event for it
                     await asyncio.sleep(POLL_SECONDS)
 
 

@@ -165,7 +165,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except asyncio.CancelledError:
             self._record_cancellation(call, context)
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every error becomes a status
             if context.cancelled():  # writing to a client that has cancelled fails
                 self._record_cancellation(call, context)
                 raise asyncio.CancelledError from None

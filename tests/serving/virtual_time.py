@@ -52,7 +52,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self._spent = 0.0
             try:
                 result, error = func(*args), None
-            except Exception as caught:
+            except Exception as caught:  # noqa: BLE001 - passed on to the future
                 result, error = None, caught
             self._busy.add(executor)
             self.call_later(self._spent, self._finish, executor, future, result, error)

@@ -31,7 +31,7 @@ def outcome(call: Any) -> str:
     """Return the result or the error of a call, as text."""
     try:
         return str(call())
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - printed for the test
         return f"{type(error).__name__}: {error}"
 
 

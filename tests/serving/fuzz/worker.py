@@ -25,7 +25,7 @@ def outcome(data: bytes) -> str:
         samples = decode(EncodedAudio(data), DurationLimit(MAX_SECONDS)).samples
     except RequestError as error:
         return error.code if len(str(error)) < 500 else f"a message of {len(str(error))} characters"
-    except Exception:
+    except Exception:  # noqa: BLE001 - reported to the fuzzer
         return traceback.format_exc()
     if samples.dtype != np.float32 or not np.isfinite(samples).all():
         return "samples that are not finite float32"

@@ -307,7 +307,7 @@ def test_a_broken_engine_affects_only_its_variants_health(tmp_path: Path, monkey
         assert [world.health.serving(name) for name in names] == [False, False, False, True]
         mended.set()
         async with asyncio.timeout(30):
-            while not all(world.health.serving(name) for name in names):
+            while not all(world.health.serving(name) for name in names):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     play(tmp_path, scenario)

@@ -128,7 +128,7 @@ def on_bench(test: Callable[[Bench], Awaitable[None]]) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -162,7 +162,7 @@ def test_errors_have_a_status_in_streams_and_single_calls(chunk: bytes, code: st
         answers = []
         with pytest.raises(grpc.aio.AioRpcError) as streamed:
             async for answer in stream:
-                answers.append(answer)
+                answers.append(answer)  # noqa: PERF401 - what came before the error counts
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await single
         assert len(answers) == 1, "answers before the error arrive"
