@@ -7,7 +7,7 @@ Starts the real server on the folder of bundles, and clients in a process of the
 each asks again when it is answered: what is answered in a second is the capacity. Then requests come at three times
 that rate, at random moments, whether earlier ones are answered or not, each with a deadline. Then capacity again, and
 so on, so that whatever else the machine does falls on both. Answers count in the second in which they come, and only
-after a run-up as long as the deadline: what a queue holds when a load begins or ends is nobody's gain.
+after a run-up as long as the deadline: what a queue holds when a load begins or ends counts for neither.
 
 With --device-seconds the device needs that long for a second of audio (benchmarks/paced.py), as a GPU does, whose time
 the clients and the rest of the machine do not take away.
@@ -203,7 +203,7 @@ def capacity(pool: Pool, load: Load) -> Offered:
     found = pool.apply(offer, (load,))
     wrong = {call.code for call in found.calls} - {"OK"}
     if not found.answers:
-        raise SystemExit("error: nobody was answered; let it last longer, or ask for less")
+        raise SystemExit("error: no call was answered; let it last longer, or offer less")
     if wrong:
         raise SystemExit(f"error: callers who wait for their answer got {', '.join(sorted(wrong))}")
     return found

@@ -57,7 +57,7 @@ class World:
         results, error = [], None
         try:
             results.append(action())
-        except Exception as caught:  # noqa: BLE001 - told to the other processes
+        except Exception as caught:  # noqa: BLE001 - reported to the other processes
             error = caught
         failed, largest = self._largest(int(error is not None), number)
         if failed:

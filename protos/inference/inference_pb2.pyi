@@ -494,7 +494,7 @@ class ModelInferRequest(_message.Message):
     """Comes back with the answer."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-        """priority: 0 or 1 where somebody is waiting, 2 for bulk work. timeout: microseconds to answer in, beside the call's
+        """priority: 0 or 1 for interactive work, 2 for bulk work. timeout: microseconds to answer in, beside the call's
         own deadline.
         """
 

@@ -85,8 +85,8 @@ class CallGate:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Runs the calls, unary or streamed, of the given services; others (health, reflection) pass unchanged.
 
-    Handlers that stream answers are async generators; their requests arrive parsed, as an async iterator. gRPC is told
-    that every request is streamed, which is the same on the wire: so a request is read only after the gate let the call
+    Handlers that stream answers are async generators; their requests arrive parsed, as an async iterator. To gRPC
+    every request is streamed, which is the same on the wire: so a request is read only after the gate let the call
     in, and within its limits. A single answer is sent together with the status.
 
     Args:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 
-# As long as a machine with much other work may need; nobody waits for it where all is well.
+# As long as a busy machine may need; on a quiet one it starts in a second.
 START_SECONDS = 180
 CALL_SECONDS = 60
 # Ports that are free, and windows long enough for the toy bundles to be slow in one.

@@ -212,7 +212,7 @@ def test_two_voices_are_compared_as_embed_and_autograd_say(
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_an_enrolled_speaker_is_compared_with_the_mean_and_its_own_threshold(
+def test_enrolled_speaker_is_compared_with_its_mean_and_threshold(
     keeping: ServerProcess,
     manifest: dict[str, Any],
     utterances: list[NDArray[np.float32]],

@@ -799,7 +799,7 @@ class WindowAnswer(_message.Message):
     """Seconds from the start of the stream."""
     end_s: _builtins.float
     speech: _builtins.bool
-    """False: nobody speaks in this window; there are no answers, and it has no vote in the whole."""
+    """False: the window holds no speech; there are no answers, and it does not count in the whole."""
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelAnswer]:
         """One per model, of this window alone; maps explain its own best speaker unless a target is named."""

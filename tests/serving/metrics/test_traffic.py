@@ -66,7 +66,7 @@ def test_successes(server: ServerProcess) -> None:
     tally.call("ListModels")
     server.stub.GetModel(pb.GetModelRequest(model=models("da")[0]), timeout=CALL_SECONDS)
     tally.call("GetModel", "da")
-    server.status()  # health is no call of ours
+    server.status()  # calls of health are not counted
 
     answer = server.identify(pb.IdentifyRequest(audio=raw(talk(5.0)), models=models("da")))
     tally.call("Identify", "da")
@@ -141,7 +141,7 @@ def test_streams(server: ServerProcess) -> None:
 
 
 def test_voices(server: ServerProcess) -> None:
-    """Embeddings name nobody: their audio counts, predictions do not."""
+    """Embeddings name no speaker: their audio counts, predictions do not."""
     tally = Tally()
     server.stub.Embed(pb.EmbedRequest(audio=raw(talk(1.0))), timeout=CALL_SECONDS)
     tally.call("Embed", "_several")

@@ -102,7 +102,7 @@ def test_a_leased_model_outlives_its_replacement(tmp_path: Path, caplog: pytest.
 
 @pytest.mark.parametrize("leased", [True, False])
 def test_unused_graphs_are_closed_at_once(tmp_path: Path, leased: bool) -> None:
-    """The graphs are closed once nobody uses them, and not before; at once, not when garbage is next collected."""
+    """The graphs are closed when the last lease ends, not before and not at the next garbage collection."""
 
     async def scenario(world: World) -> None:
         gc.collect()

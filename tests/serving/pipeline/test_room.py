@@ -50,7 +50,7 @@ def fill(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.predict, "check_room", refuse)
 
 
-def test_a_model_without_room_fails_by_name_while_another_answers(
+def test_model_without_room_fails_by_name_while_another_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed, variant in enumerate("ab"):

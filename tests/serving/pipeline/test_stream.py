@@ -388,6 +388,6 @@ def test_stream_cancelled_while_ending_logs_no_error() -> None:
         await asyncio.gather(reading, return_exceptions=True)
         gc.collect()
 
-    for turns in range(6):  # one of them lies between the client's end and the reader's hearing of it
+    for turns in range(6):  # one of them lies between the client's end and the reader's noticing
         asyncio.run(run(turns))
     assert not errors

@@ -1,4 +1,4 @@
-"""A trained bundle whose weights are damaged is served without a complaint; its probes tell, though nobody asks."""
+"""A trained bundle whose weights are damaged is served without an error; its probes show it without any request."""
 
 import shutil
 from pathlib import Path

@@ -188,7 +188,7 @@ def test_the_monitoring_scope_limits_what_is_counted(
         await scene.settled("prediction_margin_count", 1, variant="da")
         found = scene.value("input_duration_seconds_count"), scene.value("prediction_margin_count", variant="clean")
         assert found == (counted[0] + 1, counted[1])
-        # What names nobody is no sample either.
+        # An answer that names no speaker is not sampled.
         expected = 2 if monitoring is MonitoringScope.ANSWER else 1
         await scene.settled("background_total", expected, work="shadow", outcome="done")
         assert scene.value("background_total", work="shadow", outcome="done") == expected
@@ -275,7 +275,7 @@ def test_a_failing_variant_does_not_stop_the_comparison(tmp_path: Path) -> None:
 
 
 def test_variants_are_compared_on_common_speakers_only(tmp_path: Path) -> None:
-    """Of somebody whom the other cannot name, it cannot disagree."""
+    """Two models disagree only about speakers that both know."""
     toy.write_bundle(tmp_path, "new", 1, seed=0, speakers=[f"new-{name}" for name in toy.speakers()])
 
     async def scenario(scene: Scene) -> None:

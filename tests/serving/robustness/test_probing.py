@@ -1,4 +1,4 @@
-"""Probes of real servers that nobody asks anything: what they show, of whom, and when it goes away."""
+"""Probes of real servers without requests: what they show, of which models, and when it is removed."""
 
 import json
 import re
