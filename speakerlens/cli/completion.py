@@ -3,40 +3,47 @@
 import io
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 
 from speakerlens.arguments import ArgumentParser
-from speakerlens.cli.main import CLIENT, COMPLETION, PARTS
-from speakerlens.cli.main import main as speakerlens
 
 FLAG = re.compile(r"^ +(?:-\w, )?(--[a-z][a-z-]*)", re.MULTILINE)
 SHELLS = ("bash", "zsh", "fish")
 
 
-def main(words: Sequence[str]) -> int:
-    """Print the script for one shell; return the exit code."""
+def main(
+    words: Sequence[str],
+    commands: Mapping[str, str],
+    with_flags: Collection[str],
+    run: Callable[[Sequence[str]], int],
+) -> int:
+    """Print the script for one shell; return the exit code.
+
+    Args:
+        words: those after `completion`.
+        commands: what each command does, by its name.
+        with_flags: the commands whose flags are completed.
+        run: runs the words of a command line.
+    """
     parser = ArgumentParser(
         prog="speakerlens completion",
-        description=f"{COMPLETION[0].upper()}{COMPLETION[1:]}.",
+        description="Print a completion script.",
         epilog="For bash, write it to ~/.local/share/bash-completion/completions/speakerlens; for zsh to "
         "_speakerlens in a folder of $fpath; for fish to ~/.config/fish/completions/speakerlens.fish.",
     )
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(words).shell
-    commands = {name: command.about for name, command in CLIENT.items()}
-    commands |= {name: command.about for name, command in PARTS.items()} | {"completion": COMPLETION}
-    # Help of training and export imports torch, which takes seconds: their options are not completed.
-    flags = {name: _flags(name) for name in (*CLIENT, "serve")}
+    flags = {name: _flags(name, run) for name in with_flags}
     sys.stdout.write({"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](commands, flags))
     return 0
 
 
-def _flags(command: str) -> list[str]:
+def _flags(command: str, run: Callable[[Sequence[str]], int]) -> list[str]:
     """Return the flags in the help of a command; none where what it needs is not installed."""
     text = io.StringIO()
     with redirect_stdout(text), suppress(SystemExit):
-        speakerlens([command, "--help"])
+        run([command, "--help"])
     return list(dict.fromkeys(FLAG.findall(text.getvalue())))
 
 

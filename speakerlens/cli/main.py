@@ -97,8 +97,6 @@ PARTS = {
     ),
 }
 
-COMPLETION = "print a completion script: bash, zsh or fish"
-
 EXAMPLES = """examples:
   speakerlens serve --bundles bundles
   speakerlens identify call.flac --plot why.png
@@ -116,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "completion":
         from speakerlens.cli.completion import main as completion  # noqa: PLC0415  (imported only where needed)
 
-        return completion(rest)
+        commands = {name: about for group in _groups().values() for name, about in group.items()}
+        # Help of training and export imports torch, which takes seconds: their flags are not completed.
+        return completion(rest, commands, (*CLIENT, "serve"), main)
     return _without_command(name, words)
 
 
@@ -177,14 +177,18 @@ def _run_part(name: str, words: Sequence[str]) -> int:
     return code
 
 
-def _overview() -> ArgumentParser:
-    """Return the parser of what comes without a command; its help lists all commands."""
-    groups = {
+def _groups() -> dict[str, dict[str, str]]:
+    """Return what each command does, by its name, in groups by their titles."""
+    return {
         "call a server": {name: command.about for name, command in CLIENT.items()},
         "run a server and make its models": {name: command.about for name, command in PARTS.items()},
-        "other": {"completion": COMPLETION},
+        "other": {"completion": "print a completion script: bash, zsh or fish"},
     }
-    listed = "\n\n".join(_group(title, commands) for title, commands in groups.items())
+
+
+def _overview() -> ArgumentParser:
+    """Return the parser of what comes without a command; its help lists all commands."""
+    listed = "\n\n".join(_group(title, commands) for title, commands in _groups().items())
     return ArgumentParser(
         prog="speakerlens",
         usage="speakerlens COMMAND [OPTIONS]",
