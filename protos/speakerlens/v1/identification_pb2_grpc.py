@@ -95,7 +95,7 @@ class SpeakerIdentificationServicer:
 
         INVALID_ARGUMENT   a field is wrong; the message names the field and the limit
         NOT_FOUND          unknown variant, version or target speaker; the message says what there is
-        RESOURCE_EXHAUSTED the queue is full, all calls together hold as much as they may, or the message is too large
+        RESOURCE_EXHAUSTED the queue is full, all calls together hold too many bytes, or the message is too large
         DEADLINE_EXCEEDED  the deadline would expire, or expired, in the queue; or the request did not arrive, or its answer
         was not read, in the time that the server allows
         UNAUTHENTICATED    no token, or one that is not accepted, where the server asks for one
@@ -131,7 +131,7 @@ class SpeakerIdentificationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Verify(self, request, context):
-        """Whether one speaker is heard in two utterances, or an enrolled speaker in one; explains that score if asked.
+        """Whether two utterances, or an utterance and an enrolled speaker, are the same voice; explains that score if asked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +139,7 @@ class SpeakerIdentificationServicer:
 
     def Enroll(self, request, context):
         """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces the speaker of that
-        name in all models: in those that are not asked, nothing is left of it.
+        name in all models: models that are not named lose the enrolment.
 
         FAILED_PRECONDITION the server keeps no speakers
         """
@@ -155,7 +155,7 @@ class SpeakerIdentificationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveSpeaker(self, request, context):
-        """Forgets an enrolled speaker, in every model.
+        """Removes an enrolled speaker, in every model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
