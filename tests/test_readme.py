@@ -117,7 +117,7 @@ def test_make_targets_are_there(tmp_path: Path) -> None:
     listed = call("make help", ROOT).stdout
     for target in targets:
         assert re.search(rf"make {target}\s", listed), target
-        # Told to take this environment as installed, make must know what it would do.
+        # With this environment marked as installed, make must know what it would do.
         (tmp_path / ".installed").touch()
         os.utime(tmp_path / ".installed", (time.time() + 60, time.time() + 60))
         call(f"make --dry-run VENV={shlex.quote(str(tmp_path))} {target}", ROOT)

@@ -97,8 +97,8 @@ def test_babble_excludes_the_speaker(corpus: Path) -> None:
     for place in range(source.count):
         utterance = source.utterance(place)
         babble = source.interference("babble", utterance, Random(place))  # noqa: S311
-        heard = [float(babble @ source.utterance(other).samples) for other in range(source.count)]
-        strength = [value / float(np.linalg.norm(source.utterance(other).samples)) for other, value in enumerate(heard)]
+        found = [float(babble @ source.utterance(other).samples) for other in range(source.count)]
+        strength = [value / float(np.linalg.norm(source.utterance(other).samples)) for other, value in enumerate(found)]
         assert sum(value > 0.5 for value in strength) == 5
         assert strength[place] < 0.5
 

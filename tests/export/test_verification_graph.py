@@ -58,7 +58,7 @@ def test_agrees_with_a_plain_layercam_of_the_cosine(verifier: Verifier) -> None:
         assert answer["score"] == pytest.approx(float(cosine), abs=1e-3)
         for name, expected in zip(MAPS, maps, strict=True):
             errors[name].append(error(answer[name], expected))
-    # Kaldi rounds its features in float32 in its own way, hence wider limits than between two runtimes.
+    # Kaldi rounds its features differently in float32, so limits are wider than between two runtimes.
     for name in MAPS:
         assert np.median(errors[name]) < 2e-3, errors
         assert max(errors[name]) < 3e-2, errors

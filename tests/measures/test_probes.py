@@ -18,7 +18,7 @@ from speakerlens.training.data.mixing import scale_to_snr
 
 MEL, FRAME, SHIFT, MIN_SAMPLES = 8, 400, 160, 1600
 SECONDS = (1.0, 5.0)
-HEARD = (16_000, 48_000)  # samples: three seconds at most
+KEPT = (16_000, 48_000)  # samples: three seconds at most
 ROUNDING = 1e-5  # sums of squares over three seconds, in float32 and in another order
 KINDS, SNRS_DB = ("noise", "speaker"), (10.0, 0.0)
 
@@ -45,15 +45,15 @@ def frames(samples: int) -> int:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The probe set of a bundle: a second of `a`, and five of `b`, of which three are heard."""
+    """The probe set of a bundle: a second of `a`, and five of `b`, of which three are kept."""
     for place in ("utterances", "probes/resampled", *(f"probes/{kind}" for kind in KINDS)):
         (tmp_path / place).mkdir(parents=True)
-    for number, (seconds, heard) in enumerate(zip(SECONDS, HEARD, strict=True)):
+    for number, (seconds, kept) in enumerate(zip(SECONDS, KEPT, strict=True)):
         write(tmp_path / f"utterances/{number:02d}-x.flac", sound(number, int(seconds * 16_000)) + 0.05)
-        write(tmp_path / f"probes/resampled/{number:02d}.flac", sound(9, 3 * heard), 48_000)
+        write(tmp_path / f"probes/resampled/{number:02d}.flac", sound(9, 3 * kept), 48_000)
         for kind in KINDS:
-            write(tmp_path / f"probes/{kind}/{number:02d}.flac", sound(number + len(kind), heard, 0.02))
-            levels = np.random.default_rng(len(kind)).integers(-60, 61, (MEL, frames(heard))).astype(np.int8)
+            write(tmp_path / f"probes/{kind}/{number:02d}.flac", sound(number + len(kind), kept, 0.02))
+            levels = np.random.default_rng(len(kind)).integers(-60, 61, (MEL, frames(kept))).astype(np.int8)
             np.save(tmp_path / f"probes/{kind}/{number:02d}.npy", levels)
     return tmp_path
 
@@ -87,7 +87,7 @@ def test_a_bundle_without_probes_has_none(tmp_path: Path) -> None:
 def test_mixtures_are_those_of_training(folder: Path, number: int, snr_db: float) -> None:
     """From the very files: the beginning of the utterance without its offset, and the interference beside it."""
     probes = read(folder, manifest(probes=manifest()["probes"] | {"snrs_db": [snr_db]}))
-    speech = soundfile.read(folder / f"utterances/{number:02d}-x.flac", dtype="float32")[0][: HEARD[number]]
+    speech = soundfile.read(folder / f"utterances/{number:02d}-x.flac", dtype="float32")[0][: KEPT[number]]
     speech = torch.from_numpy(speech - speech.mean(dtype=np.float64).astype(np.float32))[None]
     alone = torch.from_numpy(soundfile.read(folder / f"probes/noise/{number:02d}.flac", dtype="float32")[0])[None]
     reference = training_mix(speech, scale_to_snr(speech, alone, torch.tensor([snr_db]))).audio[0].numpy()
@@ -166,7 +166,7 @@ PLANE, NOISE, AGAIN, CLEAN = (
     "probes/resampled/00.flac",
     "utterances/00-x.flac",
 )
-SHAPE = (MEL, frames(HEARD[0]))
+SHAPE = (MEL, frames(KEPT[0]))
 DAMAGE: list[tuple[str, str, bytes | None, str]] = [
     ("no utterance", CLEAN, None, "utterances/00-x.flac cannot be read: No such file"),
     ("no interference", NOISE, None, "probes/noise/00.flac cannot be read: No such file"),

@@ -108,11 +108,11 @@ def test_silence_and_offset_do_not_change_the_bandwidth() -> None:
 
 @pytest.mark.parametrize("snr", [60, 15])
 def test_the_share_of_speech_is_that_of_the_time_with_a_voice(snr: float) -> None:
-    said = [voice(6.0, seed, pauses) for seed, pauses in enumerate((0.1, 0.3, 0.5, 0.7))]
-    heard = [measure_sound(np.float32(0.05) * mixed(speech, noise(6.0, 9), snr)).speech_share for speech, _ in said]
-    shares = [share for _, share in said]
-    assert np.abs(np.array(heard) - shares).mean() < 0.2
-    assert np.corrcoef(heard, shares)[0, 1] > 0.9
+    spoken = [voice(6.0, seed, pauses) for seed, pauses in enumerate((0.1, 0.3, 0.5, 0.7))]
+    found = [measure_sound(np.float32(0.05) * mixed(speech, noise(6.0, 9), snr)).speech_share for speech, _ in spoken]
+    shares = [share for _, share in spoken]
+    assert np.abs(np.array(found) - shares).mean() < 0.2
+    assert np.corrcoef(found, shares)[0, 1] > 0.9
 
 
 def test_noise_has_no_speech() -> None:

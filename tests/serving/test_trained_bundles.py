@@ -64,7 +64,7 @@ def network(runs: dict[str, Path], manifest: dict[str, Any]) -> SpeakerNetwork:
 
 @pytest.fixture(scope="module")
 def boundary(network: SpeakerNetwork) -> BoundaryReferences:
-    """Right maps that differ by rounding alone: a batch's shape decides how a ReLU at its kink falls."""
+    """Valid maps on either side of ReLU boundaries, where rounding differs with the shape of a batch."""
     return BoundaryReferences(network)
 
 
@@ -250,9 +250,9 @@ def test_the_fused_map_of_a_comparison(
         claim(manifest, audio, other=raw(other), explain=pb.ExplainOptions()), timeout=CALL_SECONDS
     )
     sides = ((answer.explanation, audio, other), (answer.other_explanation, other, audio))
-    for explanation, heard, against in sides:
+    for explanation, audio, against in sides:
         reference = direction(server, manifest, against).astype(np.float32)
-        inputs = {"audio": heard[None], "lengths": np.array([len(heard)]), "reference": reference[None]}
+        inputs = {"audio": audio[None], "lengths": np.array([len(audio)]), "reference": reference[None]}
         expected = {name: value[0] for name, value in zip(names, session.run(names, inputs), strict=True)}
         shape = expected["features"].shape
         mean = np.mean([displayed(expected[f"saliency_{stage}"], *shape) for stage in manifest["fused_stages"]], axis=0)

@@ -137,8 +137,8 @@ def add_probes(folder: Path, seed: int = 0, kinds: Sequence[str] = ("noise",)) -
     for condition in probes.conditions:
         for number, utterance in enumerate(probes.utterances):
             clean = Condition("clean", None)
-            heard = probes.mixture(number, clean if condition.interference == "resampled" else condition)
-            logits = expected(weight, heard)["logits"]
+            mixture = probes.mixture(number, clean if condition.interference == "resampled" else condition)
+            logits = expected(weight, mixture)["logits"]
             expected_of[condition].append(speakers()[int(logits.argmax())] == utterance.speaker)
     rows = [
         {
@@ -287,7 +287,7 @@ def _graph(weight: Weights, kind: str, facts: dict[str, str], slow_seconds: floa
         "zero": np.array(0, np.int64),
         "one": np.array(1, np.int64),
         "limit": np.array(nan_peak, np.float32),
-        "nought": np.array(0, np.float32),
+        "zero_float": np.array(0, np.float32),
         "slow": np.array(slow_seconds * 16000, np.int64),
         "per_trip": np.array(16, np.int64),
         "true": np.array(True),
@@ -317,7 +317,7 @@ def _graph(weight: Weights, kind: str, facts: dict[str, str], slow_seconds: floa
         node("ReduceMax", ["loud", "one_axis"], ["peak"], keepdims=1),
         node("Sub", ["limit", "peak"], ["room"]),
         node("Sqrt", ["room"], ["trap"]),
-        node("Mul", ["trap", "nought"], ["nothing_or_nan"]),
+        node("Mul", ["trap", "zero_float"], ["nothing_or_nan"]),
         node("MatMul", ["mean", "to_embedding"], ["clean_embedding"]),
         node("Add", ["clean_embedding", "nothing_or_nan"], ["embedding"]),
         # Long audio keeps multiplying the identity.
@@ -328,7 +328,7 @@ def _graph(weight: Weights, kind: str, facts: dict[str, str], slow_seconds: floa
         node("Max", ["over_trips", "zero"], ["trips"]),
         node("Loop", ["trips", "true", "matrix"], ["busy"], body=_busy()),
         node("ReduceMax", ["busy"], ["busy_max"], keepdims=0),
-        node("Mul", ["busy_max", "nought"], ["nothing"]),
+        node("Mul", ["busy_max", "zero_float"], ["nothing"]),
         node("MatMul", ["mean", "to_scores"], ["scores"]),
         node("Add", ["scores", "nothing"], ["logits"]),
     ]

@@ -81,6 +81,6 @@ def test_rows_of_different_lengths_match_single_rows(
         assert answer["saliency"].shape[1] == manifest["front_end"]["mel_bins"]
         assert not answer["saliency"][row][:, frames:].any()
         difference = answer["saliency"][row][:, :frames] - alone["saliency"]
-        # Where a ReLU at its kink falls the other way in the batch, the fused map may differ a little as well.
+        # Where an activation lies on a ReLU boundary, the fused map may differ a little as well.
         limit = 1e-3 if max(raw_errors[name] for name in MAPS) < 1e-3 else 2e-2
         assert np.linalg.norm(difference) / np.linalg.norm(alone["saliency"]) < limit

@@ -141,14 +141,14 @@ def test_jobs_wait_for_recovery_until_their_deadlines(monkeypatch: pytest.Monkey
     work.opening.clear()
 
     async def scenario(batcher: "Batcher[int, int]", recovery: EngineRecovery) -> None:
-        patient = asyncio.create_task(batcher.submit(1))
+        waiting = asyncio.create_task(batcher.submit(1))
         await until(lambda: recovery.broken)
         assert work.notified == [False]
         with pytest.raises(DeadlineError):
             await batcher.submit(2, time.monotonic() + 0.05)
         late = asyncio.create_task(batcher.submit(3))
         work.opening.set()
-        assert (await patient).result == -1
+        assert (await waiting).result == -1
         assert (await late).result == -3
         assert work.attempts == [False, False, True]
         assert work.notified == [False, True]

@@ -16,13 +16,13 @@ PHASES = tuple(Timings.__annotations__)
 SOUND = ("snr_decibels", "speech_ratio", "clipped_ratio", "level_decibels", "bandwidth_hertz", "duration_seconds")
 PREDICTION = ("top1_probability", "margin", "entropy_nats")
 SALIENCY = ("deletion_index", "concentration")
-# Those in decibels have buckets alone.
+# Those in decibels have buckets only.
 COUNTED = re.compile(r"(\w+_(total|count)|batch_size_sum)($|\{)|input_\w+_decibels_bucket\{le=\"\+Inf\"\}")
 NOT_COUNTED = ("audio_seconds", "batch_size_count", "batch_duration", "process_")
 
 
 class Tally:
-    """Expectations, as samples of the page by name without prefix and with labels; what is not expected is nought."""
+    """Expectations, as samples of the page by name without prefix and with labels; what is not expected is 0."""
 
     def __init__(self) -> None:
         self._expected: Counter[str] = Counter()
@@ -56,7 +56,7 @@ class Tally:
         """Rows on the device, in however many batches."""
         self.add("batch_size_sum", windows, variant=variant, kind=kind)
 
-    def heard(self, seconds: float) -> None:
+    def measured(self, seconds: float) -> None:
         """One stretch of audio, answered and measured."""
         self.add("background_total", work="measure", outcome="done")
         for name in SOUND:
@@ -67,7 +67,7 @@ class Tally:
         self._add_seconds("input_duration_seconds_sum", seconds)
 
     def named(self, answers: Sequence[pb.ModelAnswer], explained: bool = False) -> None:
-        """What these answers tell of their variants."""
+        """Predictions of these answers."""
         for answer in answers:
             for name in PREDICTION:
                 self.add(f"prediction_{name}_count", variant=answer.variant)

@@ -42,7 +42,7 @@ def test_labels_of_calls() -> None:
     ("remaining", "code", "rejections"), [(0.0, "DEADLINE_EXCEEDED", 1), (5.0, "CANCELLED", 0), (None, "CANCELLED", 0)]
 )
 def test_a_call_that_ends_at_its_deadline_is_a_rejection(remaining: float | None, code: str, rejections: int) -> None:
-    """gRPC cancels the handler of a call whose deadline has passed, as it does when the caller hangs up."""
+    """gRPC cancels the handler of a call whose deadline has passed, as it does when the caller cancels."""
 
     async def ends(*_: object) -> None:
         raise asyncio.CancelledError

@@ -52,7 +52,7 @@ def identify(server: ServerProcess, tally: Tally, seconds: float, *names: str, *
     explained = request.HasField("explain")
     tally.call("Identify", asked[0] if len(asked) == 1 else "_several")
     tally.identified(asked, seconds, "explain" if explained else "predict")
-    tally.heard(seconds)
+    tally.measured(seconds)
     tally.named(answer.answers, explained)
 
 
@@ -71,7 +71,7 @@ def test_successes(server: ServerProcess) -> None:
     answer = server.identify(pb.IdentifyRequest(audio=raw(talk(5.0)), models=models("da")))
     tally.call("Identify", "da")
     tally.identified(["da"], 5.0, windows=WINDOWS)
-    tally.heard(5.0)
+    tally.measured(5.0)
     tally.named(answer.answers)
     page = tally.compare(server)
     assert page['drift_samples{measure="best_logit",variant="clean"}'] == 5
@@ -91,10 +91,10 @@ def test_a_batch_with_errors_of_single_requests(server: ServerProcess) -> None:
     tally.call("IdentifyBatch", "_several")
     for result in results[:4]:
         tally.identified(["clean"], 1.0)
-        tally.heard(1.0)
+        tally.measured(1.0)
         tally.named(result.response.answers)
     tally.identified(["clean", "da"], 1.5, "explain")
-    tally.heard(1.5)
+    tally.measured(1.5)
     tally.named(results[5].response.answers, explained=True)
     for reason in ("too_short", "too_short", "unknown_variant"):
         tally.refused(reason)
@@ -116,7 +116,7 @@ def test_streams(server: ServerProcess) -> None:
     tally.call("IdentifyStream", "da")
     tally.identified(["da"], 5.0, windows=sum(window.speech for window in windows))
     for window in windows:
-        tally.heard(window.end_s - window.start_s)
+        tally.measured(window.end_s - window.start_s)
         tally.named(window.answers)
     tally.compare(server)
 
@@ -135,7 +135,7 @@ def test_streams(server: ServerProcess) -> None:
     tally.call("IdentifyStream", "da", "DEADLINE_EXCEEDED")
     tally.refused("idle")
     tally.computed("da", "predict")
-    tally.heard(2.0)
+    tally.measured(2.0)
     tally.named(window.answers)
     tally.compare(server)
 
@@ -146,7 +146,7 @@ def test_voices(server: ServerProcess) -> None:
     server.stub.Embed(pb.EmbedRequest(audio=raw(talk(1.0))), timeout=CALL_SECONDS)
     tally.call("Embed", "_several")
     tally.identified(ALL, 1.0)
-    tally.heard(1.0)
+    tally.measured(1.0)
     utterances = [raw(talk(1.0, seed=seed)) for seed in (1, 2)]
     enroll = pb.EnrollRequest(speaker="somebody", utterances=utterances, models=models("clean", "da"))
     server.stub.Enroll(enroll, timeout=CALL_SECONDS)
@@ -154,12 +154,12 @@ def test_voices(server: ServerProcess) -> None:
     for _ in utterances:
         tally.identified(["clean"], 1.0)
         tally.identified(["da"], 1.0)
-        tally.heard(1.0)
+        tally.measured(1.0)
     verify = pb.VerifyRequest(model=models("da")[0], audio=raw(talk(1.0)), enrolled_speaker="somebody")
     server.stub.Verify(verify, timeout=CALL_SECONDS)
     tally.call("Verify", "da")
     tally.identified(["da"], 1.0)
-    tally.heard(1.0)
+    tally.measured(1.0)
     verify = pb.VerifyRequest(
         model=models("da")[0], audio=raw(talk(1.0)), other=raw(talk(1.5)), explain=pb.ExplainOptions()
     )
@@ -167,7 +167,7 @@ def test_voices(server: ServerProcess) -> None:
     tally.call("Verify", "da")
     for seconds in (1.0, 1.5):
         tally.identified(["da"], seconds)
-        tally.heard(seconds)
+        tally.measured(seconds)
         tally.computed("da", "verify")
     server.stub.ListSpeakers(pb.ListSpeakersRequest(), timeout=CALL_SECONDS)
     tally.call("ListSpeakers")
@@ -189,7 +189,7 @@ def test_the_inference_protocol(server: ServerProcess) -> None:
         tally.call("ModelInfer", "da")
         for index, (row, known) in enumerate(zip(rows, probabilities, strict=True)):
             tally.identified(["da"], len(row) / 16_000, kind, phases=index == 0)
-            tally.heard(len(row) / 16_000)
+            tally.measured(len(row) / 16_000)
             tally.named([pb.ModelAnswer(variant="da", known=bool(known))], kind == "explain")
     rows[1] *= 0
     request = message(padded(rows), "probabilities", model="da")
@@ -230,7 +230,7 @@ def test_refusals(server: ServerProcess) -> None:
     for reason, code, fields in refusals:
         request = pb.IdentifyRequest(**{"audio": raw(talk(1.0)), "models": models("da"), **fields})
         assert fails(server.stub.Identify, request) == code, reason
-        # A variant is known of a request whose form makes sense, before its audio is looked at.
+        # The variant is known once the form of the request is valid, before its audio is read.
         early = reason in ("empty", "unknown_variant", "unknown_version")
         tally.call("Identify", "_none" if early else "da", code)
         tally.refused(reason)

@@ -34,7 +34,7 @@ def without(key: str) -> Callable[[Path], None]:
 
 
 def resealed(change: Callable[[Path], object]) -> Callable[[Path], None]:
-    """A change of the files whose digests are recorded anew: an honest bundle with other faults."""
+    """Make a change of the files, and record their digests again: only the other faults are left."""
 
     def changed(folder: Path) -> None:
         change(folder)
@@ -137,7 +137,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
         "baseline.json cannot be read: it holds NaN",
     ),
     ("a calibration of no size", altered(calibration={"temperature": math.inf, "threshold": 0.0}), "holds Infinity"),
-    ("samples nobody counted", baseline(samples=99), "counts of 100 for 99 samples"),
+    ("samples without counts", baseline(samples=99), "counts of 100 for 99 samples"),
     ("probes without utterances", altered(probes={"utterances": []}), "at probes"),
     ("not a graph", resealed(lambda f: (f / "predict.onnx").write_bytes(b"x" * 99)), "predict.onnx cannot be opened"),
     ("weights in a file", resealed(weights_in_a_file), "predict.onnx cannot be opened"),

@@ -61,18 +61,18 @@ def test_an_old_connection_is_replaced_without_failing_calls(toy_bundles: Path) 
     replaced = threading.Event()
     connected = threading.Event()
 
-    def heard(state: grpc.ChannelConnectivity) -> None:
+    def changed(state: grpc.ChannelConnectivity) -> None:
         if state is grpc.ChannelConnectivity.READY:
             connected.set()
         elif connected.is_set():
             replaced.set()
 
     with ServerProcess(toy_bundles, "--connection-age-seconds=0.5") as server:
-        server.channel.subscribe(heard)
+        server.channel.subscribe(changed)
         slow_audio = pb.IdentifyRequest(audio=raw(voice(toy.SLOW_SECONDS + 6)), models=[pb.ModelSelector(variant="da")])
         slow = server.stub.Identify.future(slow_audio, timeout=CALL_SECONDS)
         assert replaced.wait(30)
         for _ in range(50):
             assert server.stub.ListModels(pb.ListModelsRequest(), timeout=CALL_SECONDS).models
         assert slow.result().answers
-        server.channel.unsubscribe(heard)
+        server.channel.unsubscribe(changed)

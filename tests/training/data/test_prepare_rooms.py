@@ -137,7 +137,7 @@ def test_folder_of_rooms_is_used_in_a_corpus(tmp_path: Path) -> None:
 
 
 def test_multichannel_48_khz_responses_keep_the_alignment(tmp_path: Path) -> None:
-    """Heard through the corpus, a room is its first microphone's: the convolution with it, but for the way there."""
+    """As loaded from the corpus, a room is its first microphone's: the convolution with it, but for the way there."""
     rng = np.random.default_rng(0)
     rate, begin = 48_000, 1440
     channels = np.zeros((rate // 2, 2))
