@@ -57,13 +57,13 @@ class Core:
         self.scheduler, self.models = Scheduler("cpu"), Models(metrics)
         self._watcher = RobustnessObserver(config, metrics, self.models, self.scheduler)
         self.repository = Repository(config, self.models, self.scheduler, metrics, Health())
-        self._identifier = Pipeline(self.models, config, metrics, codec, self._watcher)
+        self._pipeline = Pipeline(self.models, config, metrics, codec, self._watcher)
 
     async def ask(self, query: Query) -> tuple[float, float]:
         """Return the CPU and the wall-clock seconds of one request."""
         cpu, clock = time.process_time(), time.perf_counter()
         with self.models.lease(query.models) as models:
-            await self._identifier.identify(query, models)
+            await self._pipeline.identify(query, models)
         latency = time.perf_counter() - clock
         # One thread, and first in, first out: what was left to it is done before this.
         await asyncio.get_running_loop().run_in_executor(self._watcher._executor.thread, int)  # noqa: SLF001

@@ -278,19 +278,19 @@ def table(figures: dict[str, Any]) -> str:
 def measure(args: argparse.Namespace, address: str, process: int) -> dict[str, Any]:
     """Capacity and overload by turns."""
     lengths = args.shortest, args.longest
-    patient = Load(
+    unhurried = Load(
         address, process, args.variant, args.explain, lengths, SETTLE_SECONDS, args.seconds, None, PATIENCE_SECONDS
     )
     overloads = []
     # One process, that has imported everything before anything is measured.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        capacity(pool, replace(patient, seconds=SETTLE_SECONDS))  # the server learns how long computing takes
-        capacities = [capacity(pool, patient)]
+        capacity(pool, replace(unhurried, seconds=SETTLE_SECONDS))  # the server measures its latencies
+        capacities = [capacity(pool, unhurried)]
         for seed in range(args.rounds):
             rate = args.times * statistics.mean(each.per_second for each in capacities)
-            hurried = replace(patient, run_up=args.deadline, rate=rate, deadline=args.deadline, seed=seed)
+            hurried = replace(unhurried, run_up=args.deadline, rate=rate, deadline=args.deadline, seed=seed)
             overloads.append(pool.apply(offer, (hurried,)))
-            capacities.append(capacity(pool, patient))
+            capacities.append(capacity(pool, unhurried))
     return summary(capacities, overloads)
 
 

@@ -1,4 +1,4 @@
-"""How well signal-to-noise ratios are told blindly: on mixtures of known ratio, of speakers and noises not fitted to.
+"""Measure the error of the blind SNR estimate on mixtures of known ratio, with other speakers and noises.
 
     python -m benchmarks.snr --corpus build/demo/corpus --speech FOLDER --noise FOLDER
 

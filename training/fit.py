@@ -251,13 +251,13 @@ def _describe(trainer: Trainer, source: BatchSource, corpus: Corpus, world: Worl
 class StopRequest:
     """Record the first SIGINT or SIGTERM for the loop; the second terminates immediately.
 
-    A context manager; `signal` is the number of the recorded signal, 0 before. With `patient` the second is ignored:
-    torchrun forwards the signal that the terminal has sent to its processes already.
+    A context manager; `signal` is the number of the recorded signal, 0 before. `ignore_second`: for use below torchrun,
+    which forwards the signal that the terminal has sent to its processes already.
     """
 
-    def __init__(self, patient: bool = False) -> None:
+    def __init__(self, ignore_second: bool = False) -> None:
         self.signal = 0
-        self._patient = patient
+        self._ignore_second = ignore_second
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -272,7 +272,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        if not self._patient:
+        if not self._ignore_second:
             self._restore()
 
     def _restore(self) -> None:

@@ -25,7 +25,7 @@ MIN_EXPECTED_SECONDS = 0.02
 class LatencyEstimator:
     """Exponentially weighted mean of seconds per unit of cost, with a mean deviation.
 
-    The first measurement alone is not believed, as it cannot be told from a pause; of the first two the faster counts.
+    The first measurement alone is not used, as it may include a pause; of the first two the faster counts.
     """
 
     def __init__(self) -> None:

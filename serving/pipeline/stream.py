@@ -123,7 +123,7 @@ class IdleBudget:
     def _exhausted(self) -> DeadlineError:
         return DeadlineError(
             Reason.IDLE,
-            f"samples: less than a tenth of real time for {self._idle_s:g} s; send audio, or silence, as it is heard, "
+            f"samples: less than a tenth of real time for {self._idle_s:g} s; send audio or silence as it is recorded, "
             "and read the answers, or end the stream",
         )
 

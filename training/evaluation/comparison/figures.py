@@ -40,7 +40,6 @@ STYLE: Any = {  # matplotlib's stubs want a literal for every key
     "ytick.color": "#333333",
     "figure.facecolor": "white",
 }
-_MUTED = "#555555"
 DOTS_PER_INCH = 150
 _COLUMNS = 3
 _TITLE_INCHES = 7.2  # width of the robustness figure's title and legend
