@@ -37,7 +37,8 @@ class SpeakerIdentificationStub:
 
     INVALID_ARGUMENT   a field is wrong; the message names the field and the limit
     NOT_FOUND          unknown variant, version or target speaker; the message says what there is
-    RESOURCE_EXHAUSTED the queue is full, all calls together hold too many bytes, or the message is too large
+    RESOURCE_EXHAUSTED the queue is full, or runs so late that the deadline is at risk; all calls together hold too many
+                       bytes; or the message is too large
     DEADLINE_EXCEEDED  the deadline would expire, or expired, in the queue; or the request did not arrive, or its answer
                        was not read, in the time that the server allows
     UNAUTHENTICATED    no token, or one that is not accepted, where the server asks for one
@@ -80,7 +81,8 @@ class SpeakerIdentificationAsyncStub(SpeakerIdentificationStub):
 
     INVALID_ARGUMENT   a field is wrong; the message names the field and the limit
     NOT_FOUND          unknown variant, version or target speaker; the message says what there is
-    RESOURCE_EXHAUSTED the queue is full, all calls together hold too many bytes, or the message is too large
+    RESOURCE_EXHAUSTED the queue is full, or runs so late that the deadline is at risk; all calls together hold too many
+                       bytes; or the message is too large
     DEADLINE_EXCEEDED  the deadline would expire, or expired, in the queue; or the request did not arrive, or its answer
                        was not read, in the time that the server allows
     UNAUTHENTICATED    no token, or one that is not accepted, where the server asks for one
@@ -126,7 +128,8 @@ class SpeakerIdentificationServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT   a field is wrong; the message names the field and the limit
         NOT_FOUND          unknown variant, version or target speaker; the message says what there is
-        RESOURCE_EXHAUSTED the queue is full, all calls together hold too many bytes, or the message is too large
+        RESOURCE_EXHAUSTED the queue is full, or runs so late that the deadline is at risk; all calls together hold too many
+                           bytes; or the message is too large
         DEADLINE_EXCEEDED  the deadline would expire, or expired, in the queue; or the request did not arrive, or its answer
                            was not read, in the time that the server allows
         UNAUTHENTICATED    no token, or one that is not accepted, where the server asks for one
