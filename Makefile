@@ -78,7 +78,7 @@ test-quick: $(INSTALLED)  ## run the unit tests: those that start no process, fo
 fuzz: $(INSTALLED)  ## try EXAMPLES (5000) new bad inputs of each kind, and print what came of them
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest tests/serving/fuzz
 
-test-slow: $(INSTALLED)  ## run the slow tests; they fetch the tools they need and say which are not to be had
+test-slow: $(INSTALLED)  ## run the slow tests; they fetch the tools they need and say which are not available
 	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)  ## check style, and the Dockerfile

@@ -2,12 +2,11 @@
 
   python -m benchmarks.damage build/demo/bundles --variant act-da --out benchmarks/results/damage.md
 
-Copies a variant's newest bundle, adds noise to the network's weights in its graphs (of so many percent of each
-tensor's own standard deviation, the same in every graph), and puts the digests right, so that a server finds nothing
-to refuse. Serves each copy in turn, with no other request than the scrapes of its metrics, and prints a table:
-accuracy and deletion index in each condition, as the export found them and as the server's first round does, and the
-time from the server being ready to the round being shown. With `--instead OTHER`, the last column is of another
-variant's graphs under this one's name.
+Copies a variant's newest bundle, adds noise to the network's weights in its graphs (in percent of each tensor's
+standard deviation, the same in every graph), and updates the digests, so that the server accepts it. Serves each copy
+in turn without requests, and prints a table: accuracy and deletion index in each condition, at export and in the
+server's first round, and the time from the server being ready to the round being shown. With `--instead OTHER`, the
+last column is of another variant's graphs under this one's name.
 """
 
 import argparse
@@ -43,7 +42,7 @@ class Shown:
 
 def main() -> int:
     """Measure, print and write the figures."""
-    parser = argparse.ArgumentParser(description="What probes show of damaged weights.")
+    parser = argparse.ArgumentParser(description="Measure how probes show damaged weights.")
     parser.add_argument("bundles", type=Path, help="<variant>/<version>/ folders; they are left as they are")
     parser.add_argument("--variant", default="act-da")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.2, 0.3, 0.4], help="shares of the weights' size")

@@ -2,10 +2,10 @@
 
   python benchmarks/deletion.py build/demo/bundles/act-da/1 --corpus build/demo/corpus --out figures.json
 
-A server has the mixture alone, and takes the bins near a stationary floor for the interference's. The evaluation has
-both parts of the mixture and knows. For each kind of interference and ratio, over utterances of the evaluation set:
-agreement of the two masks over bins, both indices of the fused map of the predicted speaker, and how they go together
-over the utterances. Then the same over all utterances of a kind, and over the conditions' means.
+A server has only the mixture, and estimates the bins of the interference from a stationary noise floor; the evaluation
+has both parts of the mixture. For each kind of interference and SNR, over utterances of the evaluation set: agreement
+of the two masks over bins, both indices of the fused map of the predicted speaker, and their correlation over the
+utterances. Then the same over all utterances of a kind, and over the conditions' means.
 """
 
 import argparse

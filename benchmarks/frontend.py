@@ -1,11 +1,11 @@
-"""Where the front end becomes the limit: what a call costs the server beside the network, with a network that is free.
+"""Limit of the front-end process: the server's cost of a call with a network that costs nothing.
 
     python -m benchmarks.frontend --seconds 5
 
 A toy bundle answers 3 s of float32 audio; one process of clients keeps 1, 8 and 32 calls in flight. Calls per second
-say what this machine does with clients and other work on it; processor time per call says what the server needs, which
-hardly depends on that. Everything of asyncio and nearly all of gRPC's Python runs in the main thread, so one over its
-time per call is the most that one front-end process can answer a second.
+depend on the clients and on other work on the machine; the server's processor time per call hardly does. All of asyncio
+and nearly all of gRPC's Python code run in the main thread, so the reciprocal of its time per call is the maximum
+rate of one front-end process.
 """
 
 import argparse

@@ -2,11 +2,10 @@
 
     python -m benchmarks.monitoring_cost BUNDLES --variant act-da --out benchmarks/results/monitoring_cost.json
 
-The server's core answers in this process, without gRPC, so that nothing else is in the request's time. Requests come in
-pairs, one that tells nothing of robustness and one that does, in alternating order, on one thread of ONNX Runtime.
-Processor time is that of the whole process, until what the request left to threads is done; latency ends with the
-answer. The difference is the median over the pairs, since both of a pair ran beside the same other work; the tenth
-percentiles say what the least disturbed requests took.
+The pipeline runs in this process, without gRPC. Requests come in pairs, one without monitoring and one with it, in
+alternating order, on one thread of ONNX Runtime. Processor time is that of the whole process, background threads
+included; latency ends with the answer. The difference is the median over the pairs, as other work on the machine
+affects both requests of a pair; the tenth percentiles are those of the least disturbed requests.
 """
 
 import argparse

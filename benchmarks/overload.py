@@ -1,25 +1,25 @@
-"""What becomes of a server that is offered three times what it can do.
+"""Goodput of a server at three times its capacity.
 
   python -m benchmarks.overload build/demo/bundles --variant act-da --explain --out build/overload
   python -m benchmarks.overload BUNDLES --variant v --device-seconds 0.1 --deadline 3 --out build/overload
 
-Starts the real server on the folder of bundles, and clients in a process of their own. First their number is fixed and
-each asks again when it is answered: what is answered in a second is the capacity. Then requests come at three times
-that rate, at random moments, whether earlier ones are answered or not, each with a deadline. Then capacity again, and
-so on, so that whatever else the machine does falls on both. Answers count in the second in which they come, and only
-after a run-up as long as the deadline: what a queue holds when a load begins or ends counts for neither.
+Starts the server on the folder of bundles, and clients in another process. Capacity is measured with a fixed number of
+clients, each of which sends its next request when the last is answered. Overload is three times that rate at random
+times, independent of the answers, each request with a deadline. The two alternate, so that other work on the machine
+affects both. Answers count in the second in which they arrive, after a run-up as long as the deadline, so that the
+queue's content at the begin and at the end of a load counts for neither.
 
-With --device-seconds the device needs that long for a second of audio (benchmarks/paced.py), as a GPU does, whose time
-the clients and the rest of the machine do not take away.
+With --device-seconds the device needs that long for a second of audio (benchmarks/paced.py), like a GPU, whose time the
+clients and other work on the machine do not take.
 
 Printed, and written to OUT/overload.json:
 
-* goodput: answers within their deadline, a second, over the capacity before and after; over all rounds, and of each;
-* the same for each second of the server's processor time, which a busy machine does not change: what refusing costs;
-* kept: of the requests that were accepted, that is not refused before their deadline, the share answered within it;
-* by status, how many there were and how long they took; refusals should take next to nothing;
-* late: how long after its moment the client sent a request, at the 99th percentile. If that is not small, the client
-  was the bottleneck, and the other figures mean nothing.
+* goodput: answers per second within their deadline, over the capacity before and after; in all rounds and in each;
+* the same per second of the server's processor time, which does not depend on other work: the cost of refusing;
+* kept: the share of the accepted requests (not refused before their deadline) that were answered within it;
+* by status, the number of calls and their latency; refusals should be fast;
+* late: delay of the client in sending a request, 99th percentile. If it is not small, the client was the bottleneck and
+  the other figures are not valid.
 """
 
 import argparse

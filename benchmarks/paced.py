@@ -1,9 +1,9 @@
-"""The real server, on a device that needs a set time whatever else the machine does.
+"""The server on a simulated device that needs a set time, whatever else the machine does; for measuring queues.
 
   python -m benchmarks.paced 0.1 --bundles BUNDLES …
 
-The first argument is how many seconds the device needs for a second of audio, padding included; the others are the
-server's. Everything is computed, and then waited for: for measuring queues, not networks.
+The first argument is the device's time for a second of audio, padding included, in seconds; the others are the
+server's. Every batch is computed, and its results are returned when that time is over.
 """
 
 import sys

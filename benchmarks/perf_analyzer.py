@@ -2,9 +2,9 @@
 
     python benchmarks/perf_analyzer.py HOST:PORT MODEL [--concurrency 1 4 16] [--seconds 3] [--window-ms 2000]
 
-It asks for every output including maps, so it measures explained requests. The program itself comes out of an
-old wheel of tritonclient, for Linux on x86-64, and is kept in build/tools; of what it needs, only libb64 is a system
-package. Exit status 3: something that it needs is missing, and stderr says what.
+It requests every output including maps, so it measures explained requests. The program comes from an old wheel of
+tritonclient, for Linux on x86-64, and is kept in build/tools; of its dependencies only libb64 is a system package. Exit
+status 3: a dependency is missing, and stderr names it.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, str]]:
     """One row for each number of callers.
 
     Raises:
-        MissingError: the program is not to be had.
+        MissingError: the program is not available.
         RuntimeError: it failed; says what it said.
     """
     program, environment = installed()
@@ -139,7 +139,7 @@ def main() -> int:
     try:
         print(markdown(measure(parser.parse_args())))
     except MissingError as error:
-        print(f"perf_analyzer is not to be had: {error}", file=sys.stderr)
+        print(f"perf_analyzer is not available: {error}", file=sys.stderr)
         return MISSING
     return 0
 

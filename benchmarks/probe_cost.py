@@ -2,9 +2,9 @@
 
   python -m benchmarks.probe_cost build/demo/bundles --variant act-da
 
-Serves a folder of bundles with rounds of probes that fill half of the time, and asks one request after another, with a
-pause between them: what is asked during a round waits for a probe now and then, what is asked between rounds does not.
-Both see the same machine, as rounds come and go every few seconds. Prints the latency of both, and the device's time.
+Serves a folder of bundles with rounds of probes that fill half of the time, and sends one request after another, with a
+pause between them. Requests during a round sometimes wait for a probe, those between rounds do not. Rounds alternate
+with pauses every few seconds, so other work on the machine affects both. Prints both latencies and the device's time.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PERCENTILES = (50, 90, 99)
 
 def main() -> int:
     """Measure and print the figures."""
-    parser = argparse.ArgumentParser(description="What probes cost the requests that come meanwhile.")
+    parser = argparse.ArgumentParser(description="Measure the latency that probes add to requests.")
     parser.add_argument("bundles", type=Path)
     parser.add_argument("--variant", default="act-da")
     parser.add_argument("--seconds", type=float, default=240.0)

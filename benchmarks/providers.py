@@ -1,10 +1,10 @@
-"""What a bundle's graphs cost on each ONNX Runtime provider of this machine, and how far providers are apart.
+"""Latency of a bundle's graphs on each ONNX Runtime provider of this machine, and the difference of their outputs.
 
   python benchmarks/providers.py build/demo/bundles/act-da/1
 
 For `predict.onnx` and `explain.onnx`, at several batch sizes of 3 s of speech: the median milliseconds of interleaved
-calls, and against the first provider's answers the largest relative L2 error of logits and of each map. Runs on the CPU
-alone where there is no GPU; has not been run on one yet.
+calls, and the largest relative L2 error of logits and of each map against the first provider. Without a GPU it measures
+the CPU only; it has not been run on a GPU yet.
 """
 
 import argparse
