@@ -15,7 +15,7 @@ def _share_unknown() -> str:
 
 
 ANSWERS = Row(
-    "What the models say, and what they looked at",
+    "Predictions and saliency maps",
     (
         Panel(
             "Probability of the best",

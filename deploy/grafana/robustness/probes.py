@@ -43,7 +43,7 @@ def _accuracy(title: str, question: str, action: str, snr: str) -> Panel:
 
 
 PROBES = Row(
-    "Probes: known speakers under known interference, asked on a timer",
+    "Probes: known speakers under known interference, run on a timer",
     (
         _accuracy(
             "Accuracy on clean speech",

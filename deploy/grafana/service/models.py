@@ -41,9 +41,9 @@ MODELS = Row(
             limits=(0, None),
         ),
         Panel(
-            "Since the last look for bundles",
-            "Does the server still look for new bundles?",
-            "Above --watch: the disk hangs. Without --watch the server looks once, and this only grows.",
+            "Since the last scan for bundles",
+            "Does the server still scan for new bundles?",
+            "Above --watch: the disk hangs. Without --watch the server scans once, and this only grows.",
             Unit.SECONDS,
             (Query(f"time() - {select('bundles_scan_timestamp_seconds')}", "{{instance}}"),),
             limits=(0, None),

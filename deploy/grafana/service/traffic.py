@@ -13,7 +13,7 @@ TRAFFIC = Row(
     (
         Panel(
             "Calls by method",
-            "What is asked, and how often?",
+            "Which calls arrive, and how often?",
             "A method that jumps or vanishes is a client that changed: ask its owner before you add servers.",
             Unit.CALLS_PER_SECOND,
             (Query(per_second("requests_total", VARIANT, by="method"), "{{method}}"),),
@@ -35,7 +35,7 @@ TRAFFIC = Row(
         ),
         Panel(
             "Rejections by reason",
-            "Why were calls turned away? `none` at 0: none were.",
+            "Why were calls refused? `none` at 0: none were.",
             "queue_full, in_flight, held: more servers or fewer calls. deadline: clients wait for less than the queue "
             "takes. Others name what is wrong with the audio or the request: tell the caller.",
             Unit.CALLS_PER_SECOND,
@@ -44,7 +44,7 @@ TRAFFIC = Row(
         ),
         Panel(
             "Share of server errors",
-            "Is the promise kept that nearly every call is answered?",
+            "Does the service meet its objective of 99.9 %?",
             "Orange is 0.1 %, red 1 % of the calls. Above red for minutes: roll back what changed last.",
             Unit.SHARE,
             (Query(SHARE_OF_ERRORS, "server errors"),),
