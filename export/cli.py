@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from multiprocessing.queues import Queue
 from pathlib import Path
-from queue import Queue
 
 import torch
 from rich.console import Console
@@ -106,15 +106,15 @@ def _export(runs: Sequence[Path], out: Path, false_acceptance: float, probes: bo
     """
     console = Console()
     context = multiprocessing.get_context("spawn")
+    reports: Queue[tuple[TaskID, int, int]] = context.Queue()
+    processes = min(len(runs), os.cpu_count() or 1)
     with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(min(len(runs), os.cpu_count() or 1), context, _use_one_thread) as pool,
+        ProcessPoolExecutor(processes, context, _start_process, (reports,)) as pool,
         _progress(console) as progress,
     ):
-        reports = manager.Queue()
         tasks = [progress.add_task(run.name, total=None) for run in runs]
         waiting = {
-            pool.submit(_export_one, run, out, false_acceptance, probes, task, reports)
+            pool.submit(_export_one, run, out, false_acceptance, probes, task)
             for run, task in zip(runs, tasks, strict=True)
         }
         while waiting:
@@ -135,9 +135,8 @@ def _export_one(
     false_acceptance: float,
     probes: bool,
     task: TaskID,
-    reports: "Queue[tuple[TaskID, int, int]]",
 ) -> Written:
-    return export_run(run, out, lambda done, total: reports.put((task, done, total)), false_acceptance, probes)
+    return export_run(run, out, lambda done, total: _reports.put((task, done, total)), false_acceptance, probes)
 
 
 def _calibrated_with(bundle: Path) -> str:
@@ -148,6 +147,15 @@ def _calibrated_with(bundle: Path) -> str:
         f"threshold for {100 * found['false_acceptance']:g} % false acceptance from {found['stranger_utterances']} "
         f"utterances of {found['stranger_speakers']} {found['strangers']}{few}"
     )
+
+
+def _start_process(reports: "Queue[tuple[TaskID, int, int]]") -> None:
+    global _reports  # noqa: PLW0603 - a queue reaches a worker only as it starts
+    _reports = reports
+    _use_one_thread()
+
+
+_reports: "Queue[tuple[TaskID, int, int]]"
 
 
 def _use_one_thread() -> None:

@@ -51,16 +51,19 @@ def own_speakers(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("reader")
     (folder / "training").mkdir()
     (folder / "training" / "configs").symlink_to(ROOT / "training" / "configs")
-    loaded = load_corpus(corpus)
-    for clip in loaded.clips:
-        if clip.kind == "utterance":
-            target = folder / "my-speakers" / str(clip.speaker) / clip.path.name
+    clips = load_corpus(corpus).clips
+    speakers = sorted({str(clip.speaker) for clip in clips if clip.kind == "utterance"})[:4]
+    for clip in clips:
+        if clip.kind == "utterance" and str(clip.speaker) in speakers:
+            target = folder / "my-speakers" / str(clip.speaker)
         elif clip.kind == "noise":
-            target = folder / "my-noise" / clip.path.name
+            target = folder / "my-noise"
         else:
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(clip.path, target)
+        target.mkdir(parents=True, exist_ok=True)
+        # As few as the README asks for leave some of a speaker in every split, and make evaluation and export quick.
+        if len(list(target.iterdir())) < 6:
+            shutil.copy(clip.path, target)
     return folder
 
 
