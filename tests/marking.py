@@ -21,7 +21,8 @@ STARTERS = frozenset(
 
 def mark(item: pytest.Item) -> None:
     """Mark a test `process` if it or one of its fixtures starts a process, else `unit`."""
-    item.add_marker("process" if starts_process(item) else "unit")
+    if not any(item.iter_markers("process")):  # which a test says itself where only the product starts one
+        item.add_marker("process" if starts_process(item) else "unit")
 
 
 def starts_process(item: pytest.Item) -> bool:
@@ -30,11 +31,12 @@ def starts_process(item: pytest.Item) -> bool:
         return False
     fixtures = item._fixtureinfo.name2fixturedefs.values()
     functions = [item.function, *(definition.func for definitions in fixtures for definition in definitions)]
-    return any(_starts(inspect.unwrap(function), set()) for function in functions)
+    return any(_starts(function, set()) for function in functions)
 
 
 def _starts(thing: object, seen: set[int]) -> bool:
     """Follow the names that code refers to, as far as they are functions and classes of the tests."""
+    thing = inspect.unwrap(thing) if callable(thing) else thing
     if id(thing) in seen:
         return False
     seen.add(id(thing))
@@ -46,11 +48,7 @@ def _starts(thing: object, seen: set[int]) -> bool:
     if names & STARTERS:
         return True
     found = [thing.__globals__[name] for name in names if name in thing.__globals__]
-    return any(
-        _starts(each, seen)
-        for each in found
-        if isinstance(each, type | FunctionType) and each.__module__.startswith("tests")
-    )
+    return any(_starts(each, seen) for each in found if str(getattr(each, "__module__", "")).startswith("tests"))
 
 
 def _names(code: CodeType) -> Iterator[str]:

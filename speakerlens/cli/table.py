@@ -100,4 +100,5 @@ def _plural(count: int, noun: str) -> str:
 
 
 def _print(renderable: RenderableType) -> None:
-    Console(file=sys.stdout, highlight=False, soft_wrap=False).print(renderable)
+    # A line of text stays one line, also where it is not printed to a terminal.
+    Console(file=sys.stdout, highlight=False).print(renderable, soft_wrap=isinstance(renderable, Text))

@@ -1,6 +1,5 @@
 """Start, drain and stop of real processes."""
 
-import asyncio
 import os
 import signal
 import socket
@@ -18,11 +17,9 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from speakerlens.serving.config import parse
-from speakerlens.serving.errors import StartupError
-from speakerlens.serving.server import serve
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
+from tests.serving.startup import failing
 
 # Long audio in one batch.
 WHOLE = "--window-seconds=60"
@@ -31,14 +28,6 @@ WHOLE = "--window-seconds=60"
 def slow_request(seconds: float = 3) -> pb.IdentifyRequest:
     models = [pb.ModelSelector(variant="da")]
     return pb.IdentifyRequest(audio=raw(voice(toy.SLOW_SECONDS + seconds)), models=models)
-
-
-def failing(*flags: str) -> str:
-    """Return the error of a server that cannot start; it runs in this process, which is much faster."""
-    config = parse(["--port=0", "--metrics-port=0", *flags], {})
-    with pytest.raises(StartupError) as caught:
-        asyncio.run(asyncio.wait_for(serve(config), CALL_SECONDS))
-    return str(caught.value)
 
 
 def failing_process(*flags: str) -> str:
@@ -205,7 +194,8 @@ def test_a_missing_runtime_is_one_line_of_error(toy_bundles: Path, tmp_path: Pat
 def test_neither_torch_nor_training_is_imported() -> None:
     code = (
         "import sys, speakerlens.serving.server; "
-        "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'training', 'export', 'onnx')])"
+        "print([m for m in sys.modules if m.removeprefix('speakerlens.').split('.')[0] in "
+        "('torch', 'training', 'export', 'onnx')])"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert process.stdout == "[]\n"

@@ -48,7 +48,7 @@ GRAPHS = (
     "from pathlib import Path\n"
     "import numpy as np\n"
     "from speakerlens.serving.engine.graphs import PREDICT_SPEC, Job\n"
-    "from speakerlens.serving.engine.session import Graph\n"
+    "from speakerlens.serving.engine.session import GraphSession\n"
     "from speakerlens.serving.models.reader import read_bundle\n"
     f"{RESIDENT}"
     "bundle = read_bundle(Path(sys.argv[1]))\n"

@@ -118,7 +118,7 @@ def test_maps_benchmark_prints_its_tables(toy_runs: dict[str, Path], run: Run) -
         "target, interferer, target in turn",
         "area under the probability, clean and noise 5 dB, masking 1 x 1 bins",
     ]
-    assert "weights drawn anew" in tables[3]
+    assert "randomised from the head down" in tables[3]
 
 
 @pytest.mark.parametrize("count", ["0", "-1"])

@@ -171,7 +171,9 @@ def test_an_overflow_counts_as_failed(tmp_path: Path) -> None:
     assert metrics[outcome("v", "right")] == metrics[outcome("v", "wrong")] == 0
     assert series("latency_seconds", "v", "clean", "") not in metrics
     assert series("deletion_index", "v", "noise", "0") not in metrics
-    assert re.search(r"WARNING .*0 of 8 right in .*, 8 failed, first clean: the answer holds NaN or infinity", log)
+    assert re.search(
+        r"WARNING .*0 of 8 right in .*, 8 failed, first clean: the model answered with NaN or infinity", log
+    )
 
 
 def test_broken_resampling_shows_in_resampled_probes_only(probed: Path, tmp_path: Path) -> None:

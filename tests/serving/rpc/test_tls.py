@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.serving.certificates import Pair, channel, issue, replace
 from tests.serving.harness import ServerProcess
-from tests.serving.test_lifecycle import failing
+from tests.serving.startup import failing
 
 
 def flags(pair: Pair) -> tuple[str, str]:

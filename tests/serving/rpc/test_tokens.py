@@ -13,7 +13,7 @@ from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.errors import StartupError, UnauthenticatedError
 from speakerlens.serving.rpc.auth import Tokens
 from tests.serving.harness import CALL_SECONDS, ServerProcess
-from tests.serving.test_lifecycle import failing
+from tests.serving.startup import failing
 
 ALICE, BOB, CAROL = "alice-" + "a" * 20, "bob-" + "b" * 20, "carol-" + "c" * 20
 

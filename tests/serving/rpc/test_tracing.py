@@ -17,7 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
-from tests.serving.test_lifecycle import failing
+from tests.serving.startup import failing
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 IDENTIFY = "speakerlens.v1.SpeakerIdentification/Identify"

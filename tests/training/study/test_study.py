@@ -333,6 +333,7 @@ def test_corpus_without_a_split_is_refused_before_training(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.process  # the study starts them
 def test_failing_run_is_named_with_its_last_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = make_corpus(tmp_path / "corpus", seconds=0.3, interference=False)
     words = ["study", "--config", write_config(tmp_path), "--corpus", corpus.root, "--out", tmp_path / "out"]
@@ -358,6 +359,7 @@ def test_another_configuration_is_refused(words: list[str], out: Path, capsys: p
     assert f"was trained with updates {UPDATES}, not {UPDATES + 1}" in error
 
 
+@pytest.mark.process  # the study starts them
 def test_command_of_the_readme_is_accepted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
     line = re.search(r"python -m (training study .*)", (ROOT / "README.md").read_text("utf-8"))
