@@ -7,7 +7,7 @@ or `speakerlens`), which goes into `prog` and so into every usage line and error
 import argparse
 import difflib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from speakerlens._version import __version__
@@ -39,20 +39,34 @@ class ArgumentParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         """Parse; refuse what is unknown here, where the flags to suggest are those of the subcommand."""
+        if self._subparsers is None:  # before what is missing is told: a mistyped flag is missing, too
+            self._refuse_unknown(_flags(sys.argv[1:] if args is None else args))
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            flags = [word.partition("=")[0] for word in unknown if word.startswith("-") and word != "-"]
-            if not flags:
-                self.error(f"unexpected argument {unknown[0]!r}")
-            known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            self.error(f"there is no flag {flags[0]}{suggestion(flags[0], known)}")
+            self._refuse_unknown(word.partition("=")[0] for word in unknown if word.startswith("-") and word != "-")
+            self.error(f"unexpected argument {unknown[0]!r}")
         return parsed, unknown
+
+    def _refuse_unknown(self, flags: Iterable[str]) -> None:
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        for flag in flags:
+            if flag not in self._option_string_actions:
+                self.error(f"there is no flag {flag}{suggestion(flag, known)}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         # The choices of subcommands map a name to its parser.
         if isinstance(action.choices, Mapping) and value not in action.choices:
             self.error(f"there is no command {value!r}{suggestion(value, action.choices)}")
         super()._check_value(action, value)
+
+
+def _flags(words: Sequence[str]) -> Iterator[str]:
+    """Yield the long flags among the words of a command line."""
+    for word in words:
+        if word == "--":
+            return
+        if word.startswith("--"):
+            yield word.partition("=")[0]
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ COMMANDS = {
     "prepare": Command("data.prepare.cli", "make a corpus: the demo's voices, or folders of your own recordings"),
     "pack": Command("data.prepare.pack", "copy a corpus to one memory-mapped file"),
     "fit": Command("fit", "train one variant"),
+    "train": Command("fit", "the same as fit"),
     "evaluate": Command("evaluation.comparison.evaluate", "measure trained variants under interference"),
     "import-wespeaker": Command("import_wespeaker", "import a WeSpeaker ResNet as a run"),
     "study": Command("study.cli", "train, evaluate and compare all variants over several seeds"),
@@ -54,7 +55,8 @@ def _parser(program: str, chosen: str | None) -> ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         if name == chosen:
-            _import(command.module).add_parser(subparsers)
+            names = ("train",) if name == "train" else ()
+            _import(command.module).add_parser(subparsers, *names)
         else:
             subparsers.add_parser(name, help=command.about)
     return parser

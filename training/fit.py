@@ -42,10 +42,10 @@ from speakerlens.training.loop import DivergedError, Figures, Trainer
 from speakerlens.training.variants import VARIANTS, find_variant
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `fit` to the command line."""
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str = "fit") -> None:
+    """Add the command to the command line, under its name there: `fit`, or `train`."""
     parser = subparsers.add_parser(
-        "fit",
+        name,
         help="train one variant",
         description=__doc__,
         epilog="variants:\n" + "\n".join(f"  {name:8} {variant.about}" for name, variant in VARIANTS.items()),

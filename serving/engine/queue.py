@@ -225,7 +225,7 @@ def deadline_unmeetable(name: str, delay: float, needed: float, left: float) -> 
 def deadline_at_risk(name: str, expected: float, at_worst: float, left: float) -> ResourceExhaustedError:
     """Return the error of a job that the estimate would allow, but whose queue runs late; all times in seconds."""
     return ResourceExhaustedError(
-        Reason.DEADLINE,
+        Reason.QUEUE_FULL,
         f"{name} is overloaded: an answer is expected in {expected:.3g} s but may take {at_worst:.3g} s, "
         f"and {left:.3g} s are left; try again later",
         expected,

@@ -84,8 +84,7 @@ PARTS = {
     ),
     "prepare": PartCommand("make a corpus: demo voices, or folders of recordings", _TRAINING, "train", ("prepare",)),
     "pack": PartCommand("copy a corpus to one memory-mapped file", _TRAINING, "train", ("pack",)),
-    "train": PartCommand("train one variant", _TRAINING, "train", ("fit",)),
-    "fit": PartCommand("the same as train", _TRAINING, "train", ("fit",)),
+    "train": PartCommand("train one variant", _TRAINING, "train", ("train",)),
     "evaluate": PartCommand("measure trained variants under interference", _TRAINING, "train", ("evaluate",)),
     "study": PartCommand("train, evaluate and compare all variants over several seeds", _TRAINING, "train", ("study",)),
     "import-wespeaker": PartCommand("make a run of a WeSpeaker ResNet", _TRAINING, "train", ("import-wespeaker",)),
@@ -168,7 +167,8 @@ def _run_part(name: str, words: Sequence[str]) -> int:
         module = importlib.import_module(command.module)
         code: int = module.main([*command.words, *words], program=command.program)
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
+        # The server's image has no folder `training`: then that is what is missing.
+        missing = (error.name or "").removeprefix("speakerlens.").partition(".")[0]
         if missing == "speakerlens":
             raise
         sentence = f"speakerlens {name} needs pip install 'speakerlens[{command.extra}]' (no module {missing})"

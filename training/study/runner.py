@@ -109,7 +109,7 @@ class _Trainings:
         make_folder(run.folder)
         words = ["--config", self._plan.out / CONFIG, "--seed", run.seed, "--variant", run.variant]
         words += ["--corpus", self._plan.corpus.root, "--out", run.folder, "--device", self._device]
-        command = [sys.executable, "-m", "training", "fit", *map(str, words)]
+        command = [sys.executable, "-m", "speakerlens.training", "fit", *map(str, words)]
         with run.output.open("ab") as output:
             self._processes[run] = subprocess.Popen(  # noqa: S603
                 command,

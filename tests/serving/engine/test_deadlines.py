@@ -139,7 +139,7 @@ def test_a_queue_that_runs_late_refuses_with_a_hint(monkeypatch: pytest.MonkeyPa
         started = scene.time
         with pytest.raises(ResourceExhaustedError, match=r"test is overloaded: .* expected in 0\.7 s") as caught:
             await scene.batcher.submit(0, started + 0.9)
-        assert caught.value.reason is Reason.DEADLINE
+        assert caught.value.reason is Reason.QUEUE_FULL
         assert caught.value.retry_after_s == pytest.approx(0.7)
         assert scene.time == started
         await asyncio.gather(*tasks)

@@ -73,7 +73,7 @@ class Builder:
 
 
 @pytest.fixture
-def corpus(tmp_path: Path) -> Corpus:
+def tones(tmp_path: Path) -> Corpus:
     """Known speakers at their pitch; three out-of-set speakers per split, at growing distances below 500 Hz."""
     builder = Builder(tmp_path)
     splits: tuple[Split, ...] = ("train", "dev", "test")
@@ -87,21 +87,21 @@ def corpus(tmp_path: Path) -> Corpus:
     return builder.write()
 
 
-def test_threshold_accepts_the_given_share_of_out_of_set(corpus: Corpus) -> None:
+def test_threshold_accepts_the_given_share_of_out_of_set(tones: Corpus) -> None:
     steps: list[int] = []
-    found = calibrate(network(), corpus, tuple(KNOWN), 0.1, lambda: steps.append(1))
+    found = calibrate(network(), tones, tuple(KNOWN), 0.1, lambda: steps.append(1))
     # Scores 1 - octaves: two of twenty are accepted, those at 0.2 and 0.22 octaves; the next is at 0.24.
     assert found.threshold == pytest.approx(1 - 0.23, abs=0.005)
     assert (found.strangers, found.stranger_speakers, found.stranger_utterances) == ("held-out speakers", 3, 20)
     assert (found.false_acceptance, found.utterances) == (0.1, 6)
-    assert len(steps) == prediction_steps(corpus, "dev", tuple(KNOWN))
+    assert len(steps) == prediction_steps(tones, "dev", tuple(KNOWN))
 
 
-def test_the_report_counts_what_the_threshold_does_on_test(corpus: Corpus) -> None:
-    calibration = dataclasses.replace(calibrate(network(), corpus, tuple(KNOWN)), threshold=0.8)
+def test_the_report_counts_what_the_threshold_does_on_test(tones: Corpus) -> None:
+    calibration = dataclasses.replace(calibrate(network(), tones, tuple(KNOWN)), threshold=0.8)
     steps: list[int] = []
-    report = measure_calibration(network(), corpus, tuple(KNOWN), calibration, lambda: steps.append(1))
-    assert len(steps) == prediction_steps(corpus, "test", tuple(KNOWN))
+    report = measure_calibration(network(), tones, tuple(KNOWN), calibration, lambda: steps.append(1))
+    assert len(steps) == prediction_steps(tones, "test", tuple(KNOWN))
     clean = next(point for point in report.points if point.condition == "clean")
     assert clean.false_acceptance == pytest.approx(1 / 3)  # the one at 0.1 octaves
     assert clean.false_acceptance_interval[0] < 1 / 3 < clean.false_acceptance_interval[1]
