@@ -23,7 +23,7 @@ from speakerlens.serving.api.inference import ALWAYS, InferenceService
 from speakerlens.serving.api.inference import SERVICE as INFERENCE
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.scheduler import Scheduler
-from speakerlens.serving.engine.session import runtime_version
+from speakerlens.serving.engine.session import fell_back, runtime_version
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Models
@@ -189,6 +189,7 @@ class Server:
         self._service.pipeline = Pipeline(models, self._config, self.metrics, self._codec, self._watcher)
         self._inference.inference = Inference(self._service.pipeline, self._config, self.metrics)
         self.metrics.engine_info.labels(models.provider, runtime_version()).set(1)
+        self.metrics.engine_fallback.set(fell_back(self._config.device, models.provider))
         self._gate.closed = None
         self._health.announce()
         names = [model.bundle.name for model in models]

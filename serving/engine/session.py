@@ -4,13 +4,17 @@ Utterances are padded with zeros to the length of a bucket. The graph's `lengths
 the frames of the padding are cut off.
 """
 
+import contextlib
+import ctypes
 import functools
+import io
 import json
 import logging
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic
 
 import numpy as np
@@ -38,6 +42,11 @@ except ImportError as error:
     ) from error
 
 log = logging.getLogger(__name__)
+
+# The CUDA libraries of NVIDIA's wheels are not on the loader's path. Does nothing in a build without CUDA; what it
+# prints must not come before the server's first line on stdout.
+with contextlib.redirect_stdout(io.StringIO()) as _preload_output:
+    ort.preload_dlls()
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 CUDA_OPTIONS = {
@@ -234,18 +243,55 @@ def _open(bundle: Bundle, name: str, device: str, threads: int) -> Any:
     options.add_session_config_entry("session.use_env_allocators", "1")
     # Memory patterns by shape help where the same few shapes come again, and only take memory otherwise.
     options.enable_mem_pattern = False
-    providers: list[Any] = [CPU]
-    if device != "cpu" and CUDA in ort.get_available_providers():
-        providers.insert(0, (CUDA, CUDA_OPTIONS))
+    # From memory, which refuses weights in files of their own: those stay mapped while the graph is open, and
+    # overwriting such a file changes results or ends the process.
+    content = (bundle.folder / name).read_bytes()
+    if device != "cpu":
+        session, reason = _open_cuda(content, options)
+        if session is not None:
+            return session
+        if device == "cuda":
+            raise StartupError(f"--device cuda: this ONNX Runtime runs on {CPU} here: {reason}")
+        if CUDA in ort.get_available_providers():
+            _warn_of_cpu(reason)
     try:
-        # From memory, which refuses weights in files of their own: those stay mapped while the graph is open, and
-        # overwriting such a file changes results or ends the process.
-        session = ort.InferenceSession((bundle.folder / name).read_bytes(), options, providers=providers)
+        return ort.InferenceSession(content, options, providers=[CPU])
     except Exception as error:
         raise BundleError(f"{name} cannot be opened: {_line(error)}") from error
-    if device == "cuda" and session.get_providers()[0] != CUDA:
-        raise StartupError(f"--device cuda: this ONNX Runtime runs on {session.get_providers()[0]} here")
-    return session
+
+
+def _open_cuda(content: bytes, options: Any) -> tuple[Any, str]:
+    """Return a session that runs with CUDA, or None and why there is none."""
+    if CUDA not in ort.get_available_providers():
+        return None, "it is built without CUDA; install speakerlens[gpu]"
+    try:
+        # ONNX Runtime's own fallback prints to stdout, and moves a session to the CPU while it serves.
+        session = ort.InferenceSession(content, options, providers=[(CUDA, CUDA_OPTIONS), CPU], enable_fallback=0)
+    except Exception as error:  # noqa: BLE001 - the errors of ONNX Runtime have no common base
+        return None, _line(error)
+    if session.get_providers()[0] == CUDA:
+        return session, ""
+    return None, _missing_library() or " ".join(_preload_output.getvalue().split())[:300] or "no CUDA device"
+
+
+def _missing_library() -> str:
+    """Return the loader's message where a library that CUDA needs is missing, else nothing."""
+    try:
+        ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        return _line(error)
+    return ""
+
+
+@functools.cache
+def _warn_of_cpu(reason: str) -> None:
+    """Log once per reason that models run on the CPU although CUDA was hoped for."""
+    log.warning("this ONNX Runtime is built for CUDA, and models run on the CPU: %s", reason)
+
+
+def fell_back(device: str, provider: str) -> bool:
+    """Return whether models run on the CPU, with `--device auto`, in an ONNX Runtime that is built for CUDA."""
+    return device == "auto" and provider != CUDA and CUDA in ort.get_available_providers()
 
 
 @functools.cache

@@ -91,6 +91,9 @@ class Metrics:
             "When the bundles on disk were last scanned, in seconds since 1970.",
         )
         self.engine_info = page.gauge("engine_info", "1 for the engine in use.", "provider", "version")
+        self.engine_fallback = page.gauge(
+            "engine_fallback", "1 if models run on the CPU in an ONNX Runtime that is built for CUDA."
+        )
         self.engine_rebuilds = page.counter(
             "engine_rebuilds", "Attempts to reopen the engine of a variant after it broke.", "variant", "outcome"
         )
