@@ -11,6 +11,9 @@ MAX_STREAMS = 256
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 20_000
 # Clients may ping this often; gRPC's default of 5 minutes ends connections of clients that keep theirs alive.
 CLIENT_PING_MS = 10_000
+# A bit for each compression that messages may have: only the first, which is none. A few KB would unpack to the largest
+# message, before any interceptor can refuse it; audio is compressed by its own formats.
+NO_COMPRESSION = 0b1
 
 
 def channel_arguments(config: Config) -> list[tuple[str, int]]:
@@ -18,6 +21,7 @@ def channel_arguments(config: Config) -> list[tuple[str, int]]:
     arguments = [
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", -1),
+        ("grpc.compression_enabled_algorithms_bitset", NO_COMPRESSION),
         ("grpc.max_concurrent_streams", MAX_STREAMS),
         ("grpc.max_allowed_incoming_connections", config.max_connections),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", CLIENT_PING_MS),

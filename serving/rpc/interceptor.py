@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 DETAIL_CHARACTERS = 2000
 # A client cancels when its deadline passes; on the server's clock that is earlier by the network's latency.
 DEADLINE_SLACK_SECONDS = 0.05
+# The largest message of health and reflection, which hold one name; health needs no token.
+MAX_BUILTIN_BYTES = 8 * 1024
 # A client's id goes into headers and log lines: printable ASCII without spaces, of bounded length.
 CLIENT_ID = re.compile(r"[!-~]{1,64}")
 
@@ -244,7 +246,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class BuiltinServicesInterceptor(grpc.aio.ServerInterceptor):
     """Receives and parses the messages of health and reflection: of every service but the given ones.
 
-    A malformed message is INVALID_ARGUMENT; gRPC by itself would answer UNKNOWN and log a stack trace.
+    A malformed message is INVALID_ARGUMENT, one above `MAX_BUILTIN_BYTES` is RESOURCE_EXHAUSTED; gRPC by itself would answer UNKNOWN and log a stack trace.
 
     Args:
         services: full names of the services that `CallInterceptor` runs.
@@ -292,6 +294,9 @@ async def _messages(
 ) -> AsyncIterator[Any]:
     try:
         while (message := await transfers.receive(messages)) is not None:
+            if len(message) > MAX_BUILTIN_BYTES:
+                text = f"a message of this service has at most {MAX_BUILTIN_BYTES} bytes"
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
             yield parse(message)
     except DecodeError:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, MALFORMED)

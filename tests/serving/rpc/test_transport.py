@@ -6,10 +6,12 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.config import Config
 from speakerlens.serving.rpc.channels import MAX_STREAMS, exposure
+from speakerlens.serving.rpc.interceptor import MAX_BUILTIN_BYTES
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
@@ -76,3 +78,30 @@ def test_an_old_connection_is_replaced_without_failing_calls(toy_bundles: Path) 
             assert server.stub.ListModels(pb.ListModelsRequest(), timeout=CALL_SECONDS).models
         assert slow.result().answers
         server.channel.unsubscribe(changed)
+
+
+def test_compressed_messages_are_refused_without_unpacking(toy_server: ServerProcess) -> None:
+    """A few KB on the wire would become as much as the largest message, before any token is asked for."""
+    before = toy_server.metrics()["process_resident_memory_bytes"]
+    request = health_pb2.HealthCheckRequest(service="x" * (8 * 2**20))
+    for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+        with grpc.insecure_channel(toy_server.ready["grpc"], compression=compression) as channel:
+            calls = [health_pb2_grpc.HealthStub(channel).Check.future(request, timeout=CALL_SECONDS) for _ in range(4)]
+            assert {call.code() for call in calls} == {grpc.StatusCode.UNIMPLEMENTED}
+    assert toy_server.metrics()["process_resident_memory_bytes"] - before < 60e6
+    assert toy_server.status() == "SERVING"
+
+
+def test_health_and_reflection_take_small_messages_only(toy_server: ServerProcess) -> None:
+    large = "x" * (MAX_BUILTIN_BYTES + 1)
+    reflect = reflection_pb2_grpc.ServerReflectionStub(toy_server.channel).ServerReflectionInfo
+    question = reflection_pb2.ServerReflectionRequest(file_containing_symbol=large)
+    for call in (
+        lambda: toy_server.status(large),
+        lambda: next(toy_server.health.Watch(health_pb2.HealthCheckRequest(service=large), timeout=CALL_SECONDS)),
+        lambda: next(reflect(iter([question]), timeout=CALL_SECONDS)),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert f"at most {MAX_BUILTIN_BYTES} bytes" in caught.value.details()
