@@ -33,7 +33,7 @@ from speakerlens.serving.pipeline.store import AsyncSpeakerStore
 from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.robustness.probes import Prober
 from speakerlens.serving.rpc.auth import AuthInterceptor, Tokens
-from speakerlens.serving.rpc.channels import channel_arguments, exposure
+from speakerlens.serving.rpc.channels import channel_arguments, exposure, fitting_connections
 from speakerlens.serving.rpc.drain import close_connections
 from speakerlens.serving.rpc.health import Health
 from speakerlens.serving.rpc.interceptor import BuiltinServicesInterceptor, CallGate, CallInterceptor
@@ -112,7 +112,7 @@ class Server:
             options=[
                 # Two servers on one port would share its calls without a warning.
                 ("grpc.so_reuseport", 0),
-                *channel_arguments(config),
+                *channel_arguments(config, fitting_connections(config.max_connections)),
             ],
         )
         identification_pb2_grpc.add_SpeakerIdentificationServicer_to_server(self._service, self._grpc)

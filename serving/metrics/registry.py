@@ -1,4 +1,4 @@
-"""Create metrics under one prefix, and serve them over HTTP."""
+"""Create metrics under one prefix."""
 
 import math
 import re
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import prometheus_client as prometheus
 from prometheus_client import Metric
+
+from speakerlens.serving.metrics.http import MetricsServer
 
 PREFIX = "speakerlens_"
 # With its label well within OpenMetrics' limit of 128 characters per exemplar. Quotes and backslashes are excluded, as
@@ -67,7 +69,8 @@ class Page:
         Raises:
             OSError: the address cannot be bound.
         """
-        server, _ = prometheus.start_http_server(port, host, registry=self.registry)
+        server = MetricsServer(host, port, prometheus.make_wsgi_app(self.registry))
+        server.start()
         return int(server.server_port)
 
 

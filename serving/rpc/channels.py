@@ -1,8 +1,19 @@
 """Limits and keepalive of connections, and a warning where they are open to everyone."""
 
 import ipaddress
+import logging
+import resource
 
 from speakerlens.serving.config import Config
+from speakerlens.serving.errors import StartupError
+
+log = logging.getLogger(__name__)
+
+# Files that may be open beside the connections: libraries, the speakers' file, bundles while they are read, the
+# connections of /metrics, gRPC's own.
+OTHER_FILES = 256
+# A connection that has not finished its handshake by then is closed; gRPC's default is two minutes.
+HANDSHAKE_MS = 30_000
 
 # Calls at once on one connection; more wait at the client. A client may open several connections.
 MAX_STREAMS = 256
@@ -16,14 +27,43 @@ CLIENT_PING_MS = 10_000
 NO_COMPRESSION = 0b1
 
 
-def channel_arguments(config: Config) -> list[tuple[str, int]]:
+def fitting_connections(wanted: int) -> int:
+    """Return how many connections fit into the limit of open files, at most `wanted`, after raising the limit.
+
+    Raises:
+        StartupError: none fits.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted + OTHER_FILES:
+        return wanted
+    needed = wanted + OTHER_FILES
+    limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    except (OSError, ValueError):  # not allowed here
+        limit = soft
+    if limit >= needed:
+        return wanted
+    fitting = limit - OTHER_FILES
+    cure = "raise it (ulimit -n, systemd: LimitNOFILE)"
+    if fitting < 1:
+        raise StartupError(f"the limit of open files is {limit}, and the server needs more than {OTHER_FILES}; {cure}")
+    log.warning(
+        "--max-connections %d needs a limit of %d open files, and it is %d: at most %d connections are taken; %s",
+        *(wanted, needed, limit, fitting, cure),
+    )
+    return fitting
+
+
+def channel_arguments(config: Config, max_connections: int) -> list[tuple[str, int]]:
     """Return gRPC's arguments for limits and keepalive of the server's connections."""
     arguments = [
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.compression_enabled_algorithms_bitset", NO_COMPRESSION),
         ("grpc.max_concurrent_streams", MAX_STREAMS),
-        ("grpc.max_allowed_incoming_connections", config.max_connections),
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", CLIENT_PING_MS),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 1),

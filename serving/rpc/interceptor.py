@@ -246,7 +246,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class BuiltinServicesInterceptor(grpc.aio.ServerInterceptor):
     """Receives and parses the messages of health and reflection: of every service but the given ones.
 
-    A malformed message is INVALID_ARGUMENT, one above `MAX_BUILTIN_BYTES` is RESOURCE_EXHAUSTED; gRPC by itself would answer UNKNOWN and log a stack trace.
+    A malformed message is INVALID_ARGUMENT; gRPC by itself would answer UNKNOWN and log a stack trace. One above
+    `MAX_BUILTIN_BYTES` is RESOURCE_EXHAUSTED.
 
     Args:
         services: full names of the services that `CallInterceptor` runs.

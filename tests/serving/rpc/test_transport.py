@@ -1,5 +1,8 @@
 """Limits and age of connections, and warnings about the address."""
 
+import contextlib
+import resource
+import socket
 import threading
 from pathlib import Path
 
@@ -10,7 +13,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.config import Config
-from speakerlens.serving.rpc.channels import MAX_STREAMS, exposure
+from speakerlens.serving.errors import StartupError
+from speakerlens.serving.rpc.channels import MAX_STREAMS, exposure, fitting_connections
 from speakerlens.serving.rpc.interceptor import MAX_BUILTIN_BYTES
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
@@ -41,6 +45,56 @@ def test_an_insecure_address_logs_one_warning(toy_bundles: Path) -> None:
         assert len(lines) == 1
         assert "gRPC listens on 0.0.0.0 without TLS, so that audio" in lines[0]
         assert "and for everyone who can reach it" in lines[0]
+
+
+def limits(monkeypatch: pytest.MonkeyPatch, soft: int, hard: int) -> list[int]:
+    """Pretend these limits of open files; return the list of soft limits that are set."""
+    chosen: list[int] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: chosen.append(pair[0]))
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised", "fitting"),
+    [
+        (1024, 4096, [1280], 1024),
+        (4096, 4096, [], 1024),
+        (1024, resource.RLIM_INFINITY, [1280], 1024),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, [], 1024),
+        (512, 1024, [1024], 768),
+        (1024, 1024, [1024], 768),
+    ],
+)
+def test_the_limit_of_open_files_is_raised_for_connections(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    soft: int, hard: int, raised: list[int], fitting: int,
+) -> None:  # fmt: skip
+    chosen = limits(monkeypatch, soft, hard)
+    assert fitting_connections(1024) == fitting
+    assert chosen == raised
+    assert ("--max-connections 1024 needs" in caplog.text) == (fitting < 1024)
+
+
+def test_too_few_open_files_are_a_startup_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits(monkeypatch, 64, 128)
+    with pytest.raises(StartupError, match="the limit of open files is 128"):
+        fitting_connections(1024)
+
+
+def test_idle_connections_leave_room_for_the_rest(toy_bundles: Path, tmp_path: Path) -> None:
+    """More idle connections than files may be open: scrapes, enrolment and open channels go on."""
+    limited = ("sh", "-c", 'ulimit -n 400 && exec "$@"', "sh")
+    with ServerProcess(toy_bundles, f"--speakers={tmp_path / 'speakers.db'}", within=limited) as server:
+        server.wait_for_log("at most 144 connections are taken")
+        host, _, port = server.ready["grpc"].rpartition(":")
+        assert server.status() == "SERVING"
+        with contextlib.ExitStack() as stack:
+            for _ in range(450):
+                stack.enter_context(socket.create_connection((host, int(port)), 10))
+            assert server.metrics()["process_open_fds"] < 400
+            request = pb.EnrollRequest(speaker="anna", utterances=[raw(voice(1.0))])
+            assert server.stub.Enroll(request, timeout=CALL_SECONDS).speaker.speaker == "anna"
 
 
 def test_calls_beyond_a_connections_limit_wait_at_the_client(toy_server: ServerProcess) -> None:
