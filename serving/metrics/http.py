@@ -4,6 +4,7 @@ import contextlib
 import logging
 import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -66,13 +67,13 @@ class MetricsServer(socketserver.ThreadingMixIn, WSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log an error of a connection; the base class would print it."""
-        log.debug("a request for the metrics failed", exc_info=True)
+        log.debug("a request for the metrics failed: %r", sys.exception())
 
 
 class _Handler(WSGIRequestHandler):
     """Logs no requests."""
 
-    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the base class's name
+    def log_message(self, format: str, *arguments: Any) -> None:
         """Log nothing."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 
 from speakerlens.serving.bundle import BundleError
@@ -17,7 +18,7 @@ from speakerlens.serving.models.reader import read_bundle
 from tests.serving import toy
 
 DRIVER = "CUDA failure 35: CUDA driver version is insufficient"
-REAL = session.ort.InferenceSession
+REAL = onnxruntime.InferenceSession
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +36,8 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch, error: str | None) -> None:
                 raise RuntimeError(error)
         return REAL(content, options, providers=[CPU])
 
-    monkeypatch.setattr(session.ort, "InferenceSession", open_session)
-    monkeypatch.setattr(session.ort, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
 
 
 @pytest.mark.parametrize(("error", "reason"), [(DRIVER, DRIVER), (None, "libonnxruntime_providers_cuda.so")])
@@ -67,7 +68,7 @@ def test_broken_graph_is_refused_whatever_the_device(tmp_path: Path, monkeypatch
 
 
 def test_cpu_build_does_not_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    if CUDA in session.ort.get_available_providers():
+    if CUDA in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     with caplog.at_level(logging.WARNING):
         Engine(read_bundle(toy.write_bundle(tmp_path, "v", 1)), "auto", 1)
