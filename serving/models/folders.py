@@ -13,12 +13,17 @@ Stamp = frozenset[tuple[str, int, int, int, int]]
 
 @dataclass(frozen=True)
 class BundleFolder:
-    """A folder <variant>/<version>; `version` is 0, which no bundle has, if its name is not a number."""
+    """A folder <variant>/<version>; `version` is 0, which no bundle has, if its name is not a number.
+
+    Attributes:
+        error: why the folder <variant>, which then stands for its versions, cannot be listed; empty where it can.
+    """
 
     folder: Path
     variant: str
     version: int
     stamp: Stamp
+    error: str = ""
 
     @property
     def name(self) -> str:
@@ -29,8 +34,10 @@ class BundleFolder:
 def list_bundles(root: Path) -> dict[str, list[BundleFolder]]:
     """Return the folders <variant>/<version> under `root` by variant, newest first; hidden folders are skipped.
 
+    A folder <variant> that cannot be listed is an entry with an error.
+
     Raises:
-        OSError: the folder cannot be listed.
+        OSError: `root` cannot be listed.
     """
     found = {variant.name: _versions(variant) for variant in sorted(_folders(root))}
     return {name: versions for name, versions in found.items() if versions}
@@ -52,7 +59,7 @@ def stamp_of(folder: Path) -> Stamp:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")]
+    return [each for each in folder.iterdir() if not each.name.startswith(".") and each.is_dir()]
 
 
 def _versions(variant: Path) -> list[BundleFolder]:
@@ -60,6 +67,8 @@ def _versions(variant: Path) -> list[BundleFolder]:
         folders = _folders(variant)
     except FileNotFoundError:  # removed since it was listed
         return []
+    except OSError as error:
+        return [BundleFolder(variant, variant.name, 0, frozenset(), f"it cannot be listed: {error.strerror}")]
     found = [
         BundleFolder(each, variant.name, int(each.name) if NUMBER.fullmatch(each.name) else 0, stamp_of(each))
         for each in folders

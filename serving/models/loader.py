@@ -31,6 +31,8 @@ def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple
         BundleError: the bundle must not be served.
         StartupError: the configured device does not work.
     """
+    if found.error:
+        raise BundleError(found.error, Fault.UNREADABLE)
     started = time.monotonic()
     bundle = read_bundle(found.folder)
     opened = None

@@ -8,11 +8,14 @@ graphs fit is checked by the engine when it opens them.
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import jsonschema
 
@@ -44,18 +47,18 @@ def read_bundle(folder: Path) -> Bundle:
     Raises:
         BundleError: the bundle must not be served; says why.
     """
-    content = _read(folder / MANIFEST)
+    content = _read(folder, MANIFEST)
     manifest = _parse(MANIFEST, content)
     _check_manifest(manifest)
     if (folder.parent.name, folder.name) != (manifest["variant"], str(manifest["version"])):
         where = f"{manifest['variant']}/{manifest['version']}"
         raise BundleError(f"{MANIFEST} is of {where}, the folder is not", Fault.MISPLACED)
     _check_files(folder, manifest["files"])
-    if _parse(PARITY, _read(folder / PARITY)).get("holds") is not True:
+    if _parse(PARITY, _read(folder, PARITY)).get("holds") is not True:
         raise BundleError(f"{PARITY}: the export's own verification does not hold", Fault.PARITY)
     front_end, calibration = manifest["front_end"], manifest["calibration"]
     verification = manifest["verification"]["thresholds"]
-    baseline = _read_baseline(folder / BASELINE)
+    baseline = _read_baseline(folder)
     bundle = Bundle(
         folder=folder,
         variant=manifest["variant"],
@@ -82,8 +85,8 @@ def read_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-def _read_baseline(path: Path) -> Baseline:
-    content = _parse(BASELINE, _read(path))
+def _read_baseline(folder: Path) -> Baseline:
+    content = _parse(BASELINE, _read(folder, BASELINE))
     _check_schema(BASELINE, content, "baseline.schema.json", Fault.BASELINE)
     for condition, measures in content["distributions"].items():
         for measure, found in measures.items():
@@ -134,13 +137,34 @@ def _check_schema(name: str, content: dict[str, Any], schema: str, fault: Fault)
         raise BundleError(f"{name} does not fit the schema at {where}: {error.message[:200]}", fault)
 
 
-def _read(path: Path) -> bytes:
+def _read(folder: Path, name: str) -> bytes:
+    with _open(folder, name) as file:
+        return file.read()
+
+
+@contextmanager
+def _open(folder: Path, name: str) -> Iterator[BinaryIO]:
+    """Open a file of a bundle, and turn what goes wrong with it into BundleError.
+
+    It must be a regular file, as others (pipes, devices) may never end, and not be a link that leaves the bundle.
+    """
+    path = folder / name
     try:
-        return path.read_bytes()
+        if not path.resolve(strict=True).is_relative_to(folder.resolve(strict=True)):
+            raise BundleError(f"{name} is a link that leaves the bundle", Fault.UNREADABLE)
+        # Without waiting: a pipe would be opened only once something writes to it.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BundleError(f"{name} is not a regular file", Fault.UNREADABLE)
+            yield file
     except FileNotFoundError:
-        raise BundleError(f"{path.name} is missing", Fault.UNREADABLE) from None
+        raise BundleError(f"{name} is missing", Fault.UNREADABLE) from None
+    except IsADirectoryError:
+        raise BundleError(f"{name} is not a regular file", Fault.UNREADABLE) from None
     except OSError as error:
-        raise BundleError(f"{path.name} cannot be read: {error.strerror}", Fault.UNREADABLE) from error
+        raise BundleError(f"{name} cannot be read: {error.strerror}", Fault.UNREADABLE) from error
+    except RuntimeError as error:  # links in a circle; an OSError from Python 3.13 on
+        raise BundleError(f"{name} cannot be read: {error}", Fault.UNREADABLE) from error
 
 
 def _parse(name: str, content: bytes) -> dict[str, Any]:
@@ -173,16 +197,10 @@ def _check_files(folder: Path, digests: dict[str, str]) -> None:
         if required not in digests:
             raise BundleError(f"{MANIFEST} records no digest of {required}", Fault.MANIFEST)
     for name, expected in digests.items():
-        path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{MANIFEST} names a file outside the bundle: {name}", Fault.MANIFEST)
-        try:
-            with path.open("rb") as file:
-                actual = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
-            raise BundleError(f"{name} is missing", Fault.UNREADABLE) from None
-        except OSError as error:
-            raise BundleError(f"{name} cannot be read: {error.strerror}", Fault.UNREADABLE) from error
+        with _open(folder, name) as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
         if actual != expected:
             message = f"{name} is not the file that was exported: SHA-256 {actual[:12]}…, not {expected[:12]}…"
             raise BundleError(message, Fault.DIGEST)

@@ -199,7 +199,9 @@ class Repository:
         newest = dict.fromkeys(on_disk, 0) | {
             name: model.bundle.version for name, model in self._newest_models().items()
         }
-        stale = {each.found.variant for each in final if each.found.version >= newest[each.found.variant]}
+        stale = {
+            each.found.variant for each in final if each.found.error or each.found.version >= newest[each.found.variant]
+        }
         self._health.report_bundles({name: version > 0 and name not in stale for name, version in newest.items()})
 
     def _report_models(self, _works: bool = True) -> None:
@@ -215,11 +217,14 @@ def scan(root: Path) -> dict[str, list[BundleFolder]]:
     """Return the bundle folders under `root` by variant, newest first.
 
     Raises:
-        StartupError: there is none.
+        StartupError: there is none, or `root` cannot be listed.
     """
     if not root.is_dir():
         raise StartupError(f"--bundles {root}: no such folder")
-    on_disk = list_bundles(root)
+    try:
+        on_disk = list_bundles(root)
+    except OSError as error:
+        raise StartupError(f"--bundles {root}: it cannot be listed: {error.strerror}") from error
     if not on_disk:
         raise StartupError(f"--bundles {root}: no bundle there; expected <variant>/<version>/bundle.json")
     return on_disk

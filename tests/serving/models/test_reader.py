@@ -98,6 +98,32 @@ def baseline(**changes: Any) -> Callable[[Path], None]:
     return resealed(change)
 
 
+def leaving(name: str) -> Callable[[Path], None]:
+    """Replace a file by a link to the same content outside the bundle."""
+
+    def change(folder: Path) -> None:
+        elsewhere = folder.parents[1] / "elsewhere"
+        (folder / name).rename(elsewhere)
+        (folder / name).symlink_to(elsewhere)
+
+    return change
+
+
+def pipe(name: str) -> Callable[[Path], None]:
+    """Replace a file by a named pipe that nothing writes to."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def device(folder: Path) -> None:
+    (folder / "predict.onnx").unlink()
+    (folder / "predict.onnx").symlink_to("/dev/zero")
+
+
 FRONT_END, NETWORK, STAGES = (toy.manifest()[key] for key in ("front_end", "network", "stages"))
 
 BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
@@ -123,6 +149,17 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("tiny minimum", altered(min_samples=399), "shorter than a frame"),
     ("a file changed", lambda f: (f / "explain.onnx").write_bytes(b"x"), "explain.onnx is not the file"),
     ("a file missing", lambda f: (f / "predict.onnx").unlink(), "predict.onnx is missing"),
+    ("a manifest elsewhere", leaving("bundle.json"), "bundle.json is a link that leaves the bundle"),
+    ("a graph elsewhere", leaving("verify.onnx"), "verify.onnx is a link that leaves the bundle"),
+    ("a device", device, "predict.onnx is a link that leaves the bundle"),
+    ("a manifest that never ends", pipe("bundle.json"), "bundle.json is not a regular file"),
+    ("a graph that never ends", pipe("predict.onnx"), "predict.onnx is not a regular file"),
+    ("a folder as a file", lambda f: [(f / "parity.json").unlink(), (f / "parity.json").mkdir()], "not a regular file"),
+    (
+        "a link to itself",
+        lambda f: [(f / "parity.json").unlink(), (f / "parity.json").symlink_to("parity.json")],
+        "parity.json cannot be read",
+    ),
     ("no digest", altered(files={"predict.onnx": "0" * 64}), "no digest of explain.onnx"),
     ("parity fails", resealed(lambda f: (f / "parity.json").write_text('{"holds": false}')), "does not hold"),
     ("parity is a word", resealed(lambda f: (f / "parity.json").write_text('{"holds": "yes"}')), "does not hold"),
@@ -239,6 +276,18 @@ def test_files_outside_the_bundle_are_not_read(tmp_path: Path) -> None:
         toy.seal(folder, {**toy.manifest_of(folder), "files": {**files, name: "0" * 64}})
         with pytest.raises(BundleError, match="outside the bundle"):
             read_bundle(folder)
+
+
+def test_links_within_a_bundle_are_followed(tmp_path: Path) -> None:
+    """As volumes of Kubernetes have them; the bundle's own folder may be a link as well."""
+    folder = toy.write_bundle(tmp_path / "store", "v", 1)
+    (folder / "..data").mkdir()
+    for file in [each for each in folder.iterdir() if each.is_file()]:
+        file.rename(folder / "..data" / file.name)
+        file.symlink_to(Path("..data", file.name))
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "v").symlink_to(folder.parent)
+    assert read_bundle(tmp_path / "bundles" / "v" / "1").name == "v/1"
 
 
 def test_versions_beyond_int32_are_refused(tmp_path: Path) -> None:

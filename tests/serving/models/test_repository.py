@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,64 @@ def test_the_newest_versions_are_loaded(tmp_path: Path, keep: int, loaded: list[
         assert len(world.names()) == len(loaded)
 
     play(tmp_path, scenario, keep)
+
+
+@pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+    """Folders that may not be listed, as for a server that does not run as root."""
+    folders = set[Path]()
+    iterdir = Path.iterdir
+
+    def listed(folder: Path) -> Iterator[Path]:
+        if folder in folders:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return iter(list(iterdir(folder)))
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    return folders
+
+
+def test_folder_that_may_not_be_listed_is_refused(
+    tmp_path: Path, forbidden: set[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start and under the watch; the others are loaded, and what is loaded stays."""
+    toy.write_bundle(tmp_path, "v", 1)
+    toy.write_bundle(tmp_path, "w", 1)
+    (tmp_path / "lost+found").mkdir()
+    forbidden.add(tmp_path / "lost+found")
+
+    async def scenario(world: World) -> None:
+        assert await world.load() == ["v/1", "w/1"]
+        assert world.refused() == {("_none", "unreadable"): 1}
+        forbidden.add(tmp_path / "w")
+        toy.write_bundle(tmp_path, "v", 2)
+        for _ in range(3):
+            assert await world.look() == ["v/1", "v/2", "w/1"]
+        assert world.refused() == {("_none", "unreadable"): 1, ("w", "unreadable"): 1}
+        assert (world.bundle_health("v"), world.bundle_health("w")) == (True, False)
+        forbidden.clear()
+        assert await world.look() == ["v/1", "v/2", "w/1"]
+        assert world.refused() == {}
+
+    play(tmp_path, scenario)
+    for name in ("lost+found", "w"):
+        assert caplog.text.count(f"refused {tmp_path / name}: it cannot be listed: Permission denied") == 1
+
+
+def test_nothing_that_may_be_listed_is_a_startup_error(tmp_path: Path, forbidden: set[Path]) -> None:
+    toy.write_bundle(tmp_path, "v", 1)
+    forbidden.add(tmp_path / "v")
+
+    async def scenario(world: World) -> None:
+        with pytest.raises(
+            StartupError, match=r"no usable bundle, 1 refused: .*it cannot be listed: Permission denied"
+        ):
+            await world.load()
+        forbidden.add(tmp_path)
+        with pytest.raises(StartupError, match=f"--bundles {tmp_path}: it cannot be listed: Permission denied"):
+            await world.load()
+
+    play(tmp_path, scenario)
 
 
 def test_an_older_version_replaces_a_refused_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
