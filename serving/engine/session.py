@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from speakerlens.serving.bundle import SAMPLE_RATE, Bundle, BundleError
 from speakerlens.serving.engine.buckets import DEFAULT_LIMITS, BatchLimits, Buckets, cpu_buckets, cuda_buckets
+from speakerlens.serving.engine.external import has_external_weights
 from speakerlens.serving.engine.graphs import (
     EXPLAIN_SPEC,
     PREDICT_SPEC,
@@ -243,9 +244,14 @@ def _open(bundle: Bundle, name: str, device: str, threads: int) -> Any:
     options.add_session_config_entry("session.use_env_allocators", "1")
     # Memory patterns by shape help where the same few shapes come again, and only take memory otherwise.
     options.enable_mem_pattern = False
-    # From memory, which refuses weights in files of their own: those stay mapped while the graph is open, and
-    # overwriting such a file changes results or ends the process.
     content = (bundle.folder / name).read_bytes()
+    try:
+        # They would be read from the working directory, without a digest, and stay mapped while the graph is open.
+        external = has_external_weights(content)
+    except ValueError as error:
+        raise BundleError(f"{name} cannot be opened: {error}") from error
+    if external:
+        raise BundleError(f"{name} has weights in a file of their own; export it with all weights inside")
     if device != "cpu":
         session, reason = _open_cuda(content, options)
         if session is not None:

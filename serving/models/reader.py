@@ -8,6 +8,7 @@ graphs fit is checked by the engine when it opens them.
 import hashlib
 import itertools
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -169,7 +170,7 @@ def _open(folder: Path, name: str) -> Iterator[BinaryIO]:
 
 def _parse(name: str, content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(content, parse_constant=_refuse_constant)
+        value = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{name} cannot be read: {error}", Fault.UNREADABLE) from error
     if not isinstance(value, dict):
@@ -180,6 +181,14 @@ def _parse(name: str, content: bytes) -> dict[str, Any]:
 def _refuse_constant(constant: str) -> NoReturn:
     """Raise ValueError: JSON has no NaN or infinity, and NaN passes every bound of a schema."""
     raise ValueError(f"it holds {constant}")
+
+
+def _finite(text: str) -> float:
+    """Return a number; raise ValueError if it is too large for one, which would be infinity."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"it holds {text[:20]}")
+    return value
 
 
 def _check_manifest(manifest: dict[str, Any]) -> None:

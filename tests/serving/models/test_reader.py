@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -71,6 +72,30 @@ def weights_in_a_file(folder: Path) -> None:
     """As large graphs have them; ONNX Runtime would map the file for as long as the graph is open."""
     model = onnx.load(folder / "predict.onnx")
     onnx.save(model, folder / "predict.onnx", save_as_external_data=True, location="weights.bin", size_threshold=9)
+
+
+def weights_in_a_branch(folder: Path) -> None:
+    """Where a reader of the graph's own list of weights does not look: the constant of a subgraph."""
+    model = onnx.load(folder / "predict.onnx")
+    weight = onnx.numpy_helper.from_array(np.zeros(2, np.float32), "hidden")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="weights.bin")
+    constant = onnx.helper.make_node("Constant", [], ["hidden"], value=weight)
+    body = next(node for node in model.graph.node if node.op_type == "Loop").attribute[0].g
+    body.node.insert(0, constant)
+    onnx.save_model(model, folder / "predict.onnx")
+
+
+def overflowing(folder: Path) -> None:
+    """A number that is valid JSON, and infinity to Python."""
+    text = (folder / "bundle.json").read_text(encoding="utf-8")
+    (folder / "bundle.json").write_text(
+        text.replace('"temperature": ', '"temperature": 1e999, "x": '), encoding="utf-8"
+    )
+
+
+def calibrated(**changes: float) -> Callable[[Path], None]:
+    return altered(calibration=toy.manifest()["calibration"] | changes)
 
 
 def too_many_speakers(folder: Path) -> None:
@@ -177,7 +202,15 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("samples without counts", baseline(samples=99), "counts of 100 for 99 samples"),
     ("probes without utterances", altered(probes={"utterances": []}), "at probes"),
     ("not a graph", resealed(lambda f: (f / "predict.onnx").write_bytes(b"x" * 99)), "predict.onnx cannot be opened"),
-    ("weights in a file", resealed(weights_in_a_file), "predict.onnx cannot be opened"),
+    ("weights in a file", resealed(weights_in_a_file), "predict.onnx has weights in a file of their own"),
+    ("weights in a branch", resealed(weights_in_a_branch), "predict.onnx has weights in a file of their own"),
+    ("a temperature of almost nothing", calibrated(temperature=1e-300), "at calibration.temperature"),
+    ("a temperature of too much", calibrated(temperature=1e300), "at calibration.temperature"),
+    ("a threshold of too much", calibrated(threshold=10**400), "at calibration.threshold"),
+    ("a scale of almost nothing", altered(network=NETWORK | {"scale": 1e-300}), "at network.scale"),
+    ("a minimum beyond memory", altered(min_samples=10**12), "at min_samples"),
+    ("an embedding beyond memory", altered(network=NETWORK | {"embedding": 10**12}), "at network.embedding"),
+    ("a number that overflows", overflowing, "bundle.json cannot be read: it holds 1e999"),
     ("graphs swapped", resealed(lambda f: shutil.copy(f / "predict.onnx", f / "explain.onnx")), "explain.onnx takes"),
     ("an output is missing", graph("explain.onnx", rename_output), "explain.onnx has no output saliency_s3"),
     (
@@ -276,6 +309,15 @@ def test_files_outside_the_bundle_are_not_read(tmp_path: Path) -> None:
         toy.seal(folder, {**toy.manifest_of(folder), "files": {**files, name: "0" * 64}})
         with pytest.raises(BundleError, match="outside the bundle"):
             read_bundle(folder)
+
+
+def test_weights_beside_the_server_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime would look for them in the working directory, where no digest covers them."""
+    folder = toy.write_bundle(tmp_path, "v", 1)
+    resealed(weights_in_a_file)(folder)
+    monkeypatch.chdir(folder)
+    with pytest.raises(BundleError, match=r"predict\.onnx has weights in a file of their own"):
+        opened(folder)
 
 
 def test_links_within_a_bundle_are_followed(tmp_path: Path) -> None:
