@@ -28,7 +28,7 @@ JOINERS = "\u200c\u200d"
 
 @dataclass(frozen=True)
 class EnrolledSpeaker:
-    """The stored enrolments of a speaker, and for each whether the bundle that made it is loaded."""
+    """The stored enrolments of a speaker, and for each whether it is intact and the bundle that made it is loaded."""
 
     speaker: str
     entries: tuple[tuple[Enrolment, bool], ...]
@@ -128,8 +128,10 @@ class Enroller:
         ]
 
     def _enrolled(self, name: str, enrolments: Sequence[Enrolment]) -> EnrolledSpeaker:
-        loaded = {model.bundle.digest for model in self._pipeline.models}
-        return EnrolledSpeaker(name, tuple((each, each.bundle in loaded) for each in enrolments))
+        sizes = {model.bundle.digest: model.bundle.embedding_size for model in self._pipeline.models}
+        return EnrolledSpeaker(
+            name, tuple((each, sizes.get(each.bundle) == len(each.embedding)) for each in enrolments)
+        )
 
 
 def checked_name(speaker: str, field: str = "speaker") -> str:

@@ -6,13 +6,14 @@ networks cannot be compared. Removed data is overwritten in the file.
 """
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,15 @@ from speakerlens.serving.errors import (
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 SCHEMA_VERSION = 1
 # "SpkL": distinguishes the file from other programs' databases.
 APPLICATION = 0x53706B4C
 # How long to wait for another server that writes to the same file.
 BUSY_SECONDS = 5.0
+# The wire contract's largest number (int32).
+MAX_NUMBER = 2**31 - 1
 
 # With row ids: WITHOUT ROWID, an entry above a quarter of a page would take an overflow page of its own.
 SCHEMA = f"""
@@ -64,7 +69,7 @@ class Enrolment:
         bundle: SHA-256 of its bundle.json.
         utterances: number of utterances.
         enrolled: time in UTC, ISO 8601.
-        embedding: mean of the utterances' length-normalised embeddings, float32 [size].
+        embedding: mean of the utterances' length-normalised embeddings, float32 [size]; [0] where it is damaged.
     """
 
     speaker: str
@@ -92,6 +97,7 @@ class SpeakerStore:
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
+            self._connection.text_factory = _text
             self._open()
         except (sqlite3.Error, OSError) as error:
             raise StartupError(f"--speakers {path}: cannot be used: {error}") from error
@@ -178,10 +184,7 @@ class SpeakerStore:
             rows = self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise _refusal(error, "nothing was read") from error
-        return [
-            Enrolment(speaker, variant, version, bundle, utterances, enrolled, np.frombuffer(embedding, "<f4"))
-            for speaker, variant, version, bundle, utterances, embedding, enrolled in rows
-        ]
+        return [enrolment for row in rows if (enrolment := _enrolment(row)) is not None]
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
@@ -241,6 +244,34 @@ class AsyncSpeakerStore:
         self._thread.shutdown(wait=True)
         if self._store is not None:
             self._store.close()
+
+
+def _enrolment(row: tuple[Any, ...]) -> Enrolment | None:
+    """Return a row as a value; None where its columns, which SQLite does not check, are not of their kinds."""
+    speaker, variant, version, bundle, utterances, embedding, enrolled = row
+    texts = all(isinstance(each, str) for each in (speaker, variant, bundle, enrolled))
+    numbers = all(isinstance(each, int) and 0 < each <= MAX_NUMBER for each in (version, utterances))
+    if not texts or not numbers:
+        log.error("the speakers' file has a row that no server wrote, it is left out")
+        return None
+    return Enrolment(speaker, variant, version, bundle, utterances, enrolled, _embedding(embedding))
+
+
+def _text(content: bytes) -> str | bytes:
+    """Return a stored text; as it is where it is no UTF-8."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content
+
+
+def _embedding(content: object) -> NDArray[np.float32]:
+    """Return a stored embedding; an empty one where it is damaged."""
+    if isinstance(content, bytes) and len(content) % 4 == 0:
+        values = np.frombuffer(content, "<f4")
+        if np.isfinite(values).all():
+            return values
+    return np.zeros(0, np.float32)
 
 
 def _refusal(error: sqlite3.Error, done: str) -> RequestError:

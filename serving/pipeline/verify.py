@@ -140,8 +140,14 @@ class Verifier:
         if not stored:
             raise not_enrolled(name, "enrolled_speaker")
         for enrolment in stored:
-            if enrolment.bundle == bundle.digest:
+            if enrolment.bundle == bundle.digest and len(enrolment.embedding) == bundle.embedding_size:
                 return enrolment
+            if enrolment.bundle == bundle.digest:
+                raise FailedPreconditionError(
+                    Reason.STORE,
+                    f"enrolled_speaker: the reference of {quoted(name)} for {bundle.name} is damaged in the speakers' "
+                    "file; enrol the speaker again",
+                )
         others = ", ".join(f"{each.variant}/{each.version}" for each in stored)
         raise FailedPreconditionError(
             Reason.OTHER_BUNDLE,

@@ -131,6 +131,37 @@ def test_foreign_file_is_refused_and_unchanged(path: Path, write: Callable[[Path
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
+@pytest.mark.parametrize(
+    "blob",
+    [b"", b"odd", b"\0" * (4 * SIZE - 1), "text", 7]
+    + [np.full(SIZE, value, "<f4").tobytes() for value in (np.nan, np.inf)],
+)  # fmt: skip
+def test_damaged_embedding_is_empty(path: Path, blob: object) -> None:
+    """The row stays visible, to be replaced or removed; nothing can be compared with it."""
+    store = SpeakerStore(path)
+    store.put([enrolment("anna"), enrolment("anna", "other")])
+    store._connection.execute("UPDATE enrolments SET embedding = ? WHERE variant = 'da'", (blob,))
+    for found in (store.find("anna"), store.page("", 9)):
+        assert [(each.variant, len(each.embedding)) for each in found] == [("da", 0), ("other", SIZE)]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("version", "one"), ("version", 2**31), ("version", 0), ("utterances", b"3"), ("utterances", -1),
+     ("bundle", b"\xff"), ("variant", b"da"), ("enrolled", b"now")],
+)  # fmt: skip
+def test_row_that_no_server_wrote_is_left_out(
+    path: Path, caplog: pytest.LogCaptureFixture, column: str, value: object
+) -> None:
+    store = SpeakerStore(path)
+    store.put([enrolment("anna"), enrolment("anna", "other")])
+    written = "CAST(? AS TEXT)" if value == b"\xff" else "?"  # no UTF-8
+    store._connection.execute(f"UPDATE enrolments SET {column} = {written} WHERE variant = 'da'", (value,))  # noqa: S608
+    assert [each.variant for each in store.find("anna")] == ["other"]
+    assert caplog.text.count("it is left out") == 1
+    assert "anna" not in caplog.text
+
+
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="No such file"):
         SpeakerStore(tmp_path / "none" / "speakers.db")

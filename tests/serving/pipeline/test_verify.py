@@ -1,6 +1,8 @@
 """Embed, Verify, Enroll and the batch over gRPC: answers match an independent computation in numpy."""
 
+import contextlib
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -270,6 +272,30 @@ def test_enrolments_survive_a_kill_and_belong_to_one_bundle(tmp_path: Path) -> N
         assert "another bundle" in text
         third.stub.Enroll(enroll, timeout=CALL_SECONDS)
         assert third.stub.Verify(request, timeout=CALL_SECONDS).same
+
+
+@pytest.mark.parametrize("blob", [b"odd", bytes(4 * 3), np.full(toy.EMBEDDING, np.nan, "<f4").tobytes()])
+def test_damaged_reference_is_refused_until_enrolled_again(tmp_path: Path, blob: bytes) -> None:
+    toy.write_bundle(tmp_path / "bundles", "da", 1)
+    file = tmp_path / "speakers.db"
+    with ServerProcess(tmp_path / "bundles", f"--speakers={file}") as server:
+        enrol = pb.EnrollRequest(speaker="anna", utterances=[raw(voice(1.0))])
+        verify = pb.VerifyRequest(audio=raw(voice(1.0)), enrolled_speaker="anna")
+
+        def usable() -> list[bool]:
+            listed = server.stub.ListSpeakers(pb.ListSpeakersRequest(), timeout=CALL_SECONDS)
+            return [model.usable for speaker in listed.speakers for model in speaker.models]
+
+        server.stub.Enroll(enrol, timeout=CALL_SECONDS)
+        assert usable() == [True]
+        with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute("UPDATE enrolments SET embedding = ?", (blob,))
+        code, text = refused(server.stub.Verify, verify)
+        assert code == "FAILED_PRECONDITION"
+        assert text.endswith("is damaged in the speakers' file; enrol the speaker again")
+        assert usable() == [False]
+        server.stub.Enroll(enrol, timeout=CALL_SECONDS)
+        assert server.stub.Verify(verify, timeout=CALL_SECONDS).score == pytest.approx(1, abs=1e-5)
 
 
 def test_concurrent_enrolments_of_a_name_leave_one_whole(server: ServerProcess) -> None:
