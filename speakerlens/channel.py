@@ -1,5 +1,6 @@
 """Open the channel to a server: TLS, client certificates and bearer tokens, for blocking code and for asyncio."""
 
+import ipaddress
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +11,6 @@ import grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 30.0
-
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,31 @@ def open_async_channel(address: str, tls: bool | Tls, token: str | None) -> grpc
     return grpc.aio.secure_channel(address, credentials, options)
 
 
+def is_loopback(address: str) -> bool:
+    """Return whether HOST:PORT is on this machine for certain: a numeric loopback address, or localhost.
+
+    Any other name may lead elsewhere, such as 127.example.org.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()):
+        return False
+    if host.lower() == "localhost":
+        return True
+    try:
+        if host.startswith("[") and host.endswith("]"):
+            return ipaddress.IPv6Address(host[1:-1]).is_loopback
+        return ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _credentials(
     address: str, tls: bool | Tls, token: str | None
 ) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
     """Return the channel's credentials (None: plain text) and its options."""
     # Maps of a long recording exceed gRPC's default of 4 MiB.
     options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    loopback = address.startswith(_LOOPBACK)
+    loopback = is_loopback(address)
     if loopback:
         # gRPC obeys `http_proxy` for loopback addresses too, which no proxy can reach.
         options.append(("grpc.enable_http_proxy", 0))

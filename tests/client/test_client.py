@@ -21,6 +21,7 @@ from speakerlens import (
     SpeakerClient,
     StreamOptions,
 )
+from speakerlens.channel import is_loopback
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 
 from .stand_in import SPEAKERS, VARIANTS, StandIn, log_mel, mel_centres, saliency, serving
@@ -266,6 +267,23 @@ def test_invalid_arguments_are_refused_before_sending(
 def test_missing_file_is_an_os_error(client: SpeakerClient, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         client.identify(tmp_path / "none.wav")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.8.8:50051", "localhost:1", "LOCALHOST:1", "[::1]:1"])
+def test_loopback_is_known_by_its_address(address: str) -> None:
+    assert is_loopback(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.evil.example.org:443", "127.0.0.1.example.org:443", "localhost.example.org:443", "localhost:1.example.org",
+     "127.0.0.1@example.org:443", "10.0.0.1:1", "[::2]:1", "[::1].example.org:1", "127.0.0.1,10.0.0.1:1", "127.:1",
+     "example.org:1", "127.0.0.1", "", ":1"],
+)  # fmt: skip
+def test_name_that_looks_like_loopback_is_none(address: str) -> None:
+    assert not is_loopback(address)
+    with pytest.raises(ValueError, match="in plain text; use TLS"):
+        SpeakerClient(address, token=TOKEN)
 
 
 def test_token_is_sent_in_plain_text_to_loopback_only(stand_in: StandIn, address: str) -> None:

@@ -28,7 +28,7 @@ def test_the_loopback_needs_no_warning(host: str) -> None:
     assert exposure(Config(host=host)) is None
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org", "127.example.org"])  # noqa: S104
 def test_other_addresses_are_warned_about(host: str) -> None:
     assert exposure(TLS.model_copy(update={"host": host, "tokens": FILE})) is None
     assert exposure(TLS.model_copy(update={"host": host, "tls_client_ca": FILE})) is None
