@@ -128,7 +128,7 @@ class Server:
             StartupError: an address cannot be bound, or a certificate is not valid.
         """
         config = self._config
-        credentials = server_credentials(config)
+        credentials = server_credentials(config, self.metrics.watch_expiry)
         warning = exposure(config)
         if warning:
             log.warning("%s", warning)

@@ -5,7 +5,7 @@ refused before its variants are known (no variant's name starts with an undersco
 (`--max-message-bytes`) is refused before it reaches these counters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import prometheus_client as prometheus
@@ -97,6 +97,11 @@ class Metrics:
         self.engine_rebuilds = page.counter(
             "engine_rebuilds", "Attempts to reopen the engine of a variant after it broke.", "variant", "outcome"
         )
+        self.certificate_expiry = page.gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When the server's certificate, or the first of its chain, expires, in seconds since 1970.",
+            "file",
+        )
         self.robustness = Robustness(page)
         prometheus.ProcessCollector(registry=self.registry)
         for reason in Reason:
@@ -127,6 +132,10 @@ class Metrics:
             self.bundles_refused.labels(variant, fault).set(count)
         self._refused = {label for label, count in counts.items() if count}
         self.bundles_scanned.set_to_current_time()
+
+    def watch_expiry(self, expiry: Callable[[], float]) -> None:
+        """Show what `expiry` returns, at every scrape, as the end of the server's certificate."""
+        self.certificate_expiry.labels("certificate").set_function(expiry)
 
     def count_rebuild(self, variant: str, worked: bool) -> None:
         """Count an attempt to reopen an engine."""

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import jsonschema
 
@@ -144,7 +145,7 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 @contextmanager
-def _open(folder: Path, name: str) -> Iterator[BinaryIO]:
+def _open(folder: Path, name: str) -> Iterator[BufferedReader]:
     """Open a file of a bundle, and turn what goes wrong with it into BundleError.
 
     It must be a regular file, as others (pipes, devices) may never end, and not be a link that leaves the bundle.

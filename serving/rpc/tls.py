@@ -1,20 +1,37 @@
 """TLS of the gRPC port: certificates that are reloaded when they change, and optional client certificates."""
 
+import math
 import ssl
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 
 from speakerlens.serving.config import Config
 from speakerlens.serving.errors import StartupError
+from speakerlens.serving.rpc.expiry import earliest_expiry
 from speakerlens.serving.rpc.reload import ReloadingFile, warn_if_public
 
 
-def server_credentials(config: Config) -> grpc.ServerCredentials | None:
+class _Certificates(NamedTuple):
+    """gRPC's configuration of the files, and when the first certificate of the server's chain expires, since 1970."""
+
+    configuration: grpc.ServerCertificateConfiguration
+    expiry: float
+
+
+def server_credentials(
+    config: Config, watch_expiry: Callable[[Callable[[], float]], object]
+) -> grpc.ServerCredentials | None:
     """Return credentials for the port, None where no certificate is configured.
 
     The files are checked before each handshake: a new certificate, key or client authority is used from the next
     connection on. While they are not valid, the previous ones stay in force.
+
+    Args:
+        config: names the files.
+        watch_expiry: receives a function that returns when the certificate in force expires, in seconds since 1970.
 
     Raises:
         StartupError: a file cannot be read, or the files do not fit together.
@@ -36,10 +53,11 @@ def server_credentials(config: Config) -> grpc.ServerCredentials | None:
         if current is in_use:
             return None  # no change
         in_use = current
-        return current
+        return current.configuration
 
+    watch_expiry(lambda: watched.value().expiry)
     return grpc.dynamic_ssl_server_credentials(
-        in_use,
+        in_use.configuration,
         renewed,  # type: ignore[arg-type]  # the stubs lack None
         require_client_authentication=authority is not None,
     )
@@ -54,8 +72,8 @@ class _Pair:
         self.authority = authority
         self.paths = (certificate, key) if authority is None else (certificate, key, authority)
 
-    def read(self) -> grpc.ServerCertificateConfiguration:
-        """Return gRPC's configuration of the files.
+    def read(self) -> _Certificates:
+        """Return gRPC's configuration of the files, and the expiry.
 
         Raises:
             ValueError: a file cannot be read, is no PEM, or the key is not the certificate's.
@@ -71,7 +89,11 @@ class _Pair:
             reason = getattr(error, "reason", None) or "not PEM, or an encrypted key"
             raise ValueError(f"{files} are not a pair: {reason.lower().replace('_', ' ')}") from error
         authority = None if self.authority is None else self._authority(self.authority, context)
-        return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
+        try:
+            expiry = earliest_expiry(certificate)
+        except ValueError:
+            expiry = math.nan  # of an old kind of PEM that OpenSSL can read
+        return _Certificates(grpc.ssl_server_certificate_configuration([(key, certificate)], authority), expiry)
 
     @staticmethod
     def _authority(path: Path, context: ssl.SSLContext) -> bytes:

@@ -149,6 +149,16 @@ def device(folder: Path) -> None:
     (folder / "predict.onnx").symlink_to("/dev/zero")
 
 
+def folder_as_file(folder: Path) -> None:
+    (folder / "parity.json").unlink()
+    (folder / "parity.json").mkdir()
+
+
+def circle(folder: Path) -> None:
+    (folder / "parity.json").unlink()
+    (folder / "parity.json").symlink_to("parity.json")
+
+
 FRONT_END, NETWORK, STAGES = (toy.manifest()[key] for key in ("front_end", "network", "stages"))
 
 BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
@@ -179,12 +189,8 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("a device", device, "predict.onnx is a link that leaves the bundle"),
     ("a manifest that never ends", pipe("bundle.json"), "bundle.json is not a regular file"),
     ("a graph that never ends", pipe("predict.onnx"), "predict.onnx is not a regular file"),
-    ("a folder as a file", lambda f: [(f / "parity.json").unlink(), (f / "parity.json").mkdir()], "not a regular file"),
-    (
-        "a link to itself",
-        lambda f: [(f / "parity.json").unlink(), (f / "parity.json").symlink_to("parity.json")],
-        "parity.json cannot be read",
-    ),
+    ("a folder as a file", folder_as_file, "parity.json is not a regular file"),
+    ("a link to itself", circle, "parity.json cannot be read"),
     ("no digest", altered(files={"predict.onnx": "0" * 64}), "no digest of explain.onnx"),
     ("parity fails", resealed(lambda f: (f / "parity.json").write_text('{"holds": false}')), "does not hold"),
     ("parity is a word", resealed(lambda f: (f / "parity.json").write_text('{"holds": "yes"}')), "does not hold"),

@@ -1,5 +1,6 @@
 """TLS: who is trusted, and certificates that change while the server serves."""
 
+import datetime
 import time
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from speakerlens.serving.rpc.expiry import earliest_expiry
 from tests.serving.certificates import Pair, channel, issue, replace
 from tests.serving.harness import ServerProcess
 from tests.serving.startup import failing
+
+EXPIRY = 'speakerlens_tls_certificate_expiry_timestamp_seconds{file="certificate"}'
 
 
 def flags(pair: Pair) -> tuple[str, str]:
@@ -36,6 +40,7 @@ def test_a_new_certificate_is_used_for_new_connections(toy_bundles: Path, tmp_pa
         address = server.ready["grpc"]
         assert greets(address, old)
         assert not greets(address, new)
+        assert server.metrics()[EXPIRY] == earliest_expiry(pair.certificate.read_bytes())
         with channel(address, old) as lasting:
             stub = health_pb2_grpc.HealthStub(lasting)
             stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
@@ -44,6 +49,12 @@ def test_a_new_certificate_is_used_for_new_connections(toy_bundles: Path, tmp_pa
             assert not greets(address, old)
             stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
         assert "reloaded the TLS files" in server.log
+
+        expires = datetime.datetime(2031, 2, 3, tzinfo=datetime.UTC)
+        soon = second.issue_cert("localhost", "127.0.0.1", not_after=expires)
+        replace(pair.key, soon.private_key_pem.bytes())
+        replace(pair.certificate, soon.cert_chain_pems[0].bytes())
+        assert server.metrics()[EXPIRY] == expires.timestamp(), "without a handshake"
 
         replace(pair.certificate, b"not a certificate")
         assert greets(address, new)
