@@ -37,7 +37,7 @@ class CallContext:
         caller: name of the bearer token, None without one.
         started: arrival, on the clock of `time.monotonic`.
         status: name of the gRPC status that the call ends with.
-        detail: message of that status.
+        detail: message of that status, without what the caller wrote; for the log.
         retry_after_s: seconds after which a retry may succeed, None where that is unknown.
         reserve_answer: reserves bytes of an answer under construction; raises ResourceExhaustedError where they do not
             fit into the memory limit.

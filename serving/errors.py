@@ -4,12 +4,16 @@ Raise the class whose status fits; `serving.rpc.interceptor` alone turns it into
 other exception becomes INTERNAL, with its trace in the log.
 """
 
+import re
 from collections.abc import Collection
 from enum import StrEnum
 from itertools import islice
 from typing import ClassVar
 
 QUOTED_CHARACTERS = 64
+# Control characters around what `quoted` returns, which escapes those of the caller; no message keeps them.
+QUOTE_START, QUOTE_END = "\x02", "\x03"
+QUOTED = re.compile(f"{QUOTE_START}[^{QUOTE_END}]*{QUOTE_END}")
 LISTED_NAMES = 20
 
 
@@ -58,12 +62,16 @@ class RequestError(Exception):
         reason: the bounded cause, for the metrics.
         message: one sentence for the caller: which field, what is wrong, what would be right.
         retry_after_s: seconds after which a retry is likely to succeed, None where that is unknown.
+
+    Attributes:
+        logged: the message without what the caller wrote, for the log.
     """
 
     code: ClassVar[str]
 
     def __init__(self, reason: Reason, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message.replace(QUOTE_START, "").replace(QUOTE_END, ""))
+        self.logged = QUOTED.sub("…", message)
         self.reason = reason
         self.retry_after_s = retry_after_s
 
@@ -111,8 +119,12 @@ class UnavailableError(RequestError):
 
 
 def quoted(text: str) -> str:
-    """Return a client's text as a quoted, escaped string of bounded length, safe in messages and log lines."""
-    return repr(text if len(text) <= QUOTED_CHARACTERS else text[:QUOTED_CHARACTERS] + "…")
+    """Return a client's text as a quoted, escaped string of bounded length, for the message of a `RequestError`.
+
+    The log has "…" in its place: a name may be a person's.
+    """
+    shown = repr(text if len(text) <= QUOTED_CHARACTERS else text[:QUOTED_CHARACTERS] + "…")
+    return f"{QUOTE_START}{shown}{QUOTE_END}"
 
 
 def listed(names: Collection[object]) -> str:

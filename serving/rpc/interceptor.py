@@ -153,7 +153,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         reservation: Reservation,
     ) -> bytes | None:
         self._metrics.in_flight.inc()
-        payload = None
+        payload, message = None, ""
         try:
             if gate is not None:
                 gate.enter(context)
@@ -161,7 +161,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async with contextlib.aclosing(aiter(incoming)) as messages:
                 payload = await self._respond(handler, messages, context, reservation)
         except RequestError as error:
-            call.status, call.detail = error_status(error)
+            call.status, message = error_status(error)
+            call.detail = error.logged[:DETAIL_CHARACTERS]
             call.retry_after_s = error.retry_after_s
             self._metrics.rejections.labels(error.reason).inc()
         except asyncio.CancelledError:
@@ -171,12 +172,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if context.cancelled():  # writing to a client that has cancelled fails
                 self._record_cancellation(call, context)
                 raise asyncio.CancelledError from None
-            call.status, call.detail = error_status(error)
+            call.status, message = error_status(error)
+            call.detail = message
         finally:
             self._record(call)
         context.set_trailing_metadata(call.trailing_metadata)
         if call.status != "OK":
-            await self._transfers.refuse(context, call.status, call.detail)
+            await self._transfers.refuse(context, call.status, message)
         return payload
 
     async def _respond(

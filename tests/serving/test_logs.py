@@ -101,6 +101,33 @@ def test_the_log_holds_no_audio_embedding_or_token(toy_bundles: Path, tmp_path: 
     assert not found
 
 
+def test_the_log_holds_no_names_that_callers_invent(toy_bundles: Path, tmp_path: Path) -> None:
+    """They may be of persons; the caller is told them."""
+    name = "Erika Mustermann"
+    with ServerProcess(toy_bundles, "--log-level=debug", f"--speakers={tmp_path / 'speakers.db'}") as server:
+        stub, audio = server.stub, raw(voice(1.0))
+        da = pb.ModelSelector(variant="da")
+        stub.Enroll(pb.EnrollRequest(speaker=name, utterances=[audio], models=[da]), timeout=CALL_SECONDS)
+        act_da = pb.ModelSelector(variant="act-da")
+        for call, request in (
+            (stub.Verify, pb.VerifyRequest(audio=audio, enrolled_speaker=f"{name}'s \x02sister", model=da)),
+            (stub.Verify, pb.VerifyRequest(audio=audio, enrolled_speaker=f"{name} jr.", model=da)),
+            (stub.Verify, pb.VerifyRequest(audio=audio, enrolled_speaker=name, model=act_da)),
+            (stub.RemoveSpeaker, pb.RemoveSpeakerRequest(speaker=f"{name} " * 50)),
+            (stub.Identify, pb.IdentifyRequest(audio=audio, models=[pb.ModelSelector(variant=name)])),
+            (stub.Identify, pb.IdentifyRequest(audio=audio, explain=pb.ExplainOptions(target_speaker=name))),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(request, timeout=CALL_SECONDS)
+            details = caught.value.details() or ""
+            assert name in details
+            assert "\x02" not in details
+            assert "\x03" not in details
+        stub.RemoveSpeaker(pb.RemoveSpeakerRequest(speaker=name), timeout=CALL_SECONDS)
+    assert "Mustermann" not in server.log
+    assert "no enrolled speaker …" in server.log
+
+
 def test_uncaught_errors_are_logged() -> None:
     program = (
         "import threading, speakerlens.serving.logging as logs, warnings\n"
