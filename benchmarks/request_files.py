@@ -113,7 +113,7 @@ async def measure(bundles: Path, profile: Profile) -> dict[str, Any]:
     with redirect_stdout(output):
         server = Server(Config(bundles=bundles, port=0, metrics_port=0, probe_seconds=0.0, device="cpu"))
         await server.listen()
-        working = asyncio.create_task(server.work())
+        working = asyncio.create_task(server.work(asyncio.Event()))
         async with asyncio.timeout(START_SECONDS):
             while not output.getvalue().endswith("\n"):
                 await asyncio.wait({working}, timeout=0.01)

@@ -4,12 +4,17 @@ import asyncio
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
 
 from speakerlens.serving.config import PROGRAM, parse
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.logging import configure
 from speakerlens.serving.memory import limit_arenas
+
+# How long threads have to end after the drain; one that waits for a dead disk never does.
+THREADS_SECONDS = 3.0
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
@@ -31,11 +36,23 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         else:
             sys.stderr.write(f"error: {error}\n")
         return 1
-    if not finished:
+    # Threads cannot be interrupted, such as the device's, and a normal exit would wait for them.
+    if not finished or _any_thread_left(THREADS_SECONDS):
         logging.shutdown()
-        # The device's thread cannot be interrupted, and a normal exit would wait for it.
-        os._exit(1)
+        os._exit(not finished)
     return 0
+
+
+def _any_thread_left(seconds: float) -> bool:
+    """Wait for the threads that an exit waits for; return whether one has not ended after `seconds`."""
+    deadline = time.monotonic() + seconds
+    threads = [each for each in threading.enumerate() if each is not threading.current_thread() and not each.daemon]
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    left = [thread.name for thread in threads if thread.is_alive()]
+    if left:
+        logging.getLogger("serving").warning("ending although threads still wait for something: %s", ", ".join(left))
+    return bool(left)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 SENT_SECONDS = 0.1
 # How long connections may take to close after the last call; a stream of reflection never ends by itself.
 CLOSING_SECONDS = 1.0
+# Between the two looks at the bundles that SIGHUP asks for.
+SECOND_LOOK_SECONDS = 1.0
 # Waiting without a limit, gRPC would cancel its own termination together with the waiting task.
 LONGEST_WAIT_SECONDS = 1e8
 
@@ -60,13 +63,18 @@ async def serve(config: Config) -> bool:
     Raises:
         StartupError: no usable bundle, an occupied port, a missing device; or the server can no longer answer.
     """
-    stop = _stop_signal()
-    scan(config.bundles)
+    stop, hangup = _signals()
+    asyncio.get_running_loop().set_default_executor(_Threads(thread_name_prefix="disk"))
+    stopping = asyncio.create_task(stop.wait())
+    scanning = asyncio.create_task(asyncio.to_thread(scan, config.bundles))
+    await asyncio.wait({scanning, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not scanning.done():
+        return True
+    scanning.result()
     server = Server(config)
     await server.listen()
-    working = asyncio.create_task(server.work())
+    working = asyncio.create_task(server.work(hangup))
     failing = asyncio.create_task(server.failed())
-    stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({working, failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in (working, failing):
@@ -77,6 +85,14 @@ async def serve(config: Config) -> bool:
         failing.cancel()
         finished = await server.drain()
     return finished
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads for the disk; their end is not waited for, as that of one on a dead network disk never comes."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
+        """End the threads once they are idle."""
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
 
 
 class Server:
@@ -98,6 +114,10 @@ class Server:
         self._inference = InferenceService(self._models, self._health, config)
         self._prober = Prober(self._models, self.metrics.robustness.probes, self._codec, config.probe_seconds)
         self._probing: asyncio.Task[None] | None = None
+        self._reloads: list[Callable[[], object]] = []
+        tokens = Tokens(config.tokens) if config.tokens else None
+        if tokens is not None:
+            self._reloads.append(tokens.reload)
         self._port = 0
         self._ports: dict[str, str] = {}
         self._transfers = _transfers(config, config.max_held_bytes)
@@ -105,7 +125,7 @@ class Server:
         self._grpc = grpc.aio.server(
             interceptors=[
                 CallInterceptor(services, self._gate, self.metrics, self._transfers, ALWAYS, self._tracing),
-                *([AuthInterceptor(Tokens(config.tokens))] if config.tokens else []),
+                *([AuthInterceptor(tokens)] if tokens is not None else []),
                 # A budget of its own, as health needs no token: slow requests to it leave the others' budget alone.
                 BuiltinServicesInterceptor(services, _transfers(config, config.max_held_bytes // 4)),
             ],
@@ -128,7 +148,7 @@ class Server:
             StartupError: an address cannot be bound, or a certificate is not valid.
         """
         config = self._config
-        credentials = server_credentials(config, self.metrics.watch_expiry)
+        credentials = server_credentials(config, self._watch_certificate)
         warning = exposure(config)
         if warning:
             log.warning("%s", warning)
@@ -147,6 +167,10 @@ class Server:
             self._ports["metrics"] = f"http://{_address(config.metrics_host, self._open_metrics())}/metrics"
         await self._grpc.start()
 
+    def _watch_certificate(self, expiry: Callable[[], float]) -> None:
+        self.metrics.watch_expiry(expiry)
+        self._reloads.append(expiry)
+
     def _open_metrics(self) -> int:
         host, port = self._config.metrics_host, self._config.metrics_port
         try:
@@ -154,8 +178,11 @@ class Server:
         except OSError as error:
             raise _cannot_listen("--metrics-port", host, port, error) from error
 
-    async def work(self) -> None:
-        """Load the models, accept calls, and follow the bundles on disk, until it is cancelled.
+    async def work(self, hangup: asyncio.Event) -> None:
+        """Load the models, accept calls, and follow the files on disk, until it is cancelled.
+
+        Args:
+            hangup: set to have tokens, certificates and bundles read again.
 
         Raises:
             StartupError: no bundle can be served.
@@ -164,9 +191,15 @@ class Server:
         self._open()
         if self._config.probe_seconds:
             self._probing = asyncio.create_task(self._prober.run())
-        if self._config.watch:
-            await self._repository.watch()
-        await asyncio.Event().wait()
+        while True:
+            if await _is_set(hangup, self._config.watch):
+                log.info("SIGHUP: reading tokens, certificates and bundles again")
+                for reload in self._reloads:
+                    reload()
+                # A folder is given up, or refused as incomplete, only when a second look finds it so.
+                await self._repository.look()
+                await asyncio.sleep(SECOND_LOOK_SECONDS)
+            await self._repository.look()
 
     async def failed(self) -> None:
         """Wait for a failure of the scheduler or of gRPC.
@@ -255,12 +288,25 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _stop_signal() -> asyncio.Event:
-    stop = asyncio.Event()
+async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, and clear it; return False if it is not set within `seconds`, 0 for no limit."""
+    try:
+        async with asyncio.timeout(seconds or None):
+            await event.wait()
+    except TimeoutError:
+        return False
+    event.clear()
+    return True
+
+
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Return the events of the signals to stop, and of the signal to read files again."""
+    stop, hangup = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, partial(_on_signal, stop, number))
-    return stop
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    return stop, hangup
 
 
 def _on_signal(stop: asyncio.Event, number: int) -> None:

@@ -1,8 +1,8 @@
 """Keep the loaded models in sync with the bundle directory.
 
 Of every variant, the newest valid versions are loaded, as many as configured. An invalid bundle is refused with the
-reason and the next older version takes its place; if no older one is on disk, the loaded model stays. With `watch`, a
-folder is read again after it has changed. A bundle that may be incomplete is refused only once it has stopped changing,
+reason and the next older version takes its place; if no older one is on disk, the loaded model stays. At each `look`, a
+folder is read again if it has changed. A bundle that may be incomplete is refused only once it has stopped changing,
 and a model is removed only after two scans in a row without its folder.
 """
 
@@ -76,7 +76,7 @@ class Repository:
         Raises:
             StartupError: no bundle can be served.
         """
-        await self._refresh(scan(self._config.bundles), tolerant=False)
+        await self._refresh(await asyncio.to_thread(scan, self._config.bundles), tolerant=False)
         if self._loaded:
             return
         reasons = "; ".join(f"{each.found.folder}: {each.reason}" for each in list(self._refused.values())[:3])
@@ -84,16 +84,14 @@ class Repository:
             f"--bundles {self._config.bundles}: no usable bundle, {len(self._refused)} refused: {reasons}"
         )
 
-    async def watch(self) -> None:
-        """Scan the directory at the configured interval until cancelled."""
-        while True:
-            await asyncio.sleep(self._config.watch)
-            try:
-                await self._refresh(await asyncio.to_thread(list_bundles, self._config.bundles), tolerant=True)
-            except OSError as error:
-                self._complain(f"{self._config.bundles} cannot be read ({error.strerror})")
-            except Exception:
-                log.exception("scanning for new bundles failed unexpectedly")
+    async def look(self) -> None:
+        """Scan the directory once, and load, replace and take out models as it says; errors are logged."""
+        try:
+            await self._refresh(await asyncio.to_thread(list_bundles, self._config.bundles), tolerant=True)
+        except OSError as error:
+            self._complain(f"{self._config.bundles} cannot be read ({error.strerror})")
+        except Exception:
+            log.exception("scanning for new bundles failed unexpectedly")
 
     async def _refresh(self, on_disk: dict[str, list[BundleFolder]], tolerant: bool) -> None:
         folders = {found.folder for versions in on_disk.values() for found in versions}

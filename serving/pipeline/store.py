@@ -240,10 +240,10 @@ class AsyncSpeakerStore:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, self._store)
 
     def close(self) -> None:
-        """Close the file once the work in progress is done."""
-        self._thread.shutdown(wait=True)
+        """Close the file once the work in progress is done, without waiting for that."""
         if self._store is not None:
-            self._store.close()
+            self._thread.submit(self._store.close)
+        self._thread.shutdown(wait=False)
 
 
 def _enrolment(row: tuple[Any, ...]) -> Enrolment | None:

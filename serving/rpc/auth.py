@@ -48,6 +48,10 @@ class Tokens:
         except ValueError as error:
             raise StartupError(str(error)) from error
 
+    def reload(self) -> None:
+        """Read the file again if it has changed."""
+        self._names.value()
+
     def caller(self, authorization: str) -> str:
         """Return the name of the token in a value of the metadata `authorization`.
 

@@ -25,8 +25,8 @@ from tests.serving.startup import failing
 WHOLE = "--window-seconds=60"
 
 
-def slow_request(seconds: float = 3) -> pb.IdentifyRequest:
-    models = [pb.ModelSelector(variant="da")]
+def slow_request(seconds: float = 3, variant: str = "da") -> pb.IdentifyRequest:
+    models = [pb.ModelSelector(variant=variant)]
     return pb.IdentifyRequest(audio=raw(voice(toy.SLOW_SECONDS + seconds)), models=models)
 
 

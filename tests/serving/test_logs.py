@@ -109,14 +109,15 @@ def test_the_log_holds_no_names_that_callers_invent(toy_bundles: Path, tmp_path:
         da = pb.ModelSelector(variant="da")
         stub.Enroll(pb.EnrollRequest(speaker=name, utterances=[audio], models=[da]), timeout=CALL_SECONDS)
         act_da = pb.ModelSelector(variant="act-da")
-        for call, request in (
+        calls: tuple[tuple[Any, Any], ...] = (
             (stub.Verify, pb.VerifyRequest(audio=audio, enrolled_speaker=f"{name}'s \x02sister", model=da)),
             (stub.Verify, pb.VerifyRequest(audio=audio, enrolled_speaker=f"{name} jr.", model=da)),
             (stub.Verify, pb.VerifyRequest(audio=audio, enrolled_speaker=name, model=act_da)),
             (stub.RemoveSpeaker, pb.RemoveSpeakerRequest(speaker=f"{name} " * 50)),
             (stub.Identify, pb.IdentifyRequest(audio=audio, models=[pb.ModelSelector(variant=name)])),
             (stub.Identify, pb.IdentifyRequest(audio=audio, explain=pb.ExplainOptions(target_speaker=name))),
-        ):
+        )
+        for call, request in calls:
             with pytest.raises(grpc.RpcError) as caught:
                 call(request, timeout=CALL_SECONDS)
             details = caught.value.details() or ""
