@@ -25,6 +25,8 @@ STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=Fals
 Place = tuple[str | int, ...]
 """Where a value is in a tree: ("network", "blocks", 2)."""
 
+# Of a YAML file, with its aliases resolved.
+DEEPEST, MOST_VALUES = 50, 100_000
 LONGEST_QUOTE = 60
 PROBLEMS = {
     "bool_type": "must be true or false, not {shown}",
@@ -117,6 +119,8 @@ def read_toml(path: Path) -> Tree:
     tree = Tree(str(path))
     try:
         tree.values = tomllib.loads(text)
+    except RecursionError as error:
+        raise SettingsError(f"{path}: not valid TOML: nested too deeply") from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
     section: Place = ()
@@ -290,13 +294,32 @@ def _compose(text: str, name: str) -> "yaml.Node | None":
     import yaml  # noqa: PLC0415  (only training has YAML, and the extra that brings it)
 
     try:
-        return yaml.compose(text, yaml.SafeLoader)
+        node = yaml.compose(text, yaml.SafeLoader)
+    except RecursionError as error:
+        raise SettingsError(f"{name}: not valid YAML: nested too deeply") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}, line {mark.line + 1}" if mark else name
         raise SettingsError(f"{where}: not valid YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise SettingsError(f"{name}: not valid YAML: {error}") from error
+    _check_size(node, name)
+    return node
+
+
+def _check_size(node: Any, name: str) -> None:
+    """Refuse what aliases make endless or very large, before it is built."""
+    waiting, count = [(node, 0)], 0
+    while waiting:
+        each, depth = waiting.pop()
+        count += 1
+        if depth > DEEPEST or count > MOST_VALUES:
+            raise SettingsError(
+                f"{name}: not valid YAML: {'nested too deeply' if depth > DEEPEST else 'too many values'}"
+            )
+        if isinstance(getattr(each, "value", None), list):
+            pairs = (part if isinstance(part, tuple) else (part,) for part in each.value)
+            waiting += [(item, depth + 1) for pair in pairs for item in pair]
 
 
 def _construct(tree: Tree, node: Any, place: Place, where: Callable[[Any], str]) -> Any:

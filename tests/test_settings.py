@@ -161,6 +161,30 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
         read_toml(tmp_path / "x.toml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 100_000, "nested too deeply"),
+        ("a: " + "{b: " * 60 + "1" + "}" * 60, "nested too deeply"),
+        ("a: &a [*a]", "nested too deeply"),
+        (
+            "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)),
+            "too many",
+        ),
+    ],
+    ids=["unclosed", "closed", "circle", "aliases"],
+)
+def test_yaml_that_is_too_deep_or_large_is_refused(text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=rf"run\.yaml: not valid YAML: {message}"):
+        parse_yaml(text, "run.yaml")
+
+
+def test_toml_that_is_too_deep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("a = " + "[" * 100_000, encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"x\.toml: not valid TOML: nested too deeply"):
+        read_toml(tmp_path / "x.toml")
+
+
 def test_text_of_flags_becomes_a_value_of_the_type() -> None:
     assert text_value(int, "3") == 3
     assert text_value(bool, "off") is False

@@ -134,16 +134,29 @@ def _result(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
-    """Replace a run folder's checkpoint atomically."""
+    """Replace a run folder's checkpoint atomically.
+
+    Raises:
+        UserError: the system refuses, such as on a full disk; the checkpoint before it is kept.
+    """
     unfinished = run / f".{CHECKPOINT}.{os.getpid()}"
     try:
-        with unfinished.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(run / CHECKPOINT)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        try:
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(run / CHECKPOINT)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        # torch raises RuntimeError while it handles the system's error, or instead of it.
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
+        raise UserError(
+            f"{run / CHECKPOINT}: cannot be written ({reason}); make room for it and repeat the command, which resumes "
+            "from the checkpoint before"
+        ) from error
 
 
 def new_checkpoint(

@@ -1,5 +1,6 @@
 """The command line of training: prepare a corpus, train variants, evaluate and compare them."""
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ COMMANDS = {
     "study": Command("study.cli", "train, evaluate and compare all variants over several seeds"),
 }
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "array dimensions exceeded", "Storage size")
+
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m training") -> int:
     """Run a command line and return the exit code: 2 for wrong input, explained by one line on stderr.
@@ -42,6 +46,18 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m train
         code: int = parsed.run(parsed)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        return 2
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror}; make room for it and run again\n")
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        # torch has RuntimeError for it, of the CPU's memory without a class of its own.
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
+            raise
+        line = " ".join(str(error).split())[:300]
+        sys.stderr.write(f"error: too little memory for this network, batch or corpus: {line}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -17,6 +17,7 @@ Distance = Literal["mse", "l1", "cosine"]
 Codec = Literal["mu-law", "a-law", "gsm", "vorbis"]
 
 Count = Annotated[int, Field(ge=1)]
+Blocks = Annotated[int, Field(ge=1, le=1000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -35,11 +36,11 @@ class _Section:
 class NetworkConfig(_Section):
     """The ResNet; blocks (3, 4, 6, 3), width 32 and embedding 256 are ResNet-34, and ResNet-50 with bottlenecks."""
 
-    blocks: tuple[Count, Count, Count, Count]
+    blocks: tuple[Blocks, Blocks, Blocks, Blocks]
     """Residual blocks in each of the four stages"""
-    width: Count
+    width: Annotated[int, Field(ge=1, le=1024)]
     """Channels of the first stage; each further stage has twice as many as the one before"""
-    embedding: Count
+    embedding: Annotated[int, Field(ge=1, le=65_536)]
     """Size of the speaker embedding"""
     mel_bins: Annotated[int, Field(ge=8, le=256)] = 80
     """Rows of the log-mel front end"""
@@ -74,11 +75,11 @@ class DataConfig(_Section):
     """Crops of speech."""
 
     crop_seconds: Annotated[float, Field(ge=0.2, le=60)] = 2.0
-    batch_size: Annotated[int, Field(ge=2)] = 32
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 32
     """Crops per update; pair variants use each twice, `da-2x` draws twice as many, `act-da` 1.75 times"""
     read_ahead: Count = 4
     """Batches that are read while the network computes"""
-    readers: Count = 1
+    readers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Threads that read them"""
     cache_megabytes: NotNegative = 512.0
     """Training speech up to this size as 16-bit samples (31 MiB per 1,000 s) is decoded once and cached per process;

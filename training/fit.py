@@ -36,7 +36,7 @@ from speakerlens.training.data.manifest import Corpus, load_corpus
 from speakerlens.training.distributed import ALONE, World, joined
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.dev import make_dev_set
-from speakerlens.training.files import make_folder
+from speakerlens.training.files import make_folder, write_whole
 from speakerlens.training.logs import Report, Value
 from speakerlens.training.loop import DivergedError, Figures, Trainer
 from speakerlens.training.variants import VARIANTS, find_variant
@@ -93,12 +93,16 @@ def fit(config: Config, variant: str, corpus: Corpus, out: Path, device: torch.d
         The exit code: 0, or 128 + the number of the signal that interrupted the run.
 
     Raises:
-        UserError: the folder belongs to another run.
+        UserError: the folder belongs to another run or cannot be written, or the corpus has one speaker.
         DivergedError: a loss is not finite.
     """
     console = Console(quiet=not world.leads)
     torch.backends.cudnn.benchmark = True  # all batches have one shape; without effect on a CPU
     _check_same_work(config, variant, corpus, world)
+    if len(corpus.speakers) < 2:
+        raise UserError(
+            f"{corpus.root}: has one speaker, {corpus.speakers[0]}; a network needs two or more to tell apart"
+        )
     trainer, source = world.together(
         lambda: (
             Trainer(config, variant, corpus, device, world),
@@ -188,7 +192,7 @@ def _resume_or_begin(trainer: Trainer, out: Path, config: Config, variant: str, 
             check_same_run(out, checkpoint, config, variant, corpus)
             return checkpoint
         make_folder(out)
-        (out / CONFIG).write_text(dump_config(config), encoding="utf-8")
+        write_whole(out / CONFIG, dump_config(config))
         write_checkpoint(out, trainer.checkpoint(0))
         return None
 

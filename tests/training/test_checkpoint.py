@@ -1,4 +1,6 @@
 import os
+import re
+import resource
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -113,14 +115,34 @@ def test_format_without_average_is_read(trainer: Trainer, run: Path) -> None:
 def test_failed_write_keeps_the_old_checkpoint(trainer: Trainer, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_halfway(content: object, file: object) -> None:
         file.write(b"half a checkpoint")  # type: ignore[attr-defined]
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
     monkeypatch.setattr(torch, "save", break_halfway)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         write_checkpoint(run, trainer.checkpoint(7))
     monkeypatch.undo()
     assert read_checkpoint(run)["step"] == 6
     assert [path.name for path in run.iterdir()] == [CHECKPOINT]
+
+
+def test_full_disk_is_one_line_and_keeps_the_old_checkpoint(trainer: Trainer, run: Path) -> None:
+    """What torch raises for it differs by where the disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, 100, 5000):
+        checkpoint = trainer.checkpoint(7)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(UserError) as caught:
+                write_checkpoint(run, checkpoint)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert re.fullmatch(
+            rf"{run / CHECKPOINT}: cannot be written \([^()\n]+\); make room for it and repeat the command, which "
+            "resumes from the checkpoint before",
+            str(caught.value),
+        ), caught.value
+        assert read_checkpoint(run)["step"] == 6
+        assert [path.name for path in run.iterdir()] == [CHECKPOINT]
 
 
 def test_code_revision_of_a_checkout_is_git_describe() -> None:

@@ -68,6 +68,8 @@ def read_settings(path: Path) -> Settings:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise UserError(f"{path}: not a readable configuration: nested too deeply") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a readable configuration: {str(error).splitlines()[0]}") from error
     root = _Section(path, "", content)
