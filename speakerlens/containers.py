@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from speakerlens.chunks import Kind, Layout, chunk_layout
-from speakerlens.signatures import AudioFileError, unreadable
+from speakerlens.signatures import AudioFileError, unread_audio, unreadable
 
-__all__ = ["AudioFileError", "CheckedAudio", "checked", "checked_file"]
+__all__ = ["HEADER_BYTES", "AudioFileError", "CheckedAudio", "checked", "checked_file", "header_name"]
+
+HEADER_BYTES = 12
+"""How many of a file's first bytes `header_name` needs."""
 
 _RIFF: dict[tuple[bytes, bytes], Kind] = {
     (b"RIFF", b"WAVE"): "WAV",
@@ -90,6 +93,12 @@ class CheckedAudio(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         """Read into a buffer as many bytes as there are; return their number."""
         target = memoryview(buffer)
+        after_head = self._at - len(self._head)
+        if after_head >= 0 and self._rest is not None:  # most calls; decoders of MP3 read a few bytes at a time
+            part = self._rest[after_head : after_head + len(target)]
+            target[: len(part)] = part
+            self._at += len(part)
+            return len(part)
         count = max(0, min(len(target), self._size - self._at))
         head = self._head[self._at : self._at + count]
         target[: len(head)] = head
@@ -138,6 +147,19 @@ def checked_file(path: str | Path) -> CheckedAudio:
         return CheckedAudio(view, found, os.dup(file.fileno()))
 
 
+def header_name(start: bytes) -> str | None:
+    """Return the container whose header bytes begin with, or None; for raw samples, which should have no header.
+
+    Only what samples do not begin with by chance counts: of MP3, only the tag before it.
+    """
+    if kind := _chunked(start):
+        return "WAV" if kind == "RIFX" else kind
+    names = {container for beginning, container, _ in _CHECKS if start.startswith(beginning[:HEADER_BYTES])}
+    if start[:3] == b"ID3" and start[3:4] in (b"\2", b"\3", b"\4"):
+        return "MP3"
+    return names.pop() if names else unread_audio(start)
+
+
 def layout(data: memoryview) -> Layout:
     """Return what a decoder may see of a file.
 
@@ -163,7 +185,7 @@ def layout(data: memoryview) -> Layout:
 
 
 def _chunked(magic: bytes) -> Kind | None:
-    if magic[:16] == _W64:
+    if magic[:16] == _W64[: len(magic)] and len(magic) >= HEADER_BYTES:
         return "W64"
     if magic[:4] == b"caff":
         return "CAF"

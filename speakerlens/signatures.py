@@ -50,7 +50,7 @@ def quoted(name: bytes) -> str:
 def unreadable(data: memoryview) -> AudioFileError:
     """Return the error for a file in none of the containers that are read; it says what the file is instead."""
     start = bytes(data[:512])
-    if name := _audio(start):
+    if name := unread_audio(start) or ("AAC" if _is_adts(start) else None):
         return AudioFileError(f"{name} audio, which is not read; {_CONVERT}")
     if not any(start[:_START]):
         return _zeros(data)
@@ -63,15 +63,18 @@ def unreadable(data: memoryview) -> AudioFileError:
     )
 
 
-def _audio(start: bytes) -> str | None:
-    """Return the name of a kind of audio that is not read, or None."""
+def unread_audio(start: bytes) -> str | None:
+    """Return the name of a kind of audio that is not read, by its header; None for all others."""
     for offset, magic, name in _AUDIO:
         if start.startswith(magic, offset):
             return name
     if start[4:8] in (b"ftyp", b"moof", b"styp"):
         return _BRANDS.get(start[8:12], "MP4")
-    adts = len(start) > 1 and start[0] == 0xFF and start[1] & 0xF6 == 0xF0
-    return "AAC" if adts else None
+    return None
+
+
+def _is_adts(start: bytes) -> bool:
+    return len(start) > 1 and start[0] == 0xFF and start[1] & 0xF6 == 0xF0
 
 
 def _zeros(data: memoryview) -> AudioFileError:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from speakerlens.containers import AudioFileError, checked, checked_file
+from speakerlens.containers import HEADER_BYTES, AudioFileError, checked, checked_file, header_name
 from tests.conftest import ROOT
 from tests.serving.fuzz.chunks import LIES, SAMPLES, STYLES, file_of, needed
 from tests.serving.fuzz.files import FORMS, whole
@@ -217,3 +217,16 @@ def test_empty_file_and_pipe(tmp_path: Path) -> None:
     pipe = [sys.executable, "-c", READER, "/dev/stdin"]
     found = subprocess.run(pipe, input=made("WAV"), capture_output=True, timeout=30, cwd=ROOT, check=True)
     assert int(found.stdout) == len(SAMPLES)
+
+
+def test_header_is_named_by_its_first_bytes() -> None:
+    for data, form in zip(whole(), FORMS, strict=True):
+        name = {"WAVEX": "WAV"}.get(form[0], form[0])
+        assert header_name(data[:HEADER_BYTES]) == (name if name != "MP3" else None), form
+    assert header_name(b"ID3\x04\x00\x00") == "MP3"
+    assert header_name(b"\x00\x00\x00\x20ftypM4A ") == "M4A"
+    rng = np.random.default_rng(0)
+    for amplitude in (1, 30, 3_000, 30_000):
+        for _ in range(2_000):
+            assert header_name(rng.integers(-amplitude, amplitude + 1, 6).astype("<i2").tobytes()) is None
+    assert [header_name(bytes(size)) for size in (0, 3, HEADER_BYTES)] == [None] * 3

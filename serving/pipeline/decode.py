@@ -17,7 +17,7 @@ import soundfile as sf
 import soxr
 from numpy.typing import NDArray
 
-from speakerlens.containers import AudioFileError, checked
+from speakerlens.containers import HEADER_BYTES, AudioFileError, checked, header_name
 from speakerlens.measures.sound import clipped_share
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.errors import InvalidArgumentError, Reason
@@ -285,6 +285,7 @@ def _raw_frames(audio: RawAudio, limit: DurationLimit, parent: str) -> NDArray[A
     frame_bytes = kind.itemsize * audio.channels
     if not audio.data:
         raise InvalidArgumentError(Reason.EMPTY, f"{field}: empty; send interleaved {audio.sample_type} samples")
+    check_no_header(field, audio.data[:HEADER_BYTES])
     if len(audio.data) % frame_bytes:
         raise InvalidArgumentError(
             Reason.NOT_AUDIO,
@@ -319,6 +320,22 @@ def check_form(rate_field: str, channels_field: str, rate: int, channels: int) -
     if not 1 <= channels <= MAX_CHANNELS:
         raise InvalidArgumentError(
             Reason.CHANNELS, f"{channels_field}: {channels} channels; accepted are 1 to {MAX_CHANNELS}"
+        )
+
+
+def check_no_header(field: str, start: bytes) -> None:
+    """Check that raw samples do not begin with the header of a file, which would be decoded as noise.
+
+    Args:
+        field: of the request.
+        start: the first HEADER_BYTES bytes, or all if there are fewer.
+
+    Raises:
+        InvalidArgumentError: they do; names the container.
+    """
+    if name := header_name(start):
+        raise InvalidArgumentError(
+            Reason.NOT_AUDIO, f"{field}: a whole {name} file, where samples without a header are expected"
         )
 
 
