@@ -2,8 +2,8 @@
 
     python -m benchmarks.container_cost
 
-Times `speakerlens.containers.checked` and the decoding of 3 s files of several forms, with the check and with libsndfile
-on the bytes as they are, in turns. Reports medians in microseconds.
+Times `speakerlens.containers.checked` and the decoding of 3 s files of several forms, in turns with libsndfile on the
+bytes as they are. Reports medians in microseconds.
 """
 
 import argparse

@@ -148,7 +148,7 @@ class Walk:
                 raise self._damaged(f"its chunk 'ds64' has {chunk.size} bytes, not {_DS64_BYTES} or more")
             self._layout.end = chunk.end
         else:
-            if chunk.name == b"LIST":
+            if chunk.name == b"LIST" and self._form.header[-1] == "I":
                 self._check_list(chunk)
             # With its padding, which libsndfile expects after some chunks only.
             padded = chunk.size + -chunk.size % self._form.alignment + self._header.size * self._form.inclusive
@@ -190,7 +190,7 @@ class Walk:
         at = parent.body + 4
         while at + self._header.size <= parent.end:
             chunk = self._chunk(at)
-            if chunk.end > parent.end:
+            if not 0 <= chunk.size <= parent.end - chunk.body:
                 raise self._damaged(
                     f"in its chunk 'LIST' at byte {parent.at:,}, {quoted(chunk.name)} says {chunk.size:,} bytes and "
                     f"{parent.end - chunk.body:,} follow"

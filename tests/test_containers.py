@@ -77,6 +77,13 @@ def test_file_that_hangs_libsndfile_ends_at_once(tmp_path: Path) -> None:
     assert found[6:8] == [str(len(SAMPLES))] * 2, "a sub-chunk of no bytes is sound"
 
 
+def test_list_chunk_of_other_containers_is_not_parsed() -> None:
+    """Its form is that of RIFF; sizes of 64 bits may be negative."""
+    for kind in ("CAF", "W64"):
+        body = b"INFO" + STYLES[kind].chunk(b"ISFT", b"", -8)
+        np.testing.assert_array_equal(samples(made(kind, STYLES[kind].chunk(b"LIST", body, None), at=1)), SAMPLES)
+
+
 def test_refusal_takes_no_time() -> None:
     attacks = [
         made("WAV", info(0xFFFF_FFF8)),
