@@ -31,6 +31,7 @@ _RIFF: dict[tuple[bytes, bytes], Kind] = {
     (b"FORM", b"AIFC"): "AIFF",
 }
 _W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+_OGG_CAPTURE = b"OggS"
 _FIRST_PAGE = re.compile(rb"OggS\x00[\x02\x03\x06\x07]", re.DOTALL)
 _OGG_OTHERS = ((b"Speex   ", "Speex"), (b"\x80theora", "Theora video"))
 _MAX_BLOCKS = 10_000
@@ -243,10 +244,9 @@ def _check_ogg(data: memoryview) -> None:
     for magic, name in _OGG_OTHERS:
         if payload.startswith(magic):
             raise AudioFileError(f"OGG with {name}, which is not read (Vorbis, Opus and FLAC are)")
-    begun = [match.start() for match in _FIRST_PAGE.finditer(data)]
-    if len(begun) > 1:
+    if second := _FIRST_PAGE.search(data, len(_OGG_CAPTURE)):
         raise AudioFileError(
-            f"{len(begun)} Ogg streams in one file, the second from byte {begun[1]:,}: send each as a file of its own"
+            f"several Ogg streams in one file, the second from byte {second.start():,}: use each as a file of its own"
         )
 
 
@@ -278,7 +278,7 @@ def _check_voc(data: memoryview) -> None:
 
 _CHECKS: tuple[tuple[bytes, str, Callable[[memoryview], None]], ...] = (
     (b"fLaC", "FLAC", _check_flac),
-    (b"OggS", "OGG", _check_ogg),
+    (_OGG_CAPTURE, "OGG", _check_ogg),
     (b".snd", "AU", _check_au),
     (b"dns.", "AU", _check_au),
     (b"NIST_1A\n", "NIST", _check_nist),
