@@ -15,6 +15,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from speakerlens.containers import AudioFileError, checked
+
 RATE = 16_000
 MAX_SECONDS = 3.0  # a server's window by default
 CLEAN, RESAMPLED = "clean", "resampled"
@@ -217,9 +219,11 @@ def _check_sound(name: str, sound: bytes, rate: int, samples: int | None = None)
     """Raise ProbeError unless a file is mono audio of this rate and length; counts samples, ignores the header."""
     most = round(MAX_SECONDS * rate) if samples is None else samples
     try:
-        with soundfile.SoundFile(io.BytesIO(sound)) as file:
+        with soundfile.SoundFile(checked(sound)) as file:
             form = (file.samplerate, file.channels)
             held = file.read(most + 1, dtype="float32") if form == (rate, 1) else np.empty(0, np.float32)
+    except AudioFileError as error:
+        raise ProbeError(f"{name} cannot be read as audio: {error}") from error
     except soundfile.LibsndfileError as error:
         raise ProbeError(f"{name} cannot be read as audio: {error.error_string}") from error
     if form != (rate, 1):

@@ -1,6 +1,5 @@
 """Draw an utterance: waveform, log-mel, and a panel for each saliency map (needs matplotlib)."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from speakerlens.captions import CaptionedMaps
+from speakerlens.containers import AudioFileError, checked
 from speakerlens.results import Plane
 
-SoundFileError = soundfile.SoundFileError
+READ_ERRORS = (AudioFileError, soundfile.SoundFileError)
 
 _DPI = 150
 _WIDTH_IN = 9.0
@@ -45,9 +45,9 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]
 
 
 def read_waveform(content: bytes) -> Waveform:
-    """Decode a whole audio file; raise `soundfile.SoundFileError` if libsndfile cannot."""
+    """Decode a whole audio file; raise one of `READ_ERRORS` if it is not one that is read."""
     blocks: list[NDArray[np.float32]] = [np.empty(0, np.float32)]
-    with _Stream(io.BytesIO(content)) as file:
+    with _Stream(checked(content)) as file:
         # In blocks, as the header need not tell the number of samples.
         while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
             blocks.append(block.mean(axis=1))

@@ -20,7 +20,14 @@ ALLOWED = {
     "speakerlens": {"speakerlens", "protos"},
 }
 """What each part may import of the parts; `speakerlens` is the client and the command line."""
-SHARED = {"speakerlens.settings", "speakerlens.arguments", "speakerlens._version"}
+SHARED = {
+    "speakerlens.settings",
+    "speakerlens.arguments",
+    "speakerlens._version",
+    "speakerlens.containers",
+    "speakerlens.chunks",
+    "speakerlens.signatures",
+}
 """Leaves that every part may import."""
 TORCH_SIDE = {"torch", "onnx", "onnxscript", "safetensors", "tensorboard", "yaml"}
 

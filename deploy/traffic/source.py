@@ -15,6 +15,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from speakerlens.containers import AudioFileError, checked_file
+
 RATE = 16_000
 FEWEST_TALKERS, MOST_TALKERS = 3, 5
 SILENT_NORM = 1e-6
@@ -175,12 +177,12 @@ def read(file: Path, start: float = 0.0, duration: float | None = None) -> Sampl
         OSError: the file cannot be read as audio.
     """
     try:
-        with soundfile.SoundFile(file) as audio:
+        with soundfile.SoundFile(checked_file(file)) as audio:
             rate = audio.samplerate
             audio.seek(round(start * rate))
             frames = -1 if duration is None else round(duration * rate)
             samples = audio.read(frames, dtype="float32", always_2d=True).mean(axis=1)
-    except soundfile.LibsndfileError as error:
+    except (AudioFileError, soundfile.LibsndfileError) as error:
         raise OSError(str(error)) from error
     resampled: Samples = samples if rate == RATE else soxr.resample(samples, rate, RATE)
     return resampled

@@ -1,5 +1,6 @@
 """Decode audio to 16 kHz mono, block by block, with every limit enforced before the memory is used.
 
+* The container is recognised and its structure checked before libsndfile sees it (`speakerlens.containers`).
 * A header's length is checked first and then not trusted: decoding stops at the limit.
 * A file that ends early (a truncated WAV or MP3) counts for what it holds; one whose decoder reports damage is refused.
 * A WAV header that claims more than the file holds is read to the end of the file; one that claims less is believed.
@@ -7,7 +8,6 @@
 * Silent audio, also with a constant offset, is refused: its scores would mean nothing.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +17,7 @@ import soundfile as sf
 import soxr
 from numpy.typing import NDArray
 
+from speakerlens.containers import HEADER_BYTES, AudioFileError, checked, header_name
 from speakerlens.measures.sound import clipped_share
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.errors import InvalidArgumentError, Reason
@@ -160,17 +161,6 @@ class Intake:
             )
 
 
-class _File(io.BytesIO):
-    """A file in memory; libsndfile seeks before its beginning if a damaged header says so."""
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Seek, or stay in place where that fails: an error in libsndfile's callback prints a stack trace."""
-        try:
-            return super().seek(offset, whence)
-        except ValueError:
-            return self.tell()
-
-
 class _Stream(sf.SoundFile):  # type: ignore[misc]
     """A file that is read once from front to back.
 
@@ -256,10 +246,13 @@ def _open(data: bytes, limit: DurationLimit, field: str) -> sf.SoundFile:
     if not data:
         raise InvalidArgumentError(Reason.EMPTY, f"{field}: empty; send a whole audio file")
     try:
-        file = _Stream(_File(data))
+        checked_audio = checked(data)
+        file = _Stream(checked_audio)
+    except AudioFileError as error:
+        raise InvalidArgumentError(Reason.NOT_AUDIO, f"{field}: {error}") from error
     except sf.LibsndfileError as error:
         raise InvalidArgumentError(
-            Reason.NOT_AUDIO, f"{field}: not a file that libsndfile reads (WAV, FLAC, OGG, MP3 …): {error.error_string}"
+            Reason.NOT_AUDIO, f"{field}: {checked_audio.container} that libsndfile does not read: {error.error_string}"
         ) from error
     check_form(field, field, file.samplerate, file.channels)
     if file.frames < UNKNOWN_FRAMES:
@@ -292,6 +285,7 @@ def _raw_frames(audio: RawAudio, limit: DurationLimit, parent: str) -> NDArray[A
     frame_bytes = kind.itemsize * audio.channels
     if not audio.data:
         raise InvalidArgumentError(Reason.EMPTY, f"{field}: empty; send interleaved {audio.sample_type} samples")
+    check_no_header(field, audio.data[:HEADER_BYTES])
     if len(audio.data) % frame_bytes:
         raise InvalidArgumentError(
             Reason.NOT_AUDIO,
@@ -326,6 +320,22 @@ def check_form(rate_field: str, channels_field: str, rate: int, channels: int) -
     if not 1 <= channels <= MAX_CHANNELS:
         raise InvalidArgumentError(
             Reason.CHANNELS, f"{channels_field}: {channels} channels; accepted are 1 to {MAX_CHANNELS}"
+        )
+
+
+def check_no_header(field: str, start: bytes) -> None:
+    """Check that raw samples do not begin with the header of a file, which would be decoded as noise.
+
+    Args:
+        field: of the request.
+        start: the first HEADER_BYTES bytes, or all if there are fewer.
+
+    Raises:
+        InvalidArgumentError: they do; names the container.
+    """
+    if name := header_name(start):
+        raise InvalidArgumentError(
+            Reason.NOT_AUDIO, f"{field}: a whole {name} file, where samples without a header are expected"
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from speakerlens.containers import HEADER_BYTES
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.context import Stopwatch
 from speakerlens.serving.errors import DeadlineError, InvalidArgumentError, Reason, UnavailableError
@@ -30,6 +31,7 @@ from speakerlens.serving.pipeline.decode import (
     Intake,
     check_form,
     check_minimum,
+    check_no_header,
     floats,
 )
 from speakerlens.serving.pipeline.identify import Pipeline
@@ -162,6 +164,7 @@ class LiveWindows:
         self._cutter = WindowCutter(windowing)
         self._min_samples = min_samples
         self._rest = b""
+        self._start: bytes | None = b""
 
     @property
     def info(self) -> AudioInfo:
@@ -192,11 +195,21 @@ class LiveWindows:
             yield window
 
     def _feed(self, piece: bytes) -> list[Window]:
+        self._check_start(piece)
         data = self._rest + piece
         whole = len(data) - len(data) % (self._type.itemsize * self._channels)
         self._rest = data[whole:]
         frames = np.frombuffer(data[:whole], self._type).reshape(-1, self._channels)
         return self._cutter.feed(self._intake.feed(floats(frames)))
+
+    def _check_start(self, piece: bytes) -> None:
+        """Check the first bytes of the stream, once they are there: before any window is full."""
+        if self._start is None:
+            return
+        self._start += piece[:HEADER_BYTES]
+        if len(self._start) >= HEADER_BYTES:
+            check_no_header("samples", self._start[:HEADER_BYTES])
+            self._start = None
 
     def _finish(self) -> list[Window]:
         if self._rest:

@@ -146,7 +146,7 @@ def _plots(path: Path) -> Write:
     def write(target: Path, file: str, content: bytes, maps: Sequence[CaptionedMaps]) -> None:
         try:
             waveform = plot.read_waveform(content)
-        except plot.SoundFileError as error:
+        except plot.READ_ERRORS as error:
             raise CommandError(Exit.INPUT, "UNREADABLE", f"the waveform cannot be drawn: {error}") from error
         plot.save_plot(target, Path(title(file)).name, maps, waveform)
 

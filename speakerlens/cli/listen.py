@@ -12,6 +12,7 @@ import soundfile as sf
 from speakerlens.cli import document, files
 from speakerlens.cli.failures import CommandError, Exit, call_error, usage_error
 from speakerlens.cli.options import CommandParser, connect, positive
+from speakerlens.containers import AudioFileError, checked_file
 from speakerlens.errors import ClientError
 from speakerlens.requests import Chunk, StreamOptions
 from speakerlens.results import Identification, WindowResult
@@ -65,8 +66,8 @@ def _source(arguments: argparse.Namespace) -> tuple[int, int, Iterator[Chunk]]:
     """Return the sample rate in Hz, the number of channels, and the chunks."""
     if arguments.file != files.STDIN:
         try:
-            file = sf.SoundFile(arguments.file)
-        except (OSError, sf.LibsndfileError) as error:
+            file = sf.SoundFile(checked_file(arguments.file))
+        except (OSError, AudioFileError, sf.LibsndfileError) as error:
             raise _unreadable(arguments.file, error) from error
         return file.samplerate, file.channels, _blocks(file)
     if sys.stdin is None:  # closed, as by `<&-`

@@ -185,6 +185,21 @@ def test_listen_refuses_what_is_not_audio(command: Command, server: ServerProces
         assert done.stderr.count("\n") == 1
 
 
+def test_listen_names_a_file_that_is_sent_as_samples(command: Command, server: ServerProcess, tmp_path: Path) -> None:
+    """As by `ffmpeg -f wav - | speakerlens listen -`."""
+    for suffix, name in (("wav", "WAV"), ("ogg", "OGG"), ("flac", "FLAC"), ("aiff", "AIFF")):
+        path = tmp_path / f"talk.{suffix}"
+        sf.write(path, talk(3.0), 16_000)
+        done = command("listen", "-", "--server", server.ready["grpc"], stdin=path.read_bytes())
+        assert done.returncode == 3
+        assert f"a whole {name} file, where samples without a header are expected" in done.stderr
+    wave = (tmp_path / "talk.wav").read_bytes()
+    path.write_bytes(wave[:36] + b"LIST\x0c\x00\x00\x00INFOIZZZ\xf8\xff\xff\xff" + wave[36:])
+    done = command("listen", path, "--server", server.ready["grpc"])
+    assert done.returncode == 3
+    assert "damaged WAV: in its chunk 'LIST'" in done.stderr
+
+
 def test_table_of_a_long_recording_has_a_timeline(command: Command, server: ServerProcess, tmp_path: Path) -> None:
     path = tmp_path / "talk.flac"
     sf.write(path, talk(5.0), 16_000)

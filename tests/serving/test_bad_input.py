@@ -43,6 +43,11 @@ def flac_claiming(frames: int, data: bytes) -> bytes:
     return bytes(changed)
 
 
+def with_tags(data: bytes) -> bytes:
+    """A WAV with a LIST chunk, in which a chunk of no bytes claims to be 4 GB long."""
+    return data[:36] + struct.pack("<4sI4s4sI", b"LIST", 12, b"INFO", b"IZZZ", 0xFFFF_FFF8) + data[36:]
+
+
 def channels(count: int) -> NDArray[np.float32]:
     return np.repeat(VOICE[:, None], count, axis=1)
 
@@ -97,11 +102,16 @@ CASES = [
     # Files that are no audio, or not whole.
     Case("no audio at all", pb.IdentifyRequest, INVALID, ("audio", "no source")),
     Case("empty file", lambda: encoded(b""), INVALID, ("audio.encoded", "empty")),
-    Case("text", lambda: encoded(b"To whom it may concern. " * 99), INVALID, ("audio.encoded", "not a file")),
-    Case("a picture", lambda: encoded(b"\x89PNG\r\n\x1a\n" + bytes(5000)), INVALID, ("not a file",)),
-    Case("zero bytes", lambda: encoded(bytes(9999)), INVALID, ("not a file",)),
+    Case(
+        "text",
+        lambda: encoded(b"To whom it may concern. " * 99),
+        INVALID,
+        ("audio.encoded", "not audio in a container that is read"),
+    ),
+    Case("a picture", lambda: encoded(b"\x89PNG\r\n\x1a\n" + bytes(5000)), INVALID, ("a PNG picture, not audio",)),
+    Case("zero bytes", lambda: encoded(bytes(9999)), INVALID, ("9,999 zero bytes and nothing else",)),
     Case("header only", lambda: encoded(file()[:44]), INVALID, ("audio.encoded", "no samples")),
-    Case("half a header", lambda: encoded(file()[:20]), INVALID, ("not a file",)),
+    Case("half a header", lambda: encoded(file()[:20]), INVALID, ("damaged WAV", "'fmt ' says 16 bytes and 0 follow")),
     Case("WAV of 0 samples", lambda: encoded(file(np.zeros(0))), INVALID, ("no samples",)),
     Case("truncated WAV, long enough", lambda: encoded(file()[: 44 + 2 * 12_345]), OK),
     Case("truncated WAV, too short", lambda: encoded(file()[: 44 + 2 * 999]), INVALID, ("0.062 s", "0.500 s")),
@@ -110,15 +120,37 @@ CASES = [
     Case("truncated OGG", lambda: encoded(file(kind="OGG", subtype=None)[:5000]), INVALID, ("audio.encoded",)),
     Case("truncated MP3", lambda: encoded(file(voice(3.0), kind="MP3", subtype=None)[:9000]), OK),
     Case("noise behind a FLAC header", lambda: encoded(file(kind="FLAC")[:100] + b"\x5a" * 9000), INVALID),
+    Case("WAV that hangs libsndfile", lambda: encoded(with_tags(file())), INVALID, ("damaged WAV", "'LIST'", "'IZZZ'")),
+    Case("two WAVs in one", lambda: encoded(file() * 2), INVALID, ("two WAV files in one",)),
+    Case("two OGGs in one", lambda: encoded(file(kind="OGG", subtype=None) * 2), INVALID, ("several Ogg streams",)),
+    Case("Git LFS pointer", lambda: encoded(b"version https://git-lfs.github.com/spec/v1\n"), INVALID, ("Git LFS",)),
+    Case("web page", lambda: encoded(b"<!DOCTYPE html><html>"), INVALID, ("an HTML page, not audio",)),
+    Case("M4A", lambda: encoded(b"\0\0\0\x20ftypM4A " + bytes(99)), INVALID, ("M4A audio", "ffmpeg -i")),
+    Case("WAV of unknown size", lambda: encoded(patched(file(), DATA_SIZE_AT, "<I", 0)), OK),
     # Headers that lie.
     Case("WAV claiming 2 GB", lambda: encoded(patched(file(), DATA_SIZE_AT, "<I", 0x7FFFFFFF)), OK),
     Case("WAV claiming 50 samples", lambda: encoded(patched(file(), DATA_SIZE_AT, "<I", 100)), INVALID, ("0.003 s",)),
-    Case("WAV claiming 0 Hz", lambda: encoded(patched(file(), RATE_AT, "<I", 0)), INVALID, ("not a file",)),
+    Case(
+        "WAV claiming 0 Hz",
+        lambda: encoded(patched(file(), RATE_AT, "<I", 0)),
+        INVALID,
+        ("WAV that libsndfile does not read",),
+    ),
     Case("WAV claiming 1 Hz", lambda: encoded(patched(file(), RATE_AT, "<I", 1)), INVALID, ("1 Hz", "4000")),
     Case("WAV claiming 2 GHz", lambda: encoded(patched(file(), RATE_AT, "<I", 2 * 10**9)), INVALID, ("192000",)),
-    Case("WAV claiming 0 channels", lambda: encoded(patched(file(), CHANNELS_AT, "<H", 0)), INVALID, ("not a file",)),
+    Case(
+        "WAV claiming 0 channels",
+        lambda: encoded(patched(file(), CHANNELS_AT, "<H", 0)),
+        INVALID,
+        ("WAV that libsndfile does not read",),
+    ),
     Case("WAV claiming 900 channels", lambda: encoded(patched(file(), CHANNELS_AT, "<H", 900)), INVALID, ("1 to 8",)),
-    Case("WAV claiming 77 bits", lambda: encoded(patched(file(), BITS_AT, "<H", 77)), INVALID, ("not a file",)),
+    Case(
+        "WAV claiming 77 bits",
+        lambda: encoded(patched(file(), BITS_AT, "<H", 77)),
+        INVALID,
+        ("WAV that libsndfile does not read",),
+    ),
     Case("FLAC claiming 50 days", lambda: encoded(flac_claiming(2**36 - 1, file(kind="FLAC"))), INVALID, ("60 s",)),
     Case("FLAC of unknown length", lambda: encoded(flac_claiming(0, file(kind="FLAC"))), OK),
     Case(
@@ -163,6 +195,7 @@ CASES = [
         ("longer than 60 s", "10800.0 s"),
     ),
     # Raw samples that do not fit their description.
+    Case("WAV as samples", lambda: samples(file()[:40_000]), INVALID, ("audio.raw.samples", "a whole WAV file")),
     Case("no samples", lambda: samples(b""), INVALID, ("audio.raw.samples", "empty")),
     Case("7 bytes", lambda: samples(bytes(7)), INVALID, ("audio.raw.samples", "7 bytes")),
     Case("odd frames", lambda: samples(bytes(4 * 16_001), count=2), INVALID, ("whole frames of 8 bytes",)),

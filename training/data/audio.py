@@ -9,6 +9,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from speakerlens.containers import AudioFileError, checked_file
 from speakerlens.training.data.packing import PACKED, from_pcm, packed_samples
 from speakerlens.training.errors import UserError
 
@@ -40,7 +41,7 @@ def read_audio(
     try:
         if path.name == PACKED:
             return _packed_stretch(path, start, duration)
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(checked_file(path)) as file:
             rate = file.samplerate
             first = round(start * rate)
             if first > file.frames:
@@ -48,7 +49,7 @@ def read_audio(
             file.seek(first)
             frames = -1 if duration is None else round(duration * rate)
             channels: NDArray[np.float32] = file.read(frames, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (AudioFileError, soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
     samples = channels.mean(axis=1) if channel is None else np.ascontiguousarray(channels[:, channel])
     if not np.isfinite(samples).all():
@@ -121,12 +122,12 @@ def audio_header(path: Path) -> AudioHeader:
         UserError: the file is missing, not audio, or empty.
     """
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(checked_file(path)) as file:
             frames = file.frames
             seconds = frames / file.samplerate
             promised = seconds * _promised_by_held(file)
             header = AudioHeader(file.samplerate, file.channels, file.format, file.subtype, seconds, promised)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (AudioFileError, soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
     if frames <= 0:
         raise UserError(f"{path}: holds no audio")
@@ -151,9 +152,9 @@ def is_silent(path: Path) -> bool:
         UserError: the file is missing or not audio.
     """
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(checked_file(path)) as file:
             return not any(block.any() for block in file.blocks(4096, dtype="float32"))
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (AudioFileError, soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
 
 

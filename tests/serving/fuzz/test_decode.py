@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
+from tests.serving.fuzz.chunks import chunked
 from tests.serving.fuzz.files import MAGIC, lying, whole
 from tests.serving.fuzz.mutation import Seeds, damaged
 from tests.serving.fuzz.running import assert_flat, fuzz, note
@@ -76,6 +77,13 @@ def test_lying_headers(worker: Worker) -> None:
 @given(data=damaged(Seeds(whole())))
 def test_damaged_files(worker: Worker, data: bytes) -> None:
     assert worker.decode("decode, damaged files", data) in ALLOWED
+
+
+@fuzz
+@given(data=chunked())
+def test_chunks_of_any_size_order_and_nesting(worker: Worker, data: bytes) -> None:
+    """Sizes that run past the file or the parent, or wrap around to the same place, make libsndfile loop."""
+    assert worker.decode("decode, chunks", data) in ALLOWED
 
 
 @fuzz

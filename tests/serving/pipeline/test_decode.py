@@ -86,6 +86,29 @@ def test_decompression_bomb_is_refused_without_unpacking() -> None:
         assert peak < 4e6, "600 s would be 38 MB"
 
 
+def test_container_is_checked_before_it_is_decoded() -> None:
+    """The first makes libsndfile loop without end."""
+    wave = file(voice(1.0), 16_000).data
+    tags = b"LIST\x0c\x00\x00\x00INFOIZZZ\xf8\xff\xff\xff"
+    for data, words in (
+        (wave[:36] + tags + wave[36:], "audio.encoded: damaged WAV: in its chunk 'LIST' at byte 36, 'IZZZ' says"),
+        (b"<html><body>Sign in</body></html>", "audio.encoded: an HTML page, not audio"),
+        (bytes(100_000), "audio.encoded: 100,000 zero bytes and nothing else"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words) as caught:
+            decode(EncodedAudio(data), MINUTE)
+        assert caught.value.reason is Reason.NOT_AUDIO
+
+
+@pytest.mark.parametrize(("kind", "name"), [("WAV", "WAV"), ("RF64", "RF64"), ("W64", "W64"), ("FLAC", "FLAC")])
+def test_file_sent_as_raw_samples_is_refused(kind: str, name: str) -> None:
+    for channels in (1, 2):
+        data = file(np.stack([voice(1.0)] * 2, 1), 16_000, kind).data
+        data = data[: len(data) // 4 * 4]
+        with pytest.raises(InvalidArgumentError, match=f"audio.raw.samples: a whole {name} file, where samples"):
+            decode(RawAudio(data, "int16", 16_000, channels), MINUTE)
+
+
 def test_int16_samples_have_full_scale_32768() -> None:
     values = np.array([[-32768, -32768], [16384, 0], [0, 0], [32767, 32767]] * 4000, "<i2")
     decoded = decode(RawAudio(values.tobytes(), "int16", 16_000, 2), MINUTE).samples

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from speakerlens.training.data.audio import SAMPLE_RATE, audio_header, read_audio, write_audio
+from speakerlens.training.data.audio import SAMPLE_RATE, audio_header, is_silent, read_audio, write_audio
 from speakerlens.training.errors import UserError
 
 
@@ -100,6 +100,21 @@ def test_unusable_file_is_named(tmp_path: Path) -> None:
         assert str(path) in str(error.value)
     with pytest.raises(UserError, match=r"empty\.wav: holds no audio"):
         audio_header(empty)
+
+
+def test_damaged_container_is_named(tmp_path: Path) -> None:
+    """The first makes libsndfile loop without end; the second is what `git clone` leaves without Git LFS."""
+    soundfile.write(tmp_path / "hang.wav", tone(440, 1.0, 16_000), 16_000)
+    content = (tmp_path / "hang.wav").read_bytes()
+    tags = b"LIST\x0c\x00\x00\x00INFOIZZZ\xf8\xff\xff\xff"
+    (tmp_path / "hang.wav").write_bytes(content[:36] + tags + content[36:])
+    (tmp_path / "pointer.wav").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    for name, reason in (("hang", "damaged WAV: in its chunk 'LIST'"), ("pointer", "a Git LFS pointer")):
+        path = tmp_path / f"{name}.wav"
+        for read in (read_audio, audio_header, is_silent):
+            with pytest.raises(UserError) as error:
+                read(path)
+            assert str(error.value).startswith(f"{path}: cannot be read as audio ({reason}")
 
 
 def test_crop_beyond_the_end_is_refused(tmp_path: Path) -> None:
