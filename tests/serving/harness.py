@@ -99,6 +99,9 @@ class ServerProcess:
             if self.process.poll() is None:
                 self.process.kill()
         self._reader.join(5)
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None and not self._reader.is_alive():
+                pipe.close()
         return status
 
     def wait_for_log(self, pattern: str, seconds: float = 30) -> None:
