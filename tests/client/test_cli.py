@@ -345,9 +345,9 @@ def test_console_script_is_this_command() -> None:
 
 def test_overview_lists_every_command_of_every_part(command: Command) -> None:
     text = command("--help").stdout
-    for name in (*CLIENT, *PARTS, *training.COMMANDS, "completion"):
+    for name in (*CLIENT, *PARTS, "completion"):
         assert f"\n  {name} " in text
-    assert set(training.COMMANDS) <= PARTS.keys()
+    assert set(training.COMMANDS) - {"fit"} <= PARTS.keys()  # whose name here is `train`
 
 
 def test_help_needs_neither_numpy_nor_grpc() -> None:
@@ -379,7 +379,7 @@ def test_version_is_printed_by_every_command(command: Command, words: list[str])
         (["serve", "--prot=1"], "error: there is no flag --prot; the nearest is --port (see speakerlens serve --help)"),
         (
             ["export", "runs", "--ot=x"],
-            "error: the following arguments are required: --out (see speakerlens export --help)",
+            "error: there is no flag --ot; the nearest is --out (see speakerlens export --help)",
         ),
         (
             ["completion", "tcsh"],
