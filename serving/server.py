@@ -244,9 +244,10 @@ class Server:
         finished = await self._gate.emptied(max(self._config.drain_seconds, SENT_SECONDS))
         if finished:
             await close_connections(self._port, CLOSING_SECONDS)
-        # Clients may have reconnected meanwhile; now the port is closed as well.
+        # Clients may have reconnected meanwhile; now the port is closed as well. Their connections end first, as a server
+        # that stops answers CANCELLED to calls on them, which clients do not repeat.
         await asyncio.gather(
-            self._grpc.stop(CLOSING_SECONDS if finished else 0), close_connections(self._port, CLOSING_SECONDS)
+            close_connections(self._port, CLOSING_SECONDS), self._grpc.stop(CLOSING_SECONDS if finished else 0)
         )
         await self._watcher.close()
         await self._models.close()
