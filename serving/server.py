@@ -244,7 +244,7 @@ class Server:
         finished = await self._gate.emptied(max(self._config.drain_seconds, SENT_SECONDS))
         if finished:
             await close_connections(self._port, CLOSING_SECONDS)
-        # Clients may have reconnected meanwhile; now the port is closed as well. Their connections end first, as a server
+        # Clients may have reconnected meanwhile; now the port is closed as well. Their connections end first: a server
         # that stops answers CANCELLED to calls on them, which clients do not repeat.
         await asyncio.gather(
             close_connections(self._port, CLOSING_SECONDS), self._grpc.stop(CLOSING_SECONDS if finished else 0)
