@@ -27,7 +27,7 @@ class Wrong(soxr.ResampleStream):
         super().__init__(rate, 2 * model_rate, *rest, **named)
 soxr.ResampleStream = Wrong
 sys.argv = sys.argv[3:]
-runpy.run_module("serving", run_name="__main__", alter_sys=True)
+runpy.run_module("speakerlens.serving", run_name="__main__", alter_sys=True)
 """
 
 
