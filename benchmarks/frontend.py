@@ -41,7 +41,7 @@ def _ticks(stat: Path) -> int:
 
 
 async def load(address: str, in_flight: int, seconds: float) -> list[float]:
-    """Keep so many calls in flight for a time, and return their durations in seconds."""
+    """Keep a number of calls in flight for a time, and return their durations in seconds."""
     request = pb.IdentifyRequest(audio=raw(voice(3.0)), top_k=1)
     durations: list[float] = []
     end = time.monotonic() + seconds

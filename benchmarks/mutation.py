@@ -381,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutation", description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="+", help=f"an area ({', '.join(AREAS)}) or files")
     parser.add_argument("--tests", nargs="+", default=[], help="tests of the files")
-    parser.add_argument("--seconds", type=float, default=600.0, help="start no mutant after so many seconds")
+    parser.add_argument("--seconds", type=float, default=600.0, help="start no mutant after this many seconds")
     parser.add_argument("--sample", type=int, default=0, help="mutants per file, chosen at random; 0 for all")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
     parser.add_argument("--state", type=Path, default=ROOT / "build/mutation.json", help="where results are kept")

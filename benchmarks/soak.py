@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def soak(server: ServerProcess, seconds: float, tally: Tally) -> None:
-    """Send traffic for so many seconds, and sample the server's memory every second."""
+    """Send traffic for a number of seconds, and sample the server's memory every second."""
     variants = sorted({name.partition("/")[0] for name in server.ready["models"]})
     end = threading.Event()
     callers = [

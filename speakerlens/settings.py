@@ -158,15 +158,15 @@ def parse_yaml(text: str, name: str) -> Tree:
     return tree
 
 
-def override_yaml(tree: Tree, override: str, flag: str = "--set") -> None:
-    """Lay `section.key=value` over a tree; the value is YAML.
+def override_yaml(tree: Tree, override: str) -> None:
+    """Lay the `section.key=value` of a flag `--set` over a tree; the value is YAML.
 
     Raises:
         SettingsError: it has another form, or its place is inside a single value.
     """
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
-    origin = f"{flag} {override}"
+    origin = f"--set {override}"
     if not equals or not all(keys):
         raise SettingsError(f"{origin}: expected section.key=value, such as optimiser.learning_rate=0.01")
     node = _compose(text, origin)

@@ -89,4 +89,5 @@ def _refuse_process(process: object, arguments: Any, *rest: Any, **options: Any)
         raise AssertionError(f"a test marked `unit` starts {arguments}; mark it `process` (see tests/marking.py)")
 
 
+# By its name as text: code that refers to Popen would mark every test `process`.
 _start_process = vars(subprocess)["Popen"].__init__

@@ -10,7 +10,7 @@ Labels = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Change:
-    """An alert began to fire or cleared, so many seconds after the beginning."""
+    """An alert that began to fire or cleared, with the seconds from the start of the drill."""
 
     seconds: float
     firing: bool

@@ -94,7 +94,7 @@ class Traffic:
         return any(thread.is_alive() for thread in self._threads)
 
     def wait(self, seconds: float) -> None:
-        """Return after so many seconds, or at the end of the scenario.
+        """Return after this many seconds, or at the end of the scenario.
 
         Raises:
             OSError: an audio file cannot be read.

@@ -39,7 +39,7 @@ class Phase:
         return f"{self.kind} {levels} dB"
 
     def snr_db(self, seconds: float) -> float | None:
-        """Return the SNR in dB so many seconds after the beginning; None without interference."""
+        """Return the SNR in dB this many seconds after the start; None without interference."""
         if self.first_db is None or self.last_db is None:
             return None
         return self.first_db + (self.last_db - self.first_db) * min(seconds / self.seconds, 1.0)

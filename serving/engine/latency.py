@@ -35,7 +35,7 @@ class LatencyEstimator:
         self._first: tuple[float, float] | None = None
 
     def record(self, cost: float, seconds: float) -> None:
-        """Record that work of this cost, which is positive, took so many seconds."""
+        """Record that work of this cost, which is positive, took `seconds`."""
         if self._first is None:
             self._first = cost, seconds
         elif not self._cost:

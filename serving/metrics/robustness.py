@@ -204,7 +204,7 @@ class Probes:
         return {variant for variant, series in self._shown.items() if series}
 
     def show(self, variant: str, results: Sequence[ConditionResult], seconds: float) -> None:
-        """Show the results of a round that took so many seconds and has just ended; no scrape finds a gap."""
+        """Show the results of a round that took `seconds` and has just ended; no scrape finds a gap."""
         new: dict[_Series, float | None] = {
             (gauge, (variant, each.interference, each.snr)): value
             for each in results

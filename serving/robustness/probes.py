@@ -196,7 +196,7 @@ class _Pauses:
         self._left = probes
 
     async def rest(self, took: float) -> None:
-        """Pause after a probe that took so many seconds."""
+        """Pause after a probe, given the seconds that it took."""
         share = max(0.0, self._until - time.monotonic()) / max(1, self._left)
         self._left -= 1
         await asyncio.sleep(min(PAUSES * took, share))

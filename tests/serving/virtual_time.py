@@ -32,7 +32,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now += seconds
 
     def spend(self, seconds: float) -> None:
-        """Make the function that an executor runs now take so many seconds."""
+        """Make the function that an executor runs now take this many seconds."""
         self._spent += seconds
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> "asyncio.Future[T]":  # type: ignore[override]
