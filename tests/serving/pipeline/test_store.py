@@ -8,13 +8,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from speakerlens.serving.errors import ResourceExhaustedError, StartupError, UnavailableError
-from speakerlens.serving.pipeline.store import Enrolment, SpeakerStore
+from speakerlens.serving.errors import (
+    FailedPreconditionError,
+    ResourceExhaustedError,
+    StartupError,
+    UnavailableError,
+)
+from speakerlens.serving.pipeline.store import SCHEMA, AsyncSpeakerStore, Enrolment, SpeakerStore
 
 SIZE = 64
 
@@ -47,6 +53,27 @@ def test_stored_speakers_survive_a_restart(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["speakers.db"], "one file"
 
 
+def test_changes_are_synced_and_removed_data_is_overwritten(path: Path) -> None:
+    """Without a power failure, and with SQLite's usual build, nothing else shows these settings."""
+    connection = SpeakerStore(path)._connection
+    names = ("synchronous", "secure_delete", "trusted_schema", "journal_mode")
+    assert [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names] == [3, 1, 0, "delete"]
+
+
+def test_closed_store_answers_no_more(path: Path) -> None:
+    store = SpeakerStore(path)
+    store.close()
+    with pytest.raises(UnavailableError, match="closed"):
+        store.find("anna")
+
+
+def test_largest_numbers_of_the_contract_are_kept(path: Path) -> None:
+    store = SpeakerStore(path)
+    stored = replace(enrolment(version=2**31 - 1), utterances=2**31 - 1)
+    store.put([stored])
+    assert facts(store.find("anna")) == facts([stored])
+
+
 def test_speaker_is_replaced_and_removed_as_a_whole(path: Path) -> None:
     store = SpeakerStore(path)
     store.put([enrolment("anna", "clean"), enrolment("anna", "da")])
@@ -61,14 +88,14 @@ def test_speakers_come_in_pages_and_the_file_is_compact(path: Path) -> None:
     """Four times as much, where each lies on pages of its own."""
     store = SpeakerStore(path)
     large = np.ones(256, np.float32)
-    for number in range(60):
-        store.put([replace(enrolment(f"{number:03}", variant), embedding=large) for variant in ("clean", "da")])
-    names, after = [], ""
+    names = [f"{number:03}" for number in range(60)]
+    store.put([replace(enrolment(name, variant), embedding=large) for name in names for variant in ("clean", "da")])
+    found, after = [], ""
     while page := store.page(after, 7):
         assert len(page) % 2 == 0
-        names += [each.speaker for each in page[::2]]
+        found += [each.speaker for each in page[::2]]
         after = page[-1].speaker
-    assert names == [f"{number:03}" for number in range(60)]
+    assert found == names
     assert path.stat().st_size < 120 * 1700
 
 
@@ -102,8 +129,7 @@ def of_version(version: int) -> Callable[[Path], None]:
 
 def damaged(path: Path) -> None:
     store = SpeakerStore(path)
-    for index in range(200):
-        store.put([enrolment(f"speaker {index}")])
+    store.put([enrolment(f"speaker {index}") for index in range(200)])
     store.close()
     content = bytearray(path.read_bytes())
     content[8192:24576] = bytes(range(256)) * 64
@@ -179,6 +205,16 @@ def test_full_disk_changes_nothing(path: Path) -> None:
     assert facts(SpeakerStore(path).page("", 99)) == facts([enrolment("anna", seed=3)])
 
 
+def test_failed_change_leaves_the_store_usable(path: Path) -> None:
+    store = SpeakerStore(path)
+    store.put([enrolment(seed=1)])
+    with pytest.raises(UnavailableError, match="nothing was changed"):
+        store.put([enrolment(seed=2), enrolment(seed=2)])  # two rows with one key
+    assert facts(store.find("anna")) == facts([enrolment(seed=1)])
+    store.put([enrolment(seed=3)])
+    assert facts(SpeakerStore(path).find("anna")) == facts([enrolment(seed=3)])
+
+
 def test_file_locked_by_another_process_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("speakerlens.serving.pipeline.store.BUSY_SECONDS", 0.05)
     store = SpeakerStore(path)
@@ -204,6 +240,41 @@ def test_several_servers_share_one_file(path: Path) -> None:
     assert np.array_equal(first.embedding, second.embedding), "halves of two enrolments"
 
 
+def test_another_server_makes_the_file_at_the_same_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+
+    class LateConnection(sqlite3.Connection):
+        def executescript(self, statements: str, /) -> sqlite3.Cursor:
+            other = connect(path)
+            other.executescript(SCHEMA)
+            other.close()
+            return super().executescript(statements)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(connect, factory=LateConnection))
+    store = SpeakerStore(path)
+    store.put([enrolment()])
+    assert facts(store.find("anna")) == facts([enrolment()])
+
+
+async def test_asynchronous_store_runs_and_closes(path: Path) -> None:
+    store = AsyncSpeakerStore(path)
+    store.check()
+    await store.run(lambda file: file.put([enrolment()]))
+    assert facts(await store.run(lambda file: file.find("anna"))) == facts([enrolment()])
+    file = await store.run(lambda file: file)
+    store.close()
+    store._thread.shutdown()
+    with pytest.raises(UnavailableError, match="closed"):
+        file.find("anna")
+
+
+async def test_server_without_a_store_refuses() -> None:
+    store = AsyncSpeakerStore(None)
+    with pytest.raises(FailedPreconditionError, match="start it with --speakers"):
+        await store.run(lambda file: file.find("anna"))
+    store.close()
+
+
 WRITER = """
 import sys
 from pathlib import Path
@@ -219,13 +290,13 @@ for round in range(10**9):
 
 def test_store_survives_a_kill_at_any_moment(path: Path) -> None:
     for wait in (0.0, 0.003, 0.011, 0.02, 0.05):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "0\n"
-        time.sleep(wait)
-        writer.kill()
-        answered = [0, *map(int, writer.stdout.read().split())][-1]
-        writer.wait()
+        command = [sys.executable, "-c", WRITER, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "0\n"
+            time.sleep(wait)
+            writer.kill()
+            answered = [0, *map(int, writer.stdout.read().split())][-1]
         rows = SpeakerStore(path).find("anna")
         assert [row.variant for row in rows] == ["a", "b", "c"]
         # The last one answered, or the next, which was being written.
