@@ -35,7 +35,7 @@ from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.robustness.probes import Prober
 from speakerlens.serving.rpc.auth import AuthInterceptor, Tokens
 from speakerlens.serving.rpc.channels import channel_arguments, exposure, fitting_connections
-from speakerlens.serving.rpc.drain import close_connections
+from speakerlens.serving.rpc.drain import close_port
 from speakerlens.serving.rpc.health import Health
 from speakerlens.serving.rpc.interceptor import BuiltinServicesInterceptor, CallGate, CallInterceptor
 from speakerlens.serving.rpc.tls import server_credentials
@@ -242,13 +242,8 @@ class Server:
         for end in (self._service.end_streams, self._transfers.end):
             asyncio.get_running_loop().call_later(self._config.drain_seconds / 2, end)
         finished = await self._gate.emptied(max(self._config.drain_seconds, SENT_SECONDS))
-        if finished:
-            await close_connections(self._port, CLOSING_SECONDS)
-        # Clients may have reconnected meanwhile; now the port is closed as well. Their connections end first: a server
-        # that stops answers CANCELLED to calls on them, which clients do not repeat.
-        await asyncio.gather(
-            close_connections(self._port, CLOSING_SECONDS), self._grpc.stop(CLOSING_SECONDS if finished else 0)
-        )
+        await close_port(self._port, CLOSING_SECONDS)
+        await self._grpc.stop(CLOSING_SECONDS if finished else 0)
         await self._watcher.close()
         await self._models.close()
         self._scheduler.close()

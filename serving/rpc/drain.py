@@ -1,8 +1,9 @@
-"""Draining: the end of connections when the server stops.
+"""Draining: the end of the port and of its connections when the server stops.
 
 A gRPC server that stops answers CANCELLED to calls that arrived before their clients learned of it (grpc/grpc#41785),
 and no client retries those. When the connection ends instead, the same calls fail as UNAVAILABLE and are retried
-elsewhere. So each connection is closed for writing: what was written before arrives, then the end, and nothing else.
+elsewhere. So the port is closed first, that no further connection is accepted, and then each connection is closed for
+writing: what was written before arrives, then the end, and nothing else.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 # gRPC does not expose its sockets, so they are looked up among the process's descriptors, which only Linux lists here.
@@ -20,10 +22,11 @@ ESTABLISHED, FIN_WAIT1, CLOSING = 1, 4, 11
 POLL_SECONDS = 0.01
 
 
-async def close_connections(port: int, seconds: float) -> None:
-    """Close the server's connections on `port`; return when clients have what was written, or after `seconds`."""
+async def close_port(port: int, seconds: float) -> None:
+    """Close `port` and its connections; return when clients have what was written, or after `seconds`."""
     with contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(each) for each in _connections(port)]
+        _stop_listening(port)
+        connections = [stack.enter_context(each) for _, each in _sockets(port, listening=False)]
         for each in connections:
             with contextlib.suppress(OSError):  # the client closed it first
                 each.shutdown(socket.SHUT_WR)
@@ -33,25 +36,32 @@ async def close_connections(port: int, seconds: float) -> None:
                     await asyncio.sleep(POLL_SECONDS)
 
 
-def _connections(port: int) -> list[socket.socket]:
-    """Return duplicates of the sockets of connections to `port` of this process."""
-    found = []
-    for path in DESCRIPTORS.iterdir() if DESCRIPTORS.is_dir() else ():
+def _stop_listening(port: int) -> None:
+    """Put an idle socket in the place of each that listens on `port`; connections not yet accepted are reset.
+
+    The kernel closes the socket that was replaced, without an event for gRPC, which would log an error.
+    """
+    for descriptor, listener in _sockets(port, listening=True):
+        listener.close()
+        with socket.socket() as idle:
+            os.dup2(idle.fileno(), descriptor, inheritable=False)
+
+
+def _sockets(port: int, listening: bool) -> Iterator[tuple[int, socket.socket]]:
+    """Yield descriptor and duplicate of this process's sockets that listen on `port`, or are connections to it."""
+    for path in list(DESCRIPTORS.iterdir()) if DESCRIPTORS.is_dir() else ():
         with contextlib.suppress(OSError):  # closed in the meantime
             if not stat.S_ISSOCK(path.stat().st_mode):
                 continue
             copy = socket.socket(fileno=os.dup(int(path.name)))
-            if _is_connection(copy, port):
-                found.append(copy)
+            if _is_of_port(copy, port) and copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == listening:
+                yield int(path.name), copy
             else:
                 copy.close()
-    return found
 
 
-def _is_connection(any_socket: socket.socket, port: int) -> bool:
+def _is_of_port(any_socket: socket.socket, port: int) -> bool:
     if any_socket.family not in (socket.AF_INET, socket.AF_INET6) or any_socket.type != socket.SOCK_STREAM:
-        return False
-    if any_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return False
     return bool(any_socket.getsockname()[1] == port)
 
