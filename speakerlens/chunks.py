@@ -16,6 +16,10 @@ MAX_CHUNKS = 1_000
 
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 _DS64_BYTES = 28
+_STREAMED = 0x7FFF_0000
+_STREAMED_WIDE = 2**62
+"""Declared sizes, of 32 and 64 bits, that mean "unknown" from here on: ffmpeg writes 0xFFFFFFFF to a pipe, sox
+0x7FFFF000."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,17 @@ FORMS: Mapping[str, Form] = {
 
 @dataclass
 class Layout:
-    """What a decoder may see of a file: bytes from `start` to `end`, with `patches` (offset and bytes) put in."""
+    """What a decoder may see of a file: bytes from `start` to `end`, with `patches` (offset and bytes) put in.
+
+    `held` and `missing`: bytes of samples that are there, and that the header says besides; 0 where that is unknown.
+    """
 
     container: str
     start: int
     end: int
     patches: list[tuple[int, bytes]] = field(default_factory=list)
+    held: int = 0
+    missing: int = 0
 
 
 @dataclass(frozen=True)
@@ -174,6 +183,9 @@ class Walk:
                 raise self._misfit(chunk)
             size = 0
         if size > rest:  # the size of a stream, or a file that was cut: a decoder reads to the end
+            wide = self._form.header[-1] == "q" or long_size is not None
+            if size < (_STREAMED_WIDE if wide else _STREAMED):
+                self._layout.held, self._layout.missing = rest, size - rest
             return len(self._data)
         if size or not rest or (rest >= self._header.size and self._fits(self._chunk(chunk.body))):
             return chunk.body + size

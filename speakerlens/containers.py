@@ -12,6 +12,7 @@ import re
 import stat
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class CheckedAudio(io.RawIOBase):
     def __init__(self, data: memoryview, layout: Layout, descriptor: int | None = None) -> None:
         super().__init__()
         self.container = layout.container
+        self.held, self.missing = layout.held, layout.missing
         head_bytes = max((offset + len(patch) for offset, patch in layout.patches), default=0)
         head = bytearray(data[layout.start : layout.start + head_bytes])
         for offset, patch in layout.patches:
@@ -172,7 +174,7 @@ def layout(data: memoryview) -> Layout:
     magic = bytes(body[:40])
     if kind := _chunked(magic):
         found = chunk_layout(body, kind)
-        return Layout(found.container, start, start + found.end, found.patches)
+        return replace(found, start=start, end=start + found.end)
     # Decoders of FLAC and MP3 know the tag, and MP3 may need its length.
     for beginning, container, check in _CHECKS:
         if magic.startswith(beginning) and (container == "FLAC" or not start):

@@ -1,6 +1,9 @@
 """Read and write audio files: every waveform in training is 16 kHz mono float32 in [-1, 1]."""
 
-import re
+import contextlib
+import hashlib
+import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,14 +14,14 @@ from numpy.typing import NDArray
 
 from speakerlens.containers import AudioFileError, checked_file
 from speakerlens.training.data.packing import PACKED, from_pcm, packed_samples
+from speakerlens.training.data.wholeness import fault
 from speakerlens.training.errors import UserError
 
 SAMPLE_RATE = 16_000
 
-_DATA_CUT = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
-"""How libsndfile logs a data chunk that is longer than the rest of the file; sizes in bytes."""
-_STREAMED = 0x7FFF_0000
-"""Declared sizes from here on mean "unknown": to a pipe ffmpeg writes 0xFFFFFFFF, sox 0x7FFFF000."""
+_UNKNOWN_FRAMES = 2**62
+"""libsndfile's count, or more, for files that do not state their length."""
+_BLOCK = 16_384
 
 
 def read_audio(
@@ -46,9 +49,12 @@ def read_audio(
             first = round(start * rate)
             if first > file.frames:
                 raise UserError(f"{path}: ends at {file.frames / rate:g} s, cannot be read from {start:g} s")
-            file.seek(first)
-            frames = -1 if duration is None else round(duration * rate)
-            channels: NDArray[np.float32] = file.read(frames, dtype="float32", always_2d=True)
+            frames = None if duration is None else round(duration * rate)
+            if file.seekable() and file.frames < _UNKNOWN_FRAMES:
+                file.seek(first)
+                channels: NDArray[np.float32] = file.read(-1 if frames is None else frames, "float32", always_2d=True)
+            else:  # such as GSM
+                channels = _read_forward(path)[first:][:frames]
     except (AudioFileError, soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
     samples = channels.mean(axis=1) if channel is None else np.ascontiguousarray(channels[:, channel])
@@ -91,15 +97,18 @@ def write_audio(path: Path, samples: NDArray[np.float32]) -> None:
     soundfile.write(path, np.clip(samples, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
 
 
-class AudioHeader(NamedTuple):
-    """Format and length of a file.
+class AudioFacts(NamedTuple):
+    """What reading a whole file once has shown.
 
     Attributes:
         rate: sampling rate in Hz.
         channels: how many.
         container, encoding: libsndfile's names, such as "OGG" and "VORBIS".
-        seconds: length of the data that is there.
-        promised: length by the header, in seconds; longer than `seconds` if a WAV file was cut short.
+        seconds: length of what can be decoded.
+        promised: length by the header in seconds, or `seconds` where the header does not state it.
+        stated: whether the header states the length.
+        peak: largest magnitude of the mean of all channels, or of the chosen channel.
+        digest: of the decoded samples, rate and channels; equal for files of the same content.
     """
 
     rate: int
@@ -108,54 +117,96 @@ class AudioHeader(NamedTuple):
     encoding: str
     seconds: float
     promised: float
+    stated: bool
+    peak: float
+    digest: bytes
 
     @property
     def cut_short(self) -> bool:
-        """Whether a WAV file has less data than its header says."""
+        """Whether there is less than the header says."""
         return self.promised > self.seconds
 
 
-def audio_header(path: Path) -> AudioHeader:
-    """Return a file's format and length without decoding it.
+def measure_audio(path: Path, channel: int | None = None) -> AudioFacts:
+    """Decode a whole file, block by block, and return its form and measured length.
 
     Raises:
-        UserError: the file is missing, not audio, or empty.
+        UserError: the file is missing, not audio, empty, damaged, holds NaN or infinity, or lacks the channel.
     """
+    frames, peak = 0, 0.0
     try:
-        with soundfile.SoundFile(checked_file(path)) as file:
-            frames = file.frames
-            seconds = frames / file.samplerate
-            promised = seconds * _promised_by_held(file)
-            header = AudioHeader(file.samplerate, file.channels, file.format, file.subtype, seconds, promised)
+        checked = checked_file(path)
+        if reason := _structural_fault(path, checked.container):
+            raise UserError(f"{path}: {reason}")
+        with _Forward(checked) as file:
+            if channel is not None and channel >= file.channels:
+                raise UserError(f"{path}: has {file.channels} channel(s), and channel {channel + 1} is wanted")
+            form = (file.samplerate, file.channels, file.format, file.subtype)
+            stated, declared = file.frames < _UNKNOWN_FRAMES, file.frames
+            digest = hashlib.blake2b(repr(form[:2]).encode(), digest_size=16)
+            for block in _blocks(file, path):
+                frames += len(block)
+                digest.update(block.data)
+                with np.errstate(all="ignore"):  # what overflows is refused as not finite
+                    heard = np.abs(block.mean(axis=1) if channel is None else block[:, channel]).max()
+                if not np.isfinite(heard):
+                    raise UserError(f"{path}: contains NaN or infinity")
+                peak = max(peak, float(heard))
     except (AudioFileError, soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
-    if frames <= 0:
+    if not frames:
         raise UserError(f"{path}: holds no audio")
-    return header
+    seconds = frames / form[0]
+    promised = seconds * (1 + checked.missing / max(1, checked.held))
+    if stated and form[2] == "FLAC":  # whose length counts samples; other headers round it, or estimate it
+        promised = declared / form[0]
+    return AudioFacts(*form, seconds, promised, stated, peak, digest.digest())
 
 
-def _promised_by_held(file: soundfile.SoundFile) -> float:
-    """Return the declared size of a WAV file's data over its actual size; 1 for complete files and other formats.
+def _structural_fault(path: Path, container: str) -> str | None:
+    with (
+        contextlib.suppress(OSError, ValueError),  # of pipes, and file systems that map no files
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as data,
+    ):
+        return fault(data, container)
+    return None
 
-    libsndfile reads truncated files without an error and only logs the difference.
+
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]
+    """A file that is read once from front to back.
+
+    `soundfile` seeks after every read of a seekable file, which costs time and fails for a FLAC without a length, as
+    written to a pipe.
     """
-    match = _DATA_CUT.search(file.extra_info) if file.format in ("WAV", "WAVEX") else None
-    if match is None or int(match[1]) >= _STREAMED:
-        return 1.0
-    return int(match[1]) / max(1, int(match[2]))
+
+    def seekable(self) -> bool:
+        return False
 
 
-def is_silent(path: Path) -> bool:
-    """Return whether all samples of a file are zero; decode up to the first that is not.
+def _read_forward(path: Path) -> NDArray[np.float32]:
+    """Return all frames of a file in which one cannot seek, float32 [frames, channels]."""
+    with _Forward(checked_file(path)) as file:
+        return np.concatenate(list(_blocks(file, path)))
 
-    Raises:
-        UserError: the file is missing or not audio.
-    """
-    try:
-        with soundfile.SoundFile(checked_file(path)) as file:
-            return not any(block.any() for block in file.blocks(4096, dtype="float32"))
-    except (AudioFileError, soundfile.LibsndfileError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
+
+def _blocks(file: soundfile.SoundFile, path: Path) -> Iterator[NDArray[np.float32]]:
+    """Yield the frames of a file to its end, float32 [frames, channels]."""
+    frames = 0
+    while True:
+        try:
+            block: NDArray[np.float32] = file.read(_BLOCK, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            whole = f" of {file.frames / file.samplerate:.2f} s" if file.frames < _UNKNOWN_FRAMES else ""
+            raise UserError(
+                f"{path}: damaged or cut short: {file.format} that can be decoded up to "
+                f"{frames / file.samplerate:.1f} s{whole} ({_reason(error)})"
+            ) from error
+        if not len(block):
+            return
+        frames += len(block)
+        yield block
 
 
 def _reason(error: Exception) -> str:

@@ -23,7 +23,7 @@ Split = Literal["train", "dev", "test"]
 
 _KEYS = {"path", "kind", "split", "start", "duration", "speaker"}
 _KINDS: tuple[Kind, ...] = get_args(Kind)
-_SPLITS: tuple[Split, ...] = get_args(Split)
+SPLITS: tuple[Split, ...] = get_args(Split)
 _LISTERS = 8
 """Threads that list folders, as each listing may wait for a network file system."""
 
@@ -193,7 +193,7 @@ def _parse(line: bytes, root: str) -> Clip:
         raise ValueError(f"must be an object with the keys {', '.join(sorted(_KEYS))}")
     kind, split, speaker = record["kind"], record["split"], record["speaker"]
     _check_choice("kind", kind, _KINDS)
-    _check_choice("split", split, _SPLITS)
+    _check_choice("split", split, SPLITS)
     start, duration = _number("start", record["start"]), _number("duration", record["duration"])
     if start < 0 or duration <= 0:
         raise ValueError(f"start must be at least 0 and duration above 0, not {start:g} and {duration:g}")

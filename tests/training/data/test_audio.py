@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from speakerlens.training.data.audio import SAMPLE_RATE, audio_header, is_silent, read_audio, write_audio
+from speakerlens.training.data.audio import SAMPLE_RATE, measure_audio, read_audio, write_audio
 from speakerlens.training.errors import UserError
 
 
@@ -20,7 +20,7 @@ def test_written_audio_is_read_back_within_half_a_step(tmp_path: Path) -> None:
     read = read_audio(tmp_path / "a" / "b.flac")
     assert read.dtype == np.float32
     np.testing.assert_allclose(read, samples, atol=1.01 / 2**15)
-    assert audio_header(tmp_path / "a" / "b.flac").seconds == pytest.approx(4321 / SAMPLE_RATE)
+    assert measure_audio(tmp_path / "a" / "b.flac").seconds == pytest.approx(4321 / SAMPLE_RATE)
 
 
 def test_overload_is_clipped_and_does_not_wrap(tmp_path: Path) -> None:
@@ -54,9 +54,15 @@ def test_channels_are_averaged_or_selected(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_audio(tmp_path / "a.wav", channel=1), channels[:, 1])
 
 
+def test_file_in_which_one_cannot_seek_is_read(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(440, 2.0, 8_000), 8_000, subtype="GSM610")
+    assert len(read_audio(tmp_path / "a.wav")) == pytest.approx(2 * SAMPLE_RATE, abs=640)
+    assert len(read_audio(tmp_path / "a.wav", 0.5, 1.0)) == SAMPLE_RATE
+
+
 def test_header_has_format_and_length(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.ogg", np.zeros((4410, 2)), 44_100)
-    header = audio_header(tmp_path / "a.ogg")
+    header = measure_audio(tmp_path / "a.ogg")
     assert header[:4] == (44_100, 2, "OGG", "VORBIS")
     assert header.seconds == pytest.approx(0.1)
 
@@ -66,10 +72,10 @@ def test_header_has_format_and_length(tmp_path: Path) -> None:
 def test_truncated_wav_reports_its_declared_length(tmp_path: Path, container: str, subtype: str) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, tone(440, 2.0, 16_000), 16_000, subtype=subtype, format=container)
-    assert not audio_header(path).cut_short
+    assert not measure_audio(path).cut_short
     data = path.read_bytes()
     path.write_bytes(data[: -len(data) // 4])
-    header = audio_header(path)
+    header = measure_audio(path)
     assert header.cut_short
     assert header.seconds == pytest.approx(1.5, abs=0.01)
     assert header.promised == pytest.approx(2.0, abs=0.001)  # half a sample may be left
@@ -81,7 +87,7 @@ def test_streamed_wav_without_size_is_not_truncated(tmp_path: Path, declared: in
     soundfile.write(path, tone(440, 2.0, 16_000), 16_000, subtype="PCM_16")
     data = path.read_bytes()
     path.write_bytes(data[:40] + declared.to_bytes(4, "little") + data[44:])
-    header = audio_header(path)
+    header = measure_audio(path)
     assert (header.seconds, header.promised, header.cut_short) == (2.0, 2.0, False)
 
 
@@ -99,7 +105,7 @@ def test_unusable_file_is_named(tmp_path: Path) -> None:
             read_audio(path)
         assert str(path) in str(error.value)
     with pytest.raises(UserError, match=r"empty\.wav: holds no audio"):
-        audio_header(empty)
+        measure_audio(empty)
 
 
 def test_damaged_container_is_named(tmp_path: Path) -> None:
@@ -111,7 +117,7 @@ def test_damaged_container_is_named(tmp_path: Path) -> None:
     (tmp_path / "pointer.wav").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     for name, reason in (("hang", "damaged WAV: in its chunk 'LIST'"), ("pointer", "a Git LFS pointer")):
         path = tmp_path / f"{name}.wav"
-        for read in (read_audio, audio_header, is_silent):
+        for read in (read_audio, measure_audio):
             with pytest.raises(UserError) as error:
                 read(path)
             assert str(error.value).startswith(f"{path}: cannot be read as audio ({reason}")

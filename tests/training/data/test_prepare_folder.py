@@ -88,10 +88,10 @@ def test_joined_utterances_are_long_and_disjoint(tmp_path: Path, speech: Path) -
 
 def test_clips_of_different_offsets_join_without_a_step(tmp_path: Path) -> None:
     """What the reader takes from a whole utterance would leave a part of each, which counts as speech."""
-    for name in ("ana", "bo"):
+    for place, name in enumerate(("ana", "bo")):
         (tmp_path / "speech" / name).mkdir(parents=True)
         for number in range(9):
-            wave = chirp(number, 1.0) + (-0.1 if number % 2 else 0.1)
+            wave = chirp(number + 20 * place, 1.0) + (-0.1 if number % 2 else 0.1)
             soundfile.write(tmp_path / "speech" / name / f"{number}.flac", wave, SAMPLE_RATE)
     assert prepare("--speech", tmp_path / "speech", "--min-seconds", 2, "--out", tmp_path / "out") == 0
     for clip in load_corpus(tmp_path / "out").clips:
@@ -111,12 +111,13 @@ def test_splits_depend_on_the_seed(tmp_path: Path, speech: Path) -> None:
 
 @pytest.fixture
 def crowd(tmp_path: Path) -> Path:
-    """Nine speakers of nine half-second clips each; a speaker's clips are the same chirp."""
+    """Nine speakers of nine half-second clips each; a speaker's clips are the same chirp, at other levels."""
     folder = tmp_path / "crowd"
     for number in range(9):
         (folder / f"s{number}").mkdir(parents=True)
         for clip in range(9):
-            soundfile.write(folder / f"s{number}" / f"{clip}.flac", chirp(10 * number, 0.5), SAMPLE_RATE)
+            wave = (1 - 0.01 * clip) * chirp(10 * number, 0.5)
+            soundfile.write(folder / f"s{number}" / f"{clip}.flac", wave, SAMPLE_RATE)
     return folder
 
 
@@ -260,7 +261,7 @@ def test_utterances_short_or_silent_after_conversion_are_named(
     (speech / "bo" / "faint.wav").unlink()
     (speech / "cy").mkdir()
     for number in range(39):  # 13 of them last 0.2002 s, but each loses a third of a sample to resampling
-        soundfile.write(speech / "cy" / f"{number:02d}.wav", chirp(1, 1.0)[:679], 44_100)
+        soundfile.write(speech / "cy" / f"{number:02d}.wav", chirp(number, 1.0)[:679], 44_100)
     error = refused(capsys, *arguments, "--min-seconds", 0.2)
     assert "lasts 0.199875 s, and must last at least 0.2 s" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["speech"]
@@ -364,3 +365,96 @@ def test_truncated_files_are_named(kind: str, tmp_path: Path, speech: Path, caps
     assert f"{cut}: cut short, holds 0.5 s of 1 s" in error
     assert "1 of " in error
     assert not (tmp_path / "out").exists()
+
+
+def report(out: Path) -> str:
+    return (out / "report.txt").read_text()
+
+
+def test_21_bad_files_are_21_names(tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = [speech / "ana" / f"bad{number:02d}.flac" for number in range(21)]
+    for path in bad:
+        path.write_bytes(b"fLaC but no more")
+    error = refused(capsys, "--speech", speech, "--out", tmp_path / "out")
+    assert all(str(path) in error for path in bad)
+    assert "leave the bad files out with --allow-bad 21" in error
+    error = refused(capsys, "--speech", speech, "--allow-bad", 20, "--out", tmp_path / "out")
+    assert all(str(path) in error for path in bad)
+    assert not (tmp_path / "out").exists()
+    assert prepare("--speech", speech, "--allow-bad", 21, "--out", tmp_path / "out") == 0
+    assert all(f"  {path}: cannot be read as audio" in report(tmp_path / "out") for path in bad)
+    assert len(load_corpus(tmp_path / "out").clips) == 40
+
+
+def test_bad_speech_and_noise_are_left_out_and_reported(
+    tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "noise").mkdir()
+    for number in range(5):
+        soundfile.write(tmp_path / "noise" / f"{number}.ogg", chirp(number, 1.0), SAMPLE_RATE)
+    whole = (tmp_path / "noise" / "0.ogg").read_bytes()
+    (tmp_path / "noise" / "0.ogg").write_bytes(whole[: len(whole) * 6 // 10])
+    soundfile.write(speech / "ana" / "short.flac", chirp(3, 0.1), SAMPLE_RATE)
+    soundfile.write(speech / "bo" / "session" / "zeros.wav", np.zeros((22_050, 2)), 22_050)
+    (speech / "cy").mkdir()
+    for number in range(3):  # a speaker of whom one bad file leaves too little
+        soundfile.write(speech / "cy" / f"{number}.wav", chirp(40 + number, 0.1 if number else 1.0), SAMPLE_RATE)
+    arguments = ("--speech", speech, "--noise", tmp_path / "noise", "--out", tmp_path / "out")
+    assert "1 of 5 files cannot be used" in refused(capsys, *arguments)
+    assert prepare(*arguments, "--allow-bad", "all") == 0
+    corpus = load_corpus(tmp_path / "out")
+    assert corpus.speakers == ("ana", "bo")
+    assert sum(clip.kind == "noise" for clip in corpus.clips) == 4
+    for line in (
+        f"  {tmp_path / 'noise' / '0.ogg'}: cut short: its last Ogg page is not complete",
+        f"  {speech / 'ana' / 'short.flac'}: lasts 0.1 s, and must last at least 0.2 s",
+        f"  {speech / 'bo' / 'session' / 'zeros.wav'}: is digital silence",
+        "speakers without enough usable files, left out: 1\n  cy (1: 0.wav)",
+    ):
+        assert line in report(tmp_path / "out")
+    assert "cy (1: 0.wav)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["-1", "some", "2.5"])
+def test_allow_bad_takes_a_number_or_all(
+    tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    with pytest.raises(SystemExit):
+        prepare("--speech", speech, "--out", tmp_path / "out", f"--allow-bad={value}")
+    assert f"must be a number, or all, not {value}" in capsys.readouterr().err
+
+
+def test_flac_without_a_length_is_measured(tmp_path: Path, speech: Path) -> None:
+    """As ffmpeg writes it to a pipe: 0 samples in its header, which libsndfile takes for the largest number."""
+    path = speech / "ana" / "00.flac"
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert prepare("--speech", speech, "--out", tmp_path / "out") == 0
+    corpus = load_corpus(tmp_path / "out")
+    assert sum(clip.duration for clip in corpus.clips) == pytest.approx(40.0, abs=0.01)
+    (converted,) = (clip for clip in corpus.clips if clip.path.is_relative_to(tmp_path / "out" / "speech" / "ana"))
+    np.testing.assert_array_equal(read_audio(converted.path), read_audio(path))
+
+
+def test_files_of_other_suffixes_are_counted(tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(8):
+        (speech / "bo" / f"{number}.m4a").write_bytes(b"\0\0\0\x18ftypM4A ")
+    (speech / "bo" / "README").write_text("about")
+    left = speech / "bo" / "__MACOSX" / "session"
+    left.mkdir(parents=True)
+    (left / "._00.wav").write_bytes(b"\0\5\x16\7")
+    (left / "00.wav").write_bytes(b"\0\5\x16\7")
+    (speech / "__MACOSX").mkdir()
+    (speech / "ana" / ".DS_Store").write_bytes(b"\0")
+    assert prepare("--speech", speech, "--out", tmp_path / "out") == 0
+    told = "passed over, by suffix: 8 .m4a, 1 .txt, 1 without a suffix"
+    assert told in capsys.readouterr().out
+    assert told in report(tmp_path / "out")
+    assert load_corpus(tmp_path / "out").speakers == ("ana", "bo")
+    (speech / "cy").mkdir()
+    (speech / "cy" / "a.webm").write_bytes(b"\x1a\x45\xdf\xa3")
+    assert "fewer: cy (0) (passed over: 8 .m4a, 1 .txt, 1 without a suffix, 1 .webm)" in refused(
+        capsys, "--speech", speech, "--out", tmp_path / "again"
+    )

@@ -8,7 +8,7 @@ from rich.console import Console
 from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, Kind
 from speakerlens.training.data.prepare.demo import DemoSettings, prepare_demo
 from speakerlens.training.data.prepare.demo_voices import SPEAKERS
-from speakerlens.training.data.prepare.folder import FolderSettings, prepare_folder
+from speakerlens.training.data.prepare.folder import ALL, FolderSettings, prepare_folder
 from speakerlens.training.data.prepare.pieces import Shares
 from speakerlens.training.data.prepare.rooms import RT60_RANGE, prepare_rooms
 from speakerlens.training.data.prepare.voxceleb1 import Voxceleb1Settings, prepare_voxceleb1
@@ -103,6 +103,33 @@ def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "only; 0 or at least 3, and 9 for the three out-of-set speakers in dev and in test that calibration needs "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--channel",
+        type=_channel,
+        default=None,
+        metavar="N",
+        help="use channel N of the speech, from 1; mix: the mean of all (default: mix)",
+    )
+    parser.add_argument(
+        "--group-by",
+        metavar="PATTERN",
+        help="regular expression searched for in a file's path below the speaker's folder; what its first group, or "
+        "all of it, matches names the session, which stays in one split (default: sub-folders are sessions)",
+    )
+    parser.add_argument(
+        "--group-interference-by",
+        metavar="PATTERN",
+        help="the same for the recording that a file of interference was cut from (default: by the usual names of "
+        "cuts, such as 1-187207-A.ogg and street-part2.wav)",
+    )
+    parser.add_argument(
+        "--allow-bad",
+        type=_bad_files,
+        default=0,
+        metavar="N|all",
+        help="leave out up to N files that are damaged, cut short, too short or silent, and speakers who have too few "
+        "without them; report.txt lists them (default: %(default)s)",
+    )
     for name in ("dev", "test"):
         default = getattr(Shares, name)
         parser.add_argument(
@@ -112,6 +139,23 @@ def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: %(default)s)"
     )
     parser.set_defaults(run=_run_folder)
+
+
+def _channel(text: str) -> int | None:
+    """Return a channel, from 0, of the argument that counts from 1; None for `mix`."""
+    if text == "mix":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1, or mix, not {text}")
+    return int(text) - 1
+
+
+def _bad_files(text: str) -> int:
+    if text == "all":
+        return ALL
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a number, or all, not {text}")
+    return int(text)
 
 
 def _add_unpacked(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +175,10 @@ def _run_folder(arguments: argparse.Namespace) -> int:
         min_seconds=arguments.min_seconds,
         shares=Shares(arguments.dev, arguments.test, arguments.seed),
         outsiders=arguments.outsiders,
+        channel=arguments.channel,
+        group_by=arguments.group_by,
+        group_interference_by=arguments.group_interference_by,
+        allow_bad=arguments.allow_bad,
     )
     prepare_folder(arguments.out, settings, Console())
     return 0

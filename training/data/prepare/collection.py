@@ -7,13 +7,15 @@ of `pointsource_noises` are MUSAN's.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from speakerlens.training.data.manifest import Kind
-from speakerlens.training.data.prepare.pieces import SPLITS, Piece, Shares, Source, audio_files, split_randomly
+from speakerlens.training.data.manifest import SPLITS, Kind
+from speakerlens.training.data.prepare.grouping import by_recording, joined
+from speakerlens.training.data.prepare.inspection import Source, list_files
+from speakerlens.training.data.prepare.pieces import Piece, Shares, split_randomly
 from speakerlens.training.errors import UserError
 
 _STEM = 50
@@ -31,6 +33,7 @@ class Collection:
         groups: absolute paths by group; the files of a group (one file, or all of a room) stay in one split.
         member: what messages call a group.
         named: whether group names are talkers' names.
+        others: files that are not audio by their suffix, by suffix.
     """
 
     name: str
@@ -39,27 +42,45 @@ class Collection:
     groups: Mapping[str, tuple[Path, ...]]
     member: str = "audio file"
     named: bool = False
+    others: Counter[str] = field(default_factory=Counter)
 
     @property
     def paths(self) -> list[Path]:
         """All files, ordered by group."""
         return [path for paths in self.groups.values() for path in paths]
 
+    @property
+    def channel(self) -> int | None:
+        """The channel to use; None for the mean of all.
 
-def one_by_one(name: str, folder: Path, kind: Kind) -> Collection:
-    """Return all audio files in a folder, at any depth, as a collection in which every file is its own group."""
-    paths = audio_files(folder)
-    return Collection(name, folder, kind, {path.relative_to(folder.resolve()).as_posix(): (path,) for path in paths})
+        Channels of an impulse response are different microphones; their mean is not the response of a room.
+        """
+        return 0 if self.kind == "rir" else None
+
+
+def recordings(name: str, folder: Path, kind: Kind, pattern: re.Pattern[str] | None = None) -> Collection:
+    """Return all audio files in a folder, at any depth, grouped by the recording that they were cut from.
+
+    Raises:
+        UserError: `pattern`, which finds the recording in a file's path, matches none of some file.
+    """
+    listing = list_files(folder)
+    groups = by_recording(folder, listing.audio, pattern)
+    member = "audio file" if len(groups) == len(listing.audio) else "recording"
+    return Collection(name, folder, kind, groups, member, others=listing.others)
 
 
 def collection_pieces(collection: Collection, sources: Mapping[Path, Source], shares: Shares) -> list[Piece]:
     """Assign the files of a collection that are in `sources` to splits, group by group.
 
+    Groups with content in common stay together.
+
     Raises:
         UserError: fewer than three groups have files in `sources`.
     """
     groups = {name: [sources[path] for path in paths if path in sources] for name, paths in collection.groups.items()}
-    groups = {name: members for name, members in groups.items() if members}
+    names = {source.path: name for name, members in groups.items() for source in members}
+    groups = joined({name: members for name, members in groups.items() if members})
     if len(groups) < len(SPLITS):
         lost = f" that can be used, of {len(collection.groups)}" if len(groups) < len(collection.groups) else ""
         raise UserError(
@@ -67,12 +88,10 @@ def collection_pieces(collection: Collection, sources: Mapping[Path, Source], sh
             f"and has {len(groups)}{lost}"
         )
     pieces: list[Piece] = []
-    parts = split_randomly(list(groups.items()), [0.0] * len(groups), collection.name, shares)
-    for split, part in parts.items():
-        members = [(name, source) for name, group in part for source in group]
-        for index, (name, source) in enumerate(members):
+    for split, part in split_randomly(list(groups.values()), collection.name, shares.seed, shares.wanted).items():
+        for index, source in enumerate(source for group in part for source in group):
             target = Path(collection.name) / f"{split}-{index:04d}-{source.path.stem[:_STEM]}.flac"
-            speaker = name if collection.named else None
+            speaker = names[source.path] if collection.named else None
             pieces.append(Piece((source,), target, collection.kind, split, speaker))
     return pieces
 
@@ -96,9 +115,10 @@ def musan(folder: Path) -> list[Collection]:
 
 
 def _collection(folder: Path, kind: Kind) -> Collection:
+    listing = list_files(folder)
     # Keyed by the path below the folder, as two sources may have files of the same name.
-    groups = {f"musan-{path.relative_to(folder.resolve()).as_posix()}": (path,) for path in audio_files(folder)}
-    return Collection(f"musan-{kind}", folder, kind, groups, named=kind == "speech")
+    groups = {f"musan-{path.relative_to(folder.resolve()).as_posix()}": (path,) for path in listing.audio}
+    return Collection(f"musan-{kind}", folder, kind, groups, named=kind == "speech", others=listing.others)
 
 
 _REAL = "real_rirs_isotropic_noises"
@@ -123,7 +143,7 @@ def rirs(folder: Path) -> Collection:
             f"{folder}: is not an unpacked RIRS_NOISES, a folder with simulated_rirs and {_REAL}: both are missing"
         )
     rooms: dict[str, list[Path]] = defaultdict(list)
-    for path in audio_files(simulated):
+    for path in list_files(simulated).audio:
         rooms[path.parent.relative_to(simulated.resolve()).as_posix()].append(path)
     for path in _real_responses(root / _REAL):
         rooms[room_of(path.name)].append(path)
@@ -143,7 +163,7 @@ def _real_responses(folder: Path) -> list[Path]:
 
     Selecting "rir" would lose the Aachen database, whose files begin with "air_type1_air".
     """
-    paths = audio_files(folder)
+    paths = list_files(folder).audio
     listing = folder / "rir_list"
     if not listing.is_file():
         return [path for path in paths if "noise" not in path.name.lower()]

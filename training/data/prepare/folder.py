@@ -1,33 +1,33 @@
 """A corpus of one's own recordings: a folder per speaker, and folders of interference."""
 
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
-from speakerlens.training.data.audio import is_silent
-from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, Kind, Split, write_corpus
-from speakerlens.training.data.prepare.collection import Collection, collection_pieces, musan, one_by_one, rirs
+from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, SPLITS, Kind, Split, write_corpus
+from speakerlens.training.data.prepare.collection import Collection, collection_pieces, musan, recordings, rirs
+from speakerlens.training.data.prepare.grouping import by_session, compiled, joined, same_content
+from speakerlens.training.data.prepare.inspection import Source, is_left_over, list_files, passed_over, read_whole
 from speakerlens.training.data.prepare.pieces import (
     REMEDY,
-    SPLITS,
+    TOO_QUIET,
     Piece,
     Shares,
-    Source,
-    audio_files,
     convert,
-    is_utf8,
-    read_headers,
-    some,
     split_randomly,
     too_short,
 )
-from speakerlens.training.data.prepare.survey import describe
+from speakerlens.training.data.prepare.survey import BAD_FILES, Finding, Survey, describe, every, is_utf8, some
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import building
+
+ALL = sys.maxsize
+"""As many bad files as there are."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class FolderSettings:
         shares: shares of each speaker's files and of each kind of interference for dev and test, and the seed.
         outsiders: how many speakers, drawn by the seed, become interfering talkers and out-of-set speakers, each in
             one split only; 0 or at least 3.
+        channel: of every file of speech, from 0; None for the mean of all.
+        group_by: regular expression that finds the session in a file's path below the speaker's folder; sessions stay
+            in one split. None for one session per sub-folder.
+        group_interference_by: the same for the recording of a file of interference. None for the usual names of cuts.
+        allow_bad: how many files, at most, are left out as they cannot be used.
     """
 
     speech: Path
@@ -51,24 +56,35 @@ class FolderSettings:
     min_seconds: float = 0.0
     shares: Shares = field(default_factory=Shares)
     outsiders: int = 0
+    channel: int | None = None
+    group_by: str | None = None
+    group_interference_by: str | None = None
+    allow_bad: int = 0
 
 
 def prepare_folder(out: Path, settings: FolderSettings, console: Console) -> None:
     """Make a corpus in `out`: 16 kHz mono WAV and FLAC files stay in place, all others are converted.
 
-    All files are checked before anything is written.
+    All files are read whole before anything is written.
 
     Raises:
-        UserError: a setting is wrong, or a folder or file is missing, unreadable or too short; the message names it.
+        UserError: a setting is wrong, a folder or file is missing, or more files than allowed are damaged or too short;
+            the message names them all.
     """
     _check_settings(settings)
+    survey = Survey()
     with building(out) as folder:
-        pieces = _speech_pieces(settings, console)
-        for collection in _collections(settings):
-            sources = _sources(collection.paths, collection.name, console)
+        speakers = _speakers(settings, survey)
+        collections = _collections(settings)
+        speech, *others = _read(speakers, collections, settings, survey, console)
+        pieces = _speech_pieces(speakers, speech, settings, survey)
+        for collection, sources in zip(collections, others, strict=True):
             pieces += collection_pieces(collection, sources, settings.shares)
         clips = convert(pieces, folder, console)
+        survey.write(folder)
         corpus = write_corpus(folder, clips)
+    if summary := survey.summary():
+        console.print(summary, soft_wrap=True, markup=False, highlight=False)
     console.print(f"{out}: {describe(corpus)}", soft_wrap=True, markup=False)
 
 
@@ -89,42 +105,183 @@ def _check_settings(settings: FolderSettings) -> None:
             raise UserError(f"{folder}: is not a folder")
 
 
-def _speech_pieces(settings: FolderSettings, console: Console) -> list[Piece]:
-    """Assign each speaker's files to splits, then join the files of a split into utterances of `min_seconds`."""
-    files = {folder.name: audio_files(folder) for folder in _speaker_folders(settings)}
-    outsiders = _draw_outsiders(list(files), settings)
-    needed = {name: 1 if name in outsiders else len(SPLITS) for name in files}
-    if few := [f"{name} ({len(paths)})" for name, paths in files.items() if len(paths) < needed[name]]:
+@dataclass(frozen=True)
+class _Speaker:
+    """A speaker's folder, and the files in it by session."""
+
+    folder: Path
+    sessions: Mapping[str, Sequence[Path]]
+    outside: Split | None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for paths in self.sessions.values() for path in paths]
+
+
+def _speakers(settings: FolderSettings, survey: Survey) -> list[_Speaker]:
+    """List the speakers and their files; raise UserError if some have too few."""
+    pattern = compiled(settings.group_by, "--group-by")
+    folders = _speaker_folders(settings)
+    outsiders = _draw_outsiders([folder.name for folder in folders], settings)
+    speakers = []
+    others: Counter[str] = Counter()
+    for folder in folders:
+        listing = list_files(folder)
+        others += listing.others
+        speakers.append(_Speaker(folder, by_session(folder, listing.audio, pattern), outsiders.get(folder.name)))
+    if others:
+        survey.note(f"{settings.speech}: passed over, by suffix: {passed_over(others)}")
+    if few := [
+        f"{speaker.name} ({len(speaker.paths)})" for speaker in speakers if len(speaker.paths) < _needed(speaker)
+    ]:
+        hint = f" (passed over: {passed_over(others)})" if others else ""
         raise UserError(
             f"{settings.speech}: every speaker needs at least 3 audio files, one each for train, dev and test, and "
-            f"every outsider one; fewer: {some(few)}"
+            f"every outsider one; fewer: {some(few)}{hint}"
         )
-    sources = _sources([path for paths in files.values() for path in paths], "speech", console)
+    return speakers
+
+
+def _needed(speaker: _Speaker) -> int:
+    return 1 if speaker.outside else len(SPLITS)
+
+
+def _read(
+    speakers: Sequence[_Speaker],
+    collections: Sequence[Collection],
+    settings: FolderSettings,
+    survey: Survey,
+    console: Console,
+) -> list[dict[Path, Source]]:
+    """Read all files whole; return the usable ones of speech, then of each collection, and report the others.
+
+    Raises:
+        UserError: more files than allowed cannot be used; names them all.
+    """
+    jobs = [("speech", [path for speaker in speakers for path in speaker.paths], settings.channel)]
+    jobs += [(collection.name, collection.paths, collection.channel) for collection in collections]
+    usable: list[dict[Path, Source]] = []
+    problems = []
+    for what, paths, channel in jobs:
+        sources, refused = read_whole(paths, what, console, channel)
+        cut = {
+            path: f"{path}: cut short, holds {source.seconds:g} s of {source.facts.promised:g} s"
+            for path, source in sources.items()
+            if source.facts.cut_short
+        }
+        survey.add(Finding.UNREADABLE, refused.values())
+        survey.add(Finding.CUT, cut.values())
+        usable.append({path: source for path, source in sources.items() if path not in cut})
+        if bad := [*refused.values(), *cut.values()]:
+            problems.append(f"{len(bad)} of {len(paths)} files cannot be used: {every(bad)}")
+    for collection in collections:
+        if collection.others:
+            survey.note(f"{collection.where}: passed over, by suffix: {passed_over(collection.others)}")
+    _check_bad("\n".join(problems), "remove or repair them", settings, survey)
+    for sources in usable[1:]:
+        survey.add(Finding.SAME, map(_listed, same_content(sources.values())))
+    return usable
+
+
+def _check_bad(problem: str, remedy: str, settings: FolderSettings, survey: Survey) -> None:
+    """Raise UserError with a problem, if there is one, where more files are bad than may be left out."""
+    bad = sum(len(survey.names(finding)) for finding in BAD_FILES)
+    if problem and bad > settings.allow_bad:
+        joint = "" if problem.endswith("\n") else "; "
+        raise UserError(f"{problem}{joint}{remedy}, or leave the bad files out with --allow-bad {bad}")
+
+
+def _speech_pieces(
+    speakers: Sequence[_Speaker], sources: dict[Path, Source], settings: FolderSettings, survey: Survey
+) -> list[Piece]:
+    """Assign each speaker's sessions to splits, then join the files of a split into utterances of `min_seconds`."""
+    if not settings.min_seconds:
+        alone = [(source,) for source in sources.values()]
+        sources = {source.path: source for (source,) in _usable(alone, settings, survey)}
+    sources = _under_one_name(speakers, sources, settings, survey)
     pieces: list[Piece] = []
     short: list[str] = []
-    for name, paths in files.items():
-        own = [sources[path] for path in paths]
-        kind: Kind = "speech" if name in outsiders else "utterance"
-        whole = {outsiders[name]: own} if name in outsiders else None
-        for split, part in (whole or _split(own, name, settings)).items():
+    few: list[str] = []
+    for speaker in speakers:
+        usable = {
+            name: [sources[path] for path in paths if path in sources] for name, paths in speaker.sessions.items()
+        }
+        sessions = joined({name: members for name, members in usable.items() if members})
+        own = [source for members in sessions.values() for source in members]
+        survey.add(Finding.SAME, map(_listed, same_content(own)))
+        if len(sessions) == 2 and not speaker.outside:
+            survey.add(Finding.TWO_SESSIONS, [speaker.name])
+        if len(sessions) < (1 if speaker.outside else 2):
+            few.append(f"{speaker.name} ({len(sessions)}: {some(sessions)})")
+            continue
+        for split, part in _split(list(sessions.values()), speaker, settings).items():
             utterances = _join(part, settings.min_seconds)
+            if settings.min_seconds:
+                utterances = _usable(utterances, settings, survey)
             if not utterances:
-                short.append(f"{name} ({sum(source.header.seconds for source in part):.1f} s for {split})")
-            for index, utterance in enumerate(utterances):
-                target = Path("outsiders" if whole else "speech") / name / f"{split}-{index:04d}.flac"
-                pieces.append(Piece(utterance, target, kind, split, name))
+                short.append(f"{speaker.name} ({sum(source.seconds for source in part):.1f} s for {split})")
+            kind: Kind = "speech" if speaker.outside else "utterance"
+            place = Path("outsiders" if speaker.outside else "speech") / speaker.name
+            pieces += [
+                Piece(utterance, place / f"{split}-{index:04d}.flac", kind, split, speaker.name)
+                for index, utterance in enumerate(utterances)
+            ]
+    _check_speakers(few, short, settings)
+    lacking = {text.split(" (")[0] for text in (*few, *short)}
+    survey.add(Finding.FEW, sorted({*few, *short}))
+    if len({piece.speaker for piece in pieces if piece.kind == "utterance"} - lacking) < 2:
+        raise UserError(f"{settings.speech}: after leaving out bad files, fewer than 2 speakers have enough")
+    return [piece for piece in pieces if piece.speaker not in lacking]
+
+
+def _check_speakers(few: Sequence[str], short: Sequence[str], settings: FolderSettings) -> None:
+    """Raise UserError naming the speakers that have too little, unless bad files may be left out, and they along."""
+    if settings.allow_bad:
+        return
+    if few:
+        raise UserError(
+            f"{settings.speech}: every speaker needs at least two sessions, one of them for test: {some(few)}; "
+            "sub-folders are sessions, as are files of the same content: --group-by chooses others, such as "
+            "--group-by '.+' for every file by itself"
+        )
     if short:
         raise UserError(
             f"{settings.speech}: speakers with too little for one utterance of {settings.min_seconds:g} s in each of "
             f"train, dev and test (an outsider in one of them): {some(short)}; give more files or a smaller "
             "--min-seconds"
         )
-    _check_utterances(pieces, console)
-    return pieces
+
+
+def _under_one_name(
+    speakers: Sequence[_Speaker], sources: Mapping[Path, Source], settings: FolderSettings, survey: Survey
+) -> dict[Path, Source]:
+    """Return the sources without those that two speakers have; raise UserError if they may not be left out."""
+    owners = {path: speaker.name for speaker in speakers for path in speaker.paths}
+    shared = [group for group in same_content(sources.values()) if len({owners[source.path] for source in group}) > 1]
+    wrong = {source.path for group in shared for source in group}
+    for group in shared:
+        for source in group:
+            other = next(o.path for o in group if owners[o.path] != owners[source.path])
+            survey.add(Finding.TWO_SPEAKERS, [f"{source.path}: as {other}"])
+    _check_bad(
+        f"{len(wrong)} files have the same content under two speakers: {every(map(_listed, shared))}" if shared else "",
+        "remove those that are wrong",
+        settings,
+        survey,
+    )
+    return {path: source for path, source in sources.items() if path not in wrong}
+
+
+def _listed(group: Sequence[Source]) -> str:
+    return " = ".join(str(source.path) for source in group)
 
 
 def _speaker_folders(settings: FolderSettings) -> list[Path]:
-    folders = sorted(path for path in settings.speech.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = sorted(path for path in settings.speech.iterdir() if path.is_dir() and not is_left_over(path.name))
     if len(folders) - settings.outsiders < 2:
         beside = f" beside the {settings.outsiders} outsiders" if settings.outsiders else ""
         raise UserError(
@@ -143,22 +300,52 @@ def _draw_outsiders(names: Sequence[str], settings: FolderSettings) -> dict[str,
     return {names[index]: SPLITS[place % len(SPLITS)] for place, index in enumerate(drawn)}
 
 
-def _check_utterances(pieces: Sequence[Piece], console: Console) -> None:
-    """Raise UserError naming the utterances that are too short for the network or digital silence."""
-    refused: list[str] = []
-    for piece in track(pieces, "checking", console=console, transient=True):
-        seconds = sum(source.header.seconds for source in piece.sources)
+def _usable(
+    utterances: Sequence[tuple[Source, ...]], settings: FolderSettings, survey: Survey
+) -> list[tuple[Source, ...]]:
+    """Return the utterances that are long enough for the network and not silent; report the others.
+
+    Raises:
+        UserError: more are bad than allowed; names them all.
+    """
+    usable, bad = [], []
+    for utterance in utterances:
+        seconds, path = sum(source.seconds for source in utterance), utterance[0].path
         if seconds < SHORTEST_UTTERANCE:
-            refused.append(too_short(piece, seconds))
-        elif all(is_silent(source.path) for source in piece.sources):
-            refused.append(f"{piece.sources[0].path}: is digital silence")
-    if refused:
-        raise UserError(f"{len(refused)} of {len(pieces)} utterances cannot be used: {some(refused, '; ')}; {REMEDY}")
+            bad.append(too_short(path, seconds))
+            survey.add(Finding.TOO_SHORT, bad[-1:])
+        elif all(source.facts.peak < TOO_QUIET for source in utterance):
+            bad.append(f"{path}: is digital silence as 16-bit mono")
+            survey.add(Finding.SILENT, bad[-1:])
+        else:
+            usable.append(utterance)
+    problem = f"{len(bad)} of {len(utterances)} utterances cannot be used: {every(bad)}" if bad else ""
+    _check_bad(problem, REMEDY, settings, survey)
+    return usable
 
 
-def _split(sources: Sequence[Source], name: str, settings: FolderSettings) -> dict[Split, list[Source]]:
-    seconds = [source.header.seconds for source in sources]
-    return split_randomly(sources, seconds, name, settings.shares, settings.min_seconds)
+def _split(
+    sessions: Sequence[Sequence[Source]], speaker: _Speaker, settings: FolderSettings
+) -> dict[Split, list[Source]]:
+    """Assign a speaker's sessions to splits; of two sessions one is test, and dev is a part of the other.
+
+    An outsider has one split.
+    """
+    if speaker.outside:
+        return {speaker.outside: _in_order(sessions)}
+    shares, whole = settings.shares.wanted, dict[Split, list[Sequence[Source]]]()
+    if len(sessions) == 2:
+        test, rest = sorted(sessions, key=len)
+        whole = {"test": [test]}
+        sessions = list(joined({str(source.path): [source] for source in rest}).values())
+        del shares["test"]
+    seconds = [sum(source.seconds for source in session) for session in sessions]
+    parts = split_randomly(sessions, speaker.name, settings.shares.seed, shares, seconds, settings.min_seconds)
+    return {split: _in_order(part) for split, part in (parts | whole).items()}
+
+
+def _in_order(sessions: Sequence[Sequence[Source]]) -> list[Source]:
+    return sorted((source for session in sessions for source in session), key=lambda source: source.path)
 
 
 def _join(sources: Sequence[Source], min_seconds: float) -> list[tuple[Source, ...]]:
@@ -167,7 +354,7 @@ def _join(sources: Sequence[Source], min_seconds: float) -> list[tuple[Source, .
     pending: tuple[Source, ...] = ()
     for source in sources:
         pending += (source,)
-        if sum(part.header.seconds for part in pending) >= min_seconds:
+        if sum(part.seconds for part in pending) >= min_seconds:
             utterances.append(pending)
             pending = ()
     if pending and utterances:
@@ -176,18 +363,7 @@ def _join(sources: Sequence[Source], min_seconds: float) -> list[tuple[Source, .
 
 
 def _collections(settings: FolderSettings) -> list[Collection]:
-    own = [one_by_one(kind, folder, kind) for kind, folder in settings.interference.items()]
+    pattern = compiled(settings.group_interference_by, "--group-interference-by")
+    own = [recordings(kind, folder, kind, pattern) for kind, folder in settings.interference.items()]
     unpacked = musan(settings.musan) if settings.musan else []
     return [*own, *unpacked, *([rirs(settings.rirs)] if settings.rirs else [])]
-
-
-def _sources(paths: Sequence[Path], what: str, console: Console) -> dict[Path, Source]:
-    sources, refused = read_headers(paths, what, console)
-    refused |= {
-        path: f"{path}: cut short, holds {source.header.seconds:g} s of {source.header.promised:g} s"
-        for path, source in sources.items()
-        if source.header.cut_short
-    }
-    if refused:
-        raise UserError(f"{len(refused)} of {len(paths)} files cannot be used: {some(refused.values(), '; ')}")
-    return sources

@@ -1,64 +1,29 @@
-"""Source files of a corpus: inspect them, assign them to splits, and convert those that training cannot read."""
+"""Pieces of a corpus: assign source files to splits, and convert those that training cannot read in place."""
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 
-from speakerlens.training.data.audio import (
-    SAMPLE_RATE,
-    AudioHeader,
-    audio_header,
-    read_audio,
-    without_offset,
-    write_audio,
-)
-from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, Clip, Kind, Split
+from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, without_offset, write_audio
+from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, SPLITS, Clip, Kind, Split
+from speakerlens.training.data.prepare.inspection import Source, in_threads
 from speakerlens.training.errors import UserError
 
-SUFFIXES = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist .voc".split()
-)
-"""Suffixes of audio files; other files, such as transcripts, are ignored."""
-SPLITS: tuple[Split, ...] = get_args(Split)
 REMEDY = f"remove such files, or join clips with --min-seconds, from {SHORTEST_UTTERANCE:g} up"
 
-_NAMED = 5
-_TOO_QUIET = 2.0**-16
+TOO_QUIET = 2.0**-16
 """Half a 16-bit quantisation step: peaks below it are rounded to 0."""
-_READERS = 16
-"""Threads that open files; more than cores, as they wait for disks."""
-_CHUNK = 64
-"""Files per task: submitting a task costs more than opening a file."""
-
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class Source:
-    """An audio file and its header."""
-
-    path: Path
-    header: AudioHeader
-
-    @property
-    def ready(self) -> bool:
-        """Whether training can read crops of the file without conversion, seeking cheaply."""
-        header = self.header
-        plain = header.container in ("WAV", "WAVEX", "FLAC") and header.encoding.startswith("PCM")
-        return plain and header.rate == SAMPLE_RATE and header.channels == 1
 
 
 @dataclass(frozen=True)
@@ -90,90 +55,82 @@ class Shares:
     test: float = 0.2
     seed: int = 0
 
-
-def audio_files(folder: Path) -> list[Path]:
-    """Return the absolute paths of all audio files at any depth, sorted, without hidden ones."""
-    found = (
-        path
-        for path in folder.resolve().rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
-    return sorted(path for path in found if path.is_file())
+    @property
+    def wanted(self) -> dict[Split, float]:
+        """The shares by split, for `split_randomly`."""
+        return {"test": self.test, "dev": self.dev}
 
 
-def read_headers(paths: Sequence[Path], what: str, console: Console) -> tuple[dict[Path, Source], dict[Path, str]]:
-    """Read the headers of files, so that unreadable files are reported before anything is written.
+def share_out(
+    seconds: Sequence[float],
+    shares: Mapping[Split, float],
+    min_seconds: float = 0.0,
+    sizes: Sequence[int] | None = None,
+) -> dict[Split, list[int]]:
+    """Assign groups of files, given in random order, to train and the splits in `shares`.
+
+    These each get groups with at most their share of the files, rounded, but at least one group, and at least
+    `min_seconds` in all; train gets the rest, which may be empty. Where there are enough groups, every split gets one.
 
     Args:
-        paths: absolute paths.
-        what: what the files are, for the progress bar.
-        console: shows progress.
+        seconds: length of each group.
+        shares: of the files, for the splits other than train.
+        min_seconds: least total length of each of these splits.
+        sizes: files of each group; one each if None.
 
     Returns:
-        The sources of the usable files, and for each other file an error message that names it.
+        The indices of each split's groups.
     """
-    chunks = [paths[first : first + _CHUNK] for first in range(0, len(paths), _CHUNK)]
-    found = chain.from_iterable(in_threads(_inspect_all, chunks, f"reading {what}", console, _READERS))
-    sources: dict[Path, Source] = {}
-    refused: dict[Path, str] = {}
-    for path, result in zip(paths, found, strict=True):
-        if isinstance(result, str):
-            refused[path] = result
-        else:
-            sources[path] = Source(path, result)
-    return sources, refused
+    counts = [1] * len(seconds) if sizes is None else sizes
+    rest = list(range(len(seconds)))
+    parts: dict[Split, list[int]] = {"train": []}
+    for after, (split, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
+        part = _fitting(rest, counts, max(1, round(share * sum(counts))), len(rest) - after)
+        if not part and rest:
+            part = [min(rest, key=lambda index: counts[index])]
+        rest = [index for index in rest if index not in part]
+        while rest and sum(seconds[index] for index in part) < min_seconds:
+            part.append(rest.pop(0))
+        parts[split] = part
+    parts["train"] = rest
+    return {split: parts[split] for split in SPLITS if split in parts}
 
 
-def in_threads(
-    function: Callable[[_Item], _Result], items: Sequence[_Item], what: str, console: Console, threads: int
-) -> list[_Result]:
-    """Return `function` of every item, computed in threads, in order; show progress under the title `what`."""
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            return list(track(pool.map(function, items), what, len(items), console=console, transient=True))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def share_out(seconds: Sequence[float], shares: dict[Split, float], min_seconds: float = 0.0) -> dict[Split, list[int]]:
-    """Assign files, given by their lengths in random order, to test, dev and train.
-
-    Test and dev each get their share of the files, rounded, but at least one file and at least `min_seconds` in all;
-    train gets the rest, which may be empty.
-
-    Returns:
-        The indices of each split's files.
-    """
-    parts: dict[Split, list[int]] = {"train": [], "dev": [], "test": []}
-    first = 0
-    for split, share in shares.items():
-        count, total = max(1, round(share * len(seconds))), 0.0
-        while first < len(seconds) and (len(parts[split]) < count or total < min_seconds):
-            parts[split].append(first)
-            total += seconds[first]
-            first += 1
-    parts["train"] = list(range(first, len(seconds)))
-    return parts
+def _fitting(rest: Sequence[int], counts: Sequence[int], target: int, most: int) -> list[int]:
+    """Return the first groups, at most `most`, that have together at most `target` files."""
+    part: list[int] = []
+    held = 0
+    for index in rest:
+        if len(part) < most and held + counts[index] <= target:
+            part.append(index)
+            held += counts[index]
+    return part
 
 
 def split_randomly(
-    items: Sequence[_Item], seconds: Sequence[float], name: str, shares: Shares, min_seconds: float = 0.0
-) -> dict[Split, list[_Item]]:
-    """Assign items to splits at random, keeping their order within a split.
+    groups: Sequence[Sequence[_Item]],
+    name: str,
+    seed: int,
+    shares: Mapping[Split, float],
+    seconds: Sequence[float] | None = None,
+    min_seconds: float = 0.0,
+) -> dict[Split, list[Sequence[_Item]]]:
+    """Assign groups of items that must stay together to splits at random, keeping their order within a split.
 
     Args:
-        items: files, or groups that must stay together.
-        seconds: their lengths; used only if `min_seconds` is above 0.
-        name: seeds the assignment besides `shares.seed`, so that groups of items are independent of each other.
-        shares: of the splits, and the seed.
-        min_seconds: least total length of test and of dev.
+        groups: of files, or of parts of them.
+        name: seeds the assignment besides `seed`, so that collections are independent of each other.
+        seed: of the random assignment.
+        shares: of the items, for the splits other than train.
+        seconds: the groups' lengths; needed only if `min_seconds` is above 0.
+        min_seconds: least total length of each of these splits.
     """
-    rng = np.random.default_rng([shares.seed, *name.encode()])
-    shuffled = [int(index) for index in rng.permutation(len(items))]
-    parts = share_out([seconds[index] for index in shuffled], {"test": shares.test, "dev": shares.dev}, min_seconds)
+    rng = np.random.default_rng([seed, *name.encode()])
+    shuffled = [int(index) for index in rng.permutation(len(groups))]
+    lengths = [0.0 if seconds is None else seconds[index] for index in shuffled]
+    parts = share_out(lengths, shares, min_seconds, [len(groups[index]) for index in shuffled])
     return {
-        split: [items[index] for index in sorted(shuffled[place] for place in part)] for split, part in parts.items()
+        split: [groups[index] for index in sorted(shuffled[place] for place in part)] for split, part in parts.items()
     }
 
 
@@ -192,49 +149,18 @@ def convert(pieces: Sequence[Piece], folder: Path, console: Console) -> list[Cli
     return [_clip_in_place(piece) if piece.ready else next(written) for piece in pieces]
 
 
-def too_short(piece: Piece, seconds: float) -> str:
-    """Return the message for a piece that is too short for an utterance."""
-    return f"{piece.sources[0].path}: lasts {seconds:g} s, and must last at least {SHORTEST_UTTERANCE:g} s"
-
-
-def is_utf8(name: str) -> bool:
-    """Return whether a name is valid UTF-8; Python decodes other names with lone surrogates."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def some(items: Iterable[str], separator: str = ", ") -> str:
-    """Return the first five items joined, and how many more there are."""
-    named = list(items)
-    rest = len(named) - _NAMED
-    return separator.join(named[:_NAMED]) + (f"{separator}and {rest} more" if rest > 0 else "")
-
-
-def _inspect_all(paths: Sequence[Path]) -> list[AudioHeader | str]:
-    return [_inspect(path) for path in paths]
-
-
-def _inspect(path: Path) -> AudioHeader | str:
-    if not is_utf8(str(path)):
-        return f"{str(path)!r}: the name is not UTF-8"
-    try:
-        return audio_header(path)
-    except UserError as error:
-        return str(error)
+def too_short(path: Path, seconds: float) -> str:
+    """Return the message for an utterance, by its first file, that is too short."""
+    return f"{path}: lasts {seconds:g} s, and must last at least {SHORTEST_UTTERANCE:g} s"
 
 
 def _clip_in_place(piece: Piece) -> Clip:
     source = piece.sources[0]
-    return Clip(source.path, piece.kind, piece.split, 0.0, source.header.seconds, piece.speaker)
+    return Clip(source.path, piece.kind, piece.split, 0.0, source.seconds, piece.speaker)
 
 
 def _write_clip(piece: Piece, folder: Path) -> Clip:
-    # Channels of an impulse response are different microphones; their mean is not the response of a room.
-    channel = 0 if piece.kind == "rir" else None
-    parts = [read_audio(source.path, channel=channel) for source in piece.sources]
+    parts = [read_audio(source.path, channel=source.channel) for source in piece.sources]
     if len(parts) > 1:  # offsets differ between recordings: joining would make a step
         parts = [without_offset(part) for part in parts]
     samples = np.concatenate(parts)
@@ -249,8 +175,8 @@ def _write_clip(piece: Piece, folder: Path) -> Clip:
 def _check_converted(piece: Piece, samples: NDArray[np.float32]) -> None:
     """Raise UserError if resampling, mixing down or rounding to 16 bits left too little; headers do not show it."""
     if len(samples) < SHORTEST_UTTERANCE * SAMPLE_RATE:
-        raise UserError(f"{too_short(piece, len(samples) / SAMPLE_RATE)}; {REMEDY}")
-    if np.abs(samples).max() < _TOO_QUIET:
+        raise UserError(f"{too_short(piece.sources[0].path, len(samples) / SAMPLE_RATE)}; {REMEDY}")
+    if np.abs(samples).max() < TOO_QUIET:
         raise UserError(f"{piece.sources[0].path}: is digital silence as 16-bit mono; {REMEDY}")
 
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 
-from speakerlens.training.data.manifest import Corpus, Split
-from speakerlens.training.data.prepare.pieces import SPLITS, some
+from speakerlens.training.data.manifest import SPLITS, Corpus, Split
+
+_NAMED = 5
 
 REPORT = "report.txt"
 _TITLE = "What was found when this corpus was prepared\n"
@@ -20,8 +21,13 @@ class Finding(Enum):
     UNREADABLE = "unreadable"
     CUT = "cut short"
     TOO_SHORT = "too short"
+    SILENT = "digital silence"
     FORMAT = "not 16 kHz mono PCM in WAV or FLAC"
+    TWO_SPEAKERS = "the same content under two speakers"
     UNTRAINED = "speakers without training utterances"
+    FEW = "speakers without enough usable files, left out"
+    TWO_SESSIONS = "speakers with two sessions, of which dev and train share one"
+    SAME = "the same content, kept in one split"
     TWICE = "listed twice, used once"
     TWO_PLACES = "in two folders, the first used"
     UNLISTED = "not in the split file, ignored"
@@ -36,6 +42,10 @@ _OMISSIBLE = {
     Finding.UNTRAINED,
 }
 _REFUSED = _OMISSIBLE | {Finding.TWO_SPLITS}
+
+
+BAD_FILES = (Finding.UNREADABLE, Finding.CUT, Finding.TOO_SHORT, Finding.SILENT, Finding.TWO_SPEAKERS)
+"""Findings whose files a corpus cannot use."""
 
 
 class Survey:
@@ -53,6 +63,10 @@ class Survey:
         """Add files or speakers, possibly none, to a kind of finding."""
         # Names that are not UTF-8 could not be printed or written.
         self._found[finding] += [name.encode("utf-8", "backslashreplace").decode() for name in names]
+
+    def names(self, finding: Finding) -> list[str]:
+        """Return what was added to a kind of finding."""
+        return list(self._found[finding])
 
     def summary(self) -> str:
         """Return the facts, and each kind's count and first few names, as lines without a final newline."""
@@ -83,6 +97,28 @@ class Survey:
 
     def _sorted(self) -> list[tuple[Finding, list[str]]]:
         return [(finding, self._found[finding]) for finding in Finding if self._found[finding]]
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a name is valid UTF-8; Python decodes other names with lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def some(items: Iterable[str], separator: str = ", ") -> str:
+    """Return the first five items joined, and how many more there are."""
+    named = list(items)
+    rest = len(named) - _NAMED
+    return separator.join(named[:_NAMED]) + (f"{separator}and {rest} more" if rest > 0 else "")
+
+
+def every(items: Iterable[str]) -> str:
+    """Return all items: in one line if they are few, else a line for each."""
+    named = list(items)
+    return "; ".join(named) if len(named) <= _NAMED else "".join(f"\n  {name}" for name in named) + "\n"
 
 
 def holds_only_report(folder: Path) -> bool:

@@ -1,6 +1,6 @@
 """VoxCeleb1 (Nagrani, Chung and Zisserman, Interspeech 2017) with its identification split, used in place.
 
-Every file's header is read before anything is written; it gives the duration of the utterance.
+Every file is read whole before anything is written.
 """
 
 import os
@@ -12,9 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, Clip, Split, write_corpus
+from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, SPLITS, Clip, Split, write_corpus
 from speakerlens.training.data.prepare.collection import Collection, collection_pieces, musan, rirs
-from speakerlens.training.data.prepare.pieces import SPLITS, Piece, Shares, Source, convert, in_threads, read_headers
+from speakerlens.training.data.prepare.inspection import Source, in_threads, read_whole
+from speakerlens.training.data.prepare.pieces import Piece, Shares, convert
 from speakerlens.training.data.prepare.survey import REPORT, Finding, Survey, count_splits, describe, holds_only_report
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import building, is_free, make_folder
@@ -110,7 +111,7 @@ def _speech(settings: Voxceleb1Settings, survey: Survey, console: Console) -> li
     survey.add(Finding.MISSING, (name for name in listed if name not in found))
     survey.add(Finding.UNLISTED, sorted(found.keys() - listed.keys()))
     paths = {name: found[name] for name in listed if name in found}
-    sources, refused = read_headers(list(paths.values()), "VoxCeleb1", console)
+    sources, refused = read_whole(list(paths.values()), "VoxCeleb1", console)
     survey.add(Finding.UNREADABLE, refused.values())
     usable = {
         name: sources[path] for name, path in paths.items() if path in sources and _fits(name, sources[path], survey)
@@ -118,7 +119,7 @@ def _speech(settings: Voxceleb1Settings, survey: Survey, console: Console) -> li
     trained = {name.split("/", 1)[0] for name in usable if listed[name] == "train"}
     survey.add(Finding.UNTRAINED, sorted(speakers - trained))
     return [
-        Clip(source.path, "utterance", listed[name], 0.0, source.header.seconds, name.split("/", 1)[0])
+        Clip(source.path, "utterance", listed[name], 0.0, source.facts.seconds, name.split("/", 1)[0])
         for name, source in usable.items()
         if name.split("/", 1)[0] in trained
     ]
@@ -198,28 +199,28 @@ def _wavs(speaker: Path) -> list[str]:
 
 def _fits(name: str, source: Source, survey: Survey) -> bool:
     """Return whether training can read an utterance as it is; if not, add it to the survey."""
-    header = source.header
-    if header.cut_short:
+    facts = source.facts
+    if facts.cut_short:
         survey.add(Finding.CUT, [_cut(name, source)])
         return False
-    if header.seconds < SHORTEST_UTTERANCE:
-        survey.add(Finding.TOO_SHORT, [f"{name}: {header.seconds:g} s, at least {SHORTEST_UTTERANCE:g} s are needed"])
+    if facts.seconds < SHORTEST_UTTERANCE:
+        survey.add(Finding.TOO_SHORT, [f"{name}: {facts.seconds:g} s, at least {SHORTEST_UTTERANCE:g} s are needed"])
         return False
     if not source.ready:
-        form = f"{header.rate} Hz, {header.channels} channels, {header.container} {header.encoding}"
+        form = f"{facts.rate} Hz, {facts.channels} channels, {facts.container} {facts.encoding}"
         survey.add(Finding.FORMAT, [f"{name}: {form}"])
         return False
     return True
 
 
 def _cut(name: str, source: Source) -> str:
-    return f"{name}: {source.header.seconds:g} s of {source.header.promised:g} s"
+    return f"{name}: {source.facts.seconds:g} s of {source.facts.promised:g} s"
 
 
 def _inspect(collection: Collection, survey: Survey, console: Console) -> dict[Path, Source]:
     """Return the usable files of MUSAN or RIRS_NOISES; add the others to the survey."""
-    sources, refused = read_headers(collection.paths, collection.name, console)
+    sources, refused = read_whole(collection.paths, collection.name, console, collection.channel)
     survey.add(Finding.UNREADABLE, refused.values())
-    survey.add(Finding.CUT, (_cut(str(path), source) for path, source in sources.items() if source.header.cut_short))
+    survey.add(Finding.CUT, (_cut(str(path), source) for path, source in sources.items() if source.facts.cut_short))
     survey.note(f"{collection.where}: {len(collection.paths):,} files of {collection.kind}")
-    return {path: source for path, source in sources.items() if not source.header.cut_short}
+    return {path: source for path, source in sources.items() if not source.facts.cut_short}
