@@ -113,6 +113,40 @@ class StageSpec:
     stride: int
 
 
+class ThresholdBasis(StrEnum):
+    """Whose utterances a threshold was set on."""
+
+    OUT_OF_SET = "out-of-set speakers"
+    KNOWN = "known speakers"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How temperature and thresholds were set.
+
+    Attributes:
+        temperature: probabilities are softmax(logits / temperature).
+        threshold: a top score below it means that the speaker is not one of the model's.
+        false_acceptance: share of out-of-set utterances that may reach the threshold.
+        basis: whose utterances the threshold rests on.
+        speakers: how many these are.
+        utterances: of these speakers.
+        noises: recordings without a speaker that the threshold rests on as well.
+        noise_acceptance: share of them that may reach the threshold.
+        verification_basis: whose pairs the thresholds of verification rest on.
+    """
+
+    temperature: float
+    threshold: float
+    false_acceptance: float
+    basis: ThresholdBasis
+    speakers: int
+    utterances: int
+    noises: int
+    noise_acceptance: float
+    verification_basis: ThresholdBasis
+
+
 @dataclass(frozen=True)
 class Bundle:
     """One exported version of a variant, checked.
@@ -124,8 +158,7 @@ class Bundle:
         fused_stages: names of the stages whose mean is the fused map.
         min_samples: shortest audio that the graphs accept.
         score_scale: of the objective; the open-set score is the top logit over this.
-        temperature: probabilities are softmax(logits / temperature).
-        threshold: a top score below it means that the speaker is not one of `speakers`.
+        calibration: temperature and threshold, and what they rest on.
         verification_thresholds: pairs, ascending: utterances in the reference (1 first), and the cosine from which an
             utterance is accepted as the reference's speaker.
         digest: SHA-256 of bundle.json, which has those of all other files.
@@ -144,8 +177,7 @@ class Bundle:
     fused_stages: tuple[str, ...]
     min_samples: int
     score_scale: float
-    temperature: float
-    threshold: float
+    calibration: Calibration
     verification_thresholds: tuple[tuple[int, float], ...]
     code_revision: str
     training_data_digest: str
@@ -153,6 +185,11 @@ class Bundle:
     # The digest covers both.
     baseline: Baseline = field(compare=False, repr=False)
     probes: ProbeSet | None = field(compare=False, repr=False)
+
+    @property
+    def temperature(self) -> float:
+        """Return that of the calibration."""
+        return self.calibration.temperature
 
     @property
     def name(self) -> str:

@@ -27,7 +27,6 @@ class Reason(StrEnum):
     NOT_FINITE = "not_finite"
     OUT_OF_SCALE = "out_of_scale"
     SILENT = "silent"
-    NO_SPEECH = "no_speech"
     TOO_SHORT = "too_short"
     TOO_LONG = "too_long"
     SAMPLE_RATE = "sample_rate"

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from speakerlens.results import (
         Answer,
         AudioInfo,
+        Calibration,
         Catalogue,
         Comparison,
         Embeddings,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         Segment,
         SpeakerScore,
         StageInfo,
+        ThresholdBasis,
         Timings,
         WindowResult,
     )
@@ -52,6 +54,7 @@ __all__ = [
     "Answer",
     "AsyncSpeakerClient",
     "AudioInfo",
+    "Calibration",
     "Catalogue",
     "ClientError",
     "Comparison",
@@ -77,6 +80,7 @@ __all__ = [
     "SpeakerScore",
     "StageInfo",
     "StreamOptions",
+    "ThresholdBasis",
     "Timings",
     "Tls",
     "UnauthenticatedError",

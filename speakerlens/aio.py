@@ -130,9 +130,7 @@ class AsyncSpeakerClient:
     ) -> EnrolledSpeaker:
         """Enrol a speaker for `verify`; see `SpeakerClient.enroll`."""
         request = await asyncio.to_thread(requests.enroll, speaker, utterances, rate, variants)
-        return await self._call(
-            self._stub.Enroll, request, lambda answer: responses.enrolled_speaker(answer.speaker), timeout
-        )
+        return await self._call(self._stub.Enroll, request, responses.new_enrolment, timeout)
 
     async def speakers(self, *, timeout: float | None = None) -> tuple[EnrolledSpeaker, ...]:
         """Return the enrolled speakers by name; see `SpeakerClient.speakers`."""

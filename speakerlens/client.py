@@ -202,9 +202,7 @@ class SpeakerClient:
     ) -> EnrolledSpeaker:
         """Enrol a speaker for `verify`, replacing one of the same name; errors as of `verify`."""
         request = requests.enroll(speaker, utterances, rate, variants)
-        return self._call(
-            self._stub.Enroll, request, lambda answer: responses.enrolled_speaker(answer.speaker), timeout
-        )
+        return self._call(self._stub.Enroll, request, responses.new_enrolment, timeout)
 
     def speakers(self, *, timeout: float | None = None) -> tuple[EnrolledSpeaker, ...]:
         """Return the enrolled speakers by name; errors as of `verify`. `timeout` is for each page of 1000."""

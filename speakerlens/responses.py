@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from grpc_health.v1 import health_pb2
@@ -14,6 +15,7 @@ from speakerlens.requests import STAGES
 from speakerlens.results import (
     Answer,
     AudioInfo,
+    Calibration,
     Catalogue,
     Comparison,
     Embeddings,
@@ -28,10 +30,15 @@ from speakerlens.results import (
     Segment,
     SpeakerScore,
     StageInfo,
+    ThresholdBasis,
     Timings,
     WindowResult,
 )
 
+_BASES = {
+    pb.THRESHOLD_BASIS_OUT_OF_SET_SPEAKERS: ThresholdBasis.OUT_OF_SET,
+    pb.THRESHOLD_BASIS_KNOWN_SPEAKERS: ThresholdBasis.KNOWN,
+}
 _STAGE_NAMES = {number: name for name, number in STAGES.items()}
 
 
@@ -125,7 +132,13 @@ def comparison(answer: pb.VerifyResponse) -> Comparison:
         audio=_audio_info(answer.audio),
         other=_audio_info(answer.other) if answer.HasField("other") else None,
         timings=_timings(answer.timings),
+        threshold_basis=_basis(answer.threshold_basis),
     )
+
+
+def new_enrolment(answer: pb.EnrollResponse) -> EnrolledSpeaker:
+    """Read a new enrolment."""
+    return replace(enrolled_speaker(answer.speaker), without_speech=tuple(answer.without_speech))
 
 
 def enrolled_speaker(message: pb.EnrolledSpeaker) -> EnrolledSpeaker:
@@ -158,7 +171,8 @@ def catalogue(response: pb.ListModelsResponse) -> Catalogue:
 
 
 def _audio_info(audio: pb.AudioInfo) -> AudioInfo:
-    return AudioInfo(audio.seconds, audio.sample_rate, audio.channels)
+    speech = audio.speech if audio.HasField("speech") else None
+    return AudioInfo(audio.seconds, audio.sample_rate, audio.channels, speech)
 
 
 def _timings(timings: pb.Timings) -> Timings:
@@ -187,10 +201,18 @@ def _answer(answer: pb.ModelAnswer) -> Answer:
         known=answer.known,
         explanation=_explanation(answer.explanation) if answer.HasField("explanation") else None,
         embedding=np.array(answer.embedding, dtype=np.float32) if answer.embedding else None,
-        timeline=tuple(
-            Segment(each.start_s, each.end_s, each.speaker, each.probability, each.known) for each in answer.timeline
-        ),
+        timeline=tuple(_segment(each) for each in answer.timeline),
+        turn=_segment(answer.turn) if answer.HasField("turn") else None,
+        threshold_basis=_basis(answer.threshold_basis),
     )
+
+
+def _segment(segment: pb.Segment) -> Segment:
+    return Segment(segment.start_s, segment.end_s, segment.speaker, segment.probability, segment.known)
+
+
+def _basis(basis: pb.ThresholdBasis.ValueType) -> ThresholdBasis:
+    return _BASES.get(basis, ThresholdBasis.UNSAID)
 
 
 def _explanation(explanation: pb.Explanation) -> Explanation:
@@ -246,6 +268,21 @@ def _model(model: pb.Model) -> ModelInfo:
         stages=tuple(StageInfo(_stage(stage.stage), stage.tap, stage.rows, stage.stride) for stage in model.stages),
         code_revision=model.code_revision,
         training_data_digest=model.training_data_digest,
+        calibration=_calibration(model.calibration) if model.HasField("calibration") else None,
+    )
+
+
+def _calibration(calibration: pb.Calibration) -> Calibration:
+    return Calibration(
+        temperature=calibration.temperature,
+        threshold=calibration.threshold,
+        false_acceptance=calibration.false_acceptance,
+        threshold_basis=_basis(calibration.threshold_basis),
+        speakers=calibration.speakers,
+        utterances=calibration.utterances,
+        noises=calibration.noises,
+        noise_acceptance=calibration.noise_acceptance,
+        verification_basis=_basis(calibration.verification_basis),
     )
 
 

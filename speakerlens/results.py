@@ -1,10 +1,16 @@
 """The results of calls: frozen dataclasses with numpy arrays and their axes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+OPTIMISTIC = (
+    "the threshold was set without out-of-set speakers, so more of them pass it than the calibration says; "
+    "export a bundle from a corpus with at least three in its dev split"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +51,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Segment:
-    """Successive windows of a long recording with the same speaker."""
+    """A part of a long recording with one speaker, smoothed over its windows."""
 
     start_s: float
     end_s: float
@@ -53,6 +59,17 @@ class Segment:
     probability: float
     """Mean over its windows."""
     known: bool
+
+
+class ThresholdBasis(StrEnum):
+    """Whose utterances a threshold was set on."""
+
+    OUT_OF_SET = "out-of-set speakers"
+    KNOWN = "known speakers"
+    """Speakers that the network was trained to tell apart: the threshold lets more out-of-set speakers pass than its
+    calibration says."""
+    UNSAID = "unsaid"
+    """An older server."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,12 @@ class Answer:
     embedding: NDArray[np.float32] | None
     """float32 [embedding size], not normalised; None unless requested."""
     timeline: tuple[Segment, ...] = ()
-    """Who spoke when; empty for audio of a single window."""
+    """Who spoke when; empty for audio of a single window, and without speech."""
+    turn: Segment | None = None
+    """Of live audio: the turn that the window is part of, from the windows so far. It changes only when the speaker is
+    sure to have changed."""
+    threshold_basis: ThresholdBasis = ThresholdBasis.UNSAID
+    """What the threshold of `known` rests on."""
 
     @property
     def name(self) -> str:
@@ -106,6 +128,9 @@ class AudioInfo:
     sample_rate: int
     """Hz"""
     channels: int
+    speech: bool | None = None
+    """Whether any window holds speech. If none does, the answers are of all of it, and there is no timeline. None: the
+    server does not say."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +190,28 @@ class StageInfo:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How a model's probabilities and thresholds were set."""
+
+    temperature: float
+    """Probabilities are softmax(logits / temperature)."""
+    threshold: float
+    """On the best logit over the network's scale."""
+    false_acceptance: float
+    """The share of out-of-set utterances that may reach the threshold."""
+    threshold_basis: ThresholdBasis
+    speakers: int
+    """Whose utterances the threshold rests on."""
+    utterances: int
+    noises: int
+    """Recordings without a speaker that the threshold rests on as well."""
+    noise_acceptance: float
+    """The share of them that may reach the threshold."""
+    verification_basis: ThresholdBasis
+    """Of the thresholds of verification."""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """A loaded model."""
 
@@ -178,6 +225,8 @@ class ModelInfo:
     stages: tuple[StageInfo, ...]
     code_revision: str
     training_data_digest: str
+    calibration: Calibration | None = None
+    """None from an older server."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +291,8 @@ class Comparison:
     other: AudioInfo | None
     """None for a comparison with an enrolled speaker."""
     timings: Timings
+    threshold_basis: ThresholdBasis = ThresholdBasis.UNSAID
+    """What the threshold rests on."""
 
     @property
     def name(self) -> str:
@@ -268,3 +319,5 @@ class EnrolledSpeaker:
 
     speaker: str
     models: tuple[EnrolledModel, ...]
+    without_speech: tuple[int, ...] = field(default=(), compare=False)
+    """Of a new enrolment: indices of the utterances in which no window holds speech."""

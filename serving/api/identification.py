@@ -187,7 +187,7 @@ class Service(SpeakerIdentificationServicer):
             _note_variants(models)
             enroller = Enroller(pipeline, self._speakers)
             enrolled = await enroller.enroll(request.speaker, utterances, models, deadline_of(context))
-        return pb.EnrollResponse(speaker=speaker_of(enrolled))
+        return pb.EnrollResponse(speaker=speaker_of(enrolled), without_speech=enrolled.without_speech)
 
     async def ListSpeakers(self, request: pb.ListSpeakersRequest, context: Any) -> pb.ListSpeakersResponse:  # noqa: N802
         """Return a page of the enrolled speakers."""

@@ -24,9 +24,10 @@ from speakerlens.serving.pipeline.windows import cut
 
 
 class Row(NamedTuple):
-    """The prediction for one row, the seconds its batch took, and what the observer takes of it."""
+    """The prediction for one row, whether it holds speech, its batch's seconds, and what the observer takes of it."""
 
     prediction: Prediction
+    speech: bool
     inference_s: float
     monitored: MonitoredAnswer
 
@@ -86,7 +87,7 @@ class Inference:
             "inference": inference,
             "encode": time.monotonic() - computed,
         }
-        self._count(model, read, phases)
+        self._count(model, read, rows, phases)
         for row in rows:
             self._pipeline.observer.record(row.monitored)
         return response, phases
@@ -116,14 +117,16 @@ class Inference:
         monitored = MonitoredAnswer(
             query.monitoring, read.explains, [model], [output], session.sounds, seconds, session.kept
         )
-        return Row(output.prediction, session.stopwatch.timings().inference, monitored)
+        return Row(output.prediction, session.speech, session.stopwatch.timings().inference, monitored)
 
-    def _count(self, model: Model, read: InferRequest, phases: Mapping[str, float]) -> None:
+    def _count(self, model: Model, read: InferRequest, rows: Sequence[Row], phases: Mapping[str, float]) -> None:
         call = current_context.get()
         for phase, spent in phases.items():
             self._metrics.page.observe(self._metrics.phase.labels(phase), spent, call.id)
         kind = "explain" if read.explains else "predict"
         self._metrics.answers.labels(model.bundle.variant, kind).inc(len(read.audio))
+        for row in rows:
+            self._metrics.robustness.input.recordings.labels("found" if row.speech else "none").inc()
         self._metrics.audio.inc(float(read.lengths.sum()) / SAMPLE_RATE)
         call.report_phases(phases)
 
@@ -137,4 +140,5 @@ def _response(
 ) -> pb.ModelInferResponse:
     response = infer_response_of(model.bundle, [row.prediction for row in rows], read.audio.shape[1], read.outputs)
     response.id = request.id
+    response.parameters["speech"].string_param = ",".join("true" if row.speech else "false" for row in rows)
     return response

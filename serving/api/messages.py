@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from speakerlens.serving.bundle import SAMPLE_RATE
+from speakerlens.serving.bundle import SAMPLE_RATE, Calibration, ThresholdBasis
 from speakerlens.serving.context import Timings
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason
 from speakerlens.serving.models.registry import Model, Selector
-from speakerlens.serving.pipeline.answers import Answer, Failed, Identification, WindowAnswer
+from speakerlens.serving.pipeline.answers import Answer, Failed, Identification, Segment, WindowAnswer
 from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.explain import Encoding, ExplainOptions, Explanation, Plane, Resolution, StageName
 from speakerlens.serving.pipeline.query import Query, QueryOptions
@@ -40,6 +40,10 @@ SAMPLE_TYPES: Final[dict[int, str]] = {pb.SAMPLE_FORMAT_FLOAT32: "float32", pb.S
 STAGE_NUMBERS: Final[dict[str, pb.Stage.ValueType]] = {name: number for number, name in STAGES.items()}
 ENCODING_NUMBERS: Final = {
     encoding: number for number, encoding in ENCODINGS.items() if number != pb.ENCODING_UNSPECIFIED
+}
+BASES: Final[dict[ThresholdBasis, pb.ThresholdBasis.ValueType]] = {
+    ThresholdBasis.OUT_OF_SET: pb.THRESHOLD_BASIS_OUT_OF_SET_SPEAKERS,
+    ThresholdBasis.KNOWN: pb.THRESHOLD_BASIS_KNOWN_SPEAKERS,
 }
 # A message of a few MB could hold millions of selectors, and block the event loop for a minute.
 MAX_MODELS: Final = 64
@@ -224,7 +228,9 @@ def batch_response_of(results: Sequence[pb.IdentifyResponse | pb.Failure]) -> pb
 
 def info_of(audio: AudioInfo) -> pb.AudioInfo:
     """Return the message of the audio's format."""
-    return pb.AudioInfo(seconds=audio.seconds, sample_rate=audio.sample_rate, channels=audio.channels)
+    return pb.AudioInfo(
+        seconds=audio.seconds, sample_rate=audio.sample_rate, channels=audio.channels, speech=audio.speech
+    )
 
 
 def timings_of(timings: Timings) -> pb.Timings:
@@ -248,16 +254,19 @@ def _answer(answer: Answer | Failed) -> pb.ModelAnswer:
         known=answer.known,
         explanation=None if answer.explanation is None else explanation_of(answer.explanation),
         embedding=() if answer.embedding is None else answer.embedding.tolist(),
-        timeline=[
-            pb.Segment(
-                start_s=each.start_s,
-                end_s=each.end_s,
-                speaker=each.speaker,
-                probability=each.probability,
-                known=each.known,
-            )
-            for each in answer.timeline
-        ],
+        timeline=[_segment(each) for each in answer.timeline],
+        turn=None if answer.turn is None else _segment(answer.turn),
+        threshold_basis=BASES[answer.threshold_basis],
+    )
+
+
+def _segment(segment: Segment) -> pb.Segment:
+    return pb.Segment(
+        start_s=segment.start_s,
+        end_s=segment.end_s,
+        speaker=segment.speaker,
+        probability=segment.probability,
+        known=segment.known,
     )
 
 
@@ -300,4 +309,19 @@ def model_of(model: Model) -> pb.Model:
         ],
         code_revision=bundle.code_revision,
         training_data_digest=bundle.training_data_digest,
+        calibration=_calibration(bundle.calibration),
+    )
+
+
+def _calibration(calibration: Calibration) -> pb.Calibration:
+    return pb.Calibration(
+        temperature=calibration.temperature,
+        threshold=calibration.threshold,
+        false_acceptance=calibration.false_acceptance,
+        threshold_basis=BASES[calibration.basis],
+        speakers=calibration.speakers,
+        utterances=calibration.utterances,
+        noises=calibration.noises,
+        noise_acceptance=calibration.noise_acceptance,
+        verification_basis=BASES[calibration.verification_basis],
     )

@@ -6,6 +6,7 @@ from typing import Final
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.api.messages import (
+    BASES,
     audio_of,
     explain_of,
     explanation_of,
@@ -88,6 +89,7 @@ def verify_response_of(verdict: VerificationResult) -> pb.VerifyResponse:
         audio=info_of(verdict.audio),
         other=None if verdict.other is None else info_of(verdict.other),
         timings=timings_of(verdict.timings),
+        threshold_basis=BASES[verdict.threshold_basis],
     )
 
 

@@ -31,6 +31,7 @@ ENTROPY_NATS = (0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0,
 DELETION_INDICES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 CONCENTRATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
+SPEECH = ("found", "none")
 DECISIONS = ("known", "unknown")
 WORKS = ("measure", "saliency", "shadow")
 OUTCOMES = ("done", "dropped", "failed")
@@ -96,6 +97,11 @@ class Input:
             "input_bandwidth_hertz", "Highest frequency in use in the audio.", BANDWIDTH_HERTZ
         )
         self.duration = page.histogram("input_duration_seconds", "Duration of the audio.", DURATIONS)
+        self.recordings = page.counter(
+            "input_recordings", "Recordings and streams answered, by whether any window of them holds speech.", "speech"
+        )
+        for speech in SPEECH:
+            self.recordings.labels(speech)
 
 
 class Prediction:

@@ -31,10 +31,12 @@ from speakerlens.serving.bundle import (
     Baseline,
     Bundle,
     BundleError,
+    Calibration,
     Distribution,
     ExpectedProbe,
     Fault,
     StageSpec,
+    ThresholdBasis,
 )
 
 MANIFEST, BASELINE, PARITY = "bundle.json", "baseline.json", "parity.json"
@@ -58,7 +60,7 @@ def read_bundle(folder: Path) -> Bundle:
     _check_files(folder, manifest["files"])
     if _parse(PARITY, _read(folder, PARITY)).get("holds") is not True:
         raise BundleError(f"{PARITY}: the export's own verification does not hold", Fault.PARITY)
-    front_end, calibration = manifest["front_end"], manifest["calibration"]
+    front_end = manifest["front_end"]
     verification = manifest["verification"]["thresholds"]
     baseline = _read_baseline(folder)
     bundle = Bundle(
@@ -74,8 +76,7 @@ def read_bundle(folder: Path) -> Bundle:
         fused_stages=tuple(manifest["fused_stages"]),
         min_samples=manifest["min_samples"],
         score_scale=manifest["network"]["scale"],
-        temperature=calibration["temperature"],
-        threshold=calibration["threshold"],
+        calibration=_calibration(manifest),
         verification_thresholds=tuple((each["utterances"], each["threshold"]) for each in verification),
         code_revision=manifest["code_revision"],
         training_data_digest=manifest["training_data_digest"],
@@ -85,6 +86,26 @@ def read_bundle(folder: Path) -> Bundle:
     )
     _check_consistency(bundle, front_end["mel_bins"])
     return bundle
+
+
+def _calibration(manifest: dict[str, Any]) -> Calibration:
+    found, verification = manifest["calibration"], manifest["verification"]
+    return Calibration(
+        temperature=found["temperature"],
+        threshold=found["threshold"],
+        false_acceptance=found["false_acceptance"],
+        basis=_basis(found["strangers"]),
+        speakers=found["stranger_speakers"],
+        utterances=found["stranger_utterances"],
+        noises=found.get("noises", 0),
+        noise_acceptance=found.get("noise_acceptance", 0.0),
+        verification_basis=_basis(verification["strangers"]),
+    )
+
+
+def _basis(strangers: str) -> ThresholdBasis:
+    """Return the basis for what the schema calls `strangers`."""
+    return ThresholdBasis.OUT_OF_SET if strangers == "held-out speakers" else ThresholdBasis.KNOWN
 
 
 def _read_baseline(folder: Path) -> Baseline:

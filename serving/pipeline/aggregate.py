@@ -1,23 +1,24 @@
 """Outputs for the windows of a recording, and how they combine into one: scores, timeline, maps, and sound measures.
 
-Windows without speech have no vote. Logits are averaged. The embedding is the mean of the windows' length-normalised
-embeddings, as in enrolment, times their mean norm. A single window's output is taken as it is.
+Windows without speech have no vote, unless none holds speech. Logits are averaged. The embedding is the mean of the
+windows' length-normalised embeddings, as in enrolment, times their mean norm. A single window's output is taken as it
+is.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import groupby, pairwise
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.measures.sound import Sound, join
-from speakerlens.serving.bundle import SAMPLE_RATE, Bundle
+from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.context import Stopwatch
 from speakerlens.serving.engine.graphs import Mapped, Prediction
+from speakerlens.serving.pipeline.timeline import SpeakerTurn, Timeline
 from speakerlens.serving.pipeline.windows import Window
 
 MappedT_co = TypeVar("MappedT_co", bound=Mapped, covariant=True)
@@ -26,40 +27,18 @@ TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
-class Vote:
-    """Top-1 label of a window, its calibrated probability and its logit."""
-
-    label: int
-    probability: float
-    logit: float
-
-
-@dataclass(frozen=True)
-class WindowVote:
-    """A window, in samples at 16 kHz, and its vote; None without speech."""
-
-    start: int
-    stop: int
-    vote: Vote | None
-
-
-@dataclass(frozen=True)
-class SpeakerTurn:
-    """Seconds from the beginning in which windows agree; probability and logit are means over these windows."""
-
-    start_s: float
-    end_s: float
-    label: int
-    probability: float
-    logit: float
-
-
-@dataclass(frozen=True)
 class ModelOutput:
-    """Output of one model for a stretch of audio; the timeline is empty for a single window."""
+    """Output of one model for a stretch of audio.
+
+    Attributes:
+        prediction: of the stretch.
+        timeline: of the whole; empty for a single window, and without speech.
+        turn: of a window with speech: the turn that it is part of, from the windows so far.
+    """
 
     prediction: Prediction
     timeline: tuple[SpeakerTurn, ...] = ()
+    turn: SpeakerTurn | None = None
 
 
 @dataclass(frozen=True)
@@ -115,74 +94,74 @@ class SoundMeasures:
             self._joined = [join([*self._joined, result]) if self._joined else result]
 
 
-class WindowAggregator:
-    """Combine the outputs of one model, window by window; only each window's vote is kept."""
+class _Mean:
+    """Mean of predictions."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-        self._windows: list[WindowVote] = []
-        self._votes = 0
+    def __init__(self) -> None:
+        self.count = 0
         self._logits: NDArray[np.float64] | None = None
         self._directions: NDArray[np.float64] | None = None
         self._norms = 0.0
         self._only: Prediction | None = None
 
-    @property
-    def votes(self) -> int:
-        """Return the number of windows with a vote."""
-        return self._votes
-
-    def add(self, window: Window, prediction: Prediction | None) -> None:
-        """Add the next window in time; None is a window without a vote."""
-        if prediction is None:
-            self._windows.append(WindowVote(window.start, window.stop, None))
-            return
+    def add(self, prediction: Prediction) -> None:
         logits, embedding = prediction.logits.astype(np.float64), prediction.embedding.astype(np.float64)
-        label = int(logits.argmax())
-        probability = float(softmax(prediction.logits / self._bundle.temperature)[label])
-        self._windows.append(WindowVote(window.start, window.stop, Vote(label, probability, float(logits[label]))))
         norm = max(float(np.linalg.norm(embedding)), TINY)
         direction = embedding / norm
         self._logits = logits if self._logits is None else self._logits + logits
         self._directions = direction if self._directions is None else self._directions + direction
         self._norms += norm
-        self._only = None if self._votes else prediction
-        self._votes += 1
+        self._only = None if self.count else prediction
+        self.count += 1
 
     def result(self) -> Prediction:
-        """Return logits [classes] and embedding [size], float32, of all windows; at least one must have a vote."""
+        """Return the mean; that of a single prediction is the prediction itself."""
         if self._only is not None:
             return self._only
         assert self._logits is not None
         assert self._directions is not None
-        embedding = self._directions / self._votes * (self._norms / self._votes)
-        return Prediction((self._logits / self._votes).astype(np.float32), embedding.astype(np.float32))
+        embedding = self._directions / self.count * (self._norms / self.count)
+        return Prediction((self._logits / self.count).astype(np.float32), embedding.astype(np.float32))
+
+
+class WindowAggregator:
+    """Combine the outputs of one model, window by window, in memory that grows only with the speaker turns."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._spoken, self._silent = _Mean(), _Mean()
+        self._timeline = Timeline()
+
+    @property
+    def votes(self) -> int:
+        """Return the number of windows with a vote."""
+        return self._spoken.count
+
+    def add(self, window: Window, prediction: Prediction | None, speech: bool) -> None:
+        """Add the next window in time; its prediction may be None where the window does not hold speech."""
+        if not speech or prediction is None:
+            self._timeline.add_pause(window.start, window.stop)
+            if prediction is not None and not self.votes:
+                self._silent.add(prediction)
+            return
+        self._spoken.add(prediction)
+        probabilities = softmax(prediction.logits / self._bundle.temperature)
+        self._timeline.add(window.start, window.stop, probabilities, prediction.logits.astype(np.float64))
+
+    def result(self) -> Prediction:
+        """Return logits [classes] and embedding [size], float32, of all windows with a vote.
+
+        Where none has one, all windows that have a prediction count; at least one must.
+        """
+        return (self._spoken if self.votes else self._silent).result()
+
+    def turn(self) -> SpeakerTurn | None:
+        """Return the turn that is going on; None in a pause."""
+        return self._timeline.current()
 
     def timeline(self) -> tuple[SpeakerTurn, ...]:
         """Return the speaker turns; empty for a single window."""
-        return speaker_turns(self._windows) if len(self._windows) > 1 else ()
-
-
-def speaker_turns(windows: Sequence[WindowVote]) -> tuple[SpeakerTurn, ...]:
-    """Join neighbouring windows of the same label, in order; an overlap is split in the middle."""
-    seams = [(before.stop + after.start) / 2 for before, after in pairwise(windows)]
-    owned = zip([0.0, *seams], windows, [*seams, float(windows[-1].stop)], strict=True)
-    return tuple(
-        _turn(list(group))
-        for label, group in groupby(owned, key=lambda each: each[1].vote.label if each[1].vote else None)
-        if label is not None
-    )
-
-
-def _turn(owned: Sequence[tuple[float, WindowVote, float]]) -> SpeakerTurn:
-    votes = [window.vote for _, window, _ in owned if window.vote is not None]
-    return SpeakerTurn(
-        start_s=owned[0][0] / SAMPLE_RATE,
-        end_s=owned[-1][2] / SAMPLE_RATE,
-        label=votes[0].label,
-        probability=sum(vote.probability for vote in votes) / len(votes),
-        logit=sum(vote.logit for vote in votes) / len(votes),
-    )
+        return self._timeline.turns() if self._timeline.windows > 1 else ()
 
 
 def stitched(

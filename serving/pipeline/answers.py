@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from speakerlens.serving.bundle import ThresholdBasis
 from speakerlens.serving.context import Timings
 from speakerlens.serving.engine.graphs import ExplainedPrediction
 from speakerlens.serving.errors import RequestError
@@ -13,6 +14,7 @@ from speakerlens.serving.pipeline.aggregate import ModelOutput, softmax
 from speakerlens.serving.pipeline.decode import AudioInfo
 from speakerlens.serving.pipeline.explain import Explanation, explain
 from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, QueryOptions
+from speakerlens.serving.pipeline.timeline import SpeakerTurn
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class SpeakerScore:
 
 @dataclass(frozen=True)
 class Segment:
-    """A speaker turn, in seconds from the beginning; `known` is whether the mean logit reaches the threshold."""
+    """A speaker turn, in seconds from the beginning; `known` is whether its mean logit reaches the threshold."""
 
     start_s: float
     end_s: float
@@ -46,7 +48,9 @@ class Answer:
         known: whether the top logit reaches the open-set threshold.
         explanation: saliency maps, if the query asks for them.
         embedding: float32 [size], if the query asks for it.
-        timeline: speaker turns; empty for audio of a single window.
+        timeline: speaker turns; empty for audio of a single window, and for audio without speech.
+        turn: of a stream's window with speech: the turn that it is part of.
+        threshold_basis: whose utterances the threshold rests on.
     """
 
     variant: str
@@ -56,6 +60,8 @@ class Answer:
     explanation: Explanation | None
     embedding: NDArray[np.float32] | None
     timeline: tuple[Segment, ...] = ()
+    turn: Segment | None = None
+    threshold_basis: ThresholdBasis = ThresholdBasis.OUT_OF_SET
 
 
 @dataclass(frozen=True)
@@ -120,13 +126,17 @@ def answer_of(query: QueryOptions, model: Model, output: ModelOutput | Exception
         known=known(model, float(prediction.logits.max())),
         explanation=explanation,
         embedding=prediction.embedding if query.with_embedding else None,
-        timeline=tuple(
-            Segment(turn.start_s, turn.end_s, bundle.speakers[turn.label], turn.probability, known(model, turn.logit))
-            for turn in output.timeline
-        ),
+        timeline=tuple(_segment(model, turn) for turn in output.timeline),
+        turn=None if output.turn is None else _segment(model, output.turn),
+        threshold_basis=bundle.calibration.basis,
     )
+
+
+def _segment(model: Model, turn: SpeakerTurn) -> Segment:
+    speaker = model.bundle.speakers[turn.label]
+    return Segment(turn.start_s, turn.end_s, speaker, turn.probability, known(model, turn.logit))
 
 
 def known(model: Model, logit: float) -> bool:
     """Return whether a top logit reaches the open-set threshold."""
-    return logit / model.bundle.score_scale >= model.bundle.threshold  # in float64, as at calibration
+    return logit / model.bundle.score_scale >= model.bundle.calibration.threshold  # in float64, as at calibration

@@ -70,12 +70,14 @@ class AudioInfo:
         channels: number of channels.
         clipped_share: share of clipped samples, 0 to 1; None if the decoded samples still show it, as nothing was
             averaged or resampled, and for streams, where it is not measured.
+        speech: whether any window holds speech; None until that is known.
     """
 
     seconds: float
     sample_rate: int
     channels: int
     clipped_share: float | None = field(default=None, compare=False)
+    speech: bool | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

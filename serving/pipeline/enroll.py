@@ -3,7 +3,7 @@
 import datetime
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,14 @@ JOINERS = "\u200c\u200d"
 
 @dataclass(frozen=True)
 class EnrolledSpeaker:
-    """The stored enrolments of a speaker, and for each whether it is intact and the bundle that made it is loaded."""
+    """The stored enrolments of a speaker, and for each whether it is intact and the bundle that made it is loaded.
+
+    Of a new enrolment, `without_speech` has the indices of the utterances in which no window holds speech.
+    """
 
     speaker: str
     entries: tuple[tuple[Enrolment, bool], ...]
+    without_speech: tuple[int, ...] = ()
 
 
 class Enroller:
@@ -66,14 +70,14 @@ class Enroller:
         """
         self._speakers.check()
         name = checked_name(speaker)
-        means = await self._means(utterances, models, deadline)
+        means, without_speech = await self._means(utterances, models, deadline)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         enrolments = [
             Enrolment(name, each.variant, each.version, each.digest, len(utterances), now, mean)
             for each, mean in zip((model.bundle for model in models), means, strict=True)
         ]
         await self._speakers.run(lambda store: store.put(enrolments))
-        return self._enrolled(name, enrolments)
+        return replace(self._enrolled(name, enrolments), without_speech=without_speech)
 
     async def page(self, after: str, most: int) -> tuple[list[EnrolledSpeaker], bool]:
         """Return up to `most` enrolled speakers whose names come after `after`, and whether there are more.
@@ -100,8 +104,12 @@ class Enroller:
 
     async def _means(
         self, utterances: Sequence[EncodedAudio | RawAudio], models: Sequence[Model], deadline: float | None
-    ) -> list[NDArray[np.float32]]:
-        """Return for each model the mean of the utterances' length-normalised embeddings, float32 [size]."""
+    ) -> tuple[list[NDArray[np.float32]], tuple[int, ...]]:
+        """Return for each model the mean of the utterances' length-normalised embeddings, float32 [size].
+
+        The second value has the indices of the utterances without speech.
+        """
+        silent: set[int] = set()
 
         async def embedded(item: tuple[int, EncodedAudio | RawAudio, Model]) -> NDArray[np.float64]:
             index, audio, model = item
@@ -114,7 +122,10 @@ class Enroller:
                 monitoring=monitoring,
                 field=f"utterances[{index}]",
             )
-            [answer] = (await self._pipeline.identify(query, [model])).answers
+            result = await self._pipeline.identify(query, [model])
+            if not result.audio.speech:
+                silent.add(index)
+            [answer] = result.answers
             assert isinstance(answer, Answer), "a single model fails by raising"
             assert answer.embedding is not None, "it was asked for"
             return direction(answer.embedding)
@@ -122,10 +133,11 @@ class Enroller:
         items = [(index, audio, model) for model in models for index, audio in enumerate(utterances)]
         directions = await map_concurrent(items, embedded, UTTERANCES_AT_ONCE)
         count = len(utterances)
-        return [
+        means = [
             np.mean(directions[start : start + count], axis=0).astype(np.float32)
             for start in range(0, len(directions), count)
         ]
+        return means, tuple(sorted(silent))
 
     def _enrolled(self, name: str, enrolments: Sequence[Enrolment]) -> EnrolledSpeaker:
         sizes = {model.bundle.digest: model.bundle.embedding_size for model in self._pipeline.models}

@@ -163,13 +163,14 @@ class Pipeline:
         """Return the answers for the whole audio once its windows are computed; count and report them.
 
         Raises:
-            RequestError: no window holds speech, or every model failed.
+            RequestError: every model failed.
         """
         outputs = await session.whole()
         with session.stopwatch.encoding():
             answers = await self.run_in_thread(
                 lambda: tuple(answer_of(query, model, each) for model, each in zip(models, outputs, strict=True))
             )
+        info = replace(info, speech=session.speech)
         result = Identification(answers, info, session.stopwatch.timings())
         self._count(query, result)
         explained = query.explain is not None
@@ -211,6 +212,7 @@ class Pipeline:
             if isinstance(answer, Answer):
                 self._metrics.answers.labels(answer.variant, "explain" if query.explain else "predict").inc()
         self._metrics.audio.inc(result.audio.seconds)
+        self._metrics.robustness.input.recordings.labels("found" if result.audio.speech else "none").inc()
 
     def count_failure(self, model: Model, error: Exception, alone: bool = True) -> None:
         """Count a model's failure, unless it was `alone` and overloaded: then the request counts as refused."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from speakerlens.serving.context import Stopwatch
 from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.graphs import PREDICTED, ExplainedPrediction, Job, Prediction, check_finite
 from speakerlens.serving.engine.queue import Priority
-from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError
+from speakerlens.serving.errors import Reason, RequestError
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import (
     ModelOutput,
@@ -81,12 +81,13 @@ class RequestSession:
         run_in_thread: runs a function in a thread.
         stopwatch: records the phases.
         measure: measures the sound of the windows; None if that is not wanted.
-        keep: whether to keep the first window with speech for sampling.
+        keep: whether to keep a window for sampling: the first with speech, else the first.
 
     Attributes:
         computed_at: arrival of the last result, on the clock of `time.monotonic`; None before the first.
         kept: the window that was kept.
         sounds: measures of the windows so far.
+        speech: whether any window so far holds speech.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class RequestSession:
         self.sounds = SoundMeasures()
         self.kept: WindowOutput | None = None
         self.computed_at: float | None = None
+        self.speech = False
 
     @property
     def failures(self) -> list[tuple[Model, Exception]]:
@@ -131,26 +133,18 @@ class RequestSession:
         self._urgent = urgent
         async with aclosing(map_ordered(windows, self._compute_window, WINDOWS_AT_ONCE)) as outputs:
             async for output in outputs:
-                self._take(output)
-                yield output
+                yield self._take(output)
 
     async def whole(self) -> list[ModelOutput | Exception]:
         """Return the output or error of each model for all windows together.
 
         Raises:
-            InvalidArgumentError: no window holds speech.
             RequestError: every model has failed.
         """
-        silent = not any(state.aggregator.votes for state in self._states if state.error is None)
-        if silent and self._windows == 1 and self._last is not None:
-            self._take_alone(self._last, await self._compute_models(self._last, self.stopwatch))
-        elif silent:
-            raise InvalidArgumentError(Reason.NO_SPEECH, f"{self._query.field}: no window of it holds speech")
         return [await self._whole_output(state) for state in self._states]
 
     async def _compute_window(self, window: Window) -> WindowOutput:
         stopwatch = Stopwatch(self.stopwatch)
-        speech = window.whole or await self._run_in_thread(lambda: _holds_speech(window, stopwatch))
         sounds: list[Future[Sound | None] | None] = []
 
         def measure() -> None:
@@ -158,14 +152,29 @@ class RequestSession:
 
         timer = asyncio.get_running_loop().call_later(HEAD_START_SECONDS, measure)
         try:
-            # With maps, a window without a vote is computed for its features.
-            needed = speech or self._query.explain is not None
-            outputs = await self._compute_models(window, stopwatch) if needed else ()
+            speech, outputs = await self._detect_and_compute(window, stopwatch)
         finally:
             timer.cancel()
         if not sounds:
             measure()
         return WindowOutput(window, speech, outputs, stopwatch, sounds[0])
+
+    async def _detect_and_compute(
+        self, window: Window, stopwatch: Stopwatch
+    ) -> tuple[bool, tuple[ModelOutput | Exception, ...]]:
+        """Return whether a window holds speech, and the models' outputs, or none where they are not needed.
+
+        Until speech is found, every window is computed, as all count where none has speech. With maps, a window without
+        speech is computed for its features.
+        """
+        if self.speech and self._query.explain is None:
+            speech = await self._run_in_thread(lambda: _holds_speech(window, stopwatch))
+            return speech, await self._compute_models(window, stopwatch) if speech else ()
+        speech, outputs = await asyncio.gather(
+            self._run_in_thread(lambda: _holds_speech(window, stopwatch)), self._compute_models(window, stopwatch)
+        )
+        self.speech = self.speech or speech
+        return speech, outputs
 
     async def _compute_models(self, window: Window, stopwatch: Stopwatch) -> tuple[ModelOutput | Exception, ...]:
         return tuple(await asyncio.gather(*(self._try_model(state, window, stopwatch) for state in self._states)))
@@ -206,24 +215,22 @@ class RequestSession:
         check_finite(state.model.bundle.name, prediction)
         return prediction
 
-    def _take(self, output: WindowOutput) -> None:
+    def _take(self, output: WindowOutput) -> WindowOutput:
+        """Add a window's outputs to those before, and return it with the turns that it is part of."""
         self._windows += 1
         self._last = output.window
         self.sounds.add(output.sound)
-        if self._keep and self.kept is None and output.speech:
+        if self._keep and output.outputs and (self.kept is None or (output.speech and not self.kept.speech)):
             self.kept = output
+        outputs: list[ModelOutput | Exception] = []
         for state, each in zip(self._states, output.outputs or [None] * len(self._states), strict=True):
             prediction = each.prediction if isinstance(each, ModelOutput) else None
-            state.aggregator.add(output.window, prediction if output.speech else None)
+            state.aggregator.add(output.window, prediction, output.speech)
             if isinstance(prediction, ExplainedPrediction):
                 state.pieces.append((output.window, Piece(output.window.start, prediction, output.speech)))
-
-    def _take_alone(self, window: Window, outputs: tuple[ModelOutput | Exception, ...]) -> None:
-        """Take a single window as if it held speech: it is answered in any case."""
-        self._windows = 0
-        for state in self._states:
-            state.aggregator, state.pieces = WindowAggregator(state.model.bundle), []
-        self._take(WindowOutput(window, True, outputs, self.stopwatch, None))
+            if each is not None:
+                outputs.append(replace(each, turn=state.aggregator.turn()) if isinstance(each, ModelOutput) else each)
+        return replace(output, outputs=tuple(outputs))
 
     async def _whole_output(self, state: _ModelState) -> ModelOutput | Exception:
         if state.error is not None:
@@ -246,6 +253,8 @@ class RequestSession:
             assert isinstance(answer, ExplainedPrediction)
             state.pieces[index] = (window, piece._replace(prediction=answer))
 
+        if not state.aggregator.votes:
+            state.pieces = [(window, piece._replace(votes=True)) for window, piece in state.pieces]
         others = [
             index for index, (_, piece) in enumerate(state.pieces) if piece.votes and piece.prediction.target != target
         ]

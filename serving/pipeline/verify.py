@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.serving.bundle import Bundle
+from speakerlens.serving.bundle import Bundle, ThresholdBasis
 from speakerlens.serving.context import Stopwatch, Timings
 from speakerlens.serving.engine.graphs import ComparedJob, Comparison, check_finite
 from speakerlens.serving.engine.queue import Priority
@@ -57,6 +57,7 @@ class VerificationResult:
     audio: AudioInfo
     other: AudioInfo | None
     timings: Timings
+    threshold_basis: ThresholdBasis
 
     @property
     def same(self) -> bool:
@@ -131,6 +132,7 @@ class Verifier:
             utterance.info,
             None if other is None else other.info,
             stopwatch.timings(),
+            model.bundle.calibration.verification_basis,
         )
 
     async def _enrolment(self, speaker: str, bundle: Bundle) -> Enrolment:
@@ -177,8 +179,8 @@ class Verifier:
         assert isinstance(answer, Answer), "a single model fails by raising"
         assert answer.embedding is not None, "the query asks for it"
         if not any(votes for _, votes in windows):
-            windows = [(window, True) for window, _ in windows]  # a single window votes in any case
-        return _Utterance(direction(answer.embedding), reader.info, windows)
+            windows = [(window, True) for window, _ in windows]  # where none holds speech, all vote
+        return _Utterance(direction(answer.embedding), result.audio, windows)
 
     async def _explain(
         self,

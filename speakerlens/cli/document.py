@@ -3,11 +3,12 @@
 The shape of the object is part of the public interface; keys are added, never changed:
 
     {"file": str,
-     "audio": {"seconds", "sample_rate", "channels"},
-     "answers": [{"variant", "version", "known",
+     "audio": {"seconds", "sample_rate", "channels", "speech": bool},
+     "answers": [{"variant", "version", "known", "threshold_basis",
                   "speakers": [{"speaker", "probability", "logit"}, …],           best first
                   "timeline": [{"start_s", "end_s", "speaker",                    of more than one window
                                 "probability", "known"}, …],
+                  "turn": one such object,                                        of a live window
                   "explanation": {"target_speaker",                               with --explain
                                   "log_mel": PLANE or null,
                                   "maps": {"fused": PLANE, …}}}, …],
@@ -21,12 +22,13 @@ The shape of the object is part of the public interface; keys are added, never c
 `embed` has "embeddings" instead of "answers": [{"variant", "version", "values": [number, …]}, …]. `verify` prints
 one object:
 
-    {"file", "other" or "enrolled": str, "variant", "version", "score", "threshold", "same": bool,
+    {"file", "other" or "enrolled": str, "variant", "version", "score", "threshold", "same": bool, "threshold_basis",
      "audio", "other_audio",                                                      as "audio" above
      "explanation", "other_explanation",                                          as "explanation" above
      "timings", "plot", "arrays", "other_plot", "other_arrays"}
 
-`enroll` prints SPEAKER = {"speaker", "models": [{"variant", "version", "utterances", "enrolled", "usable"}, …]},
+`enroll` prints SPEAKER = {"speaker", "models": [{"variant", "version", "utterances", "enrolled", "usable"}, …]}
+and "without_speech", the indices of the files in which none was found;
 `speakers` {"speakers": [SPEAKER, …]}, `forget` {"forgotten": str}, and `health` {"serving": bool}.
 
 A file that failed has {"file", "error": {"code", "message"}} instead. The code is the gRPC status, UNREADABLE for a
@@ -44,12 +46,15 @@ import numpy as np
 from speakerlens.captions import CaptionedMaps
 from speakerlens.results import (
     Answer,
+    AudioInfo,
     Comparison,
     Embeddings,
     Explanation,
     Identification,
     ModelFailure,
     Plane,
+    Segment,
+    ThresholdBasis,
     Timings,
     WindowResult,
 )
@@ -59,7 +64,7 @@ def identification_document(file: str, result: Identification) -> dict[str, Any]
     """Return what `--json` prints for one file, without the arrays."""
     return {
         "file": file,
-        "audio": asdict(result.audio),
+        "audio": _audio(result.audio),
         "answers": [_answer(answer) for answer in result.answers],
         **_failures(result.failures),
         "timings": _timings(result.timings),
@@ -71,7 +76,7 @@ def embeddings_document(file: str, result: Embeddings) -> dict[str, Any]:
     models = (name.rpartition("@") for name in result.by_model)
     return {
         "file": file,
-        "audio": asdict(result.audio),
+        "audio": _audio(result.audio),
         "embeddings": [
             {"variant": variant, "version": int(version), "values": [_number(value) for value in values]}
             for (variant, _, version), values in zip(models, result.by_model.values(), strict=True)
@@ -90,8 +95,9 @@ def comparison_document(result: Comparison) -> dict[str, Any]:
         "score": _number(result.score),
         "threshold": _number(result.threshold),
         "same": result.same,
-        "audio": asdict(result.audio),
-        **({"other_audio": asdict(result.other)} if result.other else {}),
+        **_basis(result.threshold_basis),
+        "audio": _audio(result.audio),
+        **({"other_audio": _audio(result.other)} if result.other else {}),
         **{name: _explanation(each) for name, each in explanations.items() if each},
         "timings": _timings(result.timings),
     }
@@ -105,6 +111,15 @@ def window_document(window: WindowResult) -> dict[str, Any]:
         **_failures(window.failures),
         "timings": _timings(window.timings),
     }
+
+
+def _audio(audio: AudioInfo) -> dict[str, Any]:
+    """Return the audio's format; without `speech` if the server does not say."""
+    return {name: value for name, value in asdict(audio).items() if value is not None}
+
+
+def _basis(basis: ThresholdBasis) -> dict[str, Any]:
+    return {} if basis is ThresholdBasis.UNSAID else {"threshold_basis": basis}
 
 
 def _timings(timings: Timings) -> dict[str, float]:
@@ -149,16 +164,23 @@ def _answer(answer: Answer) -> dict[str, Any]:
         "variant": answer.variant,
         "version": answer.version,
         "known": answer.known,
+        **_basis(answer.threshold_basis),
         "speakers": [
             {"speaker": score.speaker, "probability": _number(score.probability), "logit": _number(score.logit)}
             for score in answer.speakers
         ],
     }
     if answer.timeline:
-        document["timeline"] = [{**asdict(each), "probability": _number(each.probability)} for each in answer.timeline]
+        document["timeline"] = [_segment(each) for each in answer.timeline]
+    if answer.turn:
+        document["turn"] = _segment(answer.turn)
     if answer.explanation:
         document["explanation"] = _explanation(answer.explanation)
     return document
+
+
+def _segment(segment: Segment) -> dict[str, Any]:
+    return {**asdict(segment), "probability": _number(segment.probability)}
 
 
 def _explanation(explanation: Explanation) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from speakerlens.cli.options import CommandParser, connect, positive
 from speakerlens.containers import AudioFileError, checked_file
 from speakerlens.errors import ClientError
 from speakerlens.requests import Chunk, StreamOptions
-from speakerlens.results import Identification, WindowResult
+from speakerlens.results import Answer, Identification, WindowResult
 
 CHUNK_SECONDS = 0.1
 FORMATS = {"s16le": "<i2", "f32le": "<f4"}
@@ -97,11 +97,16 @@ def _raw(source: BufferedReader, arguments: argparse.Namespace) -> Iterator[Chun
             yield np.frombuffer(data[:whole], kind)
 
 
+def _turn(answer: Answer) -> str:
+    """Return the speaker of the turn that a window is part of; of a window alone from a server that names no turn."""
+    if answer.turn is None:
+        return f"{answer.best.speaker}{'' if answer.known else '?'} {answer.best.probability:.0%}"
+    turn = answer.turn
+    return f"{turn.speaker}{'' if turn.known else '?'} {turn.probability:.0%} since {turn.start_s:.2f} s"
+
+
 def _window_line(window: WindowResult) -> str:
-    best = (
-        f"{answer.name}: {answer.best.speaker}{'' if answer.known else '?'} {answer.best.probability:.0%}"
-        for answer in window.answers
-    )
+    best = (f"{answer.name}: {_turn(answer)}" for answer in window.answers)
     failed = (f"{failure.name} failed ({failure.code})" for failure in window.failures)
     text = ", ".join([*best, *failed]) if window.speech else "no speech"
     return f"{window.start_s:8.2f} to {window.end_s:8.2f} s  {text}"

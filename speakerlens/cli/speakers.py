@@ -40,6 +40,8 @@ def enroll(arguments: argparse.Namespace) -> int:
         models = ", ".join(f"{each.variant}@{each.version}" for each in enrolled.models)
         plural = "s" if len(contents) > 1 else ""
         files.print_line(f"enrolled {enrolled.speaker} from {len(contents)} utterance{plural} in {models}")
+        for index in enrolled.without_speech:
+            files.print_line(f"{files.title(arguments.files[index])}: no speech was found in it")
     return Exit.OK
 
 
@@ -60,7 +62,9 @@ def speakers(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
         enrolled = client.speakers()
     if table is None:
-        files.print_json({"speakers": [asdict(each) for each in enrolled]})
+        files.print_json(
+            {"speakers": [{"speaker": each.speaker, "models": asdict(each)["models"]} for each in enrolled]}
+        )
     else:
         table.print_speakers(enrolled)
     return Exit.OK

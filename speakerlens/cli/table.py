@@ -8,7 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 from speakerlens.cli.document import peak
-from speakerlens.results import Answer, Catalogue, EnrolledSpeaker, Identification
+from speakerlens.results import (
+    OPTIMISTIC,
+    Answer,
+    Catalogue,
+    EnrolledSpeaker,
+    Identification,
+    ModelInfo,
+    ThresholdBasis,
+)
 
 
 def print_identification(name: str, result: Identification) -> None:
@@ -33,14 +41,22 @@ def print_identification(name: str, result: Identification) -> None:
             table.add_row(*_texts(cells), style=style, end_section=rank == len(answer.speakers) - 1)
     if result.answers:
         _print(table)
+    if audio.speech is False:
+        _print(Text("no speech was found; the answers are of all of the audio"))
     for failure in result.failures:
         _print(Text(f"{failure.name} failed ({failure.code}): {failure.message}"))
     for answer in result.answers:
-        if answer.timeline:
-            _print_timeline(answer)
-        if not answer.known:
-            line = f"{answer.name}: no speaker reaches the model's threshold; the best is {answer.best.speaker}"
-            _print(Text(line))
+        _print_remarks(answer)
+
+
+def _print_remarks(answer: Answer) -> None:
+    if answer.timeline:
+        _print_timeline(answer)
+    if not answer.known:
+        line = f"{answer.name}: no speaker reaches the model's threshold; the best is {answer.best.speaker}"
+        _print(Text(line))
+    if answer.threshold_basis is ThresholdBasis.KNOWN:
+        _print(Text(f"{answer.name}: {OPTIMISTIC}"))
 
 
 def _print_timeline(answer: Answer) -> None:
@@ -57,16 +73,33 @@ def print_catalogue(address: str, catalogue: Catalogue) -> None:
     """Print the loaded models, a row each, and the server's limits."""
     _print(Text(f"models at {address}"))
     table = Table()
-    for heading in ("variant", "speakers", "stages", "rate", "revision"):
+    for heading in ("variant", "speakers", "stages", "rate", "threshold", "revision"):
         table.add_column(heading, justify="right" if heading in ("speakers", "rate") else "left")
     for model in catalogue.models:
         stages = ", ".join(stage.stage for stage in model.stages)
-        cells = [f"{model.variant}@{model.version}", str(len(model.speakers)), stages, f"{model.sample_rate} Hz"]
+        cells = [
+            f"{model.variant}@{model.version}",
+            str(len(model.speakers)),
+            stages,
+            f"{model.sample_rate} Hz",
+            _threshold(model),
+        ]
         table.add_row(*_texts([*cells, model.code_revision[:12]]))
     _print(table)
     limits = catalogue.limits
     line = f"{limits.min_seconds:g} to {limits.max_seconds:g} s and at most {limits.max_bytes / 2**20:g} MiB a request"
     _print(Text(f"{catalogue.provider}; {line}"))
+
+
+def _threshold(model: ModelInfo) -> str:
+    calibration = model.calibration
+    if calibration is None:
+        return ""
+    noises = f", {_plural(calibration.noises, 'noise')}" if calibration.noises else ""
+    rests = f"{_plural(calibration.speakers, 'speaker')}{noises}"
+    optimistic = " (optimistic)" if calibration.threshold_basis is ThresholdBasis.KNOWN else ""
+    basis = "known" if calibration.threshold_basis is ThresholdBasis.KNOWN else "out-of-set"
+    return f"{calibration.threshold:.3f} from {basis} {rests}{optimistic}"
 
 
 def print_speakers(speakers: Sequence[EnrolledSpeaker]) -> None:

@@ -10,7 +10,7 @@ from speakerlens.cli import document, files
 from speakerlens.cli.failures import CommandError, Exit, call_error, usage_error
 from speakerlens.cli.options import FILE_HELP, CommandParser, connect, explain_of, speaker_name
 from speakerlens.errors import ClientError
-from speakerlens.results import Comparison, Embeddings
+from speakerlens.results import OPTIMISTIC, Comparison, Embeddings, ThresholdBasis
 
 # How much of an embedding is printed without --json.
 NUMBERS_SHOWN = 4
@@ -115,5 +115,10 @@ def _print_comparison(arguments: argparse.Namespace, result: Comparison, written
     verdict = "same speaker" if result.same else "different speakers"
     scores = f"score {result.score:.3f}, threshold {result.threshold:.3f}"
     files.print_line(f"{files.title(arguments.file)} and {other}: {verdict} ({result.name}: {scores})")
+    for name, audio in ((files.title(arguments.file), result.audio), (other, result.other)):
+        if audio is not None and audio.speech is False:
+            files.print_line(f"{name}: no speech was found in it")
+    if result.threshold_basis is ThresholdBasis.KNOWN:
+        files.print_line(f"{result.name}: {OPTIMISTIC}")
     for path in written.values():
         files.print_line(f"wrote {files.title(str(path))}")

@@ -12,7 +12,7 @@ import pytest
 import soundfile as sf
 
 from tests.serving import toy
-from tests.serving.harness import ServerProcess, voice
+from tests.serving.harness import ServerProcess, talk
 
 from .conftest import TOY_VARIANTS, Command
 
@@ -48,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("audio")
     paths = [folder / f"{index}.wav" for index in range(5)]
     for seed, path in enumerate(paths):
-        sf.write(path, voice(1.0, seed=seed), RATE, subtype="PCM_16")
+        sf.write(path, talk(1.0, seed=seed), RATE, subtype="PCM_16")
     return paths
 
 
@@ -92,7 +92,16 @@ def test_verify_two_files_with_maps(run: Run, files: list[Path], tmp_path: Path)
     assert (document["file"], document["other"]) == (str(files[0]), str(files[1]))
     assert document["score"] == pytest.approx(score, abs=1e-4)
     assert (document["threshold"], document["same"]) == (0.8, score >= 0.8)
-    assert document["audio"] == document["other_audio"] == {"seconds": 1.0, "sample_rate": RATE, "channels": 1}
+    assert (
+        document["audio"]
+        == document["other_audio"]
+        == {
+            "seconds": 1.0,
+            "sample_rate": RATE,
+            "channels": 1,
+            "speech": True,
+        }
+    )
     assert list(document["other_explanation"]["maps"]) == ["s1", "fused"]
     for number, kind in ((1, ""), (2, "other_")):
         assert document[f"{kind}plot"] == str(tmp_path / f"why-{number}.svg")
@@ -183,7 +192,7 @@ def test_many_files_go_in_calls_within_the_limit(
     text = tmp_path / "text.wav"
     text.write_text("hello")
     large = tmp_path / "large.wav"
-    sf.write(large, voice(4.0), RATE, subtype="PCM_16")
+    sf.write(large, talk(4.0), RATE, subtype="PCM_16")
     paths = [*files, text, large, files[0]]
     found = documents(run("identify", *paths, "--variants", "da", "--json"), 3)
     assert [document["file"] for document in found] == list(map(str, paths))

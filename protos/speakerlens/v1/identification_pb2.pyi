@@ -143,6 +143,32 @@ log-mel; value = level * scale + offset.
 """
 Global___Encoding: _TypeAlias = Encoding  # noqa: Y015
 
+class _ThresholdBasis:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ThresholdBasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ThresholdBasis.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    THRESHOLD_BASIS_UNSPECIFIED: _ThresholdBasis.ValueType  # 0
+    THRESHOLD_BASIS_OUT_OF_SET_SPEAKERS: _ThresholdBasis.ValueType  # 1
+    """Speakers that the network was not trained on."""
+    THRESHOLD_BASIS_KNOWN_SPEAKERS: _ThresholdBasis.ValueType  # 2
+    """Speakers that the network was trained to tell apart, for want of others: more out-of-set speakers than the bundle
+    says reach the threshold.
+    """
+
+class ThresholdBasis(_ThresholdBasis, metaclass=_ThresholdBasisEnumTypeWrapper):
+    """Whose utterances a threshold was set on."""
+
+THRESHOLD_BASIS_UNSPECIFIED: ThresholdBasis.ValueType  # 0
+THRESHOLD_BASIS_OUT_OF_SET_SPEAKERS: ThresholdBasis.ValueType  # 1
+"""Speakers that the network was not trained on."""
+THRESHOLD_BASIS_KNOWN_SPEAKERS: ThresholdBasis.ValueType  # 2
+"""Speakers that the network was trained to tell apart, for want of others: more out-of-set speakers than the bundle
+says reach the threshold.
+"""
+Global___ThresholdBasis: _TypeAlias = ThresholdBasis  # noqa: Y015
+
 @_typing.final
 class IdentifyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -340,10 +366,14 @@ class ModelAnswer(_message.Message):
     EMBEDDING_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     TIMELINE_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    THRESHOLD_BASIS_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
     version: _builtins.int
     known: _builtins.bool
     """False: no known speaker's score reaches the model's calibrated threshold."""
+    threshold_basis: Global___ThresholdBasis.ValueType
+    """What the threshold of `known` rests on."""
     @_builtins.property
     def speakers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpeakerScore]:
         """Best first."""
@@ -360,7 +390,13 @@ class ModelAnswer(_message.Message):
 
     @_builtins.property
     def timeline(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
-        """Who spoke when; present for audio of more than one window."""
+        """Who spoke when; present for audio of more than one window in which there is speech."""
+
+    @_builtins.property
+    def turn(self) -> Global___Segment:
+        """Of a stream's window with speech: the turn of the timeline that is going on, from the windows so far. It changes
+        only when the speaker is sure to have changed; the timeline of the whole may still move its beginning.
+        """
 
     def __init__(
         self,
@@ -373,10 +409,12 @@ class ModelAnswer(_message.Message):
         embedding: _abc.Iterable[_builtins.float] | None = ...,
         failure: Global___Failure | None = ...,
         timeline: _abc.Iterable[Global___Segment] | None = ...,
+        turn: Global___Segment | None = ...,
+        threshold_basis: Global___ThresholdBasis.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "failure", b"failure"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "failure", b"failure", "turn", b"turn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "explanation", b"explanation", "failure", b"failure", "known", b"known", "speakers", b"speakers", "timeline", b"timeline", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "explanation", b"explanation", "failure", b"failure", "known", b"known", "speakers", b"speakers", "threshold_basis", b"threshold_basis", "timeline", b"timeline", "turn", b"turn", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -409,7 +447,7 @@ Global___Failure: _TypeAlias = Failure  # noqa: Y015
 
 @_typing.final
 class Segment(_message.Message):
-    """A stretch of audio in which windows agree; stretches without speech are left out."""
+    """A stretch of audio with one speaker, smoothed over its windows; stretches without speech are left out."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -559,22 +597,30 @@ class AudioInfo(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     SAMPLE_RATE_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
+    SPEECH_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
     """As received."""
     sample_rate: _builtins.int
     channels: _builtins.int
+    speech: _builtins.bool
+    """Whether any window holds speech, by the server's detector. Windows without speech have no vote, unless none has
+    speech: then the answers are of all of them. Unset by servers that do not say.
+    """
     def __init__(
         self,
         *,
         seconds: _builtins.float = ...,
         sample_rate: _builtins.int = ...,
         channels: _builtins.int = ...,
+        speech: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_speech", b"_speech", "speech", b"speech"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "sample_rate", b"sample_rate", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_speech", b"_speech", "channels", b"channels", "sample_rate", b"sample_rate", "seconds", b"seconds", "speech", b"speech"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__speech: _TypeAlias = _typing.Literal["speech"]  # noqa: Y015
+    _WhichOneofArgType__speech: _TypeAlias = _typing.Literal["_speech", b"_speech"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__speech) -> _WhichOneofReturnType__speech | None: ...
 
 Global___AudioInfo: _TypeAlias = AudioInfo  # noqa: Y015
 
@@ -974,6 +1020,7 @@ class VerifyResponse(_message.Message):
     AUDIO_FIELD_NUMBER: _builtins.int
     OTHER_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    THRESHOLD_BASIS_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
     version: _builtins.int
     score: _builtins.float
@@ -981,6 +1028,8 @@ class VerifyResponse(_message.Message):
     threshold: _builtins.float
     """The model's calibrated threshold for such a score; `same` is score >= threshold."""
     same: _builtins.bool
+    threshold_basis: Global___ThresholdBasis.ValueType
+    """What the threshold rests on."""
     @_builtins.property
     def explanation(self) -> Global___Explanation:
         """target_speaker in it is the enrolled speaker, or empty."""
@@ -1006,10 +1055,11 @@ class VerifyResponse(_message.Message):
         audio: Global___AudioInfo | None = ...,
         other: Global___AudioInfo | None = ...,
         timings: Global___Timings | None = ...,
+        threshold_basis: Global___ThresholdBasis.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "explanation", b"explanation", "other", b"other", "other_explanation", b"other_explanation", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "explanation", b"explanation", "other", b"other", "other_explanation", b"other_explanation", "same", b"same", "score", b"score", "threshold", b"threshold", "timings", b"timings", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "explanation", b"explanation", "other", b"other", "other_explanation", b"other_explanation", "same", b"same", "score", b"score", "threshold", b"threshold", "threshold_basis", b"threshold_basis", "timings", b"timings", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1051,16 +1101,22 @@ class EnrollResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEAKER_FIELD_NUMBER: _builtins.int
+    WITHOUT_SPEECH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def speaker(self) -> Global___EnrolledSpeaker: ...
+    @_builtins.property
+    def without_speech(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices of the utterances in which no window holds speech; they may be of noise."""
+
     def __init__(
         self,
         *,
         speaker: Global___EnrolledSpeaker | None = ...,
+        without_speech: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["speaker", b"speaker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["speaker", b"speaker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["speaker", b"speaker", "without_speech", b"without_speech"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1306,6 +1362,7 @@ class Model(_message.Message):
     STAGES_FIELD_NUMBER: _builtins.int
     CODE_REVISION_FIELD_NUMBER: _builtins.int
     TRAINING_DATA_DIGEST_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
     version: _builtins.int
     sample_rate: _builtins.int
@@ -1317,6 +1374,8 @@ class Model(_message.Message):
     def speakers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageInfo]: ...
+    @_builtins.property
+    def calibration(self) -> Global___Calibration: ...
     def __init__(
         self,
         *,
@@ -1329,14 +1388,68 @@ class Model(_message.Message):
         stages: _abc.Iterable[Global___StageInfo] | None = ...,
         code_revision: _builtins.str = ...,
         training_data_digest: _builtins.str = ...,
+        calibration: Global___Calibration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_revision", b"code_revision", "embedding_size", b"embedding_size", "mel_bins", b"mel_bins", "sample_rate", b"sample_rate", "speakers", b"speakers", "stages", b"stages", "training_data_digest", b"training_data_digest", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "code_revision", b"code_revision", "embedding_size", b"embedding_size", "mel_bins", b"mel_bins", "sample_rate", b"sample_rate", "speakers", b"speakers", "stages", b"stages", "training_data_digest", b"training_data_digest", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Calibration(_message.Message):
+    """How a model's probabilities and thresholds were set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    FALSE_ACCEPTANCE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_BASIS_FIELD_NUMBER: _builtins.int
+    SPEAKERS_FIELD_NUMBER: _builtins.int
+    UTTERANCES_FIELD_NUMBER: _builtins.int
+    NOISES_FIELD_NUMBER: _builtins.int
+    NOISE_ACCEPTANCE_FIELD_NUMBER: _builtins.int
+    VERIFICATION_BASIS_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
+    """Probabilities are softmax(logits / temperature)."""
+    threshold: _builtins.float
+    """On the best logit over the network's scale."""
+    false_acceptance: _builtins.float
+    """Share of out-of-set utterances that may reach the threshold."""
+    threshold_basis: Global___ThresholdBasis.ValueType
+    speakers: _builtins.int
+    """Speakers and utterances that the threshold rests on."""
+    utterances: _builtins.int
+    noises: _builtins.int
+    """Recordings without a speaker that the threshold rests on as well, and the share of them that may reach it; 0 where
+    there were none.
+    """
+    noise_acceptance: _builtins.float
+    verification_basis: Global___ThresholdBasis.ValueType
+    """Of the thresholds of verification."""
+    def __init__(
+        self,
+        *,
+        temperature: _builtins.float = ...,
+        threshold: _builtins.float = ...,
+        false_acceptance: _builtins.float = ...,
+        threshold_basis: Global___ThresholdBasis.ValueType = ...,
+        speakers: _builtins.int = ...,
+        utterances: _builtins.int = ...,
+        noises: _builtins.int = ...,
+        noise_acceptance: _builtins.float = ...,
+        verification_basis: Global___ThresholdBasis.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["false_acceptance", b"false_acceptance", "noise_acceptance", b"noise_acceptance", "noises", b"noises", "speakers", b"speakers", "temperature", b"temperature", "threshold", b"threshold", "threshold_basis", b"threshold_basis", "utterances", b"utterances", "verification_basis", b"verification_basis"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
 
 @_typing.final
 class StageInfo(_message.Message):

@@ -42,7 +42,13 @@ class Tally:
         self.add("rejections_total", reason=reason)
 
     def identified(
-        self, variants: Sequence[str], seconds: float, kind: str = "predict", windows: int = 1, phases: bool = True
+        self,
+        variants: Sequence[str],
+        seconds: float,
+        kind: str = "predict",
+        windows: int = 1,
+        phases: bool = True,
+        speech: bool = True,
     ) -> None:
         """An identification of any method: computed, answered, counted."""
         for phase in PHASES if phases else ():
@@ -50,6 +56,7 @@ class Tally:
         for variant in variants:
             self.add("answers_total", variant=variant, kind=kind)
             self.computed(variant, kind, windows)
+        self.add("input_recordings_total", speech="found" if speech else "none")
         self._add_seconds("audio_seconds_total", seconds)
 
     def computed(self, variant: str, kind: str, windows: int = 1) -> None:

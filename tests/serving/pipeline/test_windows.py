@@ -11,15 +11,7 @@ from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.context import union
 from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
 from speakerlens.serving.models.reader import read_bundle
-from speakerlens.serving.pipeline.aggregate import (
-    Piece,
-    SpeakerTurn,
-    Vote,
-    WindowAggregator,
-    WindowVote,
-    speaker_turns,
-    stitched,
-)
+from speakerlens.serving.pipeline.aggregate import Piece, WindowAggregator, stitched
 from speakerlens.serving.pipeline.vad import holds_speech
 from speakerlens.serving.pipeline.windows import Window, WindowCutter, Windowing, windowing
 from tests.serving.harness import talk
@@ -80,7 +72,7 @@ def test_whole_is_the_mean_of_windows_with_a_vote(bundle: Bundle) -> None:
     ]
     aggregator = WindowAggregator(bundle)
     for index, prediction in enumerate([predictions[0], None, predictions[1], predictions[2]]):
-        aggregator.add(Window(index * 100, np.zeros(200, np.float32)), prediction)
+        aggregator.add(Window(index * 100, np.zeros(200, np.float32)), prediction, prediction is not None)
     whole = aggregator.result()
     np.testing.assert_allclose(whole.logits, np.mean([each.logits for each in predictions], axis=0), rtol=1e-6)
     lengths = [np.linalg.norm(each.embedding) for each in predictions]
@@ -91,22 +83,22 @@ def test_whole_is_the_mean_of_windows_with_a_vote(bundle: Bundle) -> None:
 
 def test_single_windows_output_is_unchanged(bundle: Bundle) -> None:
     aggregator, prediction = WindowAggregator(bundle), Prediction(np.ones(12, np.float32), np.ones(6, np.float32))
-    aggregator.add(Window(0, np.zeros(9, np.float32)), prediction)
+    aggregator.add(Window(0, np.zeros(9, np.float32)), prediction, True)
     assert aggregator.result() is prediction
     assert aggregator.timeline() == ()
 
 
-def test_speaker_turns_by_hand() -> None:
-    """Windows of 4 s every 2 s: neighbours share what overlaps half and half, silence parts, agreement joins."""
-    a, b = Vote(0, 0.5, 2.0), Vote(1, 0.9, 3.0)
-    votes = [a, Vote(0, 0.7, 4.0), b, None, b, b]
-    windows = [WindowVote(2 * i * 16_000, (2 * i + 4) * 16_000, vote) for i, vote in enumerate(votes)]
-    assert speaker_turns(windows) == (
-        SpeakerTurn(0.0, 5.0, 0, pytest.approx(0.6), 3.0),  # type: ignore[arg-type]
-        SpeakerTurn(5.0, 7.0, 1, 0.9, 3.0),
-        SpeakerTurn(9.0, 14.0, 1, 0.9, 3.0),
-    )
-    assert speaker_turns([WindowVote(0, 16_000, None), WindowVote(8_000, 24_000, None)]) == ()
+def test_all_windows_count_where_none_holds_speech(bundle: Bundle) -> None:
+    rng = np.random.default_rng(0)
+    predictions = [Prediction(rng.normal(size=12).astype(np.float32), np.ones(6, np.float32)) for _ in range(3)]
+    aggregator = WindowAggregator(bundle)
+    for index, prediction in enumerate(predictions):
+        aggregator.add(Window(index * 100, np.zeros(200, np.float32)), prediction, False)
+    expected = np.mean([each.logits for each in predictions], axis=0)
+    np.testing.assert_allclose(aggregator.result().logits, expected, rtol=1e-6)
+    assert aggregator.timeline() == ()
+    aggregator.add(Window(300, np.zeros(200, np.float32)), predictions[2], True)
+    np.testing.assert_allclose(aggregator.result().logits, predictions[2].logits, rtol=1e-6)
 
 
 def pieces_of(bundle: Bundle, samples: int, votes: list[bool] | None = None) -> list[Piece[ExplainedPrediction]]:
