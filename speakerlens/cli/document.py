@@ -28,7 +28,7 @@ one object:
      "timings", "plot", "arrays", "other_plot", "other_arrays"}
 
 `enroll` prints SPEAKER = {"speaker", "models": [{"variant", "version", "utterances", "enrolled", "usable"}, …]}
-and "without_speech", the indices of the files in which none was found;
+and, if there are any, "without_speech", the indices of the files in which none was found;
 `speakers` {"speakers": [SPEAKER, …]}, `forget` {"forgotten": str}, and `health` {"serving": bool}.
 
 A file that failed has {"file", "error": {"code", "message"}} instead. The code is the gRPC status, UNREADABLE for a

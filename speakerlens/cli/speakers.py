@@ -2,11 +2,13 @@
 
 import argparse
 from dataclasses import asdict
+from typing import Any
 
 from speakerlens import requests
 from speakerlens.cli import files
 from speakerlens.cli.failures import Exit, usage_error
 from speakerlens.cli.options import CommandParser, connect, speaker_name
+from speakerlens.results import EnrolledSpeaker
 
 
 def add_enroll(parser: CommandParser) -> None:
@@ -35,7 +37,7 @@ def enroll(arguments: argparse.Namespace) -> int:
         timeout = client.timeout * len(contents)
         enrolled = client.enroll(arguments.speaker, contents, variants=arguments.variants, timeout=timeout)
     if arguments.json:
-        files.print_json(asdict(enrolled))
+        files.print_json(_document(enrolled))
     else:
         models = ", ".join(f"{each.variant}@{each.version}" for each in enrolled.models)
         plural = "s" if len(contents) > 1 else ""
@@ -62,9 +64,7 @@ def speakers(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
         enrolled = client.speakers()
     if table is None:
-        files.print_json(
-            {"speakers": [{"speaker": each.speaker, "models": asdict(each)["models"]} for each in enrolled]}
-        )
+        files.print_json({"speakers": [_document(each) for each in enrolled]})
     else:
         table.print_speakers(enrolled)
     return Exit.OK
@@ -91,3 +91,8 @@ def forget(arguments: argparse.Namespace) -> int:
     else:
         files.print_line(f"forgot {arguments.speaker}")
     return Exit.OK
+
+
+def _document(enrolled: EnrolledSpeaker) -> dict[str, Any]:
+    """Return what `--json` prints for a speaker: without `without_speech` where there is nothing to say."""
+    return {name: value for name, value in asdict(enrolled).items() if value != ()}
