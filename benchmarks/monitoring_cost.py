@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from speakerlens.measures.sound import measure_sound
 from speakerlens.serving.config import Config
+from speakerlens.serving.engine.admission import Admission
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Models, Selector
@@ -56,7 +57,7 @@ class Core:
         self.scheduler, self.models = Scheduler("cpu"), Models(metrics)
         self._watcher = RobustnessObserver(config, metrics, self.models, self.scheduler)
         self.repository = Repository(config, self.models, self.scheduler, metrics, Health())
-        self._pipeline = Pipeline(self.models, config, metrics, codec, self._watcher)
+        self._pipeline = Pipeline(self.models, config, metrics, codec, self._watcher, Admission(config.max_in_flight))
 
     async def ask(self, query: Query) -> tuple[float, float]:
         """Return the CPU and the wall-clock seconds of one request."""

@@ -23,6 +23,7 @@ from speakerlens.serving.api.infer import Inference
 from speakerlens.serving.api.inference import ALWAYS, InferenceService
 from speakerlens.serving.api.inference import SERVICE as INFERENCE
 from speakerlens.serving.config import Config
+from speakerlens.serving.engine.admission import Admission
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.engine.session import fell_back, runtime_version
 from speakerlens.serving.errors import StartupError
@@ -105,6 +106,7 @@ class Server:
         self._gate = CallGate()
         services = (SERVICE, INFERENCE)
         self._health = Health(*services)
+        self._admission = Admission(config.max_in_flight)
         self._codec = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
         self._speakers = AsyncSpeakerStore(config.speakers)
         self._service = Service(config, self.metrics, self._codec, self._speakers)
@@ -124,7 +126,9 @@ class Server:
         self._tracing = Tracing(config.trace_endpoint) if config.trace_endpoint else None
         self._grpc = grpc.aio.server(
             interceptors=[
-                CallInterceptor(services, self._gate, self.metrics, self._transfers, ALWAYS, self._tracing),
+                CallInterceptor(
+                    services, self._gate, self._admission, self.metrics, self._transfers, ALWAYS, self._tracing
+                ),
                 *([AuthInterceptor(tokens)] if tokens is not None else []),
                 # A budget of its own, as health needs no token: slow requests to it leave the others' budget alone.
                 BuiltinServicesInterceptor(services, _transfers(config, config.max_held_bytes // 4)),
@@ -219,7 +223,9 @@ class Server:
     def _open(self) -> None:
         """Accept calls, and print one JSON line on stdout: the bound addresses, the models and the provider."""
         models = self._models
-        self._service.pipeline = Pipeline(models, self._config, self.metrics, self._codec, self._watcher)
+        self._service.pipeline = Pipeline(
+            models, self._config, self.metrics, self._codec, self._watcher, self._admission
+        )
         self._inference.inference = Inference(self._service.pipeline, self._config, self.metrics)
         self.metrics.engine_info.labels(models.provider, runtime_version()).set(1)
         self.metrics.engine_fallback.set(fell_back(self._config.device, models.provider))

@@ -14,12 +14,21 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from speakerlens.chunks import Kind, Layout, chunk_layout
 from speakerlens.signatures import AudioFileError, unread_audio, unreadable
 
-__all__ = ["HEADER_BYTES", "AudioFileError", "CheckedAudio", "checked", "checked_file", "header_name"]
+__all__ = [
+    "HEADER_BYTES",
+    "AudioFileError",
+    "CheckedAudio",
+    "Extent",
+    "checked",
+    "checked_file",
+    "extent",
+    "header_name",
+]
 
 HEADER_BYTES = 12
 """How many of a file's first bytes `header_name` needs."""
@@ -38,6 +47,9 @@ _OGG_OTHERS = ((b"Speex   ", "Speex"), (b"\x80theora", "Theora video"))
 _MAX_BLOCKS = 10_000
 _MAX_TAGS = 10
 _STREAMINFO_BYTES = 34
+# What is assumed of files whose header does not say it.
+_USUAL_RATE = 16_000
+_PCM_BYTES_PER_SECOND, _COMPRESSED_BYTES_PER_SECOND = 32_000, 8_000
 
 
 class CheckedAudio(io.RawIOBase):
@@ -161,6 +173,34 @@ def header_name(start: bytes) -> str | None:
     if start[:3] == b"ID3" and start[3:4] in (b"\2", b"\3", b"\4"):
         return "MP3"
     return names.pop() if names else unread_audio(start)
+
+
+class Extent(NamedTuple):
+    """What a file holds: its container, frames, sample rate in Hz and channels."""
+
+    container: str
+    frames: float
+    rate: int
+    channels: int
+
+
+def extent(data: bytes) -> Extent:
+    """Return what the header of an audio file says that it holds, without a check; an estimate where it does not."""
+    if data[:4] == b"fLaC" and len(data) >= 8 + _STREAMINFO_BYTES:
+        form = int.from_bytes(data[18:26], "big")
+        if rate := form >> 44:
+            frames = form & 2**36 - 1 or rate * len(data) / _PCM_BYTES_PER_SECOND
+            return Extent("FLAC", frames, rate, 1 + (form >> 41 & 7))
+    if _chunked(data[:HEADER_BYTES]) in ("WAV", "RF64"):
+        at = data.find(b"fmt ", HEADER_BYTES, 4096)
+        if at > 0 and at + 20 <= len(data):
+            channels, rate, bytes_per_second = struct.unpack_from("<HII", data, at + 10)
+            if bytes_per_second:
+                return Extent("WAV", rate * len(data) / bytes_per_second, rate, channels)
+    container = header_name(data[:HEADER_BYTES]) or "MP3"
+    compressed = container in ("OGG", "MP3")
+    seconds = len(data) / (_COMPRESSED_BYTES_PER_SECOND if compressed else _PCM_BYTES_PER_SECOND)
+    return Extent(container, seconds * _USUAL_RATE, _USUAL_RATE, 1)
 
 
 def layout(data: memoryview) -> Layout:

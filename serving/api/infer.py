@@ -4,12 +4,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from speakerlens.containers import Extent
 from speakerlens.protos.inference import inference_pb2 as pb
 from speakerlens.serving.api.inference_messages import AUDIO, infer_response_of
 from speakerlens.serving.api.inference_request import InferRequest, Limits, infer_request_of
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.config import Config
 from speakerlens.serving.context import current_context
+from speakerlens.serving.engine.admission import Admitted
 from speakerlens.serving.engine.graphs import PREDICTED, Job, Prediction
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model
@@ -74,9 +76,13 @@ class Inference:
         started = time.monotonic()
         read, jobs = await self._pipeline.run_in_thread(lambda: self._read(request, model, deadline))
         decoded = time.monotonic()
-        rows = await map_concurrent(
-            list(enumerate(jobs)), lambda item: self._compute_row(read, model, *item), len(jobs)
-        )
+        explain = ExplainOptions() if read.explains else None
+        options = QueryOptions(explain=explain, priority=read.priority, deadline=read.deadline)
+        extents = [Extent("raw", len(job.audio), SAMPLE_RATE, 1) for job in jobs]
+        with self._pipeline.admit(options, [model], extents) as admitted:
+            rows = await map_concurrent(
+                list(enumerate(jobs)), lambda item: self._compute_row(read, model, admitted, *item), len(jobs)
+            )
         computed = time.monotonic()
         response = await self._pipeline.run_in_thread(lambda: _response(request, read, model, rows))
         # Rows run in batches one after the other: the longest batch counts as inference, the others as queue.
@@ -104,11 +110,11 @@ class Inference:
             jobs.append(Job(waveform.samples, int(target)))
         return read, jobs
 
-    async def _compute_row(self, read: InferRequest, model: Model, row: int, job: Job) -> Row:
+    async def _compute_row(self, read: InferRequest, model: Model, admitted: Admitted, row: int, job: Job) -> Row:
         speaker = None if job.target == PREDICTED else model.bundle.speakers[job.target]
         explain = ExplainOptions(target_speaker=speaker) if read.explains else None
         query = QueryOptions(explain=explain, priority=read.priority, deadline=read.deadline, field=_field(row))
-        with self._pipeline.session(query, [model]) as session:
+        with self._pipeline.session(query, [model], admitted) as session:
             async for _ in session.windows(cut(job.audio, self._pipeline.windowing([model]))):
                 pass
             [output] = await session.whole()

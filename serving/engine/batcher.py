@@ -1,8 +1,9 @@
 """Dynamic batching for one function of a device: jobs that wait are computed together, each with its own result.
 
 A `Batcher` has a bounded queue for each priority. A job is not computed once its caller is cancelled or its deadline
-has passed or would pass meanwhile; a job that would wait too long is refused at once. A failed batch is split in
-halves, so that one bad job does not fail the others; where the engine is broken, the batch waits for its recovery.
+has passed or would pass meanwhile; whether a call waits too long is decided when it is admitted
+(`serving.engine.admission`). A failed batch is split in halves, so that one bad job does not fail the others; where the
+engine is broken, the batch waits for its recovery.
 """
 
 import asyncio
@@ -10,15 +11,14 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
-from speakerlens.serving.engine.latency import LatencyEstimator, OverrunEstimator
 from speakerlens.serving.engine.queue import (
+    Estimate,
     JobResult,
     Observer,
     Priority,
     PriorityQueue,
     QueuedJob,
     QueueLimits,
-    deadline_at_risk,
     deadline_missed,
     deadline_unmeetable,
     engine_unusable,
@@ -26,7 +26,7 @@ from speakerlens.serving.engine.queue import (
 )
 from speakerlens.serving.engine.recovery import EngineRecovery
 from speakerlens.serving.engine.scheduler import Scheduler, Work
-from speakerlens.serving.errors import DeadlineError, Reason, RequestError, ResourceExhaustedError
+from speakerlens.serving.errors import Reason, RequestError, ResourceExhaustedError
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +61,9 @@ class Batcher(Generic[JobT, ResultT]):
         self._limits = limits
         self._observer = observer
         self._recovery = recovery
-        self._inference = LatencyEstimator()
-        self._turnaround = LatencyEstimator()
-        self._overruns = tuple(OverrunEstimator() for _ in Priority)
+        self.inference = Estimate(*work.measured)
         self._queues: tuple[PriorityQueue[JobT, ResultT], ...] = tuple(
-            PriorityQueue(name, limits, self._inference, self._turnaround, observer) for _ in Priority
+            PriorityQueue(name, limits, self.inference, observer) for _ in Priority
         )
         recovery.subscribe(self._on_recovery)
         scheduler.register(self)
@@ -75,31 +73,30 @@ class Batcher(Generic[JobT, ResultT]):
         """The queues by priority; empty while the engine is broken."""
         return () if self._recovery.broken else self._queues
 
-    def check_room(self, deadline: float | None = None, priority: Priority = Priority.INTERACTIVE) -> None:
+    def check_room(self, priority: Priority = Priority.INTERACTIVE) -> None:
         """Raise the error that `submit` would raise at once, before any work is spent on a request.
 
         Each priority has room of its own, so that neither shuts the other out.
 
         Raises:
             UnavailableError: the engine is broken and cannot be opened, or the scheduler has failed.
-            ResourceExhaustedError: the queue is full, or runs so late that the deadline is at risk.
-            DeadlineError: what waits already takes longer than the caller has.
+            ResourceExhaustedError: the queue is full.
         """
-        if self._recovery.failing or self._scheduler.failed.done():
-            raise engine_unusable(self._name)
+        self._check_engine()
         queue = self._queues[priority]
-        delay = self._scheduler.delay(queue, priority, 0.0)
         if len(queue) >= self._limits.max_waiting:
             raise ResourceExhaustedError(
                 Reason.QUEUE_FULL,
                 f"{self._limits.max_waiting} requests wait for {self._name} already; try again later",
-                delay,
+                self._scheduler.delay(queue),
             )
-        if deadline is not None and delay:
-            self._check_expected(priority, deadline - now(), delay, 0.0)
 
     async def submit(
-        self, job: JobT, deadline: float | None = None, priority: Priority = Priority.INTERACTIVE
+        self,
+        job: JobT,
+        deadline: float | None = None,
+        priority: Priority = Priority.INTERACTIVE,
+        due: float | None = None,
     ) -> JobResult[ResultT]:
         """Wait in the queue and return the job's result; a cancelled caller leaves the queue at once.
 
@@ -107,31 +104,29 @@ class Batcher(Generic[JobT, ResultT]):
             job: what to compute.
             deadline: on the event loop's clock, or None.
             priority: INTERACTIVE where a user waits for the result.
+            due: when the call that it belongs to should be answered, on the same clock. Such a job has its place in
+                that order, and is not refused for a full queue: the call was admitted. None is last.
 
         Raises:
-            ResourceExhaustedError: the queue is full or runs late, which is known at once; or the job alone needs more
-                memory than the device has.
+            ResourceExhaustedError: the queue is full, which is known at once; or the job alone needs more memory than
+                the device has.
             UnavailableError: the engine is broken, and several attempts to reopen it failed.
             DeadlineError: the deadline passed before the result was there, or would have.
         """
-        self.check_room(None, priority)
-        queue, queued = self._queues[priority], QueuedJob[JobT, ResultT](job, self.work.cost(job), deadline)
-        self._check_deadline(queued, priority)
+        if due is None:
+            self.check_room(priority)
+        self._check_engine()
+        queue, queued = self._queues[priority], QueuedJob[JobT, ResultT](job, self.work.cost(job), deadline, due)
+        self._check_deadline(queued, queue)
         queue.add(queued)
         self._scheduler.notify()
         try:
             async with asyncio.timeout_at(deadline):
-                done = await queued.future
+                return await queued.future
         except TimeoutError:
-            self._record_wait(queued, priority)
             raise deadline_missed(self._name) from None
-        except DeadlineError:
-            self._record_wait(queued, priority)
-            raise
         finally:
             queue.remove(queued)
-        self._record_wait(queued, priority)
-        return done
 
     async def close(self) -> None:
         """Stop computing and cancel the callers that still wait."""
@@ -141,7 +136,7 @@ class Batcher(Generic[JobT, ResultT]):
 
     def expected_s(self, batch: Sequence[QueuedJob[JobT, ResultT]]) -> float:
         """Return the expected seconds of computing a batch."""
-        return self._inference.seconds(self._queues[0].batch_cost(batch))
+        return self.inference.seconds(self._queues[0].batch_cost(batch))
 
     async def run(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], inputs: Any | None) -> None:
         """Compute a batch that was removed from its queue and set its results; `inputs` None if not prepared."""
@@ -158,7 +153,6 @@ class Batcher(Generic[JobT, ResultT]):
 
     async def _run(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], inputs: Any | None) -> None:
         started = now()
-        earliest = self._scheduler.earliest_start(min(queued.arrived for queued in batch))
         try:
             results = await self._scheduler.compute(self.work, [queued.job for queued in batch], inputs)
         except Exception as error:  # noqa: BLE001 - any error fails or retries the batch
@@ -168,9 +162,7 @@ class Batcher(Generic[JobT, ResultT]):
         for queued, result in zip(batch, results, strict=True):
             if not queued.future.done():
                 queued.future.set_result(JobResult(result, started - queued.arrived, seconds))
-        self._inference.record(self._queues[priority].batch_cost(batch), seconds)
-        # Waiting jobs count without padding, so that padding is part of the time that a unit of their cost takes.
-        self._turnaround.record(sum(queued.cost for queued in batch), now() - earliest)
+        self.inference.record(self._queues[priority].batch_cost(batch), seconds)
         self._observer.record_batch(len(batch), seconds)
 
     async def _retry_or_fail(
@@ -194,7 +186,7 @@ class Batcher(Generic[JobT, ResultT]):
             queued.retried = len(batch) == 1
             queued.max_batch = max(1, len(batch) // 2)
             retried.append(queued)
-        self._queues[priority].put_back(retried)
+        self._queues[priority].add(*retried)
 
     def _caller_error(self, error: Exception) -> Exception:
         if not isinstance(error, MemoryError):
@@ -205,31 +197,19 @@ class Batcher(Generic[JobT, ResultT]):
         exhausted.__cause__ = error
         return exhausted
 
-    def _check_deadline(self, queued: QueuedJob[JobT, ResultT], priority: Priority) -> None:
-        """Refuse a job that would be late, rather than let it wait for that."""
-        needed = self._inference.seconds(queued.cost)
-        delay = self._scheduler.delay(self._queues[priority], priority, needed)
-        queued.expected_s = delay + needed
-        left = queued.deadline - now()
+    def _check_engine(self) -> None:
+        if self._recovery.failing or self._scheduler.failed.done():
+            raise engine_unusable(self._name)
+
+    def _check_deadline(self, queued: QueuedJob[JobT, ResultT], queue: PriorityQueue[JobT, ResultT]) -> None:
+        """Refuse a job that would be late even if it were computed alone now."""
+        needed, left = self.inference.seconds(queued.cost), queued.deadline - now()
         if left <= 0:
             raise deadline_missed(self._name)
-        if left <= needed and not delay:
-            self._inference.decay()
-        self._check_expected(priority, left, delay, needed)
-
-    def _check_expected(self, priority: Priority, left: float, delay: float, needed: float) -> None:
-        """Raise an error where a job that waits `delay` and then takes `needed` would not be done within `left`."""
-        expected = delay + needed
-        if left <= expected:
-            raise deadline_unmeetable(self._name, delay, needed, left)
-        # On an idle device a job starts at once, so that no queue can delay it.
-        at_worst = expected * self._overruns[priority].factor(now()) if delay else expected
-        if left <= at_worst:
-            raise deadline_at_risk(self._name, expected, at_worst, left)
-
-    def _record_wait(self, queued: QueuedJob[JobT, ResultT], priority: Priority) -> None:
-        if queued.expected_s:
-            self._overruns[priority].record(queued.expected_s, now() - queued.arrived, now())
+        if left <= needed:
+            if not self._scheduler.delay(queue):
+                self.inference.decay()
+            raise deadline_unmeetable(self._name, needed, left)
 
     def _on_recovery(self, _works: bool) -> None:
         if self._recovery.failing:

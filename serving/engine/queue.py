@@ -1,17 +1,28 @@
-"""Jobs that wait at one priority, and the batches formed of them."""
+"""Jobs that wait at one priority, in the order in which their calls are due, and the batches formed of them."""
 
 import asyncio
+import itertools
 import math
+from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from speakerlens.serving.engine.latency import LatencyEstimator
-from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedError, UnavailableError
+from speakerlens.serving.errors import DeadlineError, Reason, UnavailableError
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
+
+# Weight of older measurements for each newer one, and where one is far below the estimate: what made it high is over.
+MEMORY, DROP_MEMORY = 0.7, 0.3
+# A measurement counts as at most this multiple of the estimate, or as OUTLIER_SECONDS if that is more, so that one
+# pause of the process cannot refuse callers for long; a device that really became slower is followed in a few batches.
+# Below the estimate by the same factor, it counts as far below.
+OUTLIER_RATIO: Final = 4.0
+OUTLIER_SECONDS = 0.01
+# A refusal measures nothing, so each lowers the estimate: one slow batch must not shut an idle server for good.
+REFUSAL_DECAY = 0.9
 
 
 def now() -> float:
@@ -74,25 +85,71 @@ class QueueLimits:
     rows: Callable[[int], int] = no_rounding
 
 
+class Estimate:
+    """Exponentially weighted mean of seconds per unit of cost.
+
+    Without a first figure, the first measurement alone is not used, as it may include a pause; of the first two the
+    faster counts.
+
+    Args:
+        cost: of a first measurement, 0 for none.
+        seconds: that it took.
+    """
+
+    def __init__(self, cost: float = 0.0, seconds: float = 0.0) -> None:
+        # Sums rather than a mean of rates, because a short batch is mostly overhead.
+        self._cost, self._seconds = cost, seconds
+        self._first: tuple[float, float] | None = None
+
+    def record(self, cost: float, seconds: float) -> None:
+        """Record that work of this cost, which is positive, took `seconds`."""
+        if self._cost:
+            estimate = self.seconds(cost)
+            seconds = min(seconds, max(OUTLIER_RATIO * estimate, OUTLIER_SECONDS))
+            memory = DROP_MEMORY if seconds < estimate / OUTLIER_RATIO else MEMORY
+            self._seconds = memory * self._seconds + seconds
+            self._cost = memory * self._cost + cost
+        elif self._first is None:
+            self._first = cost, seconds
+        else:
+            self._cost, self._seconds = min(self._first, (cost, seconds), key=lambda each: each[1] / each[0])
+
+    def seconds(self, cost: float) -> float:
+        """Return the expected seconds of work of this cost; 0 before the second measurement."""
+        return cost * self._seconds / self._cost if self._cost else 0.0
+
+    def decay(self) -> None:
+        """Lower the estimate after a refusal that was due to it while nothing ran that could correct it."""
+        self._seconds *= REFUSAL_DECAY
+
+
 class QueuedJob(Generic[JobT, ResultT]):
     """A job and the future of its result; must be made on the event loop.
 
     Attributes:
         deadline: on the event loop's clock; infinity for none.
+        due: when its call should be answered; infinity for jobs that are taken in the order of their arrival, last.
         max_batch: most jobs of a batch that it may be in; less once a batch with it has failed.
         retried: whether it failed alone on a broken engine.
-        expected_s: seconds from its arrival to its result, as estimated on arrival; 0 if nothing was known.
     """
 
-    def __init__(self, job: JobT, cost: int, deadline: float | None) -> None:
+    _numbers = itertools.count()
+
+    def __init__(self, job: JobT, cost: int, deadline: float | None, due: float | None = None) -> None:
         self.job = job
         self.cost = cost
         self.deadline = math.inf if deadline is None else deadline
+        self.due = math.inf if due is None else due
         self.max_batch: float = math.inf
         self.retried = False
-        self.expected_s = 0.0
         self.arrived = now()
         self.future: asyncio.Future[JobResult[ResultT]] = asyncio.get_running_loop().create_future()
+        self._number = next(self._numbers)
+
+    @property
+    def order(self) -> tuple[bool, float, int]:
+        """Return its place in a queue: jobs of a failed batch come first."""
+        return self.max_batch == math.inf, self.due, self._number
 
     def fail(self, error: Exception) -> None:
         """Set the error, unless the job has a result or error already."""
@@ -101,78 +158,70 @@ class QueuedJob(Generic[JobT, ResultT]):
 
 
 class PriorityQueue(Generic[JobT, ResultT]):
-    """Jobs of one priority in the order of their arrival.
+    """Jobs of one priority in the order in which their calls are due, then of their arrival.
 
     Args:
         name: for messages.
         limits: of the queue and of the batches.
         inference: estimates how long a batch is computed.
-        turnaround: estimates how long it takes from the end of one batch to the end of the next, while jobs wait.
         observer: receives every change of length.
     """
 
-    def __init__(
-        self,
-        name: str,
-        limits: QueueLimits,
-        inference: LatencyEstimator,
-        turnaround: LatencyEstimator,
-        observer: Observer,
-    ) -> None:
+    def __init__(self, name: str, limits: QueueLimits, inference: Estimate, observer: Observer) -> None:
         self._name = name
         self._limits = limits
         self._inference = inference
-        self._turnaround = turnaround
         self._observer = observer
-        self._jobs: dict[int, QueuedJob[JobT, ResultT]] = {}
-        self.cost = 0
+        self._jobs: list[QueuedJob[JobT, ResultT]] = []
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     @property
     def expected_s(self) -> float:
-        """Cautious estimate of the seconds until all waiting jobs are computed."""
-        return self._turnaround.cautious_seconds(self.cost)
+        """Return the expected seconds until all waiting jobs are computed."""
+        return self._inference.seconds(sum(queued.cost for queued in self._jobs))
 
     @property
     def oldest_arrival(self) -> float:
         """When the first job arrived; infinity for an empty queue."""
-        return next((queued.arrived for queued in self._jobs.values()), math.inf)
+        return min((queued.arrived for queued in self._jobs), default=math.inf)
 
-    def add(self, queued: QueuedJob[JobT, ResultT]) -> None:
-        """Put a job last."""
-        self._jobs[id(queued)] = queued
-        self._count(1, queued.cost)
+    @property
+    def due(self) -> float:
+        """When the first job's call is due; infinity for an empty queue."""
+        return self._jobs[0].due if self._jobs else math.inf
 
-    def put_back(self, batch: Sequence[QueuedJob[JobT, ResultT]]) -> None:
-        """Put jobs that were removed first again, in their order."""
-        self._jobs = {**{id(queued): queued for queued in batch}, **self._jobs}
-        self._count(len(batch), sum(queued.cost for queued in batch))
+    def add(self, *jobs: QueuedJob[JobT, ResultT]) -> None:
+        """Add jobs, each in its place."""
+        for queued in jobs:
+            insort(self._jobs, queued, key=lambda each: each.order)
+        self._observer.record_waiting(len(jobs))
 
     def remove(self, queued: QueuedJob[Any, Any]) -> None:
         """Remove a job if it waits here."""
-        if self._jobs.pop(id(queued), None) is not None:
-            self._count(-1, -queued.cost)
+        if queued in self._jobs:
+            self._jobs.remove(queued)
+            self._observer.record_waiting(-1)
 
     def cancel_all(self) -> None:
         """Cancel the futures of all jobs; their callers remove them."""
-        for queued in self._jobs.values():
+        for queued in self._jobs:
             queued.future.cancel()
 
     def fail_all(self, make_error: Callable[[], Exception]) -> None:
         """Fail every job with an error of its own; their callers remove them."""
-        for queued in self._jobs.values():
+        for queued in self._jobs:
             queued.fail(make_error())
 
     def form_batch(self) -> list[QueuedJob[JobT, ResultT]]:
         """Return the next batch, whose jobs stay in the queue; remove jobs that are done, and refuse those too late.
 
-        The oldest job is always in the batch. Others join in the order of their arrival as far as the limits and the
-        deadlines of all in the batch allow. Jobs of a failed batch join only each other.
+        The first job is always in the batch. Others join in order as far as the limits and the deadlines of all in the
+        batch allow. Jobs of a failed batch join only each other.
         """
         batch: list[QueuedJob[JobT, ResultT]] = []
-        for queued in list(self._jobs.values()):
+        for queued in list(self._jobs):
             if queued.future.done() or self._refuse_late(queued):
                 self.remove(queued)
             elif not batch or self._may_join(batch, queued):
@@ -200,12 +249,8 @@ class PriorityQueue(Generic[JobT, ResultT]):
         left, needed = queued.deadline - now(), self._inference.seconds(queued.cost)
         if left > needed:
             return False
-        queued.fail(deadline_missed(self._name) if left <= 0 else deadline_unmeetable(self._name, 0.0, needed, left))
+        queued.fail(deadline_missed(self._name) if left <= 0 else deadline_unmeetable(self._name, needed, left))
         return True
-
-    def _count(self, jobs: int, cost: int) -> None:
-        self.cost += cost
-        self._observer.record_waiting(jobs)
 
 
 def deadline_missed(name: str) -> DeadlineError:
@@ -213,22 +258,10 @@ def deadline_missed(name: str) -> DeadlineError:
     return DeadlineError(Reason.DEADLINE, f"the deadline passed while waiting for {name}")
 
 
-def deadline_unmeetable(name: str, delay: float, needed: float, left: float) -> DeadlineError:
+def deadline_unmeetable(name: str, needed: float, left: float) -> DeadlineError:
     """Return the error of a job whose deadline is sooner than its expected result; all times in seconds."""
-    before = f"about {delay:.3g} s of work waits before it, " if delay else ""
     return DeadlineError(
-        Reason.DEADLINE,
-        f"the deadline cannot be met: {before}{name} takes about {needed:.3g} s, and {left:.3g} s are left",
-    )
-
-
-def deadline_at_risk(name: str, expected: float, at_worst: float, left: float) -> ResourceExhaustedError:
-    """Return the error of a job that the estimate would allow, but whose queue runs late; all times in seconds."""
-    return ResourceExhaustedError(
-        Reason.QUEUE_FULL,
-        f"{name} is overloaded: an answer is expected in {expected:.3g} s but may take {at_worst:.3g} s, "
-        f"and {left:.3g} s are left; try again later",
-        expected,
+        Reason.DEADLINE, f"the deadline cannot be met: {name} takes about {needed:.3g} s, and {left:.3g} s are left"
     )
 
 

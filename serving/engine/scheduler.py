@@ -1,8 +1,9 @@
 """Schedules one device: one batch at a time, the next prepared meanwhile, in an order that respects priorities.
 
-Queues of the same priority take turns. BULK batches run when no INTERACTIVE job waits; where some always do, one runs
-after INTERACTIVE_PER_BULK interactive batches, as soon as no job waits that a bulk batch has delayed already. So an
-interactive job waits for at most one batch of bulk jobs, and since queues are bounded, bulk jobs wait a bounded time.
+Of the queues of one priority, that whose first job is due first comes first; queues without due times take turns. BULK
+batches run when no INTERACTIVE job waits; where some always do, one runs after INTERACTIVE_PER_BULK interactive
+batches, as soon as no job waits that a bulk batch has delayed already. So an interactive job waits for at most one
+batch of bulk jobs, and since queues are bounded, bulk jobs wait a bounded time.
 """
 
 import asyncio
@@ -34,7 +35,13 @@ FAULT_PAUSE_SECONDS = 0.05
 
 
 class Work(Protocol[JobT_contra, ResultT_co]):
-    """A function of a device."""
+    """A function of a device.
+
+    Attributes:
+        measured: cost and seconds of a job that was computed already; zeros for none.
+    """
+
+    measured: tuple[float, float]
 
     def cost(self, job: JobT_contra) -> int:
         """Return the cost of one job, which is positive, such as the number of samples computed for it."""
@@ -78,6 +85,11 @@ class _ScheduledQueue:
         queues = self.source.queues
         return queues[self.priority] if queues else None
 
+    @property
+    def order(self) -> tuple[float, int]:
+        """Return its place among queues of its priority."""
+        return self.queue.due if self.queue else math.inf, self.last_batch
+
 
 class Scheduler:
     """Runs batches in one thread and prepares them in another; must be used on the event loop.
@@ -96,7 +108,6 @@ class Scheduler:
         self._running: asyncio.Task[None] | None = None
         self._running_source: BatchSource | None = None
         self._expected_end = 0.0
-        self._ended_at = -math.inf
         self._bulk_ended_at = -math.inf
         self._interactive_since_bulk = 0
         self._loop_task: asyncio.Task[None] | None = None
@@ -125,22 +136,10 @@ class Scheduler:
         """Whether nothing runs or waits."""
         return self._running is None and not any(each.queue for each in self._scheduled)
 
-    def delay(self, queue: PriorityQueue[Any, Any], priority: Priority, needed: float) -> float:
-        """Return the expected seconds until a job that takes `needed` seconds and joins this queue last is started.
-
-        Other queues of its priority take turns with this one, so they delay it by no more than its own queue does.
-        """
-        own = queue.expected_s
-        delay = max(0.0, self._expected_end - now()) + own if self._running is not None else own
-        for each in self._scheduled:
-            other = each.queue
-            if other is not None and other is not queue and each.priority <= priority:
-                delay += other.expected_s if each.priority < priority else min(other.expected_s, own + needed)
-        return delay
-
-    def earliest_start(self, arrived: float) -> float:
-        """Return when the batch that starts now, with a job that arrived at `arrived`, could have started at best."""
-        return self._ended_at if arrived <= self._ended_at else now()
+    def delay(self, queue: PriorityQueue[Any, Any]) -> float:
+        """Return the expected seconds until the running batch and all jobs of a queue are computed."""
+        running = max(0.0, self._expected_end - now()) if self._running is not None else 0.0
+        return running + queue.expected_s
 
     async def compute(self, work: Work[JobT, ResultT], jobs: Sequence[JobT], inputs: Any | None) -> list[ResultT]:
         """Return the results of jobs, computed in the device's thread; prepare them there if `inputs` is None.
@@ -240,7 +239,7 @@ class Scheduler:
 
     def _order(self) -> list[_ScheduledQueue]:
         """Return the queues that may form a batch, the most urgent first."""
-        waiting = sorted((each for each in self._scheduled if each.queue), key=lambda each: each.last_batch)
+        waiting = sorted((each for each in self._scheduled if each.queue), key=lambda each: each.order)
         interactive = [each for each in waiting if each.priority is Priority.INTERACTIVE]
         # Jobs that a bulk batch has delayed must not be delayed by another.
         if any(each.queue.oldest_arrival <= self._bulk_ended_at for each in interactive if each.queue):
@@ -265,9 +264,8 @@ class Scheduler:
 
     def _on_batch_end(self, _task: object) -> None:
         self._running = self._running_source = None
-        self._ended_at = now()
         if self._bulk_ended_at == math.inf:
-            self._bulk_ended_at = self._ended_at
+            self._bulk_ended_at = now()
         self._changed.set()
 
     async def _prepare(self, scheduled: _ScheduledQueue, batch: list[Any]) -> Any | None:

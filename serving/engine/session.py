@@ -82,6 +82,9 @@ class GraphSession(Generic[JobT, ResultT]):
         threads: on the CPU; 0 is one per core.
         limits: of batches.
 
+    Attributes:
+        measured: cost and seconds of a job after the warm-up; zeros before it.
+
     Raises:
         BundleError: the graph cannot be opened, or does not fit its bundle.
         StartupError: CUDA was asked for and does not work here.
@@ -99,6 +102,7 @@ class GraphSession(Generic[JobT, ResultT]):
         self._bundle = bundle
         self._device = device
         self._threads = threads
+        self.measured = (0.0, 0.0)
         self.open()
         self.buckets: Buckets = (cuda_buckets if self.provider == CUDA else cpu_buckets)(limits)
 
@@ -163,6 +167,10 @@ class GraphSession(Generic[JobT, ResultT]):
         try:
             for rows, samples in shapes:
                 self._try(rows, samples)
+            longest = max(samples for rows, samples in shapes if rows == 1)
+            started = time.monotonic()
+            self._try(1, longest)
+            self.measured = (float(self.buckets.length(longest)), time.monotonic() - started)
         except BundleError:
             raise
         except Exception as error:  # the errors of ONNX Runtime have no common base
@@ -239,6 +247,9 @@ def _open(bundle: Bundle, name: str, device: str, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Threads that wait for each other by spinning take the cores from all others of the server: 18 ms of processor time
+    # instead of 11 for 3 s of audio where they are busy.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")

@@ -1,32 +1,34 @@
 """Identification, independent of any protocol: a query in, answers out, or a `RequestError`."""
 
-import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from speakerlens.containers import Extent, extent
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.config import Config
 from speakerlens.serving.context import Stopwatch, current_context
-from speakerlens.serving.engine.graphs import PREDICTED
-from speakerlens.serving.engine.latency import LatencyEstimator
+from speakerlens.serving.engine.admission import Admission, Admitted
+from speakerlens.serving.engine.batcher import Batcher
+from speakerlens.serving.engine.graphs import PREDICTED, Job
+from speakerlens.serving.engine.queue import Estimate
 from speakerlens.serving.errors import (
     InvalidArgumentError,
     NotFoundError,
     Reason,
     RequestError,
-    ResourceExhaustedError,
     listed,
     quoted,
 )
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model, Models
 from speakerlens.serving.pipeline.answers import Answer, Identification, answer_of
-from speakerlens.serving.pipeline.concurrency import FULL
-from speakerlens.serving.pipeline.decode import AudioInfo, DurationLimit
+from speakerlens.serving.pipeline.concurrency import FULL, Codec
+from speakerlens.serving.pipeline.decode import SAMPLE_TYPES, AudioInfo, DurationLimit, EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.explain import Resolution
 from speakerlens.serving.pipeline.observer import MonitoredAnswer, MonitoringScope, Observer
 from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, Query, QueryOptions
@@ -35,31 +37,20 @@ from speakerlens.serving.pipeline.windows import Window, Windowing, WindowReader
 
 T = TypeVar("T")
 
-# When to retry where `max_in_flight` requests are in work, and where half of these are streams, which last longer.
-IN_FLIGHT_RETRY_SECONDS = 0.1
-STREAM_RETRY_SECONDS = 2.0
-# Time set aside for the reply, in multiples of its expected latency: one in the server, one on the network.
-REPLY_TIMES = 2
-# The most that is set aside, as a share of the time left to the deadline.
-MAX_REPLY_SHARE = 0.2
 
+class Costs:
+    """What a request costs beside the device's work, as measured.
 
-class ReplyTimeEstimator:
-    """Estimates the time from a model's result to the client's answer; must be used on the event loop."""
+    Attributes:
+        decoding: by container, seconds per sample of all channels.
+        detecting: seconds of the speech detector per window.
+        encoding: by whether maps were asked for, seconds from the last result to the answer per second of audio.
+    """
 
     def __init__(self) -> None:
-        self._latency = LatencyEstimator()
-
-    def record(self, seconds: float) -> None:
-        """Record the time from the last result of the device to the finished answer."""
-        self._latency.record(1, seconds)
-
-    def compute_deadline(self, deadline: float | None) -> float | None:
-        """Return the deadline for the device that leaves time for the reply, on the clock of `time.monotonic`."""
-        if deadline is None:
-            return None
-        left = max(0.0, deadline - time.monotonic())
-        return deadline - min(REPLY_TIMES * self._latency.cautious_seconds(1), MAX_REPLY_SHARE * left)
+        self.decoding: defaultdict[str, Estimate] = defaultdict(Estimate)
+        self.detecting = Estimate()
+        self.encoding = Estimate(), Estimate()
 
 
 class Pipeline:
@@ -71,19 +62,25 @@ class Pipeline:
         metrics: counts phases, answers and audio.
         codec: threads that decode and encode, so that the event loop does not.
         observer: receives every answer.
+        admission: admits requests; shared with what receives them.
     """
 
     def __init__(
-        self, models: Models, config: Config, metrics: Metrics, codec: ThreadPoolExecutor, observer: Observer
+        self,
+        models: Models,
+        config: Config,
+        metrics: Metrics,
+        codec: ThreadPoolExecutor,
+        observer: Observer,
+        admission: Admission,
     ) -> None:
         self.models = models
         self._config = config
         self._metrics = metrics
-        self._codec = codec
+        self._codec = Codec(codec, config.codec_threads)
         self.observer = observer
-        self._in_flight = 0
-        self._streams = 0
-        self._reply_time = ReplyTimeEstimator()
+        self._admission = admission
+        self._costs = Costs()
 
     def min_samples(self, model: Model) -> int:
         """Return the shortest audio accepted for a model, in samples at 16 kHz."""
@@ -105,55 +102,80 @@ class Pipeline:
         Raises:
             RequestError: the query or its audio is invalid, or the server is overloaded.
         """
-        with self.session(query, models) as session:
+        with (
+            self.admit(query, models, [extent_of(query.audio)]) as admitted,
+            self.session(query, models, admitted) as session,
+        ):
             least = max(self.min_samples(model) for model in models)
             reader = WindowReader(query.audio, self.duration_limit(query), self.windowing(models), least, query.field)
-            async for _ in session.windows(self.read(reader, session.stopwatch)):
+            async for _ in session.windows(self.read(reader, session, query.audio)):
                 pass
             return await self.finish(query, models, session, reader.info)
 
     @contextmanager
-    def session(
-        self, query: QueryOptions, models: Sequence[Model], parent: Stopwatch | None = None, live: bool = False
-    ) -> Iterator[RequestSession]:
-        """Enter a request session; it counts as in flight until the block is left.
+    def admit(
+        self, query: QueryOptions, models: Sequence[Model], audio: Sequence[Extent], live: bool = False
+    ) -> Iterator[Admitted]:
+        """Admit a request before any of its audio is decoded; it counts as in flight until the block is left.
 
         Args:
             query: what to compute.
             models: leased.
-            parent: stopwatch of the request that the session is a part of.
-            live: whether it is a stream, which lasts as long as its client likes; streams get half of the places.
+            audio: what is to be computed; nothing for a stream.
+            live: whether it is a stream.
 
         Raises:
-            RequestError: the query is invalid, or the server or all of the models are overloaded.
+            RequestError: the query is invalid, or the server is overloaded.
         """
-        targets = [explained_label(query, model) for model in models]
-        if self._in_flight >= self._config.max_in_flight:
-            raise ResourceExhaustedError(
-                Reason.IN_FLIGHT,
-                f"{self._config.max_in_flight} requests are in work already; try again later",
-                IN_FLIGHT_RETRY_SECONDS,
-            )
-        most = max(1, self._config.max_in_flight // 2)
-        if live and self._streams >= most:
-            raise ResourceExhaustedError(
-                Reason.IN_FLIGHT, f"{most} live streams are in work already; try again later", STREAM_RETRY_SECONDS
-            )
-        query = replace(query, deadline=self._reply_time.compute_deadline(query.deadline))
-        _check_room(query, models)
-        self._in_flight += 1
-        self._streams += live
+        for model in models:
+            explained_label(query, model)
+        shape, most = self.windowing(models), self.duration_limit(query).seconds
+        cost, windows = 0.0, 0
+        for each in audio:
+            seconds = min(each.frames / max(1, each.rate), most)
+            samples, count = seconds * SAMPLE_RATE, shape.count(seconds * SAMPLE_RATE)
+            computed = samples if count == 1 else count * shape.length
+            windows += count
+            cost += self._costs.decoding[each.container].seconds(seconds * each.rate * each.channels)
+            cost += self._costs.detecting.seconds(count)
+            cost += self._costs.encoding[query.explain is not None].seconds(seconds)
+            cost += sum(_queue(query, model).inference.seconds(computed) for model in models)
+        with self._admission.admit(cost, windows + 1, query.deadline, query.priority, live) as admitted:
+            yield admitted
+
+    @contextmanager
+    def session(
+        self, query: QueryOptions, models: Sequence[Model], admitted: Admitted, parent: Stopwatch | None = None
+    ) -> Iterator[RequestSession]:
+        """Enter a request session.
+
+        Args:
+            query: what to compute.
+            models: leased.
+            admitted: the request that it belongs to.
+            parent: stopwatch of the request that the session is a part of.
+
+        Raises:
+            RequestError: the query is invalid, or no model has room; a model that has none fails while others answer.
+        """
+        pairs = [(model, explained_label(query, model)) for model in models]
+        refusals = _refusals(query, models)
+        if refusals[0] is not None and all(refusals):
+            raise refusals[0]
         measure = None if query.monitoring is MonitoringScope.NOTHING else self.observer.measure_sound
-        keep = not live and self.observer.keeps_windows  # of a stream, each window is an answer of its own
-        pairs = list(zip(models, targets, strict=True))
-        session = RequestSession(pairs, query, self.run_in_thread, Stopwatch(parent), measure, keep)
+        keep = not admitted.live and self.observer.keeps_windows  # of a stream, each window is an answer of its own
+        session = RequestSession(
+            [(*pair, refusal) for pair, refusal in zip(pairs, refusals, strict=True)],
+            query,
+            admitted,
+            self._codec,
+            Stopwatch(parent),
+            measure=measure,
+            keep=keep,
+        )
         try:
             yield session
-            if session.computed_at is not None and not live:
-                self._reply_time.record(time.monotonic() - session.computed_at)
         finally:
-            self._in_flight -= 1
-            self._streams -= live
             for model, error in session.failures:
                 self.count_failure(model, error, alone=len(session.failures) == len(models))
 
@@ -171,6 +193,10 @@ class Pipeline:
                 lambda: tuple(answer_of(query, model, each) for model, each in zip(models, outputs, strict=True))
             )
         info = replace(info, speech=session.speech)
+        if session.computed_at is not None:
+            self._costs.encoding[query.explain is not None].record(info.seconds, time.monotonic() - session.computed_at)
+        if session.detected[0]:
+            self._costs.detecting.record(*session.detected)
         result = Identification(answers, info, session.stopwatch.timings())
         self._count(query, result)
         explained = query.explain is not None
@@ -190,16 +216,24 @@ class Pipeline:
 
     async def run_in_thread(self, function: Callable[[], T], /) -> T:
         """Run a function in a thread of the codec and return its result."""
-        return await asyncio.get_running_loop().run_in_executor(self._codec, function)
+        return await self._codec.run(function)
 
-    async def read(self, reader: WindowReader, stopwatch: Stopwatch) -> AsyncIterator[Window]:
-        """Yield the windows of a recording, decoding each when it is requested."""
+    async def read(
+        self, reader: WindowReader, session: RequestSession, audio: EncodedAudio | RawAudio
+    ) -> AsyncIterator[Window]:
+        """Yield the windows of a recording, decoding each when it is requested and when it is the session's turn."""
+        decoding = 0.0
         while True:
-            with stopwatch.decoding():
-                window = await self.run_in_thread(reader.next)
+            with session.stopwatch.decoding():
+                async with session.turn():
+                    started = time.monotonic()
+                    window = await self.run_in_thread(reader.next)
+                    decoding += time.monotonic() - started
             if window is None:
-                return
+                break
             yield window
+        extent = extent_of(audio)
+        self._costs.decoding[extent.container].record(extent.frames * extent.channels, decoding)
 
     def _count(self, query: QueryOptions, result: Identification) -> None:
         call = current_context.get(None)
@@ -255,18 +289,26 @@ def explained_label(query: QueryOptions, model: Model) -> int:
     return speakers.index(target)
 
 
-def _check_room(query: QueryOptions, models: Sequence[Model]) -> None:
-    """Refuse early if no model has room; if some have, the others fail by name when they are asked.
+def extent_of(audio: EncodedAudio | RawAudio) -> Extent:
+    """Return what audio holds by its header; nothing is decoded."""
+    if isinstance(audio, EncodedAudio):
+        return extent(audio.data)
+    frames = len(audio.data) / (SAMPLE_TYPES[audio.sample_type].itemsize * audio.channels)
+    return Extent("raw", frames, audio.sample_rate, audio.channels)
 
-    Raises:
-        RequestError: that of the first model.
-    """
-    refusals: list[RequestError] = []
+
+def _queue(query: QueryOptions, model: Model) -> Batcher[Job, Any]:
+    return model.explain if query.explain else model.predict
+
+
+def _refusals(query: QueryOptions, models: Sequence[Model]) -> list[RequestError | None]:
+    """Return for each model why it has no room for the query now, None where it has."""
+    refusals: list[RequestError | None] = []
     for model in models:
-        queue = model.explain if query.explain else model.predict
         try:
-            queue.check_room(query.deadline, query.priority)
+            _queue(query, model).check_room(query.priority)
         except RequestError as error:
             refusals.append(error)
-    if len(refusals) == len(models):
-        raise refusals[0]
+        else:
+            refusals.append(None)
+    return refusals

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from speakerlens.measures.sound import Sound
 from speakerlens.serving.context import Stopwatch
+from speakerlens.serving.engine.admission import Admitted
 from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.graphs import PREDICTED, ExplainedPrediction, Job, Prediction, check_finite
 from speakerlens.serving.engine.queue import Priority
-from speakerlens.serving.errors import Reason, RequestError
+from speakerlens.serving.errors import RequestError
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import (
     ModelOutput,
@@ -33,7 +34,7 @@ from speakerlens.serving.pipeline.aggregate import (
     WindowOutput,
     stitched,
 )
-from speakerlens.serving.pipeline.concurrency import RunInThread, map_concurrent, retry_when_full
+from speakerlens.serving.pipeline.concurrency import Codec, map_concurrent
 from speakerlens.serving.pipeline.query import QueryOptions
 from speakerlens.serving.pipeline.vad import holds_speech
 from speakerlens.serving.pipeline.windows import Window
@@ -76,15 +77,17 @@ class RequestSession:
     """One request's run through its models.
 
     Args:
-        models: each with the label to explain, or PREDICTED.
+        models: each with the label to explain, or PREDICTED, and why it is not asked, None if it is.
         query: what to compute. With maps, all windows are kept until the end.
-        run_in_thread: runs a function in a thread.
+        admitted: the request that it belongs to.
+        codec: runs functions in threads.
         stopwatch: records the phases.
         measure: measures the sound of the windows; None if that is not wanted.
         keep: whether to keep a window for sampling: the first with speech, else the first.
 
     Attributes:
         computed_at: arrival of the last result, on the clock of `time.monotonic`; None before the first.
+        detected: windows in which speech was looked for, and the seconds that this took.
         kept: the window that was kept.
         sounds: measures of the windows so far.
         speech: whether any window so far holds speech.
@@ -92,16 +95,21 @@ class RequestSession:
 
     def __init__(
         self,
-        models: Sequence[tuple[Model, int]],
+        models: Sequence[tuple[Model, int, Exception | None]],
         query: QueryOptions,
-        run_in_thread: RunInThread,
+        admitted: Admitted,
+        codec: Codec,
         stopwatch: Stopwatch,
+        *,
         measure: MeasureSound | None = None,
         keep: bool = False,
     ) -> None:
-        self._states = [_ModelState(model, target, WindowAggregator(model.bundle)) for model, target in models]
+        self._states = [
+            _ModelState(model, target, WindowAggregator(model.bundle), error=error) for model, target, error in models
+        ]
         self._query = query
-        self._run_in_thread = run_in_thread
+        self._admitted = admitted
+        self._codec = codec
         self._urgent: Callable[[Window], bool] = _is_first
         self._windows = 0
         self._last: Window | None = None
@@ -112,11 +120,16 @@ class RequestSession:
         self.kept: WindowOutput | None = None
         self.computed_at: float | None = None
         self.speech = False
+        self.detected = (0, 0.0)
 
     @property
     def failures(self) -> list[tuple[Model, Exception]]:
         """Return the models that failed so far, each with its error."""
         return [(state.model, state.error) for state in self._states if state.error is not None]
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Return a block in which the request decodes, when it is its turn: interactive before bulk, then as due."""
+        return self._codec.turn((self._admitted.priority, self._admitted.due))
 
     async def windows(
         self, windows: AsyncIterator[Window], urgent: Callable[[Window], bool] = _is_first
@@ -168,13 +181,22 @@ class RequestSession:
         speech is computed for its features.
         """
         if self.speech and self._query.explain is None:
-            speech = await self._run_in_thread(lambda: _holds_speech(window, stopwatch))
+            speech = await self._holds_speech(window, stopwatch)
             return speech, await self._compute_models(window, stopwatch) if speech else ()
         speech, outputs = await asyncio.gather(
-            self._run_in_thread(lambda: _holds_speech(window, stopwatch)), self._compute_models(window, stopwatch)
+            self._holds_speech(window, stopwatch), self._compute_models(window, stopwatch)
         )
         self.speech = self.speech or speech
         return speech, outputs
+
+    async def _holds_speech(self, window: Window, stopwatch: Stopwatch) -> bool:
+        with stopwatch.decoding():
+            async with self.turn():
+                started = time.monotonic()
+                speech = await self._codec.run(lambda: holds_speech(window.samples))
+                windows, seconds = self.detected
+                self.detected = windows + 1, seconds + time.monotonic() - started
+        return speech
 
     async def _compute_models(self, window: Window, stopwatch: Stopwatch) -> tuple[ModelOutput | Exception, ...]:
         return tuple(await asyncio.gather(*(self._try_model(state, window, stopwatch) for state in self._states)))
@@ -202,13 +224,9 @@ class RequestSession:
 
     async def _compute(self, state: _ModelState, window: Window, target: int, stopwatch: Stopwatch) -> Prediction:
         queue: Batcher[Job, Any] = state.model.predict if self._query.explain is None else state.model.explain
-        job, deadline = Job(window.samples, target), self._query.deadline
-        priority = self._query.priority if self._urgent(window) else Priority.BULK
-        if self._windows or not _is_first(window):
-            done = await retry_when_full(lambda: queue.submit(job, deadline, priority), (Reason.QUEUE_FULL,))
-        else:
-            # Nothing has been done for the request yet: its client decides whether to wait.
-            done = await queue.submit(job, deadline, priority)
+        admitted, urgent = self._admitted, self._urgent(window)
+        priority = self._query.priority if urgent or not (admitted.long or admitted.live) else Priority.BULK
+        done = await queue.submit(Job(window.samples, target), admitted.latest, priority, admitted.due)
         self.computed_at = time.monotonic()
         stopwatch.computed(done.queue_s, done.inference_s)
         prediction: Prediction = done.result
@@ -219,6 +237,7 @@ class RequestSession:
         """Add a window's outputs to those before, and return it with the turns that it is part of."""
         self._windows += 1
         self._last = output.window
+        self._admitted.advance()
         self.sounds.add(output.sound)
         if self._keep and output.outputs and (self.kept is None or (output.speech and not self.kept.speech)):
             self.kept = output
@@ -267,7 +286,7 @@ class RequestSession:
                 features, maps = stitched(state.model.bundle, pieces, samples)
             return ExplainedPrediction(prediction.logits, prediction.embedding, target, features, maps)
 
-        return await self._run_in_thread(stitch)
+        return await self._codec.run(stitch)
 
 
 async def map_ordered(
@@ -313,8 +332,3 @@ async def map_ordered(
         for task in (filling, *tasks):
             task.cancel()
         await asyncio.gather(filling, *tasks, return_exceptions=True)
-
-
-def _holds_speech(window: Window, stopwatch: Stopwatch) -> bool:
-    with stopwatch.decoding():
-        return holds_speech(window.samples)

@@ -238,7 +238,10 @@ async def identify_stream(
         """Return whether the audio arrives no faster than it is spoken; an upload of a file is bulk work."""
         return window.stop <= (time.monotonic() - started) * SAMPLE_RATE + ahead
 
-    with pipeline.session(query, models, live=True) as session:
+    with (
+        pipeline.admit(query, models, (), live=True) as admitted,
+        pipeline.session(query, models, admitted) as session,
+    ):
         windows = live.windows(chunks, pipeline.run_in_thread, session.stopwatch)
         async with aclosing(session.windows(windows, in_real_time)) as outputs:
             async for output in outputs:

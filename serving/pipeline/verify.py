@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 
 from speakerlens.serving.bundle import Bundle, ThresholdBasis
 from speakerlens.serving.context import Stopwatch, Timings
+from speakerlens.serving.engine.admission import Admitted
 from speakerlens.serving.engine.graphs import ComparedJob, Comparison, check_finite
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import FailedPreconditionError, InvalidArgumentError, Reason, quoted
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import Piece, stitched
 from speakerlens.serving.pipeline.answers import Answer
-from speakerlens.serving.pipeline.concurrency import map_concurrent, retry_when_full
+from speakerlens.serving.pipeline.concurrency import map_concurrent
 from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.enroll import checked_name, direction, not_enrolled
 from speakerlens.serving.pipeline.explain import ExplainOptions, Explanation, encoded
-from speakerlens.serving.pipeline.identify import Pipeline, explained_label
+from speakerlens.serving.pipeline.identify import Pipeline, explained_label, extent_of
 from speakerlens.serving.pipeline.observer import MonitoringScope
 from speakerlens.serving.pipeline.query import QueryOptions
 from speakerlens.serving.pipeline.session import WINDOWS_AT_ONCE
@@ -101,26 +102,42 @@ class Verifier:
             RequestError: the audio is invalid, or the speaker is not enrolled, or not with this bundle.
         """
         _check(claim, model)
-        stopwatch = Stopwatch()
+        enrolment, sides = None, [(claim.audio, "audio")]
         if isinstance(claim.against, str):
             enrolment = await self._enrolment(claim.against, model.bundle)
-            utterance = await self._embed(claim, claim.audio, "audio", model, stopwatch)
-            reference, other = direction(enrolment.embedding), None
-            threshold = _threshold(model.bundle, enrolment.utterances)
         else:
-            sides = ((claim.audio, "audio"), (claim.against, "other"))
-            utterance, other = await map_concurrent(
-                sides, lambda side: self._embed(claim, *side, model, stopwatch), len(sides)
-            )
+            sides.append((claim.against, "other"))
+        options = QueryOptions(explain=claim.explain, priority=claim.priority, deadline=claim.deadline)
+        with self._pipeline.admit(options, [model], [extent_of(audio) for audio, _ in sides]) as admitted:
+            return await self._compared(claim, model, sides, enrolment, admitted)
+
+    async def _compared(
+        self,
+        claim: VerificationRequest,
+        model: Model,
+        sides: Sequence[tuple[Audio, str]],
+        enrolment: Enrolment | None,
+        admitted: Admitted,
+    ) -> VerificationResult:
+        """Compare the sides with each other, or the only one with an enrolment."""
+        stopwatch = Stopwatch()
+        utterance, *others = await map_concurrent(
+            sides, lambda side: self._embed(claim, *side, model, admitted, stopwatch), len(sides)
+        )
+        other = others[0] if others else None
+        if other is None:
+            assert enrolment is not None
+            reference, threshold = direction(enrolment.embedding), _threshold(model.bundle, enrolment.utterances)
+        else:
             reference, threshold = other.direction, _threshold(model.bundle, 1)
         score = float(np.clip(utterance.direction @ reference, -1.0, 1.0))
         explanation = other_explanation = None
         if claim.explain is not None:
             name = claim.against if isinstance(claim.against, str) else ""
-            explanation = await self._explain(claim, claim.explain, utterance, reference, model, name, stopwatch)
+            explanation = await self._explain(claim.explain, utterance, reference, model, name, admitted, stopwatch)
             if other is not None:
                 other_explanation = await self._explain(
-                    claim, claim.explain, other, utterance.direction, model, "", stopwatch
+                    claim.explain, other, utterance.direction, model, "", admitted, stopwatch
                 )
         return VerificationResult(
             model.bundle.variant,
@@ -158,7 +175,13 @@ class Verifier:
         )
 
     async def _embed(
-        self, claim: VerificationRequest, audio: Audio, name: str, model: Model, stopwatch: Stopwatch
+        self,
+        claim: VerificationRequest,
+        audio: Audio,
+        name: str,
+        model: Model,
+        admitted: Admitted,
+        stopwatch: Stopwatch,
     ) -> _Utterance:
         pipeline = self._pipeline
         query = QueryOptions(
@@ -169,9 +192,9 @@ class Verifier:
             field=name,
         )
         limit = pipeline.duration_limit(QueryOptions(explain=claim.explain))
-        with pipeline.session(query, [model], stopwatch) as session:
+        with pipeline.session(query, [model], admitted, stopwatch) as session:
             reader = WindowReader(audio, limit, pipeline.windowing([model]), pipeline.min_samples(model), name)
-            outputs = session.windows(pipeline.read(reader, session.stopwatch))
+            outputs = session.windows(pipeline.read(reader, session, audio))
             # Windows are kept only where maps of them are asked for.
             windows = [(each.window, each.speech) async for each in outputs if claim.explain is not None]
             result = await pipeline.finish(query, [model], session, reader.info)
@@ -184,12 +207,12 @@ class Verifier:
 
     async def _explain(
         self,
-        claim: VerificationRequest,
         options: ExplainOptions,
         utterance: _Utterance,
         reference: NDArray[np.float64],
         model: Model,
         speaker: str,
+        admitted: Admitted,
         stopwatch: Stopwatch,
     ) -> Explanation:
         """Return the maps of the cosine between an utterance and a reference of length one."""
@@ -198,7 +221,7 @@ class Verifier:
         target = (reference if single else orthogonal).astype(np.float32)
 
         async def compare(item: tuple[Window, bool]) -> Comparison:
-            return await _compare(claim, model, ComparedJob(item[0].samples, target), stopwatch)
+            return await _compare(model, ComparedJob(item[0].samples, target), admitted, stopwatch)
 
         try:
             comparisons = await map_concurrent(utterance.windows, compare, WINDOWS_AT_ONCE)
@@ -226,9 +249,8 @@ def _threshold(bundle: Bundle, utterances: int) -> float:
     return [threshold for size, threshold in bundle.verification_thresholds if size <= utterances][-1]
 
 
-async def _compare(claim: VerificationRequest, model: Model, job: ComparedJob, stopwatch: Stopwatch) -> Comparison:
-    # The embeddings are computed: what is left waits for room.
-    done = await retry_when_full(lambda: model.verify.submit(job, claim.deadline, claim.priority))
+async def _compare(model: Model, job: ComparedJob, admitted: Admitted, stopwatch: Stopwatch) -> Comparison:
+    done = await model.verify.submit(job, admitted.latest, admitted.priority, admitted.due)
     stopwatch.computed(done.queue_s, done.inference_s)
     check_finite(model.bundle.name, done.result)
     return done.result

@@ -31,6 +31,10 @@ class Windowing:
     hop: int
     grid: int
 
+    def count(self, samples: float) -> int:
+        """Return how many windows audio of so many samples has."""
+        return 1 + max(0, math.ceil((samples - self.length) / self.hop))
+
 
 def windowing(seconds: float, bundles: Iterable[Bundle]) -> Windowing:
     """Return windows of `seconds`, with a hop of about half, on a grid that fits the maps of all `bundles`."""

@@ -19,6 +19,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from speakerlens.serving.context import ID_HEADER, CallContext, current_context
+from speakerlens.serving.engine.admission import Admission
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, UnavailableError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.rpc.tracing import Tracing
@@ -34,6 +35,9 @@ DEADLINE_SLACK_SECONDS = 0.05
 MAX_BUILTIN_BYTES = 8 * 1024
 # A client's id goes into headers and log lines: printable ASCII without spaces, of bounded length.
 CLIENT_ID = re.compile(r"[!-~]{1,64}")
+
+# Methods that are admitted as a whole. The requests of a batch are admitted one by one, and wait for it.
+ADMITTED = frozenset({"Identify", "Embed", "Verify", "ModelInfer"})
 
 MALFORMED = "the message is not of the method's request type"
 NO_MESSAGE = "the call has no message"
@@ -94,6 +98,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     Args:
         services: full names of the services.
         gate: lets calls in, and counts those in progress.
+        admission: refuses calls that would be too late, before their messages are read.
         metrics: counts every call once.
         transfers: receives requests and delivers answers.
         always: paths of the methods that are answered even while the gate is closed.
@@ -104,6 +109,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self,
         services: Collection[str],
         gate: CallGate,
+        admission: Admission,
         metrics: Metrics,
         transfers: MessageTransfer,
         always: Collection[str] = (),
@@ -112,6 +118,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._services = frozenset(services)
         self._always = frozenset(always)
         self._gate = gate
+        self._admission = admission
         self._metrics = metrics
         self._transfers = transfers
         self._tracing = tracing
@@ -157,6 +164,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             if gate is not None:
                 gate.enter(context)
+            if call.method in ADMITTED:
+                remaining = context.time_remaining()
+                self._admission.check(None if remaining is None else time.monotonic() + remaining)
             # gRPC's generator is part of a reference cycle, and would keep its message until the next collection.
             async with contextlib.aclosing(aiter(incoming)) as messages:
                 payload = await self._respond(handler, messages, context, reservation)

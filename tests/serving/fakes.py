@@ -22,6 +22,7 @@ class Recorder:
     gate: threading.Event = field(default_factory=threading.Event)
     depth: int = 0
     deepest: int = 0
+    measured: tuple[float, float] = (0.0, 0.0)
     prepared: list[list[int]] = field(default_factory=list)
     batches: list[list[int]] = field(default_factory=list)
     batch_sizes: list[int] = field(default_factory=list)

@@ -1,18 +1,14 @@
-"""Deadlines: jobs that cannot meet theirs are refused early and not computed; accepted jobs keep theirs."""
+"""Deadlines of jobs: those that cannot meet theirs are refused early and not computed."""
 
 import asyncio
 
 import pytest
 
-from speakerlens.serving.engine.latency import LatencyEstimator
-from speakerlens.serving.engine.queue import Priority, PriorityQueue, QueuedJob, QueueLimits
-from speakerlens.serving.engine.scheduler import Scheduler
-from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedError
-from tests.serving.engine.scene import LIMITS, ONE_BY_ONE, Scene, play, settle
+from speakerlens.serving.engine.queue import Estimate, Priority, PriorityQueue, QueuedJob, QueueLimits
+from speakerlens.serving.errors import DeadlineError, ResourceExhaustedError
+from tests.serving.engine.scene import LIMITS, Scene, play, settle
 from tests.serving.fakes import Recorder, TimedWork
 from tests.serving.virtual_time import current_loop, run_virtual
-
-DEADLINE_SECONDS = 1.0
 
 
 def unit_work(**seconds: float) -> TimedWork:
@@ -76,8 +72,8 @@ def test_a_job_is_dropped_once_computing_would_be_late(left: float, computed: bo
     """The queue asks again when it forms a batch: 0.5 s are needed then, whatever was expected on arrival."""
 
     async def main() -> None:
-        inference = LatencyEstimator()
-        queue = PriorityQueue[int, int]("test", LIMITS, inference, LatencyEstimator(), Recorder())
+        inference = Estimate()
+        queue = PriorityQueue[int, int]("test", LIMITS, inference, Recorder())
         queued = QueuedJob[int, int](1, 1, current_loop().time() + 10)
         queue.add(queued)
         inference.record(1, 0.5)
@@ -89,62 +85,6 @@ def test_a_job_is_dropped_once_computing_would_be_late(left: float, computed: bo
             assert "takes about 0.5 s, and 0.49 s are left" in str(queued.future.exception())
 
     run_virtual(main())
-
-
-def test_a_queue_that_takes_too_long_refuses_by_its_estimate() -> None:
-    async def scenario(scene: Scene) -> None:
-        await scene.learn()
-        tasks = [await scene.submit(0) for _ in range(4)]
-        started = scene.time
-        text = r"cannot be met: about 4 s of work waits before it, test takes about 1 s, and 4\.9 s are left"
-        with pytest.raises(DeadlineError, match=text):
-            await scene.batcher.submit(0, started + 4.9)
-        with pytest.raises(DeadlineError, match="about 4 s of work waits before it, test takes about 0 s"):
-            scene.batcher.check_room(started + 3.9)
-        scene.batcher.check_room(started + 4.1)
-        assert scene.time == started
-        tasks.append(await scene.submit(0, 5.1))
-        await asyncio.gather(*tasks)
-
-    play(scenario, unit_work(), ONE_BY_ONE)
-
-
-def test_a_queue_that_varies_is_estimated_cautiously() -> None:
-    """The mean of batches of 1 and 2 s says less than the 8 s that are left; the deviations say more."""
-
-    async def scenario(scene: Scene) -> None:
-        for number in range(20):
-            scene.work.compute_s = 1.0 + number % 2
-            await scene.batcher.submit(0)
-        tasks = [await scene.submit(0) for _ in range(4)]
-        queue = scene.batcher.queues[Priority.INTERACTIVE]
-        mean = queue._turnaround.seconds(queue.cost)
-        assert mean < 7
-        with pytest.raises(DeadlineError, match="of work waits before it"):
-            await scene.batcher.submit(0, scene.time + 8)
-        await asyncio.gather(*tasks)
-
-    play(scenario, unit_work(), ONE_BY_ONE)
-
-
-def test_a_queue_that_runs_late_refuses_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs wait twice as long as expected, for whatever reason."""
-    delay = Scheduler.delay
-    monkeypatch.setattr(Scheduler, "delay", lambda *arguments: 0.5 * delay(*arguments))
-
-    async def scenario(scene: Scene) -> None:
-        for _ in range(4):
-            await asyncio.gather(*(scene.batcher.submit(0) for _ in range(8)))
-        tasks = [await scene.submit(0) for _ in range(12)]
-        started = scene.time
-        with pytest.raises(ResourceExhaustedError, match=r"test is overloaded: .* expected in 0\.7 s") as caught:
-            await scene.batcher.submit(0, started + 0.9)
-        assert caught.value.reason is Reason.QUEUE_FULL
-        assert caught.value.retry_after_s == pytest.approx(0.7)
-        assert scene.time == started
-        await asyncio.gather(*tasks)
-
-    play(scenario, unit_work(compute_s=0.1), ONE_BY_ONE)
 
 
 def test_one_slow_batch_does_not_shut_an_idle_queue() -> None:
@@ -180,32 +120,6 @@ def test_a_deadline_that_passes_in_a_failed_batch_ends_it() -> None:
     play(scenario, TimedWork(frozenset({1})))
 
 
-def test_accepted_jobs_are_answered_in_time_under_overload() -> None:
-    """Six times as many jobs as can be computed; preparing takes four times as long as computing."""
-    outcomes: list[str] = []
-
-    async def call(scene: Scene) -> None:
-        started = scene.time
-        try:
-            await scene.batcher.submit(0, started + DEADLINE_SECONDS)
-            outcomes.append("answered")
-        except (DeadlineError, ResourceExhaustedError):
-            outcomes.append("refused" if scene.time == started else "late")
-
-    async def scenario(scene: Scene) -> None:
-        callers = []
-        while scene.time < 5 * DEADLINE_SECONDS:
-            callers.append(asyncio.create_task(call(scene)))
-            await asyncio.sleep(0.04 / 6)
-        await asyncio.gather(*callers)
-
-    play(scenario, unit_work(prepare_s=0.04, compute_s=0.01), ONE_BY_ONE)
-    later = outcomes[len(outcomes) // 2 :]
-    assert later.count("answered") > 40
-    assert later.count("refused") > later.count("answered")
-    assert later.count("late") <= 0.05 * later.count("answered")
-
-
 def test_a_full_queue_says_when_to_try_again() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.learn()
@@ -219,3 +133,20 @@ def test_a_full_queue_says_when_to_try_again() -> None:
             task.cancel()
 
     play(scenario, unit_work(), QueueLimits(max_waiting=100, max_batch=8, max_batch_cost=10**9))
+
+
+def test_jobs_are_computed_in_the_order_in_which_calls_are_due() -> None:
+    """Over all queues of a priority; a job of an admitted call finds room in a full queue."""
+
+    async def scenario(scene: Scene) -> None:
+        running = await scene.submit(0)
+        await settle()
+        dues = {1: 9.0, 2: 3.0, 3: 6.0, 4: 3.0, 5: 1.0}
+        tasks = [
+            asyncio.create_task(scene.batchers[number % 2].submit(number, None, Priority.INTERACTIVE, due))
+            for number, due in dues.items()
+        ]
+        await asyncio.gather(running, *tasks)
+        assert scene.log == [[0], [5], [2], [4], [3], [1]]
+
+    play(scenario, limits=QueueLimits(max_waiting=1, max_batch=1, max_batch_cost=10**9))

@@ -164,22 +164,20 @@ def test_an_idle_scheduler_says_so() -> None:
     play(scenario)
 
 
-def test_the_delay_counts_what_comes_before() -> None:
-    """Batches take 1 s; another queue of the same priority counts by turns, bulk work not at all."""
+def test_the_delay_counts_what_runs_and_waits() -> None:
+    """Batches take 1 s."""
 
     async def scenario(scene: Scene) -> None:
         await scene.learn()
         scheduler, [queue, bulk] = scene.scheduler, scene.batcher.queues
-        assert scheduler.delay(queue, Priority.INTERACTIVE, 1.0) == 0
+        assert scheduler.delay(queue) == 0
         tasks = [await scene.submit(0)]
         await asyncio.sleep(0.25)
-        assert abs(scheduler.delay(queue, Priority.INTERACTIVE, 1.0) - 0.75) < 1e-6
+        assert abs(scheduler.delay(queue) - 0.75) < 1e-6
         tasks += [await scene.submit(0) for _ in range(3)]
         tasks += [await scene.submit(0, priority=Priority.BULK) for _ in range(2)]
-        assert abs(scheduler.delay(queue, Priority.INTERACTIVE, 1.0) - 3.75) < 1e-6
-        other = scene.batchers[1].queues[0]
-        assert abs(scheduler.delay(other, Priority.INTERACTIVE, 1.0) - 1.75) < 1e-6
-        assert abs(scheduler.delay(bulk, Priority.BULK, 1.0) - 5.75) < 1e-6
+        assert abs(scheduler.delay(queue) - 3.75) < 1e-6
+        assert abs(scheduler.delay(bulk) - 2.75) < 1e-6
         await asyncio.gather(*tasks)
 
-    play(scenario, limits=ONE_BY_ONE)
+    play(scenario, TimedWork(fixed_cost=1), limits=ONE_BY_ONE)

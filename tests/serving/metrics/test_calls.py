@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from speakerlens.serving.context import variant_label
+from speakerlens.serving.engine.admission import Admission
 from speakerlens.serving.errors import Reason, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor
@@ -27,7 +28,7 @@ async def surrounded(behaviour: Any, metrics: Metrics) -> Any:
 
     gate = CallGate()
     gate.closed = None
-    interceptor = CallInterceptor(("service",), gate, metrics, MessageTransfer(60, 2**20, 2**20))
+    interceptor = CallInterceptor(("service",), gate, Admission(9), metrics, MessageTransfer(60, 2**20, 2**20))
     details = mock.Mock(method="/service/Identify", invocation_metadata=())
     return (await interceptor.intercept_service(continuation, details)).stream_unary
 

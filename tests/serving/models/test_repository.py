@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from speakerlens.serving.config import Config
+from speakerlens.serving.engine.admission import Admission
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.metrics import Metrics
@@ -38,7 +39,7 @@ class World:
     def identifier(self, codec: ThreadPoolExecutor, config: Config) -> Pipeline:
         """The core over what is loaded."""
         watcher = RobustnessObserver(config, self.metrics, self.models, self.scheduler)
-        return Pipeline(self.models, config, self.metrics, codec, watcher)
+        return Pipeline(self.models, config, self.metrics, codec, watcher, Admission(config.max_in_flight))
 
     async def load(self) -> list[str]:
         await self.repository.load()

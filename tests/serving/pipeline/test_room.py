@@ -70,8 +70,8 @@ def test_model_without_room_fails_by_name_while_another_answers(
     asked(tmp_path, scenario)
 
 
-def test_a_window_that_is_explained_again_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All the work has been done but this: also the first window is not refused now."""
+def test_windows_of_admitted_request_find_room_in_full_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among them those that are explained again, when all the work has been done but this."""
     toy.write_bundle(tmp_path, "v", 1, seed=1)
     audio = np.concatenate([talk(3.0, seed=1), talk(12.0, seed=6)])
     again: list[Job] = []
@@ -80,18 +80,17 @@ def test_a_window_that_is_explained_again_waits_for_room(tmp_path: Path, monkeyp
         with world.models.lease([]) as models:
             submit = models[0].explain.submit
 
-            async def refusing_once(job: Job, *arguments: Any) -> Any:
-                if job.target != PREDICTED and not any(job.audio is each.audio for each in again):
+            async def watched(job: Job, *arguments: Any) -> Any:
+                if job.target != PREDICTED:
                     again.append(job)
-                    raise ResourceExhaustedError(Reason.QUEUE_FULL, "full", 0.001)
                 return await submit(job, *arguments)
 
-            monkeypatch.setattr(models[0].explain, "submit", refusing_once)
+            monkeypatch.setattr(models[0].explain, "submit", watched)
             [answer] = (await core.identify(query(audio, "v", explain=True), models)).answers
             assert isinstance(answer, Answer)
         assert any(np.array_equal(job.audio, audio[: len(job.audio)]) for job in again), "the first was not among them"
 
-    asked(tmp_path, scenario, window_seconds=3.0)
+    asked(tmp_path, scenario, window_seconds=3.0, queue_size=1)
 
 
 def test_a_refusal_for_want_of_a_place_says_when_to_come_again(tmp_path: Path) -> None:
@@ -100,7 +99,7 @@ def test_a_refusal_for_want_of_a_place_says_when_to_come_again(tmp_path: Path) -
     async def scenario(core: Pipeline, world: World) -> None:
         with (
             world.models.lease([]) as models,
-            core.session(query(voice(1.0)), models),
+            core.admit(query(voice(1.0)), models, ()),
             pytest.raises(ResourceExhaustedError) as caught,
         ):
             await core.identify(query(voice(1.0)), models)

@@ -17,6 +17,7 @@ from speakerlens.measures.prediction import scores
 from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
 from speakerlens.measures.sound import join, measure_sound
 from speakerlens.serving.config import Config
+from speakerlens.serving.engine.admission import Admission
 from speakerlens.serving.engine.graphs import ExplainedPrediction
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import RequestError
@@ -75,7 +76,12 @@ def play(root: Path, scenario: Callable[[Scene], Coroutine[Any, Any, None]], **s
             watcher = RobustnessObserver(config, world.metrics, world.models, world.scheduler)
             await world.load()
             try:
-                await scenario(Scene(world, Pipeline(world.models, config, world.metrics, codec, watcher)))
+                await scenario(
+                    Scene(
+                        world,
+                        Pipeline(world.models, config, world.metrics, codec, watcher, Admission(config.max_in_flight)),
+                    )
+                )
             finally:
                 await watcher.close()
         assert not world.models._leases

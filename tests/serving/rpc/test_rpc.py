@@ -10,6 +10,7 @@ import pytest
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.context import current_context
+from speakerlens.serving.engine.admission import Admission
 from speakerlens.serving.errors import InvalidArgumentError, Reason, ResourceExhaustedError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.rpc.interceptor import CallGate, CallInterceptor
@@ -80,9 +81,9 @@ class Bench:
         }
 
     async def __aenter__(self) -> "Bench":
-        self._server = grpc.aio.server(
-            interceptors=[CallInterceptor((SERVICE, "test.Other"), self.gate, self.metrics, self.transfers)]
-        )
+        services = (SERVICE, "test.Other")
+        interceptor = CallInterceptor(services, self.gate, Admission(9), self.metrics, self.transfers)
+        self._server = grpc.aio.server(interceptors=[interceptor])
         plain: dict[str, Any] = {
             "request_deserializer": pb.IdentifyStreamRequest.FromString,
             "response_serializer": pb.IdentifyStreamResponse.SerializeToString,

@@ -1,0 +1,260 @@
+"""Admission in virtual time: what is admitted is answered in time; what is refused is refused at once."""
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speakerlens.serving.engine.admission import (
+    CAUTION,
+    LONG_SECONDS,
+    MAX_SPEED,
+    MIN_SPEED,
+    PATIENT_SECONDS,
+    Admission,
+    Admitted,
+)
+from speakerlens.serving.engine.queue import Priority
+from speakerlens.serving.errors import DeadlineError, Reason, ResourceExhaustedError
+from tests.serving.engine.scene import ONE_BY_ONE, Scene, play
+from tests.serving.fakes import TimedWork
+from tests.serving.virtual_time import current_loop, run_virtual
+
+DEADLINE_SECONDS, SECONDS = 1.0, 3.0
+
+
+class Door:
+    """An admission, and the calls inside."""
+
+    def __init__(self, most: int = 100) -> None:
+        self.admission = Admission(most)
+        self.calls: dict[Admitted, ExitStack] = {}
+
+    def admit(
+        self, cost: float, left: float | None = None, priority: Priority = Priority.INTERACTIVE, live: bool = False
+    ) -> Admitted:
+        """Admit a call with `left` seconds to its deadline."""
+        deadline = None if left is None else current_loop().time() + left
+        stack = ExitStack()
+        call = stack.enter_context(self.admission.admit(cost, 4, deadline, priority, live))
+        self.calls[call] = stack
+        return call
+
+    def check(self, left: float | None) -> None:
+        self.admission.check(None if left is None else current_loop().time() + left)
+
+    def release(self, call: Admitted) -> None:
+        self.calls.pop(call).close()
+
+
+def at_the_door(scenario: Callable[[Door], Coroutine[Any, Any, None]], most: int = 100) -> None:
+    async def main() -> None:
+        await scenario(Door(most))
+
+    run_virtual(main())
+
+
+def test_call_is_refused_where_work_before_it_takes_too_long() -> None:
+    async def scenario(door: Door) -> None:
+        for _ in range(4):
+            door.admit(0.1, 0.8)
+        expected = CAUTION * 0.4 + 0.1
+        with pytest.raises(ResourceExhaustedError, match=f"an answer is expected in {expected:.3g} s") as caught:
+            door.admit(0.1, expected - 0.01)
+        assert caught.value.reason is Reason.QUEUE_FULL
+        assert caught.value.retry_after_s == pytest.approx(0.4)
+        assert door.admission.left == pytest.approx(0.4), "a refused call holds nothing"
+        door.admit(0.1, expected + 0.01)
+
+    at_the_door(scenario)
+
+
+def test_call_is_refused_before_its_message_is_read() -> None:
+    async def scenario(door: Door) -> None:
+        door.check(0.001)
+        for _ in range(4):
+            door.admit(0.1, 0.75)
+        with pytest.raises(ResourceExhaustedError, match="try again later"):
+            door.check(0.9)
+        door.check(1.1)
+        door.check(None)
+
+    at_the_door(scenario)
+
+
+@pytest.mark.parametrize("left", [-1.0, 0.0, 0.5])
+def test_deadline_below_own_work_is_the_reason_itself(left: float) -> None:
+    async def scenario(door: Door) -> None:
+        with pytest.raises(DeadlineError, match=r"the deadline (passed|cannot be met)"):
+            door.admit(0.51, left)
+        assert not door.admission.left
+
+    at_the_door(scenario)
+
+
+def test_no_admitted_call_is_made_late() -> None:
+    """The third call would come before the first two, of which the second has no time left for it."""
+
+    async def scenario(door: Door) -> None:
+        door.admit(0.2, 30.0)
+        door.admit(0.7, 1.5)
+        with pytest.raises(ResourceExhaustedError):
+            door.admit(0.9, 1.4)
+        door.admit(0.3, 1.4)
+
+    at_the_door(scenario)
+
+
+def test_calls_are_due_by_deadline_and_length_within_bounds() -> None:
+    async def scenario(door: Door) -> None:
+        soon, patient, longer = door.admit(0.1, 1.0), door.admit(0.1), door.admit(0.5)
+        assert soon.due == pytest.approx(1.0)
+        assert PATIENT_SECONDS <= patient.due < longer.due < 2 * PATIENT_SECONDS
+        long = door.admit(LONG_SECONDS + 0.1)
+        assert long.priority is Priority.BULK
+        assert sorted(door.calls) == [soon, patient, longer, long]
+        live = door.admit(0.0, live=True)
+        assert live.due == current_loop().time()
+        await asyncio.sleep(2)
+        assert live.due == current_loop().time()
+
+    at_the_door(scenario)
+
+
+def test_next_step_is_dropped_once_the_rest_comes_too_late() -> None:
+    async def scenario(door: Door) -> None:
+        call = door.admit(0.8, 2.0)
+        latest = [call.latest]
+        for _ in range(3):
+            call.advance()
+            latest.append(call.latest)
+        assert latest == pytest.approx([1.7, 1.8, 1.9, 2.0])
+        assert door.admit(0.8).latest is None
+
+    at_the_door(scenario)
+
+
+def test_slow_progress_refuses_more_and_is_forgotten_soon() -> None:
+    """Work takes three times as long as estimated for some seconds."""
+
+    async def scenario(door: Door) -> None:
+        door.admit(0.5)
+        for _ in range(40):
+            call = door.admit(0.4)
+            for _ in range(4):
+                await asyncio.sleep(0.3)
+                call.advance()
+            door.release(call)
+        with pytest.raises(ResourceExhaustedError):
+            door.admit(0.1, CAUTION * 0.5 + 0.2, Priority.BULK)
+        await asyncio.sleep(6)
+        door.admit(0.1, CAUTION * 0.5 + 0.2, Priority.BULK)
+
+    at_the_door(scenario)
+
+
+@pytest.mark.parametrize("seconds", [4.0, 4e9])
+def test_call_with_a_minute_is_admitted_after_a_pause(seconds: float) -> None:
+    async def scenario(door: Door) -> None:
+        calls = [door.admit(0.02) for _ in range(60)]
+        current_loop().advance(seconds)
+        for call in calls[:30]:
+            call.advance()
+            door.release(call)
+        door.check(60.0)
+        for _ in range(30):
+            door.admit(0.02, 60.0)
+
+    at_the_door(scenario)
+
+
+def test_places_are_bounded_and_streams_get_half() -> None:
+    async def scenario(door: Door) -> None:
+        streams = [door.admit(0.0, live=True) for _ in range(2)]
+        with pytest.raises(ResourceExhaustedError, match="2 live streams are in work already") as caught:
+            door.admit(0.0, live=True)
+        assert caught.value.retry_after_s
+        door.admit(0.1)
+        door.admit(0.1)
+        for refused in (lambda: door.admit(0.1), lambda: door.check(None)):
+            with pytest.raises(ResourceExhaustedError, match="4 requests are in work already") as caught:
+                refused()
+            assert caught.value.reason is Reason.IN_FLIGHT
+        door.release(streams[0])
+        door.admit(0.1)
+
+    at_the_door(scenario, most=4)
+
+
+EVENT = st.one_of(
+    st.tuples(
+        st.just("admit"), st.floats(0, 3), st.none() | st.floats(-1, 20), st.sampled_from(Priority), st.booleans()
+    ),
+    st.tuples(st.sampled_from(["advance", "release"]), st.integers(0, 30)),
+    st.tuples(st.just("wait"), st.floats(0, 3)),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(EVENT, max_size=40))
+def test_admitted_work_is_always_released(events: list[Any]) -> None:
+    async def scenario(door: Door) -> None:
+        for kind, *arguments in events:
+            if kind == "admit":
+                try:
+                    call = door.admit(*arguments)
+                except (ResourceExhaustedError, DeadlineError):
+                    continue
+                assert call.live or call.deadline > current_loop().time()
+            elif kind == "wait":
+                await asyncio.sleep(arguments[0])
+            elif arguments[0] < len(door.calls):
+                call = list(door.calls)[arguments[0]]
+                door.release(call) if kind == "release" else call.advance()
+            assert door.admission.left == pytest.approx(sum(each.left for each in door.calls if not each.live))
+            assert all(each.left >= 0 and not math.isnan(each.left) for each in door.calls)
+            assert MIN_SPEED <= door.admission._speed.value <= MAX_SPEED
+            assert door.admission._calls == sorted(door.admission._calls, key=lambda each: (each.priority, each.due))
+        for call in list(door.calls):
+            door.release(call)
+        assert door.admission.left == 0
+        door.admit(0.4, 0.5)
+
+    at_the_door(scenario)
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("times", [3, 10])
+def test_admitted_calls_are_answered_in_time_under_overload(speed: float, times: int) -> None:
+    """Calls of four windows each; the device is slower, as fast, or faster than estimated."""
+    outcomes: list[str] = []
+
+    async def call(scene: Scene, admission: Admission) -> None:
+        started = scene.time
+        deadline = started + DEADLINE_SECONDS
+        try:
+            admission.check(deadline)
+            with admission.admit(0.04, 4, deadline, Priority.INTERACTIVE) as admitted:
+                for _ in range(4):
+                    await scene.batcher.submit(0, admitted.latest, admitted.priority, admitted.due)
+                    admitted.advance()
+            outcomes.append("answered")
+        except (DeadlineError, ResourceExhaustedError):
+            outcomes.append("refused" if scene.time == started else "late")
+
+    async def scenario(scene: Scene) -> None:
+        admission, callers = Admission(1000), []
+        while scene.time < SECONDS:
+            callers.append(asyncio.create_task(call(scene, admission)))
+            await asyncio.sleep(0.04 / speed / times)
+        await asyncio.gather(*callers)
+
+    play(scenario, TimedWork(fixed_cost=1, compute_s=0.01 / speed), ONE_BY_ONE)
+    capacity = SECONDS * speed / 0.04
+    assert outcomes.count("answered") > 0.9 * capacity
+    assert outcomes.count("late") <= 0.01 * outcomes.count("answered")
