@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
-from speakerlens.containers import AudioFileError, checked
+from speakerlens.decoding import AudioFileError, open_audio
 
 RATE = 16_000
 MAX_SECONDS = 3.0  # a server's window by default
+_EXPECTED_FRAMES = round(MAX_SECONDS * RATE) + 1
 CLEAN, RESAMPLED = "clean", "resampled"
 # The square of a smaller norm vanishes in float32: such a signal counts as silent.
 SILENT_NORM = 1e-10
@@ -169,9 +169,9 @@ def read_speech(sound: bytes) -> NDArray[np.float32]:
     return samples - samples.mean(dtype=np.float64).astype(np.float32) if len(samples) else samples
 
 
-def _samples(sound: bytes, most: int = -1) -> NDArray[np.float32]:
-    samples: NDArray[np.float32] = soundfile.read(io.BytesIO(sound), frames=most, dtype="float32")[0]
-    return samples
+def _samples(sound: bytes, most: int | None = None) -> NDArray[np.float32]:
+    with open_audio(sound, expected=_EXPECTED_FRAMES) as file:
+        return file.read(most)[:, 0]
 
 
 def _path(entry: Mapping[str, Any], kind: str, number: int, ending: str) -> str:
@@ -219,13 +219,11 @@ def _check_sound(name: str, sound: bytes, rate: int, samples: int | None = None)
     """Raise ProbeError unless a file is mono audio of this rate and length; counts samples, ignores the header."""
     most = round(MAX_SECONDS * rate) if samples is None else samples
     try:
-        with soundfile.SoundFile(checked(sound)) as file:
-            form = (file.samplerate, file.channels)
-            held = file.read(most + 1, dtype="float32") if form == (rate, 1) else np.empty(0, np.float32)
+        with open_audio(sound, expected=_EXPECTED_FRAMES) as file:
+            form = (file.rate, file.channels)
+            held = file.read(most + 1)[:, 0] if form == (rate, 1) else np.empty(0, np.float32)
     except AudioFileError as error:
         raise ProbeError(f"{name} cannot be read as audio: {error}") from error
-    except soundfile.LibsndfileError as error:
-        raise ProbeError(f"{name} cannot be read as audio: {error.error_string}") from error
     if form != (rate, 1):
         raise ProbeError(f"{name} has {form[1]} channels at {form[0]} Hz, not one at {rate} Hz")
     if samples is not None and len(held) != samples:

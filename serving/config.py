@@ -126,7 +126,9 @@ class Config(Settings):
         COMPUTE, "auto", "where models run; auto: CUDA where it works, else the CPU"
     )
     threads: int = _option(COMPUTE, 0, "threads of ONNX Runtime per model; 0: one per core", ge=0, le=1024)
-    codec_threads: int = _option(COMPUTE, 2, "threads that decode audio and encode answers", ge=1, le=256)
+    codec_threads: int = _option(
+        COMPUTE, 2, "threads that decode audio and encode answers, and decoder processes kept", ge=1, le=256
+    )
     window_seconds: float = _option(
         COMPUTE, 3.0, "length of the overlapping windows into which longer audio is cut, in seconds", ge=1, le=60
     )

@@ -16,6 +16,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from speakerlens.decoder_pool import shared_pool
 from speakerlens.protos.inference import inference_pb2_grpc
 from speakerlens.protos.speakerlens.v1 import identification_pb2_grpc
 from speakerlens.serving.api.identification import SERVICE, Service
@@ -108,6 +109,9 @@ class Server:
         self._health = Health(*services)
         self._admission = Admission(config.max_in_flight)
         self._codec = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
+        self._decoders = shared_pool()
+        self._decoders.idle = config.codec_threads
+        self._decoders.subscribe(self.metrics.count_decoder_restart)
         self._speakers = AsyncSpeakerStore(config.speakers)
         self._service = Service(config, self.metrics, self._codec, self._speakers)
         self._models = Models(self.metrics)
@@ -152,6 +156,10 @@ class Server:
             StartupError: an address cannot be bound, or a certificate is not valid.
         """
         config = self._config
+        try:
+            self._decoders.start()
+        except OSError as error:
+            raise StartupError(f"the decoder's process cannot be started: {error.strerror}") from error
         credentials = server_credentials(config, self._watch_certificate)
         warning = exposure(config)
         if warning:
@@ -254,6 +262,8 @@ class Server:
         await self._models.close()
         self._scheduler.close()
         self._codec.shutdown(wait=False, cancel_futures=True)
+        self._decoders.unsubscribe(self.metrics.count_decoder_restart)
+        self._decoders.close()
         self._speakers.close()
         if self._tracing is not None:
             await self._tracing.close()

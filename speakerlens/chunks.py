@@ -8,14 +8,14 @@ other chunk is renamed to one that is skipped, and what follows the samples is c
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-from speakerlens.signatures import AudioFileError, quoted
+from speakerlens.signatures import AudioFileError, Kind, quoted
 
 MAX_CHUNKS = 1_000
 
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 _DS64_BYTES = 28
+_DESCRIPTION_BYTES = 64
 _STREAMED = 0x7FFF_0000
 _STREAMED_WIDE = 2**62
 """Declared sizes, of 32 and 64 bits, that mean "unknown" from here on: ffmpeg writes 0xFFFFFFFF to a pipe, sox
@@ -64,17 +64,28 @@ FORMS: Mapping[str, Form] = {
 
 @dataclass
 class Layout:
-    """What a decoder may see of a file: bytes from `start` to `end`, with `patches` (offset and bytes) put in.
+    """What a decoder may see of a file.
 
-    `held` and `missing`: bytes of samples that are there, and that the header says besides; 0 where that is unknown.
+    Attributes:
+        container: its name.
+        start, end: of what may be seen, in bytes.
+        patches: offset from `start`, and the bytes to be put there.
+        description: content of the chunk that holds the format; empty in other containers.
+        samples: offset in the file of the first sample, of containers made of chunks.
+        held: bytes of samples that are there, where the header promises more; else 0.
+        missing: bytes of samples that the header promises besides.
+        demuxer: FFmpeg's name of the container; empty if libsndfile reads it.
     """
 
     container: str
     start: int
     end: int
     patches: list[tuple[int, bytes]] = field(default_factory=list)
+    description: bytes = b""
+    samples: int = 0
     held: int = 0
     missing: int = 0
+    demuxer: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,9 @@ class Walk:
         for name, what in ((description, "format"), (samples, "samples")):
             if name not in self._seen:
                 raise self._damaged(f"it has no chunk {quoted(name[:4])}, which holds the {what}")
+        form = self._seen[description]
+        self._layout.description = bytes(self._data[form.body : form.end][:_DESCRIPTION_BYTES])
+        self._layout.samples = self._seen[samples].body
         if self._form.name == "W64":
             self._layout.patches.append((16, struct.pack("<q", self._layout.end)))
         self._layout.patches = [(offset, patch) for offset, patch in self._layout.patches if offset < self._layout.end]
@@ -220,9 +234,6 @@ class Walk:
 
     def _damaged(self, reason: str) -> AudioFileError:
         return AudioFileError(f"damaged {self._form.name}: {reason}")
-
-
-Kind = Literal["WAV", "RIFX", "RF64", "AIFF", "CAF", "W64"]
 
 
 def chunk_layout(data: memoryview, kind: Kind) -> Layout:

@@ -6,24 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from speakerlens.captions import CaptionedMaps
-from speakerlens.containers import AudioFileError, checked
+from speakerlens.decoding import AudioFileError, open_audio
 from speakerlens.results import Plane
 
-READ_ERRORS = (AudioFileError, soundfile.SoundFileError)
+READ_ERRORS = (AudioFileError, OSError)
 
 _DPI = 150
 _WIDTH_IN = 9.0
 _HEIGHTS_IN = {"waveform": 0.9, "log-mel": 1.5, "map": 1.5}
 _TICKS_KHZ = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
 _WAVEFORM_COLUMNS = 1500
-_BLOCK_FRAMES = 65_536
 
 
 @dataclass(frozen=True)
@@ -34,24 +32,11 @@ class Waveform:
     rate: int
 
 
-class _Stream(soundfile.SoundFile):  # type: ignore[misc]
-    """A file that is read once from front to back.
-
-    `soundfile` seeks after every read of a seekable file, which fails for a FLAC without a length, as a pipe writes it.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-
 def read_waveform(content: bytes) -> Waveform:
     """Decode a whole audio file; raise one of `READ_ERRORS` if it is not one that is read."""
-    blocks: list[NDArray[np.float32]] = [np.empty(0, np.float32)]
-    with _Stream(checked(content)) as file:
-        # In blocks, as the header need not tell the number of samples.
-        while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
-            blocks.append(block.mean(axis=1))
-        return Waveform(np.concatenate(blocks), int(file.samplerate))
+    with open_audio(content) as file:
+        blocks = [np.empty(0, np.float32), *(block.mean(axis=1) for block in file.blocks())]
+        return Waveform(np.concatenate(blocks), file.rate)
 
 
 def save_plot(path: Path, name: str, maps: Sequence[CaptionedMaps], waveform: Waveform) -> None:

@@ -27,6 +27,9 @@ SHARED = {
     "speakerlens.containers",
     "speakerlens.chunks",
     "speakerlens.signatures",
+    "speakerlens.decoding",
+    "speakerlens.decoder_pool",
+    "speakerlens.decoder_process",
 }
 """Leaves that every part may import."""
 TORCH_SIDE = {"torch", "onnx", "onnxscript", "safetensors", "tensorboard", "yaml"}

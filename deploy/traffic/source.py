@@ -11,11 +11,10 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from speakerlens.containers import AudioFileError, checked_file
+from speakerlens.decoding import AudioFileError, open_audio
 
 RATE = 16_000
 FEWEST_TALKERS, MOST_TALKERS = 3, 5
@@ -169,7 +168,7 @@ def read(file: Path, start: float = 0.0, duration: float | None = None) -> Sampl
     """Read a part of an audio file as one channel at 16 kHz: float32 [samples].
 
     Args:
-        file: of any format that libsndfile reads.
+        file: of any format that is read (docs/formats.md).
         start: in seconds.
         duration: in seconds; None reads to the end.
 
@@ -177,12 +176,11 @@ def read(file: Path, start: float = 0.0, duration: float | None = None) -> Sampl
         OSError: the file cannot be read as audio.
     """
     try:
-        with soundfile.SoundFile(checked_file(file)) as audio:
-            rate = audio.samplerate
+        with open_audio(file) as audio:
+            rate = audio.rate
             audio.seek(round(start * rate))
-            frames = -1 if duration is None else round(duration * rate)
-            samples = audio.read(frames, dtype="float32", always_2d=True).mean(axis=1)
-    except (AudioFileError, soundfile.LibsndfileError) as error:
+            samples = audio.read(None if duration is None else round(duration * rate)).mean(axis=1)
+    except AudioFileError as error:
         raise OSError(str(error)) from error
     resampled: Samples = samples if rate == RATE else soxr.resample(samples, rate, RATE)
     return resampled

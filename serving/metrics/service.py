@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import prometheus_client as prometheus
 
+from speakerlens.decoder_pool import REASONS
 from speakerlens.serving.bundle import VARIANT_NAME
 from speakerlens.serving.context import NO_VARIANT
 from speakerlens.serving.errors import Reason
@@ -58,6 +59,9 @@ class Metrics:
         self.in_flight = page.gauge("requests_in_flight", "Calls in progress.")
         self.rejections = page.counter(
             "rejections", "Calls, and requests in a batch, refused for an error of the caller or for load.", "reason"
+        )
+        self.decoder_restarts = page.counter(
+            "decoder_restarts", "Processes of the decoder that were ended for the file they decoded, by why.", "reason"
         )
         self.answers = page.counter(
             "answers", "Utterances answered, once per variant that answered.", "variant", "kind"
@@ -108,6 +112,8 @@ class Metrics:
             self.rejections.labels(reason)
         for phase in PHASES:
             self.phase.labels(phase)
+        for why in REASONS:
+            self.decoder_restarts.labels(why)
 
     def add_model(self, model: ModelInfo) -> None:
         """Show a loaded model, and start the counters of its variant at 0."""
@@ -136,6 +142,10 @@ class Metrics:
     def watch_expiry(self, expiry: Callable[[], float]) -> None:
         """Show what `expiry` returns, at every scrape, as the end of the server's certificate."""
         self.certificate_expiry.labels("certificate").set_function(expiry)
+
+    def count_decoder_restart(self, reason: str) -> None:
+        """Count a process of the decoder that was ended for a file."""
+        self.decoder_restarts.labels(reason).inc()
 
     def count_rebuild(self, variant: str, worked: bool) -> None:
         """Count an attempt to reopen an engine."""

@@ -1,6 +1,7 @@
 """Decode audio to 16 kHz mono, block by block, with every limit enforced before the memory is used.
 
-* The container is recognised and its structure checked before libsndfile sees it (`speakerlens.containers`).
+* The container is recognised and its structure checked first; codecs run in processes of their own, which are ended
+  when a file takes too long (`speakerlens.decoding`).
 * A header's length is checked first and then not trusted: decoding stops at the limit.
 * A file that ends early (a truncated WAV or MP3) counts for what it holds; one whose decoder reports damage is refused.
 * A WAV header that claims more than the file holds is read to the end of the file; one that claims less is believed.
@@ -13,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import soundfile as sf
 import soxr
 from numpy.typing import NDArray
 
-from speakerlens.containers import HEADER_BYTES, AudioFileError, checked, header_name
+from speakerlens.decoding import AudioFileError, AudioReader, DecoderStoppedError, open_audio
 from speakerlens.measures.sound import clipped_share
 from speakerlens.serving.bundle import SAMPLE_RATE
-from speakerlens.serving.errors import InvalidArgumentError, Reason
+from speakerlens.serving.errors import DeadlineError, InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
+from speakerlens.signatures import HEADER_BYTES, header_name, other_content
 
 MIN_RATE, MAX_RATE = 4_000, 192_000
 MAX_CHANNELS = 8
@@ -29,8 +30,8 @@ MAX_PEAK = 16.0
 # One step of 16-bit audio, peak to peak; less is silence.
 SILENT_RANGE = 2.0**-15
 BLOCK_FRAMES = 65_536
-# libsndfile's count for files that do not state their length.
-UNKNOWN_FRAMES = 2**62
+# Rate x channels x seconds: three hours at 48 kHz, one channel. A FLAC of silence holds more in every byte than audio.
+MAX_DECODED_SAMPLES = 2**29
 
 SAMPLE_TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int16": np.dtype("<i2")}
 
@@ -163,17 +164,6 @@ class Intake:
             )
 
 
-class _Stream(sf.SoundFile):  # type: ignore[misc]
-    """A file that is read once from front to back.
-
-    `soundfile` seeks after every read of a seekable file, which costs time and fails for a FLAC without a length, as
-    written to a pipe.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-
 class Recording:
     """A recording that is decoded block by block; iterate over it once for its samples, float32 at 16 kHz.
 
@@ -181,18 +171,27 @@ class Recording:
         audio: as received.
         limit: the longest accepted.
         field: of the request, for error messages.
+        deadline: of the request, on the clock of `time.monotonic`.
 
     Raises:
         InvalidArgumentError: not audio, empty, too long by its header, or a rate or a number of channels that is not
             accepted. Iterating raises it for damage, NaN, silence and audio that is in fact too long.
+        DeadlineError: the deadline has passed while a decoder was at work.
+        ResourceExhaustedError: the system has no memory or no process left for decoding.
     """
 
-    def __init__(self, audio: EncodedAudio | RawAudio, limit: DurationLimit, field: str = "audio") -> None:
+    def __init__(
+        self,
+        audio: EncodedAudio | RawAudio,
+        limit: DurationLimit,
+        field: str = "audio",
+        deadline: float | None = None,
+    ) -> None:
         if isinstance(audio, EncodedAudio):
             field = f"{field}.encoded"
-            file = _open(audio.data, limit, field)
+            file = _open(audio.data, limit, field, deadline)
             self._blocks = _file_blocks(file, field)
-            self._intake = Intake(field, file.samplerate, file.channels, limit)
+            self._intake = Intake(field, file.rate, file.channels, limit)
         else:
             frames = _raw_frames(audio, limit, f"{field}.raw")
             self._blocks = _raw_blocks(frames)
@@ -244,40 +243,53 @@ def checked_samples(samples: NDArray[np.float32], limit: DurationLimit, field: s
     return Waveform(np.concatenate([*blocks, intake.finish()]), intake.info)
 
 
-def _open(data: bytes, limit: DurationLimit, field: str) -> sf.SoundFile:
+def _open(data: bytes, limit: DurationLimit, field: str, deadline: float | None) -> AudioReader:
     if not data:
         raise InvalidArgumentError(Reason.EMPTY, f"{field}: empty; send a whole audio file")
     try:
-        checked_audio = checked(data)
-        file = _Stream(checked_audio)
+        file = open_audio(data, deadline=deadline, expected=BLOCK_FRAMES)
     except AudioFileError as error:
-        raise InvalidArgumentError(Reason.NOT_AUDIO, f"{field}: {error}") from error
-    except sf.LibsndfileError as error:
-        raise InvalidArgumentError(
-            Reason.NOT_AUDIO, f"{field}: {checked_audio.container} that libsndfile does not read: {error.error_string}"
-        ) from error
-    check_form(field, field, file.samplerate, file.channels)
-    if file.frames < UNKNOWN_FRAMES:
-        _check_length(field, file.frames, file.samplerate, limit)
+        raise _refused(error, field) from error
+    except OSError as error:
+        raise ResourceExhaustedError(Reason.MEMORY, f"{field}: no process is left to decode it; {error}") from error
+    check_form(field, field, file.rate, file.channels)
+    if file.frames is not None:
+        _check_length(field, file.frames, file.rate, limit)
+        _check_size(field, file.frames, file)
     return file
 
 
-def _file_blocks(file: sf.SoundFile, field: str) -> Iterator[NDArray[np.float32]]:
+def _file_blocks(file: AudioReader, field: str) -> Iterator[NDArray[np.float32]]:
     """Yield blocks of frames, float32 [frames, channels]."""
     frames = 0
     with file:
-        while True:
-            try:
-                block = file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
-            except sf.LibsndfileError as error:
-                raise InvalidArgumentError(
-                    Reason.NOT_AUDIO,
-                    f"{field}: damaged {file.format} after {frames / file.samplerate:.2f} s: {error.error_string}",
-                ) from error
-            if not len(block):
-                return
-            frames += len(block)
-            yield block
+        try:
+            for block in file.blocks(BLOCK_FRAMES):
+                frames += len(block)
+                _check_size(field, frames, file)
+                yield block
+        except AudioFileError as error:
+            raise _refused(error, field) from error
+
+
+def _check_size(field: str, frames: int, file: AudioReader) -> None:
+    if frames * file.channels > MAX_DECODED_SAMPLES:
+        most = MAX_DECODED_SAMPLES // (file.rate * file.channels)
+        raise InvalidArgumentError(
+            Reason.TOO_LONG,
+            f"{field}: {frames / file.rate:.1f} s of {file.channels} channel(s) at {file.rate} Hz; at most {most} s "
+            f"of this form are accepted ({MAX_DECODED_SAMPLES:,} samples, all channels together)",
+        )
+
+
+def _refused(error: AudioFileError, field: str) -> RequestError:
+    """Return the error of a request whose file is not decoded."""
+    reason = error.reason if isinstance(error, DecoderStoppedError) else None
+    if reason == "deadline":
+        return DeadlineError(Reason.DEADLINE, f"{field}: {error}")
+    if reason == "memory":
+        return ResourceExhaustedError(Reason.MEMORY, f"{field}: {error}")
+    return InvalidArgumentError(Reason.NOT_AUDIO, f"{field}: {error}")
 
 
 def _raw_frames(audio: RawAudio, limit: DurationLimit, parent: str) -> NDArray[Any]:
@@ -339,6 +351,8 @@ def check_no_header(field: str, start: bytes) -> None:
         raise InvalidArgumentError(
             Reason.NOT_AUDIO, f"{field}: a whole {name} file, where samples without a header are expected"
         )
+    if content := other_content(start):
+        raise InvalidArgumentError(Reason.NOT_AUDIO, f"{field}: {content}")
 
 
 def _check_length(field: str, frames: int, rate: int, limit: DurationLimit) -> None:

@@ -107,7 +107,8 @@ class Pipeline:
             self.session(query, models, admitted) as session,
         ):
             least = max(self.min_samples(model) for model in models)
-            reader = WindowReader(query.audio, self.duration_limit(query), self.windowing(models), least, query.field)
+            limit, shape = self.duration_limit(query), self.windowing(models)
+            reader = WindowReader(query.audio, limit, shape, least, query.field, query.deadline)
             async for _ in session.windows(self.read(reader, session, query.audio)):
                 pass
             return await self.finish(query, models, session, reader.info)

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from speakerlens.containers import HEADER_BYTES
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.context import Stopwatch
 from speakerlens.serving.errors import DeadlineError, InvalidArgumentError, Reason, UnavailableError
@@ -38,6 +37,7 @@ from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.pipeline.observer import MonitoredAnswer, MonitoringScope
 from speakerlens.serving.pipeline.query import QueryOptions
 from speakerlens.serving.pipeline.windows import Window, WindowCutter, Windowing
+from speakerlens.signatures import HEADER_BYTES
 
 T = TypeVar("T")
 
@@ -203,12 +203,12 @@ class LiveWindows:
         return self._cutter.feed(self._intake.feed(floats(frames)))
 
     def _check_start(self, piece: bytes) -> None:
-        """Check the first bytes of the stream, once they are there: before any window is full."""
+        """Check the first bytes of the stream as they arrive: before their values are looked at."""
         if self._start is None:
             return
-        self._start += piece[:HEADER_BYTES]
-        if len(self._start) >= HEADER_BYTES:
-            check_no_header("samples", self._start[:HEADER_BYTES])
+        self._start += piece[: HEADER_BYTES - len(self._start)]
+        check_no_header("samples", self._start)
+        if len(self._start) == HEADER_BYTES:
             self._start = None
 
     def _finish(self) -> list[Window]:

@@ -193,7 +193,8 @@ class Verifier:
         )
         limit = pipeline.duration_limit(QueryOptions(explain=claim.explain))
         with pipeline.session(query, [model], admitted, stopwatch) as session:
-            reader = WindowReader(audio, limit, pipeline.windowing([model]), pipeline.min_samples(model), name)
+            shape, least = pipeline.windowing([model]), pipeline.min_samples(model)
+            reader = WindowReader(audio, limit, shape, least, name, claim.deadline)
             outputs = session.windows(pipeline.read(reader, session, audio))
             # Windows are kept only where maps of them are asked for.
             windows = [(each.window, each.speech) async for each in outputs if claim.explain is not None]

@@ -125,6 +125,7 @@ class WindowReader:
         shape: how to cut it.
         min_samples: the shortest accepted, in samples at 16 kHz.
         field: of the request, for error messages.
+        deadline: of the request, on the clock of `time.monotonic`.
 
     Attributes:
         info: format and duration; complete after the last window.
@@ -137,9 +138,11 @@ class WindowReader:
         shape: Windowing,
         min_samples: int,
         field: str = "audio",
+        deadline: float | None = None,
     ) -> None:
         self.info = AudioInfo(0.0, 0, 0)
         self._field = field
+        self._deadline = deadline
         self._windows = self._read(audio, limit, WindowCutter(shape), min_samples)
 
     def next(self) -> Window | None:
@@ -153,7 +156,7 @@ class WindowReader:
     def _read(
         self, audio: EncodedAudio | RawAudio, limit: DurationLimit, cutter: WindowCutter, min_samples: int
     ) -> Iterator[Window]:
-        recording = Recording(audio, limit, self._field)
+        recording = Recording(audio, limit, self._field, self._deadline)
         for block in recording:
             yield from cutter.feed(block)
         self.info = recording.info

@@ -4,15 +4,15 @@ import argparse
 import sys
 from collections.abc import Iterator
 from io import BufferedReader
+from pathlib import Path
 from typing import cast
 
 import numpy as np
-import soundfile as sf
 
 from speakerlens.cli import document, files
 from speakerlens.cli.failures import CommandError, Exit, call_error, usage_error
 from speakerlens.cli.options import CommandParser, connect, positive
-from speakerlens.containers import AudioFileError, checked_file
+from speakerlens.decoding import AudioFileError, AudioReader, open_audio
 from speakerlens.errors import ClientError
 from speakerlens.requests import Chunk, StreamOptions
 from speakerlens.results import Answer, Identification, WindowResult
@@ -57,7 +57,7 @@ def listen(arguments: argparse.Namespace) -> int:
             raise call_error(error) from error
         except ValueError as error:
             raise usage_error(str(error)) from error
-        except (OSError, sf.LibsndfileError) as error:
+        except (OSError, AudioFileError) as error:
             raise _unreadable(arguments.file, error) from error
     return Exit.OK
 
@@ -66,10 +66,10 @@ def _source(arguments: argparse.Namespace) -> tuple[int, int, Iterator[Chunk]]:
     """Return the sample rate in Hz, the number of channels, and the chunks."""
     if arguments.file != files.STDIN:
         try:
-            file = sf.SoundFile(checked_file(arguments.file))
-        except (OSError, AudioFileError, sf.LibsndfileError) as error:
+            file = open_audio(Path(arguments.file))
+        except (OSError, AudioFileError) as error:
             raise _unreadable(arguments.file, error) from error
-        return file.samplerate, file.channels, _blocks(file)
+        return file.rate, file.channels, _blocks(file)
     if sys.stdin is None:  # closed, as by `<&-`
         raise CommandError(Exit.INPUT, "UNREADABLE", "standard input is closed")
     return arguments.rate, arguments.channels, _raw(cast(BufferedReader, sys.stdin.buffer), arguments)
@@ -79,9 +79,9 @@ def _unreadable(file: str, error: Exception) -> CommandError:
     return CommandError(Exit.INPUT, "UNREADABLE", f"{files.title(file)}: {error}")
 
 
-def _blocks(file: sf.SoundFile) -> Iterator[Chunk]:
+def _blocks(file: AudioReader) -> Iterator[Chunk]:
     with file:
-        yield from file.blocks(max(1, round(CHUNK_SECONDS * file.samplerate)), dtype="float32")
+        yield from file.blocks(max(1, round(CHUNK_SECONDS * file.rate)))
 
 
 def _raw(source: BufferedReader, arguments: argparse.Namespace) -> Iterator[Chunk]:

@@ -12,16 +12,16 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from speakerlens.containers import AudioFileError, checked_file
+from speakerlens.decoding import AudioFileError, AudioReader, StepLimits, open_audio
 from speakerlens.training.data.packing import PACKED, from_pcm, packed_samples
 from speakerlens.training.data.wholeness import fault
 from speakerlens.training.errors import UserError
 
 SAMPLE_RATE = 16_000
 
-_UNKNOWN_FRAMES = 2**62
-"""libsndfile's count, or more, for files that do not state their length."""
 _BLOCK = 16_384
+_LIMITS = StepLimits(cpu_seconds=20.0, wall_seconds=120.0)
+"""Of one step of a decoder: files here may be hours long, and in some formats a seek decodes from the beginning."""
 
 
 def read_audio(
@@ -30,7 +30,7 @@ def read_audio(
     """Return part of a file as 16 kHz mono: seek, average the channels, resample.
 
     Args:
-        path: any file that libsndfile reads.
+        path: any file of a format that is read (docs/formats.md).
         start: first sample, in seconds.
         duration: seconds to read, or less where the file ends sooner; None reads to the end.
         channel: which channel to use; None averages all.
@@ -44,18 +44,15 @@ def read_audio(
     try:
         if path.name == PACKED:
             return _packed_stretch(path, start, duration)
-        with soundfile.SoundFile(checked_file(path)) as file:
-            rate = file.samplerate
+        with open_audio(path, _LIMITS) as file:
+            rate = file.rate
             first = round(start * rate)
-            if first > file.frames:
+            if file.frames is not None and first > file.frames:
                 raise UserError(f"{path}: ends at {file.frames / rate:g} s, cannot be read from {start:g} s")
-            frames = None if duration is None else round(duration * rate)
-            if file.seekable() and file.frames < _UNKNOWN_FRAMES:
+            if first:
                 file.seek(first)
-                channels: NDArray[np.float32] = file.read(-1 if frames is None else frames, "float32", always_2d=True)
-            else:  # such as GSM
-                channels = _read_forward(path)[first:][:frames]
-    except (AudioFileError, soundfile.LibsndfileError, OSError) as error:
+            channels = file.read(None if duration is None else round(duration * rate))
+    except (AudioFileError, OSError) as error:
         raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
     samples = channels.mean(axis=1) if channel is None else np.ascontiguousarray(channels[:, channel])
     if not np.isfinite(samples).all():
@@ -103,7 +100,7 @@ class AudioFacts(NamedTuple):
     Attributes:
         rate: sampling rate in Hz.
         channels: how many.
-        container, encoding: libsndfile's names, such as "OGG" and "VORBIS".
+        container, encoding: such as "OGG" and "VORBIS".
         seconds: length of what can be decoded.
         promised: length by the header in seconds, or `seconds` where the header does not state it.
         stated: whether the header states the length.
@@ -135,14 +132,12 @@ def measure_audio(path: Path, channel: int | None = None) -> AudioFacts:
     """
     frames, peak = 0, 0.0
     try:
-        checked = checked_file(path)
-        if reason := _structural_fault(path, checked.container):
-            raise UserError(f"{path}: {reason}")
-        with _Forward(checked) as file:
+        with open_audio(path, _LIMITS) as file:
+            if reason := _structural_fault(path, file.container):
+                raise UserError(f"{path}: {reason}")
             if channel is not None and channel >= file.channels:
                 raise UserError(f"{path}: has {file.channels} channel(s), and channel {channel + 1} is wanted")
-            form = (file.samplerate, file.channels, file.format, file.subtype)
-            stated, declared = file.frames < _UNKNOWN_FRAMES, file.frames
+            form = (file.rate, file.channels, file.container, file.encoding)
             digest = hashlib.blake2b(repr(form[:2]).encode(), digest_size=16)
             for block in _blocks(file, path):
                 frames += len(block)
@@ -152,15 +147,15 @@ def measure_audio(path: Path, channel: int | None = None) -> AudioFacts:
                 if not np.isfinite(heard):
                     raise UserError(f"{path}: contains NaN or infinity")
                 peak = max(peak, float(heard))
-    except (AudioFileError, soundfile.LibsndfileError, OSError) as error:
+    except (AudioFileError, OSError) as error:
         raise UserError(f"{path}: cannot be read as audio ({_reason(error)})") from error
     if not frames:
         raise UserError(f"{path}: holds no audio")
-    seconds = frames / form[0]
-    promised = seconds * (1 + checked.missing / max(1, checked.held))
-    if stated and form[2] == "FLAC":  # whose length counts samples; other headers round it, or estimate it
-        promised = declared / form[0]
-    return AudioFacts(*form, seconds, promised, stated, peak, digest.digest())
+    promised = frames + file.missing_frames
+    if file.frames is not None and form[2] == "FLAC":  # whose length counts samples; others round it, or estimate it
+        promised = file.frames
+    stated = file.frames is not None
+    return AudioFacts(*form, frames / form[0], promised / form[0], stated, peak, digest.digest())
 
 
 def _structural_fault(path: Path, container: str) -> str | None:
@@ -174,42 +169,22 @@ def _structural_fault(path: Path, container: str) -> str | None:
     return None
 
 
-class _Forward(soundfile.SoundFile):  # type: ignore[misc]
-    """A file that is read once from front to back.
-
-    `soundfile` seeks after every read of a seekable file, which costs time and fails for a FLAC without a length, as
-    written to a pipe.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-
-def _read_forward(path: Path) -> NDArray[np.float32]:
-    """Return all frames of a file in which one cannot seek, float32 [frames, channels]."""
-    with _Forward(checked_file(path)) as file:
-        return np.concatenate(list(_blocks(file, path)))
-
-
-def _blocks(file: soundfile.SoundFile, path: Path) -> Iterator[NDArray[np.float32]]:
+def _blocks(file: AudioReader, path: Path) -> Iterator[NDArray[np.float32]]:
     """Yield the frames of a file to its end, float32 [frames, channels]."""
     frames = 0
-    while True:
-        try:
-            block: NDArray[np.float32] = file.read(_BLOCK, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            whole = f" of {file.frames / file.samplerate:.2f} s" if file.frames < _UNKNOWN_FRAMES else ""
-            raise UserError(
-                f"{path}: damaged or cut short: {file.format} that can be decoded up to "
-                f"{frames / file.samplerate:.1f} s{whole} ({_reason(error)})"
-            ) from error
-        if not len(block):
-            return
-        frames += len(block)
-        yield block
+    try:
+        for block in file.blocks(_BLOCK):
+            frames += len(block)
+            yield block
+    except AudioFileError as error:
+        whole = f" of {file.frames / file.rate:.2f} s" if file.frames is not None else ""
+        raise UserError(
+            f"{path}: damaged or cut short: {file.container} that can be decoded up to {frames / file.rate:.1f} s{whole} "
+            f"({_reason(error)})"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
-    """Return libsndfile's message without the path."""
-    text = getattr(error, "error_string", None) or str(error)
-    return str(text).strip().rstrip(".")
+    """Return the message without the path."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return text.strip().rstrip(".")
