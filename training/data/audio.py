@@ -177,10 +177,9 @@ def _blocks(file: AudioReader, path: Path) -> Iterator[NDArray[np.float32]]:
             frames += len(block)
             yield block
     except AudioFileError as error:
-        whole = f" of {file.frames / file.rate:.2f} s" if file.frames is not None else ""
+        decoded = f"{frames / file.rate:.1f} s" + (f" of {file.frames / file.rate:.2f} s" if file.frames else "")
         raise UserError(
-            f"{path}: damaged or cut short: {file.container} that can be decoded up to {frames / file.rate:.1f} s{whole} "
-            f"({_reason(error)})"
+            f"{path}: damaged or cut short: {file.container} that can be decoded up to {decoded} ({_reason(error)})"
         ) from error
 
 
