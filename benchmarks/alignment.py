@@ -29,9 +29,10 @@ from speakerlens.training.data.manifest import Corpus, load_corpus
 from speakerlens.training.data.mixing import KINDS
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.conditions import CLEAN, CLEAN_KIND, Condition, mixtures, supplied_grid
-from speakerlens.training.loop import learning_rate_at, make_optimiser, margin_at
+from speakerlens.training.loop import make_optimiser
 from speakerlens.training.model.network import Activations, SpeakerNetwork
 from speakerlens.training.model.objectives import compute_loss, distance
+from speakerlens.training.schedule import learning_rate_at, margin_at
 from speakerlens.training.variants import find_variant
 
 SNRS_DB = (10.0, 5.0, 0.0, -5.0)

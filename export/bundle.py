@@ -81,9 +81,7 @@ def export_run(
     """
     run = load_run(run_folder)
     if not run.finished:
-        raise UserError(
-            f"{run_folder}: stopped after {run.step} of {run.config.updates} updates; finish it with `train`"
-        )
+        raise UserError(f"{run_folder}: stopped after {run.step} of {run.updates} updates; finish it with `train`")
     corpus = load_corpus(run.corpus)
     if corpus.digest != run.corpus_digest:
         raise UserError(

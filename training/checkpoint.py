@@ -6,7 +6,7 @@ checkpoint is a dictionary of plain values and tensors, read with `weights_only=
 
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +19,7 @@ from speakerlens.training.config import Config, dump_config, parse_config
 from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.model.network import SpeakerNetwork
+from speakerlens.training.schedule import Progress, Schedule
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.yaml"
@@ -44,6 +45,7 @@ class Checkpoint(TypedDict):
     network: dict[str, Tensor]
     optimiser: dict[str, Any]
     average: dict[str, Tensor]  # state of an AveragedModel of the network; empty if none is configured
+    progress: dict[str, Any]  # fields of `training.schedule.Progress`
     random: dict[str, Any]  # state of torch's generators: "cpu", and "cuda", a list
 
 
@@ -59,6 +61,7 @@ class Run:
         corpus: absolute path of the corpus folder.
         corpus_digest: SHA-256 of its manifest.
         step: updates done.
+        updates: of the whole run, as far as decided.
         code_revision: of the code that trained it.
     """
 
@@ -69,12 +72,13 @@ class Run:
     corpus: Path
     corpus_digest: str
     step: int
+    updates: int
     code_revision: str
 
     @property
     def finished(self) -> bool:
         """Whether all updates were done."""
-        return self.step >= self.config.updates
+        return self.step >= self.updates
 
 
 def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
@@ -98,6 +102,7 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
         corpus=Path(checkpoint["corpus"]),
         corpus_digest=checkpoint["corpus_digest"],
         step=checkpoint["step"],
+        updates=Schedule(config, Progress(**checkpoint["progress"])).end,
         code_revision=checkpoint["code_revision"],
     )
 
@@ -117,6 +122,8 @@ def read_checkpoint(run: Path) -> Checkpoint:
         raise UserError(f"{path}: damaged, or not a checkpoint; delete the folder and train again") from error
     if isinstance(content, dict) and content.get("format") == _WITHOUT_AVERAGE:
         content |= {"format": _FORMAT, "average": {}}
+    if isinstance(content, dict):
+        content.setdefault("progress", {})  # of runs before early stopping
     if not isinstance(content, dict) or not Checkpoint.__annotations__.keys() <= content.keys():
         raise UserError(f"{path}: not a checkpoint of this program")
     if content["format"] != _FORMAT:
@@ -181,6 +188,7 @@ def new_checkpoint(
         "network": network,
         "optimiser": optimiser,
         "average": average,
+        "progress": asdict(Progress()),
         "random": {
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

@@ -15,6 +15,7 @@ InterferenceKind = Literal["noise", "music", "babble", "speaker", "reverb"]
 Activation = Literal["s1", "s2", "s3", "s4", "statistics", "embedding"]
 Distance = Literal["mse", "l1", "cosine"]
 Codec = Literal["mu-law", "a-law", "gsm", "vorbis"]
+Band = Literal["narrow", "telephone"]
 
 Count = Annotated[int, Field(ge=1)]
 Blocks = Annotated[int, Field(ge=1, le=1000)]
@@ -149,10 +150,14 @@ class PerturbationConfig(_Section):
     """Share of the corrupted copies that pass through a codec, speech and interference together"""
     codecs: tuple[Codec, ...] = ("mu-law", "a-law", "gsm", "vorbis")
     """Codecs to draw from; all but `vorbis` are limited to 4 kHz"""
+    band: Share = 0.0
+    """Share of the corrupted copies without a codec that are limited to a band"""
+    bands: tuple[Band, ...] = ("narrow", "telephone")
+    """Bands to draw from: below 4 kHz, as of speech recorded at 8 kHz, or 300 to 3,400 Hz"""
 
     def __post_init__(self) -> None:
         """Refuse empty or repeating lists."""
-        for name, values in (("factors", self.factors), ("codecs", self.codecs)):
+        for name, values in (("factors", self.factors), ("codecs", self.codecs), ("bands", self.bands)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} must list at least one value, and none of them twice")
 
@@ -211,12 +216,31 @@ class IntervalConfig(_Section):
 
 
 @dataclass(frozen=True)
+class StoppingConfig(_Section):
+    """Early stopping: train until the accuracy on the dev split stops rising, then let the learning rate fall.
+
+    `optimiser.warmup` and `head.margin_*` are then shares of `ramp`, and `updates` is the most there can be.
+    """
+
+    ramp: Count = 800
+    """Updates of warm-up and growing margin; the learning rate does not fall before their end, unless a bound asks"""
+    patience: Count = 4
+    """Measurements of dev accuracy (`intervals.dev`) without a rise after which the learning rate falls"""
+    rise: NotNegative = 0.5
+    """Points of accuracy, in the mean of clean and corrupted, that count as a rise"""
+    decay: Share = 0.3
+    """Updates with falling learning rate, as a share of those before"""
+    minutes: Positive = 60.0
+    """Most minutes of training; the learning rate falls early enough to end by then"""
+
+
+@dataclass(frozen=True)
 class Config(_Section):
     """A training run of any variant."""
 
     network: NetworkConfig
     updates: Count
-    """Optimiser steps"""
+    """Optimiser steps; with `stopping`, the most"""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     head: HeadConfig = HeadConfig()
     data: DataConfig = DataConfig()
@@ -226,6 +250,7 @@ class Config(_Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     intervals: IntervalConfig = IntervalConfig()
+    stopping: StoppingConfig | None = None
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -253,8 +278,16 @@ def parse_config(text: str, name: str) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """Return YAML of every value, including defaults, from which `parse_config` reads an equal configuration."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=120)
+    """Return YAML of every value, including defaults, from which `parse_config` reads an equal configuration.
+
+    What came later and is not used is left out, so that runs keep the text of their configuration.
+    """
+    values = asdict(config)
+    if config.stopping is None:
+        del values["stopping"]
+    if not config.perturbation.band:
+        del values["perturbation"]["band"], values["perturbation"]["bands"]
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
 
 
 def _config(tree: Tree) -> Config:

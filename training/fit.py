@@ -11,7 +11,9 @@ On several GPUs or machines, each process takes a share of every batch:
 """
 
 import argparse
+import math
 import signal
+import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,13 +31,14 @@ from speakerlens.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from speakerlens.training.closing import Measurement, closing, falling
 from speakerlens.training.compute import choose_device
 from speakerlens.training.config import Config, dump_config, load_config, parse_config
 from speakerlens.training.data.batches import Batch, BatchSource, ReadAhead
 from speakerlens.training.data.manifest import Corpus, load_corpus
 from speakerlens.training.distributed import ALONE, World, joined
 from speakerlens.training.errors import UserError
-from speakerlens.training.evaluation.dev import make_dev_set
+from speakerlens.training.evaluation.dev import DevSet, make_dev_set
 from speakerlens.training.files import make_folder, write_whole
 from speakerlens.training.logs import Report, Value
 from speakerlens.training.loop import DivergedError, Figures, Trainer
@@ -59,6 +62,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--seed", metavar="N", help="short for --set seed=N")
     parser.add_argument("--updates", metavar="N", help="short for --set updates=N")
     parser.add_argument(
+        "--minutes", metavar="N", help="short for --set stopping.minutes=N, the most for early stopping"
+    )
+    parser.add_argument(
         "--set",
         dest="overrides",
         metavar="KEY=VALUE",
@@ -72,7 +78,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     overrides = list(arguments.overrides)
-    overrides += [f"{key}={value}" for key in ("seed", "updates") if (value := getattr(arguments, key)) is not None]
+    short = {"seed": arguments.seed, "updates": arguments.updates, "stopping.minutes": arguments.minutes}
+    overrides += [f"{key}={value}" for key, value in short.items() if value is not None]
     with joined(choose_device(arguments.device)) as (world, device):
         try:
             config = world.together(lambda: load_config(arguments.config, overrides))
@@ -110,15 +117,18 @@ def fit(config: Config, variant: str, corpus: Corpus, out: Path, device: torch.d
         )
     )
     first = _resume_or_begin(trainer, out, config, variant, corpus, world)
-    if first >= config.updates:
+    if first >= trainer.schedule.end:
         console.print(f"{out}: {variant} is already trained, {first} updates", highlight=False, soft_wrap=True)
         return 0
     run = out if world.leads else None
-    with Report(run, variant, first, config.updates, console) as report, StopRequest(world.size > 1) as stop:
+    with Report(run, variant, first, trainer.schedule.end, console) as report, StopRequest(world.size > 1) as stop:
         report.start(_describe(trainer, source, corpus, world), source.rows)
         if source.missing:
             report.say(f"{corpus.root}: has no {', '.join(source.missing)} for training; continuing without")
-        return _Fit(trainer, source, out, world, report, stop).run(first)
+        dev_set = world.together(lambda: make_dev_set(corpus, config))
+        if dev_set is None and config.stopping is not None:
+            raise UserError(f"{corpus.root}: has no dev split, which `stopping` needs; add --set stopping=null")
+        return _Fit(trainer, source, dev_set, out, world, report, stop).run(first)
 
 
 @dataclass
@@ -127,37 +137,71 @@ class _Fit:
 
     trainer: Trainer
     source: BatchSource
+    dev_set: DevSet | None
     out: Path
     world: World
     report: Report
     stop: "StopRequest"
 
+    def __post_init__(self) -> None:
+        """Start the clock, which goes on from where the run was stopped."""
+        self._began = time.monotonic() - self.trainer.schedule.progress.seconds
+        self._measured: list[Measurement] = []
+
     def run(self, first: int) -> int:
         """Run the updates from `first` on; return the exit code."""
         config, world, report = self.trainer.config, self.world, self.report
-        data, updates = config.data, config.updates
-        dev_set = world.together(lambda: make_dev_set(self.source.corpus, config))
-        saved = first
-        with ReadAhead(self.source.batch, first, updates, data.read_ahead, data.readers) as batches:
-            for done in range(first, updates):
+        data, schedule, saved, done = config.data, self.trainer.schedule, first, first
+        with ReadAhead(self.source.batch, first, schedule.end, data.read_ahead, data.readers) as batches:
+            while done < schedule.end:
                 batch, signal_number = world.agree(batches.next, self.stop.signal)
                 if signal_number:
                     if saved != done:
                         self._save(done)
-                    report.stop(done, f"stopped after update {done} of {updates}; repeat the command to resume")
+                    report.stop(done, f"stopped after update {done} of {schedule.end}; repeat the command to resume")
                     return 128 + signal_number
-                report.update(done + 1, self._update(done, batch, saved), self._is_due(done + 1, config.intervals.log))
-                if dev_set is not None and self._is_due(done + 1, config.intervals.dev):
-                    accuracy = partial(dev_set.accuracy, self.trainer.result, self.trainer.device)
-                    report.dev(done + 1, partial(accuracy, data.batch_size, world))
-                if self._is_due(done + 1, config.intervals.checkpoint):
-                    self._save(done + 1)
-                    saved = done + 1
-        report.stop(updates, f"finished, {updates} updates")
+                figures = self._update(done, batch, saved)
+                done += 1
+                self._explain_margin(done)
+                decided = self._decide(done)
+                report.update(done, figures, self._is_due(done, config.intervals.log))
+                if decided or self._is_due(done, config.intervals.checkpoint):
+                    self._save(done)
+                    saved = done
+        report.stop(done, f"finished, {done} updates" + closing(self._measured, schedule.progress, config))
         return 0
 
     def _is_due(self, done: int, interval: int) -> bool:
-        return done % interval == 0 or done == self.trainer.config.updates
+        return done % interval == 0 or done == self.trainer.schedule.end
+
+    def _decide(self, done: int) -> bool:
+        """Measure dev accuracy where it is due; return whether the learning rate begins to fall now."""
+        config, schedule = self.trainer.config, self.trainer.schedule
+        if self.dev_set is not None and self._is_due(done, config.intervals.dev):
+            measure = partial(self.dev_set.accuracy, self.trainer.result, self.trainer.device)
+            accuracy = self.report.dev(done, partial(measure, config.data.batch_size, self.world))
+            self._measured.append(Measurement(done, accuracy))
+            decided = schedule.observe(done, accuracy, self._seconds())
+        else:
+            due = config.stopping is not None and self._is_due(done, config.intervals.log)
+            decided = schedule.check_bounds(done, self._seconds() if due else schedule.progress.seconds)
+        if decided:
+            self.report.plan(schedule.end)
+            self.report.say(falling(schedule))
+        return decided
+
+    def _seconds(self) -> float:
+        """Return the training time so far, the same on all processes."""
+        return self.world.largest(round(1000 * (time.monotonic() - self._began))) / 1000
+
+    def _explain_margin(self, done: int) -> None:
+        head = self.trainer.config.head
+        begin, end = (math.ceil(place) for place in self.trainer.schedule.growth)
+        if head.kind == "aam" and head.margin > 0 and done == max(1, begin) < end:
+            self.report.say(
+                f"until update {end} the margin grows from 0 to {head.margin:g}: the task becomes harder and the loss "
+                "rises with it; what counts is the accuracy"
+            )
 
     def _update(self, step: int, batch: Batch, saved: int) -> Figures:
         try:

@@ -118,13 +118,23 @@ class Report:
             shown = f"loss {figures.loss:.2f}  accuracy {figures.accuracy:.0f} %{self._dev}{self._rate}"
             self.say(f"{self._title}: {done}/{self._updates}  {shown}")
 
-    def dev(self, done: int, measure: Callable[[], Mapping[str, float]]) -> None:
-        """Measure and log the accuracy on the dev split, in percent by condition; exclude its time from the rate."""
+    def plan(self, updates: int) -> None:
+        """Take note of the number of updates of the whole run."""
+        self._updates = updates
+        if self._bar is not None:
+            self._bar.update(self._task, total=updates)
+
+    def dev(self, done: int, measure: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+        """Measure, log and return the accuracy on the dev split, in percent by condition.
+
+        Its time is excluded from the rate.
+        """
         began = time.monotonic()
         accuracy = measure()
         self._since += time.monotonic() - began
         self._write("dev", done, accuracy)
         self._dev = "  dev " + " ".join(f"{name} {value:.0f}" for name, value in accuracy.items())
+        return accuracy
 
     def stop(self, done: int, why: str) -> None:
         """Log and print the end of the run."""

@@ -1,6 +1,7 @@
 """The update: schedules, forward and backward pass, optimiser step, and the state in a checkpoint."""
 
 import math
+from dataclasses import asdict
 from typing import NamedTuple, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from speakerlens.training.checkpoint import Checkpoint, new_checkpoint, restore_random
 from speakerlens.training.compute import prepare_encoder, uses_bfloat16
-from speakerlens.training.config import Config, HeadConfig, OptimiserConfig
+from speakerlens.training.config import Config, OptimiserConfig
 from speakerlens.training.data.audio import SAMPLE_RATE
 from speakerlens.training.data.batches import Batch
 from speakerlens.training.data.manifest import Corpus
@@ -19,6 +20,7 @@ from speakerlens.training.errors import UserError
 from speakerlens.training.model.network import SpeakerNetwork
 from speakerlens.training.model.normalisation import synchronise_normalisation
 from speakerlens.training.model.objectives import Loss, compute_loss
+from speakerlens.training.schedule import Progress, Schedule
 from speakerlens.training.variants import Variant, find_variant
 
 _NAMED_ROWS = 3
@@ -41,7 +43,7 @@ class Figures(NamedTuple):
 
 
 class Trainer:
-    """A network in training, with its optimiser and averaged weights.
+    """A network in training, with its optimiser, averaged weights and schedule.
 
     Args:
         config: the run's configuration; its seed makes the initial weights.
@@ -58,6 +60,7 @@ class Trainer:
         self, config: Config, variant: str, corpus: Corpus, device: torch.device, world: World = ALONE
     ) -> None:
         self.config, self.device, self._world = config, device, world
+        self.schedule = Schedule(config)
         self._variant_name, self._corpus = variant, corpus
         torch.manual_seed(config.seed)
         network = SpeakerNetwork(config.network, config.head, len(corpus.speakers)).to(device).train()
@@ -103,8 +106,7 @@ class Trainer:
         Raises:
             DivergedError: the loss or gradient is not finite; the weights are unchanged.
         """
-        learning_rate = learning_rate_at(self.config.optimiser, step, self.config.updates)
-        margin = margin_at(self.config.head, step, self.config.updates)
+        learning_rate, margin = self.schedule.learning_rate(step), self.schedule.margin(step)
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
         self._optimiser.zero_grad()
@@ -118,13 +120,13 @@ class Trainer:
         figures = _figures(loss, grad_norm, learning_rate, margin, self._world)
         _check_finite(figures, loss, batch, step, self._world)
         self._optimiser.step()
-        if self._average is not None and is_averaged(self.config.optimiser, step, self.config.updates):
+        if self._average is not None and self.schedule.is_averaged(step):
             self._average.update_parameters(self.network)
         return figures
 
     def checkpoint(self, step: int) -> Checkpoint:
         """Return the state after `step` updates."""
-        return new_checkpoint(
+        saved = new_checkpoint(
             step=step,
             variant=self._variant_name,
             config=self.config,
@@ -133,6 +135,8 @@ class Trainer:
             optimiser=self._optimiser.state_dict(),
             average={} if self._average is None else self._average.state_dict(),
         )
+        saved["progress"] = asdict(self.schedule.progress)
+        return saved
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore the state of a checkpoint of the same configuration."""
@@ -140,6 +144,7 @@ class Trainer:
         self._optimiser.load_state_dict(checkpoint["optimiser"])
         if self._average is not None:
             self._average.load_state_dict(checkpoint["average"])
+        self.schedule = Schedule(self.config, Progress(**checkpoint["progress"]))
         restore_random(checkpoint)
 
 
@@ -176,35 +181,6 @@ def make_optimiser(network: nn.Module, config: OptimiserConfig) -> torch.optim.O
         nesterov = config.momentum > 0
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999))
-
-
-def learning_rate_at(config: OptimiserConfig, step: int, updates: int) -> float:
-    """Return the learning rate of update `step` (from 0) of `updates`: linear warm-up, then decay."""
-    warmup = round(config.warmup * updates)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, updates - 1 - warmup)
-    high, low = config.learning_rate, config.final_learning_rate
-    if config.decay == "cosine":
-        return low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress))
-    if config.decay == "exponential":
-        return high * math.exp(math.log(low / high) * progress)
-    return high
-
-
-def margin_at(config: HeadConfig, step: int, updates: int) -> float:
-    """Return the margin in radians at update `step` (from 0) of `updates`."""
-    begin, end = config.margin_from * updates, config.margin_until * updates
-    if step >= end:
-        return config.margin
-    if step <= begin:  # also if the growth takes no updates
-        return 0.0
-    return config.margin * (step - begin) / (end - begin)
-
-
-def is_averaged(config: OptimiserConfig, step: int, updates: int) -> bool:
-    """Return whether the weights after update `step` (from 0) are averaged; those of the last update always are."""
-    return step >= min(updates - 1, round((1 - config.average_last) * updates))
 
 
 def _figures(loss: Loss, grad_norm: Tensor, learning_rate: float, margin: float, world: World) -> Figures:

@@ -20,16 +20,9 @@ from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.dev import DevSet
 from speakerlens.training.fit import fit
-from speakerlens.training.loop import (
-    DivergedError,
-    Figures,
-    Trainer,
-    is_averaged,
-    learning_rate_at,
-    make_optimiser,
-    margin_at,
-)
+from speakerlens.training.loop import DivergedError, Figures, Trainer, make_optimiser
 from speakerlens.training.model.network import SpeakerNetwork
+from speakerlens.training.schedule import is_averaged, learning_rate_at, margin_at
 from speakerlens.training.variants import VARIANTS
 from tests.training.toy import make_corpus, write_config
 

@@ -23,7 +23,7 @@ from speakerlens.training.data.corruption import corrupt, draw_corruption, usabl
 from speakerlens.training.data.crops import CropReader
 from speakerlens.training.data.interference import InterferenceSource
 from speakerlens.training.data.manifest import Clip, Corpus, Split
-from speakerlens.training.data.perturbation import draw_codec, draw_speeds, transmit
+from speakerlens.training.data.perturbation import draw_channel, draw_speeds, transmit
 from speakerlens.training.distributed import ALONE, World
 from speakerlens.training.errors import UserError
 from speakerlens.training.variants import Variant
@@ -139,11 +139,11 @@ class BatchSource:
         corruptions = [draw_corruption(self.kinds, self._config.interference, rng) for rng in rngs]
         speakers = [self.corpus.speakers[row.label] for row in copied]
         mixtures = corrupt(speech[:count], speakers, corruptions, self._interference, rngs).audio
-        codecs = [draw_codec(self._config.perturbation, rng) for rng in rngs]
-        copies = transmit(mixtures, codecs)
+        channels = [draw_channel(self._config.perturbation, rng) for rng in rngs]
+        copies = transmit(mixtures, channels)
         copy_names = tuple(
-            " + ".join([name, *map(str, layers)]) + (f", through {codec}" if codec else "")
-            for name, layers, codec in zip(names[:count], corruptions, codecs, strict=True)
+            " + ".join([name, *map(str, layers)]) + (f", through {channel}" if channel else "")
+            for name, layers, channel in zip(names[:count], corruptions, channels, strict=True)
         )
         if self._variant.copies == "pair":
             return Batch(torch.cat([speech, copies]), torch.cat([labels, labels]), speech[:0], names + copy_names)

@@ -1,13 +1,13 @@
-"""Speed perturbation and codecs: options of training, off by default.
+"""Speed perturbation, codecs and limited bands: options of training, off by default.
 
 Speed changes the speech before anything is mixed in, so that a clean crop and its corrupted copy stay aligned in time.
-A codec is part of the channel: it encodes a copy's speech and interference together.
+A codec, or a limited band, is part of the channel: speech and interference of a copy pass through it together.
 """
 
 import io
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from speakerlens.training.config import Codec, PerturbationConfig
+from speakerlens.training.config import Band, Codec, PerturbationConfig
 from speakerlens.training.data.audio import SAMPLE_RATE
 
 _Waveform = NDArray[np.float32]
@@ -37,6 +37,11 @@ _FORMATS: dict[Codec, _Format] = {
     "gsm": _Format("WAV", "GSM610", 8_000),
     "vorbis": _Format("OGG", "VORBIS", SAMPLE_RATE, 1.0),
 }
+
+
+_NARROW_RATE = 8_000
+_TELEPHONE = (200.0, 300.0, 3_400.0, 3_600.0)
+"""Hz: nothing passes below the first and above the last, everything between the two in the middle."""
 
 
 def draw_speeds(count: int, config: PerturbationConfig, rng: np.random.Generator) -> list[float]:
@@ -75,24 +80,54 @@ def draw_codec(config: PerturbationConfig, rng: np.random.Generator) -> Codec | 
     return config.codecs[int(rng.integers(len(config.codecs)))]
 
 
-def transmit(audio: Tensor, codecs: Sequence[Codec | None]) -> Tensor:
-    """Encode and decode rows of audio, each with its own codec, on the CPU.
+def draw_channel(config: PerturbationConfig, rng: np.random.Generator) -> Codec | Band | None:
+    """Draw the channel of a copy: a codec as `draw_codec`, else a band for the configured share, else None."""
+    codec = draw_codec(config, rng)
+    if codec is not None or not config.band or rng.random() >= config.band:
+        return codec
+    return config.bands[int(rng.integers(len(config.bands)))]
+
+
+def transmit(audio: Tensor, channels: Sequence[Codec | Band | None]) -> Tensor:
+    """Pass rows of audio through channels, each through its own, on the CPU.
 
     Args:
         audio: [B, N], float32 in [-1, 1], on any device.
-        codecs: one for each row; None leaves the row unchanged.
+        channels: one for each row; None leaves the row unchanged.
 
     Returns:
         [B, N], float32 in [-1, 1], on the same device and without delay.
     """
-    rows = [row for row, codec in enumerate(codecs) if codec is not None]
+    rows = [row for row, channel in enumerate(channels) if channel is not None]
     if not rows:
         return audio
     chosen = audio[rows].cpu().numpy()
-    decoded = [round_trip(samples, codecs[row] or "mu-law") for row, samples in zip(rows, chosen, strict=True)]
+    passed = [_passed(samples, channels[row] or "mu-law") for row, samples in zip(rows, chosen, strict=True)]
     received = audio.clone()
-    received[rows] = torch.from_numpy(np.stack(decoded)).to(audio.device)
+    received[rows] = torch.from_numpy(np.stack(passed)).to(audio.device)
     return received
+
+
+def _passed(samples: _Waveform, channel: Codec | Band) -> _Waveform:
+    match channel:
+        case "narrow" | "telephone":
+            return limit_band(samples, channel)
+        case _:
+            return round_trip(samples, channel)
+
+
+def limit_band(samples: _Waveform, band: Band) -> _Waveform:
+    """Limit 16 kHz samples [N], float32 in [-1, 1], to a band; keep length, range and time alignment.
+
+    "narrow" is what sampling at 8 kHz leaves, "telephone" the 300 to 3,400 Hz of a telephone line (ITU-T G.712).
+    """
+    if band == "narrow":
+        return _fitted(
+            soxr.resample(soxr.resample(samples, SAMPLE_RATE, _NARROW_RATE), _NARROW_RATE, SAMPLE_RATE), samples
+        )
+    hertz = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
+    passes = np.interp(hertz, _TELEPHONE, (0.0, 1.0, 1.0, 0.0))
+    return _fitted(np.fft.irfft(np.fft.rfft(samples) * passes, len(samples)), samples)
 
 
 def round_trip(samples: _Waveform, codec: Codec) -> _Waveform:
@@ -111,5 +146,10 @@ def round_trip(samples: _Waveform, codec: Codec) -> _Waveform:
     received, _ = soundfile.read(file, dtype="float32")
     received = received[: len(sent)]  # GSM pads to its frames
     decoded = soxr.resample(received, form.rate, SAMPLE_RATE) if form.rate != SAMPLE_RATE else received
-    decoded = np.pad(decoded[: len(samples)], (0, max(0, len(samples) - len(decoded))))
-    return np.asarray(np.clip(decoded, -1.0, 1.0), dtype=np.float32)
+    return _fitted(decoded, samples)
+
+
+def _fitted(received: NDArray[Any], samples: _Waveform) -> _Waveform:
+    """Return what was received with the length of what was sent, clipped to [-1, 1]."""
+    received = np.pad(received[: len(samples)], (0, max(0, len(samples) - len(received))))
+    return np.asarray(np.clip(received, -1.0, 1.0), dtype=np.float32)

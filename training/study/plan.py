@@ -76,9 +76,14 @@ def make_plan(config: Config, corpus: Corpus, out: Path, variants: Sequence[str]
     """Plan `seeds` runs of each variant, from the configuration's seed upwards.
 
     Raises:
-        UserError: a variant is unknown or named twice, there is no seed, or `out` holds runs of another configuration
-            or corpus.
+        UserError: a variant is unknown or named twice, there is no seed, the configuration stops early, or `out` holds
+            runs of another configuration or corpus.
     """
+    if config.stopping is not None:
+        raise UserError(
+            "a study compares variants after the same number of updates, and this configuration stops early: choose "
+            "another, such as training/configs/study.yaml, or add --set stopping=null"
+        )
     for variant in variants:
         find_variant(variant)
     if len(set(variants)) != len(variants):

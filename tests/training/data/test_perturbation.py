@@ -1,5 +1,6 @@
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -11,15 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from speakerlens.training.config import Codec, Config, PerturbationConfig
+from speakerlens.training.config import Band, Codec, Config, PerturbationConfig
 from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, without_offset
 from speakerlens.training.data.batches import Batch, BatchSource
 from speakerlens.training.data.crops import CropReader
 from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.data.perturbation import (
     change_speed,
+    draw_channel,
     draw_codec,
     draw_speeds,
+    limit_band,
     round_trip,
     samples_at_speed,
     transmit,
@@ -73,6 +76,32 @@ def test_codecs_keep_length_range_and_alignment(codec: Codec, samples: int) -> N
     assert int(correlation.argmax()) in (0, 1, size - 1)
     assert correlation.max() > 0.85 * np.linalg.norm(sent) * np.linalg.norm(received)
     assert not np.array_equal(sent, received)
+
+
+def gains(band: Band, hertz: Sequence[int]) -> list[float]:
+    """What a band leaves of tones, in dB."""
+    time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    tones = [(0.5 * np.sin(2 * np.pi * h * time)).astype(np.float32) for h in hertz]
+    return [20 * float(np.log10(np.std(limit_band(tone, band)) / np.std(tone) + 1e-9)) for tone in tones]
+
+
+def test_bands_pass_and_stop_what_they_should() -> None:
+    assert gains("narrow", [100, 1000, 3500]) == pytest.approx([0, 0, 0], abs=0.2)
+    assert max(gains("narrow", [4500, 7000])) < -40
+    assert gains("telephone", [350, 1000, 3300]) == pytest.approx([0, 0, 0], abs=0.2)
+    assert max(gains("telephone", [100, 150, 3800, 7000])) < -40
+
+
+def test_band_is_drawn_for_copies_without_a_codec() -> None:
+    config = PerturbationConfig(codec=0.5, band=0.5, codecs=("gsm",), bands=("telephone",))
+    rng = np.random.default_rng(0)
+    drawn = Counter(draw_channel(config, rng) for _ in range(2000))
+    assert drawn["gsm"] == pytest.approx(1000, abs=80)
+    assert drawn["telephone"] == pytest.approx(500, abs=80)
+    audio = torch.from_numpy(np.stack([buzz(), buzz()]))
+    passed = transmit(audio, [None, "telephone"])
+    assert torch.equal(passed[0], audio[0])
+    np.testing.assert_array_equal(passed[1], limit_band(buzz(), "telephone"))
 
 
 @pytest.mark.parametrize("codec", CODECS)

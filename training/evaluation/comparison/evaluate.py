@@ -199,7 +199,7 @@ def _about(runs: Runs, corpus: Corpus) -> dict[str, object]:
                 "name": name,
                 "variant": run.variant,
                 "updates": run.step,
-                "updates_wanted": run.config.updates,
+                "updates_wanted": run.updates,
                 "seed": run.config.seed,
                 "parameters": sum(parameter.numel() for parameter in run.network.parameters()),
                 "code_revision": run.code_revision,
