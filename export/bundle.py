@@ -146,7 +146,7 @@ def _fill(
     """Write everything except the weights into a bundle's folder."""
     evaluated = baseline.evaluation_set(corpus)
     clips = choose_utterances(corpus, parity.UTTERANCES)
-    total = 8 + parity.steps() + evaluated.steps
+    total = 7 + parity.steps() + evaluated.steps
     done = itertools.count(1)
 
     def advance() -> None:
@@ -159,9 +159,10 @@ def _fill(
     exported = ExportedNetwork(run.network)
     facts = _facts(run, version, calibration, verification)
     try:
-        write_graphs(exported, folder, {name: json.dumps(value) for name, value in facts.items()}, advance)
+        write_graphs(exported, folder, {name: json.dumps(value) for name, value in facts.items()})
     except GraphError as error:
         raise ExportError(f"{run.variant}: {error}") from error
+    advance()
     write_torchscript(exported, folder)
     advance()
     utterances, listed = _write_utterances(folder, clips)

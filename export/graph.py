@@ -133,7 +133,10 @@ class ExportedNetwork(nn.Module):
             lengths: valid samples, int64 [batch].
             target: class to explain, int64 [batch]; -1 for the predicted one.
         """
-        activations = self._forward(audio, lengths)
+        return self.explain_activations(self.activations(audio, lengths), target)
+
+    def explain_activations(self, activations: Activations, target: Tensor) -> Explanation:
+        """Return what `explain` returns, from the activations of the forward pass."""
         logits = self._logits(activations.embedding)
         target = torch.where(target < 0, logits.argmax(dim=1), target)
         maps = self._maps(activations, self._target_gradient(activations.embedding, target))
@@ -149,13 +152,16 @@ class ExportedNetwork(nn.Module):
             lengths: valid samples, int64 [batch].
             reference: embedding of any norm, float32 [batch, size].
         """
-        activations = self._forward(audio, lengths)
+        return self.verify_activations(self.activations(audio, lengths), reference)
+
+    def verify_activations(self, activations: Activations, reference: Tensor) -> Verification:
+        """Return what `verify` returns, from the activations of the forward pass."""
         direction = F.normalize(reference)
         score = (F.normalize(activations.embedding) * direction).sum(dim=1)
         maps = self._maps(activations, cosine_gradient(activations.embedding, direction))
         return Verification(activations.embedding, score, activations.features, maps[3], maps[2], maps[1], maps[0])
 
-    def _forward(self, audio: Tensor, lengths: Tensor) -> Activations:
+    def activations(self, audio: Tensor, lengths: Tensor) -> Activations:
         """Return all activations of the forward pass; arguments as for `predict`."""
         features, frames = self.front_end(audio, lengths)
         mask = time_mask(frames, features.shape[2])[:, None, None, :]

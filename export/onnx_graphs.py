@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -28,48 +28,51 @@ CUDA_OPERATORS = frozenset(
 # Sizes of the traced example: a size equal to a dimension of the network could become a constant in the graph.
 _BATCH, _SAMPLES = 7, 50_021
 
+_OF_THE_COSINE = ("score", *(name for name in Verification._fields if name.startswith("saliency")))
+
 
 class GraphError(Exception):
     """Raised for a graph that is not fit for a bundle; the message says why."""
 
 
 class _Traced(nn.Module):
-    """One of the network's methods as a module, as the exporter requires."""
+    """Explanation and verification of the same audio: one trace for all graphs of a bundle."""
 
-    def __init__(self, network: ExportedNetwork, method: Callable[..., tuple[Tensor, ...]]) -> None:
+    def __init__(self, network: ExportedNetwork) -> None:
         super().__init__()
         self.network = network
-        self._method = method
 
-    def forward(self, audio: Tensor, lengths: Tensor, other: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self._method(audio, lengths, other))
+    def forward(self, audio: Tensor, lengths: Tensor, target: Tensor, reference: Tensor) -> tuple[Tensor, ...]:
+        activations = self.network.activations(audio, lengths)
+        verified = self.network.verify_activations(activations, reference)
+        return (
+            *self.network.explain_activations(activations, target),
+            *(getattr(verified, name) for name in _OF_THE_COSINE),
+        )
 
 
-def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str], advance: Callable[[], None]) -> None:
+def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str]) -> None:
     """Write the graphs into a folder.
 
     Args:
         network: what to export.
         folder: where `predict.onnx`, `explain.onnx` and `verify.onnx` go.
         facts: written into the graphs' metadata, so that a graph without its bundle still describes itself.
-        advance: called after each of the two graphs that are traced.
 
     Raises:
         GraphError: a graph has operators outside the standard or without a CUDA kernel.
     """
-    generator = torch.Generator().manual_seed(0)
-    audio = 0.1 * torch.randn(_BATCH, _SAMPLES, generator=generator)
-    lengths = torch.tensor([_SAMPLES - 5003 * row for row in range(_BATCH)])
-    target = torch.full((_BATCH,), -1)
-    reference = torch.randn(_BATCH, network.embed.out_features, generator=generator)
-    example = {"audio": audio, "lengths": lengths}
-    explain = _trace(_Traced(network, network.explain), {**example, "target": target}, Explanation._fields)
-    advance()
-    verify = _trace(_Traced(network, network.verify), {**example, "reference": reference}, Verification._fields)
-    advance()
-    # `predict` is a prefix of `explain`, so it is extracted rather than traced.
-    predict = onnx.utils.Extractor(explain).extract_model(["audio", "lengths"], list(Prediction._fields))
-    for model, name in ((predict, PREDICT), (explain, EXPLAIN), (verify, VERIFY)):
+    extractor = onnx.utils.Extractor(_trace(network))
+    verified = [_cosine_name(name) if name in _OF_THE_COSINE else name for name in Verification._fields]
+    graphs = {
+        PREDICT: extractor.extract_model(["audio", "lengths"], list(Prediction._fields)),
+        EXPLAIN: extractor.extract_model(["audio", "lengths", "target"], list(Explanation._fields)),
+        VERIFY: extractor.extract_model(["audio", "lengths", "reference"], verified),
+    }
+    for name in _OF_THE_COSINE:
+        _rename(graphs[VERIFY].graph, _cosine_name(name), name)
+    for name, model in graphs.items():
+        _name_dimensions(model)
         onnx.helper.set_model_props(model, dict(facts))
         check_graph(model, name)
         onnx.save(model, str(folder / name))
@@ -97,24 +100,43 @@ def check_graph(model: onnx.ModelProto, name: str) -> None:
         )
 
 
-def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
-    """Return the graph of a module, with dynamic batch and length."""
-    shapes = tuple({0: "batch", 1: "samples"} if name == "audio" else {0: "batch"} for name in inputs)
+def _trace(network: ExportedNetwork) -> onnx.ModelProto:
+    """Return one graph with the inputs and outputs of all three, with dynamic batch and length."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "audio": 0.1 * torch.randn(_BATCH, _SAMPLES, generator=generator),
+        "lengths": torch.tensor([_SAMPLES - 5003 * row for row in range(_BATCH)]),
+        "target": torch.full((_BATCH,), -1),
+        "reference": torch.randn(_BATCH, network.embed.out_features, generator=generator),
+    }
     with _quiet():
         program = torch.onnx.export(
-            module.eval(),
+            _Traced(network).eval(),
             tuple(inputs.values()),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes=shapes,
+            output_names=[*Explanation._fields, *map(_cosine_name, _OF_THE_COSINE)],
+            dynamic_shapes=tuple({0: "batch", 1: "samples"} if name == "audio" else {0: "batch"} for name in inputs),
             verbose=False,
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    _name_dimensions(model)
     return model
+
+
+def _cosine_name(output: str) -> str:
+    """Return the name in the common graph of an output of `verify`; `explain` has maps of the same names."""
+    return f"cosine_{output}"
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Rename an output of a graph; nothing in the graph may have the new name."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+    for output in graph.output:
+        output.name = new if output.name == old else output.name
 
 
 def _name_dimensions(model: onnx.ModelProto) -> None:
