@@ -15,8 +15,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from speakerlens.training.evaluation.conditions import SEED
 
@@ -70,7 +70,7 @@ def wilson(hits: float, trials: int) -> Interval:
 
     scipy computes it for whole counts only; here `hits` may be a mean over several conditions.
     """
-    z2 = float(stats.norm.ppf(0.5 + LEVEL / 2)) ** 2
+    z2 = float(scipy.stats.norm.ppf(0.5 + LEVEL / 2)) ** 2
     share = hits / trials
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = math.sqrt(z2) / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
@@ -82,7 +82,9 @@ def normal_interval(values: NDArray[np.float64]) -> Interval:
     """Return the interval of the mean of values [N] from its standard error; NaN for fewer than two values."""
     if len(values) < 2:
         return math.nan, math.nan
-    low, high = stats.norm.interval(LEVEL, values.mean(), stats.sem(values)) if np.ptp(values) else (values[0],) * 2
+    low, high = (
+        scipy.stats.norm.interval(LEVEL, values.mean(), scipy.stats.sem(values)) if np.ptp(values) else (values[0],) * 2
+    )
     return float(low), float(high)
 
 
@@ -93,7 +95,7 @@ def bootstrap_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     if values.shape[1] == 1:
         return np.repeat(values, _UTTERANCE_RESAMPLES, axis=1)
-    means: NDArray[np.float64] = stats.bootstrap(
+    means: NDArray[np.float64] = scipy.stats.bootstrap(
         (values,),
         np.mean,
         axis=-1,
@@ -124,7 +126,7 @@ def over_seeds(values: NDArray[np.float64]) -> Estimate:
         return Estimate(mean, math.nan, math.nan)
     if np.ptp(finite) <= _SAME:
         return Estimate(mean, mean, mean)
-    low, high = stats.ttest_1samp(finite, 0.0).confidence_interval(LEVEL)
+    low, high = scipy.stats.ttest_1samp(finite, 0.0).confidence_interval(LEVEL)
     return Estimate(mean, float(low), float(high))
 
 

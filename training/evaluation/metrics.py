@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy import optimize
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,7 +59,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return F.cross_entropy(logits.double() / math.exp(log_temperature), labels).item()
 
     low, high = math.log(_LOWEST), math.log(_HIGHEST)
-    found = float(optimize.minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-8}).x)
+    found = float(scipy.optimize.minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-8}).x)
     return math.exp(min((low, found, high), key=loss))
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from speakerlens.training.checkpoint import LOG
 from speakerlens.training.errors import UserError
@@ -148,7 +148,7 @@ def _gain(updates: NDArray[np.float64], accuracy: NDArray[np.float64], total: in
     last = updates >= (1 - LAST_SHARE) * total
     if last.sum() < _FEWEST_VALUES:
         return np.nan
-    return float(stats.linregress(updates[last], accuracy[last]).slope * LAST_SHARE * total)
+    return float(scipy.stats.linregress(updates[last], accuracy[last]).slope * LAST_SHARE * total)
 
 
 def _seconds(log: Sequence[Record]) -> float:

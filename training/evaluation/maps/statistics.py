@@ -3,9 +3,9 @@
 import math
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,7 +17,7 @@ _SSIM_K1, _SSIM_K2 = 0.01, 0.03
 
 def ranks(values: Values) -> NDArray[np.float64]:
     """Return ranks from 1 up, [N] -> [N]; ties share the mean of their ranks."""
-    ranked: NDArray[np.float64] = stats.rankdata(values)
+    ranked: NDArray[np.float64] = scipy.stats.rankdata(values)
     return ranked
 
 
@@ -42,7 +42,7 @@ def pearson(one: Values, other: Values) -> float:
     """Return the correlation of two arrays [N], of ranks Spearman's; NaN where one of them is constant."""
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return math.nan
-    return float(stats.pearsonr(one, other).statistic)
+    return float(scipy.stats.pearsonr(one, other).statistic)
 
 
 def ssim(one: Tensor, other: Tensor) -> float:
