@@ -50,7 +50,13 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str)
     """Return two variants of the demo's network, trained just enough to tell speakers apart."""
     settings = [
         f"--set={setting}"
-        for setting in ("data.batch_size=16", "data.crop_seconds=1.0", "intervals.dev=60", "optimiser.warmup=0.2", "network.blocks=[1,1,1,1]")
+        for setting in (
+            "data.batch_size=16",
+            "data.crop_seconds=1.0",
+            "intervals.dev=60",
+            "optimiser.warmup=0.2",
+            "network.blocks=[1,1,1,1]",
+        )
     ]
     config = ("--config", "training/configs/demo.yaml", "--updates", "60", *settings)
 
