@@ -70,6 +70,6 @@ def _flags(words: Sequence[str]) -> Iterator[str]:
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """Return "; the nearest is NAME" for what `name` may be a misspelling of, or an empty string."""
+    """Return "; did you mean NAME?" for what `name` may be a misspelling of, or an empty string."""
     close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; the nearest is {close[0]}" if close else ""
+    return f"; did you mean {close[0]}?" if close else ""

@@ -2,20 +2,21 @@
 
 A file becomes a `Tree`: nested values, and for each key the place it was set. `validate` turns a tree into a model.
 Every error is one `SettingsError`, a sentence such as
-`run.yaml, line 6: unknown key "updats" in the file (did you mean "updates"?)`.
+`run.yaml, line 6: unknown key "updats" in the file; did you mean updates?`.
 Values keep the types of the file: `true` is not 1, and `"1"` is not a number.
 """
 
-import difflib
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from speakerlens.arguments import suggestion
 
 if TYPE_CHECKING:
     import yaml
@@ -215,12 +216,6 @@ def validate(model: type[M], tree: Tree, label: Callable[[Place], str] = dotted)
         raise SettingsError(problem if problem.startswith(origin) else f"{origin}: {problem}") from error
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean "x"?)` where a known name is close, else an empty text."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f' (did you mean "{close[0]}"?)' if close else ""
-
-
 def _problem(error: Any, label: Callable[[Place], str]) -> str:
     kind, place, context = error["type"], error["loc"], error.get("ctx", {})
     if kind == "missing" and isinstance(place[-1], str):
@@ -245,7 +240,7 @@ def _unknown(model: type[Any], error: Any) -> str:
         key, section = place[-1], place[:-1]
         known = list(_fields(_model_at(model, section)))
     where = dotted(section) or "the file"
-    return f'unknown key "{key}" in {where}{nearest(str(key), known) or "; known keys: " + ", ".join(known)}'
+    return f'unknown key "{key}" in {where}{suggestion(str(key), known) or "; known keys: " + ", ".join(known)}'
 
 
 def _model_at(model: type[Any], place: Place) -> type[Any]:

@@ -368,18 +368,18 @@ def test_version_is_printed_by_every_command(command: Command, words: list[str])
     ("words", "message"),
     [
         ([], "error: a command is missing (see speakerlens --help)"),
-        (["idenfity"], "error: there is no command 'idenfity'; the nearest is identify (see speakerlens --help)"),
-        (["trian"], "error: there is no command 'trian'; the nearest is train (see speakerlens --help)"),
-        (["--versio"], "error: there is no flag --versio; the nearest is --version (see speakerlens --help)"),
+        (["idenfity"], "error: there is no command 'idenfity'; did you mean identify? (see speakerlens --help)"),
+        (["trian"], "error: there is no command 'trian'; did you mean train? (see speakerlens --help)"),
+        (["--versio"], "error: there is no flag --versio; did you mean --version? (see speakerlens --help)"),
         (
             ["identify", "x.wav", "--varaints=da"],
-            "speakerlens: there is no flag --varaints; the nearest is --variants (see speakerlens identify --help)",
+            "speakerlens: there is no flag --varaints; did you mean --variants? (see speakerlens identify --help)",
         ),
         (["speakers", "all"], "speakerlens: unexpected argument 'all' (see speakerlens speakers --help)"),
-        (["serve", "--prot=1"], "error: there is no flag --prot; the nearest is --port (see speakerlens serve --help)"),
+        (["serve", "--prot=1"], "error: there is no flag --prot; did you mean --port? (see speakerlens serve --help)"),
         (
             ["export", "runs", "--ot=x"],
-            "error: there is no flag --ot; the nearest is --out (see speakerlens export --help)",
+            "error: there is no flag --ot; did you mean --out? (see speakerlens export --help)",
         ),
         (
             ["completion", "tcsh"],

@@ -144,7 +144,7 @@ def test_booleans(argv: list[str], word: str, wanted: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("\nmax_batc = 3\n", '{file}, line 2: unknown key "max_batc" in the file (did you mean "max_batch"?)'),
+        ("\nmax_batc = 3\n", '{file}, line 2: unknown key "max_batc" in the file; did you mean max_batch?'),
         ("[serving]\nport = 3\n", '{file}, line 1: unknown key "serving" in the file'),
         ("port = 65536\n", "{file}, line 1: --port must be at most 65535, not 65536"),
         ("# one\nport = 1.5\n", "{file}, line 2: --port must be a whole number, not 1.5"),
@@ -177,11 +177,11 @@ def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_unknown_flags_and_variables_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refusal(["--max-batc=3"], {}, capsys) == "there is no flag --max-batc; the nearest is --max-batch"
+    assert refusal(["--max-batc=3"], {}, capsys) == "there is no flag --max-batc; did you mean --max-batch?"
     assert refusal(["--zebra"], {}, capsys) == "there is no flag --zebra"
     assert (
         refusal([], {"SPEAKERLENS_MAX_BATHC": "3"}, capsys)
-        == "there is no variable SPEAKERLENS_MAX_BATHC; the nearest is SPEAKERLENS_MAX_BATCH"
+        == "there is no variable SPEAKERLENS_MAX_BATHC; did you mean SPEAKERLENS_MAX_BATCH?"
     )
     assert (
         refusal([], {"SPEAKERLENS_REFLECTION": "nein"}, capsys)

@@ -49,7 +49,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ({"--set": "network.blocks=[1,1,1,100000000]"}, "network.blocks[3] must be at most 1000"),
         ({"--set": "data.batch_size=100000000"}, "data.batch_size must be at most 1000000"),
         ({"--set": "seed=" + "[" * 10_000}, "not valid YAML: nested too deeply"),
-        ({"--set": "optimizer.kind=sgd"}, 'unknown key "optimizer" in the file (did you mean "optimiser"?)'),
+        ({"--set": "optimizer.kind=sgd"}, 'unknown key "optimizer" in the file; did you mean optimiser?'),
         ({"--out": "{tmp}/toy.yaml"}, "toy.yaml: cannot be made a folder (a file is in the way)"),
         ({"--out": "{tmp}/toy.yaml/run"}, "run: cannot be made a folder (a file is in the way)"),
         ({"--device": "cuda"}, "--device cuda: torch finds no CUDA device"),

@@ -82,7 +82,7 @@ def test_file_overrides_and_defaults_are_combined(tmp_path: Path) -> None:
 
 
 WRONG = [
-    ("updates: 6", "updats: 6", 6, 'unknown key "updats" in the file (did you mean "updates"?)'),
+    ("updates: 6", "updats: 6", 6, 'unknown key "updats" in the file; did you mean updates?'),
     ("  width: 2", "  width: two", 3, "network.width must be a whole number, not 'two'"),
     ("  width: 2", "  width: 2.5", 3, "network.width must be a whole number, not 2.5"),
     ("  width: 2", "  width: 0", 3, "network.width must be at least 1, not 0"),
@@ -107,7 +107,7 @@ WRONG = [
         "updates: 6",
         "updates: 6\ninterference:\n  snr_db: {nose: [0, 1]}",
         8,
-        'unknown key "nose" in interference.snr_db (did you mean "noise"?)',
+        'unknown key "nose" in interference.snr_db; did you mean noise?',
     ),
     ("updates: 6", "updates: 6\ninterference:\n  snr_db: {noise: [1, 0]}", 8, "snr_db.noise must be [lowest, highest]"),
     ("updates: 6", "updates: 6\ninterference: {snr_db: {}}", 7, "snr_db must list at least one kind"),
@@ -168,7 +168,7 @@ def test_invalid_value_is_reported_with_its_line(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimiser.learning_rat=1", 'unknown key "learning_rat" in optimiser (did you mean "learning_rate"?)'),
+        ("optimiser.learning_rat=1", 'unknown key "learning_rat" in optimiser; did you mean learning_rate?'),
         ("network.width=-1", "network.width must be at least 1, not -1"),
         ("network.width.x=1", '"x" cannot be set inside a single value'),
         ("updates", "expected section.key=value"),
