@@ -57,7 +57,7 @@ class BoundaryReferences:
                 if reference is None:
                     maps = layercam_of_features(network, log_mel, frames, False, torch.tensor([target])).maps
                 else:
-                    maps = cosine_layercam_of_features(network, log_mel, frames, False, reference[None]).maps
+                    maps = cosine_layercam_of_features(network, log_mel, frames, reference[None]).maps
                 yield tuple(stage_map[0].numpy() for stage_map in maps)
 
     def _make_variant(self, seed: int, folded: bool) -> SpeakerNetwork:

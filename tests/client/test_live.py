@@ -44,9 +44,9 @@ def client(server: ServerProcess) -> Iterator[SpeakerClient]:
         yield client
 
 
-def chunks(samples: np.ndarray, size: int = 3001) -> Iterator[np.ndarray]:
-    for start in range(0, len(samples), size):
-        yield samples[start : start + size]
+def chunks(samples: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(samples), 3001):
+        yield samples[start : start + 3001]
 
 
 def check(whole: Identification, answers: list[WindowResult | Identification]) -> None:

@@ -99,9 +99,9 @@ def traffic(target: str, options: list[tuple[str, object]], call: CallContext) -
     assert sorted(answered) == sorted(f"call-{number}" for number in range(next(numbers))), "a call got no answer"
 
 
-def more(answered: Counter[str], count: int = 50) -> None:
-    """Wait until `count` more calls are answered."""
-    goal, deadline = len(answered) + count, time.monotonic() + CALL_SECONDS
+def more(answered: Counter[str]) -> None:
+    """Wait until 50 more calls are answered."""
+    goal, deadline = len(answered) + 50, time.monotonic() + CALL_SECONDS
     while len(answered) < goal:
         assert time.monotonic() < deadline, "the callers get no answers"
         time.sleep(0.01)

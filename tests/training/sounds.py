@@ -34,9 +34,9 @@ class Builder:
         seconds = len(waveform) / SAMPLE_RATE
         self.clips.append(Clip(Path(f"{name}.flac"), kind, split, 0.0, seconds, speaker))
 
-    def speakers(self, names: str, split: Split = "train") -> None:
+    def speakers(self, names: str) -> None:
         for name in names:
-            self.add(f"{split}-{name}", tone(FREQUENCIES[name]), "utterance", split, name)
+            self.add(f"train-{name}", tone(FREQUENCIES[name]), "utterance", speaker=name)
 
     def source(self, split: Split = "train", talkers: tuple[int, int] = TALKERS) -> InterferenceSource:
         return InterferenceSource(write_corpus(self.root, self.clips), split, talkers)

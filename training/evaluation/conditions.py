@@ -80,9 +80,9 @@ def ratio_name(kind: str) -> str:
     return "direct-to-reverberant ratio" if kind == "reverb" else "SNR"
 
 
-def grid(kinds: Sequence[str] = CONDITION_KINDS, snrs_db: Sequence[float] = SNRS_DB) -> tuple[Condition, ...]:
+def grid(kinds: Sequence[str] = CONDITION_KINDS) -> tuple[Condition, ...]:
     """Return clean speech, and each kind of interference at each ratio."""
-    return (CLEAN, *(Condition(kind, snr_db) for kind in kinds for snr_db in snrs_db))
+    return (CLEAN, *(Condition(kind, snr_db) for kind in kinds for snr_db in SNRS_DB))
 
 
 def supplied_grid(corpus: Corpus, split: Split) -> tuple[tuple[Condition, ...], dict[str, str]]:

@@ -13,7 +13,7 @@ from speakerlens.training.data.corruption import corrupt, draw_layer, usable_kin
 from speakerlens.training.data.crops import CropReader
 from speakerlens.training.data.interference import InterferenceSource
 from speakerlens.training.data.manifest import Clip, Corpus
-from speakerlens.training.distributed import ALONE, World
+from speakerlens.training.distributed import World
 from speakerlens.training.model.network import SpeakerNetwork
 
 _SEED = 20_305  # not the run's: variants and seeds are compared on the same mixtures
@@ -32,7 +32,7 @@ class DevSet:
     corrupted: Tensor | None
 
     def accuracy(
-        self, network: SpeakerNetwork, device: torch.device, batch_size: int, world: World = ALONE
+        self, network: SpeakerNetwork, device: torch.device, batch_size: int, world: World
     ) -> dict[str, float]:
         """Return top-1 accuracy in percent on "clean" and "corrupted" crops; leaves the network in training mode.
 

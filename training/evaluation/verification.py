@@ -10,7 +10,7 @@ has learned to separate, would be optimistic.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,7 +92,6 @@ def calibrate_verification(
     corpus: Corpus,
     speakers: Sequence[str],
     false_acceptance: float,
-    advance: Callable[[], None] = lambda: None,
 ) -> Verification:
     """Choose the thresholds on the dev split.
 
@@ -101,13 +100,12 @@ def calibrate_verification(
         corpus: its dev utterances must all be of `speakers`.
         speakers: in the order of the network's classes.
         false_acceptance: share of different persons' pairs that may be accepted, between 0 and 1.
-        advance: called after each batch.
 
     Raises:
         UserError: the dev split has fewer than two persons.
     """
     known, out_of_set = (_limit(clips) for clips in choose_clips(corpus, "dev", speakers))
-    embedded = _embed(network, corpus, known, out_of_set, advance)
+    embedded = _embed(network, corpus, known, out_of_set)
     persons = int(embedded.persons.max()) + 1
     if persons < 2:
         raise UserError(f"{corpus.root}: its dev split has one person only; verification needs at least two")
@@ -132,10 +130,9 @@ def _embed(
     corpus: Corpus,
     known: Sequence[Clip],
     out_of_set: Sequence[Clip],
-    advance: Callable[[], None],
 ) -> _Embeddings:
     names = sorted({str(clip.speaker) for clip in (*known, *out_of_set)})
-    groups = [predict(network, corpus, "dev", clips, names, advance) for clips in (known, out_of_set) if clips]
+    groups = [predict(network, corpus, "dev", clips, names, lambda: None) for clips in (known, out_of_set) if clips]
     numbers = {clip: number for number, clip in enumerate((*known, *out_of_set))}
     return _Embeddings(
         directions=F.normalize(torch.cat([each.embeddings for each in groups]).double()),

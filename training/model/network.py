@@ -20,6 +20,7 @@ from speakerlens.training.model.heads import make_head
 
 STAGES = ("s1", "s2", "s3", "s4")
 STRIDES = (1, 2, 4, 8)  # log-mel frames (and mel bins) per column (and row) of each stage
+VARIANCE_FLOOR = 1e-7  # keeps the gradient of the standard deviation finite
 
 Tap = Literal["stage-output", "last-block-input"]
 """Which activation of a stage its saliency map is taken at."""
@@ -196,13 +197,14 @@ class SpeakerNetwork(nn.Module):
         return self.logits(embedding), embedding
 
 
-def pool_statistics(x: Tensor, columns: Tensor, variance_floor: float = 1e-7) -> Tensor:
+def pool_statistics(x: Tensor, columns: Tensor) -> Tensor:
     """Return mean and standard deviation over the valid columns.
+
+    The variance is unbiased, zero for a single column, and raised by `VARIANCE_FLOOR`.
 
     Args:
         x: [batch, channels, rows, columns], zero beyond the valid columns.
         columns: valid columns, [batch].
-        variance_floor: added to the variance, which is unbiased, and zero for a single column.
 
     Returns:
         float32 [batch, 2 x channels x rows].
@@ -213,7 +215,7 @@ def pool_statistics(x: Tensor, columns: Tensor, variance_floor: float = 1e-7) ->
     mask = time_mask(columns, x.shape[3])[:, None, None, :]
     deviation = (x - mean.unsqueeze(3)) * mask
     variance = deviation.square().sum(dim=3) / (count - 1).clamp_min(1)
-    return torch.cat([mean.flatten(1), (variance + variance_floor).sqrt().flatten(1)], dim=1)
+    return torch.cat([mean.flatten(1), (variance + VARIANCE_FLOOR).sqrt().flatten(1)], dim=1)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:

@@ -3,7 +3,6 @@
 Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE TIP 2021.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -80,28 +79,25 @@ class CosineSaliency(NamedTuple):
     maps: tuple[Tensor, ...]
 
 
-def cosine_layercam(
-    network: SpeakerNetwork, audio: Tensor, reference: Tensor, lengths: Tensor | None = None
-) -> CosineSaliency:
+def cosine_layercam(network: SpeakerNetwork, audio: Tensor, reference: Tensor) -> CosineSaliency:
     """Return LayerCAM maps of a verification score: as `layercam`, of the cosine in place of a logit.
 
     Args:
         network: in evaluation mode.
         audio: 16 kHz, [batch, samples].
         reference: embedding to compare each row with, of any norm, [batch, size].
-        lengths: valid samples, [batch]; None means all.
     """
     with torch.no_grad():
-        features, frames = network.front_end(audio, lengths)
-    return cosine_layercam_of_features(network, features, frames, lengths is not None, reference)
+        features, frames = network.front_end(audio)
+    return cosine_layercam_of_features(network, features, frames, reference)
 
 
 def cosine_layercam_of_features(
-    network: SpeakerNetwork, features: Tensor, frames: Tensor, masked: bool, reference: Tensor
+    network: SpeakerNetwork, features: Tensor, frames: Tensor, reference: Tensor
 ) -> CosineSaliency:
-    """Return the maps of `cosine_layercam` from log-mel features [batch, mel, frames]."""
+    """Return the maps of `cosine_layercam` from log-mel features [batch, mel, frames]; all frames are valid."""
     with torch.enable_grad():
-        activations = network.encoder(features.detach().clone().requires_grad_(), frames, masked)
+        activations = network.encoder(features.detach().clone().requires_grad_(), frames, False)
         score = F.cosine_similarity(activations.embedding, reference)
         taps = tapped(network, activations)
         gradients = torch.autograd.grad(score.sum(), taps)
@@ -179,10 +175,10 @@ def display(stage_map: Tensor, columns: Tensor, frames: Tensor, mel_bins: int, w
     return shown
 
 
-def fused(saliency: Saliency, stages: Sequence[int] = FUSED_STAGES) -> Tensor:
-    """Return the mean of the displayed maps of the given stages (0 is S1), [batch, mel, frames]."""
+def fused(saliency: Saliency) -> Tensor:
+    """Return the mean of the displayed maps of `FUSED_STAGES`, [batch, mel, frames]."""
     mel_bins, width = saliency.features.shape[1:]
-    shown = [display(saliency.maps[s], saliency.columns[s], saliency.frames, mel_bins, width) for s in stages]
+    shown = [display(saliency.maps[s], saliency.columns[s], saliency.frames, mel_bins, width) for s in FUSED_STAGES]
     return torch.stack(shown).mean(dim=0)
 
 

@@ -45,9 +45,9 @@ class Scene:
         await asyncio.sleep(0)
         return task
 
-    async def learn(self, number: int = 0, times: int = 3) -> None:
-        """Compute a job some times, so that estimates are known; clear the log."""
-        for _ in range(times):
+    async def learn(self, number: int = 0) -> None:
+        """Compute a job three times, so that estimates are known; clear the log."""
+        for _ in range(3):
             await self.batcher.submit(number)
         await settle()
         for record in (self.work.batches, self.work.prepared, self.work.started, self.work.batch_sizes):

@@ -12,8 +12,8 @@ from speakerlens.serving.rpc.expiry import earliest_expiry
 CA = trustme.CA()
 
 
-def moment(year: int, month: int = 5) -> datetime.datetime:
-    return datetime.datetime(year, month, 17, 12, 34, 56, tzinfo=datetime.UTC)
+def moment(year: int) -> datetime.datetime:
+    return datetime.datetime(year, 5, 17, 12, 34, 56, tzinfo=datetime.UTC)
 
 
 def certificate(expires: datetime.datetime) -> bytes:

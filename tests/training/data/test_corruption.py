@@ -39,8 +39,8 @@ def speech(rows: int) -> Tensor:
     return torch.tensor(0.2 * np.random.default_rng(7).standard_normal((rows, SAMPLES)), dtype=torch.float32)
 
 
-def generators(rows: int, seed: int = 1) -> list[np.random.Generator]:
-    return [np.random.default_rng([seed, row]) for row in range(rows)]
+def generators(rows: int) -> list[np.random.Generator]:
+    return [np.random.default_rng([1, row]) for row in range(rows)]
 
 
 def decibels(wanted: ArrayLike, unwanted: ArrayLike) -> float:

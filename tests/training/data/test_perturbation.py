@@ -34,9 +34,9 @@ CODECS: tuple[Codec, ...] = get_args(Codec)
 NARROW = ("mu-law", "a-law", "gsm")
 
 
-def buzz(seconds: float = 1.0, pitch: float = 120.0) -> NDArray[np.float32]:
+def buzz(pitch: float = 120.0) -> NDArray[np.float32]:
     """A vowel-like sound that comes and goes, with some noise over it so that no two stretches are alike."""
-    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     tone = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 50))
     noise = np.random.default_rng(0).standard_normal(len(time))
     return (0.1 * (tone + 0.1 * noise) * (1 + 0.8 * np.sin(2 * np.pi * 3 * time))).astype(np.float32)

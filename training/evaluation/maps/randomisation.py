@@ -125,7 +125,7 @@ def _maps(network: SpeakerNetwork, features: Tensor, frames: Tensor, labels: Ten
     return {**maps, MAGNITUDE: maps[GRADIENT_X_INPUT].abs()}
 
 
-def cascade(network: SpeakerNetwork, seed: int = _SEED) -> dict[str, SpeakerNetwork]:
+def cascade(network: SpeakerNetwork) -> dict[str, SpeakerNetwork]:
     """Return a copy of the network for each of `STEPS`, randomised from the head down to that part.
 
     Batch normalisation loses its statistics as well. All steps draw the same new weights.
@@ -133,7 +133,7 @@ def cascade(network: SpeakerNetwork, seed: int = _SEED) -> dict[str, SpeakerNetw
     result = {}
     randomised = copy.deepcopy(network).cpu()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(_SEED)
         for step, parts in zip(STEPS, _parts(randomised), strict=True):
             for part in parts:
                 for module in part.modules():
