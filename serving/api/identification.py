@@ -24,7 +24,6 @@ from speakerlens.serving.api.messages import (
     stream_response_of,
 )
 from speakerlens.serving.api.voice_messages import (
-    claim_of,
     embed_query_of,
     embed_response_of,
     one_selector,
@@ -32,6 +31,7 @@ from speakerlens.serving.api.voice_messages import (
     speaker_of,
     speakers_response_of,
     utterances_of,
+    verification_request_of,
     verify_response_of,
 )
 from speakerlens.serving.bundle import SAMPLE_RATE
@@ -174,10 +174,10 @@ class Service(SpeakerIdentificationServicer):
     async def Verify(self, request: pb.VerifyRequest, context: Any) -> pb.VerifyResponse:  # noqa: N802
         """Compare two voices."""
         pipeline = self._loaded_pipeline()
-        claim = claim_of(request, deadline_of(context))
+        verification = verification_request_of(request, deadline_of(context))
         with self._one(request) as model:
-            verdict = await Verifier(pipeline, self._speakers).verify(claim, model)
-        return await self._built(verify_response_of, verdict)
+            result = await Verifier(pipeline, self._speakers).verify(verification, model)
+        return await self._built(verify_response_of, result)
 
     async def Enroll(self, request: pb.EnrollRequest, context: Any) -> pb.EnrollResponse:  # noqa: N802
         """Enrol a speaker."""

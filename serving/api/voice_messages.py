@@ -57,7 +57,7 @@ def embed_response_of(result: Identification) -> pb.EmbedResponse:
     return pb.EmbedResponse(embeddings=embeddings, audio=info_of(result.audio), timings=timings_of(result.timings))
 
 
-def claim_of(request: pb.VerifyRequest, deadline: float | None) -> VerificationRequest:
+def verification_request_of(request: pb.VerifyRequest, deadline: float | None) -> VerificationRequest:
     """Return the verification of a request; errors as for `embed_query_of`."""
     against = request.WhichOneof("against")
     if against is None:
@@ -74,22 +74,22 @@ def claim_of(request: pb.VerifyRequest, deadline: float | None) -> VerificationR
     )
 
 
-def verify_response_of(verdict: VerificationResult) -> pb.VerifyResponse:
+def verify_response_of(result: VerificationResult) -> pb.VerifyResponse:
     """Return the message of an answer."""
-    explanations = (verdict.explanation, verdict.other_explanation)
+    explanations = (result.explanation, result.other_explanation)
     first, second = (None if each is None else explanation_of(each) for each in explanations)
     return pb.VerifyResponse(
-        variant=verdict.variant,
-        version=verdict.version,
-        score=verdict.score,
-        threshold=verdict.threshold,
-        same=verdict.same,
+        variant=result.variant,
+        version=result.version,
+        score=result.score,
+        threshold=result.threshold,
+        same=result.same,
         explanation=first,
         other_explanation=second,
-        audio=info_of(verdict.audio),
-        other=None if verdict.other is None else info_of(verdict.other),
-        timings=timings_of(verdict.timings),
-        threshold_basis=BASES[verdict.threshold_basis],
+        audio=info_of(result.audio),
+        other=None if result.other is None else info_of(result.other),
+        timings=timings_of(result.timings),
+        threshold_basis=BASES[result.threshold_basis],
     )
 
 

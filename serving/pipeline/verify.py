@@ -95,25 +95,25 @@ class Verifier:
         self._pipeline = pipeline
         self._speakers = speakers
 
-    async def verify(self, claim: VerificationRequest, model: Model) -> VerificationResult:
+    async def verify(self, request: VerificationRequest, model: Model) -> VerificationResult:
         """Compare with one model, which must be leased.
 
         Raises:
             RequestError: the audio is invalid, or the speaker is not enrolled, or not with this bundle.
         """
-        _check(claim, model)
-        enrolment, sides = None, [(claim.audio, "audio")]
-        if isinstance(claim.against, str):
-            enrolment = await self._enrolment(claim.against, model.bundle)
+        _check(request, model)
+        enrolment, sides = None, [(request.audio, "audio")]
+        if isinstance(request.against, str):
+            enrolment = await self._enrolment(request.against, model.bundle)
         else:
-            sides.append((claim.against, "other"))
-        options = QueryOptions(explain=claim.explain, priority=claim.priority, deadline=claim.deadline)
+            sides.append((request.against, "other"))
+        options = QueryOptions(explain=request.explain, priority=request.priority, deadline=request.deadline)
         with self._pipeline.admit(options, [model], [extent_of(audio) for audio, _ in sides]) as admitted:
-            return await self._compared(claim, model, sides, enrolment, admitted)
+            return await self._compared(request, model, sides, enrolment, admitted)
 
     async def _compared(
         self,
-        claim: VerificationRequest,
+        request: VerificationRequest,
         model: Model,
         sides: Sequence[tuple[Audio, str]],
         enrolment: Enrolment | None,
@@ -122,7 +122,7 @@ class Verifier:
         """Compare the sides with each other, or the only one with an enrolment."""
         stopwatch = Stopwatch()
         utterance, *others = await map_concurrent(
-            sides, lambda side: self._embed(claim, *side, model, admitted, stopwatch), len(sides)
+            sides, lambda side: self._embed(request, *side, model, admitted, stopwatch), len(sides)
         )
         other = others[0] if others else None
         if other is None:
@@ -132,12 +132,12 @@ class Verifier:
             reference, threshold = other.direction, _threshold(model.bundle, 1)
         score = float(np.clip(utterance.direction @ reference, -1.0, 1.0))
         explanation = other_explanation = None
-        if claim.explain is not None:
-            name = claim.against if isinstance(claim.against, str) else ""
-            explanation = await self._explain(claim.explain, utterance, reference, model, name, admitted, stopwatch)
+        if request.explain is not None:
+            name = request.against if isinstance(request.against, str) else ""
+            explanation = await self._explain(request.explain, utterance, reference, model, name, admitted, stopwatch)
             if other is not None:
                 other_explanation = await self._explain(
-                    claim.explain, other, utterance.direction, model, "", admitted, stopwatch
+                    request.explain, other, utterance.direction, model, "", admitted, stopwatch
                 )
         return VerificationResult(
             model.bundle.variant,
@@ -176,7 +176,7 @@ class Verifier:
 
     async def _embed(
         self,
-        claim: VerificationRequest,
+        request: VerificationRequest,
         audio: Audio,
         name: str,
         model: Model,
@@ -186,18 +186,18 @@ class Verifier:
         pipeline = self._pipeline
         query = QueryOptions(
             with_embedding=True,
-            priority=claim.priority,
-            deadline=claim.deadline,
+            priority=request.priority,
+            deadline=request.deadline,
             monitoring=MonitoringScope.SOUND,
             field=name,
         )
-        limit = pipeline.duration_limit(QueryOptions(explain=claim.explain))
+        limit = pipeline.duration_limit(QueryOptions(explain=request.explain))
         with pipeline.session(query, [model], admitted, stopwatch) as session:
             shape, least = pipeline.windowing([model]), pipeline.min_samples(model)
             reader = WindowReader(audio, limit, shape, least, name, claim.deadline)
             outputs = session.windows(pipeline.read(reader, session, audio))
             # Windows are kept only where maps of them are asked for.
-            windows = [(each.window, each.speech) async for each in outputs if claim.explain is not None]
+            windows = [(each.window, each.speech) async for each in outputs if request.explain is not None]
             result = await pipeline.finish(query, [model], session, reader.info)
         [answer] = result.answers
         assert isinstance(answer, Answer), "a single model fails by raising"
@@ -237,12 +237,12 @@ class Verifier:
             )
 
 
-def _check(claim: VerificationRequest, model: Model) -> None:
-    if claim.explain is not None and claim.explain.target_speaker is not None:
+def _check(request: VerificationRequest, model: Model) -> None:
+    if request.explain is not None and request.explain.target_speaker is not None:
         raise InvalidArgumentError(
             Reason.ARGUMENT, "explain.target_speaker: the score of a comparison is explained, not a speaker's; leave it"
         )
-    explained_label(QueryOptions(explain=claim.explain), model)
+    explained_label(QueryOptions(explain=request.explain), model)
 
 
 def _threshold(bundle: Bundle, utterances: int) -> float:

@@ -112,9 +112,9 @@ def _print_comparison(arguments: argparse.Namespace, result: Comparison, written
         files.print_json({"file": arguments.file, **compared, **document.comparison_document(result), **paths})
         return
     other = files.title(arguments.other) if arguments.enrolled is None else arguments.enrolled
-    verdict = "same speaker" if result.same else "different speakers"
+    outcome = "same speaker" if result.same else "different speakers"
     scores = f"score {result.score:.3f}, threshold {result.threshold:.3f}"
-    files.print_line(f"{files.title(arguments.file)} and {other}: {verdict} ({result.name}: {scores})")
+    files.print_line(f"{files.title(arguments.file)} and {other}: {outcome} ({result.name}: {scores})")
     for name, audio in ((files.title(arguments.file), result.audio), (other, result.other)):
         if audio is not None and audio.speech is False:
             files.print_line(f"{name}: no speech was found in it")
