@@ -12,7 +12,7 @@ from speakerlens.training.errors import UserError
 
 
 class Command(NamedTuple):
-    """A subcommand: the module of this package whose `add_parser` describes it, and a line of help."""
+    """A subcommand: the module of this package whose `add_arguments` describes it, and a line of help."""
 
     module: str
     about: str
@@ -70,11 +70,9 @@ def _parser(program: str, chosen: str | None) -> ArgumentParser:
     parser = ArgumentParser(prog=program, description=__doc__)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
+        of_command = subparsers.add_parser(name, help=command.about)
         if name == chosen:
-            names = ("train",) if name == "train" else ()
-            _import(command.module).add_parser(subparsers, *names)
-        else:
-            subparsers.add_parser(name, help=command.about)
+            _import(command.module).add_arguments(of_command)
     return parser
 
 

@@ -45,15 +45,10 @@ from speakerlens.training.loop import DivergedError, Figures, Trainer
 from speakerlens.training.variants import VARIANTS, find_variant
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str = "fit") -> None:
-    """Add the command to the command line, under its name there: `fit`, or `train`."""
-    parser = subparsers.add_parser(
-        name,
-        help="train one variant",
-        description=__doc__,
-        epilog="variants:\n" + "\n".join(f"  {name:8} {variant.about}" for name, variant in VARIANTS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command `fit`, or `train`."""
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    parser.epilog = "variants:\n" + "\n".join(f"  {name:8} {variant.about}" for name, variant in VARIANTS.items())
     parser.add_argument("--config", type=Path, required=True, help="YAML file; see training/configs/")
     parser.add_argument("--variant", choices=list(VARIANTS), required=True, help="augmentation; see below")
     parser.add_argument("--corpus", type=Path, required=True, help="corpus folder")

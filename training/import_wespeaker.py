@@ -40,14 +40,9 @@ _AT_BOUND = (
 )
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `import-wespeaker` to the command line."""
-    parser = subparsers.add_parser(
-        "import-wespeaker",
-        help="make a run of a WeSpeaker ResNet",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command `import-wespeaker`."""
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="weights, such as avg_model.pt")
     parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the config.yaml beside them")
     parser.add_argument(

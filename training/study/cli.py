@@ -32,15 +32,10 @@ from speakerlens.training.variants import VARIANTS
 _LOCK = ".lock"
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `study` to the command line."""
-    parser = subparsers.add_parser(
-        "study",
-        help="train, evaluate and compare all variants over several seeds",
-        description=__doc__,
-        epilog="variants:\n" + "\n".join(f"  {name:8} {variant.about}" for name, variant in VARIANTS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command `study`."""
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    parser.epilog = "variants:\n" + "\n".join(f"  {name:8} {variant.about}" for name, variant in VARIANTS.items())
     parser.add_argument("--config", type=Path, required=True, help="YAML file; see training/configs/")
     parser.add_argument("--corpus", type=Path, required=True, help="folder that `prepare` made")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs, the results and the report")

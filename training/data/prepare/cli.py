@@ -14,9 +14,9 @@ from speakerlens.training.data.prepare.rooms import RT60_RANGE, prepare_rooms
 from speakerlens.training.data.prepare.voxceleb1 import Voxceleb1Settings, prepare_voxceleb1
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `prepare` and its subcommands to the command line."""
-    parser = subparsers.add_parser("prepare", help="make a corpus: audio files and one manifest", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command `prepare` and its subcommands."""
+    parser.description = __doc__
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_folder(commands)

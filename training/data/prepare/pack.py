@@ -35,15 +35,13 @@ class _Decoded(NamedTuple):
     rounded: bool
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `pack` to the command line."""
-    parser = subparsers.add_parser(
-        "pack",
-        help="copy a corpus to one file that training maps into memory",
-        description="Copy all clips of a corpus, speech and interference, to one file of 16-bit samples at 16 kHz "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command `pack`."""
+    parser.description = (
+        "Copy all clips of a corpus, speech and interference, to one file of 16-bit samples at 16 kHz "
         "(115 MB per hour), from which training reads crops without decoding files. The original corpus is no "
         "longer needed. Evaluations draw interference by a clip's path and start, so reports made on the packed "
-        "corpus cannot be compared with reports made on the original.",
+        "corpus cannot be compared with reports made on the original."
     )
     parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="folder that `prepare` made")
     parser.add_argument(

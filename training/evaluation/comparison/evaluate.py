@@ -35,14 +35,9 @@ from speakerlens.training.provenance import machine, moment, tested, versions
 Runs = Mapping[str, Run]
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `evaluate` to the command line."""
-    parser = subparsers.add_parser(
-        "evaluate",
-        help="compare trained variants under interference",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command `evaluate`."""
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder that `fit` made")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--corpus", type=Path, help="folder of the corpus, if it was moved after training")
