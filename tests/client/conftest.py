@@ -3,7 +3,7 @@
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +94,14 @@ def flac_file(tmp_path: Path, flac: bytes) -> Path:
     path = tmp_path / "click.flac"
     path.write_bytes(flac)
     return path
+
+
+def speakerlens(
+    *arguments: object, stdin: bytes = b"", program: Sequence[str] = ("-m", "speakerlens")
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, *program, *map(str, arguments)], input=stdin, capture_output=True, timeout=60, check=False
+    )
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert "Traceback" not in err
+    return subprocess.CompletedProcess(done.args, done.returncode, out, err)

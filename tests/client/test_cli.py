@@ -1,25 +1,19 @@
 """The command `speakerlens` against the stand-in: in this process, or in its own where that makes a difference."""
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 import time
-import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
-from speakerlens import __version__
-from speakerlens.cli.main import CLIENT, PARTS, main
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from speakerlens.training import cli as training
 
-from .conftest import Command
+from .conftest import Command, speakerlens
 from .stand_in import VARIANTS, StandIn, log_mel, mel_centres, saliency, serving
 
 NOBODY = "127.0.0.1:1"
@@ -32,17 +26,6 @@ from speakerlens import __version__
 from speakerlens.cli.main import CLIENT, PARTS, main
 sys.exit(main())
 """
-
-
-def speakerlens(
-    *arguments: object, stdin: bytes = b"", program: Sequence[str] = ("-m", "speakerlens")
-) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, *program, *map(str, arguments)], input=stdin, capture_output=True, timeout=60, check=False
-    )
-    out, err = done.stdout.decode(), done.stderr.decode()
-    assert "Traceback" not in err
-    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
 
 def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
@@ -335,95 +318,3 @@ def test_closed_output_pipe_is_not_an_error(address: str, flac_file: Path) -> No
     command = f"{sys.executable} -m speakerlens identify {' '.join([str(flac_file)] * 9)} --server {address} --json"
     done = subprocess.run(["bash", "-c", f"{command} | head -c 1"], capture_output=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == (b"{", b"")
-
-
-def test_console_script_is_this_command() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    module, _, function = project["scripts"]["speakerlens"].partition(":")
-    assert getattr(importlib.import_module(module), function) is main
-
-
-def test_overview_lists_every_command_of_every_part(command: Command) -> None:
-    text = command("--help").stdout
-    for name in (*CLIENT, *PARTS, "completion"):
-        assert f"\n  {name} " in text
-    assert set(training.COMMANDS) - {"fit"} <= PARTS.keys()  # whose name here is `train`
-
-
-def test_help_needs_neither_numpy_nor_grpc() -> None:
-    program = "import sys; from speakerlens.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    check = "sys.exit([name for name in ('numpy', 'grpc', 'asyncio') if name in sys.modules])"
-    done = speakerlens(program=("-c", program + check))
-    assert "usage: speakerlens" in done.stdout
-    assert done.stderr.strip() == "[]"
-
-
-@pytest.mark.parametrize("words", [[], ["identify"], ["serve"], ["train"], ["export"], ["completion"]])
-def test_version_is_printed_by_every_command(command: Command, words: list[str]) -> None:
-    done = command(*words, "--version")
-    assert (done.returncode, done.stdout) == (0, f"speakerlens {__version__}\n")
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "error: a command is missing (see speakerlens --help)"),
-        (["idenfity"], "error: there is no command 'idenfity'; did you mean identify? (see speakerlens --help)"),
-        (["trian"], "error: there is no command 'trian'; did you mean train? (see speakerlens --help)"),
-        (["--versio"], "error: there is no flag --versio; did you mean --version? (see speakerlens --help)"),
-        (
-            ["identify", "x.wav", "--varaints=da"],
-            "speakerlens: there is no flag --varaints; did you mean --variants? (see speakerlens identify --help)",
-        ),
-        (["speakers", "all"], "speakerlens: unexpected argument 'all' (see speakerlens speakers --help)"),
-        (["serve", "--prot=1"], "error: there is no flag --prot; did you mean --port? (see speakerlens serve --help)"),
-        (
-            ["export", "runs", "--ot=x"],
-            "error: there is no flag --ot; did you mean --out? (see speakerlens export --help)",
-        ),
-        (
-            ["completion", "tcsh"],
-            "error: argument shell: invalid choice: 'tcsh' (choose from 'bash', 'zsh', 'fish') "
-            "(see speakerlens completion --help)",
-        ),
-    ],
-)
-def test_mistyped_words_get_the_nearest(command: Command, words: list[str], message: str) -> None:
-    done = command(*words)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{message}\n")
-
-
-@pytest.mark.parametrize(
-    ("name", "missing", "extra"),
-    [("export", "torch", "train"), ("train", "torch", "train")],
-)
-def test_missing_extra_of_a_part_is_named(name: str, missing: str, extra: str) -> None:
-    program = f"import sys; sys.modules[{missing!r}] = None\nfrom speakerlens.cli.main import main\nsys.exit(main())"
-    done = speakerlens(name, "--help", program=("-c", program))
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith("error: ")
-    assert f"pip install 'speakerlens[{extra}]'" in done.stderr
-
-
-def test_bash_completes_commands_and_flags(command: Command) -> None:
-    script = command("completion", "bash").stdout
-    for words, expected in (
-        ("id", ["identify"]),
-        ("identify --t", ["--top-k", "--target", "--timeout", "--tls", "--tls-ca"]),
-        ("serve --bundle", ["--bundles"]),
-        ("completion f", ["fish"]),
-    ):
-        count = len(words.split())
-        call = (
-            f"COMP_WORDS=(speakerlens {words}); COMP_CWORD={count}; _speakerlens; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-        )
-        done = subprocess.run(["bash", "-c", f"{script}\n{call}"], capture_output=True, text=True, check=True)
-        assert done.stdout.split()[: len(expected)] == expected
-
-
-@pytest.mark.parametrize(("shell", "line"), [("zsh", "#compdef speakerlens"), ("fish", "-f -a identify -d")])
-def test_completion_of_other_shells_has_every_command(command: Command, shell: str, line: str) -> None:
-    script = command("completion", shell).stdout
-    assert line in script
-    assert all(name in script for name in (*CLIENT, *PARTS))
-    assert "top-k" in script

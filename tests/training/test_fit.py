@@ -5,7 +5,7 @@ import re
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from speakerlens.training.checkpoint import load_run, read_checkpoint
 from speakerlens.training.cli import main
-from speakerlens.training.compute import uses_bfloat16
-from speakerlens.training.config import ComputeConfig, Config, HeadConfig, OptimiserConfig, load_config
+from speakerlens.training.config import Config, HeadConfig, OptimiserConfig, load_config
 from speakerlens.training.data.batches import Batch, BatchSource
 from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.dev import DevSet
 from speakerlens.training.fit import fit
-from speakerlens.training.loop import DivergedError, Figures, Trainer, make_optimiser
+from speakerlens.training.loop import DivergedError, Figures, Trainer
 from speakerlens.training.model.network import SpeakerNetwork
 from speakerlens.training.schedule import is_averaged, learning_rate_at, margin_at
 from speakerlens.training.variants import VARIANTS
@@ -203,24 +202,6 @@ def test_broken_waveform_is_named_and_not_its_batch(corpus: Corpus, config: Conf
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.network.named_parameters())
 
 
-def test_autocast_follows_the_configured_precision(
-    corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch = BatchSource(corpus, config, VARIANTS["act-pair"], CPU).batch(0)
-    losses, types = [], []
-    for precision in ("auto", "float32", "bfloat16"):
-        trainer = Trainer(replace(config, compute=ComputeConfig(precision)), "act-pair", corpus, CPU)
-        trainer.network.encoder.get_submodule("layer1.0.conv1").register_forward_hook(
-            lambda *call: types.append(call[2].dtype)
-        )
-        losses.append(trainer.update(0, batch).loss)
-    assert types == [torch.float32, torch.float32, torch.bfloat16]
-    assert losses[0] == losses[1] != losses[2]
-    assert losses[2] == pytest.approx(losses[0], rel=0.02)
-    cuda = torch.device("cuda")
-    assert [uses_bfloat16(ComputeConfig(p), cuda) for p in ("auto", "float32", "bfloat16")] == [True, False, True]
-
-
 def test_average_is_over_the_last_weights(corpus: Corpus, config: Config, tmp_path: Path) -> None:
     averaging = replace(config, optimiser=replace(config.optimiser, average_last=0.5))
     trainer = Trainer(averaging, "act-da", corpus, CPU)
@@ -290,85 +271,6 @@ def test_dev_accuracy_uses_the_averaged_network(
     given = load_run(tmp_path).network.state_dict()
     assert len(evaluated) == 2
     assert all(torch.equal(value, given[name]) for name, value in evaluated[1].items())
-
-
-def test_compiled_network_keeps_its_parameter_names(
-    corpus: Corpus, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Traced as always, but run by torch itself: making kernels takes minutes on few cores."""
-    compiled = []
-    original = torch.nn.Module.compile
-
-    def by_torch(self: torch.nn.Module, **options: Any) -> None:
-        compiled.append(self)
-        original(self, backend="eager", **options)
-
-    monkeypatch.setattr(torch.nn.Module, "compile", by_torch)
-    averaging = replace(config, updates=2, optimiser=replace(config.optimiser, average_last=1.0))
-    for name, compute in {
-        "plain": ComputeConfig(precision="float32"),
-        "compiled": ComputeConfig(precision="float32", compile=True),
-    }.items():
-        fit(replace(averaging, compute=compute), "da", corpus, tmp_path / name, CPU)
-    assert len(compiled) == 1
-    plain, other = (read_checkpoint(tmp_path / name) for name in ("plain", "compiled"))
-    assert plain["network"].keys() == other["network"].keys()
-    assert plain["average"].keys() == other["average"].keys()
-    assert int(other["average"]["n_averaged"]) == 2
-    given = [load_run(tmp_path / name).network.state_dict() for name in ("plain", "compiled")]
-    for name, value in given[0].items():
-        torch.testing.assert_close(given[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
-
-
-def test_compiling_is_refused_without_support(corpus: Corpus, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compiled(precision: Literal["float32", "bfloat16"]) -> Trainer:
-        wanted = replace(config, compute=ComputeConfig(precision=precision, compile=True))
-        return Trainer(wanted, "da", corpus, CPU)
-
-    with pytest.raises(UserError, match=r"compute\.compile: on a CPU, compute\.precision must be float32"):
-        compiled("bfloat16")
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"compute\.compile: needs a compiler \(g\+\+ or clang\+\+\)"):
-        compiled("float32")
-
-
-def test_learning_rate_schedule() -> None:
-    config = OptimiserConfig(learning_rate=1.0, final_learning_rate=0.01, warmup=0.2, decay="cosine")
-    rates = [learning_rate_at(config, step, 21) for step in range(21)]
-    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
-    assert rates[12] == pytest.approx(0.505)  # half way down
-    assert rates[20] == pytest.approx(0.01)
-    falling = replace(config, decay="exponential")
-    assert learning_rate_at(falling, 12, 21) == pytest.approx(0.1)  # the geometric mean
-    assert learning_rate_at(falling, 20, 21) == pytest.approx(0.01)
-    assert learning_rate_at(replace(config, decay="none"), 20, 21) == 1.0
-    assert learning_rate_at(replace(config, warmup=1.0), 20, 21) == 1.0
-
-
-def test_margin_schedule() -> None:
-    head = HeadConfig(margin=0.3, margin_from=0.2, margin_until=0.5)
-    margins = [margin_at(head, step, 10) for step in range(10)]
-    assert margins == pytest.approx([0, 0, 0, 0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3])
-    assert margin_at(replace(head, margin_from=0.0, margin_until=0.0), 0, 10) == 0.3
-
-
-@pytest.mark.parametrize("updates", [10, 11])
-def test_margin_growing_over_no_updates_is_a_step(updates: int) -> None:
-    head = HeadConfig(margin=0.3, margin_from=0.5, margin_until=0.5)
-    margins = [margin_at(head, step, updates) for step in range(updates)]
-    assert margins == [0.0] * (updates - updates // 2) + [0.3] * (updates // 2)
-    assert margin_at(replace(head, margin_from=1.0, margin_until=1.0), updates - 1, updates) == 0.0
-
-
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
-def test_weight_decay_excludes_biases_and_normalisation(corpus: Corpus, config: Config, kind: str) -> None:
-    network = Trainer(config, "clean", corpus, CPU).network
-    chosen = OptimiserConfig(kind="sgd" if kind == "sgd" else "adamw", weight_decay=0.1)
-    decayed = {id(p): g["weight_decay"] for g in make_optimiser(network, chosen).param_groups for p in g["params"]}
-    for name, parameter in network.named_parameters():
-        assert decayed[id(parameter)] == (0.0 if ".bn" in name or "bias" in name or "shortcut.1" in name else 0.1), name
-    assert len(decayed) == len(list(network.parameters()))
 
 
 def test_signal_stops_a_run_with_a_checkpoint(

@@ -8,7 +8,7 @@ from pathlib import Path
 import soundfile as sf
 
 from tests.conftest import ROOT
-from tests.serving import toy
+from tests.serving import toy, toy_graph
 from tests.serving.api.requests import OUTPUTS
 from tests.serving.harness import ServerProcess, voice
 
@@ -29,7 +29,7 @@ def test_example_runs(toy_server: ServerProcess, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first.startswith("1 speaker ")
-    assert second == f"(1, {toy.EMBEDDING}) (1, {toy.MEL}, {1 + (16_000 - toy.FRAME) // toy.SHIFT})"
+    assert second == f"(1, {toy_graph.EMBEDDING}) (1, {toy.MEL}, {1 + (16_000 - toy_graph.FRAME) // toy_graph.SHIFT})"
 
 
 def test_every_output_is_documented() -> None:

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from numpy.typing import NDArray
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from tests.serving import toy
+from tests.serving import toy, toy_graph
 from tests.serving.conftest import SEEDS
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, voice
 
@@ -153,7 +153,7 @@ def test_list_models(toy_server: ServerProcess) -> None:
     assert [(m.variant, m.version) for m in answer.models] == [("act-da", 1), ("clean", 1), ("clean", 2), ("da", 1)]
     model = answer.models[0]
     assert list(model.speakers) == toy.speakers()
-    assert (model.sample_rate, model.mel_bins, model.embedding_size) == (16000, toy.MEL, toy.EMBEDDING)
+    assert (model.sample_rate, model.mel_bins, model.embedding_size) == (16000, toy.MEL, toy_graph.EMBEDDING)
     assert [(s.stage, s.rows, s.stride) for s in model.stages] == [(1, 16, 1), (2, 8, 2), (3, 4, 4), (4, 2, 8)]
     assert answer.provider == toy_server.ready["provider"] == "CPUExecutionProvider"
     assert answer.limits == pb.Limits(max_bytes=32 * 1024 * 1024, min_seconds=0.5, max_seconds=60, max_requests=256)

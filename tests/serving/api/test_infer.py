@@ -9,7 +9,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 
-from tests.serving import toy
+from tests.serving import toy, toy_graph
 from tests.serving.api.requests import (
     MAPS,
     OUTPUTS,
@@ -91,7 +91,7 @@ def test_maps_are_as_wide_as_the_audio_sent(client: triton.InferenceServerClient
     audio, short = voice(1.0), np.array([[9000]])
     whole = ask(client, {"audio": audio[None]}, "saliency", "saliency_s4")
     padded_to_it = ask(client, {"audio": audio[None], "lengths": short}, "saliency", "saliency_s4")
-    frames = 1 + (16_000 - toy.FRAME) // toy.SHIFT
+    frames = 1 + (16_000 - toy_graph.FRAME) // toy_graph.SHIFT
     assert whole["saliency"].shape == padded_to_it["saliency"].shape == (1, toy.MEL, frames)
     assert whole["saliency_s4"].shape == padded_to_it["saliency_s4"].shape == (1, 2, -(-frames // 8))
     assert whole["saliency"][..., -1].any()

@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as typed
 from tests.conftest import ROOT
-from tests.serving import toy
+from tests.serving import toy, toy_graph
 from tests.serving.api.requests import MAPS, SERVICE, infer, inputs, message, padded
 from tests.serving.harness import CALL_SECONDS, START_SECONDS, ServerProcess, raw, voice
 
@@ -51,14 +51,14 @@ def test_model_metadata(client: triton.InferenceServerClient) -> None:
     answer = client.get_model_metadata("clean")
     assert (answer.name, list(answer.versions)) == ("clean", ["1", "2"])
     tensors = {each.name: (each.datatype, list(each.shape)) for each in (*answer.inputs, *answer.outputs)}
-    maps = {name: ("FP32", [-1, toy.MEL // stride, -1]) for name, stride in zip(MAPS, toy.STRIDES, strict=True)}
+    maps = {name: ("FP32", [-1, toy.MEL // stride, -1]) for name, stride in zip(MAPS, toy_graph.STRIDES, strict=True)}
     assert [each.name for each in answer.inputs] == ["audio", "target", "lengths"]
     assert tensors == {
         "audio": ("FP32", [-1, -1]),
         "target": ("INT64", [-1, 1]),
         "lengths": ("INT64", [-1, 1]),
         "probabilities": ("FP32", [-1, len(toy.speakers())]),
-        "embedding": ("FP32", [-1, toy.EMBEDDING]),
+        "embedding": ("FP32", [-1, toy_graph.EMBEDDING]),
         "saliency": ("FP32", [-1, toy.MEL, -1]),
         **maps,
     }

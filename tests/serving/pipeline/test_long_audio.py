@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.pipeline.timeline import LEAST_PROBABILITY, SWITCH_NATS
 from speakerlens.serving.pipeline.vad import holds_speech
-from tests.serving import toy
+from tests.serving import toy, toy_graph
 from tests.serving.conftest import SEEDS
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk, voice
 
@@ -159,7 +159,7 @@ def test_maps_are_stitched_for_the_wholes_speaker(server: ServerProcess, target:
     assert len(bests) > 1, "every window has the same best speaker: the test shows nothing"
     windows = windows_of(audio, "clean", 2, explained)
     names = ["features", "saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4"]
-    strides = [1, *toy.STRIDES]
+    strides = [1, *toy_graph.STRIDES]
     shown = [answer.explanation.log_mel, *answer.explanation.saliency]
     for message, key, stride in zip(shown, names, strides, strict=True):
         values = plane(message)
@@ -172,7 +172,7 @@ def test_maps_are_stitched_for_the_wholes_speaker(server: ServerProcess, target:
             weight[first : first + count] += ramp
         assert (weight > 0).all()
         np.testing.assert_allclose(values, total / weight, atol=2e-5 + 1e-4 * np.abs(total / weight).max())
-        frames = 1 + (len(audio) - toy.FRAME) // toy.SHIFT
+        frames = 1 + (len(audio) - toy_graph.FRAME) // toy_graph.SHIFT
         assert message.columns == -(-frames // stride)
         assert len(message.times_s) == message.columns
         assert message.times_s[-1] <= len(audio) / 16_000

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from tests.serving import toy
+from tests.serving import toy, toy_graph
 from tests.serving.conftest import SEEDS
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk, voice
 
@@ -274,7 +274,7 @@ def test_enrolments_survive_a_kill_and_belong_to_one_bundle(tmp_path: Path) -> N
         assert third.stub.Verify(request, timeout=CALL_SECONDS).same
 
 
-@pytest.mark.parametrize("blob", [b"odd", bytes(4 * 3), np.full(toy.EMBEDDING, np.nan, "<f4").tobytes()])
+@pytest.mark.parametrize("blob", [b"odd", bytes(4 * 3), np.full(toy_graph.EMBEDDING, np.nan, "<f4").tobytes()])
 def test_damaged_reference_is_refused_until_enrolled_again(tmp_path: Path, blob: bytes) -> None:
     toy.write_bundle(tmp_path / "bundles", "da", 1)
     file = tmp_path / "speakers.db"
