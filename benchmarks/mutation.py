@@ -34,14 +34,15 @@ import pytest
 from benchmarks.mutants import Mutant, mutants, unchanged
 
 ROOT = Path(__file__).resolve().parents[1]
+ENGINE_TESTS = (
+    *("admission", "batcher", "deadlines", "estimate"),
+    *("internal_errors", "recovery", "scheduler", "state_machine"),
+)
 AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "measures": (("measures/*.py",), ("tests/measures/test_{stem}.py",)),
     "engine": (
-        tuple(f"serving/engine/{name}.py" for name in ("queue", "batcher", "scheduler", "latency")),
-        tuple(
-            f"tests/serving/engine/test_{name}.py"
-            for name in ("latency", "deadlines", "batcher", "scheduler", "recovery", "state_machine")
-        ),
+        tuple(f"serving/engine/{name}.py" for name in ("queue", "batcher", "scheduler", "admission")),
+        tuple(f"tests/serving/engine/test_{name}.py" for name in ENGINE_TESTS),
     ),
     "store": (("serving/pipeline/store.py",), ("tests/serving/pipeline/test_store.py",)),
 }
@@ -136,7 +137,16 @@ def _in_child(work: Callable[[], int], writer: int | None = None) -> int:
 
 def _pytest(tests: Sequence[str], plugins: Sequence[object] = ()) -> int:
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        flags = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", f"--basetemp={folder}/tests"]
+        flags = [
+            "-x",
+            "-q",
+            "-m",
+            "unit",
+            "-p",
+            "no:cacheprovider",
+            "--hypothesis-seed=0",
+            f"--basetemp={folder}/tests",
+        ]
         flags += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are imported already
         return int(pytest.main([*flags, *tests], plugins=list(plugins)))
 
