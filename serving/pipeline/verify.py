@@ -194,7 +194,7 @@ class Verifier:
         limit = pipeline.duration_limit(QueryOptions(explain=request.explain))
         with pipeline.session(query, [model], admitted, stopwatch) as session:
             shape, least = pipeline.windowing([model]), pipeline.min_samples(model)
-            reader = WindowReader(audio, limit, shape, least, name, claim.deadline)
+            reader = WindowReader(audio, limit, shape, least, name, request.deadline)
             outputs = session.windows(pipeline.read(reader, session, audio))
             # Windows are kept only where maps of them are asked for.
             windows = [(each.window, each.speech) async for each in outputs if request.explain is not None]
