@@ -36,6 +36,9 @@ LIMITS, COMPUTE, MONITORING, LOGS = "limits", "compute", "monitoring", "logs and
 PORT: dict[str, Any] = {"ge": 0, "le": 65_535}
 SHARE: dict[str, Any] = {"ge": 0.0, "le": 1.0}
 DAY = 86_400.0
+# The shortest audio, in seconds; a model may need more. Shorter speech is named too rarely, and the last window of a
+# recording may be a little shorter than the others, so that half of the shortest window is the limit.
+MIN_SECONDS = 0.5
 
 
 def _path(value: Any) -> Any:
@@ -102,8 +105,7 @@ class Config(Settings):
     queue_size: int = _option(
         LIMITS, 64, "requests that wait per model, kind of answer and priority; more are refused", ge=1, le=1_000_000
     )
-    min_seconds: float = _option(LIMITS, 0.5, "shortest audio, in seconds; a model may need more", ge=0, le=3600)
-    max_seconds: float = _option(LIMITS, 10_800.0, "longest audio, in seconds", ge=0.1, le=DAY)
+    max_seconds: float = _option(LIMITS, 10_800.0, "longest audio, in seconds", ge=MIN_SECONDS, le=DAY)
     max_explained_seconds: float = _option(
         LIMITS, 120.0, "longest audio of a request for saliency maps, in seconds", ge=0.1, le=DAY
     )
@@ -181,8 +183,6 @@ class Config(Settings):
     @model_validator(mode="after")
     def _check(self) -> "Config":
         """Refuse values that do not fit together."""
-        if self.min_seconds > self.max_seconds:
-            raise ValueError(f"--min-seconds {self.min_seconds:g} is above --max-seconds {self.max_seconds:g}")
         if self.max_held_bytes < self.max_message_bytes:
             raise ValueError(
                 f"--max-held-bytes {self.max_held_bytes} is below --max-message-bytes {self.max_message_bytes}"
@@ -192,11 +192,6 @@ class Config(Settings):
             raise ValueError(f"--tls-{given} needs --tls-{missing}")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("--tls-client-ca needs --tls-certificate and --tls-key")
-        # The last window of a recording may be a little shorter than the others.
-        if self.min_seconds > self.window_seconds / 2:
-            raise ValueError(
-                f"--min-seconds {self.min_seconds:g} is above half of --window-seconds {self.window_seconds:g}"
-            )
         return self
 
 

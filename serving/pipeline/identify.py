@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from speakerlens.containers import Extent, extent
 from speakerlens.serving.bundle import SAMPLE_RATE
-from speakerlens.serving.config import Config
+from speakerlens.serving.config import MIN_SECONDS, Config
 from speakerlens.serving.context import Stopwatch, current_context
 from speakerlens.serving.engine.admission import Admission, Admitted
 from speakerlens.serving.engine.batcher import Batcher
@@ -84,7 +84,7 @@ class Pipeline:
 
     def min_samples(self, model: Model) -> int:
         """Return the shortest audio accepted for a model, in samples at 16 kHz."""
-        return max(model.bundle.min_samples, round(self._config.min_seconds * SAMPLE_RATE))
+        return max(model.bundle.min_samples, round(MIN_SECONDS * SAMPLE_RATE))
 
     def windowing(self, models: Sequence[Model]) -> Windowing:
         """Return how audio is cut into windows for these models."""
