@@ -44,8 +44,8 @@ FITTED_SNRS = (-7, -2, 3, 8, 13, 18, 23, 28)
 MADE = ("white", "pink")
 TALKERS = {"one talker": (1, 1), "babble of 3 to 7": (3, 7), "babble of 20": (20, 20)}
 RIDGE = 3.0
-COMES_AND_GOES = ("one talker", "clicks", "baby-cry", "clock-tick", "person-sneeze")
-"""Kinds that are silent for much of the time: what is left out of the mean that the goal is about, and shown apart."""
+INTERMITTENT = ("one talker", "clicks", "baby-cry", "clock-tick", "person-sneeze")
+"""Kinds that are silent for much of the time; the goal is about the mean of the others."""
 
 
 class Sources(NamedTuple):
@@ -98,7 +98,7 @@ def main() -> None:
     errors: dict[str, dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for mixture in part("validation", SNRS, arguments.each):
         at = (mixture.kind, mixture.snr_db)
-        errors["ours"][at].append(bounded(fitted.value(features(analyse(mixture.samples)))) - mixture.snr_db)
+        errors["served"][at].append(bounded(fitted.value(features(analyse(mixture.samples)))) - mixture.snr_db)
         for name, estimate in OTHERS.items():
             errors[name][at].append(curves[name](estimate(mixture.samples)) - mixture.snr_db)
     write_report(errors, arguments)
@@ -135,7 +135,7 @@ def read_sources(arguments: argparse.Namespace, part: str) -> Sources:
 def mixtures(
     sources: Sources, snrs: tuple[int, ...], each: int, samples: int, random: np.random.Generator
 ) -> Iterator[Mixture]:
-    """Mixtures of every kind at every ratio; speakers of the corpus and others in turn."""
+    """Yield mixtures of every kind at every ratio, with speakers of the corpus and others in turn."""
     groups: dict[str, list[list[Path]]] = defaultdict(list)
     for name, files in sources.speakers.items():
         groups[name.split()[0]].append(files)
@@ -143,26 +143,26 @@ def mixtures(
         for snr in snrs:
             for index in range(each):
                 group = groups[list(groups)[index % len(groups)]]
-                speech = joined(group[random.integers(len(group))], samples, random)
+                speech = concatenated(group[random.integers(len(group))], samples, random)
                 noise = interference(kind, sources, samples, random)
                 gain = math.sqrt(float((speech**2).sum() / (noise**2).sum())) * 10 ** (-snr / 20)
                 mixed = speech + gain * noise
                 yield Mixture((mixed / max(1.0, float(np.abs(mixed).max()))).astype(np.float32), kind, snr)
 
 
-def joined(files: list[Path], samples: int, random: np.random.Generator) -> Array:
-    """Return a stretch of one speaker's recordings in random order, one after the other."""
+def concatenated(files: list[Path], samples: int, random: np.random.Generator) -> Array:
+    """Return an excerpt of one speaker's recordings in random order, one after the other."""
     parts: list[Array] = []
     for index in random.permutation(len(files)):
         parts.append(read(files[index]))
         if sum(map(len, parts)) >= samples:
             break
     whole = np.concatenate(parts)
-    return stretch(whole, samples, random)
+    return excerpt(whole, samples, random)
 
 
 def interference(kind: str, sources: Sources, samples: int, random: np.random.Generator) -> Array:
-    """Interference [samples] of a kind, at any level but silence."""
+    """Return interference [samples] of a kind, at any level but silence."""
     if kind in MADE:
         spectrum = np.fft.rfft(random.standard_normal(samples))
         hertz = np.maximum(np.fft.rfftfreq(samples, 1 / RATE), 50)
@@ -170,24 +170,24 @@ def interference(kind: str, sources: Sources, samples: int, random: np.random.Ge
         return np.asarray(np.fft.irfft(shaped, samples), np.float32)
     if kind in TALKERS:
         talkers = random.integers(TALKERS[kind][0], TALKERS[kind][1] + 1)
-        voices = [sounding(sources.talkers, samples, random) for _ in range(talkers)]
+        voices = [audible_part(sources.talkers, samples, random) for _ in range(talkers)]
         return np.asarray(np.sum([voice / voice.std() for voice in voices], axis=0), np.float32)
-    return sounding(sources.kinds[kind], samples, random)
+    return audible_part(sources.kinds[kind], samples, random)
 
 
-def sounding(files: list[Path], samples: int, random: np.random.Generator) -> Array:
-    """Return a stretch of one of the recordings, without the silence that pads it."""
+def audible_part(files: list[Path], samples: int, random: np.random.Generator) -> Array:
+    """Return an excerpt of one of the recordings, without the silence around it."""
     while True:
         recording = read(files[random.integers(len(files))])
         audible = np.flatnonzero(np.abs(recording) > 1e-4)
         if len(audible):
-            part = stretch(recording[audible[0] : audible[-1] + 1], samples, random)
+            part = excerpt(recording[audible[0] : audible[-1] + 1], samples, random)
             if part.std() > 1e-5:
                 return np.asarray(part - part.mean(), np.float32)
 
 
-def stretch(recording: Array, samples: int, random: np.random.Generator) -> Array:
-    """Return consecutive samples from a random place in a recording, repeated if it is too short."""
+def excerpt(recording: Array, samples: int, random: np.random.Generator) -> Array:
+    """Return consecutive samples [samples] from a random place in a recording, repeated if it is too short."""
     whole = np.tile(recording, -(-samples // len(recording)))
     start = random.integers(len(whole) - samples + 1)
     return whole[start : start + samples]
@@ -203,7 +203,7 @@ def read(file: Path) -> Array:
 
 
 def fit(figures: NDArray[np.float64], truth: NDArray[np.float64]) -> Quadratic:
-    """Coefficients of least absolute error, by reweighted ridge regression."""
+    """Return the coefficients of least absolute error, by reweighted ridge regression."""
     k = figures.shape[1]
     zeros = np.zeros(k)
     raw = Quadratic(figures.mean(axis=0), figures.std(axis=0), 0.0, zeros, np.zeros((k, k)))
@@ -228,7 +228,7 @@ def write_fit(fitted: Quadratic, mixtures: int) -> None:
 
 
 def bounded(estimate: float) -> float:
-    """As served."""
+    """Return an estimate within the bounds that the server reports."""
     return min(max(estimate, speakerlens.measures.snr.LOWEST_DB), speakerlens.measures.snr.HIGHEST_DB)
 
 
@@ -259,14 +259,14 @@ def wada_table() -> NDArray[np.float64]:
 
 
 def power(samples: Array, shift: int) -> NDArray[np.float64]:
-    """Power spectra [frames, bins] of 32 ms."""
+    """Return power spectra [frames, bins] of 32 ms."""
     taper = np.hanning(512)
     view = np.lib.stride_tricks.sliding_window_view(samples, 512)[::shift]
     return np.asarray(np.abs(np.fft.rfft(view * taper)[:, 2:]) ** 2, float)
 
 
-def above(floor: float, mean: float) -> float:
-    """Decibels of what stands above a noise floor."""
+def snr_over(floor: float, mean: float) -> float:
+    """Return the ratio in dB of what exceeds a noise floor to that floor, both as power."""
     share = min(max(floor / mean, 1e-8), 0.999)
     return 10 * math.log10((1 - share) / share)
 
@@ -274,14 +274,14 @@ def above(floor: float, mean: float) -> float:
 def energy_quantile(samples: Array) -> float:
     """Estimate with the lower quintile of frames as noise."""
     energy = power(samples, 512).sum(axis=1)
-    return above(float(np.quantile(energy, 0.2)), float(energy.mean()))
+    return snr_over(float(np.quantile(energy, 0.2)), float(energy.mean()))
 
 
 def band_quantile(samples: Array) -> float:
     """Estimate with the lower quintile of each band as noise of exponentially distributed power."""
     bands = power(samples, 512)
     floor = np.quantile(bands, 0.2, axis=0) / -math.log(0.8)
-    return above(float(floor.sum()), float(bands.sum(axis=1).mean()))
+    return snr_over(float(floor.sum()), float(bands.sum(axis=1).mean()))
 
 
 def minimum_statistics(samples: Array) -> float:
@@ -291,7 +291,7 @@ def minimum_statistics(samples: Array) -> float:
     for now in range(1, len(bands)):
         smoothed[now] = 0.85 * smoothed[now - 1] + 0.15 * bands[now]
     spans = [smoothed[start : start + 187].min(axis=0) for start in range(0, max(len(bands) - 93, 1), 93)]
-    return above(float(np.mean(spans, axis=0).sum() * 1.5), float(bands.sum(axis=1).mean()))
+    return snr_over(float(np.mean(spans, axis=0).sum() * 1.5), float(bands.sum(axis=1).mean()))
 
 
 OTHERS = {
@@ -313,9 +313,9 @@ def write_report(errors: dict[str, dict[tuple[str, int], list[float]]], argument
     }
     for name, of_name in errors.items():
         kinds = {kind for kind, _ in of_name}
-        goes = {kind for kind in kinds if kind.removesuffix(" (recorded)") in COMES_AND_GOES}
-        groups = {"steady": kinds - goes, "comes and goes": goes, "all": kinds}
-        shown = {kind: {kind} for kind in sorted(kinds)} if name == "ours" else {}
+        intermittent = {kind for kind in kinds if kind.removesuffix(" (recorded)") in INTERMITTENT}
+        groups = {"steady": kinds - intermittent, "intermittent": intermittent, "all": kinds}
+        shown = {kind: {kind} for kind in sorted(kinds)} if name == "served" else {}
         rows = {}
         for label, members in (shown | groups).items():
             cells = {str(snr): np.concatenate([of_name[kind, snr] for kind in members]) for snr in SNRS}

@@ -3,6 +3,8 @@ import math
 import os
 import re
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,20 @@ def assert_same_state(one: Path, other: Path) -> None:
         compare(first[part], second[part], part)
 
 
+@contextmanager
+def interrupted_in_update(number: int) -> Iterator[None]:
+    original = Trainer.update
+
+    def update(self: Trainer, step: int, batch: Batch) -> object:
+        if step == number - 1:
+            raise KeyboardInterrupt
+        return original(self, step, batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "update", update)
+        yield
+
+
 def log_lines(run: Path, event: str) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [record for record in records if record["event"] == event]
@@ -72,22 +88,11 @@ def test_seed_and_variant_change_the_weights(
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
-def test_resumed_run_equals_an_uninterrupted_one(
-    corpus: Corpus, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(corpus: Corpus, config: Config, tmp_path: Path, kind: str) -> None:
     chosen = replace(config, optimiser=OptimiserConfig(kind="sgd" if kind == "sgd" else "adamw", learning_rate=0.01))
     fit(chosen, "act-da", corpus, tmp_path / "whole", CPU)
-    original = Trainer.update
-
-    def die_in_update_4(self: Trainer, step: int, batch: Batch) -> object:
-        if step == 3:
-            raise KeyboardInterrupt
-        return original(self, step, batch)
-
-    monkeypatch.setattr(Trainer, "update", die_in_update_4)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_in_update(4):
         fit(chosen, "act-da", corpus, tmp_path / "broken", CPU)
-    monkeypatch.undo()
     assert read_checkpoint(tmp_path / "broken")["step"] == 2  # written at intervals of 2; update 3 is lost
     torch.rand(100)  # whatever else this process does with torch's generator
     assert fit(chosen, "act-da", corpus, tmp_path / "broken", CPU) == 0
@@ -233,22 +238,11 @@ def test_averaging_does_not_change_training(
     assert [is_averaged(replace(config.optimiser, average_last=0.001), step, 6) for step in (4, 5)] == [False, True]
 
 
-def test_resumed_average_equals_an_uninterrupted_one(
-    corpus: Corpus, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_average_equals_an_uninterrupted_one(corpus: Corpus, config: Config, tmp_path: Path) -> None:
     averaging = replace(config, optimiser=replace(config.optimiser, average_last=0.6))
     fit(averaging, "da", corpus, tmp_path / "whole", CPU)
-    original = Trainer.update
-
-    def die_in_update_6(self: Trainer, step: int, batch: Batch) -> object:
-        if step == 5:
-            raise KeyboardInterrupt
-        return original(self, step, batch)
-
-    monkeypatch.setattr(Trainer, "update", die_in_update_6)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_in_update(6):
         fit(averaging, "da", corpus, tmp_path / "broken", CPU)
-    monkeypatch.undo()
     assert int(read_checkpoint(tmp_path / "broken")["average"]["n_averaged"]) == 2
     fit(averaging, "da", corpus, tmp_path / "broken", CPU)
     whole, broken = (read_checkpoint(tmp_path / name)["average"] for name in ("whole", "broken"))
