@@ -57,7 +57,9 @@ class Core:
         self.scheduler, self.models = Scheduler("cpu"), Models(metrics)
         self._watcher = RobustnessObserver(config, metrics, self.models, self.scheduler)
         self.repository = Repository(config, self.models, self.scheduler, metrics, Health())
-        self._pipeline = Pipeline(self.models, config, metrics, codec, self._watcher, Admission(config.max_in_flight))
+        self._pipeline = Pipeline(
+            self.models, config, metrics, codec, self._watcher, Admission(config.max_in_flight, config.codec_threads)
+        )
 
     async def ask(self, query: Query) -> tuple[float, float]:
         """Return the CPU and the wall-clock seconds of one request."""

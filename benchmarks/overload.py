@@ -164,7 +164,7 @@ class Client:
         load = self._load
         options = [("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(load.address, options) as channel:
-            self._identify = channel.unary_unary(METHOD)
+            self._identify: Any = channel.unary_unary(METHOD)
             self._zero = time.monotonic() + load.run_up
             used = asyncio.create_task(self._server_seconds())
             if load.rate is None:

@@ -7,10 +7,12 @@ admitted before becomes late by it. Calls are served in the order of their deadl
 their arrival; bulk work comes after interactive work.
 """
 
+import asyncio
 import math
 from bisect import insort
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from heapq import heappop, heappush
 from typing import Final
 
 from speakerlens.serving.engine.queue import Priority, now
@@ -22,10 +24,9 @@ PATIENT_SECONDS: Final = 5.0
 LONG_FACTOR: Final = 4.0
 # Calls of more work than this run as bulk work but for their first window, so that others need not wait for them.
 LONG_SECONDS: Final = 1.0
-# Work before a call counts this much more than estimated, and more again where bulk work waits, which takes every
-# fifth batch.
+# Work before a call counts this much more than estimated. Bulk work takes every fifth batch, where some waits.
 CAUTION: Final = 2.0
-BULK_SHARE: Final = 1.25
+BULK_SHARE: Final = 0.25
 # Share of the time to the deadline that may be taken when a call is let in before its own work is known.
 DOOR_SHARE = 0.8
 # Remaining work counts this much when it is asked whether a call can still meet its deadline: it may go faster.
@@ -104,6 +105,10 @@ class Admitted:
         """Return the time after which the next step would be done for nothing; None without a deadline."""
         return None if self.deadline == math.inf else self.deadline - OPTIMISM * max(0.0, self.left - self._step)
 
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Return a block in which the call decodes, entered when it is its turn."""
+        return self._admission.turn(self)
+
     def advance(self) -> None:
         """Record that a step of the call's work is done."""
         if not self.live:
@@ -117,14 +122,20 @@ class Admission:
 
     Args:
         max_in_flight: calls in work at a time, at most half of them live streams.
+        decoders: pieces of audio that are decoded at a time.
+        running_s: returns the expected seconds until the running batch ends, which is not interrupted for a call.
     """
 
-    def __init__(self, max_in_flight: int) -> None:
+    def __init__(self, max_in_flight: int, decoders: int, running_s: Callable[[], float] = lambda: 0.0) -> None:
         self._most = max_in_flight
         self._most_live = max(1, max_in_flight // 2)
         self._in_flight = self._live = 0
         self._calls: list[Admitted] = []
         self._speed = Speed()
+        self._decoders = decoders
+        self._running_s = running_s
+        self._waiting: list[tuple[Priority, float, int, asyncio.Future[None]]] = []
+        self._turns = 0
 
     @property
     def left(self) -> float:
@@ -135,14 +146,12 @@ class Admission:
         """Refuse a call before its message is read, where hardly any call would be answered in time.
 
         Raises:
-            ResourceExhaustedError: too many calls are in work, or their work takes too long.
+            ResourceExhaustedError: the work of the calls before it may take longer than its deadline allows.
+            DeadlineError: it is expected to.
         """
-        self._check_in_flight()
         if deadline is not None and self._calls:
-            before = self._before(min(deadline, now() + PATIENT_SECONDS))
             left = deadline - now()
-            if before > DOOR_SHARE * left:
-                raise _overloaded(before, left, self._drained())
+            self._check_time(self._before(min(deadline, now() + PATIENT_SECONDS)), 0.0, left, DOOR_SHARE * left)
 
     @contextmanager
     def admit(
@@ -182,6 +191,34 @@ class Admission:
             if not live:
                 self._calls.remove(call)
 
+    @asynccontextmanager
+    async def turn(self, call: Admitted) -> AsyncIterator[None]:
+        """Hold one of the decoders within the block; calls that wait for one get it in their order."""
+        if self._decoders:
+            self._decoders -= 1
+        else:
+            free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._turns += 1
+            heappush(self._waiting, (call.priority, call.due, self._turns, free))
+            try:
+                await free
+            except asyncio.CancelledError:
+                if not free.cancelled():  # given at the same moment
+                    self._give()
+                raise
+        try:
+            yield
+        finally:
+            self._give()
+
+    def _give(self) -> None:
+        while self._waiting:
+            *_, free = heappop(self._waiting)
+            if not free.done():
+                free.set_result(None)
+                return
+        self._decoders += 1
+
     def record(self, work: float) -> None:
         """Record that `work` seconds of the work of an admitted call are done, for the speed."""
         self._speed.record(work, len(self._calls) > 1)
@@ -195,17 +232,14 @@ class Admission:
             )
 
     def _before(self, due: float) -> float:
-        """Return the expected seconds of the interactive work that is due until then."""
+        """Return the expected seconds of the work before an interactive call that is due then."""
         work = bulk = 0.0
         for each in self._calls:
             if each.priority is Priority.BULK:
                 bulk += each.left
             elif each.due <= due:
                 work += each.left
-        return (CAUTION * work + min(bulk, (BULK_SHARE - 1) * work)) / self._speed.value
-
-    def _drained(self) -> float:
-        return max(self.left / self._speed.value, MIN_RETRY_SECONDS)
+        return max((work + min(bulk, BULK_SHARE * work)) / self._speed.value, self._running_s())
 
     def _check_deadlines(self, call: Admitted) -> None:
         """Refuse a call that would be late, or make another late."""
@@ -218,22 +252,38 @@ class Admission:
                 f"the deadline cannot be met: the answer takes about {call.left:.3g} s, and {left:.3g} s are left",
             )
         speed = self._speed.value
-        before = self._before(call.due)
         if call.priority is Priority.BULK:
-            before = CAUTION * sum(each.left for each in self._calls if each < call or not call < each) / speed
-        if before + call.left / min(1.0, speed) > left:
-            raise _overloaded(before + call.left, left, self._drained())
+            before = sum(each.left for each in self._calls if not call < each) / speed
+        else:
+            before = self._before(call.due)
+        own = call.left / min(1.0, speed)
+        self._check_time(before, own, left, left)
         total = call.left
         for each in self._calls:
             total += each.left
             if call < each and total - call.left <= speed * (each.deadline - now()) < total:
-                raise _overloaded(before + call.left, left, self._drained())
+                raise self._overloaded(before + own, left)
 
+    def _check_time(self, before: float, own: float, left: float, allowed: float) -> None:
+        """Raise an error where work `before` a call, with caution, and its `own` take longer than is `allowed`."""
+        if before + own > left:
+            raise DeadlineError(
+                Reason.DEADLINE,
+                f"the deadline cannot be met: about {before:.3g} s of work wait before it, and {left:.3g} s are left",
+                self._drained_s,
+            )
+        if CAUTION * before + own > allowed:
+            raise self._overloaded(before + own, left)
 
-def _overloaded(expected: float, left: float, retry_after_s: float) -> ResourceExhaustedError:
-    return ResourceExhaustedError(
-        Reason.QUEUE_FULL,
-        f"the server is overloaded: an answer is expected in {expected:.3g} s, and {left:.3g} s are left; "
-        "try again later",
-        retry_after_s,
-    )
+    def _overloaded(self, expected: float, left: float) -> ResourceExhaustedError:
+        return ResourceExhaustedError(
+            Reason.QUEUE_FULL,
+            f"the server is overloaded: an answer is expected in {expected:.3g} s but may take longer, "
+            f"and {left:.3g} s are left; try again later",
+            self._drained_s,
+        )
+
+    @property
+    def _drained_s(self) -> float:
+        """Return the expected seconds until the work of all admitted calls is done."""
+        return max(self.left / self._speed.value, MIN_RETRY_SECONDS)

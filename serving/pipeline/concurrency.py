@@ -1,12 +1,9 @@
-"""Run the pieces of one call a few at a time, and pieces of several calls in order."""
+"""Run the pieces of one call a few at a time, so that a large call leaves room in the queues to others."""
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from heapq import heappop, heappush
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Protocol, TypeVar
 
 from speakerlens.serving.errors import Reason, ResourceExhaustedError
 
@@ -25,52 +22,6 @@ class RunInThread(Protocol):
     def __call__(self, function: Callable[[], T], /) -> Awaitable[T]:
         """Run a function in a thread and return its result."""
         ...
-
-
-class Codec:
-    """Threads that decode and encode; must be used on the event loop.
-
-    Args:
-        threads: the pool.
-        places: how many pieces of audio may be decoded at a time.
-    """
-
-    def __init__(self, threads: Executor, places: int) -> None:
-        self._threads = threads
-        self._free = places
-        self._numbers = itertools.count()
-        self._waiting: list[tuple[Any, int, asyncio.Future[None]]] = []
-
-    async def run(self, function: Callable[[], T], /) -> T:
-        """Run a function in a thread and return its result."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
-
-    @asynccontextmanager
-    async def turn(self, order: Any) -> AsyncIterator[None]:
-        """Hold a place for decoding within the block; of those that wait for one, the least `order` comes first."""
-        if self._free:
-            self._free -= 1
-        else:
-            place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            heappush(self._waiting, (order, next(self._numbers), place))
-            try:
-                await place
-            except asyncio.CancelledError:
-                if not place.cancelled():  # given at the same moment
-                    self._give()
-                raise
-        try:
-            yield
-        finally:
-            self._give()
-
-    def _give(self) -> None:
-        while self._waiting:
-            place = heappop(self._waiting)[2]
-            if not place.done():
-                place.set_result(None)
-                return
-        self._free += 1
 
 
 async def map_concurrent(

@@ -1,5 +1,6 @@
 """Identification, independent of any protocol: a query in, answers out, or a `RequestError`."""
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from speakerlens.serving.errors import (
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model, Models
 from speakerlens.serving.pipeline.answers import Answer, Identification, answer_of
-from speakerlens.serving.pipeline.concurrency import FULL, Codec
+from speakerlens.serving.pipeline.concurrency import FULL
 from speakerlens.serving.pipeline.decode import SAMPLE_TYPES, AudioInfo, DurationLimit, EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.explain import Resolution
 from speakerlens.serving.pipeline.observer import MonitoredAnswer, MonitoringScope, Observer
@@ -77,7 +78,7 @@ class Pipeline:
         self.models = models
         self._config = config
         self._metrics = metrics
-        self._codec = Codec(codec, config.codec_threads)
+        self._codec = codec
         self.observer = observer
         self._admission = admission
         self._costs = Costs()
@@ -109,7 +110,7 @@ class Pipeline:
             least = max(self.min_samples(model) for model in models)
             limit, shape = self.duration_limit(query), self.windowing(models)
             reader = WindowReader(query.audio, limit, shape, least, query.field, query.deadline)
-            async for _ in session.windows(self.read(reader, session, query.audio)):
+            async for _ in session.windows(self.read(reader, query.audio, admitted, session.stopwatch)):
                 pass
             return await self.finish(query, models, session, reader.info)
 
@@ -169,7 +170,7 @@ class Pipeline:
             [(*pair, refusal) for pair, refusal in zip(pairs, refusals, strict=True)],
             query,
             admitted,
-            self._codec,
+            self.run_in_thread,
             Stopwatch(parent),
             measure=measure,
             keep=keep,
@@ -217,16 +218,16 @@ class Pipeline:
 
     async def run_in_thread(self, function: Callable[[], T], /) -> T:
         """Run a function in a thread of the codec and return its result."""
-        return await self._codec.run(function)
+        return await asyncio.get_running_loop().run_in_executor(self._codec, function)
 
     async def read(
-        self, reader: WindowReader, session: RequestSession, audio: EncodedAudio | RawAudio
+        self, reader: WindowReader, audio: EncodedAudio | RawAudio, admitted: Admitted, stopwatch: Stopwatch
     ) -> AsyncIterator[Window]:
-        """Yield the windows of a recording, decoding each when it is requested and when it is the session's turn."""
+        """Yield the windows of a recording, decoding each when it is requested and when it is the request's turn."""
         decoding = 0.0
         while True:
-            with session.stopwatch.decoding():
-                async with session.turn():
+            with stopwatch.decoding():
+                async with admitted.turn():
                     started = time.monotonic()
                     window = await self.run_in_thread(reader.next)
                     decoding += time.monotonic() - started

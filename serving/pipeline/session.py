@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -34,7 +34,7 @@ from speakerlens.serving.pipeline.aggregate import (
     WindowOutput,
     stitched,
 )
-from speakerlens.serving.pipeline.concurrency import Codec, map_concurrent
+from speakerlens.serving.pipeline.concurrency import RunInThread, map_concurrent
 from speakerlens.serving.pipeline.query import QueryOptions
 from speakerlens.serving.pipeline.vad import holds_speech
 from speakerlens.serving.pipeline.windows import Window
@@ -80,7 +80,7 @@ class RequestSession:
         models: each with the label to explain, or PREDICTED, and why it is not asked, None if it is.
         query: what to compute. With maps, all windows are kept until the end.
         admitted: the request that it belongs to.
-        codec: runs functions in threads.
+        run_in_thread: runs a function in a thread.
         stopwatch: records the phases.
         measure: measures the sound of the windows; None if that is not wanted.
         keep: whether to keep a window for sampling: the first with speech, else the first.
@@ -98,7 +98,7 @@ class RequestSession:
         models: Sequence[tuple[Model, int, Exception | None]],
         query: QueryOptions,
         admitted: Admitted,
-        codec: Codec,
+        run_in_thread: RunInThread,
         stopwatch: Stopwatch,
         *,
         measure: MeasureSound | None = None,
@@ -109,7 +109,7 @@ class RequestSession:
         ]
         self._query = query
         self._admitted = admitted
-        self._codec = codec
+        self._run_in_thread = run_in_thread
         self._urgent: Callable[[Window], bool] = _is_first
         self._windows = 0
         self._last: Window | None = None
@@ -126,10 +126,6 @@ class RequestSession:
     def failures(self) -> list[tuple[Model, Exception]]:
         """Return the models that failed so far, each with its error."""
         return [(state.model, state.error) for state in self._states if state.error is not None]
-
-    def turn(self) -> AbstractAsyncContextManager[None]:
-        """Return a block in which the request decodes, when it is its turn: interactive before bulk, then as due."""
-        return self._codec.turn((self._admitted.priority, self._admitted.due))
 
     async def windows(
         self, windows: AsyncIterator[Window], urgent: Callable[[Window], bool] = _is_first
@@ -191,9 +187,9 @@ class RequestSession:
 
     async def _holds_speech(self, window: Window, stopwatch: Stopwatch) -> bool:
         with stopwatch.decoding():
-            async with self.turn():
+            async with self._admitted.turn():
                 started = time.monotonic()
-                speech = await self._codec.run(lambda: holds_speech(window.samples))
+                speech = await self._run_in_thread(lambda: holds_speech(window.samples))
                 windows, seconds = self.detected
                 self.detected = windows + 1, seconds + time.monotonic() - started
         return speech
@@ -286,7 +282,7 @@ class RequestSession:
                 features, maps = stitched(state.model.bundle, pieces, samples)
             return ExplainedPrediction(prediction.logits, prediction.embedding, target, features, maps)
 
-        return await self._codec.run(stitch)
+        return await self._run_in_thread(stitch)
 
 
 async def map_ordered(

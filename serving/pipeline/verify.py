@@ -195,7 +195,7 @@ class Verifier:
         with pipeline.session(query, [model], admitted, stopwatch) as session:
             shape, least = pipeline.windowing([model]), pipeline.min_samples(model)
             reader = WindowReader(audio, limit, shape, least, name, request.deadline)
-            outputs = session.windows(pipeline.read(reader, session, audio))
+            outputs = session.windows(pipeline.read(reader, audio, admitted, session.stopwatch))
             # Windows are kept only where maps of them are asked for.
             windows = [(each.window, each.speech) async for each in outputs if request.explain is not None]
             result = await pipeline.finish(query, [model], session, reader.info)

@@ -6,6 +6,7 @@ has the trace under that id. Messages are parsed and serialised here, so that a 
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import logging
 import re
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 DETAIL_CHARACTERS = 2000
 # A client cancels when its deadline passes; on the server's clock that is earlier by the network's latency.
 DEADLINE_SLACK_SECONDS = 0.05
+# Calls that are refused for load are summed up in the log this often.
+OVERLOAD_SECONDS = 1.0
 # The largest message of health and reflection, which hold one name; health needs no token.
 MAX_BUILTIN_BYTES = 8 * 1024
 # A client's id goes into headers and log lines: printable ASCII without spaces, of bounded length.
@@ -122,6 +125,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._transfers = transfers
         self._tracing = tracing
+        self._overloaded = 0
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Return a handler that runs the method's handler."""
@@ -246,13 +250,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._metrics.in_flight.dec()
         self._metrics.requests.labels(call.method, call.variant, call.status).inc()
         self._metrics.page.observe(self._metrics.duration.labels(call.method, call.variant), seconds, call.id)
+        if call.retry_after_s is not None:
+            self._note_overload()
         text = f" {call.detail}" if call.detail else ""
         fields = {"method": call.method, "variant": call.variant, "code": call.status, "seconds": round(seconds, 4)}
-        log.info(
+        log.log(
+            logging.INFO if call.retry_after_s is None else logging.DEBUG,
             "method=%s variant=%s code=%s seconds=%.4f%s",
             *(call.method, call.variant, call.status, seconds, text),
             extra={"fields": fields},
         )
+
+    def _note_overload(self) -> None:
+        """Count a call that was refused for load; one line of the log sums up those of OVERLOAD_SECONDS."""
+        if not self._overloaded:
+            asyncio.get_running_loop().call_later(OVERLOAD_SECONDS, self._log_overload, context=contextvars.Context())
+        self._overloaded += 1
+
+    def _log_overload(self) -> None:
+        log.info("overload: %d calls were refused in %g s, to be tried again later", self._overloaded, OVERLOAD_SECONDS)
+        self._overloaded = 0
 
 
 class BuiltinServicesInterceptor(grpc.aio.ServerInterceptor):

@@ -32,7 +32,7 @@ class Door:
     """An admission, and the calls inside."""
 
     def __init__(self, most: int = 100) -> None:
-        self.admission = Admission(most)
+        self.admission = Admission(most, 2)
         self.calls: dict[Admitted, ExitStack] = {}
 
     def admit(
@@ -64,7 +64,9 @@ def test_call_is_refused_where_work_before_it_takes_too_long() -> None:
         for _ in range(4):
             door.admit(0.1, 0.8)
         expected = CAUTION * 0.4 + 0.1
-        with pytest.raises(ResourceExhaustedError, match=f"an answer is expected in {expected:.3g} s") as caught:
+        with pytest.raises(
+            ResourceExhaustedError, match=r"an answer is expected in 0\.5 s but may take longer"
+        ) as caught:
             door.admit(0.1, expected - 0.01)
         assert caught.value.reason is Reason.QUEUE_FULL
         assert caught.value.retry_after_s == pytest.approx(0.4)
@@ -93,6 +95,35 @@ def test_deadline_below_own_work_is_the_reason_itself(left: float) -> None:
         with pytest.raises(DeadlineError, match=r"the deadline (passed|cannot be met)"):
             door.admit(0.51, left)
         assert not door.admission.left
+
+    at_the_door(scenario)
+
+
+def test_deadline_sooner_than_the_expected_answer_is_the_reason() -> None:
+    """The estimate itself says so, without caution; when to try again is said all the same."""
+
+    async def scenario(door: Door) -> None:
+        for _ in range(4):
+            door.admit(0.1, 0.8)
+        door.admit(0.3)
+        await asyncio.sleep(0.42)
+        for refused in (lambda: door.check(0.39), lambda: door.admit(0.1, 0.49)):
+            with pytest.raises(DeadlineError, match=r"about 0\.\d+ s of work wait before it") as caught:
+                refused()
+            assert caught.value.retry_after_s == pytest.approx(0.7)
+
+    at_the_door(scenario)
+
+
+def test_running_batch_is_counted_though_its_calls_are_due_later() -> None:
+    async def scenario(door: Door) -> None:
+        door.admission = Admission(9, 2, lambda: 0.5)
+        door.admit(0.7, 10.0)
+        with pytest.raises(DeadlineError):
+            door.check(0.4)
+        with pytest.raises(DeadlineError):
+            door.admit(0.1, 0.55)
+        door.admit(0.1, 1.15)
 
     at_the_door(scenario)
 
@@ -181,14 +212,44 @@ def test_places_are_bounded_and_streams_get_half() -> None:
         assert caught.value.retry_after_s
         door.admit(0.1)
         door.admit(0.1)
-        for refused in (lambda: door.admit(0.1), lambda: door.check(None)):
-            with pytest.raises(ResourceExhaustedError, match="4 requests are in work already") as caught:
-                refused()
-            assert caught.value.reason is Reason.IN_FLIGHT
+        with pytest.raises(ResourceExhaustedError, match="4 requests are in work already") as caught:
+            door.admit(0.1)
+        assert caught.value.reason is Reason.IN_FLIGHT
         door.release(streams[0])
         door.admit(0.1)
 
     at_the_door(scenario, most=4)
+
+
+def test_calls_decode_in_turn_interactive_and_due_first() -> None:
+    """Two at a time; one that gives up while it waits leaves its turn to the next."""
+
+    async def scenario(door: Door) -> None:
+        order: list[str] = []
+
+        async def decode(name: str, call: Admitted) -> None:
+            async with call.turn():
+                order.append(name)
+                await asyncio.sleep(1.0)
+
+        calls = {
+            "first": door.admit(0.1),
+            "second": door.admit(0.1),
+            "heavy": door.admit(2 * LONG_SECONDS),
+            "bulk": door.admit(0.1, 9.0, Priority.BULK),
+            "patient": door.admit(0.1),
+            "given up": door.admit(0.1, 3.0),
+            "urgent": door.admit(0.1, 4.0),
+        }
+        tasks = {name: asyncio.create_task(decode(name, call)) for name, call in calls.items()}
+        await asyncio.sleep(0.5)
+        tasks["given up"].cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        assert order == ["first", "second", "urgent", "patient", "bulk", "heavy"]
+        async with calls["first"].turn(), calls["second"].turn():
+            assert current_loop().time() == pytest.approx(3.0)
+
+    at_the_door(scenario)
 
 
 EVENT = st.one_of(
@@ -248,7 +309,7 @@ def test_admitted_calls_are_answered_in_time_under_overload(speed: float, times:
             outcomes.append("refused" if scene.time == started else "late")
 
     async def scenario(scene: Scene) -> None:
-        admission, callers = Admission(1000), []
+        admission, callers = Admission(1000, 2), []
         while scene.time < SECONDS:
             callers.append(asyncio.create_task(call(scene, admission)))
             await asyncio.sleep(0.04 / speed / times)

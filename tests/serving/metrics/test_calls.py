@@ -28,7 +28,7 @@ async def surrounded(behaviour: Any, metrics: Metrics) -> Any:
 
     gate = CallGate()
     gate.closed = None
-    interceptor = CallInterceptor(("service",), gate, Admission(9), metrics, MessageTransfer(60, 2**20, 2**20))
+    interceptor = CallInterceptor(("service",), gate, Admission(9, 1), metrics, MessageTransfer(60, 2**20, 2**20))
     details = mock.Mock(method="/service/Identify", invocation_metadata=())
     return (await interceptor.intercept_service(continuation, details)).stream_unary
 
@@ -72,7 +72,7 @@ def test_every_reason_is_counted(reason: Reason) -> None:
         raise ResourceExhaustedError(reason, "no")
 
     async def run() -> None:
-        context = mock.Mock(invocation_metadata=tuple, abort=mock.AsyncMock())
+        context = mock.Mock(invocation_metadata=tuple, abort=mock.AsyncMock(), time_remaining=lambda: None)
         await (await surrounded(refuses, metrics))(message(), context)
 
     asyncio.run(run())

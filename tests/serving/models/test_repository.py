@@ -39,7 +39,9 @@ class World:
     def identifier(self, codec: ThreadPoolExecutor, config: Config) -> Pipeline:
         """The core over what is loaded."""
         watcher = RobustnessObserver(config, self.metrics, self.models, self.scheduler)
-        return Pipeline(self.models, config, self.metrics, codec, watcher, Admission(config.max_in_flight))
+        return Pipeline(
+            self.models, config, self.metrics, codec, watcher, Admission(config.max_in_flight, config.codec_threads)
+        )
 
     async def load(self) -> list[str]:
         await self.repository.load()

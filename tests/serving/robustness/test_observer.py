@@ -79,7 +79,14 @@ def play(root: Path, scenario: Callable[[Scene], Coroutine[Any, Any, None]], **s
                 await scenario(
                     Scene(
                         world,
-                        Pipeline(world.models, config, world.metrics, codec, watcher, Admission(config.max_in_flight)),
+                        Pipeline(
+                            world.models,
+                            config,
+                            world.metrics,
+                            codec,
+                            watcher,
+                            Admission(config.max_in_flight, config.codec_threads),
+                        ),
                     )
                 )
             finally:

@@ -82,7 +82,7 @@ class Bench:
 
     async def __aenter__(self) -> "Bench":
         services = (SERVICE, "test.Other")
-        interceptor = CallInterceptor(services, self.gate, Admission(9), self.metrics, self.transfers)
+        interceptor = CallInterceptor(services, self.gate, Admission(9, 1), self.metrics, self.transfers)
         self._server = grpc.aio.server(interceptors=[interceptor])
         plain: dict[str, Any] = {
             "request_deserializer": pb.IdentifyStreamRequest.FromString,
