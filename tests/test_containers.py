@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from speakerlens.containers import layout
+from speakerlens.containers import extent, layout
 from speakerlens.decoding import AudioFileError, open_audio
 from speakerlens.signatures import HEADER_BYTES, header_name
 from tests.conftest import ROOT
@@ -251,3 +251,20 @@ def test_header_is_named_by_its_first_bytes() -> None:
         for _ in range(2_000):
             assert header_name(rng.integers(-amplitude, amplitude + 1, 6).astype("<i2").tobytes()) is None
     assert [header_name(bytes(size)) for size in (0, 3, HEADER_BYTES)] == [None] * 3
+
+
+@pytest.mark.parametrize(("kind", "rate", "channels"), [("WAV", 8_000, 2), ("FLAC", 192_000, 3), ("FLAC", 44_100, 1)])
+def test_extent_is_what_the_header_says(kind: str, rate: int, channels: int) -> None:
+    file = io.BytesIO()
+    sf.write(file, np.zeros((rate, channels)), rate, format=kind)
+    found = extent(file.getvalue())
+    assert (found.container, found.rate, found.channels) == (kind, rate, channels)
+    assert found.frames == pytest.approx(rate, rel=0.01)
+
+
+@pytest.mark.parametrize("data", [b"", b"RIFF", b"fLaC" + bytes(99), b"OggS" + bytes(8_000), bytes(8_000)])
+def test_extent_of_anything_is_an_estimate(data: bytes) -> None:
+    found = extent(data)
+    assert found.rate > 0
+    assert found.channels > 0
+    assert 0 <= found.frames <= 2 * found.rate
