@@ -1,14 +1,18 @@
 """The scheduler of a device: priorities over all of its queues, and the next batch prepared while one runs."""
 
 import asyncio
+from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speakerlens.serving.engine.queue import Priority, QueueLimits
 from speakerlens.serving.engine.scheduler import INTERACTIVE_PER_BULK
+from speakerlens.serving.errors import DeadlineError
 from tests.serving.engine.scene import ONE_BY_ONE, Scene, Task, play, settle
 from tests.serving.fakes import TimedWork
+from tests.serving.virtual_time import current_loop
 
 ARRIVAL = st.tuples(st.integers(0, 1), st.sampled_from(Priority))
 BATCH_SECONDS = 1.0
@@ -136,6 +140,91 @@ def test_a_job_that_arrives_after_preparing_still_joins() -> None:
         assert scene.log == [[1], [3, 4]]
 
     play(scenario, TimedWork(fixed_cost=1), QueueLimits(max_waiting=1000, max_batch=2, max_batch_cost=10**9))
+
+
+def test_the_next_batch_is_not_formed_long_before_it_is_needed() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.learn()
+        tasks = [await scene.submit(1)]
+        await settle()
+        tasks.append(await scene.submit(2))
+        await asyncio.sleep(0.9)
+        tasks.append(await scene.submit(3))
+        await asyncio.gather(*tasks)
+        assert scene.work.prepared == scene.log == [[1], [2, 3]]
+
+    play(scenario, TimedWork(fixed_cost=1))
+
+
+def test_a_slow_preparation_is_forgotten() -> None:
+    """One that takes 0.5 s makes the next begin that much sooner, and later ones again just in time."""
+    begun: list[float] = []
+
+    class Work(TimedWork):
+        def prepare(self, jobs: Sequence[int]) -> list[int]:
+            begun.append(current_loop().time())
+            return super().prepare(jobs)
+
+    async def scenario(scene: Scene) -> None:
+        await scene.learn()
+        begun.clear()
+        for number in range(20):
+            scene.work.prepare_s = 0.5 if number == 1 else 0.0
+            await asyncio.gather(*[await scene.submit(number), await scene.submit(number)])
+        ahead = [start - prepared for start, prepared in zip(scene.work.started, begun, strict=True)][1::2]
+        assert ahead[2] == pytest.approx(0.5, abs=0.2)
+        assert ahead[-1] < 0.02
+
+    play(scenario, Work(fixed_cost=1), ONE_BY_ONE)
+
+
+def test_a_batch_that_ends_early_is_followed_at_once() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.learn()
+        scene.work.compute_s = 0.1
+        started = scene.time
+        await asyncio.gather(*[await scene.submit(number) for number in range(4)])
+        assert abs(scene.time - started - 0.4) < 1e-6
+
+    play(scenario, TimedWork(fixed_cost=1), ONE_BY_ONE)
+
+
+def test_each_bulk_batch_follows_four_interactive_ones() -> None:
+    async def scenario(scene: Scene) -> None:
+        jobs = Arrivals(scene)
+        await jobs.submit(0, Priority.INTERACTIVE)
+        await settle()
+        bulk = [await jobs.submit(0, Priority.BULK) for _ in range(2)]
+        for number in range(11):
+            await jobs.submit(number % 2, Priority.INTERACTIVE)
+            await asyncio.sleep(BATCH_SECONDS)
+        await asyncio.gather(*jobs.tasks)
+        order = [number for [number] in scene.log]
+        first, second = (order.index(number) for number in bulk)
+        assert (first, second - first) == (5, 5)
+
+    play(scenario, limits=ONE_BY_ONE)
+
+
+def test_closing_a_batcher_leaves_the_batch_of_another() -> None:
+    async def scenario(scene: Scene) -> None:
+        running = await scene.submit(1)
+        await settle()
+        await scene.batchers[1].close()
+        assert not scene.scheduler.idle
+        assert (await running).result == -1
+
+    play(scenario)
+
+
+def test_a_closed_scheduler_computes_nothing() -> None:
+    async def scenario(scene: Scene) -> None:
+        scene.scheduler.close()
+        with pytest.raises(DeadlineError):
+            await (await scene.submit(1, 5.0))
+        assert scene.log == []
+
+    play(scenario)
 
 
 def test_queues_of_a_device_take_turns() -> None:
