@@ -47,7 +47,7 @@ def test_every_variant_at_its_newest_version(toy_server: ServerProcess) -> None:
         assert each.known == (expected["logits"].max() / toy.SCALE >= toy.THRESHOLD)
         np.testing.assert_allclose(each.embedding, expected["embedding"], rtol=1e-4, atol=1e-6)
         assert not each.HasField("explanation")
-    assert answer.audio == pb.AudioInfo(seconds=1.3, sample_rate=16000, channels=1)
+    assert answer.audio == pb.AudioInfo(seconds=1.3, sample_rate=16000, channels=1, speech=False)
     phases = answer.timings
     assert phases.decode_s > 0
     assert phases.queue_s >= 0
@@ -132,7 +132,7 @@ def test_any_format_and_rate_gives_the_same_speaker(toy_server: ServerProcess) -
     file = io.BytesIO()
     sf.write(file, stereo, 44_100, format="FLAC", subtype="PCM_24")
     answer = toy_server.identify(ask("clean", audio=pb.Audio(encoded=file.getvalue()), top_k=12))
-    assert answer.audio == pb.AudioInfo(seconds=1.5, sample_rate=44_100, channels=2)
+    assert answer.audio == pb.AudioInfo(seconds=1.5, sample_rate=44_100, channels=2, speech=False)
     expected = toy.expected(toy.weights(SEEDS["clean", 2]), soxr.resample(audio / 2, 44_100, 16_000))
     best = np.argsort(-expected["logits"])
     assert [s.speaker for s in answer.answers[0].speakers] == [toy.speakers()[label] for label in best]
