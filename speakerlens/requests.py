@@ -12,11 +12,36 @@ from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 
 _T = TypeVar("_T")
 
-AudioSource = str | Path | bytes | NDArray[Any]
-"""A file's path, a file's content, or samples: floats in [-1, 1] or int16, [samples] or [samples, channels]."""
+RawEncoding = Literal["int16", "float32", "mulaw", "alaw"]
+
+
+@dataclass(frozen=True)
+class RawSamples:
+    """Samples as bytes without a header, such as those of a telephone line: mu-law or A-law at 8,000 Hz."""
+
+    data: bytes
+    encoding: RawEncoding = "mulaw"
+    """Interleaved; `int16` and `float32` are little-endian, `mulaw` and `alaw` those of ITU-T G.711"""
+    rate: int = 8_000
+    """Hz"""
+    channels: int = 1
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One channel of audio, such as one side of a call; otherwise the mean of all channels is used."""
+
+    audio: "str | Path | bytes | NDArray[Any] | RawSamples"
+    number: int
+    """From 1"""
+
+
+AudioSource = str | Path | bytes | NDArray[Any] | RawSamples | Channel
+"""A file's path, a file's content, or samples: floats in [-1, 1] or int16, [samples] or [samples, channels]; or samples
+as bytes, or one channel of any of these."""
 
 Chunk = bytes | NDArray[Any]
-"""Samples of a stream: bytes of interleaved 16-bit little-endian PCM, or an array as in `AudioSource`."""
+"""Samples of a stream: bytes in the encoding of its options, or an array of floats in [-1, 1] or int16."""
 
 StageName = Literal["s1", "s2", "s3", "s4", "fused"]
 
@@ -28,6 +53,12 @@ STAGES: dict[str, pb.Stage.ValueType] = {
     "fused": pb.STAGE_FUSED,
 }
 _RESOLUTIONS = {"features": pb.RESOLUTION_FEATURES, "native": pb.RESOLUTION_NATIVE}
+_SAMPLE_FORMATS: dict[str, pb.SampleFormat.ValueType] = {
+    "int16": pb.SAMPLE_FORMAT_INT16,
+    "float32": pb.SAMPLE_FORMAT_FLOAT32,
+    "mulaw": pb.SAMPLE_FORMAT_MULAW,
+    "alaw": pb.SAMPLE_FORMAT_ALAW,
+}
 _ENCODINGS = {
     "float32": pb.ENCODING_FLOAT32,
     "float16": pb.ENCODING_FLOAT16,
@@ -64,6 +95,10 @@ class StreamOptions:
     top_k: int | None = None
     explain: bool | Explain = False
     with_embedding: bool = False
+    channel: int | None = None
+    """The channel to use, from 1; None: the mean of all"""
+    encoding: RawEncoding = "int16"
+    """Of chunks that are bytes"""
 
 
 def identify(
@@ -152,11 +187,13 @@ class StreamRequests:
         self._start = pb.StreamStart(
             sample_rate=options.rate,
             channels=options.channels,
+            channel=_channel_number(options.channel),
             models=checked.models,
             top_k=checked.top_k,
             explain=checked.explain if checked.HasField("explain") else None,
             with_embedding=checked.with_embedding,
         )
+        self._bytes_format = _choice(_SAMPLE_FORMATS, options.encoding, "encoding")
         self._started = False
         self.error: Exception | None = None
 
@@ -180,17 +217,27 @@ class StreamRequests:
             raise
 
     def _messages(self, chunk: Chunk) -> Iterator[pb.IdentifyStreamRequest]:
-        sample_format, data = (pb.SAMPLE_FORMAT_INT16, chunk) if isinstance(chunk, bytes) else _samples(chunk)
+        sample_format, data = (self._bytes_format, chunk) if isinstance(chunk, bytes) else _samples(chunk)
         if not self._started:
             self._started = True
             self._start.format = sample_format
             yield pb.IdentifyStreamRequest(start=self._start)
         elif sample_format != self._start.format:
-            raise ValueError("chunks: all must be floats, or all 16-bit integers")
+            raise ValueError("chunks: all must be floats, or all 16-bit integers, or all bytes")
         yield pb.IdentifyStreamRequest(samples=data)
 
 
 def _audio(audio: AudioSource, rate: int | None) -> pb.Audio:
+    if isinstance(audio, Channel):
+        message = _audio(audio.audio, rate)
+        message.channel = _channel_number(audio.number)
+        return message
+    if isinstance(audio, RawSamples):
+        if rate is not None:
+            raise ValueError("rate: give it to RawSamples")
+        sample_format = _choice(_SAMPLE_FORMATS, audio.encoding, "encoding")
+        raw = pb.RawAudio(samples=audio.data, format=sample_format, sample_rate=audio.rate, channels=audio.channels)
+        return pb.Audio(raw=raw)
     if isinstance(audio, np.ndarray):
         if rate is None:
             raise ValueError("samples need their rate in Hz: identify(samples, rate=16000)")
@@ -202,6 +249,13 @@ def _audio(audio: AudioSource, rate: int | None) -> pb.Audio:
     if rate is not None:
         raise ValueError("rate: only for samples; a file has its own")
     return pb.Audio(encoded=audio if isinstance(audio, bytes) else Path(audio).read_bytes())
+
+
+def _channel_number(channel: int | None) -> int:
+    """Return the field of a channel; raise ValueError if it is not a number from 1."""
+    if channel is not None and channel < 1:
+        raise ValueError(f"channel: {channel} is not one; channels count from 1")
+    return channel or 0
 
 
 def _samples(samples: NDArray[Any]) -> tuple[pb.SampleFormat.ValueType, bytes]:

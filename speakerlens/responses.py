@@ -172,7 +172,8 @@ def catalogue(response: pb.ListModelsResponse) -> Catalogue:
 
 def _audio_info(audio: pb.AudioInfo) -> AudioInfo:
     speech = audio.speech if audio.HasField("speech") else None
-    return AudioInfo(audio.seconds, audio.sample_rate, audio.channels, speech)
+    bandwidth = audio.bandwidth_hz if audio.HasField("bandwidth_hz") else None
+    return AudioInfo(audio.seconds, audio.sample_rate, audio.channels, speech, audio.channel or None, bandwidth)
 
 
 def _timings(timings: pb.Timings) -> Timings:

@@ -131,6 +131,11 @@ class AudioInfo:
     speech: bool | None = None
     """Whether any window holds speech. If none does, the answers are of all of it, and there is no timeline. None: the
     server does not say."""
+    channel: int | None = None
+    """The channel that was used, from 1; None: the mean of all."""
+    bandwidth_hz: float | None = None
+    """Up to where the sound reaches, at most 8000; 4000 for speech that was sampled at 8 kHz. None: the server does not
+    say."""
 
 
 @dataclass(frozen=True)

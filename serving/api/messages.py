@@ -36,7 +36,12 @@ ENCODINGS: Final[dict[pb.Encoding.ValueType, Encoding]] = {
     pb.ENCODING_UINT8: Encoding.UINT8,
     pb.ENCODING_PNG: Encoding.PNG,
 }
-SAMPLE_TYPES: Final[dict[int, str]] = {pb.SAMPLE_FORMAT_FLOAT32: "float32", pb.SAMPLE_FORMAT_INT16: "int16"}
+SAMPLE_TYPES: Final[dict[int, str]] = {
+    pb.SAMPLE_FORMAT_FLOAT32: "float32",
+    pb.SAMPLE_FORMAT_INT16: "int16",
+    pb.SAMPLE_FORMAT_MULAW: "mulaw",
+    pb.SAMPLE_FORMAT_ALAW: "alaw",
+}
 STAGE_NUMBERS: Final[dict[str, pb.Stage.ValueType]] = {name: number for number, name in STAGES.items()}
 ENCODING_NUMBERS: Final = {
     encoding: number for number, encoding in ENCODINGS.items() if number != pb.ENCODING_UNSPECIFIED
@@ -84,7 +89,8 @@ def start_of(start: pb.StreamStart, deadline: float | None) -> tuple[QueryOption
         deadline=deadline,
     )
     sample_type = _sample_type("start.format", start.format)
-    return query, StreamFormat(sample_type, start.sample_rate, start.channels or 1)
+    channel = _channel("start.channel", start.channel)
+    return query, StreamFormat(sample_type, start.sample_rate, start.channels or 1, channel)
 
 
 async def stream_of(
@@ -153,17 +159,27 @@ def audio_of(audio: pb.Audio, field: str = "audio") -> EncodedAudio | RawAudio:
         raise InvalidArgumentError(
             Reason.EMPTY, f"{field}: no source; send audio.encoded (a file) or audio.raw (samples)"
         )
+    channel = _channel(f"{field}.channel", audio.channel)
     if source == "encoded":
-        return EncodedAudio(audio.encoded)
+        return EncodedAudio(audio.encoded, channel)
     raw = audio.raw
     sample_type = _sample_type(f"{field}.raw.format", raw.format)
-    return RawAudio(raw.samples, sample_type, raw.sample_rate, raw.channels or 1)
+    return RawAudio(raw.samples, sample_type, raw.sample_rate, raw.channels or 1, channel)
+
+
+def _channel(field: str, number: int) -> int | None:
+    """Return a channel, from 0, of a field that counts from 1; None for the mean of all."""
+    if number < 0:
+        raise InvalidArgumentError(Reason.CHANNELS, f"{field}: {number}; give a channel from 1, or 0 for the mean of all")
+    return number - 1 if number else None
 
 
 def _sample_type(field: str, number: int) -> str:
     if number not in SAMPLE_TYPES:
         raise InvalidArgumentError(
-            Reason.ARGUMENT, f"{field}: {number}; give SAMPLE_FORMAT_FLOAT32 or SAMPLE_FORMAT_INT16"
+            Reason.ARGUMENT,
+            f"{field}: {number}; give SAMPLE_FORMAT_FLOAT32 or SAMPLE_FORMAT_INT16, or of a telephone's bytes "
+            "SAMPLE_FORMAT_MULAW or SAMPLE_FORMAT_ALAW",
         )
     return SAMPLE_TYPES[number]
 
@@ -229,7 +245,12 @@ def batch_response_of(results: Sequence[pb.IdentifyResponse | pb.Failure]) -> pb
 def info_of(audio: AudioInfo) -> pb.AudioInfo:
     """Return the message of the audio's format."""
     return pb.AudioInfo(
-        seconds=audio.seconds, sample_rate=audio.sample_rate, channels=audio.channels, speech=audio.speech
+        seconds=audio.seconds,
+        sample_rate=audio.sample_rate,
+        channels=audio.channels,
+        speech=audio.speech,
+        channel=0 if audio.channel is None else audio.channel + 1,
+        bandwidth_hz=audio.bandwidth_hz,
     )
 
 

@@ -33,24 +33,31 @@ BLOCK_FRAMES = 65_536
 # Rate x channels x seconds: three hours at 48 kHz, one channel. A FLAC of silence holds more in every byte than audio.
 MAX_DECODED_SAMPLES = 2**29
 
-SAMPLE_TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int16": np.dtype("<i2")}
+SAMPLE_TYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "int16": np.dtype("<i2"),
+    "mulaw": np.dtype("u1"),
+    "alaw": np.dtype("u1"),
+}
 
 
 @dataclass(frozen=True)
 class EncodedAudio:
-    """A whole audio file."""
+    """A whole audio file; `channel` is the one to use, from 0, None for the mean of all."""
 
     data: bytes
+    channel: int | None = None
 
 
 @dataclass(frozen=True)
 class RawAudio:
-    """Interleaved samples; `sample_type` is a key of `SAMPLE_TYPES`, `sample_rate` is in Hz."""
+    """Interleaved samples; `sample_type` is a key of `SAMPLE_TYPES`, `sample_rate` is in Hz, `channel` as of a file."""
 
     data: bytes
     sample_type: str
     sample_rate: int
     channels: int
+    channel: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ class AudioInfo:
         clipped_share: share of clipped samples, 0 to 1; None if the decoded samples still show it, as nothing was
             averaged or resampled, and for streams, where it is not measured.
         speech: whether any window holds speech; None until that is known.
+        channel: the one that is used, from 0; None for the mean of all.
+        bandwidth_hz: up to where the sound reaches; None until that is known.
     """
 
     seconds: float
@@ -79,6 +88,8 @@ class AudioInfo:
     channels: int
     clipped_share: float | None = field(default=None, compare=False)
     speech: bool | None = field(default=None, compare=False)
+    channel: int | None = None
+    bandwidth_hz: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -99,9 +110,19 @@ class Intake:
         sample_rate: of the frames, in Hz.
         channels: of the frames.
         limit: the longest audio accepted.
+        channel: the one to use, from 0; None for the mean of all.
+
+    Raises:
+        InvalidArgumentError: there is no such channel.
     """
 
-    def __init__(self, field: str, sample_rate: int, channels: int, limit: DurationLimit) -> None:
+    def __init__(
+        self, field: str, sample_rate: int, channels: int, limit: DurationLimit, channel: int | None = None
+    ) -> None:
+        if channel is not None and channel >= channels:
+            has = "one channel" if channels == 1 else f"{channels} channels"
+            raise InvalidArgumentError(Reason.CHANNELS, f"{field}: channel {channel + 1} is asked for, and it has {has}")
+        self._channel = channel
         self._field = field
         self._rate = sample_rate
         self._channels = channels
@@ -115,7 +136,7 @@ class Intake:
     @property
     def info(self) -> AudioInfo:
         """Return the format and the duration so far."""
-        return AudioInfo(self._frames / self._rate, self._rate, self._channels)
+        return AudioInfo(self._frames / self._rate, self._rate, self._channels, channel=self._channel)
 
     def feed(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the samples, float32 [n] at 16 kHz, of frames, float32 [frames, channels]; some lag behind.
@@ -128,9 +149,13 @@ class Intake:
         if not len(frames):
             return np.empty(0, np.float32)
         with np.errstate(all="ignore"):  # what overflows is refused as not finite
-            mono: NDArray[np.float32] = frames.mean(axis=1, dtype=np.float32)
+            mono: NDArray[np.float32] = self.chosen(frames).mean(axis=1, dtype=np.float32)
         self._check(mono)
         return mono if self._resampler is None else self._resampler.resample_chunk(mono)
+
+    def chosen(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the channels that are used of frames [frames, channels]: all, or the chosen one [frames, 1]."""
+        return frames if self._channel is None else frames[:, self._channel : self._channel + 1]
 
     def finish(self) -> NDArray[np.float32]:
         """Return the samples that were still behind, float32 [n].
@@ -142,6 +167,8 @@ class Intake:
             raise InvalidArgumentError(Reason.EMPTY, f"{self._field}: holds no samples")
         if self._high - self._low < SILENT_RANGE:
             averaged = f" after averaging the {self._channels} channels" if self._channels > 1 else ""
+            if self._channel is not None:
+                averaged = f" in channel {self._channel + 1}"
             raise InvalidArgumentError(
                 Reason.SILENT, f"{self._field}: silent{averaged}: no sound above one step of 16-bit audio"
             )
@@ -191,11 +218,11 @@ class Recording:
             field = f"{field}.encoded"
             file = _open(audio.data, limit, field, deadline)
             self._blocks = _file_blocks(file, field)
-            self._intake = Intake(field, file.rate, file.channels, limit)
+            self._intake = Intake(field, file.rate, file.channels, limit, audio.channel)
         else:
             frames = _raw_frames(audio, limit, f"{field}.raw")
-            self._blocks = _raw_blocks(frames)
-            self._intake = Intake(f"{field}.raw.samples", audio.sample_rate, audio.channels, limit)
+            self._blocks = _raw_blocks(frames, audio.sample_type)
+            self._intake = Intake(f"{field}.raw.samples", audio.sample_rate, audio.channels, limit, audio.channel)
         self._alters = (self._intake.info.sample_rate, self._intake.info.channels) != (SAMPLE_RATE, 1)
         self._clipped = 0.0
 
@@ -203,7 +230,7 @@ class Recording:
         for block in self._blocks:
             samples = self._intake.feed(block)
             if self._alters:
-                self._clipped += _clipped(block)
+                self._clipped += _clipped(self._intake.chosen(block))
             yield samples
         yield self._intake.finish()
 
@@ -225,11 +252,31 @@ def decode(audio: EncodedAudio | RawAudio, limit: DurationLimit) -> Waveform:
     return Waveform(np.concatenate(list(recording)), recording.info)
 
 
-def floats(frames: NDArray[Any]) -> NDArray[np.float32]:
+def floats(frames: NDArray[Any], sample_type: str) -> NDArray[np.float32]:
     """Return samples of one of `SAMPLE_TYPES` as float32 of the same shape, full scale 1.0."""
-    if frames.dtype == SAMPLE_TYPES["int16"]:
+    if sample_type in LAWS:
+        return LAWS[sample_type][frames]
+    if sample_type == "int16":
         return frames.astype(np.float32) / np.float32(32768)
     return frames.astype(np.float32, copy=False)
+
+
+def _mu_law() -> NDArray[np.float32]:
+    """Return the samples of the 256 codes of ITU-T G.711 mu-law, full scale 1.0."""
+    code = ~np.arange(256, dtype=np.uint8)
+    size = (((code & 15).astype(np.int32) << 3) + 132 << (code >> 4 & 7)) - 132
+    return (np.where(code & 128, -size, size) / 32768).astype(np.float32)
+
+
+def _a_law() -> NDArray[np.float32]:
+    """Return the samples of the 256 codes of ITU-T G.711 A-law, full scale 1.0."""
+    code = np.arange(256, dtype=np.uint8) ^ 0x55
+    step, segment = (code & 15).astype(np.int32), (code >> 4 & 7).astype(np.int32)
+    size = np.where(segment, (step << 4) + 264 << np.maximum(segment - 1, 0), (step << 4) + 8)
+    return (np.where(code & 128, size, -size) / 32768).astype(np.float32)
+
+
+LAWS = {"mulaw": _mu_law(), "alaw": _a_law()}
 
 
 def checked_samples(samples: NDArray[np.float32], limit: DurationLimit, field: str) -> Waveform:
@@ -239,7 +286,7 @@ def checked_samples(samples: NDArray[np.float32], limit: DurationLimit, field: s
         InvalidArgumentError: NaN or infinite samples, samples out of scale, silence, or audio above the limit.
     """
     intake = Intake(field, SAMPLE_RATE, 1, limit)
-    blocks = [intake.feed(block) for block in _raw_blocks(samples.reshape(-1, 1))]
+    blocks = [intake.feed(block) for block in _raw_blocks(samples.reshape(-1, 1), "float32")]
     return Waveform(np.concatenate([*blocks, intake.finish()]), intake.info)
 
 
@@ -316,9 +363,9 @@ def _clipped(frames: NDArray[np.float32]) -> float:
     return len(frames) * sum(clipped_share(column) for column in columns) / len(columns)
 
 
-def _raw_blocks(frames: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
+def _raw_blocks(frames: NDArray[Any], sample_type: str) -> Iterator[NDArray[np.float32]]:
     for start in range(0, len(frames), BLOCK_FRAMES):
-        yield floats(frames[start : start + BLOCK_FRAMES])
+        yield floats(frames[start : start + BLOCK_FRAMES], sample_type)
 
 
 def check_form(rate_field: str, channels_field: str, rate: int, channels: int) -> None:

@@ -132,11 +132,12 @@ class IdleBudget:
 
 @dataclass(frozen=True)
 class StreamFormat:
-    """Format of a stream's samples: `sample_type` is a key of `SAMPLE_TYPES`, `sample_rate` is in Hz."""
+    """Format of a stream's samples, as of `RawAudio`."""
 
     sample_type: str
     sample_rate: int
     channels: int
+    channel: int | None = None
 
     @property
     def bytes_per_second(self) -> int:
@@ -160,7 +161,8 @@ class LiveWindows:
     def __init__(self, form: StreamFormat, limit: DurationLimit, windowing: Windowing, min_samples: int) -> None:
         check_form("start.sample_rate", "start.channels", form.sample_rate, form.channels)
         self._type, self._channels = SAMPLE_TYPES[form.sample_type], form.channels
-        self._intake = Intake("samples", form.sample_rate, form.channels, limit)
+        self._sample_type = form.sample_type
+        self._intake = Intake("samples", form.sample_rate, form.channels, limit, form.channel)
         self._cutter = WindowCutter(windowing)
         self._min_samples = min_samples
         self._rest = b""
@@ -169,7 +171,7 @@ class LiveWindows:
     @property
     def info(self) -> AudioInfo:
         """Return what has arrived so far."""
-        return self._intake.info
+        return replace(self._intake.info, bandwidth_hz=self._cutter.bandwidth_hz)
 
     async def windows(
         self, chunks: AsyncIterator[bytes], run_in_thread: RunInThread, stopwatch: Stopwatch
@@ -200,7 +202,7 @@ class LiveWindows:
         whole = len(data) - len(data) % (self._type.itemsize * self._channels)
         self._rest = data[whole:]
         frames = np.frombuffer(data[:whole], self._type).reshape(-1, self._channels)
-        return self._cutter.feed(self._intake.feed(floats(frames)))
+        return self._cutter.feed(self._intake.feed(floats(frames, self._sample_type)))
 
     def _check_start(self, piece: bytes) -> None:
         """Check the first bytes of the stream as they arrive: before their values are looked at."""

@@ -7,11 +7,12 @@ Windows begin where a column of every map begins, so that all maps lie on one gr
 
 import math
 from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from speakerlens.measures.sound import bandwidth_hz
 from speakerlens.serving.bundle import SAMPLE_RATE, Bundle
 from speakerlens.serving.pipeline.decode import (
     AudioInfo,
@@ -61,9 +62,14 @@ class Window:
 
 
 class WindowCutter:
-    """Cut samples that arrive in pieces of any size into windows, each as soon as it is filled."""
+    """Cut samples that arrive in pieces of any size into windows, each as soon as it is filled.
+
+    Attributes:
+        bandwidth_hz: up to where the sound of the windows so far reaches.
+    """
 
     def __init__(self, shape: Windowing) -> None:
+        self.bandwidth_hz = 0.0
         self._shape = shape
         # Samples from the beginning of the last complete window on; before the first, all samples.
         self._held = np.empty(shape.length + shape.hop, np.float32)
@@ -93,7 +99,7 @@ class WindowCutter:
                 self._start += hop
                 self._filled = length
             self._windows += 1
-            windows.append(Window(self._start, self._held[:length].copy()))
+            windows.append(self._window(Window(self._start, self._held[:length].copy())))
         return windows
 
     def finish(self) -> list[Window]:
@@ -103,7 +109,12 @@ class WindowCutter:
             return []
         offset = max(0, -(-(self._filled - length) // grid) * grid)
         self._windows += 1
-        return [Window(self._start + offset, self._held[offset : self._filled].copy(), self._windows == 1)]
+        samples = self._held[offset : self._filled].copy()
+        return [self._window(Window(self._start + offset, samples, self._windows == 1))]
+
+    def _window(self, window: Window) -> Window:
+        self.bandwidth_hz = max(self.bandwidth_hz, bandwidth_hz(window.samples))
+        return window
 
 
 async def cut(samples: NDArray[np.float32], shape: Windowing) -> AsyncIterator[Window]:
@@ -161,4 +172,6 @@ class WindowReader:
             yield from cutter.feed(block)
         self.info = recording.info
         check_minimum(self.info, cutter.total, min_samples, self._field)
-        yield from cutter.finish()
+        last = cutter.finish()
+        self.info = replace(self.info, bandwidth_hz=cutter.bandwidth_hz)
+        yield from last

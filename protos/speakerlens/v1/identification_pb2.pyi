@@ -50,6 +50,9 @@ class _SampleFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SampleFo
     """Little-endian IEEE float, full scale at 1.0."""
     SAMPLE_FORMAT_INT16: _SampleFormat.ValueType  # 2
     """Little-endian signed integer, full scale at 32768."""
+    SAMPLE_FORMAT_MULAW: _SampleFormat.ValueType  # 3
+    """A byte a sample, mu-law or A-law of ITU-T G.711, as telephone networks send them."""
+    SAMPLE_FORMAT_ALAW: _SampleFormat.ValueType  # 4
 
 class SampleFormat(_SampleFormat, metaclass=_SampleFormatEnumTypeWrapper): ...
 
@@ -58,6 +61,9 @@ SAMPLE_FORMAT_FLOAT32: SampleFormat.ValueType  # 1
 """Little-endian IEEE float, full scale at 1.0."""
 SAMPLE_FORMAT_INT16: SampleFormat.ValueType  # 2
 """Little-endian signed integer, full scale at 32768."""
+SAMPLE_FORMAT_MULAW: SampleFormat.ValueType  # 3
+"""A byte a sample, mu-law or A-law of ITU-T G.711, as telephone networks send them."""
+SAMPLE_FORMAT_ALAW: SampleFormat.ValueType  # 4
 Global___SampleFormat: _TypeAlias = SampleFormat  # noqa: Y015
 
 class _Stage:
@@ -241,8 +247,11 @@ class Audio(_message.Message):
 
     ENCODED_FIELD_NUMBER: _builtins.int
     RAW_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     encoded: _builtins.bytes
     """A whole file in any format that libsndfile reads (WAV, FLAC, OGG, MP3 …)."""
+    channel: _builtins.int
+    """The channel to use, from 1; 0: the mean of all. For two answers about a two-sided call, ask once for each channel."""
     @_builtins.property
     def raw(self) -> Global___RawAudio: ...
     def __init__(
@@ -250,10 +259,11 @@ class Audio(_message.Message):
         *,
         encoded: _builtins.bytes = ...,
         raw: Global___RawAudio | None = ...,
+        channel: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "encoded", b"encoded", "raw", b"raw", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["encoded", "raw"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -275,7 +285,7 @@ class RawAudio(_message.Message):
     sample_rate: _builtins.int
     """Hz; other rates than the model's are resampled."""
     channels: _builtins.int
-    """0 means 1. Channels are averaged."""
+    """0 means 1. Channels are averaged, unless one is chosen."""
     def __init__(
         self,
         *,
@@ -598,6 +608,8 @@ class AudioInfo(_message.Message):
     SAMPLE_RATE_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
     SPEECH_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_HZ_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
     """As received."""
     sample_rate: _builtins.int
@@ -606,6 +618,12 @@ class AudioInfo(_message.Message):
     """Whether any window holds speech, by the server's detector. Windows without speech have no vote, unless none has
     speech: then the answers are of all of them. Unset by servers that do not say.
     """
+    channel: _builtins.int
+    """The channel that was used, from 1; 0: the mean of all."""
+    bandwidth_hz: _builtins.float
+    """Hz: up to where the sound reaches, at most 8000; 4000 for speech that was sampled at 8 kHz, whatever rate it was
+    stored at later. Unset by servers that do not say.
+    """
     def __init__(
         self,
         *,
@@ -613,13 +631,20 @@ class AudioInfo(_message.Message):
         sample_rate: _builtins.int = ...,
         channels: _builtins.int = ...,
         speech: _builtins.bool | None = ...,
+        channel: _builtins.int = ...,
+        bandwidth_hz: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_speech", b"_speech", "speech", b"speech"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_hz", b"_bandwidth_hz", "_speech", b"_speech", "bandwidth_hz", b"bandwidth_hz", "speech", b"speech"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_speech", b"_speech", "channels", b"channels", "sample_rate", b"sample_rate", "seconds", b"seconds", "speech", b"speech"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_hz", b"_bandwidth_hz", "_speech", b"_speech", "bandwidth_hz", b"bandwidth_hz", "channel", b"channel", "channels", b"channels", "sample_rate", b"sample_rate", "seconds", b"seconds", "speech", b"speech"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bandwidth_hz: _TypeAlias = _typing.Literal["bandwidth_hz"]  # noqa: Y015
+    _WhichOneofArgType__bandwidth_hz: _TypeAlias = _typing.Literal["_bandwidth_hz", b"_bandwidth_hz"]  # noqa: Y015
     _WhichOneofReturnType__speech: _TypeAlias = _typing.Literal["speech"]  # noqa: Y015
     _WhichOneofArgType__speech: _TypeAlias = _typing.Literal["_speech", b"_speech"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bandwidth_hz) -> _WhichOneofReturnType__bandwidth_hz | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__speech) -> _WhichOneofReturnType__speech | None: ...
 
 Global___AudioInfo: _TypeAlias = AudioInfo  # noqa: Y015
@@ -770,14 +795,17 @@ class StreamStart(_message.Message):
     EXPLAIN_FIELD_NUMBER: _builtins.int
     WITH_EMBEDDING_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     format: Global___SampleFormat.ValueType
     sample_rate: _builtins.int
     """Hz."""
     channels: _builtins.int
-    """0 means 1. Channels are averaged."""
+    """0 means 1. Channels are averaged, unless one is chosen."""
     top_k: _builtins.int
     with_embedding: _builtins.bool
     priority: Global___Priority.ValueType
+    channel: _builtins.int
+    """As in Audio."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelSelector]:
         """The rest as in IdentifyRequest."""
@@ -795,10 +823,11 @@ class StreamStart(_message.Message):
         explain: Global___ExplainOptions | None = ...,
         with_embedding: _builtins.bool = ...,
         priority: Global___Priority.ValueType = ...,
+        channel: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["explain", b"explain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "explain", b"explain", "format", b"format", "models", b"models", "priority", b"priority", "sample_rate", b"sample_rate", "top_k", b"top_k", "with_embedding", b"with_embedding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "channels", b"channels", "explain", b"explain", "format", b"format", "models", b"models", "priority", b"priority", "sample_rate", b"sample_rate", "top_k", b"top_k", "with_embedding", b"with_embedding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
