@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         ServerUnavailableError,
         UnauthenticatedError,
     )
-    from speakerlens.requests import Explain, StreamOptions
+    from speakerlens.requests import Channel, Explain, RawSamples, StreamOptions
     from speakerlens.results import (
         Answer,
         AudioInfo,
@@ -56,6 +56,7 @@ __all__ = [
     "AudioInfo",
     "Calibration",
     "Catalogue",
+    "Channel",
     "ClientError",
     "Comparison",
     "DeadlineExceededError",
@@ -73,6 +74,7 @@ __all__ = [
     "NotPossibleError",
     "OverloadedError",
     "Plane",
+    "RawSamples",
     "Segment",
     "ServerFailureError",
     "ServerUnavailableError",
@@ -90,7 +92,9 @@ __all__ = [
 
 _MODULES = {
     "AsyncSpeakerClient": "aio",
+    "Channel": "requests",
     "Explain": "requests",
+    "RawSamples": "requests",
     "SpeakerClient": "client",
     "StreamOptions": "requests",
     "Tls": "channel",

@@ -134,8 +134,8 @@ class AudioInfo:
     channel: int | None = None
     """The channel that was used, from 1; None: the mean of all."""
     bandwidth_hz: float | None = None
-    """Up to where the sound reaches, at most 8000; 4000 for speech that was sampled at 8 kHz. None: the server does not
-    say."""
+    """Up to where the sound reaches, where that is less than the 8000 that the models use: 4000 for speech that was
+    sampled at 8 kHz. None: it reaches as far, or the server does not say."""
 
 
 @dataclass(frozen=True)

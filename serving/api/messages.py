@@ -170,7 +170,9 @@ def audio_of(audio: pb.Audio, field: str = "audio") -> EncodedAudio | RawAudio:
 def _channel(field: str, number: int) -> int | None:
     """Return a channel, from 0, of a field that counts from 1; None for the mean of all."""
     if number < 0:
-        raise InvalidArgumentError(Reason.CHANNELS, f"{field}: {number}; give a channel from 1, or 0 for the mean of all")
+        raise InvalidArgumentError(
+            Reason.CHANNELS, f"{field}: {number}; give a channel from 1, or 0 for the mean of all"
+        )
     return number - 1 if number else None
 
 
@@ -244,13 +246,14 @@ def batch_response_of(results: Sequence[pb.IdentifyResponse | pb.Failure]) -> pb
 
 def info_of(audio: AudioInfo) -> pb.AudioInfo:
     """Return the message of the audio's format."""
+    narrow = audio.bandwidth_hz is not None and audio.bandwidth_hz < SAMPLE_RATE / 2
     return pb.AudioInfo(
         seconds=audio.seconds,
         sample_rate=audio.sample_rate,
         channels=audio.channels,
         speech=audio.speech,
         channel=0 if audio.channel is None else audio.channel + 1,
-        bandwidth_hz=audio.bandwidth_hz,
+        bandwidth_hz=audio.bandwidth_hz if narrow else None,
     )
 
 

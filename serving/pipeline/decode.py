@@ -121,7 +121,9 @@ class Intake:
     ) -> None:
         if channel is not None and channel >= channels:
             has = "one channel" if channels == 1 else f"{channels} channels"
-            raise InvalidArgumentError(Reason.CHANNELS, f"{field}: channel {channel + 1} is asked for, and it has {has}")
+            raise InvalidArgumentError(
+                Reason.CHANNELS, f"{field}: channel {channel + 1} is asked for, and it has {has}"
+            )
         self._channel = channel
         self._field = field
         self._rate = sample_rate
@@ -255,7 +257,8 @@ def decode(audio: EncodedAudio | RawAudio, limit: DurationLimit) -> Waveform:
 def floats(frames: NDArray[Any], sample_type: str) -> NDArray[np.float32]:
     """Return samples of one of `SAMPLE_TYPES` as float32 of the same shape, full scale 1.0."""
     if sample_type in LAWS:
-        return LAWS[sample_type][frames]
+        decoded: NDArray[np.float32] = LAWS[sample_type][frames]
+        return decoded
     if sample_type == "int16":
         return frames.astype(np.float32) / np.float32(32768)
     return frames.astype(np.float32, copy=False)

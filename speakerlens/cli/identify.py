@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from speakerlens import captions, requests
-from speakerlens.cli import files
+from speakerlens.cli import files, forms
 from speakerlens.cli.failures import CommandError, Exit, call_error, usage_error
 from speakerlens.cli.options import FILE_HELP, CommandParser, connect, explain_of, positive
 from speakerlens.client import SpeakerClient
 from speakerlens.errors import ClientError
+from speakerlens.requests import AudioSource
 from speakerlens.results import Identification, Limits
 
 # Few, so that the first answers come soon; the server computes about as many together.
@@ -34,6 +35,7 @@ def add_identify(parser: CommandParser) -> None:
     parser.add_variants()
     parser.add_argument("--top-k", type=positive, metavar="K", help="speakers per variant (default: the server's, 5)")
     parser.add_json("print one JSON object per file, one on a line, instead of tables")
+    forms.add_form(parser, each=True)
     parser.add_explain(target=True)
     parser.set_defaults(run=identify)
 
@@ -45,11 +47,13 @@ def identify(arguments: argparse.Namespace) -> int:
         CommandError: the command cannot start.
     """
     options = _options(arguments)
+    each = arguments.channel == forms.EACH
     show = files.show_json if arguments.json else files.show_tables()
-    writers = files.Writers(arguments, len(arguments.files))
+    writers = files.Writers(arguments, len(arguments.files) * (2 if each else 1))
     exit_code = Exit.OK
     with connect(arguments) as client:
-        for number, outcome in enumerate(_outcomes(client, arguments.files, options), start=1):
+        outcomes = _outcomes_of_channels(client, arguments, options) if each else _outcomes(client, arguments, options)
+        for number, outcome in enumerate(outcomes, start=1):
             try:
                 if isinstance(outcome.result, CommandError):
                     raise outcome.result
@@ -68,6 +72,9 @@ def identify(arguments: argparse.Namespace) -> int:
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `SpeakerClient.identify`, checked before any file is read."""
     files.check(arguments.files)
+    forms.in_form(arguments, b"")
+    if arguments.format is not None and arguments.plot:
+        raise usage_error("--plot draws the waveform of a file, and samples without a header have none")
     variants, top_k, explain = arguments.variants, arguments.top_k, explain_of(arguments, arguments.target)
     try:
         requests.identify(b"", None, variants, top_k, explain, with_embedding=False)
@@ -76,8 +83,27 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"variants": variants, "top_k": top_k, "explain": explain}
 
 
-def _outcomes(client: SpeakerClient, paths: Sequence[str], options: dict[str, Any]) -> Iterator[_Outcome]:
+def _outcomes_of_channels(
+    client: SpeakerClient, arguments: argparse.Namespace, options: dict[str, Any]
+) -> Iterator[_Outcome]:
+    """Yield the outcome of every channel of every file, in order; the first answer says how many there are."""
+    for path in arguments.files:
+        try:
+            content = files.read(path)
+        except CommandError as error:
+            yield _Outcome(path, b"", error)
+            continue
+        [first] = _results(client, [forms.in_form(arguments, content, 1)], options)
+        yield _Outcome(path, content, first)
+        count = first.audio.channels if isinstance(first, Identification) else 0
+        others = [forms.in_form(arguments, content, number) for number in range(2, count + 1)]
+        for other in others:
+            yield _Outcome(path, content, *_results(client, [other], options))
+
+
+def _outcomes(client: SpeakerClient, arguments: argparse.Namespace, options: dict[str, Any]) -> Iterator[_Outcome]:
     """Yield the outcome of every file, in order."""
+    paths = arguments.files
     try:
         # A single file needs no limits: the server refuses one that is too large.
         limits = client.models().limits if len(paths) > 1 else Limits(0, 0, 0, 1)
@@ -85,7 +111,8 @@ def _outcomes(client: SpeakerClient, paths: Sequence[str], options: dict[str, An
         yield from (_Outcome(path, b"", call_error(error)) for path in paths)
         return
     for batch in _batches(paths, limits):
-        results = iter(_results(client, [each for _, each in batch if isinstance(each, bytes)], options))
+        sources = [forms.in_form(arguments, each) for _, each in batch if isinstance(each, bytes)]
+        results = iter(_results(client, sources, options))
         for path, content in batch:
             if isinstance(content, CommandError):
                 yield _Outcome(path, b"", content)
@@ -113,7 +140,7 @@ def _batches(paths: Sequence[str], limits: Limits) -> Iterator[list[tuple[str, b
 
 
 def _results(
-    client: SpeakerClient, contents: Sequence[bytes], options: dict[str, Any]
+    client: SpeakerClient, contents: Sequence[AudioSource], options: dict[str, Any]
 ) -> Sequence[Identification | CommandError]:
     """Return the result for each content."""
     results: Sequence[Identification | ClientError]

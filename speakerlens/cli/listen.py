@@ -7,18 +7,16 @@ from io import BufferedReader
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
-from speakerlens.cli import document, files
+from speakerlens.cli import document, files, forms
 from speakerlens.cli.failures import CommandError, Exit, call_error, usage_error
-from speakerlens.cli.options import CommandParser, connect, positive
+from speakerlens.cli.options import CommandParser, connect
 from speakerlens.decoding import AudioFileError, AudioReader, open_audio
 from speakerlens.errors import ClientError
 from speakerlens.requests import Chunk, StreamOptions
 from speakerlens.results import Answer, Identification, WindowResult
 
 CHUNK_SECONDS = 0.1
-FORMATS = {"s16le": "<i2", "f32le": "<f4"}
+SAMPLE_BYTES = {"s16le": 2, "f32le": 4, "mulaw": 1, "alaw": 1}
 
 
 def add_listen(parser: CommandParser) -> None:
@@ -28,10 +26,7 @@ def add_listen(parser: CommandParser) -> None:
     )
     parser.add_variants()
     parser.add_json("print one JSON object per window, and one for the whole")
-    raw = parser.add_argument_group("raw samples")
-    raw.add_argument("--rate", type=positive, default=16_000, metavar="HZ", help="(default: %(default)s)")
-    raw.add_argument("--channels", type=positive, default=1, metavar="N", help="(default: %(default)s)")
-    raw.add_argument("--format", choices=sorted(FORMATS), default="s16le", help="(default: %(default)s)")
+    forms.add_form(parser, stream=True)
     parser.set_defaults(run=listen)
 
 
@@ -43,7 +38,13 @@ def listen(arguments: argparse.Namespace) -> int:
     """
     show = files.show_json if arguments.json else files.show_tables()
     rate, channels, chunks = _source(arguments)
-    options = StreamOptions(rate=rate, channels=channels, variants=arguments.variants)
+    options = StreamOptions(
+        rate=rate,
+        channels=channels,
+        channel=arguments.channel,
+        encoding=forms.ENCODINGS[arguments.format],
+        variants=arguments.variants,
+    )
     with connect(arguments) as client:
         try:
             for answer in client.identify_stream(chunks, options):
@@ -85,16 +86,10 @@ def _blocks(file: AudioReader) -> Iterator[Chunk]:
 
 
 def _raw(source: BufferedReader, arguments: argparse.Namespace) -> Iterator[Chunk]:
-    """Yield samples as soon as they are available; a read may end within a sample."""
-    kind = np.dtype(FORMATS[arguments.format])
-    rest = b""
-    size = max(1, round(CHUNK_SECONDS * arguments.rate)) * arguments.channels * kind.itemsize
+    """Yield samples as bytes, as soon as they are available; a read may end within a sample."""
+    size = max(1, round(CHUNK_SECONDS * arguments.rate)) * arguments.channels * SAMPLE_BYTES[arguments.format]
     while data := source.read1(size):
-        data = rest + data
-        whole = len(data) - len(data) % kind.itemsize
-        rest = data[whole:]
-        if whole:
-            yield np.frombuffer(data[:whole], kind)
+        yield data
 
 
 def _turn(answer: Answer) -> str:

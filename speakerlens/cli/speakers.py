@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from speakerlens import requests
-from speakerlens.cli import files
+from speakerlens.cli import files, forms
 from speakerlens.cli.failures import Exit, usage_error
 from speakerlens.cli.options import CommandParser, connect, speaker_name
 from speakerlens.results import EnrolledSpeaker
@@ -17,6 +17,7 @@ def add_enroll(parser: CommandParser) -> None:
     parser.add_argument("files", nargs="+", metavar="AUDIO", help="utterances; - is standard input")
     parser.add_variants()
     parser.add_json()
+    forms.add_form(parser)
     parser.set_defaults(run=enroll)
 
 
@@ -33,9 +34,10 @@ def enroll(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise usage_error(str(error)) from error
     contents = files.read_all(arguments.files)
+    sources = [forms.in_form(arguments, content) for content in contents]
     with connect(arguments) as client:
         timeout = client.timeout * len(contents)
-        enrolled = client.enroll(arguments.speaker, contents, variants=arguments.variants, timeout=timeout)
+        enrolled = client.enroll(arguments.speaker, sources, variants=arguments.variants, timeout=timeout)
     if arguments.json:
         files.print_json(_document(enrolled))
     else:

@@ -23,7 +23,10 @@ def print_identification(name: str, result: Identification) -> None:
     """Print one file's answers: a block of rows per model, the best speaker first."""
     explained = any(answer.explanation for answer in result.answers)
     audio = result.audio
-    _print(Text(f"{name}  ({audio.seconds:.2f} s, {audio.sample_rate} Hz, {_plural(audio.channels, 'channel')})"))
+    channels = _plural(audio.channels, "channel")
+    used = channels if audio.channel is None else f"channel {audio.channel} of {audio.channels}"
+    reach = "" if audio.bandwidth_hz is None else f", sound up to {audio.bandwidth_hz / 1000:.1f} kHz"
+    _print(Text(f"{name}  ({audio.seconds:.2f} s, {audio.sample_rate} Hz, {used}{reach})"))
     table = Table()
     for heading in ("variant", "speaker"):
         table.add_column(heading, no_wrap=True)

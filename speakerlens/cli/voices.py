@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from speakerlens import captions, requests
-from speakerlens.cli import document, files
+from speakerlens.cli import document, files, forms
 from speakerlens.cli.failures import CommandError, Exit, call_error, usage_error
 from speakerlens.cli.options import FILE_HELP, CommandParser, connect, explain_of, speaker_name
 from speakerlens.errors import ClientError
@@ -21,6 +21,7 @@ def add_embed(parser: CommandParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help=FILE_HELP)
     parser.add_variants()
     parser.add_json("print one JSON object per file, one on a line, with all numbers")
+    forms.add_form(parser)
     parser.set_defaults(run=embed)
 
 
@@ -39,7 +40,7 @@ def embed(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
         for file in arguments.files:
             try:
-                result = client.embed(files.read(file), variants=arguments.variants)
+                result = client.embed(forms.in_form(arguments, files.read(file)), variants=arguments.variants)
             except (CommandError, ClientError) as error:
                 failure = call_error(error) if isinstance(error, ClientError) else error
                 exit_code = exit_code or failure.exit_code
@@ -60,6 +61,7 @@ def add_verify(parser: CommandParser) -> None:
         "--variant", metavar="NAME", help="model to use: act-da, or act-da@3 (optional if the server has only one)"
     )
     parser.add_json()
+    forms.add_form(parser)
     parser.add_explain()
     parser.set_defaults(run=verify)
 
@@ -82,9 +84,10 @@ def verify(arguments: argparse.Namespace) -> int:
         raise usage_error(str(error)) from error
     writers = files.Writers(arguments, len(paths))
     contents = files.read_all(paths)
+    sources = [forms.in_form(arguments, content) for content in contents]
     with connect(arguments) as client:
-        other = contents[1] if len(paths) == 2 else None
-        result = client.verify(contents[0], other, speaker=arguments.enrolled, variant=variant, explain=explain)
+        other = sources[1] if len(paths) == 2 else None
+        result = client.verify(sources[0], other, speaker=arguments.enrolled, variant=variant, explain=explain)
     written: dict[str, Path] = {}
     for number, maps in enumerate(captions.of_comparison(result)):
         paths_written = writers.write(number + 1, paths[number], contents[number], maps)

@@ -621,8 +621,8 @@ class AudioInfo(_message.Message):
     channel: _builtins.int
     """The channel that was used, from 1; 0: the mean of all."""
     bandwidth_hz: _builtins.float
-    """Hz: up to where the sound reaches, at most 8000; 4000 for speech that was sampled at 8 kHz, whatever rate it was
-    stored at later. Unset by servers that do not say.
+    """Hz: up to where the sound reaches, where that is less than the 8000 that the models use: 4000 for speech that was
+    sampled at 8 kHz, whatever rate it was stored at later. Unset for all other sound, and by servers that do not say.
     """
     def __init__(
         self,
