@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -438,7 +439,10 @@ def test_flac_without_a_length_is_measured(tmp_path: Path, speech: Path) -> None
     np.testing.assert_array_equal(read_audio(converted.path), read_audio(path))
 
 
-def test_files_of_other_suffixes_are_counted(tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_other_suffixes_are_counted(
+    tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speakerlens.training.data.prepare.inspection.has_ffmpeg", lambda: False)
     for number in range(8):
         (speech / "bo" / f"{number}.m4a").write_bytes(b"\0\0\0\x18ftypM4A ")
     (speech / "bo" / "README").write_text("about")
@@ -449,12 +453,15 @@ def test_files_of_other_suffixes_are_counted(tmp_path: Path, speech: Path, capsy
     (speech / "__MACOSX").mkdir()
     (speech / "ana" / ".DS_Store").write_bytes(b"\0")
     assert prepare("--speech", speech, "--out", tmp_path / "out") == 0
-    told = "passed over, by suffix: 8 .m4a, 1 .txt, 1 without a suffix"
+    told = "passed over, by suffix: 8 .m4a, 1 .txt, 1 without a suffix; pip install 'speakerlens[formats]' for .m4a\n"
     assert told in capsys.readouterr().out
     assert told in report(tmp_path / "out")
     assert load_corpus(tmp_path / "out").speakers == ("ana", "bo")
     (speech / "cy").mkdir()
     (speech / "cy" / "a.webm").write_bytes(b"\x1a\x45\xdf\xa3")
-    assert "fewer: cy (0) (passed over: 8 .m4a, 1 .txt, 1 without a suffix, 1 .webm)" in refused(
+    assert "fewer: cy (0) (passed over: 8 .m4a, 1 .txt, 1 without a suffix, 1 .webm; pip" in refused(
         capsys, "--speech", speech, "--out", tmp_path / "again"
     )
+    shutil.rmtree(speech / "cy")
+    monkeypatch.setattr("speakerlens.training.data.prepare.inspection.has_ffmpeg", lambda: True)
+    assert "8 of 48 files cannot be used" in refused(capsys, "--speech", speech, "--out", tmp_path / "again")

@@ -12,6 +12,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from speakerlens.containers import has_ffmpeg
 from speakerlens.training.data.audio import SAMPLE_RATE, AudioFacts, measure_audio
 from speakerlens.training.data.prepare.survey import is_utf8
 from speakerlens.training.errors import UserError
@@ -20,6 +21,8 @@ SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .mp2 .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist .voc".split()
 )
 """Suffixes of audio files; files with other suffixes, such as transcripts, are counted and passed over."""
+FFMPEG_SUFFIXES = frozenset(".m4a .m4b .mp4 .mov .3gp .aac .webm .mka .mkv .amr .wma .asf".split())
+"""Those that the extra `formats` adds."""
 
 _LEFT_BY_SYSTEMS = ("__MACOSX", "Thumbs.db", "desktop.ini")
 _READERS = 16
@@ -80,12 +83,13 @@ def list_files(folder: Path) -> Listing:
     """List the files at any depth, without what is left over."""
     root = folder.resolve()
     listing = Listing([])
+    suffixes = SUFFIXES | FFMPEG_SUFFIXES if has_ffmpeg() else SUFFIXES
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
         if any(map(is_left_over, parts)) or not path.is_file():
             continue
         suffix = path.suffix.lower()
-        if suffix in SUFFIXES:
+        if suffix in suffixes:
             listing.audio.append(path)
         else:
             listing.others[suffix] += 1
@@ -94,7 +98,9 @@ def list_files(folder: Path) -> Listing:
 
 def passed_over(others: Counter[str]) -> str:
     """Return the counts of files by suffix as text, such as "8 .m4a, 1 without a suffix", the most frequent first."""
-    return ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in others.most_common())
+    counts = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in others.most_common())
+    extra = ", ".join(sorted(FFMPEG_SUFFIXES & others.keys()))
+    return f"{counts}; pip install 'speakerlens[formats]' for {extra}" if extra else counts
 
 
 def read_whole(
