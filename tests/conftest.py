@@ -55,7 +55,8 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str)
             "data.crop_seconds=1.0",
             "intervals.dev=60",
             "optimiser.warmup=0.2",
-            "network.blocks=[1,1,1,1]",
+            "network.blocks=[1,2,2,1]",
+            "network.width=4",
         )
     ]
     config = ("--config", "training/configs/demo.yaml", "--updates", "60", *settings)

@@ -71,8 +71,12 @@ def test_five_lines_train_on_own_speakers(own_speakers: Path) -> None:
     *lines, serve = block("sh", "--speech my-speakers").strip().splitlines()
     assert len(lines) == 4
     for line in lines:
-        # As in the README, but for a shorter training of fewer blocks.
-        call(here(line) + (" --updates 8 --set network.blocks=[1,1,1,1]" if " train " in line else ""), own_speakers)
+        # As in the README, but for a shorter training of a smaller network.
+        call(
+            here(line)
+            + (" --updates 8 --set network.blocks=[1,1,1,1] --set network.width=4" if " train " in line else ""),
+            own_speakers,
+        )
     assert (own_speakers / "build/mine/report.html").is_file()
     environment = {**os.environ, "SPEAKERLENS_PORT": "0", "SPEAKERLENS_METRICS_PORT": "0"}
     with subprocess.Popen(
