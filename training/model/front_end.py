@@ -84,9 +84,10 @@ class LogMel(nn.Module):
         return [700.0 * (math.exp((low + step * (i + 1)) / 1127.0) - 1.0) for i in range(self.mel_bins)]
 
 
-def frame_count(lengths: Tensor) -> Tensor:
+# TorchScript reads no global variable, only a default.
+def frame_count(lengths: Tensor, frame_length: int = FRAME_LENGTH, frame_shift: int = FRAME_SHIFT) -> Tensor:
     """Return the number of complete frames in `lengths` samples [batch] (Kaldi's `snip_edges`), at least 1."""
-    return torch.div((lengths - FRAME_LENGTH).clamp_min(0), FRAME_SHIFT, rounding_mode="floor") + 1
+    return torch.div((lengths - frame_length).clamp_min(0), frame_shift, rounding_mode="floor") + 1
 
 
 def time_mask(frames: Tensor, columns: int) -> Tensor:
