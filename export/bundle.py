@@ -31,6 +31,7 @@ from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, write_audio
 from speakerlens.training.data.manifest import Clip, Corpus, load_corpus, spread
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, METHOD, Calibration, calibrate
+from speakerlens.training.evaluation.scorer import fit_scorer
 from speakerlens.training.evaluation.verification import METHOD as VERIFICATION_METHOD
 from speakerlens.training.evaluation.verification import Verification, calibrate_verification
 from speakerlens.training.files import make_folder
@@ -40,6 +41,7 @@ from speakerlens.training.model.saliency import FUSED_STAGES
 
 SCHEMA_VERSION = 4
 MANIFEST, WEIGHTS, PARITY, BASELINE = "bundle.json", "weights.safetensors", "parity.json", "baseline.json"
+SCORER = "scorer.npz"
 
 # Nine frames: the shortest audio with two columns at the last stage, which the standard deviation needs.
 MIN_SAMPLES = FRAME_LENGTH + 8 * FRAME_SHIFT
@@ -152,7 +154,10 @@ def _fill(
     def advance() -> None:
         report(next(done), total)
 
-    calibration = calibrate(run.network, corpus, run.speakers, false_acceptance)
+    scorer = fit_scorer(run.network, corpus, run.speakers)
+    calibration = calibrate(run.network, corpus, run.speakers, false_acceptance, scorer=scorer)
+    if scorer is not None and calibration.score != "logit":
+        np.savez(folder / SCORER, **vars(scorer))
     advance()
     verification = calibrate_verification(run.network, corpus, run.speakers, false_acceptance)
     advance()

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from speakerlens.measures.distribution import Bins
 from speakerlens.measures.probes import ProbeSet
 
@@ -120,6 +123,35 @@ class ThresholdBasis(StrEnum):
     KNOWN = "known speakers"
 
 
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """A quadratic score of the embedding, per speaker: log-likelihood ratios of probabilistic LDA.
+
+    With x = (embedding / its length - mean)·transform it is x²·quadratic + linear·x + constant.
+
+    Attributes:
+        mean: float32 [embedding].
+        transform: float32 [embedding, size].
+        quadratic: float32 [size].
+        linear: float32 [speakers, size].
+        constant: float32 [speakers].
+    """
+
+    mean: NDArray[np.float32]
+    transform: NDArray[np.float32]
+    quadratic: NDArray[np.float32]
+    linear: NDArray[np.float32]
+    constant: NDArray[np.float32]
+
+    def scores(self, embedding: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the score of each speaker, float64 [speakers], for an embedding [size]."""
+        values = embedding.astype(np.float64)
+        unit = values / max(float(np.linalg.norm(values)), 1e-12)
+        x = (unit - self.mean) @ self.transform.astype(np.float64)
+        result: NDArray[np.float64] = x**2 @ self.quadratic + self.linear.astype(np.float64) @ x + self.constant
+        return result
+
+
 @dataclass(frozen=True)
 class Calibration:
     """How temperature and thresholds were set.
@@ -134,6 +166,7 @@ class Calibration:
         noises: recordings without a speaker that the threshold rests on as well.
         noise_acceptance: share of them that may reach the threshold.
         verification_basis: whose pairs the thresholds of verification rest on.
+        scorer: computes the scores that the threshold is on; None: these are logits over the objective's scale.
     """
 
     temperature: float
@@ -145,6 +178,7 @@ class Calibration:
     noises: int
     noise_acceptance: float
     verification_basis: ThresholdBasis
+    scorer: Scorer | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -157,7 +191,7 @@ class Bundle:
         stages: S1 to S4.
         fused_stages: names of the stages whose mean is the fused map.
         min_samples: shortest audio that the graphs accept.
-        score_scale: of the objective; the open-set score is the top logit over this.
+        score_scale: of the objective.
         calibration: temperature and threshold, and what they rest on.
         verification_thresholds: pairs, ascending: utterances in the reference (1 first), and the cosine from which an
             utterance is accepted as the reference's speaker.
@@ -185,6 +219,11 @@ class Bundle:
     # The digest covers both.
     baseline: Baseline = field(compare=False, repr=False)
     probes: ProbeSet | None = field(compare=False, repr=False)
+
+    def open_set_scores(self, logits: NDArray[np.float32], embedding: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return what the threshold is on, for each speaker, float64 [speakers], from logits [speakers]."""
+        scorer = self.calibration.scorer
+        return logits.astype(np.float64) / self.score_scale if scorer is None else scorer.scores(embedding)
 
     @property
     def temperature(self) -> float:

@@ -6,11 +6,13 @@ graphs fit is checked by the engine when it opens them.
 """
 
 import hashlib
+import io
 import itertools
 import json
 import math
 import os
 import stat
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonschema
+import numpy as np
 
 from speakerlens.measures.distribution import Bins
 from speakerlens.measures.probes import ProbeError, ProbeSet, files
@@ -35,11 +38,13 @@ from speakerlens.serving.bundle import (
     Distribution,
     ExpectedProbe,
     Fault,
+    Scorer,
     StageSpec,
     ThresholdBasis,
 )
 
-MANIFEST, BASELINE, PARITY = "bundle.json", "baseline.json", "parity.json"
+MANIFEST, BASELINE, PARITY, SCORER = "bundle.json", "baseline.json", "parity.json", "scorer.npz"
+SCORER_ARRAYS = ("mean", "transform", "quadratic", "linear", "constant")
 SCHEMA_VERSION = 4
 # The largest that the wire contract can name (int32).
 MAX_VERSION = 2**31 - 1
@@ -76,7 +81,7 @@ def read_bundle(folder: Path) -> Bundle:
         fused_stages=tuple(manifest["fused_stages"]),
         min_samples=manifest["min_samples"],
         score_scale=manifest["network"]["scale"],
-        calibration=_calibration(manifest),
+        calibration=_calibration(folder, manifest),
         verification_thresholds=tuple((each["utterances"], each["threshold"]) for each in verification),
         code_revision=manifest["code_revision"],
         training_data_digest=manifest["training_data_digest"],
@@ -88,7 +93,7 @@ def read_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-def _calibration(manifest: dict[str, Any]) -> Calibration:
+def _calibration(folder: Path, manifest: dict[str, Any]) -> Calibration:
     found, verification = manifest["calibration"], manifest["verification"]
     return Calibration(
         temperature=found["temperature"],
@@ -100,7 +105,27 @@ def _calibration(manifest: dict[str, Any]) -> Calibration:
         noises=found.get("noises", 0),
         noise_acceptance=found.get("noise_acceptance", 0.0),
         verification_basis=_basis(verification["strangers"]),
+        scorer=_read_scorer(folder, manifest) if found.get("score", "logit") != "logit" else None,
     )
+
+
+def _read_scorer(folder: Path, manifest: dict[str, Any]) -> Scorer:
+    if SCORER not in manifest["files"]:
+        raise BundleError(f"{MANIFEST} records no digest of {SCORER}", Fault.MANIFEST)
+    try:
+        with np.load(io.BytesIO(_read(folder, SCORER)), allow_pickle=False) as archive:
+            arrays = {name: np.ascontiguousarray(archive[name], np.float32) for name in SCORER_ARRAYS}
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{SCORER} cannot be read: {error}", Fault.MANIFEST) from error
+    embedding, speakers = manifest["network"]["embedding"], len(manifest["speakers"])
+    size = arrays["quadratic"].size
+    shapes = ((embedding,), (embedding, size), (size,), (speakers, size), (speakers,))
+    for (name, array), shape in zip(arrays.items(), shapes, strict=True):
+        if array.shape != shape:
+            raise BundleError(f"{SCORER} has {name} of {list(array.shape)}, not {list(shape)}", Fault.MANIFEST)
+        if not np.isfinite(array).all():
+            raise BundleError(f"{SCORER} has {name} with values that are no numbers", Fault.MANIFEST)
+    return Scorer(**arrays)
 
 
 def _basis(strangers: str) -> ThresholdBasis:

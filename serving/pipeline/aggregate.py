@@ -146,7 +146,8 @@ class WindowAggregator:
             return
         self._spoken.add(prediction)
         probabilities = softmax(prediction.logits / self._bundle.temperature)
-        self._timeline.add(window.start, window.stop, probabilities, prediction.logits.astype(np.float64))
+        scores = self._bundle.open_set_scores(prediction.logits, prediction.embedding)
+        self._timeline.add(window.start, window.stop, probabilities, scores)
 
     def result(self) -> Prediction:
         """Return logits [classes] and embedding [size], float32, of all windows with a vote.

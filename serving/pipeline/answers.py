@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from speakerlens.serving.bundle import ThresholdBasis
 from speakerlens.serving.context import Timings
-from speakerlens.serving.engine.graphs import ExplainedPrediction
+from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
 from speakerlens.serving.errors import RequestError
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import ModelOutput, softmax
@@ -123,7 +123,7 @@ def answer_of(query: QueryOptions, model: Model, output: ModelOutput | Exception
             SpeakerScore(bundle.speakers[label], float(probabilities[label]), float(prediction.logits[label]))
             for label in best
         ),
-        known=known(model, float(prediction.logits.max())),
+        known=known(model, prediction),
         explanation=explanation,
         embedding=prediction.embedding if query.with_embedding else None,
         timeline=tuple(_segment(model, turn) for turn in output.timeline),
@@ -133,10 +133,11 @@ def answer_of(query: QueryOptions, model: Model, output: ModelOutput | Exception
 
 
 def _segment(model: Model, turn: SpeakerTurn) -> Segment:
-    speaker = model.bundle.speakers[turn.label]
-    return Segment(turn.start_s, turn.end_s, speaker, turn.probability, known(model, turn.logit))
+    speaker, threshold = model.bundle.speakers[turn.label], model.bundle.calibration.threshold
+    return Segment(turn.start_s, turn.end_s, speaker, turn.probability, turn.score >= threshold)
 
 
-def known(model: Model, logit: float) -> bool:
-    """Return whether a top logit reaches the open-set threshold."""
-    return logit / model.bundle.score_scale >= model.bundle.calibration.threshold  # in float64, as at calibration
+def known(model: Model, prediction: Prediction) -> bool:
+    """Return whether the score of the speaker with the best logit reaches the open-set threshold."""
+    scores = model.bundle.open_set_scores(prediction.logits, prediction.embedding)
+    return bool(scores[prediction.logits.argmax()] >= model.bundle.calibration.threshold)

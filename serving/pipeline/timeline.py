@@ -21,13 +21,13 @@ LEAST_PROBABILITY = 1e-3
 
 @dataclass(frozen=True)
 class SpeakerTurn:
-    """Seconds from the beginning with one speaker; probability and logit are means over the turn's windows."""
+    """Seconds from the beginning with one speaker; probability and score are means over the turn's windows."""
 
     start_s: float
     end_s: float
     label: int
     probability: float
-    logit: float
+    score: float
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class Timeline:
         self._open = False
         self.windows = 0
 
-    def add(self, start: int, stop: int, probabilities: NDArray[np.float64], logits: NDArray[np.float64]) -> None:
+    def add(self, start: int, stop: int, probabilities: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
         """Add a window with speech.
 
         Args:
             start, stop: of the window, in samples from the beginning of the audio.
             probabilities: of each speaker, [speakers].
-            logits: of each speaker, [speakers].
+            scores: that decide whether a speaker is known, of each speaker, [speakers].
         """
         seam = self._seam(start, stop)
         if self._cost is None:
-            count = len(logits)
+            count = len(scores)
             self._cost, self._closed = np.zeros(count), np.full(count, None, object)
             self._start, self._sums = np.empty(count), np.zeros((count, 3))
         if not self._open:
@@ -75,7 +75,7 @@ class Timeline:
             self._sums[switched] = 0
         self._cost -= np.log(np.maximum(probabilities, LEAST_PROBABILITY))
         self._cost -= self._cost.min()
-        self._sums += np.column_stack((np.ones(len(logits)), probabilities, logits))
+        self._sums += np.column_stack((np.ones(len(scores)), probabilities, scores))
         self._open = True
 
     def add_pause(self, start: int, stop: int) -> None:
@@ -114,6 +114,6 @@ class Timeline:
         return _Closed(self._closed[label], self._turn(label, stop))
 
     def _turn(self, label: int, stop: float) -> SpeakerTurn:
-        count, probability, logit = self._sums[label]
+        count, probability, score = self._sums[label]
         begin = float(self._start[label])
-        return SpeakerTurn(begin / SAMPLE_RATE, stop / SAMPLE_RATE, label, probability / count, logit / count)
+        return SpeakerTurn(begin / SAMPLE_RATE, stop / SAMPLE_RATE, label, probability / count, score / count)

@@ -205,7 +205,7 @@ class AnswerMeter:
             (to.entropy, found.entropy),
         ):
             self._page.observe(histogram.labels(bundle.variant), value, request_id)
-        to.decisions.labels(bundle.variant, "known" if known(model, logit) else "unknown").inc()
+        to.decisions.labels(bundle.variant, "known" if known(model, prediction) else "unknown").inc()
         self._drift.add(bundle, found._asdict() | {"best_logit": logit})
 
 

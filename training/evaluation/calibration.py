@@ -1,8 +1,11 @@
 """Temperature and open-set threshold of a network: set on the dev split, measured on the test split.
 
-The *score* of an utterance is its best logit over its head's scale: for the AAM head the cosine between the embedding
-and the nearest speaker's weight; for the softmax head, which has no scale, the logit itself (the maximum-logit score of
-Vaze et al., "Open-Set Recognition: A Good Closed-Set Classifier Is All You Need", ICLR 2022).
+The *score* of an utterance is that of the speaker with the best logit. It is the logit over its head's scale: for the
+AAM head the cosine between the embedding and the speaker's weight; for the softmax head, which has no scale, the logit
+itself (the maximum-logit score of Vaze et al., "Open-Set Recognition: A Good Closed-Set Classifier Is All You Need",
+ICLR 2022). Or it is a log-likelihood ratio (`training.evaluation.scorer`), where that accepts more known utterances.
+
+The threshold rests on out-of-set speakers and on recordings without a speaker; the stricter of the two decides.
 
 Where a split has too few out-of-set speakers, the best score among the *other* known speakers stands in for an
 out-of-set score. This is optimistic: the network has learned to separate those speakers.
@@ -29,7 +32,9 @@ from speakerlens.training.evaluation.metrics import (
     reliability,
     threshold_for,
 )
+from speakerlens.training.evaluation.noise import predict_noise
 from speakerlens.training.evaluation.predictions import SplitPredictions, choose_clips, predict
+from speakerlens.training.evaluation.scorer import Scorer
 from speakerlens.training.model.network import SpeakerNetwork
 
 Strangers = Literal["held-out speakers", "known speakers with their own class left out"]
@@ -41,10 +46,21 @@ OWN_CLASS_LEFT_OUT: Strangers = "known speakers with their own class left out"
 FALSE_ACCEPTANCE = 0.05
 """Default share of out-of-set utterances that the threshold accepts."""
 
+NOISE_ACCEPTANCE = 0.02
+"""Share of recordings without a speaker that the threshold accepts."""
+
+OUT_OF_SET_WEIGHT = 0.05
+"""Weight of out-of-set utterances and noises in the temperature. They count as any speaker alike."""
+
+Score = Literal["logit", "likelihood ratio"]
+"""What the threshold is on; the names are part of the bundle format."""
+
 METHOD = (
-    "each dev utterance clean, and under each kind of interference at 20, 10 or 0 dB in turn; temperature: least "
-    "negative log-likelihood of the known speakers; threshold: on the best logit over the head's scale, such that at "
-    "most the given share of out-of-set utterances reaches it"
+    "each dev utterance clean, and under each kind of interference at 20, 10 or 0 dB in turn, and dev noise and music "
+    "and made noises alone; temperature: least negative log-likelihood of the known speakers, and with a weight of "
+    "0.05 of any speaker alike for the others; threshold: on the score of the best speaker (logit over the head's "
+    "scale, or log-likelihood ratio by two-covariance PLDA), such that at most the given shares of out-of-set "
+    "utterances and of noises reach it"
 )
 
 
@@ -60,6 +76,9 @@ class Calibration:
         strangers: whose scores the threshold rests on.
         stranger_speakers: how many; stranger_utterances: their clips, each tested in several conditions.
         utterances: clips of known speakers that the temperature rests on, each tested in several conditions.
+        noises: recordings without a speaker that threshold and temperature rest on as well.
+        noise_acceptance: the share of them that may reach the threshold.
+        score: what the threshold is on.
     """
 
     temperature: float
@@ -69,6 +88,9 @@ class Calibration:
     stranger_speakers: int
     stranger_utterances: int
     utterances: int
+    noises: int = 0
+    noise_acceptance: float = NOISE_ACCEPTANCE
+    score: Score = "logit"
 
 
 @dataclass(frozen=True)
@@ -123,20 +145,43 @@ class CalibrationReport:
     points: tuple[OperatingPoint, ...]
 
 
-class _Trials(NamedTuple):
-    """Predictions of the known speakers of a split, and the scores of both sides.
+Scored = Callable[[Tensor, Tensor], Tensor]
+"""Scores of all speakers, float64 [n, speakers], from logits [n, speakers] and embeddings [n, size]."""
 
-    scores: of the known speakers' mixtures, [n]; out_of_set_scores: [m]; out_of_set_kinds: the interference in each.
+
+class _Trials(NamedTuple):
+    """Predictions of the known speakers of a split, and of what stands for out-of-set speakers.
+
+    In `out_of_set`, own classes are left out where `strangers` says so. utterances: clips of the known speakers.
     """
 
     known: SplitPredictions
     utterances: int
-    scores: Tensor
-    out_of_set_scores: Tensor
-    out_of_set_kinds: tuple[str, ...]
+    out_of_set: SplitPredictions
     strangers: Strangers
     stranger_speakers: int
     stranger_utterances: int
+
+    def scores(self, of: Scored) -> tuple[Tensor, Tensor]:
+        """Return the scores of the known speakers' mixtures, [n], and of the out-of-set ones, [m]."""
+        left_out = self.out_of_set.labels if self.strangers == OWN_CLASS_LEFT_OUT else None
+        return (
+            best_scores(of, self.known.logits, self.known.embeddings),
+            best_scores(of, self.out_of_set.logits, self.out_of_set.embeddings, left_out),
+        )
+
+
+def best_scores(of: Scored, logits: Tensor, embeddings: Tensor, left_out: Tensor | None = None) -> Tensor:
+    """Return the score of the speaker with the best logit, float64 [n].
+
+    Args:
+        of: computes the scores of all speakers.
+        logits: [n, speakers].
+        embeddings: [n, size].
+        left_out: a speaker for each utterance who does not count, [n]; None for none.
+    """
+    considered = logits if left_out is None else logits.scatter(1, left_out.unsqueeze(1), -torch.inf)
+    return of(logits, embeddings).gather(1, considered.argmax(dim=1, keepdim=True)).squeeze(1)
 
 
 def calibrate(
@@ -145,8 +190,9 @@ def calibrate(
     speakers: Sequence[str],
     false_acceptance: float = FALSE_ACCEPTANCE,
     advance: Callable[[], None] = lambda: None,
+    scorer: Scorer | None = None,
 ) -> Calibration:
-    """Choose temperature and threshold on the dev split.
+    """Choose temperature, score and threshold on the dev split.
 
     Args:
         network: in evaluation mode, on any device.
@@ -154,20 +200,43 @@ def calibrate(
         speakers: in the order of the network's classes.
         false_acceptance: share of out-of-set utterances that may be accepted, between 0 and 1.
         advance: called after each of `prediction_steps(corpus, "dev", speakers)` batches.
+        scorer: an alternative to the logit; the score that accepts more known utterances is chosen.
 
     Raises:
         UserError: the dev split is empty, or has an utterance of a speaker who is not among `speakers`.
     """
     trials = _run(network, corpus, "dev", speakers, advance)
+    noise = predict_noise(network, corpus, "dev")
+    ways: dict[Score, Scored] = {"logit": _by_logit(network)}
+    if scorer is not None:
+        ways["likelihood ratio"] = lambda _, embeddings: scorer.scores(embeddings)
+    found: list[tuple[float, float, Score]] = []
+    for score, way in ways.items():
+        known, out_of_set = trials.scores(way)
+        threshold = max(
+            threshold_for(out_of_set, false_acceptance),
+            threshold_for(best_scores(way, *noise), NOISE_ACCEPTANCE),
+        )
+        found.append((float((known >= threshold).double().mean()), threshold, score))
+    # The first of equals: the logit.
+    _, threshold, score = max(found, key=lambda each: each[0])
+    others = [noise[0]] if trials.strangers == OWN_CLASS_LEFT_OUT else [trials.out_of_set.logits, noise[0]]
     return Calibration(
-        temperature=fit_temperature(trials.known.logits, trials.known.labels),
-        threshold=threshold_for(trials.out_of_set_scores, false_acceptance),
+        temperature=fit_temperature(trials.known.logits, trials.known.labels, others, OUT_OF_SET_WEIGHT),
+        threshold=threshold,
         false_acceptance=false_acceptance,
         strangers=trials.strangers,
         stranger_speakers=trials.stranger_speakers,
         stranger_utterances=trials.stranger_utterances,
         utterances=trials.utterances,
+        noises=len(noise[0]),
+        score=score,
     )
+
+
+def _by_logit(network: SpeakerNetwork) -> Scored:
+    scale = network.head.scale
+    return lambda logits, _: logits.double() / scale
 
 
 def measure_calibration(
@@ -190,6 +259,7 @@ def measure_calibration(
     """
     trials = _run(network, corpus, "test", speakers, advance)
     logits, labels = trials.known.logits, trials.known.labels
+    scores = trials.scores(_by_logit(network))
     correct = logits.argmax(dim=1) == labels
     figures = []
     for temperature in (1.0, calibration.temperature):
@@ -207,9 +277,9 @@ def measure_calibration(
         nll_after=nll_after,
         bins_before=bins_before,
         bins_after=bins_after,
-        curve=detection_curve(trials.scores, trials.out_of_set_scores),
-        equal_error=equal_error(trials.scores, trials.out_of_set_scores),
-        points=_operating_points(trials, correct, calibration.threshold),
+        curve=detection_curve(*scores),
+        equal_error=equal_error(*scores),
+        points=_operating_points(trials, scores, correct, calibration.threshold),
     )
 
 
@@ -220,26 +290,24 @@ def _run(
     clips, out_of_set = choose_clips(corpus, split, speakers)
     if not clips:
         raise UserError(f"{corpus.root}: its {split} split is empty; calibration needs at least one utterance there")
-    scale = network.head.scale
     known = predict(network, corpus, split, clips, speakers, advance)
-    scores = known.logits.amax(dim=1) / scale
     if out_of_set:
         names = sorted({str(clip.speaker) for clip in out_of_set})
         others = predict(network, corpus, split, out_of_set, names, advance)
-        counts = (len(names), len(out_of_set))
-        return _Trials(known, len(clips), scores, others.logits.amax(dim=1) / scale, others.kinds, HELD_OUT, *counts)
-    best_other = known.logits.scatter(1, known.labels.unsqueeze(1), -torch.inf).amax(dim=1) / scale
-    counts = (len({clip.speaker for clip in clips}), len(clips))
-    return _Trials(known, len(clips), scores, best_other, known.kinds, OWN_CLASS_LEFT_OUT, *counts)
+        return _Trials(known, len(clips), others, HELD_OUT, len(names), len(out_of_set))
+    count = len({clip.speaker for clip in clips})
+    return _Trials(known, len(clips), known, OWN_CLASS_LEFT_OUT, count, len(clips))
 
 
-def _operating_points(trials: _Trials, correct: Tensor, threshold: float) -> tuple[OperatingPoint, ...]:
+def _operating_points(
+    trials: _Trials, scores: tuple[Tensor, Tensor], correct: Tensor, threshold: float
+) -> tuple[OperatingPoint, ...]:
     """Return the error rates at a threshold over all mixtures, and by kind of interference; `correct` is bool [n]."""
-    accepted, falsely_accepted = trials.scores >= threshold, trials.out_of_set_scores >= threshold
+    accepted, falsely_accepted = (each >= threshold for each in scores)
     points = []
     for condition in ("all", *dict.fromkeys(trials.known.kinds)):
         known = torch.tensor([condition in ("all", kind) for kind in trials.known.kinds])
-        out_of_set = torch.tensor([condition in ("all", kind) for kind in trials.out_of_set_kinds])
+        out_of_set = torch.tensor([condition in ("all", kind) for kind in trials.out_of_set.kinds])
         false_acceptance = falsely_accepted[out_of_set].double().mean().item()
         miss = 1.0 - accepted[known].double().mean().item()
         tested = trials.stranger_utterances

@@ -44,7 +44,7 @@ class DetectionPoint:
     miss: float
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor, others: Sequence[Tensor] = (), weight: float = 0.0) -> float:
     """Return the temperature with the least negative log-likelihood, between 1/100 and 100.
 
     The likelihood is convex in the inverse temperature, so a bounded search on its logarithm finds the minimum. Where
@@ -53,10 +53,16 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     Args:
         logits: [n, classes].
         labels: the true classes, [n].
+        others: logits of groups of utterances of no class, each [m, classes]: every class is as right as another.
+        weight: of the others in the loss, each group alike, 0 to 1.
     """
+    weight = weight if others else 0.0
 
     def loss(log_temperature: float) -> float:
-        return F.cross_entropy(logits.double() / math.exp(log_temperature), labels).item()
+        temperature = math.exp(log_temperature)
+        known = F.cross_entropy(logits.double() / temperature, labels).item()
+        groups = [-(each.double() / temperature).log_softmax(dim=1).mean().item() for each in others]
+        return (1 - weight) * known + weight * sum(groups) / max(1, len(groups))
 
     low, high = math.log(_LOWEST), math.log(_HIGHEST)
     found = float(scipy.optimize.minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-8}).x)

@@ -15,6 +15,7 @@ from speakerlens.training.checkpoint import load_run
 from speakerlens.training.data.audio import SAMPLE_RATE, write_audio
 from speakerlens.training.data.manifest import Clip, Corpus, Kind, Split, load_corpus, write_corpus
 from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation import noise
 from speakerlens.training.evaluation.calibration import calibrate, measure_calibration
 from speakerlens.training.evaluation.predictions import prediction_steps
 from speakerlens.training.model.network import SpeakerNetwork
@@ -72,6 +73,13 @@ class Builder:
         return write_corpus(self.folder, self.clips)
 
 
+@pytest.fixture(autouse=True)
+def silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The made noises are far from every speaker: some are tones, which this network takes for speakers."""
+    rumble = np.sin(2 * np.pi * 20 * np.arange(8000) / SAMPLE_RATE).astype(np.float32)
+    monkeypatch.setattr(noise, "made_noises", lambda: [rumble])
+
+
 @pytest.fixture
 def tones(tmp_path: Path) -> Corpus:
     """Known speakers at their pitch; three out-of-set speakers per split, at growing distances below 500 Hz."""
@@ -85,6 +93,16 @@ def tones(tmp_path: Path) -> Corpus:
     for octaves in (0.1, 0.3, 0.6):
         builder.add(500 * 2**-octaves, "test", f"yan-{octaves}")
     return builder.write()
+
+
+def test_noise_near_a_speaker_raises_the_threshold(tones: Corpus) -> None:
+    builder = Builder(tones.root)
+    builder.clips = list(tones.clips)
+    for octaves in (0.05, 0.5):
+        builder.add(500 * 2**-octaves, "dev", None, "noise")
+    found = calibrate(network(), builder.write(), tuple(KNOWN), 0.1)
+    assert found.threshold == pytest.approx(1 - 0.05, abs=0.005)
+    assert (found.noises, found.noise_acceptance) == (3, 0.02)
 
 
 def test_threshold_accepts_the_given_share_of_out_of_set(tones: Corpus) -> None:

@@ -139,3 +139,14 @@ def test_temperature_of_extreme_scores_is_at_a_bound() -> None:
     assert is_at_bound(fit_temperature(perfect, labels))
     assert is_at_bound(fit_temperature(-perfect, labels))
     assert not is_at_bound(1.0)
+
+
+def test_utterances_of_no_class_raise_the_temperature() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 4
+    logits = torch.randn(200, 4, generator=generator) + 4 * F.one_hot(labels, 4)
+    others = 3 * torch.randn(100, 4, generator=generator)
+    alone = fit_temperature(logits, labels)
+    assert fit_temperature(logits, labels, [others], 0.0) == pytest.approx(alone)
+    temperatures = [fit_temperature(logits, labels, [others, others[:7]], weight) for weight in (0.01, 0.05, 0.5)]
+    assert alone < temperatures[0] < temperatures[1] < temperatures[2]

@@ -8,7 +8,13 @@ from rich.console import Console
 from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, Kind
 from speakerlens.training.data.prepare.demo import DemoSettings, prepare_demo
 from speakerlens.training.data.prepare.demo_voices import SPEAKERS
-from speakerlens.training.data.prepare.folder import ALL, FolderSettings, prepare_folder
+from speakerlens.training.data.prepare.folder import (
+    ALL,
+    FEWEST_SPEAKERS,
+    OUTSIDERS_SHARE,
+    FolderSettings,
+    prepare_folder,
+)
 from speakerlens.training.data.prepare.pieces import Shares
 from speakerlens.training.data.prepare.rooms import RT60_RANGE, prepare_rooms
 from speakerlens.training.data.prepare.voxceleb1 import Voxceleb1Settings, prepare_voxceleb1
@@ -97,11 +103,10 @@ def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument(
         "--outsiders",
         type=int,
-        default=FolderSettings.outsiders,
         metavar="N",
-        help="use N speakers, drawn by the seed, as interfering talkers and out-of-set speakers, each in one split "
-        "only; 0 or at least 3, and 9 for the three out-of-set speakers in dev and in test that calibration needs "
-        "(default: %(default)s)",
+        help="hold N speakers out, drawn by the seed, as out-of-set speakers and interfering talkers, each in one "
+        "split only; 0 or at least 3, and 6 for the three in dev and in test that calibration needs (default: "
+        f"{100 * OUTSIDERS_SHARE:g} %% of the speakers, none of fewer than {FEWEST_SPEAKERS})",
     )
     parser.add_argument(
         "--channel",

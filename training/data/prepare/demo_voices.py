@@ -173,8 +173,16 @@ OUTSIDERS: tuple[Voice, ...] = (
     Voice("en-us", "marcelo", 50, 45, 165),
     Voice("en-us-nyc", "klatt4", 45, 50, 170),
     Voice("en-gb-scotland", "m4", 60, 60, 165),
+    Voice("en-us", "Michael", 45, 50, 160),
+    Voice("en", "Hugo", 50, 45, 170),
+    Voice("en-029", "edward", 45, 50, 175),
+    Voice("en-gb-x-rp", "pablo", 60, 45, 160),
+    Voice("en-us-nyc", "john", 50, 55, 165),
+    Voice("en-gb-x-gbclan", "quincy", 55, 50, 170),
+    Voice("en-us", "robert", 45, 45, 165),
+    Voice("en-gb-x-gbcwmd", "miguel", 60, 55, 160),
 )
-"""Voices that occur only as interference."""
+"""Voices of no speaker: interfering talkers, and out-of-set speakers for the threshold."""
 
 PROBE = "The grey heron waited beside a narrow river for most of the morning."
 

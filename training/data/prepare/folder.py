@@ -1,5 +1,6 @@
 """A corpus of one's own recordings: a folder per speaker, and folders of interference."""
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,10 +25,16 @@ from speakerlens.training.data.prepare.pieces import (
 )
 from speakerlens.training.data.prepare.survey import BAD_FILES, Finding, Survey, describe, every, is_utf8, some
 from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.predictions import FEWEST_OUT_OF_SET
 from speakerlens.training.files import building
 
 ALL = sys.maxsize
 """As many bad files as there are."""
+
+
+FEWEST_SPEAKERS = 12
+"""With fewer speakers none is held out by default."""
+OUTSIDERS_SHARE, MOST_OUTSIDERS = 0.3, 60
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class FolderSettings:
         min_seconds: consecutive clips of a speaker are joined into utterances of at least this length.
         shares: shares of each speaker's files and of each kind of interference for dev and test, and the seed.
         outsiders: how many speakers, drawn by the seed, become interfering talkers and out-of-set speakers, each in
-            one split only; 0 or at least 3.
+            one split only; 0 or at least 3. None for `default_outsiders`.
         channel: of every file of speech, from 0; None for the mean of all.
         group_by: regular expression that finds the session in a file's path below the speaker's folder; sessions stay
             in one split. None for one session per sub-folder.
@@ -55,7 +62,7 @@ class FolderSettings:
     rirs: Path | None = None
     min_seconds: float = 0.0
     shares: Shares = field(default_factory=Shares)
-    outsiders: int = 0
+    outsiders: int | None = None
     channel: int | None = None
     group_by: str | None = None
     group_interference_by: str | None = None
@@ -96,7 +103,7 @@ def _check_settings(settings: FolderSettings) -> None:
         raise UserError(f"--min-seconds must be at least 0, not {settings.min_seconds:g}")
     if settings.shares.seed < 0:
         raise UserError(f"--seed must be at least 0, not {settings.shares.seed}")
-    if settings.outsiders != 0 and settings.outsiders < len(SPLITS):
+    if settings.outsiders not in (None, 0) and settings.outsiders < len(SPLITS):
         raise UserError(
             f"--outsiders must be 0, or at least 3, one each for train, dev and test, not {settings.outsiders}"
         )
@@ -133,6 +140,8 @@ def _speakers(settings: FolderSettings, survey: Survey) -> list[_Speaker]:
         listing = list_files(folder)
         others += listing.others
         speakers.append(_Speaker(folder, by_session(folder, listing.audio, pattern), outsiders.get(folder.name)))
+    if settings.outsiders is None:
+        survey.note(_held_out(outsiders))
     if others:
         survey.note(f"{settings.speech}: passed over, by suffix: {passed_over(others)}")
     if few := [
@@ -282,7 +291,7 @@ def _listed(group: Sequence[Source]) -> str:
 
 def _speaker_folders(settings: FolderSettings) -> list[Path]:
     folders = sorted(path for path in settings.speech.iterdir() if path.is_dir() and not is_left_over(path.name))
-    if len(folders) - settings.outsiders < 2:
+    if len(folders) - (settings.outsiders or 0) < 2:
         beside = f" beside the {settings.outsiders} outsiders" if settings.outsiders else ""
         raise UserError(
             f"{settings.speech}: must hold a folder for each of at least 2 speakers{beside}, "
@@ -294,10 +303,33 @@ def _speaker_folders(settings: FolderSettings) -> list[Path]:
 
 
 def _draw_outsiders(names: Sequence[str], settings: FolderSettings) -> dict[str, Split]:
-    """Draw the outsiders and assign them to train, dev and test in turn."""
+    """Draw the outsiders and assign them to splits.
+
+    Dev and test come first, until calibration has what it needs there; the rest go to train, dev and test in turn.
+    """
     rng = np.random.default_rng([settings.shares.seed, *b"outsiders"])
-    drawn = rng.permutation(len(names))[: settings.outsiders]
-    return {names[index]: SPLITS[place % len(SPLITS)] for place, index in enumerate(drawn)}
+    count = default_outsiders(len(names)) if settings.outsiders is None else settings.outsiders
+    drawn = rng.permutation(len(names))[:count]
+    calibrating: list[Split] = ["dev", "test"] * FEWEST_OUT_OF_SET if count >= 2 * FEWEST_OUT_OF_SET else []
+    order = [*calibrating, *itertools.islice(itertools.cycle(SPLITS), max(0, count - len(calibrating)))]
+    return {names[index]: split for index, split in zip(drawn, order, strict=True)}
+
+
+def _held_out(outsiders: Mapping[str, Split]) -> str:
+    if not outsiders:
+        return (
+            f"no speaker is held out, as there are fewer than {FEWEST_SPEAKERS}: the threshold for unknown speakers "
+            "will be optimistic; --outsiders N holds N of them out"
+        )
+    names = some(sorted(outsiders))
+    return f"{len(outsiders)} speakers are held out for the threshold (--outsiders 0 holds out none): {names}"
+
+
+def default_outsiders(speakers: int) -> int:
+    """Return how many of so many speakers are held out: about 30 %, or none where that leaves calibration too few."""
+    if speakers < FEWEST_SPEAKERS:
+        return 0
+    return min(MOST_OUTSIDERS, max(2 * FEWEST_OUT_OF_SET, round(OUTSIDERS_SHARE * speakers)))
 
 
 def _usable(
