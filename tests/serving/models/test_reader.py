@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -376,3 +377,51 @@ def test_frames_and_columns(toy_bundles: Path) -> None:
     bundle = read_bundle(toy_bundles / "clean" / "1")
     assert [bundle.frames(n) for n in (400, 559, 560, 16_000)] == [1, 1, 2, 98]
     assert [bundle.columns(16_000, stage) for stage in bundle.stages] == [98, 49, 25, 13]
+
+
+def scored(tmp_path: Path, **changes: Any) -> Path:
+    """A bundle whose threshold is on log-likelihood ratios; `changes` replace arrays of the scorer."""
+    folder = toy.write_bundle(tmp_path, "v", 1)
+    speakers, size = len(toy.speakers()), toy.EMBEDDING
+    arrays = {
+        "mean": np.zeros(size, np.float32),
+        "transform": np.eye(size, dtype=np.float32),
+        "quadratic": np.ones(size, np.float32),
+        "linear": np.zeros((speakers, size), np.float32),
+        "constant": np.arange(speakers, dtype=np.float32),
+    }
+    np.savez(folder / "scorer.npz", **{**arrays, **changes})
+    calibration = {**toy.manifest_of(folder)["calibration"], "score": "likelihood ratio", "threshold": 5.0}
+    toy.reseal(folder, {"calibration": {**calibration, "noises": 7, "noise_acceptance": 0.02}})
+    return folder
+
+
+def test_scorer_of_a_bundle_decides_who_is_known(tmp_path: Path) -> None:
+    bundle = read_bundle(scored(tmp_path))
+    embedding, logits = np.array([3, 0, 0, 0, 0, 4], np.float32), np.zeros(len(toy.speakers()), np.float32)
+    # x²·quadratic of a vector of length one is 1.
+    np.testing.assert_allclose(bundle.open_set_scores(logits, embedding), 1 + np.arange(len(toy.speakers())), rtol=1e-6)
+    assert (bundle.calibration.noises, bundle.calibration.threshold) == (7, 5.0)
+    plain = read_bundle(toy.write_bundle(tmp_path / "plain", "v", 1))
+    np.testing.assert_allclose(plain.open_set_scores(logits + 3, embedding), 3 / toy.SCALE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"linear": np.zeros((3, 3), np.float32)}, "scorer.npz has linear of [3, 3], not [12, 6]"),
+        ({"constant": np.full(12, np.nan, np.float32)}, "scorer.npz has constant with values that are no numbers"),
+        ({"mean": np.array(["a", None], object)}, "scorer.npz cannot be read"),
+    ],
+)
+def test_unfit_scorer_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BundleError, match=re.escape(message)):
+        read_bundle(scored(tmp_path, **changes))
+
+
+def test_missing_scorer_is_refused(tmp_path: Path) -> None:
+    folder = scored(tmp_path)
+    (folder / "scorer.npz").unlink()
+    toy.reseal(folder)
+    with pytest.raises(BundleError, match=r"records no digest of scorer\.npz"):
+        read_bundle(folder)

@@ -14,6 +14,7 @@ from speakerlens.training.cli import main
 from speakerlens.training.data.audio import SAMPLE_RATE, read_audio
 from speakerlens.training.data.interference import InterferenceSource
 from speakerlens.training.data.manifest import MANIFEST, Kind, Split, load_corpus
+from speakerlens.training.data.prepare.folder import default_outsiders
 from speakerlens.training.data.prepare.pieces import share_out
 
 
@@ -128,7 +129,7 @@ def test_outsiders_are_talkers_of_one_split_each(tmp_path: Path, crowd: Path) ->
     corpus = load_corpus(tmp_path / "out")
     splits: tuple[Split, ...] = ("train", "dev", "test")
     talkers = [{clip.speaker for clip in corpus.interference("speech", split)} for split in splits]
-    assert [len(names) for names in talkers] == [3, 2, 2]
+    assert [len(names) for names in talkers] == [1, 3, 3]
     outside = set.union(*talkers)
     assert len(outside) == 7
     assert outside | set(corpus.speakers) == {f"s{number}" for number in range(9)}
@@ -147,6 +148,27 @@ def test_outsiders_are_talkers_of_one_split_each(tmp_path: Path, crowd: Path) ->
     assert prepare(*arguments, "--seed", 1, "--out", tmp_path / "other") == 0
     assert load_corpus(tmp_path / "again").digest == corpus.digest
     assert load_corpus(tmp_path / "other").speakers != corpus.speakers
+
+
+def test_default_holds_out_enough_for_calibration_or_none() -> None:
+    assert [default_outsiders(count) for count in (2, 11, 12, 19, 20, 30, 40, 1000)] == [0, 0, 6, 6, 6, 9, 12, 60]
+
+
+def test_speakers_are_held_out_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for speaker in range(12):
+        folder = tmp_path / "speech" / f"s{speaker:02}"
+        folder.mkdir(parents=True)
+        for index in range(3):
+            soundfile.write(folder / f"{index}.wav", chirp(5 * speaker + index, 0.6), SAMPLE_RATE)
+    assert prepare("--speech", tmp_path / "speech", "--out", tmp_path / "out") == 0
+    corpus = load_corpus(tmp_path / "out")
+    splits: tuple[Split, ...] = ("train", "dev", "test")
+    held_out = [{clip.speaker for clip in corpus.interference("speech", split)} for split in splits]
+    assert [len(names) for names in held_out] == [0, 3, 3]
+    assert len(corpus.speakers) == 6
+    assert "6 speakers are held out for the threshold (--outsiders 0 holds out none): " in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_outsiders_and_interfering_speech_are_both_talkers(tmp_path: Path, crowd: Path) -> None:
