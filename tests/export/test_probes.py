@@ -155,7 +155,7 @@ def test_export_without_probes_has_none(
     calibration = {name: value for name, value in manifest["calibration"].items() if name != "method"}
     verification = {name: value for name, value in manifest["verification"].items() if name != "method"}
     thresholds = tuple(ReferenceThreshold(**each) for each in verification["thresholds"])
-    monkeypatch.setattr("speakerlens.export.bundle.calibrate", lambda *_: Calibration(**calibration))
+    monkeypatch.setattr("speakerlens.export.bundle.calibrate", lambda *_, **__: Calibration(**calibration))
     verified = Verification(**{**verification, "thresholds": thresholds})
     monkeypatch.setattr("speakerlens.export.bundle.calibrate_verification", lambda *_: verified)
     monkeypatch.setattr("speakerlens.export.bundle.write_graphs", copied)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from speakerlens.export.boundary import BoundaryReferences
 from speakerlens.export.parity import Case, eager, nearest_errors
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.serving.models.reader import read_bundle
 from speakerlens.training.checkpoint import load_run
 from speakerlens.training.model.network import SpeakerNetwork
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk, voice
@@ -109,9 +110,11 @@ def test_together_as_alone(
     utterances: list[NDArray[np.float32]],
     reference: list[dict[str, NDArray[np.float32]]],
     boundary: BoundaryReferences,
+    folder: Path,
 ) -> None:
     """Sent at once behind one that fills a window, so that they are batched and padded; the answers must not know."""
     name = f'speakerlens_batch_size_{{}}{{{{kind="explain",variant="{manifest["variant"]}"}}}}'
+    bundle = read_bundle(folder)
     before = server.metrics()
     long = server.stub.Identify.future(request(manifest, talk(9.5)), timeout=CALL_SECONDS)
     server.wait_for_metric("speakerlens_requests_in_flight", 1)
@@ -126,8 +129,8 @@ def test_together_as_alone(
         assert answer.speakers[0].logit == pytest.approx(expected["logits"][best], rel=1e-4)
         posterior = np.exp((expected["logits"] - expected["logits"].max()) / manifest["calibration"]["temperature"])
         assert answer.speakers[0].probability == pytest.approx(posterior[best] / posterior.sum(), rel=1e-3)
-        cosine = expected["logits"][best] / manifest["network"]["scale"]
-        assert answer.known == (cosine >= manifest["calibration"]["threshold"])
+        scores = bundle.open_set_scores(expected["logits"], expected["embedding"])
+        assert answer.known == (scores[best] >= manifest["calibration"]["threshold"])
         assert distance(np.array(answer.embedding), expected["embedding"]) < 1e-4
         maps = dict(zip(MAPS, map(plane, answer.explanation.saliency), strict=True))
         served = {"features": plane(answer.explanation.log_mel), **maps}
