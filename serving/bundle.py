@@ -166,7 +166,7 @@ class Calibration:
         noises: recordings without a speaker that the threshold rests on as well.
         noise_acceptance: share of them that may reach the threshold.
         verification_basis: whose pairs the thresholds of verification rest on.
-        scorer: computes the scores that the threshold is on; None: these are logits over the objective's scale.
+        scorer: adds to the logits in what the threshold is on; None: that is logits over the objective's scale.
     """
 
     temperature: float
@@ -223,7 +223,8 @@ class Bundle:
     def open_set_scores(self, logits: NDArray[np.float32], embedding: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return what the threshold is on, for each speaker, float64 [speakers], from logits [speakers]."""
         scorer = self.calibration.scorer
-        return logits.astype(np.float64) / self.score_scale if scorer is None else scorer.scores(embedding)
+        values = logits.astype(np.float64)
+        return values / self.score_scale if scorer is None else values + scorer.scores(embedding)
 
     @property
     def temperature(self) -> float:

@@ -3,7 +3,8 @@
 The *score* of an utterance is that of the speaker with the best logit. It is the logit over its head's scale: for the
 AAM head the cosine between the embedding and the speaker's weight; for the softmax head, which has no scale, the logit
 itself (the maximum-logit score of Vaze et al., "Open-Set Recognition: A Good Closed-Set Classifier Is All You Need",
-ICLR 2022). Or it is a log-likelihood ratio (`training.evaluation.scorer`), where that accepts more known utterances.
+ICLR 2022). Or it is the sum of the logit and a log-likelihood ratio (`training.evaluation.scorer`), both in nats, where
+that accepts more clean utterances of known speakers.
 
 The threshold rests on out-of-set speakers and on recordings without a speaker; the stricter of the two decides.
 
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from speakerlens.training.data.manifest import Corpus, Split
 from speakerlens.training.errors import UserError
+from speakerlens.training.evaluation.conditions import CLEAN
 from speakerlens.training.evaluation.intervals import Interval, wilson
 from speakerlens.training.evaluation.metrics import (
     DetectionPoint,
@@ -52,15 +54,15 @@ NOISE_ACCEPTANCE = 0.02
 OUT_OF_SET_WEIGHT = 0.05
 """Weight of out-of-set utterances and noises in the temperature. They count as any speaker alike."""
 
-Score = Literal["logit", "likelihood ratio"]
+Score = Literal["logit", "logit + likelihood ratio"]
 """What the threshold is on; the names are part of the bundle format."""
 
 METHOD = (
     "each dev utterance clean, and under each kind of interference at 20, 10 or 0 dB in turn, and dev noise and music "
     "and made noises alone; temperature: least negative log-likelihood of the known speakers, and with a weight of "
     "0.05 of any speaker alike for the others; threshold: on the score of the best speaker (logit over the head's "
-    "scale, or log-likelihood ratio by two-covariance PLDA), such that at most the given shares of out-of-set "
-    "utterances and of noises reach it"
+    "scale, or logit plus log-likelihood ratio by two-covariance PLDA), such that at most the given shares of "
+    "out-of-set utterances and of noises reach it"
 )
 
 
@@ -200,7 +202,7 @@ def calibrate(
         speakers: in the order of the network's classes.
         false_acceptance: share of out-of-set utterances that may be accepted, between 0 and 1.
         advance: called after each of `prediction_steps(corpus, "dev", speakers)` batches.
-        scorer: an alternative to the logit; the score that accepts more known utterances is chosen.
+        scorer: adds to the logit, where more clean utterances of known speakers are accepted then.
 
     Raises:
         UserError: the dev split is empty, or has an utterance of a speaker who is not among `speakers`.
@@ -209,7 +211,8 @@ def calibrate(
     noise = predict_noise(network, corpus, "dev")
     ways: dict[Score, Scored] = {"logit": _by_logit(network)}
     if scorer is not None:
-        ways["likelihood ratio"] = lambda _, embeddings: scorer.scores(embeddings)
+        ways["logit + likelihood ratio"] = lambda logits, embeddings: logits.double() + scorer.scores(embeddings)
+    clean = torch.tensor([kind == CLEAN.kind for kind in trials.known.kinds])
     found: list[tuple[float, float, Score]] = []
     for score, way in ways.items():
         known, out_of_set = trials.scores(way)
@@ -217,7 +220,7 @@ def calibrate(
             threshold_for(out_of_set, false_acceptance),
             threshold_for(best_scores(way, *noise), NOISE_ACCEPTANCE),
         )
-        found.append((float((known >= threshold).double().mean()), threshold, score))
+        found.append((float((known >= threshold)[clean].double().mean()), threshold, score))
     # The first of equals: the logit.
     _, threshold, score = max(found, key=lambda each: each[0])
     others = [noise[0]] if trials.strangers == OWN_CLASS_LEFT_OUT else [trials.out_of_set.logits, noise[0]]

@@ -6,7 +6,7 @@ is the logarithm of the likelihood ratio of "this speaker", given the speaker's 
 It is quadratic in the embedding, so a few arrays hold all of it.
 
 The cosine to a speaker's weight measures every direction alike. Here a direction counts by how much it varies within
-speakers and between them: out-of-set speakers pass less often at the same share of known utterances
+speakers and between them: at the same share of out-of-set utterances more known ones pass
 (docs/decisions/0055-known-or-not.md).
 """
 
@@ -24,7 +24,7 @@ from speakerlens.training.evaluation.conditions import CLEAN, mixtures
 from speakerlens.training.model.network import SpeakerNetwork
 
 # Utterances of the train split that are embedded, spread over the speakers; fewer of each than FEWEST are no model.
-_MOST_UTTERANCES, _FEWEST = 600, 4
+_MOST_UTTERANCES, _FEWEST = 1000, 4
 _BATCH = 16
 # How much the covariance within speakers is drawn to the sphere of the same size.
 _SHRINKAGE = 0.1

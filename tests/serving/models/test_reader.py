@@ -382,7 +382,7 @@ def test_frames_and_columns(toy_bundles: Path) -> None:
 def scored(tmp_path: Path, **changes: Any) -> Path:
     """A bundle whose threshold is on log-likelihood ratios; `changes` replace arrays of the scorer."""
     folder = toy.write_bundle(tmp_path, "v", 1)
-    speakers, size = len(toy.speakers()), toy.EMBEDDING
+    speakers, size = len(toy.speakers()), toy.manifest()["network"]["embedding"]
     arrays = {
         "mean": np.zeros(size, np.float32),
         "transform": np.eye(size, dtype=np.float32),
@@ -391,7 +391,7 @@ def scored(tmp_path: Path, **changes: Any) -> Path:
         "constant": np.arange(speakers, dtype=np.float32),
     }
     np.savez(folder / "scorer.npz", **{**arrays, **changes})
-    calibration = {**toy.manifest_of(folder)["calibration"], "score": "likelihood ratio", "threshold": 5.0}
+    calibration = {**toy.manifest_of(folder)["calibration"], "score": "logit + likelihood ratio", "threshold": 5.0}
     toy.reseal(folder, {"calibration": {**calibration, "noises": 7, "noise_acceptance": 0.02}})
     return folder
 
@@ -400,7 +400,8 @@ def test_scorer_of_a_bundle_decides_who_is_known(tmp_path: Path) -> None:
     bundle = read_bundle(scored(tmp_path))
     embedding, logits = np.array([3, 0, 0, 0, 0, 4], np.float32), np.zeros(len(toy.speakers()), np.float32)
     # x²·quadratic of a vector of length one is 1.
-    np.testing.assert_allclose(bundle.open_set_scores(logits, embedding), 1 + np.arange(len(toy.speakers())), rtol=1e-6)
+    found = bundle.open_set_scores(logits + 2, embedding)
+    np.testing.assert_allclose(found, 2 + 1 + np.arange(len(toy.speakers())), rtol=1e-6)
     assert (bundle.calibration.noises, bundle.calibration.threshold) == (7, 5.0)
     plain = read_bundle(toy.write_bundle(tmp_path / "plain", "v", 1))
     np.testing.assert_allclose(plain.open_set_scores(logits + 3, embedding), 3 / toy.SCALE)
