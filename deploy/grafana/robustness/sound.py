@@ -3,6 +3,7 @@
 from deploy.grafana.expressions import buckets, mean, per_second, quantile
 from deploy.grafana.model import Colour, Kind, Panel, Query, Row, Threshold, Unit
 
+NO_SPEECH = 'speech="none"'
 LEVELS = ((0.9, "9 of 10 below"), (0.5, "half below"), (0.1, "1 of 10 below"))
 
 
@@ -76,6 +77,29 @@ SOUND = Row(
             Unit.CALLS_PER_SECOND,
             (Query(per_second("input_duration_seconds_count"), "requests"),),
             limits=(0, None),
+        ),
+        Panel(
+            "Recordings without speech",
+            "In which share of the recordings is no speech found?",
+            "Rises: callers send noise, or speech that the detector misses; both are answered, see who is known.",
+            Unit.SHARE,
+            (
+                Query(
+                    f"{per_second('input_recordings_total', NO_SPEECH)} / {per_second('input_recordings_total')}",
+                    "without speech",
+                ),
+            ),
+            limits=(0, 1),
+            width=12,
+        ),
+        Panel(
+            "Refused",
+            "How many calls are refused, and why?",
+            "Callers' errors (`not_audio`, `silent`, `too_short`) rise: a client sends the wrong audio.",
+            Unit.CALLS_PER_SECOND,
+            (Query(per_second("rejections_total", by="reason"), "{{reason}}"),),
+            limits=(0, None),
+            width=12,
         ),
     ),
 )
