@@ -1,9 +1,11 @@
 """The speaker store without a server: intact after any failure, and foreign files are refused."""
 
+import asyncio
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +60,12 @@ def test_changes_are_synced_and_removed_data_is_overwritten(path: Path) -> None:
     connection = SpeakerStore(path)._connection
     names = ("synchronous", "secure_delete", "trusted_schema", "journal_mode")
     assert [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names] == [3, 1, 0, "delete"]
+
+
+def test_file_carries_the_mark_of_its_kind(path: Path) -> None:
+    """Files of other versions of the server have the same mark, where SQLite's format keeps it."""
+    SpeakerStore(path).close()
+    assert path.read_bytes()[68:72] == b"SpkL"
 
 
 def test_closed_store_answers_no_more(path: Path) -> None:
@@ -266,6 +274,18 @@ async def test_asynchronous_store_runs_and_closes(path: Path) -> None:
     store._thread.shutdown()
     with pytest.raises(UnavailableError, match="closed"):
         file.find("anna")
+
+
+async def test_functions_of_a_store_run_in_one_thread(path: Path) -> None:
+    def where(_file: SpeakerStore) -> int:
+        time.sleep(0.01)
+        return threading.get_ident()
+
+    store = AsyncSpeakerStore(path)
+    threads = await asyncio.gather(*(store.run(where) for _ in range(3)))
+    store.close()
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_ident()
 
 
 async def test_server_without_a_store_refuses() -> None:
