@@ -18,6 +18,23 @@ def test_a_first_measurement_alone_is_not_believed() -> None:
     assert estimator.seconds(1) == pytest.approx(0.1)
 
 
+def test_of_the_first_two_the_faster_by_cost_counts() -> None:
+    estimator = Estimate()
+    estimator.record(10, 1.0)
+    estimator.record(1, 0.5)
+    assert estimator.seconds(1) == pytest.approx(0.1)
+
+
+def test_one_measurement_within_reason_moves_the_estimate_by_its_weight() -> None:
+    """Up or down; one far below the estimate counts more."""
+    for seconds, expected in ((2.0, 1.3), (0.5, 0.85), (0.1, 0.55)):
+        estimator = Estimate()
+        for _ in range(50):
+            estimator.record(1, 1.0)
+        estimator.record(1, seconds)
+        assert estimator.seconds(1) == pytest.approx(expected, abs=0.01)
+
+
 def test_steady_measurements_give_the_rate_without_deviation() -> None:
     estimator = Estimate()
     for cost in (1, 5, 2, 8):
