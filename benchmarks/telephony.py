@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from speakerlens.training.checkpoint import Run, load_run
 from speakerlens.training.config import Band, Codec
 from speakerlens.training.data.audio import read_sound
-from speakerlens.training.data.manifest import load_corpus
+from speakerlens.training.data.manifest import load_corpus, spread
 from speakerlens.training.data.perturbation import limit_band, round_trip
 from speakerlens.training.evaluation.intervals import wilson
 
@@ -32,18 +32,18 @@ def main() -> None:
     """Print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--utterances", type=int, default=1000, metavar="N", help="at most (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    figures = measure(load_run(arguments.run))
-    print(json.dumps(figures, indent=2))
+    figures = measure(load_run(arguments.run), arguments.utterances)
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def measure(run: Run) -> dict[str, dict[str, float]]:
-    """Return for each channel the accuracy in percent, its 95 % interval, and the points lost against none."""
-    clips = load_corpus(run.corpus).utterances("test")
+def measure(run: Run, most: int) -> dict[str, dict[str, float]]:
+    """Print and return for each channel the accuracy in percent, its 95 % interval, and the points lost."""
+    clips = spread(load_corpus(run.corpus).utterances("test"), most)
     speech = [at_level(read_sound(clip.path, clip.start, clip.duration)) for clip in clips]
     labels = [run.speakers.index(clip.speaker or "") for clip in clips]
     channels: dict[str, Callable[[_Waveform], _Waveform]] = {"none": lambda samples: samples}
@@ -55,6 +55,7 @@ def measure(run: Run) -> dict[str, dict[str, float]]:
         low, high = wilson(right, len(labels))
         accuracy = 100 * right / len(labels)
         lost = figures["none"]["top1"] - accuracy if figures else 0.0
+        print(f"{name:10} {accuracy:5.1f} % [{100 * low:.1f}, {100 * high:.1f}], {lost:+.1f} points lost", flush=True)
         figures[name] = {"top1": accuracy, "low": 100 * low, "high": 100 * high, "points_lost": lost}
     return figures
 
