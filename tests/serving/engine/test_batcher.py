@@ -157,6 +157,17 @@ def test_one_bad_job_does_not_fail_its_batch() -> None:
     play(scenario, TimedWork(frozenset({2})))
 
 
+def test_jobs_of_a_failed_batch_come_before_later_ones() -> None:
+    async def scenario(scene: Scene) -> None:
+        tasks = [await scene.submit(0)]
+        await settle()
+        tasks += [await scene.submit(number) for number in (1, 2, 3, 4)]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert scene.log == [[0], [1, 2], [1], [2], [3, 4]]
+
+    play(scenario, TimedWork(frozenset({2})), QueueLimits(max_waiting=9, max_batch=2, max_batch_cost=10**9))
+
+
 def test_work_that_loses_a_result_fails_the_batch() -> None:
     class Lossy(TimedWork):
         def compute(self, inputs: list[int]) -> Sequence[int]:
