@@ -1,6 +1,7 @@
 """The scheduler of a device: priorities over all of its queues, and the next batch prepared while one runs."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -8,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speakerlens.serving.engine.queue import Priority, QueueLimits
-from speakerlens.serving.engine.scheduler import INTERACTIVE_PER_BULK
+from speakerlens.serving.engine.scheduler import INTERACTIVE_PER_BULK, Scheduler
 from speakerlens.serving.errors import DeadlineError
 from tests.serving.engine.scene import ONE_BY_ONE, Scene, Task, play, settle
-from tests.serving.fakes import TimedWork
+from tests.serving.fakes import Recorder, TimedWork, until
 from tests.serving.virtual_time import current_loop
 
 ARRIVAL = st.tuples(st.integers(0, 1), st.sampled_from(Priority))
@@ -225,6 +226,19 @@ def test_a_closed_scheduler_computes_nothing() -> None:
         assert scene.log == []
 
     play(scenario)
+
+
+async def test_threads_end_once_the_scheduler_is_closed() -> None:
+    """On a real loop: in virtual time there are no threads."""
+
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if "-ending" in thread.name]
+
+    scheduler = Scheduler("ending")
+    assert await scheduler.compute(Recorder(), [1], None) == [-1]
+    assert len(threads()) == 1
+    scheduler.close()
+    await until(lambda: not threads())
 
 
 def test_queues_of_a_device_take_turns() -> None:
