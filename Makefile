@@ -43,7 +43,7 @@ lock: | $(BIN)/uv  ## pin every dependency with its hashes, in requirements/ (UP
 	$(COMPILE) requirements/build.in --output-file requirements/build.txt
 	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/serve-cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --output-file requirements/serve-gpu.txt
-	$(COMPILE) pyproject.toml requirements/build.in $(foreach extra,cpu client otel train demo dev,--extra $(extra)) $(WITH_TORCH) \
+	$(COMPILE) pyproject.toml requirements/build.in $(foreach extra,cpu client formats otel train demo dev,--extra $(extra)) $(WITH_TORCH) \
 		--output-file requirements/dev.txt
 
 demo: $(INSTALLED)  ## train, evaluate, export, serve and ask, on synthetic speech (FRESH=1: from the start)

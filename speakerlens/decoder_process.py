@@ -12,6 +12,7 @@ import importlib
 import io
 import json
 import os
+import pkgutil
 import resource
 import signal
 import socket
@@ -19,6 +20,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from mmap import mmap
 from typing import Any, Protocol
 
@@ -359,6 +361,15 @@ def _fork_worker(control: socket.socket, channel: socket.socket, shared: int) ->
         os._exit(0)
 
 
+@cache
+def _import_av() -> None:
+    """Import all of PyAV: a worker, which may open no file, cannot import the parts that are imported when used."""
+    av = importlib.import_module("av")
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if module.name != "av.__main__":
+            importlib.import_module(module.name)
+
+
 def serve(control: socket.socket) -> None:
     """Fork and end workers as the pool asks, until it closes the socket."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -374,7 +385,7 @@ def serve(control: socket.socket) -> None:
             reply = {"status": os.waitpid(request["end"], 0)[1]}
         else:
             if request["av"]:
-                importlib.import_module("av")
+                _import_av()
             channel = socket.socket(fileno=descriptors[0])
             try:
                 reply = {"worker": _fork_worker(control, channel, descriptors[1])}

@@ -317,13 +317,19 @@ class DecodedReader(AudioReader):
             return self._ask(request, descriptor)
         except DecoderStoppedError:
             raise
-        except AudioFileError:
+        except AudioFileError as error:
             demuxer = _SHARED_CONTAINERS.get(self.container)
             if self._opened or demuxer is None or found.demuxer or not has_ffmpeg():
                 raise
+            refused = error
         # A coding that libsndfile lacks, such as Opus in CAF.
         self._worker = shared_pool().acquire(av=True)
-        return self._ask({**request, "demuxer": demuxer}, descriptor)
+        try:
+            return self._ask({**request, "demuxer": demuxer}, descriptor)
+        except DecoderStoppedError:
+            raise
+        except AudioFileError:
+            raise refused from None
 
     def _ask(self, request: dict[str, Any], descriptor: int | None = None) -> dict[str, Any]:
         worker = self._worker
