@@ -16,6 +16,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from speakerlens.containers import has_ffmpeg
 from speakerlens.decoder_pool import shared_pool
 from speakerlens.protos.inference import inference_pb2_grpc
 from speakerlens.protos.speakerlens.v1 import identification_pb2_grpc
@@ -157,7 +158,7 @@ class Server:
         """
         config = self._config
         try:
-            self._decoders.start()
+            self._decoders.start(av=has_ffmpeg())
         except OSError as error:
             raise StartupError(f"the decoder's process cannot be started: {error.strerror}") from error
         credentials = server_credentials(config, self._watch_certificate)

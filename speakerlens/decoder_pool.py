@@ -8,6 +8,7 @@ with this process, however it ends: the template ends when its socket closes, an
 import atexit
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -32,7 +33,7 @@ REASONS = ("time", "deadline", "memory", "crash")
 """Why a worker was ended: its processor or wall-clock time, the caller's deadline, the system's memory, a fault."""
 
 _PROGRAM = Path(__file__).with_name("decoder_process.py")
-_START = "import sys; path = sys.argv[1]; _, _, _, *sys.path = sys.argv; exec(compile(open(path).read(), path, 'exec'))"
+_START = "import sys; path = sys.argv[1]; sys.path[:] = sys.argv[4:]; exec(compile(open(path).read(), path, 'exec'))"
 _TEMPLATE_SECONDS = 60.0
 _ENDING_SECONDS = 2.0
 _IDLE = 4
@@ -96,6 +97,11 @@ class Worker:
         self.tired = bool(reply.get("tired"))
         return reply
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended; the system may have ended it for its memory."""
+        return not select.select([self._channel], [], [], 0)[0]
+
     def samples(self, count: int) -> NDArray[np.float32]:
         """Return a copy of the first samples, float32 [count], of what was decoded last."""
         return self._samples[:count].copy()
@@ -114,6 +120,7 @@ class DecoderPool:
 
     def __init__(self, idle: int = _IDLE) -> None:
         self.idle = idle
+        self._av = False
         self._lock = threading.Lock()
         self._template: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -130,13 +137,17 @@ class DecoderPool:
         with suppress(ValueError):
             self._observers.remove(observer)
 
-    def start(self) -> None:
+    def start(self, av: bool = False) -> None:
         """Start the template process, without waiting for it.
+
+        Args:
+            av: whether it imports FFmpeg at once, and not only when it is needed, which then takes half a second.
 
         Raises:
             OSError: the system refuses.
         """
         with self._lock:
+            self._av = av
             self._start()
 
     def acquire(self, av: bool = False) -> Worker:
@@ -149,7 +160,10 @@ class DecoderPool:
             self._sort()
             for index in reversed(range(len(self._free))):
                 if self._free[index].av >= av:
-                    return self._free.pop(index)
+                    worker = self._free.pop(index)
+                    if worker.alive:
+                        return worker
+                    self._end(worker)
             return self._fork(av)
 
     def release(self, worker: Worker) -> None:
@@ -221,7 +235,17 @@ class DecoderPool:
         with theirs:
             quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
             self._template = subprocess.Popen(  # noqa: S603 - a program of this package
-                [sys.executable, "-I", "-S", "-c", _START, str(_PROGRAM), str(theirs.fileno()), *sys.path],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    _START,
+                    str(_PROGRAM),
+                    str(theirs.fileno()),
+                    "av" * self._av,
+                    *sys.path,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=None,
@@ -237,7 +261,7 @@ class DecoderPool:
         try:
             os.truncate(shared, 4 * SHARED_SAMPLES)
             reply = self._ask({"av": av}, theirs.fileno(), shared)
-            return Worker(reply["worker"], ours, mmap(shared, 4 * SHARED_SAMPLES), av)
+            return Worker(reply["worker"], ours, mmap(shared, 4 * SHARED_SAMPLES), av or self._av)
         except BaseException:
             ours.close()
             raise

@@ -69,7 +69,7 @@ class View(io.RawIOBase):
     callback prints a stack trace.
 
     Args:
-        descriptor: of the file, closed with this object.
+        descriptor: of the file; stays the caller's.
         start, end: of the part, in bytes.
         patches: offset from `start`, and the bytes there.
     """
@@ -83,12 +83,6 @@ class View(io.RawIOBase):
         self._head = bytearray(os.pread(descriptor, max((at + len(patch) for at, patch in patches), default=0), start))
         for at, patch in patches:
             self._head[at : at + len(patch)] = patch
-
-    def close(self) -> None:
-        """Close the file."""
-        if not self.closed:
-            os.close(self._descriptor)
-        super().close()
 
     def readable(self) -> bool:
         """Return True."""
@@ -147,7 +141,7 @@ class SndfileDecoder:
     """Decodes by libsndfile."""
 
     def __init__(self, source: int | View) -> None:
-        self._file = _Stream(source)
+        self._file = _Stream(source, closefd=False)
         self.rate, self.channels = int(self._file.samplerate), int(self._file.channels)
         self.frames = int(self._file.frames) if self._file.frames < _UNKNOWN_FRAMES else None
         self.encoding = str(self._file.subtype)
@@ -260,6 +254,7 @@ class Worker:
         self._channel = channel
         self._samples = np.frombuffer(shared, np.float32)
         self._decoder: Decoder | None = None
+        self._descriptor: int | None = None
 
     def run(self) -> None:
         """Answer requests until the pool closes the channel; each has its own limit of processor time."""
@@ -288,7 +283,10 @@ class Worker:
         """Fill in the reply: the form of a file that was opened, then what was decoded."""
         if descriptors:
             self._decoder = None
-            self._decoder = opened = _opened(request, descriptors[0])
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            self._descriptor = descriptors[0]
+            self._decoder = opened = _opened(request, self._descriptor)
             reply |= {
                 "rate": opened.rate,
                 "channels": opened.channels,
@@ -397,4 +395,6 @@ def serve(control: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[3]:
+        _import_av()
     serve(socket.socket(fileno=int(sys.argv[2])))

@@ -9,7 +9,6 @@ import math
 import mmap
 import os
 import stat
-import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -22,24 +21,13 @@ from numpy.typing import NDArray
 from speakerlens.chunks import Layout
 from speakerlens.containers import has_ffmpeg, layout
 from speakerlens.decoder_pool import DecoderStoppedError, StepLimits, Worker, shared_pool
+from speakerlens.plain_samples import PlainForm, plain_form
 from speakerlens.signatures import CONVERT, AudioFileError
 
 __all__ = ["BLOCK_FRAMES", "AudioFileError", "AudioReader", "DecoderStoppedError", "StepLimits", "open_audio"]
 
 BLOCK_FRAMES = 2**16
 
-_WAV_FAMILY = ("WAV", "RF64", "W64")
-_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
-# The rest of the GUID of an extensible format, after the number of the coding.
-_SUBFORMAT = bytes.fromhex("000000001000800000aa00389b71")
-_SAMPLES = {
-    (_PCM, 8): ("u1", "PCM_U8"),
-    (_PCM, 16): ("i2", "PCM_16"),
-    (_PCM, 24): ("u1", "PCM_24"),
-    (_PCM, 32): ("i4", "PCM_32"),
-    (_FLOAT, 32): ("f4", "FLOAT"),
-    (_FLOAT, 64): ("f8", "DOUBLE"),
-}
 # Containers that libsndfile reads in part, and FFmpeg's names of them.
 _SHARED_CONTAINERS = {"WAV": "wav", "RF64": "wav", "W64": "w64", "AIFF": "aiff", "CAF": "caf", "OGG": "ogg", "AU": "au"}
 _VAGUE = ("", "unspecified internal error", "format not recognised", "internal error")
@@ -143,7 +131,10 @@ def open_audio(
             return open_audio(Path(source).read_bytes(), limits, deadline, expected)
         if not found.st_size:
             raise AudioFileError("empty, not audio")
-        view = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        try:
+            view = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        except OSError:  # file systems that map no files
+            return open_audio(Path(source).read_bytes(), limits, deadline, expected)
         return _reader(view, descriptor, limits or StepLimits(), deadline, expected)
     finally:
         os.close(descriptor)
@@ -154,7 +145,7 @@ def _reader(
 ) -> AudioReader:
     """Return the reader of a file: its content and, of one on disk, its descriptor, which stays the caller's."""
     found = layout(data)
-    form = _plain_form(found)
+    form = plain_form(found)
     if form is not None:
         if descriptor is not None:
             return PlainReader(found, form, os.dup(descriptor))
@@ -171,30 +162,6 @@ def _reader(
         os.close(copy)
 
 
-class _PlainForm:
-    """How plain samples are stored: channels, rate in Hz, NumPy's type, bytes of a sample, name of the encoding."""
-
-    def __init__(self, coding: int, channels: int, rate: int, bits: int) -> None:
-        self.channels, self.rate = channels, rate
-        name, self.encoding = _SAMPLES[coding, bits]
-        self.type = np.dtype(f"<{name}")
-        self.sample_bytes = bits // 8
-
-
-def _plain_form(found: Layout) -> _PlainForm | None:
-    """Return the form of plain samples, or None if a decoder must read them: for the least doubt about them."""
-    if found.container not in _WAV_FAMILY or len(found.description) < 16:
-        return None
-    coding, channels, rate, bytes_per_second, frame_bytes, bits = struct.unpack_from("<HHIIHH", found.description)
-    if coding == _EXTENSIBLE and len(found.description) >= 40 and found.description[26:40] == _SUBFORMAT:
-        coding = struct.unpack_from("<H", found.description, 24)[0]
-    if (coding, bits) not in _SAMPLES or not channels or not rate:
-        return None
-    if frame_bytes != channels * bits // 8 or bytes_per_second != rate * frame_bytes:
-        return None
-    return _PlainForm(coding, channels, rate, bits)
-
-
 class PlainReader(AudioReader):
     """Reads the samples of a WAV file as they are.
 
@@ -204,25 +171,25 @@ class PlainReader(AudioReader):
         data: the whole file, or its descriptor, which is closed with this object.
     """
 
-    def __init__(self, found: Layout, form: _PlainForm, data: memoryview | int) -> None:
+    def __init__(self, found: Layout, form: PlainForm, data: memoryview | int) -> None:
         self._data = data
         self._form = form
-        self._frame_bytes = form.sample_bytes * form.channels
         self._begin = found.samples
         self._at = 0
         self.container, self.encoding = found.container, form.encoding
         self.rate, self.channels = form.rate, form.channels
-        self.frames: int = (found.end - found.samples) // self._frame_bytes
-        self.missing_frames = found.missing // self._frame_bytes
+        self.frames: int = (found.end - found.samples) // self._form.frame_bytes
+        self.missing_frames = found.missing // self._form.frame_bytes
 
     def read_block(self, frames: int) -> NDArray[np.float32]:
         """Return the next block, float32 [n, channels]; n is less than `frames` only at the end."""
         frames = min(frames, self.frames - self._at)
-        start, size = self._begin + self._at * self._frame_bytes, frames * self._frame_bytes
+        width = self._form.frame_bytes
+        start, size = self._begin + self._at * width, frames * width
         stored = os.pread(self._data, size, start) if isinstance(self._data, int) else self._data[start : start + size]
-        frames = len(stored) // self._frame_bytes  # a file may shrink while it is read
+        frames = len(stored) // width  # a file may shrink while it is read
         self._at += frames
-        return self._floats(stored[: frames * self._frame_bytes]).reshape(frames, self.channels)
+        return self._form.floats(stored[: frames * width])
 
     def seek(self, frame: int) -> None:
         """Go to a frame, or to the end."""
@@ -234,18 +201,8 @@ class PlainReader(AudioReader):
         if isinstance(data, int):
             os.close(data)
 
-    def _floats(self, stored: bytes | memoryview) -> NDArray[np.float32]:
-        """Return samples as libsndfile does: integers divided by their full scale."""
-        form = self._form
-        values: NDArray[Any] = np.frombuffer(stored, form.type)
-        if form.encoding == "PCM_24":
-            wide = np.zeros((len(values) // 3, 4), np.uint8)
-            wide[:, 1:] = values.reshape(-1, 3)
-            values = wide.view("<i4")[:, 0]
-        if form.encoding == "PCM_U8":
-            values = values.astype(np.int16) - 128
-        scale = {"PCM_U8": 2.0**-7, "PCM_16": 2.0**-15, "PCM_24": 2.0**-31, "PCM_32": 2.0**-31}.get(form.encoding, 1.0)
-        return np.multiply(values, np.float32(scale), dtype=np.float32) if scale != 1.0 else values.astype(np.float32)
+    def __del__(self) -> None:
+        self.close()
 
 
 class DecodedReader(AudioReader):

@@ -28,6 +28,7 @@ SHARED = {
     "speakerlens.chunks",
     "speakerlens.signatures",
     "speakerlens.decoding",
+    "speakerlens.plain_samples",
     "speakerlens.decoder_pool",
     "speakerlens.decoder_process",
 }

@@ -9,6 +9,7 @@ from typing import cast
 
 from speakerlens.cli import document, files, forms
 from speakerlens.cli.failures import CommandError, Exit, call_error, usage_error
+from speakerlens.cli.live_input import live_input
 from speakerlens.cli.options import CommandParser, connect
 from speakerlens.decoding import AudioFileError, AudioReader, open_audio
 from speakerlens.errors import ClientError
@@ -16,13 +17,12 @@ from speakerlens.requests import Chunk, StreamOptions
 from speakerlens.results import Answer, Identification, WindowResult
 
 CHUNK_SECONDS = 0.1
-SAMPLE_BYTES = {"s16le": 2, "f32le": 4, "mulaw": 1, "alaw": 1}
 
 
 def add_listen(parser: CommandParser) -> None:
     """Add the options of `listen`."""
     parser.add_argument(
-        "file", metavar="FILE", help="audio in any format that libsndfile reads; - is raw samples on standard input"
+        "file", metavar="FILE", help="any audio file that is read; -: raw samples or a WAV stream on standard input"
     )
     parser.add_variants()
     parser.add_json("print one JSON object per window, and one for the whole")
@@ -73,7 +73,12 @@ def _source(arguments: argparse.Namespace) -> tuple[int, int, Iterator[Chunk]]:
         return file.rate, file.channels, _blocks(file)
     if sys.stdin is None:  # closed, as by `<&-`
         raise CommandError(Exit.INPUT, "UNREADABLE", "standard input is closed")
-    return arguments.rate, arguments.channels, _raw(cast(BufferedReader, sys.stdin.buffer), arguments)
+    source = cast(BufferedReader, sys.stdin.buffer)
+    try:
+        live = live_input(source, arguments.rate, arguments.channels, arguments.format)
+    except (OSError, AudioFileError) as error:
+        raise _unreadable(arguments.file, error) from error
+    return live.rate, live.channels, live.chunks
 
 
 def _unreadable(file: str, error: Exception) -> CommandError:
@@ -83,13 +88,6 @@ def _unreadable(file: str, error: Exception) -> CommandError:
 def _blocks(file: AudioReader) -> Iterator[Chunk]:
     with file:
         yield from file.blocks(max(1, round(CHUNK_SECONDS * file.rate)))
-
-
-def _raw(source: BufferedReader, arguments: argparse.Namespace) -> Iterator[Chunk]:
-    """Yield samples as bytes, as soon as they are available; a read may end within a sample."""
-    size = max(1, round(CHUNK_SECONDS * arguments.rate)) * arguments.channels * SAMPLE_BYTES[arguments.format]
-    while data := source.read1(size):
-        yield data
 
 
 def _turn(answer: Answer) -> str:
