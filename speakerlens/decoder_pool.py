@@ -248,7 +248,7 @@ class DecoderPool:
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=None,
+                stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **quiet},
                 process_group=0,  # Ctrl-C is for this process

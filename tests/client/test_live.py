@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,18 +187,63 @@ def test_listen_refuses_what_is_not_audio(command: Command, server: ServerProces
 
 
 def test_listen_names_a_file_that_is_sent_as_samples(command: Command, server: ServerProcess, tmp_path: Path) -> None:
-    """As by `ffmpeg -f wav - | speakerlens listen -`."""
-    for suffix, name in (("wav", "WAV"), ("ogg", "OGG"), ("flac", "FLAC"), ("aiff", "AIFF")):
+    """As by `ffmpeg -f flac - | speakerlens listen -`."""
+    for suffix, name in (("mp3", "MP3"), ("ogg", "OGG"), ("flac", "FLAC"), ("aiff", "AIFF")):
         path = tmp_path / f"talk.{suffix}"
         sf.write(path, talk(3.0), 16_000)
         done = command("listen", "-", "--server", server.ready["grpc"], stdin=path.read_bytes())
         assert done.returncode == 3
         assert f"a whole {name} file, where samples without a header are expected" in done.stderr
+    sf.write(tmp_path / "talk.wav", talk(3.0), 16_000)
     wave = (tmp_path / "talk.wav").read_bytes()
     path.write_bytes(wave[:36] + b"LIST\x0c\x00\x00\x00INFOIZZZ\xf8\xff\xff\xff" + wave[36:])
     done = command("listen", path, "--server", server.ready["grpc"])
     assert done.returncode == 3
     assert "damaged WAV: in its chunk 'LIST'" in done.stderr
+
+
+def listened(command: Command, server: ServerProcess, source: object, stdin: bytes = b"") -> dict[str, Any]:
+    done = command("listen", source, "--json", "--server", server.ready["grpc"], stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    whole: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"audio": whole["audio"], "speakers": [each["speakers"] for each in whole["answers"]]}
+
+
+@pytest.mark.parametrize(("rate", "subtype"), [(44_100, "PCM_16"), (22_050, "PCM_24"), (8_000, "FLOAT")])
+def test_listen_follows_the_header_of_a_wav(
+    command: Command, server: ServerProcess, tmp_path: Path, rate: int, subtype: str
+) -> None:
+    """As by `ffmpeg -f wav -`: the sizes are not known, and tags come before or after the samples."""
+    path = tmp_path / "talk.wav"
+    sf.write(path, np.repeat(talk(3.2, rate)[:, None], 2, axis=1), rate, subtype=subtype)
+    expected = listened(command, server, path)
+    assert (expected["audio"]["sample_rate"], expected["audio"]["channels"]) == (rate, 2)
+    wave = path.read_bytes()
+    at = wave.index(b"data")
+    tags = b"LIST\x1a\x00\x00\x00INFOISFT\x0e\x00\x00\x00Lavf60.16.100\x00"
+    for stream in (
+        wave[:at] + tags + b"data\xff\xff\xff\xff" + wave[at + 8 :],
+        wave[:at] + b"data\x00\x00\x00\x00" + wave[at + 8 :],
+        wave + tags,
+    ):
+        assert listened(command, server, "-", stream) == expected
+
+
+def test_listen_to_a_file_sends_what_it_holds(command: Command, server: ServerProcess, tmp_path: Path) -> None:
+    """MP3 whose header promises more than there is; FLAC without a length."""
+    sf.write(tmp_path / "talk.mp3", talk(3.0, 44_100), 44_100)
+    sf.write(tmp_path / "talk.flac", talk(3.0), 16_000)
+    flac = bytearray((tmp_path / "talk.flac").read_bytes())
+    flac[21] &= 0xF0
+    flac[22:26] = bytes(4)
+    (tmp_path / "pipe.flac").write_bytes(flac)
+    mp3 = (tmp_path / "talk.mp3").read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(mp3[: len(mp3) * 2 // 3])
+    seconds = {
+        name: listened(command, server, tmp_path / name)["audio"]["seconds"] for name in ("cut.mp3", "pipe.flac")
+    }
+    assert seconds["pipe.flac"] == 3.0
+    assert 1.8 < seconds["cut.mp3"] < 2.1
 
 
 def test_table_of_a_long_recording_has_a_timeline(command: Command, server: ServerProcess, tmp_path: Path) -> None:
