@@ -206,7 +206,7 @@ def listened(command: Command, server: ServerProcess, source: object, stdin: byt
     done = command("listen", source, "--json", "--server", server.ready["grpc"], stdin=stdin)
     assert done.returncode == 0, done.stderr
     whole: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {"audio": whole["audio"], "speakers": [each["speakers"] for each in whole["answers"]]}
+    return {"audio": whole["audio"], "best": [each["speakers"][0]["speaker"] for each in whole["answers"]]}
 
 
 @pytest.mark.parametrize(("rate", "subtype"), [(44_100, "PCM_16"), (22_050, "PCM_24"), (8_000, "FLOAT")])
