@@ -46,14 +46,10 @@ def windowing(seconds: float, bundles: Iterable[Bundle]) -> Windowing:
 
 @dataclass(frozen=True)
 class Window:
-    """Samples, float32 [n] at 16 kHz, that begin `start` samples into the audio.
-
-    `whole` is whether the window is known to be the only one, as the audio ended before it was filled.
-    """
+    """Samples, float32 [n] at 16 kHz, that begin `start` samples into the audio."""
 
     start: int
     samples: NDArray[np.float32]
-    whole: bool = False
 
     @property
     def stop(self) -> int:
@@ -110,7 +106,7 @@ class WindowCutter:
         offset = max(0, -(-(self._filled - length) // grid) * grid)
         self._windows += 1
         samples = self._held[offset : self._filled].copy()
-        return [self._window(Window(self._start + offset, samples, self._windows == 1))]
+        return [self._window(Window(self._start + offset, samples))]
 
     def _window(self, window: Window) -> Window:
         self.bandwidth_hz = max(self.bandwidth_hz, bandwidth_hz(window.samples))
