@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from speakerlens import palette
 from speakerlens.results import Answer, Comparison, Explanation, Identification
 
 
@@ -14,16 +15,26 @@ class CaptionedMaps:
     """The model, such as `act-da@3`."""
     verdict: str
     """The model's answer in a few words."""
-    subject: str
-    """Whose score the maps explain, where the verdict does not say so; empty, or begins with a space."""
+    question: str
+    """Whose score the maps explain, such as `why f1?`."""
+    colour: str
+    """Of the variant, as in all other figures."""
     explanation: Explanation
 
 
 def of_identification(result: Identification) -> list[CaptionedMaps]:
-    """Return the maps of one utterance; answers without maps are left out."""
+    """Return the maps of one utterance, in the order of all figures; answers without maps are left out."""
+    answers = sorted(result.answers, key=lambda answer: (palette.rank(answer.variant), answer.version))
+    colours = palette.looks(answer.variant for answer in answers)
     return [
-        CaptionedMaps(answer.name, _verdict(answer), _subject(answer, answer.explanation), answer.explanation)
-        for answer in result.answers
+        CaptionedMaps(
+            answer.name,
+            _verdict(answer),
+            _question(answer, answer.explanation),
+            colours[answer.variant].colour,
+            answer.explanation,
+        )
+        for answer in answers
         if answer.explanation
     ]
 
@@ -32,9 +43,10 @@ def of_comparison(result: Comparison) -> Iterator[list[CaptionedMaps]]:
     """Yield the maps of the audio and, if there is one, of the other utterance."""
     same = "same speaker" if result.same else "different speaker"
     verdict = f"{same}, {result.score:.3f} (threshold {result.threshold:.3f})"
+    colour = palette.looks([result.variant])[result.variant].colour
     for explanation in (result.explanation, result.other_explanation):
         if explanation:
-            yield [CaptionedMaps(result.name, verdict, "", explanation)]
+            yield [CaptionedMaps(result.name, verdict, "why this score?", colour, explanation)]
 
 
 def _verdict(answer: Answer) -> str:
@@ -42,9 +54,8 @@ def _verdict(answer: Answer) -> str:
     return verdict if answer.known else f"{verdict} (unknown: below the model's threshold)"
 
 
-def _subject(answer: Answer, explanation: Explanation) -> str:
+def _question(answer: Answer, explanation: Explanation) -> str:
     target = explanation.target_speaker
-    if target == answer.best.speaker:
-        return ""
     found = next((score for score in answer.speakers if score.speaker == target), None)
-    return f" for {target}" + (f" ({found.probability:.1%})" if found else "")
+    beside = f" ({found.probability:.1%})" if found and target != answer.best.speaker else ""
+    return f"why {target}?{beside}"

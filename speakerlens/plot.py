@@ -1,16 +1,18 @@
-"""Draw an utterance: waveform, log-mel, and a panel for each saliency map (needs matplotlib)."""
+"""Draw an utterance: waveform, log-mel, and each saliency map over the log-mel (needs matplotlib)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
+from speakerlens import palette
 from speakerlens.captions import CaptionedMaps
 from speakerlens.decoding import AudioFileError, open_audio
 from speakerlens.results import Plane
@@ -22,6 +24,7 @@ _WIDTH_IN = 9.0
 _HEIGHTS_IN = {"waveform": 0.9, "log-mel": 1.5, "map": 1.5}
 _TICKS_KHZ = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
 _WAVEFORM_COLUMNS = 1500
+_SHOWN_PERCENT = (1, 99.8)  # of the log-mel's values, from white to the darkest grey
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def draw(name: str, maps: Sequence[CaptionedMaps], waveform: Waveform) -> Figure
     """Draw one utterance's panels, top to bottom: waveform, log-mel, then every map of every model.
 
     All panels share the time axis in seconds. Those over frequency share an axis that is labelled in kHz and spaced
-    in mel, so that the rows of the front end have equal heights. Each map is divided by its maximum.
+    in mel, so that the rows of the front end have equal heights. A map lies in one hue over the grey log-mel, the more
+    opaque, the nearer it comes to its maximum.
 
     Raises:
         ValueError: there is no map.
@@ -67,17 +71,18 @@ def draw(name: str, maps: Sequence[CaptionedMaps], waveform: Waveform) -> Figure
     figure.suptitle(name, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
     _waveform(axes[0], waveform)
     bars[0].axis("off")
+    low, high = np.percentile(log_mel.values, _SHOWN_PERCENT) if log_mel else (0.0, 1.0)
     if log_mel:
-        low, high = np.percentile(log_mel.values, [1, 99.8])
-        image = _image(axes[1], log_mel, (float(low), float(high)), "magma")
+        _grey(axes[1], log_mel, low, high)
         _title(axes[1], "log-mel", "the input of the network, mean over time subtracted")
-        _bar(figure, image, bars[1], "log power")
+        _bar(figure, ListedColormap(_ramp(palette.grey)), (low, high), bars[1], "log power")
     for axis, bar, (model, stage, plane) in zip(axes[-len(panels) :], bars[-len(panels) :], panels, strict=True):
-        largest = float(plane.values.max())
-        relative = Plane(plane.values / largest, plane.frequencies_hz, plane.times_s) if largest > 0 else plane
-        image = _image(axis, relative, (0.0, 1.0), "inferno")
-        _title(axis, f"{model.name}: {model.verdict}", f"{stage} saliency{model.subject}")
-        _bar(figure, image, bar, "of maximum")
+        if log_mel:
+            _grey(axis, log_mel, low, high)
+        _image(axis, plane, palette.saliency(plane.values))
+        axis.spines["left"].set(color=model.colour, linewidth=4)
+        _title(axis, f"{model.name}: {model.verdict}", f"{stage} saliency: {model.question}")
+        _bar(figure, ListedColormap(_ramp(palette.saliency)), (0.0, 1.0), bar, "of maximum")
     _share_frequency(axes[1:])
     axes[-1].set_xlabel("time (s)")
     return figure
@@ -106,25 +111,28 @@ def _waveform(axis: Axes, waveform: Waveform) -> None:
     samples, columns = waveform.samples, min(_WAVEFORM_COLUMNS, len(waveform.samples))
     starts = np.arange(columns) * len(samples) // columns
     low, high = np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)
-    axis.fill_between(starts / waveform.rate, low, high, color="#30507a", linewidth=0.6)
+    axis.fill_between(starts / waveform.rate, low, high, color="0.35", linewidth=0.6)
     bound = max(1e-3, float(np.abs(samples).max())) * 1.05
     axis.set_ylim(-bound, bound)
     axis.set_ylabel("amplitude", fontsize=9)
     _title(axis, "waveform", f"{waveform.rate / 1000:g} kHz")
 
 
-def _image(axis: Axes, plane: Plane, limits: tuple[float, float], colours: str) -> AxesImage:
+def _grey(axis: Axes, log_mel: Plane, low: float, high: float) -> None:
+    shares = (log_mel.values - low) / ((high - low) or 1.0)
+    _image(axis, log_mel, palette.grey(shares))
+
+
+def _image(axis: Axes, plane: Plane, pixels: NDArray[np.uint8]) -> None:
+    """Draw pixels, RGBA [rows, columns, 4], at the places of a plane."""
     left, right = _edges(plane.times_s)
     bottom, top = _edges(_mel(plane.frequencies_hz))
-    return axis.imshow(
-        plane.values,
-        origin="lower",
-        aspect="auto",
-        extent=(left, right, bottom, top),
-        vmin=limits[0],
-        vmax=limits[1],
-        cmap=colours,
-    )
+    axis.imshow(pixels, origin="lower", aspect="auto", extent=(left, right, bottom, top))
+
+
+def _ramp(pixels: Callable[[NDArray[np.float64]], NDArray[np.uint8]]) -> NDArray[np.float64]:
+    """Return the colours from the lowest to the highest value, RGBA [256, 4] in [0, 1]."""
+    return np.asarray(pixels(np.linspace(0.0, 1.0, 256)[None])[0] / 255)
 
 
 def _edges(centres: NDArray[Any]) -> tuple[float, float]:
@@ -145,7 +153,7 @@ def _title(axis: Axes, left: str, right: str) -> None:
     axis.set_title(right, loc="right", fontsize=8, pad=4, color="0.4", parse_math=False)
 
 
-def _bar(figure: Figure, image: AxesImage, axis: Axes, label: str) -> None:
-    bar = figure.colorbar(image, cax=axis)
+def _bar(figure: Figure, colours: ListedColormap, limits: tuple[float, float], axis: Axes, label: str) -> None:
+    bar = figure.colorbar(ScalarMappable(Normalize(*limits), colours), cax=axis)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)

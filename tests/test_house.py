@@ -31,6 +31,7 @@ SHARED = {
     "speakerlens.plain_samples",
     "speakerlens.decoder_pool",
     "speakerlens.decoder_process",
+    "speakerlens.palette",
 }
 """Leaves that every part may import."""
 TORCH_SIDE = {"torch", "onnx", "onnxscript", "safetensors", "tensorboard", "yaml"}

@@ -54,6 +54,7 @@ class Run:
     """A loaded training run.
 
     Attributes:
+        folder: of the run.
         variant: a key of `training.variants.VARIANTS`, or the name of an imported network.
         config: as trained.
         speakers: in the order of the labels.
@@ -65,6 +66,7 @@ class Run:
         code_revision: of the code that trained it.
     """
 
+    folder: Path
     variant: str
     config: Config
     speakers: tuple[str, ...]
@@ -95,6 +97,7 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
     except RuntimeError as error:
         raise UserError(f"{run / CHECKPOINT}: its weights do not fit its own configuration; train it again") from error
     return Run(
+        folder=run,
         variant=checkpoint["variant"],
         config=config,
         speakers=tuple(checkpoint["speakers"]),

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from deploy.grafana.model import Panel, Query, Unit
 from deploy.grafana.robustness import ROBUSTNESS
 from deploy.prometheus_api import Prometheus
+from speakerlens import palette
 
 TITLES = (
     "SNR by quantile",
@@ -38,6 +40,8 @@ ALERTS = Panel(
 )
 PANELS = (*(next(panel for panel in ROBUSTNESS.panels if panel.title == title) for title in TITLES), ALERTS)
 SCRAPES_PER_RATE = 4
+# Of series that are no variants: none looks like a variant's colour. Neighbours differ most.
+OTHER_COLOURS = [matplotlib.colormaps["tab20b"](at) for at in (0, 12, 4, 16, 8, 2, 14, 6, 18, 10, 3, 15, 7)]
 COLUMNS = 2
 # A list of numbers only; it is written on one line.
 NUMBERS = re.compile(r"\[\n([^]\[{}\"]*)\]")
@@ -109,9 +113,12 @@ def _chart(axis: Axes, title: str, found: list[dict[str, Any]], phases: list[dic
     percent = unit == "percentunit"
     title += " (%)" if percent else " (dB)" if unit == "dB" else ""
     axis.set_title(title, size=9, loc="left", weight="bold")
-    for each in found:
+    others = iter(OTHER_COLOURS * len(found))
+    for each in sorted(found, key=lambda each: palette.rank(each["series"])):
         values = np.array([math.nan if value is None else value for value in each["values"]], np.float64)
-        axis.plot(each["seconds"], 100 * values if percent else values, linewidth=1.2, label=each["series"])
+        look = palette.LOOKS.get(each["series"])
+        style = {"color": look.colour if look else next(others), "linewidth": 1.2, "label": each["series"]}
+        axis.plot(each["seconds"], 100 * values if percent else values, **style)
     for phase in phases:
         axis.axvline(phase["begin"], color="grey", linewidth=0.7, linestyle=":")
         where = axis.get_xaxis_transform()

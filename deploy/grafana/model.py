@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from speakerlens import palette
+
 COLUMNS = 24
 ROW_HEIGHT = 1
 
@@ -39,11 +41,11 @@ class Unit(StrEnum):
 
 
 class Colour(StrEnum):
-    """Colours of thresholds, by Grafana's names."""
+    """Colours of thresholds. Panels write the state's name, in lower case, beside them."""
 
-    GOOD = "green"
-    WATCH = "orange"
-    BAD = "red"
+    GOOD = palette.GOOD
+    WATCH = palette.WATCH
+    BAD = palette.BAD
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,49 @@ class Panel:
     @property
     def description(self) -> str:
         """Return the text of the panel's (i)."""
-        return f"{self.question}\n\n{self.action}"
+        return "\n\n".join((self.question, self.action, *([f"States: {self._states()}."] if self.thresholds else [])))
+
+    @property
+    def instant(self) -> bool:
+        """Return whether only the present is queried, not a range of time."""
+        return self.kind is Kind.TABLE
+
+    def _states(self) -> str:
+        texts = [f"{each.colour.name.lower()} from {each.value:g}" for each in self.thresholds]
+        return ", ".join([f"{self.floor.name.lower()} below {self.thresholds[0].value:g}", *texts])
 
 
 @dataclass(frozen=True)
 class Number(Panel):
-    """A panel for the row At a glance: the last value of each series, large."""
+    """A panel for the row At a glance: the last value of each series, large.
+
+    With thresholds, the name of each series ends in its state: the queries are given a label `state`.
+    """
 
     kind: Kind = Kind.NUMBER
     width: int = 3
     height: int = 4
+
+    def __post_init__(self) -> None:
+        if self.thresholds:
+            judged = tuple(self._judged(query) for query in self.queries)
+            object.__setattr__(self, "queries", judged)  # frozen
+
+    @property
+    def instant(self) -> bool:
+        """Return whether only the present is queried: over a range, a series would have had several states."""
+        return bool(self.thresholds)
+
+    def _judged(self, query: Query) -> Query:
+        """Return a query whose series have the label `state`, and show it."""
+        ends = [None, *(each.value for each in self.thresholds), None]
+        colours = [self.floor, *(each.colour for each in self.thresholds)]
+        bands = []
+        for colour, low, high in zip(colours, ends[:-1], ends[1:], strict=True):
+            within = ("" if low is None else f" >= {low:g}") + ("" if high is None else f" < {high:g}")
+            bands.append(f'label_replace(({query.expression}){within}, "state", "{colour.name.lower()}", "", "")')
+        legend = f"{query.legend}: {{{{state}}}}" if "{{" in query.legend else "{{state}}"
+        return Query(" or ".join(bands), legend, query.reference)
 
 
 @dataclass(frozen=True)

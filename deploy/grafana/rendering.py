@@ -4,14 +4,14 @@ import json
 from typing import Any
 
 from deploy.grafana.expressions import FIRING
-from deploy.grafana.model import Dashboard, Kind, Panel, Place, Query, Row, Variable, layout
+from deploy.grafana.model import Colour, Dashboard, Kind, Panel, Place, Query, Row, Variable, layout
+from speakerlens import palette
 
 SCHEMA_VERSION = 41
 # The data source is a variable, so that a dashboard can be imported into a Grafana that has other sources.
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 TAG = "speakerlens"
-# The same colour for a variant wherever a panel has one line for each.
-VARIANT_COLOURS = {"clean": "blue", "da": "orange", "act-da": "green", "da-pair": "purple"}
+SCHEME = "Viridis"  # of heatmaps: perceptually even
 
 Json = dict[str, Any]
 
@@ -64,7 +64,7 @@ def _alerts() -> Json:
         "datasource": SOURCE,
         "enable": True,
         "hide": False,
-        "iconColor": "red",
+        "iconColor": str(Colour.BAD),
         "target": {"refId": "Anno", "expr": FIRING, "interval": "15s"},
         "titleFormat": "{{alertname}}",
         "tagKeys": "severity,variant",
@@ -139,7 +139,6 @@ def _panel(number: int, panel: Panel, place: Place) -> Json:
 
 
 def _target(panel: Panel, query: Query, name: str) -> Json:
-    table = panel.kind is Kind.TABLE
     formats = {Kind.TABLE: "table", Kind.HEATMAP: "heatmap"}
     return {
         "refId": name,
@@ -148,8 +147,8 @@ def _target(panel: Panel, query: Query, name: str) -> Json:
         "expr": query.expression,
         "legendFormat": query.legend,
         "format": formats.get(panel.kind, "time_series"),
-        "instant": table,
-        "range": not table,
+        "instant": panel.instant,
+        "range": not panel.instant,
     }
 
 
@@ -180,7 +179,9 @@ def _lines_custom(panel: Panel) -> Json:
 
 
 def _table_custom(panel: Panel) -> Json:
-    return {"align": "auto", "cellOptions": {"type": "color-background" if panel.thresholds else "auto"}}
+    # A bar beside the number: its length tells the state without the colour.
+    bar = {"type": "gauge", "mode": "basic", "valueDisplayMode": "text"}
+    return {"align": "auto", "cellOptions": bar if panel.thresholds else {"type": "auto"}}
 
 
 def _overrides(panel: Panel) -> list[Json]:
@@ -202,9 +203,9 @@ def _overrides(panel: Panel) -> list[Json]:
     coloured = [
         {
             "matcher": {"id": "byRegexp", "options": f"/^{variant}(,.*)?$/"},
-            "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}],
+            "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": look.colour}}],
         }
-        for variant, colour in VARIANT_COLOURS.items()
+        for variant, look in palette.LOOKS.items()
         if any(query.legend == "{{variant}}" for query in panel.queries)
     ]
     return references + coloured
@@ -221,10 +222,10 @@ def _number_options(panel: Panel) -> Json:
     return {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "orientation": "auto",
-        "colorMode": "value",
-        "graphMode": "area",
+        "colorMode": "background_solid" if panel.thresholds else "none",
+        "graphMode": "none" if panel.instant else "area",
         "justifyMode": "auto",
-        "textMode": "auto" if any("{{" in query.legend for query in panel.queries) else "value",
+        "textMode": "value_and_name" if any("{{" in query.legend for query in panel.queries) else "value",
         "wideLayout": True,
     }
 
@@ -235,7 +236,7 @@ def _heatmap_options(panel: Panel) -> Json:
         "cellGap": 1,
         "color": {
             "mode": "scheme",
-            "scheme": "Turbo",
+            "scheme": SCHEME,
             "steps": 64,
             "exponent": 0.5,
             "scale": "exponential",
@@ -267,12 +268,13 @@ def _transformations(panel: Panel) -> list[Json]:
             "emptyValue": "null",
         }
         # The first column's title would be "rows\columns".
-        name = {f"{rows}\\{columns}": rows}
+        first = f"{rows}\\{columns}"
+        order = {name: place for place, name in enumerate((first, *(palette.LOOKS if columns == "variant" else ())))}
         # Sorting keeps the order of equals, and a matrix that of first appearance: rows and columns come out sorted.
         return [
             *({"id": "sortBy", "options": {"fields": {}, "sort": [{"field": field}]}} for field in (rows, columns)),
             {"id": "groupingToMatrix", "options": matrix},
-            {"id": "organize", "options": {"excludeByName": {}, "indexByName": {}, "renameByName": name}},
+            {"id": "organize", "options": {"excludeByName": {}, "indexByName": order, "renameByName": {first: rows}}},
         ]
     if panel.columns:
         order = {name: place for place, name in enumerate(panel.columns)}

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Summary:
         variant: its name in this evaluation.
         clean: top-1 on clean speech; clean_interval: its Wilson 95 % interval.
         mean: mean top-1 over all conditions with interference; mean_interval: 95 %, by bootstrap over the utterances.
-        kinds: mean top-1 over the ratios of each kind.
+        kinds: mean top-1 over the ratios of each kind; kind_intervals: likewise.
     """
 
     variant: str
@@ -58,6 +59,7 @@ class Summary:
     mean: float
     mean_interval: Interval
     kinds: Mapping[str, float]
+    kind_intervals: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,24 @@ class Difference:
     interval: Interval
 
 
+class Answers(NamedTuple):
+    """Answers of every network to every test utterance in every condition; arrays [network, condition, utterance].
+
+    Attributes:
+        ranks: of the true speaker among all, int64; 1 is best, a tie counts against it.
+        predicted: index of the speaker with the highest score, int64.
+        confidence: calibrated probability of that speaker, float64.
+        labels: index of the true speaker, int64 [utterance].
+    """
+
+    ranks: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
 def accuracy_steps(networks: Networks, corpus: Corpus, conditions: Sequence[Condition]) -> int:
-    """Return the number of batches in `true_ranks`."""
+    """Return the number of batches in `answer_all`."""
     device, _ = device_and_front_end(networks)
     return len(batches(corpus.utterances("test"), batch_size(device))) * len(conditions)
 
@@ -82,6 +100,18 @@ def accuracy_steps(networks: Networks, corpus: Corpus, conditions: Sequence[Cond
 def true_ranks(
     networks: Networks, corpus: Corpus, speakers: Sequence[str], conditions: Sequence[Condition], advance: Advance
 ) -> NDArray[np.int64]:
+    """Return the ranks of `answer_all`."""
+    return answer_all(networks, corpus, speakers, conditions, dict.fromkeys(networks, 1.0), advance).ranks
+
+
+def answer_all(
+    networks: Networks,
+    corpus: Corpus,
+    speakers: Sequence[str],
+    conditions: Sequence[Condition],
+    temperatures: Mapping[str, float],
+    advance: Advance,
+) -> Answers:
     """Run every network on every test utterance in every condition; each mixture is made once.
 
     Args:
@@ -89,30 +119,34 @@ def true_ranks(
         corpus: its test split is used.
         speakers: the labels, in order.
         conditions: those to test.
+        temperatures: by name; the probabilities are softmax(logits / temperature).
         advance: called after each of `accuracy_steps` batches.
-
-    Returns:
-        Rank of the true speaker among all, int64 [network, condition, utterance]; 1 is best, a tie counts against it.
 
     Raises:
         UserError: a network's logits are NaN or infinite.
     """
-    ranks = np.zeros((len(networks), len(conditions), len(corpus.utterances("test"))), dtype=np.int64)
+    shape = (len(networks), len(conditions), len(corpus.utterances("test")))
+    ranks, predicted = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    confidence, labels = np.zeros(shape), np.zeros(shape[2], dtype=np.int64)
     device, front_end = device_and_front_end(networks)
     column = {condition: index for index, condition in enumerate(conditions)}
 
     @torch.inference_mode()
-    def rank(made: MixtureBatch) -> None:
+    def answer(made: MixtureBatch) -> None:
         batch = made.to(device)
+        own, at = made.indices.numpy(), column[batch.condition]
+        labels[own] = made.labels.numpy()
         features, frames = front_end(batch.mixture.audio, batch.lengths)
         for row, (name, network) in enumerate(networks.items()):
             logits = network.logits(network.encoder(features, frames, masked=True).embedding)
             if not torch.isfinite(logits).all():
                 raise UserError(f"{name}: its scores are NaN or infinite under {batch.condition}; train it again")
-            ranks[row, column[batch.condition], made.indices.numpy()] = ranks_of(logits, batch.labels)
+            ranks[row, at, own] = ranks_of(logits, batch.labels)
+            best = (logits.double() / temperatures[name]).softmax(dim=1).max(dim=1)
+            predicted[row, at, own], confidence[row, at, own] = best.indices.cpu().numpy(), best.values.cpu().numpy()
 
-    for_each(mixtures(corpus, "test", speakers, conditions, batch_size(device)), rank, device, advance)
-    return ranks
+    for_each(mixtures(corpus, "test", speakers, conditions, batch_size(device)), answer, device, advance)
+    return Answers(ranks, predicted, confidence, labels)
 
 
 def ranks_of(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
@@ -164,6 +198,7 @@ def summarise(
     corrupted = [i for i in range(len(conditions)) if i != clean]
     by_utterance = hits[:, corrupted].mean(axis=1)
     means, resampled = by_utterance.mean(axis=1), bootstrap_means(by_utterance)
+    resampled_kinds = {kind: bootstrap_means(hits[:, columns].mean(axis=1)) for kind, columns in of_kind.items()}
     trials = ranks.shape[2]
     summaries = tuple(
         Summary(
@@ -173,6 +208,7 @@ def summarise(
             float(means[row]),
             percentile_interval(resampled[row]),
             {kind: float(hits[row, of_kind[kind]].mean()) for kind in kinds},
+            {kind: percentile_interval(resampled_kinds[kind][row]) for kind in kinds},
         )
         for row, variant in enumerate(variants)
     )

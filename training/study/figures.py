@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from speakerlens.training.evaluation.comparison.figures import STYLE, looks, robustness_figure
+from speakerlens.palette import looks
+from speakerlens.training.evaluation.comparison.figures import STYLE, Robustness, robustness_figure
 from speakerlens.training.evaluation.conditions import LABELS, SNRS_DB
+from speakerlens.training.evaluation.formatting import map_name
 from speakerlens.training.evaluation.intervals import Interval
 from speakerlens.training.evaluation.maps.attributions import (
     ENERGY,
@@ -31,7 +33,6 @@ from speakerlens.training.evaluation.metrics import ReliabilityBin
 from speakerlens.training.model.network import STAGES
 from speakerlens.training.study.accuracy import Accuracy
 from speakerlens.training.study.calibration import CalibrationResults
-from speakerlens.training.study.formatting import map_name
 from speakerlens.training.study.logs import Convergence
 from speakerlens.training.study.map_quality import DeletionResults, MapQuality
 from speakerlens.training.study.measurements import Measurements
@@ -40,13 +41,13 @@ from speakerlens.training.study.plan import Plan
 _COLUMNS = 3
 _STYLE = {**STYLE, "svg.hashsalt": "study"}  # the same file for the same numbers
 _DECIBELS = 50.0  # shown of the spectra, below their maximum
-_METHOD_LOOKS = {
-    **dict(zip(STAGES, (("#9ecae1", "-"), ("#6baed6", "-"), ("#3182bd", "-"), ("#08519c", "-")), strict=True)),
+_METHOD_LOOKS = {  # none is the colour of a variant
+    **dict(zip(STAGES, (("#D7BDE2", "-"), ("#AF7AC5", "-"), ("#7D3C98", "-"), ("#4A235A", "-")), strict=True)),
     FUSED: ("#000000", "-"),
-    GRAD_CAM_PLUS_PLUS: ("#D55E00", "-"),
-    GRADIENT_X_INPUT: ("#CC79A7", "-"),
-    MAGNITUDE: ("#CC79A7", ":"),
-    ENERGY: ("#009E73", "--"),
+    GRAD_CAM_PLUS_PLUS: ("#A6761D", "-"),
+    GRADIENT_X_INPUT: ("#66A61E", "-"),
+    MAGNITUDE: ("#66A61E", ":"),
+    ENERGY: ("#B3264E", "--"),
     RANDOM: ("#999999", "--"),
     RANDOM_COARSE: ("#999999", ":"),
 }
@@ -68,12 +69,15 @@ class _Curves:
         return mean, None if np.isnan(low) else (max(0.0, low), min(1.0, high))
 
 
-def accuracy_figure(
-    plan: Plan, kinds: tuple[str, ...], accuracy: Accuracy, about: Mapping[str, object], path: Path
-) -> None:
+def accuracy_curves(plan: Plan, kinds: tuple[str, ...], accuracy: Accuracy, about: Mapping[str, object]) -> Robustness:
+    """Return top-1 by ratio with intervals over seeds, in the form that charts take."""
+    return _Curves(about, plan.variants, kinds, accuracy)
+
+
+def accuracy_figure(curves: Robustness, path: Path) -> None:
     """Plot top-1 by ratio with intervals over seeds."""
     with rc_context(_STYLE):
-        robustness_figure(_Curves(about, plan.variants, kinds, accuracy), path)
+        robustness_figure(curves, path)
 
 
 def dev_figure(plan: Plan, results: Convergence, path: Path) -> None:

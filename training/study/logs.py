@@ -1,11 +1,9 @@
 """Training logs of a study's runs: validated, starts, and accuracy on the dev split over the updates."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from speakerlens.training.checkpoint import LOG
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.intervals import Estimate, over_seeds
+from speakerlens.training.run_log import read_log, training_seconds
 from speakerlens.training.study.plan import Plan, PlannedRun
 
 LAST_SHARE = 0.25
@@ -78,27 +77,13 @@ def convergence(plan: Plan) -> Convergence:
         points = [(line["step"], line[on]) for line in lines]
         updates, accuracy = np.array(points, dtype=np.float64).reshape(-1, 2).T
         gain = _gain(updates, accuracy, plan.config.updates)
-        curves[run] = DevCurve(tuple(updates.astype(int).tolist()), tuple(accuracy.tolist()), gain, _seconds(logs[run]))
+        seconds = training_seconds(logs[run])
+        curves[run] = DevCurve(tuple(updates.astype(int).tolist()), tuple(accuracy.tolist()), gain, seconds)
     gains = {
         variant: over_seeds(np.array([curve.gain for run, curve in curves.items() if run.variant == variant]))
         for variant in plan.variants
     }
     return Convergence(on, curves, gains)
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's log, without lines that are still being written; empty if there is no log."""
-    try:
-        lines = (run / LOG).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
 
 
 def _validated(run: PlannedRun, updates: int) -> list[Record]:
@@ -149,7 +134,3 @@ def _gain(updates: NDArray[np.float64], accuracy: NDArray[np.float64], total: in
     if last.sum() < _FEWEST_VALUES:
         return np.nan
     return float(scipy.stats.linregress(updates[last], accuracy[last]).slope * LAST_SHARE * total)
-
-
-def _seconds(log: Sequence[Record]) -> float:
-    return float(sum(after["time"] - before["time"] for before, after in pairwise(log) if after["event"] != "start"))

@@ -5,15 +5,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from speakerlens.palette import looks
 from speakerlens.training.checkpoint import load_run
 from speakerlens.training.data.audio import write_audio
-from speakerlens.training.evaluation.comparison.figures import example_title, looks, saliency_figure
+from speakerlens.training.evaluation.comparison import charts
+from speakerlens.training.evaluation.comparison.figures import example_title, saliency_figure
 from speakerlens.training.evaluation.comparison.pages import data_url, render
+from speakerlens.training.evaluation.comparison.report import accuracy_charts, series_of
 from speakerlens.training.evaluation.conditions import LABELS
-from speakerlens.training.evaluation.maps.example import Example, explain
+from speakerlens.training.evaluation.formatting import counted, listed
+from speakerlens.training.evaluation.maps.example import Calibrated, Example, explain
 from speakerlens.training.evaluation.maps.probes import choose_probes
 from speakerlens.training.files import make_folder, write_whole
 from speakerlens.training.model.network import STAGES
@@ -21,8 +24,7 @@ from speakerlens.training.model.saliency import FUSED_STAGES
 from speakerlens.training.study import figures, tables
 from speakerlens.training.study.accuracy import SAME_WORK
 from speakerlens.training.study.analysis import Study
-from speakerlens.training.study.formatting import counted, listed
-from speakerlens.training.study.measurements import FEW_PROBES, EvaluationSet
+from speakerlens.training.study.measurements import FEW_PROBES, Measurements
 from speakerlens.training.study.plan import Plan
 
 REPORT = "report.html"
@@ -63,8 +65,9 @@ class _ExampleFiles:
 
 def write_report(study: Study, device: torch.device) -> Path:
     """Write the figures, the examples, and OUT/report.html with all of them embedded; return the page's path."""
-    examples = _write_examples(study.plan, study.measured.evaluation_set, device)
+    examples = _write_examples(study.plan, study.measured, device)
     evaluated = study.measured.evaluation_set
+    kinds = evaluated.kinds
     page = render(
         _TEMPLATE,
         title="Data augmentation for speaker identification: a study",
@@ -73,7 +76,10 @@ def write_report(study: Study, device: torch.device) -> Path:
         contents=_CONTENTS,
         summary=study.summary,
         labels=LABELS,
-        colours={variant: colour for variant, (colour, _) in looks(study.plan.variants).items()},
+        series=series_of(study.plan.variants),
+        looks=looks(study.plan.variants),
+        marker=charts.marker,
+        accuracy_charts=accuracy_charts(figures.accuracy_curves(study.plan, kinds, study.accuracy, study.about)),
         accuracy_tables=tables.accuracy_tables(study),
         condition_tables=tables.condition_tables(study),
         gain_table=tables.gain_table(study),
@@ -102,7 +108,7 @@ def write_report(study: Study, device: torch.device) -> Path:
             }
             for each in examples
         ],
-        pictures={name: data_url(path) for name, path in _draw(study).items()},
+        pictures={name: data_url(path) for name, path in _draw(study).items() if name != "accuracy"},
     )
     path = study.plan.out / REPORT
     write_whole(path, page)
@@ -117,7 +123,7 @@ def _draw(study: Study) -> Mapping[str, Path]:
     kinds = measured.evaluation_set.kinds
     draw: dict[str, Callable[[Path], None]] = {
         "dev": partial(figures.dev_figure, plan, study.convergence),
-        "accuracy": partial(figures.accuracy_figure, plan, kinds, study.accuracy, study.about),
+        "accuracy": partial(figures.accuracy_figure, figures.accuracy_curves(plan, kinds, study.accuracy, study.about)),
         "deletion": partial(figures.deletion_figure, plan, kinds, study.deletion),
         "faithfulness": partial(figures.faithfulness_figure, measured),
         "sanity": partial(figures.sanity_figure, plan, study.map_quality),
@@ -131,21 +137,24 @@ def _draw(study: Study) -> Mapping[str, Path]:
     return paths
 
 
-def _write_examples(plan: Plan, evaluated: EvaluationSet, device: torch.device) -> tuple[_ExampleFiles, ...]:
+def _write_examples(plan: Plan, measured: Measurements, device: torch.device) -> tuple[_ExampleFiles, ...]:
     """Explain an utterance in each probed condition; write its figure and its audio under OUT/examples."""
-    networks = {run.variant: load_run(run.folder, device).network for run in plan.runs if run.seed == plan.seeds[0]}
+    runs = [run for run in plan.runs if run.seed == plan.seeds[0]]
+    networks = {run.variant: load_run(run.folder, device).network for run in runs}
+    calibrations = {run.variant: measured.calibration[run].calibration for run in runs}
+    calibrated = {name: Calibrated(c.temperature, c.threshold, c.utterances) for name, c in calibrations.items()}
     probes = choose_probes(plan.corpus, plan.corpus.speakers).clips
     clips = tuple(clip for clip in probes if clip.duration <= _LONGEST_SECONDS) or probes
     folder = plan.out / EXAMPLES
     make_folder(folder)
     written = []
-    for number, condition in enumerate(evaluated.probed):
-        example = explain(networks, plan.corpus, plan.corpus.speakers, clips[number % len(clips)], condition)
+    for number, condition in enumerate(measured.evaluation_set.probed):
+        clip = clips[number % len(clips)]
+        example = explain(networks, calibrated, plan.corpus, plan.corpus.speakers, clip, condition)
         stem = f"{number + 1:02}-{condition.kind}-{condition.snr_db:g}dB"
         files = _ExampleFiles(example, *(folder / f"{stem}{end}" for end in (".webp", "-speech.flac", "-mixture.flac")))
         saliency_figure(example, files.picture)
-        peak = max(1.0, float(np.abs(example.speech).max()), float(np.abs(example.mixture).max()))
-        write_audio(files.speech, example.speech / peak)
-        write_audio(files.mixture, example.mixture / peak)
+        write_audio(files.speech, example.speech)
+        write_audio(files.mixture, example.mixture)
         written.append(files)
     return tuple(written)

@@ -20,7 +20,7 @@ from speakerlens.training.config import dump_config
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import make_folder
 from speakerlens.training.fit import StopRequest
-from speakerlens.training.study.logs import read_log
+from speakerlens.training.run_log import read_log
 from speakerlens.training.study.plan import Plan, PlannedRun, updates_done
 
 CONFIG = "config.yaml"

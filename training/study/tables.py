@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from speakerlens.training.evaluation.conditions import LABELS, SNRS_DB
+from speakerlens.training.evaluation.formatting import Entry, Table, entry, map_name, number, percent
 from speakerlens.training.evaluation.intervals import Estimate
 from speakerlens.training.evaluation.maps.attributions import FUSED
 from speakerlens.training.evaluation.maps.deletion import MAPS
@@ -16,20 +17,7 @@ from speakerlens.training.evaluation.maps.ranking import Ranked
 from speakerlens.training.model.network import STAGES
 from speakerlens.training.study.accuracy import MEAN, SAME_WORK, Accuracy, Comparison
 from speakerlens.training.study.analysis import Study
-from speakerlens.training.study.formatting import (
-    Entry,
-    Table,
-    change,
-    difference_interval,
-    entry,
-    heading,
-    map_name,
-    number,
-    percent,
-    share,
-    value,
-    value_interval,
-)
+from speakerlens.training.study.formatting import change, difference_interval, heading, share, value, value_interval
 
 _INTERVALS = "95 % intervals over seeds"
 _PAIRED = f"Paired by seed, with {_INTERVALS}; bold where the interval excludes zero."

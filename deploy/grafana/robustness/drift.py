@@ -18,6 +18,7 @@ MOVED = Row(
             kind=Kind.TABLE,
             matrix=Matrix("measure", "variant"),
             thresholds=DRIFT,
+            limits=(0, 1),
             height=11,
         ),
         Panel(

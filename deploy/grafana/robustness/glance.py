@@ -20,7 +20,7 @@ GLANCE = Row(
         Number(
             "Worst shortfall",
             "How far is the worst condition of a variant below its accuracy at export?",
-            "Red: the model is not the exported one, or its input is damaged. Roll it back.",
+            "Bad: the model is not the exported one, or its input is damaged. Roll it back.",
             Unit.SHARE,
             (Query(f"max by (variant) ({shortfall('variant, interference, snr')})", "{{variant}}"),),
             thresholds=SHORTFALL,
@@ -58,7 +58,7 @@ GLANCE = Row(
         Number(
             "Alerts firing",
             "Does any alert fire?",
-            "Above 0: Prometheus' page of alerts says what to do. Alerts are red lines in all panels.",
+            "Above 0: Prometheus' page of alerts says what to do. Alerts are vertical lines in all panels.",
             Unit.COUNT,
             (Query(or_zero(f"count({FIRING})"), "Alerts firing"),),
             thresholds=(Threshold(1, Colour.BAD),),

@@ -73,6 +73,7 @@ PROBES = Row(
             matrix=Matrix("condition", "variant"),
             floor=Colour.BAD,
             thresholds=(Threshold(0.5, Colour.WATCH), Threshold(0.8, Colour.GOOD)),
+            limits=(0, 1),
             height=10,
         ),
         Panel(
@@ -84,12 +85,13 @@ PROBES = Row(
             kind=Kind.TABLE,
             matrix=Matrix("condition", "variant"),
             thresholds=SHORTFALL,
+            limits=(0, 1),
             height=10,
         ),
         Panel(
             "Shortfall over time",
             "Since when is a variant below its expected accuracy, on the worst server?",
-            "A step up: see what was deployed then. Orange: look; red: act.",
+            "A step up: see what was deployed then. Watch: look; bad: act.",
             Unit.SHARE,
             (Query(shortfall("variant"), "{{variant}}"),),
             thresholds=SHORTFALL,

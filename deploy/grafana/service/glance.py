@@ -1,4 +1,4 @@
-"""The first row: numbers that are green while nothing is wrong."""
+"""The first row: numbers whose state is good while nothing is wrong."""
 
 from deploy.grafana.expressions import FIRING, VARIANT, or_zero, per_second, quantile, select, total
 from deploy.grafana.model import Colour, Number, Query, Row, Threshold, Unit
@@ -21,7 +21,7 @@ GLANCE = Row(
         Number(
             "Alerts firing",
             "Does any alert fire?",
-            "Above 0: Prometheus' page of alerts says what to do. Alerts are red lines in all panels.",
+            "Above 0: Prometheus' page of alerts says what to do. Alerts are vertical lines in all panels.",
             Unit.COUNT,
             (Query(or_zero(f"count({FIRING})"), "Alerts firing"),),
             thresholds=(Threshold(1, Colour.BAD),),

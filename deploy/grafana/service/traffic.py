@@ -45,7 +45,7 @@ TRAFFIC = Row(
         Panel(
             "Share of server errors",
             "Does the service meet its objective of 99.9 %?",
-            "Orange is 0.1 %, red 1 % of the calls. Above red for minutes: roll back what changed last.",
+            "Lines: 0.1 % and 1 % of the calls. Above 1 % for minutes: roll back what changed last.",
             Unit.SHARE,
             (Query(SHARE_OF_ERRORS, "server errors"),),
             thresholds=(Threshold(0.001, Colour.WATCH), Threshold(0.01, Colour.BAD)),

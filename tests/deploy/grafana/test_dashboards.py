@@ -8,10 +8,24 @@ import pytest
 import yaml
 
 from deploy.grafana.catalogue import DASHBOARDS
-from deploy.grafana.model import COLUMNS, Dashboard, Kind, Matrix, Panel, Query, Row, Unit, layout
+from deploy.grafana.model import (
+    COLUMNS,
+    Colour,
+    Dashboard,
+    Kind,
+    Matrix,
+    Number,
+    Panel,
+    Query,
+    Row,
+    Threshold,
+    Unit,
+    layout,
+)
 from deploy.grafana.rendering import render
 from deploy.grafana.robustness import ROBUSTNESS
 from deploy.grafana.robustness.probes import shortfall
+from speakerlens import palette
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.robustness.drift import Drift
 from tests.conftest import ROOT
@@ -190,7 +204,10 @@ def test_json_matches_the_panels() -> None:
             assert panel["datasource"]["uid"] == "${source}"
             assert [target["expr"] for target in panel["targets"]] == [query.expression for query in source.queries]
             assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${source}"}
-            assert all(target["instant"] == (source.kind is Kind.TABLE) for target in panel["targets"])
+            assert all(target["instant"] == source.instant for target in panel["targets"])
+            assert source.instant == (
+                source.kind is Kind.TABLE or (source.kind is Kind.NUMBER and bool(source.thresholds))
+            )
 
 
 @needs_prometheus
@@ -232,3 +249,52 @@ def test_matrix_is_sorted_and_named() -> None:
     assert [options["sort"][0]["field"] for _, options in steps[:2]] == ["snr", "variant"]
     assert (steps[2][1]["rowField"], steps[2][1]["columnField"]) == ("snr", "variant")
     assert steps[3][1]["renameByName"] == {"snr\\variant": "snr"}
+
+
+def test_matrix_of_variants_has_their_order() -> None:
+    panel = Panel("p", "?", "", Unit.COUNT, (Query("a", "a"),), kind=Kind.TABLE, matrix=Matrix("snr", "variant"))
+    made = json.loads(render(Dashboard("uid", "title", "", (Row("row", (panel,)),))))["panels"][1]
+    order = made["transformations"][-1]["options"]["indexByName"]
+    assert sorted(order, key=order.__getitem__)[:4] == ["snr\\variant", "clean", "da", "act-da"]
+
+
+def test_variant_has_the_colour_of_the_figures() -> None:
+    panel = Panel("p", "?", "", Unit.COUNT, (Query("a", "{{variant}}"),))
+    made = json.loads(render(Dashboard("uid", "title", "", (Row("row", (panel,)),))))["panels"][1]
+    colours = {
+        override["matcher"]["options"]: override["properties"][0]["value"]["fixedColor"]
+        for override in made["fieldConfig"]["overrides"]
+    }
+    assert colours == {f"/^{variant}(,.*)?$/": look.colour for variant, look in palette.LOOKS.items()}
+
+
+@needs_prometheus
+@pytest.mark.parametrize(("value", "state"), [(0.01, "good"), (0.05, "watch"), (0.3, "bad")])
+def test_number_names_its_state(tmp_path: Path, value: float, state: str) -> None:
+    thresholds = (Threshold(0.05, Colour.WATCH), Threshold(0.2, Colour.BAD))
+    panel = Number("p", "?", "", Unit.SHARE, (Query("x", "{{variant}}"),), thresholds=thresholds)
+    (query,) = panel.queries
+    assert query.legend == "{{variant}}: {{state}}"
+    series = [{"series": 'x{variant="da"}', "values": str(value)}]
+    sample = {"labels": f'x{{variant="da", state="{state}"}}', "value": value}
+    asked = {"expr": query.expression, "eval_time": "0m", "exp_samples": [sample]}
+    file = tmp_path / "test.yml"
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": [asked]}
+    file.write_text(yaml.safe_dump({"rule_files": [], "tests": [test]}), encoding="utf-8")
+    promtool("test", "rules", file)
+
+
+@every_panel
+def test_no_state_is_told_by_colour_alone(dashboard: Dashboard, panel: Panel) -> None:
+    if not panel.thresholds:
+        return
+    assert "States: " in panel.description
+    made = next(each for each in json.loads(render(dashboard))["panels"] if each["title"] == panel.title)
+    if panel.kind is Kind.NUMBER:
+        assert all("{{state}}" in query.legend for query in panel.queries)
+        assert made["options"]["textMode"] == "value_and_name"
+    elif panel.kind is Kind.TABLE:
+        assert made["fieldConfig"]["defaults"]["custom"]["cellOptions"]["type"] == "gauge"
+        assert {"min", "max"} <= made["fieldConfig"]["defaults"].keys()
+    else:
+        assert made["fieldConfig"]["defaults"]["custom"]["thresholdsStyle"]["mode"] == "dashed"

@@ -4,18 +4,9 @@ import math
 
 import pytest
 
+from speakerlens.training.evaluation.formatting import counted, listed, map_name, number, signed
 from speakerlens.training.evaluation.intervals import Estimate
-from speakerlens.training.study.formatting import (
-    change,
-    counted,
-    difference_interval,
-    listed,
-    map_name,
-    number,
-    sentence,
-    signed,
-    value_interval,
-)
+from speakerlens.training.study.formatting import change, difference_interval, sentence, value_interval
 
 NAN = math.nan
 

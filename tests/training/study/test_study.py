@@ -28,7 +28,7 @@ from speakerlens.training.data.manifest import Corpus, write_corpus
 from speakerlens.training.evaluation.conditions import CLEAN
 from speakerlens.training.evaluation.maps.probes import Progress as Tick
 from speakerlens.training.evaluation.workers import Networks
-from speakerlens.training.study.logs import read_log
+from speakerlens.training.run_log import read_log
 from speakerlens.training.study.measurements import measure
 from speakerlens.training.study.plan import Plan, make_plan
 from speakerlens.training.study.store import Measure, MeasureStore

@@ -5,8 +5,7 @@ at each ratio. Writes robustness.json, robustness.csv, robustness.png, saliency.
 """
 
 import argparse
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +14,35 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from speakerlens.training.checkpoint import Run, load_run
 from speakerlens.training.compute import choose_device
 from speakerlens.training.data.audio import write_audio
-from speakerlens.training.data.manifest import Corpus, load_corpus
+from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.errors import UserError
-from speakerlens.training.evaluation.accuracy import accuracy_steps, score_all, summarise, true_ranks
+from speakerlens.training.evaluation.accuracy import Answers, accuracy_steps, answer_all, score_all, summarise
+from speakerlens.training.evaluation.calibration import calibrate
 from speakerlens.training.evaluation.comparison.figures import robustness_figure, saliency_figure
+from speakerlens.training.evaluation.comparison.inputs import Runs, find_corpus, load_runs
 from speakerlens.training.evaluation.comparison.report import write_report
-from speakerlens.training.evaluation.comparison.results import Evaluation, average_deletion, write_csv, write_json
+from speakerlens.training.evaluation.comparison.results import (
+    MEAN,
+    Confidence,
+    Deletion,
+    Evaluation,
+    SpeakerScores,
+    average_deletion,
+    write_csv,
+    write_json,
+)
 from speakerlens.training.evaluation.conditions import LABELS, SEED, SNRS_DB, Condition, supplied_grid
 from speakerlens.training.evaluation.maps.attributions import STAGES_AND_FUSED
-from speakerlens.training.evaluation.maps.deletion import DELETION_SNRS_DB, deletion_indices
-from speakerlens.training.evaluation.maps.example import Example, first_example
-from speakerlens.training.evaluation.maps.probes import choose_probes
+from speakerlens.training.evaluation.maps.deletion import DELETION_SNRS_DB, TARGETS, deletion_by_target
+from speakerlens.training.evaluation.maps.example import Calibrated, Example, first_example
+from speakerlens.training.evaluation.maps.probes import Probes, choose_probes
+from speakerlens.training.evaluation.metrics import expected_calibration_error, reliability
+from speakerlens.training.evaluation.workers import Networks, device_and_front_end, for_each
 from speakerlens.training.files import make_folder
 from speakerlens.training.provenance import machine, moment, tested, versions
-
-Runs = Mapping[str, Run]
+from speakerlens.training.run_log import read_log, training_seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     saliency_figure(shown, out / "saliency.png")
     write_audio(out / "example-clean.flac", shown.speech)
     write_audio(out / "example-corrupted.flac", shown.mixture)
-    write_report(evaluation, shown, out / "robustness.png", out / "saliency.png", out / "report.html")
+    write_report(evaluation, shown, out / "example-corrupted.flac", out / "example-clean.flac", out / "report.html")
     console.print(table(evaluation))
     for kind, reason in evaluation.left_out.items():
         console.print(f"left out: {LABELS[kind].lower()}: {reason}", highlight=False)
@@ -73,61 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def load_runs(folders: Sequence[Path], device: torch.device) -> dict[str, Run]:
-    """Load runs, each under its variant's name (with its folder's, where a variant occurs twice).
-
-    Raises:
-        UserError: a run cannot be read, or two differ in corpus, speakers or front end, or have the same name.
-    """
-    loaded = [(folder, load_run(folder, device)) for folder in folders]
-    first_folder, first = loaded[0]
-    for folder, other in loaded[1:]:
-        for what, ours, theirs in (
-            ("corpora", first.corpus_digest[:12], other.corpus_digest[:12]),
-            ("speakers", first.speakers, other.speakers),
-            ("front ends", f"{first.config.network.mel_bins} mel bins", f"{other.config.network.mel_bins} mel bins"),
-        ):
-            if ours != theirs:
-                both = f" ({ours} and {theirs})" if isinstance(ours, str) else ""
-                raise UserError(
-                    f"{first_folder} and {folder}: have different {what}{both}, so their accuracies cannot be "
-                    "compared; give runs trained on one corpus with one front end"
-                )
-    count = Counter(run.variant for _, run in loaded)
-    runs: dict[str, Run] = {}
-    for folder, run in loaded:
-        name = run.variant if count[run.variant] == 1 else f"{run.variant} ({folder.resolve().name})"
-        if name in runs:
-            raise UserError(
-                f"{folder}: a second run of the same variant and folder name ({name}); rename one of the two"
-            )
-        runs[name] = run
-    return runs
-
-
-def find_corpus(runs: Runs, folder: Path | None) -> Corpus:
-    """Load the corpus that the runs were trained on, from `folder` if it was moved.
-
-    Raises:
-        UserError: it is missing, has changed, or has no test utterances.
-    """
-    trained = next(iter(runs.values()))
-    where = folder or trained.corpus
-    if folder is None and not where.is_dir():
-        raise UserError(f"{where}: the corpus of the runs is not there; if it was moved, give its folder with --corpus")
-    corpus = load_corpus(where)
-    if corpus.digest != trained.corpus_digest:
-        raise UserError(
-            f"{where}: is not the corpus that the runs were trained on (digest {corpus.digest[:12]}, not "
-            f"{trained.corpus_digest[:12]}): its test split may contain their training utterances"
-        )
-    if not corpus.utterances("test"):
-        raise UserError(f"{where}: has no test utterances; evaluation needs some of every speaker")
-    return corpus
-
-
 def evaluate(runs: Runs, corpus: Corpus, progress: Progress) -> tuple[Evaluation, Example]:
-    """Measure accuracy and deletion index of each run, and explain one example.
+    """Measure accuracy, calibration and deletion index of each run, and explain one example.
 
     Raises:
         UserError: the corpus has no interference, or a network's scores are not finite.
@@ -138,37 +95,95 @@ def evaluate(runs: Runs, corpus: Corpus, progress: Progress) -> tuple[Evaluation
     kinds = tuple(dict.fromkeys(condition.kind for condition in conditions[1:]))
     if not kinds:
         raise UserError(f"{corpus.root}: has no interference to test with; prepare it with noise, music or others")
-    probed = [Condition(kind, snr_db) for kind in kinds for snr_db in DELETION_SNRS_DB]
     task = progress.add_task("accuracy", total=accuracy_steps(networks, corpus, conditions))
-    ranks = true_ranks(networks, corpus, speakers, conditions, lambda: progress.advance(task))
+    calibrated = _calibrate(networks, corpus, speakers)
+    temperatures = {name: of.temperature for name, of in calibrated.items()}
+    answers = answer_all(networks, corpus, speakers, conditions, temperatures, lambda: progress.advance(task))
+    summaries, differences = summarise(names, conditions, answers.ranks)
     probes = choose_probes(corpus, speakers)
-    maps_task = progress.add_task("deletion index", total=None)
-    found = deletion_indices(
-        networks, probes, probed, lambda done, total: progress.update(maps_task, completed=done, total=total)
-    )
-    summaries, differences = summarise(names, conditions, ranks)
+    deletion, means = _deletion(networks, probes, kinds, progress)
     evaluation = Evaluation(
         about=_about(runs, corpus),
         variants=names,
         kinds=kinds,
         snrs_db=SNRS_DB,
         left_out=left_out,
-        scores=score_all(names, conditions, ranks),
+        scores=score_all(names, conditions, answers.ranks),
         summaries=summaries,
         differences=differences,
         deletion_setup={
             "utterances": len(probes.clips),
             "chosen": "the first test utterances of each speaker in the manifest, equally many of each, at most 60",
-            "target": "the true speaker",
+            "target": "true: the true speaker; predicted: the one whom the variant names, as the server explains it",
             "dominated": "mel-filtered power of the interference above that of the speech",
         },
-        deletion=tuple(
-            average_deletion(row.network, Condition(row.kind, row.snr_db), name, np.array(row.indices[name]))
-            for row in found
-            for name in STAGES_AND_FUSED
-        ),
+        deletion=deletion,
+        deletion_means=means,
+        speaker_scores=_by_speaker(names, speakers, answers),
+        confidence={name: _confidence(calibrated[name], answers, row) for row, name in enumerate(names)},
     )
-    return evaluation, first_example(networks, corpus, speakers, kinds)
+    return evaluation, first_example(networks, calibrated, corpus, speakers, kinds)
+
+
+def _calibrate(networks: Networks, corpus: Corpus, speakers: Sequence[str]) -> dict[str, Calibrated]:
+    """Return each network's calibration, as the export writes it into the bundle; none without dev utterances."""
+    found = dict.fromkeys(networks, Calibrated())
+    if not corpus.utterances("dev"):
+        return found
+
+    def work(name: str) -> None:
+        made = calibrate(networks[name], corpus, speakers)
+        found[name] = Calibrated(made.temperature, made.threshold, made.utterances)
+
+    device, _ = device_and_front_end(networks)
+    for_each(networks, work, device, lambda: None)
+    return found
+
+
+def _deletion(
+    networks: Networks, probes: Probes, kinds: Sequence[str], progress: Progress
+) -> tuple[tuple[Deletion, ...], tuple[Deletion, ...]]:
+    """Return the deletion indices of every condition, and their means over the conditions."""
+    task = progress.add_task("deletion index", total=None)
+    probed = [Condition(kind, snr_db) for kind in kinds for snr_db in DELETION_SNRS_DB]
+    found = deletion_by_target(
+        networks, probes, probed, TARGETS, lambda done, total: progress.update(task, completed=done, total=total)
+    )
+    rows, means = [], []
+    for target, indices in found.items():
+        for name in STAGES_AND_FUSED:
+            for variant in networks:
+                of = [row for row in indices if row.network == variant]
+                values = np.array([[row.indices[name], row.clean_indices[name]] for row in of])
+                for row, (index, clean) in zip(of, values, strict=True):
+                    condition = Condition(row.kind, row.snr_db)
+                    rows.append(average_deletion(variant, condition, name, index, clean, target))
+                # The mean over conditions of each utterance, in the conditions in which it has both.
+                both = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, np.nan)
+                known = np.isfinite(both[:, 0]).any(axis=0)
+                averaged = np.full(both.shape[1:], np.nan)
+                averaged[:, known] = np.nanmean(both[:, :, known], axis=0)
+                mean = Condition(MEAN, None)
+                means.append(average_deletion(variant, mean, name, averaged[0], averaged[1], target))
+    return tuple(rows), tuple(means)
+
+
+def _by_speaker(names: Sequence[str], speakers: Sequence[str], answers: Answers) -> SpeakerScores:
+    """Count who was named for whom; the first condition is clean speech and is left out."""
+    named = np.zeros((len(names), len(speakers), len(speakers)), dtype=np.int64)
+    true = np.broadcast_to(answers.labels, answers.predicted[0, 1:].shape)
+    for counts, predicted in zip(named, answers.predicted[:, 1:], strict=True):
+        np.add.at(counts, (true, predicted), 1)
+    return SpeakerScores(
+        tuple(speakers),
+        {name: tuple(map(tuple, counts.tolist())) for name, counts in zip(names, named, strict=True)},
+    )
+
+
+def _confidence(calibrated: Calibrated, answers: Answers, row: int) -> Confidence:
+    correct = answers.predicted[row] == answers.labels
+    bins = reliability(torch.from_numpy(answers.confidence[row].ravel()), torch.from_numpy(correct.ravel()))
+    return Confidence(calibrated, bins, expected_calibration_error(bins))
 
 
 def table(evaluation: Evaluation) -> Table:
@@ -196,6 +211,7 @@ def _about(runs: Runs, corpus: Corpus) -> dict[str, object]:
                 "updates": run.step,
                 "updates_wanted": run.updates,
                 "seed": run.config.seed,
+                "training_seconds": training_seconds(read_log(run.folder)),
                 "parameters": sum(parameter.numel() for parameter in run.network.parameters()),
                 "code_revision": run.code_revision,
             }

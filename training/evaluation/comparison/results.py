@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,12 @@ from numpy.typing import NDArray
 from speakerlens.training.evaluation.accuracy import Difference, Score, Summary
 from speakerlens.training.evaluation.conditions import Condition
 from speakerlens.training.evaluation.intervals import Interval, normal_interval
+from speakerlens.training.evaluation.maps.deletion import Target
+from speakerlens.training.evaluation.maps.example import Calibrated
+from speakerlens.training.evaluation.metrics import ReliabilityBin
+
+MEAN = "mean"
+"""Stands for the kind where all kinds of interference are averaged."""
 
 CSV_COLUMNS = ("variant", "interference", "snr_db", "top1", "top5", "utterances")
 
@@ -23,9 +29,13 @@ class Deletion:
 
     Attributes:
         variant: its name in this evaluation.
-        interference: a kind; snr_db: its ratio.
+        interference: a kind, or "mean" of all conditions; snr_db: its ratio, NaN for the mean.
         map: "s1" to "s4", or "fused".
+        target: whose score the map explains.
         index: mean over the utterances; interval: 95 %, from the standard error.
+        clean_index: the same bins, but the map of the same utterance without interference.
+        change: index minus clean index, mean over the utterances: the reaction to the interference; change_interval:
+            95 %, from the standard error of the differences.
         utterances: how many have an index (none where the map is empty or no bin is dominated).
     """
 
@@ -33,9 +43,51 @@ class Deletion:
     interference: str
     snr_db: float
     map: str
+    target: Target
     index: float
     interval: Interval
+    clean_index: float
+    change: float
+    change_interval: Interval
     utterances: int
+
+
+@dataclass(frozen=True)
+class SpeakerScores:
+    """What became of the test utterances of every speaker under interference.
+
+    Attributes:
+        speakers: in the order of the labels.
+        named: by variant, by true speaker, by named speaker: how many mixtures, [speaker][speaker].
+    """
+
+    speakers: tuple[str, ...]
+    named: Mapping[str, tuple[tuple[int, ...], ...]]
+
+    def accuracy(self, variant: str, speaker: int) -> float:
+        """Return top-1 of one speaker under interference; NaN without utterances."""
+        row = self.named[variant][speaker]
+        return row[speaker] / sum(row) if sum(row) else math.nan
+
+    def confusions(self, variant: str) -> list[tuple[int, int, int]]:
+        """Return wrong answers as (true, named, mixtures), the most frequent first."""
+        rows = self.named[variant]
+        found = [(t, n, count) for t, row in enumerate(rows) for n, count in enumerate(row) if t != n and count]
+        return sorted(found, key=lambda each: -each[2])
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Calibration of one variant: set on dev utterances, measured on the test mixtures of all conditions.
+
+    Attributes:
+        calibrated: temperature and threshold.
+        bins: reliability diagram of the calibrated probabilities; error: expected calibration error, in [0, 1].
+    """
+
+    calibrated: Calibrated
+    bins: tuple[ReliabilityBin, ...]
+    error: float
 
 
 @dataclass(frozen=True)
@@ -44,9 +96,12 @@ class Evaluation:
 
     Attributes:
         about: date, command, machine, versions, corpus, seed, runs: see `training.evaluation.comparison.evaluate`.
-        variants: names, in the order of the runs; kinds: of interference; snrs_db: ratios of each.
+        variants: names, in the order of `speakerlens.palette.rank`; kinds: of interference; snrs_db: ratios of each.
         left_out: kinds that the corpus cannot supply, each with the reason.
         deletion_setup: on which utterances the deletion index was measured, and how.
+        deletion: by variant, condition, map and target. deletion_means: of all conditions.
+        speaker_scores: by speaker, under interference.
+        confidence: by variant.
     """
 
     about: Mapping[str, object]
@@ -59,6 +114,9 @@ class Evaluation:
     differences: tuple[Difference, ...]
     deletion_setup: Mapping[str, object]
     deletion: tuple[Deletion, ...]
+    deletion_means: tuple[Deletion, ...] = ()
+    speaker_scores: SpeakerScores = field(default_factory=lambda: SpeakerScores((), {}))
+    confidence: Mapping[str, Confidence] = field(default_factory=dict)
 
     def score(self, variant: str, interference: str, snr_db: float | None) -> Score:
         """Return the score of one variant in one condition."""
@@ -67,18 +125,49 @@ class Evaluation:
 
     def top1(self, variant: str, kind: str, snr_db: float | None) -> tuple[float, Interval | None]:
         """Return top-1 accuracy and its interval; the kind "mean" averages all kinds, and has no interval."""
-        if kind == "mean":
+        if kind == MEAN:
             return float(np.mean([self.score(variant, each, snr_db).top1 for each in self.kinds])), None
         score = self.score(variant, kind, snr_db)
         return score.top1, score.top1_interval
 
 
-def average_deletion(variant: str, condition: Condition, name: str, indices: NDArray[np.float64]) -> Deletion:
-    """Average the deletion index of one map over utterances [U]; NaN marks those that have none."""
-    finite = indices[np.isfinite(indices)]
-    mean = float(finite.mean()) if len(finite) else math.nan
-    snr_db = math.nan if condition.snr_db is None else condition.snr_db
-    return Deletion(variant, condition.kind, snr_db, name, mean, normal_interval(finite), len(finite))
+def average_deletion(
+    variant: str,
+    condition: Condition,
+    name: str,
+    indices: NDArray[np.float64],
+    clean_indices: NDArray[np.float64],
+    target: Target = "true",
+) -> Deletion:
+    """Average the deletion index of one map over utterances [U]; NaN marks those that have none.
+
+    Args:
+        variant: its name.
+        condition: the interference; its ratio is None for the mean of several.
+        name: of the map.
+        indices: of the mixtures, [U].
+        clean_indices: of the same utterances without interference, [U].
+        target: whose score the map explains.
+    """
+    finite, change = indices[np.isfinite(indices)], indices - clean_indices
+    both = change[np.isfinite(change)]
+    mean, clean_mean, change_mean = (
+        float(values.mean()) if len(values) else math.nan
+        for values in (finite, clean_indices[np.isfinite(clean_indices)], both)
+    )
+    return Deletion(
+        variant,
+        condition.kind,
+        math.nan if condition.snr_db is None else condition.snr_db,
+        name,
+        target,
+        mean,
+        normal_interval(finite),
+        clean_mean,
+        change_mean,
+        normal_interval(both),
+        len(finite),
+    )
 
 
 def write_json(evaluation: Evaluation, path: Path) -> None:

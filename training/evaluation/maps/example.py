@@ -1,7 +1,8 @@
 """One corrupted utterance with the saliency map of every variant, for the figures."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from speakerlens.training.data.audio import SAMPLE_RATE
 from speakerlens.training.data.manifest import Clip, Corpus
-from speakerlens.training.data.mixing import KINDS
+from speakerlens.training.data.mixing import KINDS, Mixture
 from speakerlens.training.evaluation.conditions import Condition, MixtureBatch, mixtures
 from speakerlens.training.evaluation.workers import Networks, device_and_front_end
 from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT, LogMel
@@ -18,6 +19,41 @@ from speakerlens.training.model.network import SpeakerNetwork
 from speakerlens.training.model.saliency import deletion_index, dominated_bins, fused, layercam
 
 EXAMPLE_SNR_DB = 0.0
+EXAMPLE_SECONDS = 3.0
+"""The server's default window: up to this length its logits and maps are those of the network for the whole audio."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The part of a calibration that answers need, as the bundle has it.
+
+    Attributes:
+        temperature: probabilities are softmax(logits / temperature).
+        threshold: on the best logit over the head's scale; below it the speaker is unknown.
+        utterances: of the dev split that both rest on; 0 where there are none, and both have no effect.
+    """
+
+    temperature: float = 1.0
+    threshold: float = -math.inf
+    utterances: int = 0
+
+
+@dataclass(frozen=True)
+class Why:
+    """Explanation of one speaker's score.
+
+    Attributes:
+        speaker: whose score; probability: calibrated, of that speaker.
+        map: fused LayerCAM map of the score, in [0, 1], float32 [mel, frames].
+        deletion_index: of `map`; NaN where it is undefined.
+        clean_index: the same bins, but the map of the same speaker's score without the interference.
+    """
+
+    speaker: str
+    probability: float
+    map: NDArray[np.float32]
+    deletion_index: float
+    clean_index: float
 
 
 @dataclass(frozen=True)
@@ -25,17 +61,19 @@ class ExampleAnswer:
     """Answer of one variant to the example.
 
     Attributes:
-        map: fused LayerCAM map of the true speaker, in [0, 1], float32 [mel, frames].
-        predicted: the predicted speaker; probability: softmax of that speaker's logit.
-        correct: whether that is the true one.
-        deletion_index: of `map`; NaN where it is undefined.
+        named: why it names the speaker that it names, as the server explains it.
+        true: why the true speaker; equal to `named` where that is the true one.
+        known: whether the best score reaches the threshold.
     """
 
-    map: NDArray[np.float32]
-    predicted: str
-    probability: float
-    correct: bool
-    deletion_index: float
+    named: Why
+    true: Why
+    known: bool
+
+    @property
+    def correct(self) -> bool:
+        """Return whether the named speaker is the true one."""
+        return self.named.speaker == self.true.speaker
 
 
 @dataclass(frozen=True)
@@ -64,19 +102,37 @@ class Example:
     answers: Mapping[str, ExampleAnswer]
 
 
-def first_example(networks: Networks, corpus: Corpus, speakers: Sequence[str], kinds: Sequence[str]) -> Example:
+def first_example(
+    networks: Networks,
+    calibrated: Mapping[str, Calibrated],
+    corpus: Corpus,
+    speakers: Sequence[str],
+    kinds: Sequence[str],
+) -> Example:
     """Explain the first test utterance of the manifest at 0 dB, under the first of `KINDS` that is among `kinds`.
 
-    `KINDS` begins with noise, which looks least like speech.
+    `KINDS` begins with noise, which looks least like speech. The utterance is cut to `EXAMPLE_SECONDS`.
     """
     kind = next(kind for kind in KINDS if kind in kinds)
-    return explain(networks, corpus, speakers, corpus.utterances("test")[0], Condition(kind, EXAMPLE_SNR_DB))
+    first = corpus.utterances("test")[0]
+    clip = replace(first, duration=min(first.duration, EXAMPLE_SECONDS))
+    return explain(networks, calibrated, corpus, speakers, clip, Condition(kind, EXAMPLE_SNR_DB))
 
 
-def explain(networks: Networks, corpus: Corpus, speakers: Sequence[str], clip: Clip, condition: Condition) -> Example:
+def explain(
+    networks: Networks,
+    calibrated: Mapping[str, Calibrated],
+    corpus: Corpus,
+    speakers: Sequence[str],
+    clip: Clip,
+    condition: Condition,
+) -> Example:
     """Explain one test utterance under one condition with each network."""
     device, front_end = device_and_front_end(networks)
-    batch = next(mixtures(corpus, "test", speakers, [condition], 1, [clip])).to(device)
+    made = next(mixtures(corpus, "test", speakers, [condition], 1, [clip]))
+    # The files that are written beside the report hold no more than full scale.
+    peak = max(1.0, float(made.mixture.speech.abs().max()), float(made.mixture.audio.abs().max()))
+    batch = replace(made, mixture=Mixture(*(part / peak for part in made.mixture))).to(device)
     dominated = dominated_bins(front_end, batch.mixture.speech, batch.mixture.interference)
     with torch.inference_mode():
         speech_db, mixture_db = (_decibels(front_end, audio) for audio in (batch.mixture.speech, batch.mixture.audio))
@@ -92,22 +148,33 @@ def explain(networks: Networks, corpus: Corpus, speakers: Sequence[str], clip: C
         dominated=dominated[0].cpu().numpy(),
         centres_hz=np.array(front_end.centres_hz()),
         times=(frames * FRAME_SHIFT + FRAME_LENGTH / 2) / SAMPLE_RATE,
-        answers={name: _answer(network, batch, dominated, speakers) for name, network in networks.items()},
+        answers={
+            name: _answer(network, calibrated[name], batch, dominated, speakers) for name, network in networks.items()
+        },
     )
 
 
-def _answer(network: SpeakerNetwork, batch: MixtureBatch, dominated: Tensor, speakers: Sequence[str]) -> ExampleAnswer:
-    saliency = layercam(network, batch.mixture.audio, batch.lengths, batch.labels)
-    shown = fused(saliency)
-    probabilities = saliency.logits[0].softmax(dim=0)
-    best = int(probabilities.argmax())
-    return ExampleAnswer(
-        shown[0].cpu().numpy(),
-        speakers[best],
-        float(probabilities[best]),
-        best == int(batch.labels[0]),
-        float(deletion_index(shown, dominated, saliency.frames)[0]),
-    )
+def _answer(
+    network: SpeakerNetwork, calibrated: Calibrated, batch: MixtureBatch, dominated: Tensor, speakers: Sequence[str]
+) -> ExampleAnswer:
+    def why(target: Tensor) -> Why:
+        saliency = layercam(network, batch.mixture.audio, batch.lengths, target)
+        clean = layercam(network, batch.mixture.speech, batch.lengths, target)
+        shown, label = fused(saliency), int(target[0])
+        probabilities = (saliency.logits[0].double() / calibrated.temperature).softmax(dim=0)
+        return Why(
+            speakers[label],
+            float(probabilities[label]),
+            shown[0].cpu().numpy(),
+            *(float(deletion_index(of, dominated, saliency.frames)[0]) for of in (shown, fused(clean))),
+        )
+
+    with torch.inference_mode():
+        logits, _ = network(batch.mixture.audio, batch.lengths)
+    best = logits.argmax(dim=1)
+    known = float(logits.max()) / network.head.scale >= calibrated.threshold
+    named = why(best)
+    return ExampleAnswer(named, named if best == batch.labels else why(batch.labels), known)
 
 
 def _decibels(front_end: LogMel, audio: Tensor) -> NDArray[np.float32]:

@@ -16,9 +16,10 @@ from speakerlens.training.cli import main
 from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, load_corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.accuracy import true_ranks
-from speakerlens.training.evaluation.comparison.evaluate import evaluate, find_corpus, load_runs
+from speakerlens.training.evaluation.comparison.evaluate import evaluate
+from speakerlens.training.evaluation.comparison.inputs import find_corpus, load_runs
 from speakerlens.training.evaluation.conditions import CLEAN, Condition, mixtures
-from speakerlens.training.evaluation.maps.example import first_example
+from speakerlens.training.evaluation.maps.example import Calibrated, first_example
 from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT
 from speakerlens.training.model.saliency import dominated_bins, fused, layercam
 from tests.training.toy import make_corpus, write_config
@@ -132,15 +133,21 @@ def test_nan_scores_are_refused_and_threads_restored(toy_runs: dict[str, Path]) 
 def test_the_example_is_the_first_test_utterance_with_its_axes(toy_runs: dict[str, Path]) -> None:
     run = load_run(toy_runs["act-da"])
     corpus = load_corpus(run.corpus)
-    shown = first_example({"act-da": run.network}, corpus, run.speakers, ["reverb", "speaker"])
+    calibrated = {"act-da": Calibrated(temperature=2.0, threshold=2.0, utterances=6)}
+    shown = first_example({"act-da": run.network}, calibrated, corpus, run.speakers, ["reverb", "speaker"])
     assert shown.utterance == corpus.utterances("test")[0].path.name
     assert shown.condition == Condition("speaker", 0.0)
     frames = (16000 - FRAME_LENGTH) // FRAME_SHIFT + 1
     answer = shown.answers["act-da"]
-    assert shown.mixture_db.shape == shown.dominated.shape == answer.map.shape == (16, frames)
+    assert shown.mixture_db.shape == shown.dominated.shape == answer.named.map.shape == (16, frames)
     assert (shown.times[0], shown.times[1]) == pytest.approx((0.0125, 0.0225))
     assert shown.centres_hz.tolist() == run.network.front_end.centres_hz()
-    assert answer.correct == (answer.predicted == shown.speaker)
+    assert answer.correct == (answer.named.speaker == shown.speaker)
+    with torch.no_grad():
+        logits = run.network(torch.from_numpy(shown.mixture)[None])[0][0]
+    assert answer.named.speaker == run.speakers[int(logits.argmax())]
+    assert answer.named.probability == pytest.approx(float((logits / 2.0).softmax(dim=0).max()), abs=1e-5)
+    assert not answer.known
 
 
 def test_two_runs_of_a_variant_are_named_by_their_folders(toy_runs: dict[str, Path], tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage, imread
 from numpy.typing import NDArray
 
+from speakerlens.palette import grey, looks, rank
+from speakerlens.palette import saliency as saliency_pixels
 from speakerlens.training.evaluation.accuracy import score_all, summarise
-from speakerlens.training.evaluation.comparison.figures import looks, robustness_figure, saliency_figure
+from speakerlens.training.evaluation.comparison.figures import loudness, robustness_figure, saliency_figure
 from speakerlens.training.evaluation.comparison.results import Evaluation
 from speakerlens.training.evaluation.conditions import CLEAN, LABELS, Condition
-from speakerlens.training.evaluation.maps.example import Example, ExampleAnswer
+from speakerlens.training.evaluation.maps.example import Example, ExampleAnswer, Why
 
 VARIANTS = ("clean", "da", "act-da")
 KINDS = ("noise", "babble", "reverb")
@@ -48,9 +50,11 @@ def shown() -> Example:
     picture = rng.normal(80, 10, size=(3, mel, frames)).astype(np.float32)
     dominated = np.zeros((mel, frames), dtype=bool)
     dominated[:40, 30:60] = True
+    maps = [rng.random((mel, frames), dtype=np.float32) for _ in range(3)]
+    right = Why("ada", 0.97, maps[2], float("nan"), 0.8)
     answers = {
-        "clean": ExampleAnswer(rng.random((mel, frames), dtype=np.float32), "bob", 0.51, False, 1.2),
-        "act-da": ExampleAnswer(rng.random((mel, frames), dtype=np.float32), "ada", 0.97, True, float("nan")),
+        "clean": ExampleAnswer(Why("bob", 0.51, maps[0], 1.2, 0.9), Why("ada", 0.2, maps[1], 0.7, 0.9), False),
+        "act-da": ExampleAnswer(right, right, True),
     }
     times = 0.0125 + 0.01 * np.arange(frames, dtype=np.float64)
     sound = np.zeros(16000, np.float32)
@@ -92,13 +96,13 @@ def test_variants_keep_their_colours_and_none_is_used_twice() -> None:
 
 def test_robustness_has_a_panel_per_kind_and_a_mean(robustness: Figure) -> None:
     titles = [axis.get_title(loc="left") for axis in robustness.axes]
-    assert titles == [*(LABELS[kind] for kind in KINDS), "Mean of all kinds"]
-    assert "SNR" in robustness.axes[0].get_xlabel()
-    assert "irect-to-reverberant" in robustness.axes[2].get_xlabel()
+    assert titles == ["Mean of all kinds", *(LABELS[kind] for kind in KINDS)]
+    assert "SNR" in robustness.axes[1].get_xlabel()
+    assert "irect-to-reverberant" in robustness.axes[3].get_xlabel()
 
 
 def test_robustness_lines_are_the_scores(robustness: Figure, evaluation: Evaluation) -> None:
-    for axis, kind in zip(robustness.axes, KINDS, strict=False):
+    for axis, kind in zip(robustness.axes[1:], KINDS, strict=True):
         lines = {line.get_label(): line for line in axis.get_lines()}
         for variant, (colour, _) in looks(VARIANTS).items():
             line = lines[variant]
@@ -106,7 +110,7 @@ def test_robustness_lines_are_the_scores(robustness: Figure, evaluation: Evaluat
             assert _values(line.get_xdata()) == sorted(SNRS)
             expected = [evaluation.score(variant, kind, snr).top1 for snr in sorted(SNRS)]
             assert _values(line.get_ydata()) == expected
-    means = {line.get_label(): line for line in robustness.axes[3].get_lines()}
+    means = {line.get_label(): line for line in robustness.axes[0].get_lines()}
     worst = np.mean([evaluation.score("da", kind, -5.0).top1 for kind in KINDS])
     assert _values(means["da"].get_ydata())[0] == pytest.approx(worst)
 
@@ -135,22 +139,27 @@ def test_title_and_legend_are_not_cut(kinds: tuple[str, ...], evaluation: Evalua
         assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
 
 
-def test_saliency_shows_sounds_mask_and_a_map_for_each_variant(saliency: Figure, shown: Example) -> None:
+def test_maps_lie_over_the_mixture_for_each_target(saliency: Figure, shown: Example) -> None:
     panels = [axis for axis in saliency.axes if axis.get_title(loc="left")]
-    assert len(panels) == 3 + 2
+    assert len(panels) == 3 + 2 + 1  # of clean, the map of the true speaker as well: it names another
     np.testing.assert_array_equal(panels[0].get_images()[0].get_array(), shown.speech_db)
     np.testing.assert_array_equal(panels[1].get_images()[0].get_array(), shown.mixture_db)
     marked = _filled(panels[2].get_images()[1])
     np.testing.assert_array_equal(marked == 1, shown.dominated)
-    for panel, (variant, answer) in zip(panels[3:], shown.answers.items(), strict=True):
-        speech, interference = (_filled(image) for image in panel.get_images())
-        np.testing.assert_array_equal(speech, np.where(shown.dominated, np.nan, answer.map))
-        np.testing.assert_array_equal(interference, np.where(shown.dominated, answer.map, np.nan))
-        assert panel.get_title(loc="left").startswith(f"{variant}: ")
-    assert "wrong, bob for ada (51 %)" in panels[3].get_title(loc="left")
-    assert "index 1.20" in panels[3].get_title(loc="left")
-    assert "right, ada (97 %)" in panels[4].get_title(loc="left")
-    assert "index none" in panels[4].get_title(loc="left")
+    wrong, right = shown.answers["clean"], shown.answers["act-da"]
+    for panel, why in zip(panels[3:], (wrong.named, right.named, wrong.true), strict=True):
+        sound, over = (image.get_array() for image in panel.get_images())
+        np.testing.assert_array_equal(sound, grey(loudness(shown, shown.mixture_db)))
+        np.testing.assert_array_equal(over, saliency_pixels(why.map))
+    titles = [panel.get_title(loc="left") for panel in panels[3:]]
+    assert titles[0].startswith("clean: wrong, bob for ada (51 %, unknown)\nwhy bob? deletion index 1.20 ")
+    assert titles[1].startswith("act-da: right, ada (97 %)\nwhy ada? deletion index none ")
+    assert "why ada? deletion index 0.70 (speech alone 0.90)" in titles[2]
+
+
+def test_variants_are_shown_in_one_order() -> None:
+    names = ["da-2x", "other", "act-da", "clean", "another", "da"]
+    assert sorted(names, key=rank) == ["clean", "da", "act-da", "da-2x", "another", "other"]
 
 
 def test_axes_are_labelled_in_kilohertz_and_seconds(saliency: Figure, shown: Example) -> None:

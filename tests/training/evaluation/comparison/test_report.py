@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -12,9 +13,11 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from speakerlens.training.evaluation.comparison.evaluate import evaluate, find_corpus, load_runs
-from speakerlens.training.evaluation.comparison.report import caption, finding, write_report
+from speakerlens.training.evaluation.comparison.evaluate import evaluate
+from speakerlens.training.evaluation.comparison.inputs import find_corpus, load_runs
+from speakerlens.training.evaluation.comparison.report import write_report
 from speakerlens.training.evaluation.comparison.results import Evaluation
+from speakerlens.training.evaluation.comparison.sentences import caption, clear_winner, deletion_finding, finding
 from speakerlens.training.evaluation.conditions import Condition
 from speakerlens.training.evaluation.maps.example import Example
 
@@ -63,15 +66,16 @@ def parts(toy_runs: dict[str, Path]) -> tuple[Evaluation, Example]:
 def test_nothing_is_fetched_and_no_script_runs(html: str) -> None:
     page = Page(html)
     assert page.addresses
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert all(address.startswith(("data:image/png;base64,", "data:audio/flac;base64,")) for address in page.addresses)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     style = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
     assert style and not re.search(r"url\(|@import", "".join(style))
 
 
-def test_both_figures_are_embedded(html: str, evaluated: Path) -> None:
-    pictures = [base64.b64decode(address.partition(",")[2]) for address in Page(html).addresses]
-    assert pictures == [(evaluated / name).read_bytes() for name in ("robustness.png", "saliency.png")]
+def test_sounds_are_beside_the_maps(html: str, evaluated: Path) -> None:
+    sounds = [address for address in Page(html).addresses if address.startswith("data:audio")]
+    files = [base64.b64decode(address.partition(",")[2]) for address in sounds]
+    assert files == [(evaluated / name).read_bytes() for name in ("example-corrupted.flac", "example-clean.flac")]
 
 
 def test_light_and_dark(html: str) -> None:
@@ -98,20 +102,85 @@ def test_values_are_escaped(parts: tuple[Evaluation, Example], evaluated: Path, 
     evaluation, shown = parts
     evil = '<script>alert(1)</script> & "quotes"'
     evaluation = replace(evaluation, about={**evaluation.about, "command": evil}, left_out={"music": evil})
-    pictures = (evaluated / "robustness.png", evaluated / "saliency.png")
-    write_report(evaluation, replace(shown, utterance=evil), *pictures, tmp_path / "report.html")
+    sounds = (evaluated / "example-corrupted.flac", evaluated / "example-clean.flac")
+    write_report(evaluation, replace(shown, utterance=evil), *sounds, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags
     assert page.text.count(evil) == 3
 
 
-def test_finding_lists_all_means_best_first(parts: tuple[Evaluation, Example]) -> None:
+def test_finding_leads_with_the_best_and_its_interval(parts: tuple[Evaluation, Example]) -> None:
     evaluation, _ = parts
-    first, second = (replace(s, mean=mean) for s, mean in zip(evaluation.summaries, (0.25, 0.75), strict=True))
-    sentence = finding(replace(evaluation, summaries=(first, second)))
-    assert sentence.index(f"{second.variant} 75.0 %") < sentence.index(f"{first.variant} 25.0 %")
-    assert "Deletion index" in sentence
-    assert "Deletion index" not in finding(replace(evaluation, deletion=()))
+    first, second = (
+        replace(s, mean=mean, mean_interval=(mean - 0.05, mean + 0.05))
+        for s, mean in zip(evaluation.summaries, (0.25, 0.75), strict=True)
+    )
+    (difference,) = evaluation.differences
+    known = replace(difference, mean=0.5, interval=(0.4, 0.6))
+    sentence = finding(replace(evaluation, summaries=(first, second), differences=(known,)))
+    assert "act-da names the right speaker in 75.0 % of the utterances [70.0, 80.0]" in sentence
+    assert "50.0 points [40.0, 60.0] more than clean" in sentence
+    assert sentence.index("clean 25.0 %") < sentence.index("act-da 75.0 %")
+    unknown = replace(difference, mean=0.1, interval=(-0.1, 0.3))
+    assert "not told apart from clean (+10.0 points [−10.0, 30.0])" in finding(
+        replace(evaluation, summaries=(first, second), differences=(unknown,))
+    )
+
+
+def test_deletion_is_told_as_a_change_with_its_interval(parts: tuple[Evaluation, Example]) -> None:
+    evaluation, _ = parts
+    means = [row for row in evaluation.deletion_means if (row.map, row.target) == ("fused", "predicted")]
+    clean, act_da = (
+        replace(row, change=change, change_interval=(change - 0.02, change + 0.02))
+        for row, change in zip(means, (0.05, 0.01), strict=True)
+    )
+    sentence = deletion_finding(replace(evaluation, deletion_means=(clean, act_da)))
+    assert "clean +0.05 [0.03, 0.07] (higher) and act-da +0.01 [−0.01, 0.03] (not told apart from 0)" in sentence
+    assert deletion_finding(replace(evaluation, deletion_means=())) == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "intervals", "lowest", "winner"),
+    [
+        ([0.5, 0.9], [(0.4, 0.6), (0.8, 1.0)], False, 1),
+        ([0.5, 0.7], [(0.4, 0.6), (0.55, 0.8)], False, None),
+        ([0.5, 0.9], [(0.4, 0.6), (0.8, 1.0)], True, 0),
+        ([math.nan, 0.9], [(math.nan, math.nan), (0.8, 1.0)], False, None),
+        ([0.9], [(0.8, 1.0)], False, None),
+    ],
+)
+def test_no_winner_where_intervals_overlap(
+    values: list[float], intervals: list[tuple[float, float]], lowest: bool, winner: int | None
+) -> None:
+    assert clear_winner(values, intervals, lowest) == winner
+
+
+def test_bold_numbers_have_intervals_of_their_own(html: str) -> None:
+    """Read the table back: a bold share's interval ends above those of its row."""
+    body = html[html.index("Top-1 accuracy in percent.") :]
+    rows = re.findall(r"<tr>(.*?)</tr>", body[: body.index("</table>")], re.DOTALL)[1:]
+    assert len(rows) == 2 + 4
+    for row in rows:
+        cells = re.findall(r"<td[^>]*>(<b>)?([\d.]+)(?:</b>)?<br><span class=\"range\">([\d.]+)–([\d.]+)</span>", row)
+        assert len(cells) == 2, row
+        for place, (bold, _, low, _) in enumerate(cells):
+            if bold:
+                assert all(float(low) >= float(high) for at, (*_, high) in enumerate(cells) if at != place)
+
+
+def test_headers_have_a_scope(html: str) -> None:
+    headers = re.findall(r"<th\b[^>]*>", html)
+    assert headers
+    assert all('scope="' in header for header in headers)
+
+
+def test_charts_are_inline_with_values_and_boxes(html: str) -> None:
+    page = Page(html)
+    # Mean and four kinds, by speaker, two of confusions, calibration, and the maps.
+    assert page.tags.count("svg") >= 5 + 1 + 2 + 1 + 2
+    assert page.tags.count("tspan") > 100
+    assert 'id="show-v0"' in html and 'id="show-v1"' in html and 'id="show-saliency"' in html
+    assert html.index("Mean of all kinds") < html.index("<b>Noise</b>")
 
 
 def test_caption_says_how_the_utterance_was_chosen(parts: tuple[Evaluation, Example]) -> None:

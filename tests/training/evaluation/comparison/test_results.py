@@ -65,18 +65,18 @@ def test_differences_are_paired() -> None:
 
 
 def test_deletion_leaves_out_utterances_without_an_index() -> None:
-    row = average_deletion("a", Condition("noise", 0.0), "s1", np.array([0.2, np.nan, 0.4, 0.6]))
+    row = average_deletion("a", Condition("noise", 0.0), "s1", np.array([0.2, np.nan, 0.4, 0.6]), np.full(4, 0.5))
     assert row.index == pytest.approx(0.4)
     assert row.utterances == 3
     half = 1.96 * 0.2 / math.sqrt(3)
     assert row.interval == pytest.approx((0.4 - half, 0.4 + half), abs=1e-4)
-    nothing = average_deletion("a", Condition("noise", 0.0), "s1", np.array([np.nan]))
+    nothing = average_deletion("a", Condition("noise", 0.0), "s1", np.array([np.nan]), np.array([0.5]))
     assert math.isnan(nothing.index)
     assert nothing.utterances == 0
 
 
 def test_json_has_null_for_nan(tmp_path: Path) -> None:
-    row = average_deletion("a", Condition("noise", 0.0), "s1", np.array([np.nan]))
+    row = average_deletion("a", Condition("noise", 0.0), "s1", np.array([np.nan]), np.array([0.5]))
     write_json(Evaluation({}, ("a",), ("noise",), (0.0,), {}, (), (), (), {}, (row,)), tmp_path / "x.json")
     text = (tmp_path / "x.json").read_text(encoding="utf-8")
     assert "NaN" not in text
