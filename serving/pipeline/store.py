@@ -3,6 +3,9 @@
 Every change is one transaction, synced to the disk before the call is answered, so that the file stays intact if the
 process or the machine stops. An embedding is stored with the digest of the bundle that made it, as embeddings of two
 networks cannot be compared. Removed data is overwritten in the file.
+
+A file that was replaced under the running server, by a rename or by writing over it, is opened again before the next
+operation; one that is gone or is no store is reported as unavailable. Nothing is answered from the file before it.
 """
 
 import asyncio
@@ -10,10 +13,11 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,29 +96,44 @@ class SpeakerStore:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             path.touch(0o600)  # who is enrolled is private
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._connection.text_factory = _text
-            self._open()
+            self._connect()
+            if not self._tables():
+                self._make()
+            self._check()
+            self._connection.execute("BEGIN IMMEDIATE")  # fails if the file is not writable
+            self._connection.execute("ROLLBACK")
+            self._seen = self._state()
         except (sqlite3.Error, OSError) as error:
             raise StartupError(f"--speakers {path}: cannot be used: {error}") from error
         except ValueError as error:
             raise StartupError(f"--speakers {path}: {error}") from None
 
-    def _open(self) -> None:
-        """Check the file, or create its schema.
-
-        Raises:
-            ValueError: the file is something else; says what.
-        """
+    def _connect(self) -> None:
+        """Open the file that is at the path now."""
+        # No call but the first creates the file: an empty store in place of a lost one would go unnoticed.
+        address = f"file:{quote(str(self._path.absolute()))}?mode=rw"
+        self._connection = sqlite3.connect(
+            address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        self._connection.text_factory = _text
         # DELETE: a journal exists during a change only. EXTRA syncs the journal's folder as well.
         for setting in ("journal_mode = DELETE", "synchronous = EXTRA", "secure_delete = ON", "trusted_schema = OFF"):
             self._connection.execute(f"PRAGMA {setting}")
-        if not self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            self._make()
+
+    def _tables(self) -> int:
+        return int(self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+
+    def _check(self, whole: bool = True) -> None:
+        """Check that the open file is a store; `whole` also checks that it is not damaged.
+
+        Raises:
+            ValueError: it is something else; says what.
+        """
+        if not self._tables():
+            raise ValueError("empty")
         application, version = (
             self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
         )
@@ -122,11 +141,52 @@ class SpeakerStore:
             raise ValueError("a database of another program; name a file of its own for the speakers")
         if version != SCHEMA_VERSION:
             raise ValueError(f"has schema version {version}, this server reads and writes {SCHEMA_VERSION}")
-        state = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        state = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0] if whole else "ok"
         if state != "ok":
             raise ValueError(f"damaged: {state}")
-        self._connection.execute("BEGIN IMMEDIATE")  # fails if the file is not writable
-        self._connection.execute("ROLLBACK")
+
+    def _state(self) -> tuple[int, ...]:
+        """Return what changes when the file is replaced or written: device, inode, size, time of the last change."""
+        found = self._path.stat()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _current(self, done: str) -> sqlite3.Connection:
+        """Return a connection to the file that is at the path now.
+
+        Raises:
+            UnavailableError: it is gone, or is no store.
+        """
+        try:
+            state = self._state()
+            if state != self._seen:
+                self._reopen(state)
+        except FileNotFoundError:
+            raise UnavailableError(Reason.STORE, f"the speakers' file is gone from its place; {done}") from None
+        except (OSError, sqlite3.Error) as error:
+            raise UnavailableError(
+                Reason.STORE, f"the speakers' file cannot be read again ({error}); {done}"
+            ) from error
+        except ValueError as error:
+            raise UnavailableError(Reason.STORE, f"the speakers' file is another one: {error}; {done}") from None
+        return self._connection
+
+    def _reopen(self, state: tuple[int, ...]) -> None:
+        """Open the file again. Where only its content changed, SQLite's cache might hide that it was written over."""
+        before = self._connection
+        before.execute("SELECT 1")  # raises if the store was closed
+        replaced = state[:2] != self._seen[:2]
+        try:
+            self._connect()
+            self._check(whole=replaced)
+        except (ValueError, OSError, sqlite3.Error):
+            if self._connection is not before:
+                self._connection.close()
+            self._connection = before
+            raise
+        before.close()
+        self._seen = state
+        if replaced:
+            log.warning("--speakers %s: replaced while the server runs; its new content is used", self._path)
 
     def _make(self) -> None:
         try:
@@ -180,20 +240,22 @@ class SpeakerStore:
 
     def _read(self, where: str, *values: str | int) -> list[Enrolment]:
         query = f"SELECT * FROM enrolments {where} ORDER BY speaker, variant, version"  # noqa: S608 (ours)
+        connection = self._current("nothing was read")
         try:
-            rows = self._connection.execute(query, values).fetchall()
+            rows = connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise _refusal(error, "nothing was read") from error
         return [enrolment for row in rows if (enrolment := _enrolment(row)) is not None]
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
-        connection = self._connection
+        connection = self._current("nothing was changed")
         try:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
                 connection.execute("COMMIT")
+                self._note_change()
             except BaseException:
                 # SQLite rolls back by itself after the worst errors.
                 if connection.in_transaction:
@@ -201,6 +263,19 @@ class SpeakerStore:
                 raise
         except sqlite3.Error as error:
             raise _refusal(error, "nothing was changed") from error
+
+    def _note_change(self) -> None:
+        """Note the file's state after a change by this server.
+
+        Raises:
+            UnavailableError: the file was replaced during the change, which went into the one before.
+        """
+        with suppress(FileNotFoundError):
+            state = self._state()
+            if state[:2] == self._seen[:2]:
+                self._seen = state
+                return
+        raise UnavailableError(Reason.STORE, "the speakers' file was replaced during the change; repeat the call")
 
 
 class AsyncSpeakerStore:

@@ -1,6 +1,7 @@
 """The speaker store without a server: intact after any failure, and foreign files are refused."""
 
 import asyncio
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -199,6 +200,89 @@ def test_row_that_no_server_wrote_is_left_out(
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="No such file"):
         SpeakerStore(tmp_path / "none" / "speakers.db")
+
+
+def another_store(folder: Path, *speakers: str) -> Path:
+    folder.mkdir()
+    other = SpeakerStore(folder / "other.db")
+    for speaker in speakers:
+        other.put([enrolment(speaker, seed=5)])
+    other.close()
+    return folder / "other.db"
+
+
+@pytest.mark.parametrize("replace_with", [Path.replace, shutil.copyfile], ids=["renamed", "written over"])
+def test_replaced_file_is_opened_again(
+    path: Path, tmp_path: Path, replace_with: Callable[[Path, Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both files have seen equally many changes, so SQLite's own counter does not tell them apart."""
+    store = SpeakerStore(path)
+    store.put([enrolment("anna")])
+    assert facts(store.find("anna")) == facts([enrolment("anna")])
+    replace_with(another_store(tmp_path / "restored", "bob"), path)
+    assert facts(store.page("", 99)) == facts([enrolment("bob", seed=5)])
+    assert ("replaced while the server runs" in caplog.text) == (replace_with is Path.replace)
+    store.put([enrolment("carl")])
+    assert [each.speaker for each in SpeakerStore(path).page("", 99)] == ["bob", "carl"]
+
+
+def test_change_after_a_replacement_goes_into_the_new_file(path: Path, tmp_path: Path) -> None:
+    store = SpeakerStore(path)
+    another_store(tmp_path / "restored", "bob").replace(path)
+    assert store.remove("bob")
+    store.put([enrolment("carl")])
+    assert [each.speaker for each in SpeakerStore(path).page("", 99)] == ["carl"]
+
+
+def test_file_replaced_during_a_change_is_said(path: Path, tmp_path: Path) -> None:
+    store = SpeakerStore(path)
+    other = another_store(tmp_path / "restored", "bob")
+    with pytest.raises(UnavailableError, match="replaced during the change; repeat"), store._change():
+        other.replace(path)
+    store.put([enrolment("carl")])
+    assert [each.speaker for each in store.page("", 99)] == ["bob", "carl"]
+
+
+def test_missing_file_is_said_and_not_made_again(path: Path, tmp_path: Path) -> None:
+    store = SpeakerStore(path)
+    store.put([enrolment("anna")])
+    path.rename(tmp_path / "moved.db")
+    with pytest.raises(UnavailableError, match="gone from its place; nothing was read"):
+        store.find("anna")
+    with pytest.raises(UnavailableError, match="gone from its place; nothing was changed"):
+        store.put([enrolment("bob")])
+    assert not path.exists()
+    (tmp_path / "moved.db").rename(path)
+    assert facts(store.find("anna")) == facts([enrolment("anna")])
+
+
+def _foreign(path: Path) -> None:
+    path.unlink()
+    connection = sqlite3.connect(path)
+    connection.executescript("CREATE TABLE other (x); PRAGMA application_id = 7")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (_foreign, "a database of another program"),
+        (lambda path: path.write_bytes(b"no database" * 500), "file is not a database"),
+        (lambda path: path.write_bytes(b""), "empty"),
+    ],
+    ids=["another program's", "no database", "empty"],
+)
+def test_file_that_is_no_store_any_more_is_said(path: Path, spoil: Callable[[Path], object], sentence: str) -> None:
+    store = SpeakerStore(path)
+    store.put([enrolment("anna")])
+    backup = path.read_bytes()
+    spoil(path)
+    for call in (lambda: store.find("anna"), lambda: store.put([enrolment("bob")])):
+        with pytest.raises(UnavailableError, match=sentence):
+            call()
+    path.unlink()
+    path.write_bytes(backup)
+    assert facts(store.find("anna")) == facts([enrolment("anna")])
 
 
 def test_full_disk_changes_nothing(path: Path) -> None:
