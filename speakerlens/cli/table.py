@@ -7,6 +7,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from speakerlens import palette
 from speakerlens.cli.document import peak
 from speakerlens.results import (
     OPTIMISTIC,
@@ -34,7 +35,8 @@ def print_identification(name: str, result: Identification) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     if explained:
         table.add_column("saliency peak", no_wrap=True)
-    for answer in result.answers:
+    answers = sorted(result.answers, key=lambda answer: (palette.rank(answer.variant), answer.version))
+    for answer in answers:
         for rank, score in enumerate(answer.speakers):
             first = rank == 0
             cells = [answer.name if first else "", score.speaker, f"{score.probability:.1%}", f"{score.logit:.2f}"]
@@ -48,7 +50,7 @@ def print_identification(name: str, result: Identification) -> None:
         _print(Text("no speech was found; the answers are of all of the audio"))
     for failure in result.failures:
         _print(Text(f"{failure.name} failed ({failure.code}): {failure.message}"))
-    for answer in result.answers:
+    for answer in answers:
         _print_remarks(answer)
 
 
@@ -67,7 +69,8 @@ def _print_timeline(answer: Answer) -> None:
     for heading, justify in (("from", "right"), ("to", "right"), ("speaker", "left"), ("probability", "right")):
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for each in answer.timeline:
-        cells = [f"{each.start_s:.1f} s", f"{each.end_s:.1f} s", each.speaker, f"{each.probability:.0%}"]
+        speaker = each.speaker if each.known else f"{each.speaker} (unknown)"
+        cells = [f"{each.start_s:.1f} s", f"{each.end_s:.1f} s", speaker, f"{each.probability:.0%}"]
         table.add_row(*_texts(cells), style="" if each.known else "yellow")
     _print(table)
 
