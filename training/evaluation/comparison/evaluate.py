@@ -96,7 +96,7 @@ def evaluate(runs: Runs, corpus: Corpus, progress: Progress) -> tuple[Evaluation
     if not kinds:
         raise UserError(f"{corpus.root}: has no interference to test with; prepare it with noise, music or others")
     task = progress.add_task("accuracy", total=accuracy_steps(networks, corpus, conditions))
-    calibrated = _calibrate(networks, corpus, speakers)
+    calibrated = calibrate_all(networks, corpus, speakers)
     temperatures = {name: of.temperature for name, of in calibrated.items()}
     answers = answer_all(networks, corpus, speakers, conditions, temperatures, lambda: progress.advance(task))
     summaries, differences = summarise(names, conditions, answers.ranks)
@@ -125,7 +125,7 @@ def evaluate(runs: Runs, corpus: Corpus, progress: Progress) -> tuple[Evaluation
     return evaluation, first_example(networks, calibrated, corpus, speakers, kinds)
 
 
-def _calibrate(networks: Networks, corpus: Corpus, speakers: Sequence[str]) -> dict[str, Calibrated]:
+def calibrate_all(networks: Networks, corpus: Corpus, speakers: Sequence[str]) -> dict[str, Calibrated]:
     """Return each network's calibration, as the export writes it into the bundle; none without dev utterances."""
     found = dict.fromkeys(networks, Calibrated())
     if not corpus.utterances("dev"):
