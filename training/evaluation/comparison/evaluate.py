@@ -39,6 +39,7 @@ from speakerlens.training.evaluation.maps.deletion import DELETION_SNRS_DB, TARG
 from speakerlens.training.evaluation.maps.example import Calibrated, Example, first_example
 from speakerlens.training.evaluation.maps.probes import Probes, choose_probes
 from speakerlens.training.evaluation.metrics import expected_calibration_error, reliability
+from speakerlens.training.evaluation.scorer import fit_scorer
 from speakerlens.training.evaluation.workers import Networks, device_and_front_end, for_each
 from speakerlens.training.files import make_folder
 from speakerlens.training.provenance import machine, moment, tested, versions
@@ -132,8 +133,10 @@ def calibrate_all(networks: Networks, corpus: Corpus, speakers: Sequence[str]) -
         return found
 
     def work(name: str) -> None:
-        made = calibrate(networks[name], corpus, speakers)
-        found[name] = Calibrated(made.temperature, made.threshold, made.utterances)
+        scorer = fit_scorer(networks[name], corpus, speakers)
+        made = calibrate(networks[name], corpus, speakers, scorer=scorer)
+        used = None if made.score == "logit" else scorer
+        found[name] = Calibrated(made.temperature, made.threshold, made.utterances, used)
 
     device, _ = device_and_front_end(networks)
     for_each(networks, work, device, lambda: None)
@@ -183,7 +186,8 @@ def _by_speaker(names: Sequence[str], speakers: Sequence[str], answers: Answers)
 def _confidence(calibrated: Calibrated, answers: Answers, row: int) -> Confidence:
     correct = answers.predicted[row] == answers.labels
     bins = reliability(torch.from_numpy(answers.confidence[row].ravel()), torch.from_numpy(correct.ravel()))
-    return Confidence(calibrated, bins, expected_calibration_error(bins))
+    error = expected_calibration_error(bins)
+    return Confidence(calibrated.temperature, calibrated.threshold, calibrated.utterances, bins, error)
 
 
 def table(evaluation: Evaluation) -> Table:

@@ -14,7 +14,6 @@ from speakerlens.training.evaluation.accuracy import Difference, Score, Summary
 from speakerlens.training.evaluation.conditions import Condition
 from speakerlens.training.evaluation.intervals import Interval, normal_interval
 from speakerlens.training.evaluation.maps.deletion import Target
-from speakerlens.training.evaluation.maps.example import Calibrated
 from speakerlens.training.evaluation.metrics import ReliabilityBin
 
 MEAN = "mean"
@@ -81,11 +80,15 @@ class Confidence:
     """Calibration of one variant: set on dev utterances, measured on the test mixtures of all conditions.
 
     Attributes:
-        calibrated: temperature and threshold.
+        temperature: probabilities are softmax(logits / temperature).
+        threshold: on the score of the best speaker; below it the speaker is unknown.
+        utterances: of the dev split that both rest on; 0 where there are none, and both have no effect.
         bins: reliability diagram of the calibrated probabilities; error: expected calibration error, in [0, 1].
     """
 
-    calibrated: Calibrated
+    temperature: float
+    threshold: float
+    utterances: int
     bins: tuple[ReliabilityBin, ...]
     error: float
 

@@ -13,6 +13,7 @@ from speakerlens.training.data.audio import SAMPLE_RATE
 from speakerlens.training.data.manifest import Clip, Corpus
 from speakerlens.training.data.mixing import KINDS, Mixture
 from speakerlens.training.evaluation.conditions import Condition, MixtureBatch, mixtures
+from speakerlens.training.evaluation.scorer import Scorer
 from speakerlens.training.evaluation.workers import Networks, device_and_front_end
 from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT, LogMel
 from speakerlens.training.model.network import SpeakerNetwork
@@ -29,13 +30,15 @@ class Calibrated:
 
     Attributes:
         temperature: probabilities are softmax(logits / temperature).
-        threshold: on the best logit over the head's scale; below it the speaker is unknown.
+        threshold: on the score of the best speaker; below it the speaker is unknown.
         utterances: of the dev split that both rest on; 0 where there are none, and both have no effect.
+        scorer: makes the score, with the logit; None: the score is the logit over the head's scale.
     """
 
     temperature: float = 1.0
     threshold: float = -math.inf
     utterances: int = 0
+    scorer: Scorer | None = None
 
 
 @dataclass(frozen=True)
@@ -170,9 +173,11 @@ def _answer(
         )
 
     with torch.inference_mode():
-        logits, _ = network(batch.mixture.audio, batch.lengths)
-    best = logits.argmax(dim=1)
-    known = float(logits.max()) / network.head.scale >= calibrated.threshold
+        logits, embedding = (each.cpu() for each in network(batch.mixture.audio, batch.lengths)[:2])
+    best = logits.argmax(dim=1).to(batch.labels.device)
+    scorer = calibrated.scorer
+    scores = logits.double() / network.head.scale if scorer is None else logits.double() + scorer.scores(embedding)
+    known = float(scores[0, int(best[0])]) >= calibrated.threshold
     named = why(best)
     return ExampleAnswer(named, named if best == batch.labels else why(batch.labels), known)
 
