@@ -72,6 +72,7 @@ def test_scheduler_errors_in_a_row_set_failed() -> None:
     async def scenario(scheduler: Scheduler, queue: Batcher[int, int], faults: Faults) -> None:
         faults.left = 1000
         for _ in range(MAX_FAULTS):
+            assert not scheduler.failed.done()
             with pytest.raises(UnavailableError):
                 await queue.submit(1)
         assert isinstance(await scheduler.failed, ZeroDivisionError)

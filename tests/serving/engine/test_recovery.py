@@ -172,8 +172,9 @@ def test_jobs_are_refused_after_several_failed_attempts(monkeypatch: pytest.Monk
         assert recovery.broken
         with pytest.raises(UnavailableError, match="the engine of test is broken"):
             batcher.check_room()
-        with pytest.raises(UnavailableError):
-            await batcher.submit(3)
+        for due in (None, 1e9):  # of an admitted call: as well
+            with pytest.raises(UnavailableError, match="the engine of test is broken"):
+                await batcher.submit(3, due=due)
         assert work.depth == 0
         work.refusals = 0
         await until(lambda: not recovery.broken)
