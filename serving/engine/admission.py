@@ -78,6 +78,7 @@ class Admitted:
         long: whether its work takes so long that only its first window is interactive.
         priority: of its work.
         left: seconds of its work that are not done.
+        trial: whether it is admitted against the estimate, as nothing else is in work.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Admitted:
         self.long = cost > LONG_SECONDS
         self.priority = Priority.BULK if self.long else priority
         self.left = cost
+        self.trial = False
 
     def __lt__(self, other: "Admitted") -> bool:
         return (self.priority, self.due) < (other.priority, other.due)
@@ -103,7 +105,9 @@ class Admitted:
     @property
     def latest(self) -> float | None:
         """Return the time after which the next step would be done for nothing; None without a deadline."""
-        return None if self.deadline == math.inf else self.deadline - OPTIMISM * max(0.0, self.left - self._step)
+        if self.deadline == math.inf:
+            return None
+        return self.deadline - (0.0 if self.trial else OPTIMISM * max(0.0, self.left - self._step))
 
     def turn(self) -> AbstractAsyncContextManager[None]:
         """Return a block in which the call decodes, entered when it is its turn."""
@@ -168,7 +172,7 @@ class Admission:
 
         Raises:
             ResourceExhaustedError: too many calls are in work, or their work takes too long.
-            DeadlineError: the call's own work takes longer than its deadline allows.
+            DeadlineError: the deadline has passed, or is expected to pass before the answer.
         """
         self._check_in_flight()
         if live and self._live >= self._most_live:
@@ -246,6 +250,9 @@ class Admission:
         left = call.deadline - now()
         if left <= 0:
             raise DeadlineError(Reason.DEADLINE, "the deadline passed before the call was admitted")
+        if left <= call.left and not self._calls:
+            call.trial = True  # nothing else would correct the estimate
+            return
         if left <= call.left:
             raise DeadlineError(
                 Reason.DEADLINE,

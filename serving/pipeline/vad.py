@@ -8,9 +8,9 @@ docs/decisions/0054-speech-detector.md.
 
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 FRAME, CONTEXT = 512, 64
@@ -41,8 +41,10 @@ def holds_speech(samples: NDArray[np.float32]) -> bool:
 
 
 @cache
-def open_detector() -> ort.InferenceSession:
+def open_detector() -> Any:
     """Return the detector's session, which is opened by the first call and safe for threads."""
+    import onnxruntime as ort  # noqa: PLC0415  (the engine is the first to import it, and says what is missing)
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

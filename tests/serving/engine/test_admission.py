@@ -92,9 +92,25 @@ def test_call_is_refused_before_its_message_is_read() -> None:
 @pytest.mark.parametrize("left", [-1.0, 0.0, 0.5])
 def test_deadline_below_own_work_is_the_reason_itself(left: float) -> None:
     async def scenario(door: Door) -> None:
+        other = door.admit(0.1)
         with pytest.raises(DeadlineError, match=r"the deadline (passed|cannot be met)"):
             door.admit(0.51, left)
-        assert not door.admission.left
+        assert door.admission.left == other.left
+
+    at_the_door(scenario)
+
+
+def test_idle_server_tries_a_call_against_the_estimate() -> None:
+    """Nothing else would correct an estimate that one slow batch has raised."""
+
+    async def scenario(door: Door) -> None:
+        call = door.admit(0.51, 0.5)
+        assert call.latest == call.deadline
+        with pytest.raises(DeadlineError):
+            door.admit(0.51, 0.5)
+        door.release(call)
+        with pytest.raises(DeadlineError):
+            door.admit(0.51, 0.0)
 
     at_the_door(scenario)
 
