@@ -84,7 +84,7 @@ class Batcher(Generic[JobT, ResultT]):
         """
         self._check_engine()
         queue = self._queues[priority]
-        if len(queue) >= self._limits.max_waiting:
+        if queue.requests >= self._limits.max_waiting:
             raise ResourceExhaustedError(
                 Reason.QUEUE_FULL,
                 f"{self._limits.max_waiting} requests wait for {self._name} already; try again later",

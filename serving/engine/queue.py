@@ -71,7 +71,7 @@ class QueueLimits:
     A batch costs its rows times its dearest job, as all are padded to the longest; a single job may cost anything.
 
     Attributes:
-        max_waiting: jobs of one priority that wait.
+        max_waiting: requests of one priority that wait.
         max_batch: jobs of a batch.
         max_batch_cost: cost of a batch of several jobs.
         max_padding: padding of a batch of several jobs, as a share of its cost.
@@ -176,6 +176,11 @@ class PriorityQueue(Generic[JobT, ResultT]):
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    @property
+    def requests(self) -> int:
+        """Return how many requests wait: the jobs of an admitted call are one."""
+        return len({id(queued) if queued.due == math.inf else queued.due for queued in self._jobs})
 
     @property
     def expected_s(self) -> float:

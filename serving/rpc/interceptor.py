@@ -10,8 +10,8 @@ import contextvars
 import inspect
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from functools import partial
 from typing import Any
@@ -252,10 +252,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._metrics.page.observe(self._metrics.duration.labels(call.method, call.variant), seconds, call.id)
         if call.retry_after_s is not None:
             self._note_overload()
+        level = logging.INFO if call.retry_after_s is None else logging.DEBUG
+        if not log.isEnabledFor(level):
+            return
         text = f" {call.detail}" if call.detail else ""
         fields = {"method": call.method, "variant": call.variant, "code": call.status, "seconds": round(seconds, 4)}
         log.log(
-            logging.INFO if call.retry_after_s is None else logging.DEBUG,
+            level,
             "method=%s variant=%s code=%s seconds=%.4f%s",
             *(call.method, call.variant, call.status, seconds, text),
             extra={"fields": fields},
@@ -347,7 +350,7 @@ def _request_id(metadata: Any) -> str:
     for key, value in metadata or ():
         if key == ID_HEADER and isinstance(value, str) and CLIENT_ID.fullmatch(value):
             return value
-    return uuid.uuid4().hex[:16]
+    return secrets.token_hex(8)
 
 
 def _parse(deserializer: Callable[[bytes], Any], message: bytes) -> Any:
