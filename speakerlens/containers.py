@@ -84,7 +84,7 @@ def layout(data: memoryview) -> Layout:
     # Decoders of FLAC and MP3 know the tag, and MP3 may need its length.
     for beginning, container in SINGLE.items():
         if magic.startswith(beginning) and (container == "FLAC" or not start):
-            return Layout(container, 0, len(data), demuxer=_CHECKS[container](body) or "")
+            return _CHECKS[container](body) or Layout(container, 0, len(data))
     if is_adts(magic):
         return ffmpeg_layout("AAC", "aac", len(data))
     if is_mpeg(magic):
@@ -151,8 +151,8 @@ def _check_flac(data: memoryview) -> None:
         raise AudioFileError(f"two FLAC files in one: another begins at byte {second.start():,}")
 
 
-def _check_ogg(data: memoryview) -> str | None:
-    """Check an Ogg file; return FFmpeg's name of the container where libsndfile does not read the coding."""
+def _check_ogg(data: memoryview) -> Layout | None:
+    """Check an Ogg file; return its layout where libsndfile does not read the coding."""
     first = bytes(data[:512])
     if len(first) < 28 or not _FIRST_PAGE.match(first):
         raise AudioFileError("damaged OGG: it does not begin with the first page of a stream")
@@ -163,7 +163,7 @@ def _check_ogg(data: memoryview) -> str | None:
     payload = first[27 + first[26] :]
     for magic, name in _OGG_OTHERS:
         if payload.startswith(magic):
-            return ffmpeg_layout(f"OGG with {name}", "ogg", len(data)).demuxer
+            return ffmpeg_layout(f"OGG with {name}", "ogg", len(data))
     return None
 
 
@@ -207,7 +207,7 @@ def _check_end(data: memoryview, end: int, name: str) -> None:
         raise AudioFileError(f"two files in one: after the {name}, another begins at byte {end:,}")
 
 
-_CHECKS: dict[str, Callable[[memoryview], str | None]] = {
+_CHECKS: dict[str, Callable[[memoryview], Layout | None]] = {
     "FLAC": _check_flac,
     "OGG": _check_ogg,
     "AU": _check_au,

@@ -339,6 +339,6 @@ class DecodedReader(AudioReader):
         reason = reason.strip().rstrip(".")
         if self._opened:
             return AudioFileError(f"damaged {self.container} after {self._decoded / self.rate:.2f} s: {reason}")
-        library = "FFmpeg" if self._found.demuxer else "libsndfile"
+        library = "audio that FFmpeg" if self._found.demuxer else "that libsndfile"
         said = f": {reason}" if reason.lower() not in _VAGUE else ""
-        return AudioFileError(f"{self.container} that {library} does not read{said}; {CONVERT}")
+        return AudioFileError(f"{self.container} {library} does not read{said}; {CONVERT}")

@@ -86,6 +86,44 @@ def test_decompression_bomb_is_refused_without_unpacking() -> None:
         assert peak < 4e6, "600 s would be 38 MB"
 
 
+def test_length_times_rate_times_channels_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the header, which may lie: 350 s of 8 channels at 192 kHz; or while decoding, where the header is silent."""
+    data = bytearray(file(np.zeros((20_000, 8), np.int16), 192_000, "FLAC").data)
+    form = int.from_bytes(data[18:26], "big") & ~(2**36 - 1)
+    data[18:26] = (form | 350 * 192_000).to_bytes(8, "big")
+    words = r"350\.0 s of 8 channel\(s\) at 192000 Hz; at most 349 s of this form are accepted \(536,870,912 samples"
+    with pytest.raises(InvalidArgumentError, match=words) as caught:
+        decode(EncodedAudio(bytes(data)), DurationLimit(600))
+    assert caught.value.reason is Reason.TOO_LONG
+    data[18:26] = form.to_bytes(8, "big")
+    monkeypatch.setattr("speakerlens.serving.pipeline.decode.MAX_DECODED_SAMPLES", 100_000)
+    with pytest.raises(InvalidArgumentError, match="at 192000 Hz; at most 0 s of this form"):
+        decode(EncodedAudio(bytes(data)), DurationLimit(600))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("MP3", "MP3"), ("OGG", "OGG"), ("AIFF", "AIFF"), ("AU", "AU"), ("CAF", "CAF")]
+)
+def test_other_files_sent_as_raw_samples_are_refused(kind: str, name: str) -> None:
+    for rate in (16_000, 44_100):
+        data = file(voice(1.0, rate), rate, kind).data
+        with pytest.raises(InvalidArgumentError, match=f"a whole {name} file, where samples"):
+            decode(RawAudio(data[: len(data) // 4 * 4], "int16", 16_000, 1), MINUTE)
+
+
+def test_pages_and_archives_sent_as_raw_samples_are_refused() -> None:
+    for start, words in (
+        (b"<!DOCTYPE html>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"\0\0\0\x18ftypM4A \0\0\0\0", "a whole M4A file"),
+        (b"\x1a\x45\xdf\xa3", "a whole WebM or Matroska file"),
+    ):
+        data = start + voice(1.0).tobytes()
+        with pytest.raises(InvalidArgumentError, match=words):
+            decode(RawAudio(data[: len(data) // 4 * 4], "int16", 16_000, 1), MINUTE)
+
+
 def test_container_is_checked_before_it_is_decoded() -> None:
     """The first makes libsndfile loop without end."""
     wave = file(voice(1.0), 16_000).data
