@@ -126,6 +126,8 @@ class DecoderPool:
         self._control: socket.socket | None = None
         self._free: list[Worker] = []
         self._returned: deque[Worker] = deque()
+        # Held here, or the garbage collector could close a worker's channel before the file returns it.
+        self._busy: set[Worker] = set()
         self._observers: list[Callable[[str], None]] = []
 
     def subscribe(self, observer: Callable[[str], None]) -> None:
@@ -162,9 +164,12 @@ class DecoderPool:
                 if self._free[index].av >= av:
                     worker = self._free.pop(index)
                     if worker.alive:
-                        return worker
+                        break
                     self._end(worker)
-            return self._fork(av)
+            else:
+                worker = self._fork(av)
+            self._busy.add(worker)
+            return worker
 
     def release(self, worker: Worker) -> None:
         """Take back a worker that has answered its last request; never waits."""
@@ -180,6 +185,7 @@ class DecoderPool:
         """Keep what was returned, or end it."""
         while self._returned:
             worker = self._returned.popleft()
+            self._busy.discard(worker)
             if len(self._free) < self.idle and not worker.tired:
                 self._free.append(worker)
             else:
@@ -188,6 +194,7 @@ class DecoderPool:
     def stop(self, worker: Worker, reason: str | None = None) -> str:
         """End a worker; return the reason and count it: as given, or by the signal that has ended it."""
         with self._lock:
+            self._busy.discard(worker)
             status = self._end(worker)
         if reason is None:
             number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0

@@ -1,5 +1,6 @@
 """Reading audio files: the same samples as libsndfile gives, and decoders that are ended when they do harm."""
 
+import gc
 import io
 import os
 import re
@@ -253,6 +254,19 @@ def test_child_of_a_fork_has_workers_of_its_own() -> None:
         rest = file.read()
     with open_audio(FLAC) as file:
         np.testing.assert_array_equal(np.concatenate([half, rest]), file.read())
+
+
+def test_file_that_nothing_refers_to_returns_its_worker() -> None:
+    pids = set()
+    for _ in range(3):
+        file = open_audio(FLAC)
+        assert isinstance(file, DecodedReader)
+        assert file._worker is not None
+        pids.add(file._worker.pid)
+        file.cycle = file  # type: ignore[attr-defined]
+        del file
+        gc.collect()
+    assert len(pids) == 1
 
 
 def test_many_files_open_at_once_and_few_workers_stay() -> None:

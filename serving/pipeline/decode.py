@@ -302,10 +302,14 @@ def _open(data: bytes, limit: DurationLimit, field: str, deadline: float | None)
         raise _refused(error, field) from error
     except OSError as error:
         raise ResourceExhaustedError(Reason.MEMORY, f"{field}: no process is left to decode it; {error}") from error
-    check_form(field, field, file.rate, file.channels)
-    if file.frames is not None:
-        _check_length(field, file.frames, file.rate, limit)
-        _check_size(field, file.frames, file)
+    try:
+        check_form(field, field, file.rate, file.channels)
+        if file.frames is not None:
+            _check_length(field, file.frames, file.rate, limit)
+            _check_size(field, file.frames, file)
+    except InvalidArgumentError:
+        file.close()
+        raise
     return file
 
 
