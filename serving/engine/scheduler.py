@@ -136,14 +136,13 @@ class Scheduler:
         """Whether nothing runs or waits."""
         return self._running is None and not any(each.queue for each in self._scheduled)
 
-    @property
     def running_s(self) -> float:
         """Return the expected seconds until the running batch ends."""
         return 0.0 if self._running is None else max(0.0, self._expected_end - now())
 
     def delay(self, queue: PriorityQueue[Any, Any]) -> float:
         """Return the expected seconds until the running batch and all jobs of a queue are computed."""
-        return self.running_s + queue.expected_s
+        return self.running_s() + queue.expected_s
 
     async def compute(self, work: Work[JobT, ResultT], jobs: Sequence[JobT], inputs: Any | None) -> list[ResultT]:
         """Return the results of jobs, computed in the device's thread; prepare them there if `inputs` is None.
