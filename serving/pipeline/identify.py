@@ -34,6 +34,7 @@ from speakerlens.serving.pipeline.explain import Resolution
 from speakerlens.serving.pipeline.observer import MonitoredAnswer, MonitoringScope, Observer
 from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, Query, QueryOptions
 from speakerlens.serving.pipeline.session import RequestSession
+from speakerlens.serving.pipeline.vad import open_detector
 from speakerlens.serving.pipeline.windows import Window, Windowing, WindowReader, windowing
 
 T = TypeVar("T")
@@ -79,6 +80,8 @@ class Pipeline:
         self._config = config
         self._metrics = metrics
         self._codec = codec
+        # Before the first request needs it.
+        codec.submit(open_detector)
         self.observer = observer
         self._admission = admission
         self._costs = Costs()
