@@ -22,6 +22,7 @@ from speakerlens.signatures import (
     header_name,
     is_adts,
     is_mpeg,
+    mpeg_start,
     other_audio,
     unreadable,
 )
@@ -93,6 +94,8 @@ def layout(data: memoryview) -> Layout:
         raise AudioFileError(f"damaged MP3: after its ID3 tag, no audio at byte {start:,}")
     if (other := other_audio(magic)) and other[1]:
         return ffmpeg_layout(*other, len(data))
+    if middle := mpeg_start(bytes(data[: 4 * HEADER_BYTES])):
+        return Layout("MP3", middle, len(data))
     raise unreadable(data)
 
 

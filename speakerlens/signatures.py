@@ -187,6 +187,21 @@ def is_mpeg(start: bytes | memoryview) -> bool:
     return version != 1 and layer != 0 and start[2] >> 4 != 15 and start[2] >> 2 & 3 != 3
 
 
+def mpeg_start(data: bytes) -> int | None:
+    """Return where three MPEG audio frames in a row begin: a stream that was recorded from its middle; None if nowhere.
+
+    Args:
+        data: the first bytes.
+    """
+    for at in range(min(len(data), HEADER_BYTES)):
+        if data[at] == 0xFF and (size := mpeg_frame_bytes(data[at : at + 4])):
+            after = at + size
+            following = mpeg_frame_bytes(data[after : after + 4])
+            if following and mpeg_frame_bytes(data[after + following : after + following + 4]):
+                return at
+    return None
+
+
 def is_adts(start: bytes | memoryview) -> bool:
     """Return whether bytes begin with the sync word of AAC in ADTS."""
     return len(start) > 1 and start[0] == 0xFF and start[1] & 0xF6 == 0xF0

@@ -180,6 +180,17 @@ def test_id3_tag_before_a_wav_is_passed_over() -> None:
     assert refusal(tag + bytes(50)) == "damaged MP3: after its ID3 tag, no audio at byte 138"
 
 
+def test_mp3_that_begins_within_a_frame_is_read() -> None:
+    """As a recorder of a stream writes it; noise that holds a single frame is none."""
+    data = whole()[FORMS.index(("MP3", "MPEG_LAYER_III", 44_100, 1))]
+    with open_audio(data) as file:
+        length = len(file.read())
+    with open_audio(data[600:]) as file:
+        assert (file.container, file.rate) == ("MP3", 44_100)
+        assert abs(len(file.read()) - length) < 4 * 1152
+    assert "not audio in a container" in refusal(bytes([1, 2, 3]) * 200 + data[:500] + bytes([4, 5]) * 800)
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

@@ -17,6 +17,7 @@ from tests.serving.fuzz.chunks import chunked
 from tests.serving.fuzz.files import MAGIC, lying, whole
 from tests.serving.fuzz.mutation import Seeds, damaged
 from tests.serving.fuzz.running import assert_flat, fuzz, note
+from tests.serving.fuzz.units import rearranged
 
 SECONDS = 20
 
@@ -84,6 +85,12 @@ def test_damaged_files(worker: Worker, data: bytes) -> None:
 def test_chunks_of_any_size_order_and_nesting(worker: Worker, data: bytes) -> None:
     """Sizes that run past the file or the parent, or wrap around to the same place, make libsndfile loop."""
     assert worker.decode("decode, chunks", data) in ALLOWED
+
+
+@fuzz
+@given(data=rearranged())
+def test_blocks_pages_and_boxes_out_of_order(worker: Worker, data: bytes) -> None:
+    assert worker.decode("decode, blocks, pages and boxes", data) in ALLOWED
 
 
 @fuzz
