@@ -8,15 +8,11 @@ from rich.console import Console
 from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, Kind
 from speakerlens.training.data.prepare.demo import DemoSettings, prepare_demo
 from speakerlens.training.data.prepare.demo_voices import SPEAKERS
-from speakerlens.training.data.prepare.folder import (
-    ALL,
-    FEWEST_SPEAKERS,
-    OUTSIDERS_SHARE,
-    FolderSettings,
-    prepare_folder,
-)
+from speakerlens.training.data.prepare.folder import prepare_folder
+from speakerlens.training.data.prepare.folder_settings import ALL, FolderSettings
 from speakerlens.training.data.prepare.pieces import Shares
 from speakerlens.training.data.prepare.rooms import RT60_RANGE, prepare_rooms
+from speakerlens.training.data.prepare.speakers import FEWEST_SPEAKERS, OUTSIDERS_SHARE
 from speakerlens.training.data.prepare.voxceleb1 import Voxceleb1Settings, prepare_voxceleb1
 
 

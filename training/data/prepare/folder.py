@@ -1,72 +1,20 @@
 """A corpus of one's own recordings: a folder per speaker, and folders of interference."""
 
-import itertools
-import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
-from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, SPLITS, Kind, Split, write_corpus
+from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, Kind, Split, write_corpus
 from speakerlens.training.data.prepare.collection import Collection, collection_pieces, musan, recordings, rirs
-from speakerlens.training.data.prepare.grouping import by_session, compiled, joined, same_content
-from speakerlens.training.data.prepare.inspection import Source, is_left_over, list_files, passed_over, read_whole
-from speakerlens.training.data.prepare.pieces import (
-    REMEDY,
-    TOO_QUIET,
-    Piece,
-    Shares,
-    convert,
-    split_randomly,
-    too_short,
-)
-from speakerlens.training.data.prepare.survey import BAD_FILES, Finding, Survey, describe, every, is_utf8, some
+from speakerlens.training.data.prepare.folder_settings import FolderSettings, check_settings
+from speakerlens.training.data.prepare.grouping import compiled, joined, same_content
+from speakerlens.training.data.prepare.inspection import Source, passed_over, read_whole
+from speakerlens.training.data.prepare.pieces import REMEDY, TOO_QUIET, Piece, convert, split_randomly, too_short
+from speakerlens.training.data.prepare.speakers import Speaker, list_speakers
+from speakerlens.training.data.prepare.survey import BAD_FILES, Finding, Survey, describe, every, some
 from speakerlens.training.errors import UserError
-from speakerlens.training.evaluation.predictions import FEWEST_OUT_OF_SET
 from speakerlens.training.files import building
-
-ALL = sys.maxsize
-"""As many bad files as there are."""
-
-
-FEWEST_SPEAKERS = 12
-"""With fewer speakers none is held out by default."""
-OUTSIDERS_SHARE, MOST_OUTSIDERS = 0.3, 60
-
-
-@dataclass(frozen=True)
-class FolderSettings:
-    """What a corpus is made of.
-
-    Attributes:
-        speech: contains a folder per speaker, with audio files at any depth.
-        interference: folders by kind, with audio files at any depth.
-        musan, rirs: unpacked MUSAN and RIRS_NOISES.
-        min_seconds: consecutive clips of a speaker are joined into utterances of at least this length.
-        shares: shares of each speaker's files and of each kind of interference for dev and test, and the seed.
-        outsiders: how many speakers, drawn by the seed, become interfering talkers and out-of-set speakers, each in
-            one split only; 0 or at least 3. None for `default_outsiders`.
-        channel: of every file of speech, from 0; None for the mean of all.
-        group_by: regular expression that finds the session in a file's path below the speaker's folder; sessions stay
-            in one split. None for one session per sub-folder.
-        group_interference_by: the same for the recording of a file of interference. None for the usual names of cuts.
-        allow_bad: how many files, at most, are left out as they cannot be used.
-    """
-
-    speech: Path
-    interference: dict[Kind, Path] = field(default_factory=dict)
-    musan: Path | None = None
-    rirs: Path | None = None
-    min_seconds: float = 0.0
-    shares: Shares = field(default_factory=Shares)
-    outsiders: int | None = None
-    channel: int | None = None
-    group_by: str | None = None
-    group_interference_by: str | None = None
-    allow_bad: int = 0
 
 
 def prepare_folder(out: Path, settings: FolderSettings, console: Console) -> None:
@@ -78,10 +26,10 @@ def prepare_folder(out: Path, settings: FolderSettings, console: Console) -> Non
         UserError: a setting is wrong, a folder or file is missing, or more files than allowed are damaged or too short;
             the message names them all.
     """
-    _check_settings(settings)
+    check_settings(settings)
     survey = Survey()
     with building(out) as folder:
-        speakers = _speakers(settings, survey)
+        speakers = list_speakers(settings, survey)
         collections = _collections(settings)
         speech, *others = _read(speakers, collections, settings, survey, console)
         pieces = _speech_pieces(speakers, speech, settings, survey)
@@ -95,72 +43,8 @@ def prepare_folder(out: Path, settings: FolderSettings, console: Console) -> Non
     console.print(f"{out}: {describe(corpus)}", soft_wrap=True, markup=False)
 
 
-def _check_settings(settings: FolderSettings) -> None:
-    dev, test = settings.shares.dev, settings.shares.test
-    if not (dev > 0 and test > 0 and dev + test < 1):
-        raise UserError(f"--dev and --test must be above 0 and together below 1, not {dev:g} and {test:g}")
-    if settings.min_seconds < 0:
-        raise UserError(f"--min-seconds must be at least 0, not {settings.min_seconds:g}")
-    if settings.shares.seed < 0:
-        raise UserError(f"--seed must be at least 0, not {settings.shares.seed}")
-    if settings.outsiders not in (None, 0) and settings.outsiders < len(SPLITS):
-        raise UserError(
-            f"--outsiders must be 0, or at least 3, one each for train, dev and test, not {settings.outsiders}"
-        )
-    for folder in (settings.speech, *settings.interference.values(), settings.musan, settings.rirs):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"{folder}: is not a folder")
-
-
-@dataclass(frozen=True)
-class _Speaker:
-    """A speaker's folder, and the files in it by session."""
-
-    folder: Path
-    sessions: Mapping[str, Sequence[Path]]
-    outside: Split | None
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def paths(self) -> list[Path]:
-        return [path for paths in self.sessions.values() for path in paths]
-
-
-def _speakers(settings: FolderSettings, survey: Survey) -> list[_Speaker]:
-    """List the speakers and their files; raise UserError if some have too few."""
-    pattern = compiled(settings.group_by, "--group-by")
-    folders = _speaker_folders(settings)
-    outsiders = _draw_outsiders([folder.name for folder in folders], settings)
-    speakers = []
-    others: Counter[str] = Counter()
-    for folder in folders:
-        listing = list_files(folder)
-        others += listing.others
-        speakers.append(_Speaker(folder, by_session(folder, listing.audio, pattern), outsiders.get(folder.name)))
-    if settings.outsiders is None:
-        survey.note(_held_out(outsiders))
-    if others:
-        survey.note(f"{settings.speech}: passed over, by suffix: {passed_over(others)}")
-    if few := [
-        f"{speaker.name} ({len(speaker.paths)})" for speaker in speakers if len(speaker.paths) < _needed(speaker)
-    ]:
-        hint = f" (passed over: {passed_over(others)})" if others else ""
-        raise UserError(
-            f"{settings.speech}: every speaker needs at least 3 audio files, one each for train, dev and test, and "
-            f"every outsider one; fewer: {some(few)}{hint}"
-        )
-    return speakers
-
-
-def _needed(speaker: _Speaker) -> int:
-    return 1 if speaker.outside else len(SPLITS)
-
-
 def _read(
-    speakers: Sequence[_Speaker],
+    speakers: Sequence[Speaker],
     collections: Sequence[Collection],
     settings: FolderSettings,
     survey: Survey,
@@ -205,7 +89,7 @@ def _check_bad(problem: str, remedy: str, settings: FolderSettings, survey: Surv
 
 
 def _speech_pieces(
-    speakers: Sequence[_Speaker], sources: dict[Path, Source], settings: FolderSettings, survey: Survey
+    speakers: Sequence[Speaker], sources: dict[Path, Source], settings: FolderSettings, survey: Survey
 ) -> list[Piece]:
     """Assign each speaker's sessions to splits, then join the files of a split into utterances of `min_seconds`."""
     if not settings.min_seconds:
@@ -213,8 +97,8 @@ def _speech_pieces(
         sources = {source.path: source for (source,) in _usable(alone, settings, survey)}
     sources = _under_one_name(speakers, sources, settings, survey)
     pieces: list[Piece] = []
-    short: list[str] = []
-    few: list[str] = []
+    short: dict[str, str] = {}
+    few: dict[str, str] = {}
     for speaker in speakers:
         usable = {
             name: [sources[path] for path in paths if path in sources] for name, paths in speaker.sessions.items()
@@ -225,24 +109,25 @@ def _speech_pieces(
         if len(sessions) == 2 and not speaker.outside:
             survey.add(Finding.TWO_SESSIONS, [speaker.name])
         if len(sessions) < (1 if speaker.outside else 2):
-            few.append(f"{speaker.name} ({len(sessions)}: {some(sessions)})")
+            few[speaker.name] = f"{speaker.name} ({len(sessions)}: {some(sessions)})"
             continue
         for split, part in _split(list(sessions.values()), speaker, settings).items():
             utterances = _join(part, settings.min_seconds)
             if settings.min_seconds:
                 utterances = _usable(utterances, settings, survey)
             if not utterances:
-                short.append(f"{speaker.name} ({sum(source.seconds for source in part):.1f} s for {split})")
+                length = sum(source.seconds for source in part)
+                short.setdefault(speaker.name, f"{speaker.name} ({length:.1f} s for {split})")
             kind: Kind = "speech" if speaker.outside else "utterance"
             place = Path("outsiders" if speaker.outside else "speech") / speaker.name
             pieces += [
                 Piece(utterance, place / f"{split}-{index:04d}.flac", kind, split, speaker.name)
                 for index, utterance in enumerate(utterances)
             ]
-    _check_speakers(few, short, settings)
-    lacking = {text.split(" (")[0] for text in (*few, *short)}
-    survey.add(Finding.FEW, sorted({*few, *short}))
-    if len({piece.speaker for piece in pieces if piece.kind == "utterance"} - lacking) < 2:
+    _check_speakers(list(few.values()), list(short.values()), settings)
+    lacking = few | short
+    survey.add(Finding.FEW, lacking.values())
+    if len({piece.speaker for piece in pieces if piece.kind == "utterance"} - lacking.keys()) < 2:
         raise UserError(f"{settings.speech}: after leaving out bad files, fewer than 2 speakers have enough")
     return [piece for piece in pieces if piece.speaker not in lacking]
 
@@ -266,7 +151,7 @@ def _check_speakers(few: Sequence[str], short: Sequence[str], settings: FolderSe
 
 
 def _under_one_name(
-    speakers: Sequence[_Speaker], sources: Mapping[Path, Source], settings: FolderSettings, survey: Survey
+    speakers: Sequence[Speaker], sources: Mapping[Path, Source], settings: FolderSettings, survey: Survey
 ) -> dict[Path, Source]:
     """Return the sources without those that two speakers have; raise UserError if they may not be left out."""
     owners = {path: speaker.name for speaker in speakers for path in speaker.paths}
@@ -287,49 +172,6 @@ def _under_one_name(
 
 def _listed(group: Sequence[Source]) -> str:
     return " = ".join(str(source.path) for source in group)
-
-
-def _speaker_folders(settings: FolderSettings) -> list[Path]:
-    folders = sorted(path for path in settings.speech.iterdir() if path.is_dir() and not is_left_over(path.name))
-    if len(folders) - (settings.outsiders or 0) < 2:
-        beside = f" beside the {settings.outsiders} outsiders" if settings.outsiders else ""
-        raise UserError(
-            f"{settings.speech}: must hold a folder for each of at least 2 speakers{beside}, "
-            f"not {len(folders)} folder(s)"
-        )
-    if unfit := [repr(folder.name) for folder in folders if not is_utf8(folder.name)]:
-        raise UserError(f"{settings.speech}: speaker folder {some(unfit)}: the name is not UTF-8; rename it")
-    return folders
-
-
-def _draw_outsiders(names: Sequence[str], settings: FolderSettings) -> dict[str, Split]:
-    """Draw the outsiders and assign them to splits.
-
-    Dev and test come first, until calibration has what it needs there; the rest go to train, dev and test in turn.
-    """
-    rng = np.random.default_rng([settings.shares.seed, *b"outsiders"])
-    count = default_outsiders(len(names)) if settings.outsiders is None else settings.outsiders
-    drawn = rng.permutation(len(names))[:count]
-    calibrating: list[Split] = ["dev", "test"] * FEWEST_OUT_OF_SET if count >= 2 * FEWEST_OUT_OF_SET else []
-    order = [*calibrating, *itertools.islice(itertools.cycle(SPLITS), max(0, count - len(calibrating)))]
-    return {names[index]: split for index, split in zip(drawn, order, strict=True)}
-
-
-def _held_out(outsiders: Mapping[str, Split]) -> str:
-    if not outsiders:
-        return (
-            f"no speaker is held out, as there are fewer than {FEWEST_SPEAKERS}: the threshold for unknown speakers "
-            "will be optimistic; --outsiders N holds N of them out"
-        )
-    names = some(sorted(outsiders))
-    return f"{len(outsiders)} speakers are held out for the threshold (--outsiders 0 holds out none): {names}"
-
-
-def default_outsiders(speakers: int) -> int:
-    """Return how many of so many speakers are held out: about 30 %, or none where that leaves calibration too few."""
-    if speakers < FEWEST_SPEAKERS:
-        return 0
-    return min(MOST_OUTSIDERS, max(2 * FEWEST_OUT_OF_SET, round(OUTSIDERS_SHARE * speakers)))
 
 
 def _usable(
@@ -357,7 +199,7 @@ def _usable(
 
 
 def _split(
-    sessions: Sequence[Sequence[Source]], speaker: _Speaker, settings: FolderSettings
+    sessions: Sequence[Sequence[Source]], speaker: Speaker, settings: FolderSettings
 ) -> dict[Split, list[Source]]:
     """Assign a speaker's sessions to splits; of two sessions one is test, and dev is a part of the other.
 
