@@ -148,6 +148,7 @@ def test_no_admitted_call_is_made_late() -> None:
     """The third call would come before the first two, of which the second has no time left for it."""
 
     async def scenario(door: Door) -> None:
+        await asyncio.sleep(3.0)
         door.admit(0.2, 30.0)
         door.admit(0.7, 1.5)
         with pytest.raises(ResourceExhaustedError):
@@ -155,6 +156,48 @@ def test_no_admitted_call_is_made_late() -> None:
         door.admit(0.3, 1.4)
 
     at_the_door(scenario)
+
+
+def test_waiting_bulk_work_delays_interactive_calls_by_its_share() -> None:
+    async def scenario(door: Door) -> None:
+        for _ in range(4):
+            door.admit(0.1, 0.8)
+        door.admit(1.0, None, Priority.BULK)
+        expected = CAUTION * 1.25 * 0.4 + 0.1
+        with pytest.raises(ResourceExhaustedError):
+            door.admit(0.1, expected - 0.01)
+        door.admit(0.1, expected + 0.01)
+
+    at_the_door(scenario)
+
+
+def test_bulk_call_waits_for_interactive_work_that_is_due_later() -> None:
+    async def scenario(door: Door) -> None:
+        door.admit(0.4, 20.0)
+        with pytest.raises(ResourceExhaustedError):
+            door.admit(0.1, CAUTION * 0.4 + 0.09, Priority.BULK)
+        door.admit(0.1, CAUTION * 0.4 + 0.11, Priority.BULK)
+
+    at_the_door(scenario)
+
+
+def test_door_counts_only_work_that_is_due_before_a_patient_call() -> None:
+    async def scenario(door: Door) -> None:
+        for _ in range(8):
+            door.admit(0.5)
+        door.check(8.0)
+
+    at_the_door(scenario)
+
+
+def test_two_places_hold_one_stream() -> None:
+    async def scenario(door: Door) -> None:
+        door.admit(0.0, live=True)
+        with pytest.raises(ResourceExhaustedError, match="1 live streams"):
+            door.admit(0.0, live=True)
+        door.admit(0.1)
+
+    at_the_door(scenario, most=2)
 
 
 def test_calls_are_due_by_deadline_and_length_within_bounds() -> None:
