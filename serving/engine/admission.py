@@ -250,20 +250,20 @@ class Admission:
         left = call.deadline - now()
         if left <= 0:
             raise DeadlineError(Reason.DEADLINE, "the deadline passed before the call was admitted")
-        if left <= call.left and not self._calls:
-            call.trial = True  # nothing else would correct the estimate
+        speed = self._speed.value
+        own = call.left / min(1.0, speed)
+        if left <= own and not self._calls:
+            call.trial = True  # nothing else would correct the estimate or the speed
             return
         if left <= call.left:
             raise DeadlineError(
                 Reason.DEADLINE,
                 f"the deadline cannot be met: the answer takes about {call.left:.3g} s, and {left:.3g} s are left",
             )
-        speed = self._speed.value
         if call.priority is Priority.BULK:
             before = sum(each.left for each in self._calls if not call < each) / speed
         else:
             before = self._before(call.due)
-        own = call.left / min(1.0, speed)
         self._check_time(before, own, left, left)
         total = call.left
         for each in self._calls:

@@ -190,6 +190,18 @@ def test_door_counts_only_work_that_is_due_before_a_patient_call() -> None:
     at_the_door(scenario)
 
 
+def test_idle_server_tries_a_call_after_slow_progress() -> None:
+    async def scenario(door: Door) -> None:
+        calls = [door.admit(0.0), door.admit(0.0)]
+        await asyncio.sleep(1.0)
+        calls[0].advance()
+        for call in calls:
+            door.release(call)
+        door.admit(0.4, 0.5)
+
+    at_the_door(scenario)
+
+
 def test_two_places_hold_one_stream() -> None:
     async def scenario(door: Door) -> None:
         door.admit(0.0, live=True)
