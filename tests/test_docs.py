@@ -52,8 +52,7 @@ def test_pages_named_in_comments_exist() -> None:
 def test_decisions_are_numbered_and_listed() -> None:
     folder = ROOT / "docs" / "decisions"
     files = sorted(file for file in folder.glob("*.md") if file.name != "README.md")
-    numbers = [file.name[:4] for file in files]
-    assert len(numbers) == len(set(numbers))
+    assert [int(file.name[:4]) for file in files] == list(range(1, len(files) + 1))
     index = (folder / "README.md").read_text("utf-8")
     for file in files:
         text = file.read_text("utf-8")
