@@ -3,6 +3,7 @@
 Every test is marked `unit` or `process`: `process` where it or a fixture of it starts a server or a command.
 """
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ VARIANTS = ("clean", "act-da")
 ROOT = Path(__file__).resolve().parents[1]
 # These take longest and begin first, so that two workers end together.
 FIRST = ("test_readme", "test_study", "test_end_to_end", "test_trained_bundles", "test_imported", "test_fit")
+
+# A shell has its background jobs ignore Ctrl-C, which programs under test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:

@@ -153,15 +153,15 @@ def test_uncaught_errors_are_logged() -> None:
     assert said[3]["exception"].endswith("RuntimeError: at the end")
 
 
-def test_a_decoders_own_lines_stand_between_json_lines(toy_bundles: Path) -> None:
+def test_what_a_decoder_prints_is_not_in_the_log(toy_bundles: Path) -> None:
+    """libsndfile prints a line for this file, in its own process."""
     damaged = bytearray(whole()[-1])
     damaged[1900:1940] = bytes(40)
     with ServerProcess(toy_bundles, "--log-format=json") as server:
         request = pb.IdentifyRequest(audio=pb.Audio(encoded=bytes(damaged)))
         server.stub.Identify(request, timeout=CALL_SECONDS)
-        server.wait_for_log("Illegal Audio-MPEG-Header")
         server.wait_for_log('"method": "Identify"')
-    assert any("method" in json.loads(line) for line in server.log.splitlines() if line.startswith("{"))
+    assert any("method" in json.loads(line) for line in server.log.splitlines())
 
 
 def test_a_crash_leaves_a_traceback() -> None:

@@ -135,7 +135,7 @@ def test_scale_at_the_bound_of_its_search_warns(
     scores = right if temperature < 1 else -right
     found = fit_temperature(scores, torch.tensor([0, 1, 2, 0]))
     assert found == pytest.approx(temperature, rel=1e-3)
-    monkeypatch.setattr("speakerlens.training.evaluation.calibration.fit_temperature", lambda logits, labels: found)
+    monkeypatch.setattr("speakerlens.training.evaluation.calibration.fit_temperature", lambda *_: found)
     files = write(tmp_path, make((1, 1, 1, 1), False, 0))
     assert import_run(tmp_path, toy_corpus, files, None) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]

@@ -213,7 +213,8 @@ def test_deadline_passes_in_the_queue(toy_server: ServerProcess) -> None:
     hurried = [toy_server.stub.Identify.future(ask("da", audio=raw(voice(1.0))), timeout=0.3) for _ in range(3)]
     longer = toy_server.stub.Identify.future(ask("da", audio=raw(voice(1.0))), timeout=CALL_SECONDS)
     for call in hurried:
-        assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # The second where the estimate would allow it, and only caution does not.
+        assert call.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
     assert not slow.done(), "the device was not busy: the test shows nothing"
     assert longer.result().answers
     assert first.result(CALL_SECONDS).answers
@@ -221,5 +222,9 @@ def test_deadline_passes_in_the_queue(toy_server: ServerProcess) -> None:
     after = toy_server.metrics()
     computed = 'speakerlens_batch_size_sum{kind="predict",variant="da"}'
     assert after[computed] - before.get(computed, 0) == 1
-    late = 'speakerlens_requests_total{code="DEADLINE_EXCEEDED",method="Identify",variant="da"}'
-    assert after[late] - before.get(late, 0) == 3
+    refused = [
+        f'speakerlens_requests_total{{code="{code}",method="Identify",variant="{variant}"}}'
+        for code in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+        for variant in ("da", "_none")
+    ]
+    assert sum(after.get(name, 0) - before.get(name, 0) for name in refused) == 3

@@ -114,9 +114,9 @@ def prepare(out: Path, count: int, *arguments: str) -> int:
 
 
 def write_speech(folder: Path) -> None:
-    for speaker in "ab":
+    for index, speaker in enumerate("ab"):
         for number in range(3):
-            noise = 0.1 * np.random.default_rng(number).standard_normal(8000)
+            noise = 0.1 * np.random.default_rng([index, number]).standard_normal(8000)
             write_audio(folder / speaker / f"{number}.flac", noise.astype(np.float32))
 
 
