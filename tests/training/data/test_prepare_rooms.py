@@ -147,7 +147,7 @@ def test_multichannel_48_khz_responses_keep_the_alignment(tmp_path: Path) -> Non
     channels[3 * begin + 300 :, 1][: len(tail)] = 0.3 * tail[::-1]
     (tmp_path / "measured").mkdir()
     for number in range(3):
-        soundfile.write(tmp_path / "measured" / f"{number}.wav", channels, rate, subtype="FLOAT")
+        soundfile.write(tmp_path / "measured" / f"{number}.wav", (1 - 0.1 * number) * channels, rate, subtype="FLOAT")
     write_speech(tmp_path / "speech")
     words = ["--speech", tmp_path / "speech", "--rir", tmp_path / "measured", "--out", tmp_path / "c"]
     assert main(["prepare", "folder", *map(str, words)]) == 0
