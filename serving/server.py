@@ -108,7 +108,9 @@ class Server:
         self._gate = CallGate()
         services = (SERVICE, INFERENCE)
         self._health = Health(*services)
-        self._admission = Admission(config.max_in_flight, config.codec_threads, self._scheduler.running_s)
+        self._admission = Admission(
+            config.max_in_flight, config.codec_threads, self._scheduler.running_s, self._scheduler.queued_s
+        )
         self._codec = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
         self._decoders = shared_pool()
         self._decoders.idle = config.codec_threads

@@ -34,8 +34,10 @@ OPTIMISM = 0.5
 # The speed is a mean over about this time, in which the speed of one core counts for PRIOR_SECONDS.
 SPEED_SECONDS, PRIOR_SECONDS = 1.0, 0.25
 MIN_SPEED, MAX_SPEED = 0.25, 16.0
-# The most that the time between two pieces of work counts; more is a pause of the process.
+# The most that the time between two pieces of work counts, in seconds or as a multiple of the work if that is more;
+# longer is a pause of the process.
 MAX_GAP_SECONDS = 0.25
+MAX_GAP_WORK = 4.0
 # When to retry where `max_in_flight` requests are in work, and where half of these are streams, which last longer.
 IN_FLIGHT_RETRY_SECONDS = 0.1
 STREAM_RETRY_SECONDS = 2.0
@@ -62,7 +64,11 @@ class Speed:
         elapsed, self._recorded = now() - self._recorded, now()
         if busy:
             self._work += work
-            self._seconds += min(elapsed, MAX_GAP_SECONDS)
+            self._seconds += min(elapsed, max(MAX_GAP_SECONDS, MAX_GAP_WORK * work))
+
+    def begin(self) -> None:
+        """Record that a second call is in work: the time before does not count."""
+        self._recorded = now()
 
     def _fade(self) -> None:
         kept = math.exp((self._faded - now()) / SPEED_SECONDS)
@@ -128,9 +134,17 @@ class Admission:
         max_in_flight: calls in work at a time, at most half of them live streams.
         decoders: pieces of audio that are decoded at a time.
         running_s: returns the expected seconds until the running batch ends, which is not interrupted for a call.
+        queued_s: returns the expected seconds of the waiting jobs that are due by a time. Those of streams count only
+            here, as their length is unknown.
     """
 
-    def __init__(self, max_in_flight: int, decoders: int, running_s: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self,
+        max_in_flight: int,
+        decoders: int,
+        running_s: Callable[[], float] = lambda: 0.0,
+        queued_s: Callable[[float], float] = lambda _: 0.0,
+    ) -> None:
         self._most = max_in_flight
         self._most_live = max(1, max_in_flight // 2)
         self._in_flight = self._live = 0
@@ -138,6 +152,7 @@ class Admission:
         self._speed = Speed()
         self._decoders = decoders
         self._running_s = running_s
+        self._queued_s = queued_s
         self._waiting: list[tuple[Priority, float, int, asyncio.Future[None]]] = []
         self._turns = 0
 
@@ -153,7 +168,7 @@ class Admission:
             ResourceExhaustedError: the work of the calls before it may take longer than its deadline allows.
             DeadlineError: it is expected to.
         """
-        if deadline is not None and self._calls:
+        if deadline is not None and (self._calls or self._live):
             left = deadline - now()
             self._check_time(self._before(min(deadline, now() + PATIENT_SECONDS)), 0.0, left, DOOR_SHARE * left)
 
@@ -185,6 +200,8 @@ class Admission:
         if not live:
             self._check_deadlines(call)
             insort(self._calls, call)
+            if len(self._calls) == 2:
+                self._speed.begin()
         self._in_flight += 1
         self._live += live
         try:
@@ -243,7 +260,8 @@ class Admission:
                 bulk += each.left
             elif each.due <= due:
                 work += each.left
-        return max((work + min(bulk, BULK_SHARE * work)) / self._speed.value, self._running_s())
+        queued = self._running_s() + self._queued_s(due)
+        return max((work + min(bulk, BULK_SHARE * work)) / self._speed.value, queued)
 
     def _check_deadlines(self, call: Admitted) -> None:
         """Refuse a call that would be late, or make another late."""
@@ -252,7 +270,7 @@ class Admission:
             raise DeadlineError(Reason.DEADLINE, "the deadline passed before the call was admitted")
         speed = self._speed.value
         own = call.left / min(1.0, speed)
-        if left <= own and not self._calls:
+        if left <= own and not self._in_flight:
             call.trial = True  # nothing else would correct the estimate or the speed
             return
         if left <= call.left:

@@ -140,6 +140,14 @@ class Scheduler:
         """Return the expected seconds until the running batch ends."""
         return 0.0 if self._running is None else max(0.0, self._expected_end - now())
 
+    def queued_s(self, due: float) -> float:
+        """Return the expected seconds of the waiting interactive jobs that are due by then."""
+        return sum(
+            each.queue.expected_before(due)
+            for each in self._scheduled
+            if each.priority is Priority.INTERACTIVE and each.queue is not None
+        )
+
     def delay(self, queue: PriorityQueue[Any, Any]) -> float:
         """Return the expected seconds until the running batch and all jobs of a queue are computed."""
         return self.running_s() + queue.expected_s

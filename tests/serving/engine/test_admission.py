@@ -252,7 +252,7 @@ def test_slow_progress_refuses_more_and_is_forgotten_soon() -> None:
                 await asyncio.sleep(0.3)
                 call.advance()
             door.release(call)
-        with pytest.raises(ResourceExhaustedError):
+        with pytest.raises(DeadlineError):
             door.admit(0.1, CAUTION * 0.5 + 0.2, Priority.BULK)
         await asyncio.sleep(6)
         door.admit(0.1, CAUTION * 0.5 + 0.2, Priority.BULK)
@@ -390,3 +390,47 @@ def test_admitted_calls_are_answered_in_time_under_overload(speed: float, times:
     capacity = SECONDS * speed / 0.04
     assert outcomes.count("answered") > 0.9 * capacity
     assert outcomes.count("late") <= 0.01 * outcomes.count("answered")
+
+
+def test_windows_of_streams_that_wait_count_as_time_before_a_call() -> None:
+    async def main() -> None:
+        waiting = [2.0]
+        admission = Admission(100, 2, queued_s=lambda due: waiting[0])
+        with admission.admit(0.1, 1, None, Priority.INTERACTIVE, live=True):
+            deadline = current_loop().time() + 1.0
+            with pytest.raises(DeadlineError):
+                admission.check(deadline)
+            with pytest.raises(DeadlineError), admission.admit(0.1, 4, deadline, Priority.INTERACTIVE):
+                pass
+            waiting[0] = 0.1
+            admission.check(deadline)
+            with admission.admit(0.1, 4, deadline, Priority.INTERACTIVE):
+                pass
+
+    run_virtual(main())
+
+
+def test_speed_does_not_fall_by_idle_time() -> None:
+    async def scenario(door: Door) -> None:
+        for _ in range(20):
+            first, second = door.admit(0.01), door.admit(0.01)
+            for call in (first, second):
+                for _ in range(4):
+                    await asyncio.sleep(0.0025)
+                    call.advance()
+                door.release(call)
+            await asyncio.sleep(0.2)
+        assert door.admission._speed.value == pytest.approx(1.0, rel=0.1)
+
+    at_the_door(scenario)
+
+
+def test_speed_of_long_steps_is_their_own() -> None:
+    async def scenario(door: Door) -> None:
+        first, _ = door.admit(40.0), door.admit(40.0)
+        for _ in range(4):
+            await asyncio.sleep(10.0)
+            first.advance()
+        assert door.admission._speed.value == pytest.approx(1.0, rel=0.1)
+
+    at_the_door(scenario)
