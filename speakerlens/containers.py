@@ -60,8 +60,10 @@ def extent(data: bytes) -> Extent:
         at = data.find(b"fmt ", 12, 4096)
         if at > 0 and at + 20 <= len(data):
             channels, rate, bytes_per_second = struct.unpack_from("<HII", data, at + 10)
-            if bytes_per_second:
-                return Extent("WAV", rate * len(data) / bytes_per_second, rate, channels)
+            if bytes_per_second and 4_000 <= rate <= 192_000 and 1 <= channels <= 8:
+                # Not less than 64-bit samples would be, whatever the header says.
+                frames = max(rate * len(data) / bytes_per_second, len(data) / (8 * channels))
+                return Extent("WAV", frames, rate, channels)
     container = header_name(data[:HEADER_BYTES]) or "MP3"
     compressed = container not in _SELDOM_COMPRESSED
     seconds = len(data) / (_COMPRESSED_BYTES_PER_SECOND if compressed else _PCM_BYTES_PER_SECOND)

@@ -273,6 +273,19 @@ def test_extent_is_what_the_header_says(kind: str, rate: int, channels: int) -> 
     assert found.frames == pytest.approx(rate, rel=0.01)
 
 
+@pytest.mark.parametrize(("at", "false"), [(28, 0xFFFF_FFFF), (28, 1), (24, 0), (24, 10**9), (22, 0)])
+def test_extent_does_not_believe_a_false_header(at: int, false: int) -> None:
+    """Byte rate, rate or channels; the extent is what a call is charged for."""
+    file = io.BytesIO()
+    sf.write(file, np.zeros((48_000, 1)), 16_000, format="WAV", subtype="PCM_16")
+    data = bytearray(file.getvalue())
+    struct.pack_into("<H" if at == 22 else "<I", data, at, false)
+    found = extent(bytes(data))
+    assert found.rate > 0
+    assert found.channels > 0
+    assert found.frames * found.channels >= 48_000 / 4
+
+
 @pytest.mark.parametrize("data", [b"", b"RIFF", b"fLaC" + bytes(99), b"OggS" + bytes(8_000), bytes(8_000)])
 def test_extent_of_anything_is_an_estimate(data: bytes) -> None:
     found = extent(data)

@@ -102,7 +102,9 @@ class Estimate:
         self._first: tuple[float, float] | None = None
 
     def record(self, cost: float, seconds: float) -> None:
-        """Record that work of this cost, which is positive, took `seconds`."""
+        """Record that work of this cost took `seconds`; without a positive cost nothing is learned."""
+        if cost <= 0:
+            return
         if self._cost:
             estimate = self.seconds(cost)
             seconds = min(seconds, max(OUTLIER_RATIO * estimate, OUTLIER_SECONDS))
@@ -186,6 +188,10 @@ class PriorityQueue(Generic[JobT, ResultT]):
     def expected_s(self) -> float:
         """Return the expected seconds until all waiting jobs are computed."""
         return self._inference.seconds(sum(queued.cost for queued in self._jobs))
+
+    def expected_before(self, due: float) -> float:
+        """Return the expected seconds until the waiting jobs that are due by then are computed."""
+        return self._inference.seconds(sum(queued.cost for queued in self._jobs if queued.due <= due))
 
     @property
     def oldest_arrival(self) -> float:

@@ -80,8 +80,7 @@ class Pipeline:
         self._config = config
         self._metrics = metrics
         self._codec = codec
-        # Before the first request needs it.
-        codec.submit(open_detector)
+        open_detector()  # before the first request needs it
         self.observer = observer
         self._admission = admission
         self._costs = Costs()
@@ -237,8 +236,10 @@ class Pipeline:
             if window is None:
                 break
             yield window
-        extent = extent_of(audio)
-        self._costs.decoding[extent.container].record(extent.frames * extent.channels, decoding)
+        extent, info = extent_of(audio), reader.info
+        stated, decoded = extent.frames * extent.channels, info.seconds * info.sample_rate * info.channels
+        if decoded / 32 < stated < 32 * decoded:  # nothing is learned from a header that is far from the audio
+            self._costs.decoding[extent.container].record(stated, decoding)
 
     def _count(self, query: QueryOptions, result: Identification) -> None:
         call = current_context.get(None)

@@ -91,3 +91,13 @@ def test_first_figure_is_used_at_once_and_corrected() -> None:
     for _ in range(10):
         estimator.record(1, 0.1)
     assert estimator.seconds(1) == pytest.approx(0.1, rel=0.1)
+
+
+def test_work_without_a_cost_teaches_nothing() -> None:
+    estimator = Estimate()
+    for _ in range(3):
+        estimator.record(0, 1.0)
+    assert estimator.seconds(1) == 0
+    estimator.record(1, 0.1)
+    estimator.record(1, 0.1)
+    assert estimator.seconds(1) == pytest.approx(0.1)
