@@ -196,6 +196,8 @@ class Walk:
             if (self._form.name, size) != ("CAF", -1):
                 raise self._misfit(chunk)
             size = 0
+        if size == 0xFFFF_FFFF and self._form.header[-1] == "I":  # never filled in, however much follows
+            return len(self._data)
         if size > rest:  # the size of a stream, or a file that was cut: a decoder reads to the end
             wide = self._form.header[-1] == "q" or long_size is not None
             if size < (_STREAMED_WIDE if wide else _STREAMED):
@@ -208,6 +210,8 @@ class Walk:
             self._layout.patches.append((long_size.body, filled))
         else:
             declared = rest + self._header.size * self._form.inclusive
+            if self._form.header[-1] == "I":
+                declared = min(declared, 0xFFFF_FFFF)
             self._layout.patches.append((chunk.at, self._header.pack(chunk.name, declared)))
         return len(self._data)
 

@@ -284,12 +284,26 @@ class DecoderPool:
         except OSError:
             return 0
 
+    def _abandon(self) -> None:
+        """End the template, and with it all workers; the next file starts another."""
+        if self._control is not None:
+            self._control.close()
+        if self._template is not None:
+            self._template.kill()
+            self._template.wait()
+        self._control = self._template = None
+
     def _ask(self, request: dict[str, Any], *descriptors: int) -> dict[str, Any]:
         if self._control is None:
             raise OSError("the decoder's processes have ended")
-        socket.send_fds(self._control, [json.dumps(request).encode()], descriptors)
-        packet = self._control.recv(PACKET_BYTES)
+        try:
+            socket.send_fds(self._control, [json.dumps(request).encode()], descriptors)
+            packet = self._control.recv(PACKET_BYTES)
+        except BaseException:  # the answer, if it still comes, would be taken for that to the next request
+            self._abandon()
+            raise
         if not packet:
+            self._abandon()
             raise OSError("the decoder's process has ended")
         reply: dict[str, Any] = json.loads(packet)
         if "error" in reply:
@@ -311,5 +325,6 @@ def _after_fork() -> None:
     _pool = DecoderPool(_pool.idle)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 atexit.register(lambda: shared_pool().close())

@@ -150,6 +150,8 @@ def _reader(
         if descriptor is not None:
             return PlainReader(found, form, os.dup(descriptor))
         return PlainReader(found, form, data)
+    if not hasattr(os, "memfd_create"):
+        raise AudioFileError(f"{found.container}, which is decoded on Linux only; {CONVERT}")
     if descriptor is not None:
         return DecodedReader(found, descriptor, limits, deadline, expected)
     copy = os.memfd_create("audio")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -322,3 +323,26 @@ def test_damage_is_named_with_its_place(make: Callable[[bytes], bytes]) -> None:
 def test_both_sides_agree_on_the_shared_memory() -> None:
     assert decoder_pool.SHARED_SAMPLES == decoder_process.SHARED_SAMPLES
     assert decoder_pool.PACKET_BYTES == decoder_process.PACKET_BYTES
+
+
+def test_pool_starts_again_after_an_interrupted_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The late answer must not be taken for that to the next request."""
+    pool = DecoderPool()
+    pool.release(pool.acquire())
+    busy = pool.acquire()
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.send_fds", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.acquire()
+    again = pool.acquire()
+    assert again.pid != busy.pid
+    pool.release(again)
+    pool.close()
+
+
+def _interrupted(*arguments: Any) -> None:
+    _send_fds(*arguments)
+    raise KeyboardInterrupt
+
+
+_send_fds = socket.send_fds
