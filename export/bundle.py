@@ -67,8 +67,8 @@ def export_run(
 ) -> Written:
     """Export a trained run as the next version of its variant.
 
-    Nothing is written if the newest version has the same schema, weights and false-acceptance rate, and a probe set or
-    none as requested. A failure leaves no files under `out`.
+    Nothing is written if the newest version has the same schema, weights, false-acceptance rate and methods of
+    calibration, and a probe set or none as requested. A failure leaves no files under `out`.
 
     Args:
         run_folder: folder of a finished run; its corpus must still be in its place.
@@ -136,6 +136,8 @@ def _is_same(bundle: Path, staging: Path, false_acceptance: float, probes: bool)
         manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
         same = manifest["schema_version"] == SCHEMA_VERSION
         same = same and manifest["calibration"]["false_acceptance"] == false_acceptance
+        same = same and manifest["calibration"]["method"] == METHOD
+        same = same and manifest["verification"]["method"] == VERIFICATION_METHOD
         same = same and (manifest["probes"] is not None) == probes
         return same and _digest(bundle / WEIGHTS) == _digest(staging / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError):  # damaged, or not a bundle at all

@@ -201,7 +201,7 @@ class Calibration:
     temperature: float
     """Probabilities are softmax(logits / temperature)."""
     threshold: float
-    """On the best logit over the network's scale."""
+    """On the score of the speaker with the best logit; the bundle says which score."""
     false_acceptance: float
     """The share of out-of-set utterances that may reach the threshold."""
     threshold_basis: ThresholdBasis

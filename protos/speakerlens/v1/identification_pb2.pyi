@@ -1445,7 +1445,7 @@ class Calibration(_message.Message):
     temperature: _builtins.float
     """Probabilities are softmax(logits / temperature)."""
     threshold: _builtins.float
-    """On the best logit over the network's scale."""
+    """On the score of the speaker with the best logit; the bundle says which score."""
     false_acceptance: _builtins.float
     """Share of out-of-set utterances that may reach the threshold."""
     threshold_basis: Global___ThresholdBasis.ValueType

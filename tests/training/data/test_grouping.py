@@ -134,6 +134,7 @@ def test_cuts_of_one_noise_stay_in_one_split(tmp_path: Path, speech: Path) -> No
         (["rain_0.0_10.0.wav", "rain_10.0_20.0.wav", "wind_0.0_10.0.wav"], 2),
         (["bus_left.wav", "bus_right.wav", "tram_left.wav"], 2),
         (["noise-0001.wav", "noise-0002.wav", "bach-1.wav", "bach-2.wav"], 4),
+        (["2026-01-03-01.wav", "2026-01-03-02.wav", "2026-02-03-01.wav"], 3),
     ],
 )
 def test_recording_is_derived_from_the_name(tmp_path: Path, names: list[str], recordings: int) -> None:

@@ -11,7 +11,7 @@ from speakerlens.training.errors import UserError
 
 _CUTS = (
     re.compile(r"(\d-\d+)-[A-Z](?:-\d+)?"),  # ESC-50: fold, recording, cut, class
-    re.compile(r"(\d+)-\d+-\d+-\d+"),  # UrbanSound8K: recording, class, occurrence, slice
+    re.compile(r"(\d+)-\d-\d+-\d+"),  # UrbanSound8K: recording, class of one digit, occurrence, slice
     re.compile(r"(?:(.*?)[-_. ])?(?:part|cut|seg|segment|chunk|slice|take|ch|channel|mic)[-_ ]?\d+", re.IGNORECASE),
     re.compile(r"(.+?)[-_ ](?:left|right|l|r)", re.IGNORECASE),
     re.compile(r"(.+?)[-_ ]\d+\.\d+(?:[-_ ]\d+\.\d+)?s?"),  # from and to, in seconds
