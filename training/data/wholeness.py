@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from speakerlens.signatures import mpeg_frame_bytes
+
 _BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _PAGE_HEADER = 27
 _LAST_PAGE = 0x04
@@ -78,33 +80,11 @@ class _Frame(NamedTuple):
     kind: tuple[int, int, int]
 
 
-_KBITS = {
-    (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-    (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (2, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
-"""Bit rates by version (2 for 2 and 2.5) and layer."""
-_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-"""Sampling rates by the version's bits: 1, 2 and 2.5."""
-_SAMPLES = {(1, 1): 384, (2, 1): 384, (1, 2): 1152, (2, 2): 1152, (1, 3): 1152, (2, 3): 576}
-
-
 def _frame(data: _Bytes, at: int) -> _Frame | None:
     """Return the MPEG audio frame that begins at a byte; None if there is none, or one of a free bit rate."""
     head = bytes(data[at : at + 4])
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
-        return None
-    bits, layer, index, rate = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 4, head[2] >> 2 & 3
-    if bits == 1 or layer == 4 or index in (0, 15) or rate == 3:
-        return None
-    version = 1 if bits == 3 else 2
-    kbits, hertz = _KBITS[version, layer][index - 1], _RATES[bits][rate]
-    unit = 4 if layer == 1 else 1
-    size = (_SAMPLES[version, layer] // 8 * kbits * 1000 // hertz // unit + (head[2] >> 1 & 1)) * unit
-    return _Frame(size, (bits, layer, rate))
+    size = mpeg_frame_bytes(head)
+    return _Frame(size, (head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 2 & 3)) if size else None
 
 
 def _mpeg_fault(data: _Bytes) -> str | None:
