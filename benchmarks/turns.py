@@ -5,7 +5,7 @@
 Makes conversations of test utterances of the run's corpus: turns of 3 to 9 s by four speakers, clean, and in noise of
 the test split. Their windows go through the network, and the timeline is made as the
 server makes it. A cost of 0 is the timeline without smoothing: neighbouring windows of one speaker are joined. Reports
-the number of segments beside the true turns, the share of the time with the wrong speaker, and for the true changes the
+the number of segments and of true turns, the share of the time with the wrong speaker, and for the true changes the
 distance to the nearest change in the timeline.
 """
 

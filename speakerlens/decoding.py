@@ -300,7 +300,7 @@ class DecodedReader(AudioReader):
         message = {"seek": None, "cpu_seconds": self._limits.cpu_seconds, **request}
         try:
             reply = worker.ask(message, descriptor, min(left, self._limits.wall_seconds))
-        except BaseException as error:  # Ctrl-C, too, leaves a worker that answers nobody
+        except BaseException as error:  # also Ctrl-C: the worker is still busy with this file
             self._worker = None
             shared_pool().stop(worker, reason if isinstance(error, TimeoutError) else "deadline")
             if isinstance(error, TimeoutError):

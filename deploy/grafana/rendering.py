@@ -179,7 +179,7 @@ def _lines_custom(panel: Panel) -> Json:
 
 
 def _table_custom(panel: Panel) -> Json:
-    # A bar beside the number: its length tells the state without the colour.
+    # The length of a bar shows the state, so that colour is not needed.
     bar = {"type": "gauge", "mode": "basic", "valueDisplayMode": "text"}
     return {"align": "auto", "cellOptions": bar if panel.thresholds else {"type": "auto"}}
 

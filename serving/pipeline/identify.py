@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class Costs:
-    """What a request costs beside the device's work, as measured.
+    """What a request costs apart from the device's work, as measured.
 
     Attributes:
         decoding: by container, seconds per sample of all channels.

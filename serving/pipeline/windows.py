@@ -33,7 +33,7 @@ class Windowing:
     grid: int
 
     def count(self, samples: float) -> int:
-        """Return how many windows audio of so many samples has."""
+        """Return the number of windows in audio of this length."""
         return 1 + max(0, math.ceil((samples - self.length) / self.hop))
 
 
