@@ -287,12 +287,15 @@ def test_health_answers_while_the_longest_audio_is_explained(server: ServerProce
     )
     calls = [server.stub.Identify.future(message, timeout=CALL_SECONDS) for _ in range(2)]
     waits: list[float] = []
+    begun = time.monotonic()
     while not all(call.done() for call in calls):
         started = time.monotonic()
         assert server.status() == "SERVING"
         waits.append(time.monotonic() - started)
         time.sleep(0.01)
+    duration = time.monotonic() - begun
     assert all(call.result().answers for call in calls)
     assert len(waits) > 10, "it was over at once: the test shows nothing"
-    assert max(waits) < 0.5, waits
+    # An event loop that did the work itself would answer health once or twice in all that time.
+    assert max(waits) < 0.25 * duration, waits
     assert np.median(waits) < 0.1, waits
