@@ -175,6 +175,123 @@ says reach the threshold.
 """
 Global___ThresholdBasis: _TypeAlias = ThresholdBasis  # noqa: Y015
 
+class _Decision:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decision.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DECISION_UNSPECIFIED: _Decision.ValueType  # 0
+    DECISION_SPEAKER: _Decision.ValueType  # 1
+    """The best candidate."""
+    DECISION_UNKNOWN: _Decision.ValueType  # 2
+    """None of the speakers searched."""
+    DECISION_AMBIGUOUS: _Decision.ValueType  # 3
+    """Two speakers are too close to each other for a decision."""
+    DECISION_UNRELIABLE: _Decision.ValueType  # 4
+    """The audio is outside of what the calibration has seen, or there is none; the candidates are told all the same."""
+
+class Decision(_Decision, metaclass=_DecisionEnumTypeWrapper): ...
+
+DECISION_UNSPECIFIED: Decision.ValueType  # 0
+DECISION_SPEAKER: Decision.ValueType  # 1
+"""The best candidate."""
+DECISION_UNKNOWN: Decision.ValueType  # 2
+"""None of the speakers searched."""
+DECISION_AMBIGUOUS: Decision.ValueType  # 3
+"""Two speakers are too close to each other for a decision."""
+DECISION_UNRELIABLE: Decision.ValueType  # 4
+"""The audio is outside of what the calibration has seen, or there is none; the candidates are told all the same."""
+Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+class _ReasonCode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReasonCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasonCode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REASON_CODE_UNSPECIFIED: _ReasonCode.ValueType  # 0
+    REASON_CODE_BELOW_THRESHOLD: _ReasonCode.ValueType  # 1
+    """The best candidate's log-likelihood ratio is below the threshold."""
+    REASON_CODE_MARGIN: _ReasonCode.ValueType  # 2
+    """The best candidate's lead over the second is below the least one."""
+    REASON_CODE_TOO_LITTLE_SPEECH: _ReasonCode.ValueType  # 3
+    """Seconds of speech, below what the calibration has seen."""
+    REASON_CODE_NO_SPEECH: _ReasonCode.ValueType  # 4
+    REASON_CODE_TOO_NOISY: _ReasonCode.ValueType  # 5
+    """SNR in dB, below what the calibration has seen."""
+    REASON_CODE_TOO_NARROW: _ReasonCode.ValueType  # 6
+    """Bandwidth in Hz, below what the calibration has seen."""
+    REASON_CODE_EMPTY_GALLERY: _ReasonCode.ValueType  # 7
+    """No speaker is enrolled with this model."""
+    REASON_CODE_UNCALIBRATED: _ReasonCode.ValueType  # 8
+    """The bundle has no calibration for searches: it was exported without speakers that the network does not know."""
+
+class ReasonCode(_ReasonCode, metaclass=_ReasonCodeEnumTypeWrapper): ...
+
+REASON_CODE_UNSPECIFIED: ReasonCode.ValueType  # 0
+REASON_CODE_BELOW_THRESHOLD: ReasonCode.ValueType  # 1
+"""The best candidate's log-likelihood ratio is below the threshold."""
+REASON_CODE_MARGIN: ReasonCode.ValueType  # 2
+"""The best candidate's lead over the second is below the least one."""
+REASON_CODE_TOO_LITTLE_SPEECH: ReasonCode.ValueType  # 3
+"""Seconds of speech, below what the calibration has seen."""
+REASON_CODE_NO_SPEECH: ReasonCode.ValueType  # 4
+REASON_CODE_TOO_NOISY: ReasonCode.ValueType  # 5
+"""SNR in dB, below what the calibration has seen."""
+REASON_CODE_TOO_NARROW: ReasonCode.ValueType  # 6
+"""Bandwidth in Hz, below what the calibration has seen."""
+REASON_CODE_EMPTY_GALLERY: ReasonCode.ValueType  # 7
+"""No speaker is enrolled with this model."""
+REASON_CODE_UNCALIBRATED: ReasonCode.ValueType  # 8
+"""The bundle has no calibration for searches: it was exported without speakers that the network does not know."""
+Global___ReasonCode: _TypeAlias = ReasonCode  # noqa: Y015
+
+class _CalibrationBasis:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CalibrationBasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CalibrationBasis.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CALIBRATION_BASIS_UNSPECIFIED: _CalibrationBasis.ValueType  # 0
+    CALIBRATION_BASIS_OUT_OF_SET_SPEAKERS: _CalibrationBasis.ValueType  # 1
+    """Speakers that the network was not trained on."""
+    CALIBRATION_BASIS_NONE: _CalibrationBasis.ValueType  # 2
+    """Nobody's: the bundle has no calibration."""
+
+class CalibrationBasis(_CalibrationBasis, metaclass=_CalibrationBasisEnumTypeWrapper):
+    """Whose utterances the calibration of searches was fitted on."""
+
+CALIBRATION_BASIS_UNSPECIFIED: CalibrationBasis.ValueType  # 0
+CALIBRATION_BASIS_OUT_OF_SET_SPEAKERS: CalibrationBasis.ValueType  # 1
+"""Speakers that the network was not trained on."""
+CALIBRATION_BASIS_NONE: CalibrationBasis.ValueType  # 2
+"""Nobody's: the bundle has no calibration."""
+Global___CalibrationBasis: _TypeAlias = CalibrationBasis  # noqa: Y015
+
+class _EnrollMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EnrollModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EnrollMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENROLL_MODE_UNSPECIFIED: _EnrollMode.ValueType  # 0
+    """Same as ENROLL_MODE_REPLACE."""
+    ENROLL_MODE_REPLACE: _EnrollMode.ValueType  # 1
+    """The utterances replace the speaker of that name in all models: models that are not named lose the enrolment."""
+    ENROLL_MODE_ADD: _EnrollMode.ValueType  # 2
+    """The utterances are added to those that are stored."""
+
+class EnrollMode(_EnrollMode, metaclass=_EnrollModeEnumTypeWrapper): ...
+
+ENROLL_MODE_UNSPECIFIED: EnrollMode.ValueType  # 0
+"""Same as ENROLL_MODE_REPLACE."""
+ENROLL_MODE_REPLACE: EnrollMode.ValueType  # 1
+"""The utterances replace the speaker of that name in all models: models that are not named lose the enrolment."""
+ENROLL_MODE_ADD: EnrollMode.ValueType  # 2
+"""The utterances are added to those that are stored."""
+Global___EnrollMode: _TypeAlias = EnrollMode  # noqa: Y015
+
 @_typing.final
 class IdentifyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -610,6 +727,7 @@ class AudioInfo(_message.Message):
     SPEECH_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     BANDWIDTH_HZ_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
     """As received."""
     sample_rate: _builtins.int
@@ -624,6 +742,10 @@ class AudioInfo(_message.Message):
     """Hz: up to where the sound reaches, where that is less than the 8000 that the models use: 4000 for speech that was
     sampled at 8 kHz, whatever rate it was stored at later. Unset for all other sound, and by servers that do not say.
     """
+    @_builtins.property
+    def evidence(self) -> Global___Evidence:
+        """What the answer rests on. Unset by servers that do not say."""
+
     def __init__(
         self,
         *,
@@ -633,10 +755,11 @@ class AudioInfo(_message.Message):
         speech: _builtins.bool | None = ...,
         channel: _builtins.int = ...,
         bandwidth_hz: _builtins.float | None = ...,
+        evidence: Global___Evidence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_hz", b"_bandwidth_hz", "_speech", b"_speech", "bandwidth_hz", b"bandwidth_hz", "speech", b"speech"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_hz", b"_bandwidth_hz", "_speech", b"_speech", "bandwidth_hz", b"bandwidth_hz", "evidence", b"evidence", "speech", b"speech"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_hz", b"_bandwidth_hz", "_speech", b"_speech", "bandwidth_hz", b"bandwidth_hz", "channel", b"channel", "channels", b"channels", "sample_rate", b"sample_rate", "seconds", b"seconds", "speech", b"speech"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_hz", b"_bandwidth_hz", "_speech", b"_speech", "bandwidth_hz", b"bandwidth_hz", "channel", b"channel", "channels", b"channels", "evidence", b"evidence", "sample_rate", b"sample_rate", "seconds", b"seconds", "speech", b"speech"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bandwidth_hz: _TypeAlias = _typing.Literal["bandwidth_hz"]  # noqa: Y015
     _WhichOneofArgType__bandwidth_hz: _TypeAlias = _typing.Literal["_bandwidth_hz", b"_bandwidth_hz"]  # noqa: Y015
@@ -648,6 +771,51 @@ class AudioInfo(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__speech) -> _WhichOneofReturnType__speech | None: ...
 
 Global___AudioInfo: _TypeAlias = AudioInfo  # noqa: Y015
+
+@_typing.final
+class Evidence(_message.Message):
+    """How much of a recording can be used, and how good it is; blind estimates from the samples alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEECH_S_FIELD_NUMBER: _builtins.int
+    SNR_DB_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_HZ_FIELD_NUMBER: _builtins.int
+    CLIPPING_FIELD_NUMBER: _builtins.int
+    LEVEL_DB_FIELD_NUMBER: _builtins.int
+    speech_s: _builtins.float
+    """Seconds of speech, pauses left out."""
+    snr_db: _builtins.float
+    """Energy of speech over that of everything else, in dB, -10 to 30. Unset in silence."""
+    bandwidth_hz: _builtins.float
+    """Hz: up to where the sound reaches, at most 8000; 0 in silence."""
+    clipping: _builtins.float
+    """Share of the samples that are clipped, 0 to 1."""
+    level_db: _builtins.float
+    """Mean level during speech, in dB of full scale, where a square wave of amplitude 1 is 0. Unset in silence."""
+    def __init__(
+        self,
+        *,
+        speech_s: _builtins.float = ...,
+        snr_db: _builtins.float | None = ...,
+        bandwidth_hz: _builtins.float = ...,
+        clipping: _builtins.float = ...,
+        level_db: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_level_db", b"_level_db", "_snr_db", b"_snr_db", "level_db", b"level_db", "snr_db", b"snr_db"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_level_db", b"_level_db", "_snr_db", b"_snr_db", "bandwidth_hz", b"bandwidth_hz", "clipping", b"clipping", "level_db", b"level_db", "snr_db", b"snr_db", "speech_s", b"speech_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__level_db: _TypeAlias = _typing.Literal["level_db"]  # noqa: Y015
+    _WhichOneofArgType__level_db: _TypeAlias = _typing.Literal["_level_db", b"_level_db"]  # noqa: Y015
+    _WhichOneofReturnType__snr_db: _TypeAlias = _typing.Literal["snr_db"]  # noqa: Y015
+    _WhichOneofArgType__snr_db: _TypeAlias = _typing.Literal["_snr_db", b"_snr_db"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__level_db) -> _WhichOneofReturnType__level_db | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__snr_db) -> _WhichOneofReturnType__snr_db | None: ...
+
+Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
 
 @_typing.final
 class Timings(_message.Message):
@@ -1050,6 +1218,7 @@ class VerifyResponse(_message.Message):
     OTHER_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     THRESHOLD_BASIS_FIELD_NUMBER: _builtins.int
+    MISMATCH_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
     version: _builtins.int
     score: _builtins.float
@@ -1071,6 +1240,10 @@ class VerifyResponse(_message.Message):
     def other(self) -> Global___AudioInfo: ...
     @_builtins.property
     def timings(self) -> Global___Timings: ...
+    @_builtins.property
+    def mismatch(self) -> Global___Mismatch:
+        """How `audio` differs from `other`, or from the enrolment. Unset where the enrolment's conditions are not known."""
+
     def __init__(
         self,
         *,
@@ -1085,14 +1258,559 @@ class VerifyResponse(_message.Message):
         other: Global___AudioInfo | None = ...,
         timings: Global___Timings | None = ...,
         threshold_basis: Global___ThresholdBasis.ValueType = ...,
+        mismatch: Global___Mismatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "explanation", b"explanation", "other", b"other", "other_explanation", b"other_explanation", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "explanation", b"explanation", "mismatch", b"mismatch", "other", b"other", "other_explanation", b"other_explanation", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "explanation", b"explanation", "other", b"other", "other_explanation", b"other_explanation", "same", b"same", "score", b"score", "threshold", b"threshold", "threshold_basis", b"threshold_basis", "timings", b"timings", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "explanation", b"explanation", "mismatch", b"mismatch", "other", b"other", "other_explanation", b"other_explanation", "same", b"same", "score", b"score", "threshold", b"threshold", "threshold_basis", b"threshold_basis", "timings", b"timings", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyResponse: _TypeAlias = VerifyResponse  # noqa: Y015
+
+@_typing.final
+class Mismatch(_message.Message):
+    """How the conditions of two recordings differ: those of the audio in question minus those of the reference, which is the
+    mean of a speaker's exemplars. Fields that one of the two lacks are unset.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNR_DB_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_HZ_FIELD_NUMBER: _builtins.int
+    CLIPPING_FIELD_NUMBER: _builtins.int
+    LEVEL_DB_FIELD_NUMBER: _builtins.int
+    SPEECH_S_FIELD_NUMBER: _builtins.int
+    snr_db: _builtins.float
+    bandwidth_hz: _builtins.float
+    clipping: _builtins.float
+    level_db: _builtins.float
+    speech_s: _builtins.float
+    """Seconds of speech."""
+    def __init__(
+        self,
+        *,
+        snr_db: _builtins.float | None = ...,
+        bandwidth_hz: _builtins.float | None = ...,
+        clipping: _builtins.float | None = ...,
+        level_db: _builtins.float | None = ...,
+        speech_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_hz", b"_bandwidth_hz", "_clipping", b"_clipping", "_level_db", b"_level_db", "_snr_db", b"_snr_db", "_speech_s", b"_speech_s", "bandwidth_hz", b"bandwidth_hz", "clipping", b"clipping", "level_db", b"level_db", "snr_db", b"snr_db", "speech_s", b"speech_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_hz", b"_bandwidth_hz", "_clipping", b"_clipping", "_level_db", b"_level_db", "_snr_db", b"_snr_db", "_speech_s", b"_speech_s", "bandwidth_hz", b"bandwidth_hz", "clipping", b"clipping", "level_db", b"level_db", "snr_db", b"snr_db", "speech_s", b"speech_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bandwidth_hz: _TypeAlias = _typing.Literal["bandwidth_hz"]  # noqa: Y015
+    _WhichOneofArgType__bandwidth_hz: _TypeAlias = _typing.Literal["_bandwidth_hz", b"_bandwidth_hz"]  # noqa: Y015
+    _WhichOneofReturnType__clipping: _TypeAlias = _typing.Literal["clipping"]  # noqa: Y015
+    _WhichOneofArgType__clipping: _TypeAlias = _typing.Literal["_clipping", b"_clipping"]  # noqa: Y015
+    _WhichOneofReturnType__level_db: _TypeAlias = _typing.Literal["level_db"]  # noqa: Y015
+    _WhichOneofArgType__level_db: _TypeAlias = _typing.Literal["_level_db", b"_level_db"]  # noqa: Y015
+    _WhichOneofReturnType__snr_db: _TypeAlias = _typing.Literal["snr_db"]  # noqa: Y015
+    _WhichOneofArgType__snr_db: _TypeAlias = _typing.Literal["_snr_db", b"_snr_db"]  # noqa: Y015
+    _WhichOneofReturnType__speech_s: _TypeAlias = _typing.Literal["speech_s"]  # noqa: Y015
+    _WhichOneofArgType__speech_s: _TypeAlias = _typing.Literal["_speech_s", b"_speech_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bandwidth_hz) -> _WhichOneofReturnType__bandwidth_hz | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clipping) -> _WhichOneofReturnType__clipping | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__level_db) -> _WhichOneofReturnType__level_db | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__snr_db) -> _WhichOneofReturnType__snr_db | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__speech_s) -> _WhichOneofReturnType__speech_s | None: ...
+
+Global___Mismatch: _TypeAlias = Mismatch  # noqa: Y015
+
+@_typing.final
+class SearchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUDIO_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SPEAKERS_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    WITH_OUTLOOK_FIELD_NUMBER: _builtins.int
+    top_k: _builtins.int
+    """Candidates to return, best first; 0 means 5. Less where fewer are searched."""
+    priority: Global___Priority.ValueType
+    with_outlook: _builtins.bool
+    """Return how often enrolled speakers are missed under other conditions as well."""
+    @_builtins.property
+    def audio(self) -> Global___Audio: ...
+    @_builtins.property
+    def model(self) -> Global___ModelSelector:
+        """Exactly one model answers. May be left out where one variant is loaded."""
+
+    @_builtins.property
+    def speakers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the enrolled speakers to search; none means all."""
+
+    @_builtins.property
+    def explain(self) -> Global___ExplainOptions:
+        """Maps of the score against the best candidate, and of its difference to the second. It has no target_speaker."""
+
+    def __init__(
+        self,
+        *,
+        audio: Global___Audio | None = ...,
+        model: Global___ModelSelector | None = ...,
+        speakers: _abc.Iterable[_builtins.str] | None = ...,
+        top_k: _builtins.int = ...,
+        explain: Global___ExplainOptions | None = ...,
+        priority: Global___Priority.ValueType = ...,
+        with_outlook: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "explain", b"explain", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "explain", b"explain", "model", b"model", "priority", b"priority", "speakers", b"speakers", "top_k", b"top_k", "with_outlook", b"with_outlook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
+
+@_typing.final
+class SearchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    AUDIO_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answer(self) -> Global___SearchAnswer: ...
+    @_builtins.property
+    def audio(self) -> Global___AudioInfo: ...
+    @_builtins.property
+    def timings(self) -> Global___Timings: ...
+    def __init__(
+        self,
+        *,
+        answer: Global___SearchAnswer | None = ...,
+        audio: Global___AudioInfo | None = ...,
+        timings: Global___Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio", b"audio", "timings", b"timings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio", b"audio", "timings", b"timings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
+
+@_typing.final
+class SearchAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    FALSE_ALARM_FIELD_NUMBER: _builtins.int
+    GALLERY_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    OUTLOOK_FIELD_NUMBER: _builtins.int
+    MISMATCH_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    version: _builtins.int
+    decision: Global___Decision.ValueType
+    speaker: _builtins.str
+    """Only for DECISION_SPEAKER."""
+    margin: _builtins.float
+    """Log-likelihood ratio of the best candidate minus that of the second; the difference of the cosines without a
+    calibration; 0 with fewer than two speakers.
+    """
+    threshold: _builtins.float
+    """On the candidates' log-likelihood ratio; 0 without a calibration."""
+    false_alarm: _builtins.float
+    """Share of utterances of other people that may be given a speaker's name, at this size of gallery; 0 without a
+    calibration.
+    """
+    gallery: _builtins.int
+    """Speakers searched."""
+    basis: Global___CalibrationBasis.ValueType
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+        """Best first."""
+
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchReason]:
+        """Why there is no speaker; empty for DECISION_SPEAKER."""
+
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """Of the cosine with the best exemplar."""
+
+    @_builtins.property
+    def difference(self) -> Global___Explanation:
+        """Of the difference of the cosines with the best speaker's exemplar and the second's: what speaks for the best one.
+        Only with two candidates.
+        """
+
+    @_builtins.property
+    def outlook(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outlook]:
+        """Share of enrolled speakers' utterances that are missed, by condition, from the bundle's evaluation; on request."""
+
+    @_builtins.property
+    def mismatch(self) -> Global___Mismatch:
+        """With the enrolment of the best candidate."""
+
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        version: _builtins.int = ...,
+        decision: Global___Decision.ValueType = ...,
+        speaker: _builtins.str = ...,
+        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        margin: _builtins.float = ...,
+        threshold: _builtins.float = ...,
+        false_alarm: _builtins.float = ...,
+        gallery: _builtins.int = ...,
+        reasons: _abc.Iterable[Global___SearchReason] | None = ...,
+        basis: Global___CalibrationBasis.ValueType = ...,
+        explanation: Global___Explanation | None = ...,
+        difference: Global___Explanation | None = ...,
+        outlook: _abc.Iterable[Global___Outlook] | None = ...,
+        mismatch: Global___Mismatch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["difference", b"difference", "explanation", b"explanation", "mismatch", b"mismatch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "candidates", b"candidates", "decision", b"decision", "difference", b"difference", "explanation", b"explanation", "false_alarm", b"false_alarm", "gallery", b"gallery", "margin", b"margin", "mismatch", b"mismatch", "outlook", b"outlook", "reasons", b"reasons", "speaker", b"speaker", "threshold", b"threshold", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchAnswer: _TypeAlias = SearchAnswer  # noqa: Y015
+
+@_typing.final
+class Candidate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    COSINE_FIELD_NUMBER: _builtins.int
+    LOG_LIKELIHOOD_RATIO_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    EXEMPLARS_FIELD_NUMBER: _builtins.int
+    MISMATCH_FIELD_NUMBER: _builtins.int
+    speaker: _builtins.str
+    cosine: _builtins.float
+    """With the best exemplar, -1 to 1."""
+    log_likelihood_ratio: _builtins.float
+    """Natural logarithm; calibrated for the seconds of speech and the SNR. 0 without a calibration."""
+    probability: _builtins.float
+    """That this speaker is speaking; the rest is that it is none of those searched. 0 without a calibration."""
+    exemplars: _builtins.int
+    """Exemplars compared."""
+    @_builtins.property
+    def mismatch(self) -> Global___Mismatch: ...
+    def __init__(
+        self,
+        *,
+        speaker: _builtins.str = ...,
+        cosine: _builtins.float = ...,
+        log_likelihood_ratio: _builtins.float = ...,
+        probability: _builtins.float = ...,
+        exemplars: _builtins.int = ...,
+        mismatch: Global___Mismatch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mismatch", b"mismatch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosine", b"cosine", "exemplars", b"exemplars", "log_likelihood_ratio", b"log_likelihood_ratio", "mismatch", b"mismatch", "probability", b"probability", "speaker", b"speaker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class SearchReason(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    code: Global___ReasonCode.ValueType
+    value: _builtins.float
+    """What was measured, and the limit that it does not keep; 0 where the code has none."""
+    limit: _builtins.float
+    text: _builtins.str
+    """For people; not for programs."""
+    def __init__(
+        self,
+        *,
+        code: Global___ReasonCode.ValueType = ...,
+        value: _builtins.float = ...,
+        limit: _builtins.float = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "limit", b"limit", "text", b"text", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchReason: _TypeAlias = SearchReason  # noqa: Y015
+
+@_typing.final
+class Outlook(_message.Message):
+    """Share of the utterances of enrolled speakers that are missed under a condition."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONDITION_FIELD_NUMBER: _builtins.int
+    MISS_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    condition: _builtins.str
+    """Such as "clean" or "SNR 10 to 20 dB"."""
+    miss: _builtins.float
+    low: _builtins.float
+    """Its 95 % interval."""
+    high: _builtins.float
+    def __init__(
+        self,
+        *,
+        condition: _builtins.str = ...,
+        miss: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "high", b"high", "low", b"low", "miss", b"miss"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Outlook: _TypeAlias = Outlook  # noqa: Y015
+
+@_typing.final
+class SearchBatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchRequest]:
+        """Each as for Search; a priority set in a request replaces bulk."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___SearchRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchBatchRequest: _TypeAlias = SearchBatchRequest  # noqa: Y015
+
+@_typing.final
+class SearchBatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchBatchResult]:
+        """One per request, in its order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___SearchBatchResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchBatchResponse: _TypeAlias = SearchBatchResponse  # noqa: Y015
+
+@_typing.final
+class SearchBatchResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> Global___SearchResponse: ...
+    @_builtins.property
+    def failure(self) -> Global___Failure: ...
+    def __init__(
+        self,
+        *,
+        response: Global___SearchResponse | None = ...,
+        failure: Global___Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "response", b"response", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "response", b"response", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___SearchBatchResult: _TypeAlias = SearchBatchResult  # noqa: Y015
+
+@_typing.final
+class SearchStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    samples: _builtins.bytes
+    """As in IdentifyStreamRequest."""
+    @_builtins.property
+    def start(self) -> Global___SearchStreamStart:
+        """The first message, and only that."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___SearchStreamStart | None = ...,
+        samples: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "samples", b"samples", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "samples", b"samples", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["start", "samples"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___SearchStreamRequest: _TypeAlias = SearchStreamRequest  # noqa: Y015
+
+@_typing.final
+class SearchStreamStart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATE_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SPEAKERS_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    WITH_OUTLOOK_FIELD_NUMBER: _builtins.int
+    format: Global___SampleFormat.ValueType
+    sample_rate: _builtins.int
+    """Hz."""
+    channels: _builtins.int
+    """0 means 1. Channels are averaged, unless one is chosen."""
+    channel: _builtins.int
+    """As in Audio."""
+    top_k: _builtins.int
+    priority: Global___Priority.ValueType
+    with_outlook: _builtins.bool
+    @_builtins.property
+    def model(self) -> Global___ModelSelector:
+        """The rest as in SearchRequest."""
+
+    @_builtins.property
+    def speakers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def explain(self) -> Global___ExplainOptions: ...
+    def __init__(
+        self,
+        *,
+        format: Global___SampleFormat.ValueType = ...,
+        sample_rate: _builtins.int = ...,
+        channels: _builtins.int = ...,
+        channel: _builtins.int = ...,
+        model: Global___ModelSelector | None = ...,
+        speakers: _abc.Iterable[_builtins.str] | None = ...,
+        top_k: _builtins.int = ...,
+        explain: Global___ExplainOptions | None = ...,
+        priority: Global___Priority.ValueType = ...,
+        with_outlook: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explain", b"explain", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "channels", b"channels", "explain", b"explain", "format", b"format", "model", b"model", "priority", b"priority", "sample_rate", b"sample_rate", "speakers", b"speakers", "top_k", b"top_k", "with_outlook", b"with_outlook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchStreamStart: _TypeAlias = SearchStreamStart  # noqa: Y015
+
+@_typing.final
+class SearchStreamResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def window(self) -> Global___SearchWindowAnswer: ...
+    @_builtins.property
+    def whole(self) -> Global___SearchResponse:
+        """The last message: the answer that Search gives for the whole."""
+
+    def __init__(
+        self,
+        *,
+        window: Global___SearchWindowAnswer | None = ...,
+        whole: Global___SearchResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "whole", b"whole", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "whole", b"whole", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["window", "whole"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___SearchStreamResponse: _TypeAlias = SearchStreamResponse  # noqa: Y015
+
+@_typing.final
+class SearchWindowAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_S_FIELD_NUMBER: _builtins.int
+    END_S_FIELD_NUMBER: _builtins.int
+    SPEECH_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    start_s: _builtins.float
+    """Seconds from the start of the stream."""
+    end_s: _builtins.float
+    speech: _builtins.bool
+    """False: the window holds no speech; there is no answer, and it does not count in the whole."""
+    @_builtins.property
+    def answer(self) -> Global___SearchAnswer:
+        """Of this window alone."""
+
+    @_builtins.property
+    def timings(self) -> Global___Timings: ...
+    @_builtins.property
+    def evidence(self) -> Global___Evidence: ...
+    def __init__(
+        self,
+        *,
+        start_s: _builtins.float = ...,
+        end_s: _builtins.float = ...,
+        speech: _builtins.bool = ...,
+        answer: Global___SearchAnswer | None = ...,
+        timings: Global___Timings | None = ...,
+        evidence: Global___Evidence | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "evidence", b"evidence", "timings", b"timings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "end_s", b"end_s", "evidence", b"evidence", "speech", b"speech", "start_s", b"start_s", "timings", b"timings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchWindowAnswer: _TypeAlias = SearchWindowAnswer  # noqa: Y015
 
 @_typing.final
 class EnrollRequest(_message.Message):
@@ -1101,7 +1819,9 @@ class EnrollRequest(_message.Message):
     SPEAKER_FIELD_NUMBER: _builtins.int
     UTTERANCES_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     speaker: _builtins.str
+    mode: Global___EnrollMode.ValueType
     @_builtins.property
     def utterances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Audio]:
         """At least one."""
@@ -1116,10 +1836,11 @@ class EnrollRequest(_message.Message):
         speaker: _builtins.str = ...,
         utterances: _abc.Iterable[Global___Audio] | None = ...,
         models: _abc.Iterable[Global___ModelSelector] | None = ...,
+        mode: Global___EnrollMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "speaker", b"speaker", "utterances", b"utterances"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "models", b"models", "speaker", b"speaker", "utterances", b"utterances"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1131,25 +1852,63 @@ class EnrollResponse(_message.Message):
 
     SPEAKER_FIELD_NUMBER: _builtins.int
     WITHOUT_SPEECH_FIELD_NUMBER: _builtins.int
+    UTTERANCES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def speaker(self) -> Global___EnrolledSpeaker: ...
     @_builtins.property
     def without_speech(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the utterances in which no window holds speech; they may be of noise."""
 
+    @_builtins.property
+    def utterances(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnrolledUtterance]:
+        """One per utterance, in the order of the request."""
+
     def __init__(
         self,
         *,
         speaker: Global___EnrolledSpeaker | None = ...,
         without_speech: _abc.Iterable[_builtins.int] | None = ...,
+        utterances: _abc.Iterable[Global___EnrolledUtterance] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["speaker", b"speaker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["speaker", b"speaker", "without_speech", b"without_speech"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["speaker", b"speaker", "utterances", b"utterances", "without_speech", b"without_speech"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EnrollResponse: _TypeAlias = EnrollResponse  # noqa: Y015
+
+@_typing.final
+class EnrolledUtterance(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUDIO_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    RECORDING_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    stored: _builtins.bool
+    """Whether it is an exemplar now."""
+    recording: _builtins.str
+    """Id of the kept audio; empty where the server keeps none."""
+    agreement: _builtins.float
+    """Mean cosine to the other utterances, in the first model; 0 for a single one."""
+    @_builtins.property
+    def audio(self) -> Global___AudioInfo: ...
+    def __init__(
+        self,
+        *,
+        audio: Global___AudioInfo | None = ...,
+        stored: _builtins.bool = ...,
+        recording: _builtins.str = ...,
+        agreement: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "audio", b"audio", "recording", b"recording", "stored", b"stored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnrolledUtterance: _TypeAlias = EnrolledUtterance  # noqa: Y015
 
 @_typing.final
 class EnrolledSpeaker(_message.Message):
@@ -1185,6 +1944,8 @@ class EnrolledModel(_message.Message):
     UTTERANCES_FIELD_NUMBER: _builtins.int
     ENROLLED_FIELD_NUMBER: _builtins.int
     USABLE_FIELD_NUMBER: _builtins.int
+    EXEMPLARS_FIELD_NUMBER: _builtins.int
+    MUST_ENROLL_AGAIN_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
     version: _builtins.int
     utterances: _builtins.int
@@ -1192,6 +1953,10 @@ class EnrolledModel(_message.Message):
     """UTC, ISO 8601."""
     usable: _builtins.bool
     """False: the bundle that made the embeddings is not loaded, so that nothing can be compared with them."""
+    exemplars: _builtins.int
+    """Stored embeddings: one an utterance, or one for all where an older server enrolled them."""
+    must_enroll_again: _builtins.bool
+    """No loaded bundle has exemplars of this speaker, and no audio is kept to embed again."""
     def __init__(
         self,
         *,
@@ -1200,10 +1965,12 @@ class EnrolledModel(_message.Message):
         utterances: _builtins.int = ...,
         enrolled: _builtins.str = ...,
         usable: _builtins.bool = ...,
+        exemplars: _builtins.int = ...,
+        must_enroll_again: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrolled", b"enrolled", "usable", b"usable", "utterances", b"utterances", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrolled", b"enrolled", "exemplars", b"exemplars", "must_enroll_again", b"must_enroll_again", "usable", b"usable", "utterances", b"utterances", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1294,6 +2061,119 @@ class RemoveSpeakerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveSpeakerResponse: _TypeAlias = RemoveSpeakerResponse  # noqa: Y015
+
+@_typing.final
+class ExportGalleryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEAKERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def speakers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the enrolled speakers; none means all."""
+
+    def __init__(
+        self,
+        *,
+        speakers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["speakers", b"speakers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportGalleryRequest: _TypeAlias = ExportGalleryRequest  # noqa: Y015
+
+@_typing.final
+class GalleryPart(_message.Message):
+    """A piece of a gallery's file, of any size; the pieces in their order are the file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GalleryPart: _TypeAlias = GalleryPart  # noqa: Y015
+
+@_typing.final
+class ImportGalleryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEAKERS_FIELD_NUMBER: _builtins.int
+    EXEMPLARS_FIELD_NUMBER: _builtins.int
+    speakers: _builtins.int
+    exemplars: _builtins.int
+    def __init__(
+        self,
+        *,
+        speakers: _builtins.int = ...,
+        exemplars: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exemplars", b"exemplars", "speakers", b"speakers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportGalleryResponse: _TypeAlias = ImportGalleryResponse  # noqa: Y015
+
+@_typing.final
+class MigrateGalleryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelSelector]:
+        """As in IdentifyRequest: none means every loaded variant."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___ModelSelector] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrateGalleryRequest: _TypeAlias = MigrateGalleryRequest  # noqa: Y015
+
+@_typing.final
+class MigrateGalleryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATED_FIELD_NUMBER: _builtins.int
+    MUST_ENROLL_AGAIN_FIELD_NUMBER: _builtins.int
+    migrated: _builtins.int
+    """Speakers that have exemplars of the models now and had not before."""
+    @_builtins.property
+    def must_enroll_again(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of those without kept audio."""
+
+    def __init__(
+        self,
+        *,
+        migrated: _builtins.int = ...,
+        must_enroll_again: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migrated", b"migrated", "must_enroll_again", b"must_enroll_again"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrateGalleryResponse: _TypeAlias = MigrateGalleryResponse  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
@@ -1392,6 +2272,7 @@ class Model(_message.Message):
     CODE_REVISION_FIELD_NUMBER: _builtins.int
     TRAINING_DATA_DIGEST_FIELD_NUMBER: _builtins.int
     CALIBRATION_FIELD_NUMBER: _builtins.int
+    WITHOUT_CLASSIFIER_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
     version: _builtins.int
     sample_rate: _builtins.int
@@ -1399,6 +2280,8 @@ class Model(_message.Message):
     embedding_size: _builtins.int
     code_revision: _builtins.str
     training_data_digest: _builtins.str
+    without_classifier: _builtins.bool
+    """The model names no speakers of its own: it embeds, verifies and searches, and does not identify."""
     @_builtins.property
     def speakers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1418,10 +2301,11 @@ class Model(_message.Message):
         code_revision: _builtins.str = ...,
         training_data_digest: _builtins.str = ...,
         calibration: Global___Calibration | None = ...,
+        without_classifier: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "code_revision", b"code_revision", "embedding_size", b"embedding_size", "mel_bins", b"mel_bins", "sample_rate", b"sample_rate", "speakers", b"speakers", "stages", b"stages", "training_data_digest", b"training_data_digest", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "code_revision", b"code_revision", "embedding_size", b"embedding_size", "mel_bins", b"mel_bins", "sample_rate", b"sample_rate", "speakers", b"speakers", "stages", b"stages", "training_data_digest", b"training_data_digest", "variant", b"variant", "version", b"version", "without_classifier", b"without_classifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -59,6 +59,21 @@ class SpeakerIdentificationStub:
                 request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyRequest.SerializeToString,
                 response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyResponse.FromString,
                 _registered_method=True)
+        self.Search = channel.unary_unary(
+                '/speakerlens.v1.SpeakerIdentification/Search',
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchResponse.FromString,
+                _registered_method=True)
+        self.SearchBatch = channel.unary_unary(
+                '/speakerlens.v1.SpeakerIdentification/SearchBatch',
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchBatchRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchBatchResponse.FromString,
+                _registered_method=True)
+        self.SearchStream = channel.stream_stream(
+                '/speakerlens.v1.SpeakerIdentification/SearchStream',
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchStreamRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchStreamResponse.FromString,
+                _registered_method=True)
         self.Enroll = channel.unary_unary(
                 '/speakerlens.v1.SpeakerIdentification/Enroll',
                 request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollRequest.SerializeToString,
@@ -73,6 +88,21 @@ class SpeakerIdentificationStub:
                 '/speakerlens.v1.SpeakerIdentification/RemoveSpeaker',
                 request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerRequest.SerializeToString,
                 response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerResponse.FromString,
+                _registered_method=True)
+        self.ExportGallery = channel.unary_stream(
+                '/speakerlens.v1.SpeakerIdentification/ExportGallery',
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ExportGalleryRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.GalleryPart.FromString,
+                _registered_method=True)
+        self.ImportGallery = channel.stream_unary(
+                '/speakerlens.v1.SpeakerIdentification/ImportGallery',
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.GalleryPart.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ImportGalleryResponse.FromString,
+                _registered_method=True)
+        self.MigrateGallery = channel.unary_unary(
+                '/speakerlens.v1.SpeakerIdentification/MigrateGallery',
+                request_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.MigrateGalleryRequest.SerializeToString,
+                response_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.MigrateGalleryResponse.FromString,
                 _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/speakerlens.v1.SpeakerIdentification/GetModel',
@@ -138,9 +168,34 @@ class SpeakerIdentificationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Search(self, request, context):
+        """Which enrolled speaker is speaking, or none of them, and how sure that is: one model compares the audio with the
+        exemplars of all enrolled speakers, or of those that are named.
+
+        FAILED_PRECONDITION the server keeps no speakers
+        NOT_FOUND           a named speaker is not enrolled with this model
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchBatch(self, request, context):
+        """Searches for the speakers of many utterances; each has an answer or an error of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchStream(self, request_iterator, context):
+        """Live audio: each window is answered as it is filled, and the whole when the client has closed its side.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Enroll(self, request, context):
-        """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces the speaker of that
-        name in all models: models that are not named lose the enrolment.
+        """Stores a speaker for Verify and Search: the normalised embedding of each utterance, an exemplar, in each model.
+        Utterances that cannot serve as exemplars are refused, each with the reason, and then nothing is stored.
 
         FAILED_PRECONDITION the server keeps no speakers
         """
@@ -157,6 +212,27 @@ class SpeakerIdentificationServicer:
 
     def RemoveSpeaker(self, request, context):
         """Removes an enrolled speaker, in every model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportGallery(self, request, context):
+        """Writes the enrolled speakers into one file, in parts. It holds embeddings, never audio.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportGallery(self, request_iterator, context):
+        """Enrols the speakers of such a file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MigrateGallery(self, request, context):
+        """Embeds kept audio with the loaded models that the speakers are not enrolled with yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -204,6 +280,21 @@ def add_SpeakerIdentificationServicer_to_server(servicer, server):
                     request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyRequest.FromString,
                     response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.VerifyResponse.SerializeToString,
             ),
+            'Search': grpc.unary_unary_rpc_method_handler(
+                    servicer.Search,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchResponse.SerializeToString,
+            ),
+            'SearchBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchBatch,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchBatchRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchBatchResponse.SerializeToString,
+            ),
+            'SearchStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SearchStream,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchStreamRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchStreamResponse.SerializeToString,
+            ),
             'Enroll': grpc.unary_unary_rpc_method_handler(
                     servicer.Enroll,
                     request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.EnrollRequest.FromString,
@@ -218,6 +309,21 @@ def add_SpeakerIdentificationServicer_to_server(servicer, server):
                     servicer.RemoveSpeaker,
                     request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerRequest.FromString,
                     response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerResponse.SerializeToString,
+            ),
+            'ExportGallery': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportGallery,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ExportGalleryRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.GalleryPart.SerializeToString,
+            ),
+            'ImportGallery': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportGallery,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.GalleryPart.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ImportGalleryResponse.SerializeToString,
+            ),
+            'MigrateGallery': grpc.unary_unary_rpc_method_handler(
+                    servicer.MigrateGallery,
+                    request_deserializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.MigrateGalleryRequest.FromString,
+                    response_serializer=speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.MigrateGalleryResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -376,6 +482,87 @@ class SpeakerIdentification:
             _registered_method=True)
 
     @staticmethod
+    def Search(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/Search',
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/SearchBatch',
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchBatchRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/SearchStream',
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchStreamRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.SearchStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Enroll(request,
             target,
             options=(),
@@ -446,6 +633,87 @@ class SpeakerIdentification:
             '/speakerlens.v1.SpeakerIdentification/RemoveSpeaker',
             speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerRequest.SerializeToString,
             speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.RemoveSpeakerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportGallery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/ExportGallery',
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ExportGalleryRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.GalleryPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportGallery(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/ImportGallery',
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.GalleryPart.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.ImportGalleryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MigrateGallery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerlens.v1.SpeakerIdentification/MigrateGallery',
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.MigrateGalleryRequest.SerializeToString,
+            speakerlens_dot_protos_dot_speakerlens_dot_v1_dot_identification__pb2.MigrateGalleryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,9 +57,20 @@ class SpeakerIdentificationStub:
     """The embeddings of one utterance, one per requested variant."""
     Verify: _grpc.UnaryUnaryMultiCallable[_identification_pb2.VerifyRequest, _identification_pb2.VerifyResponse]
     """Whether two utterances, or an utterance and an enrolled speaker, are the same voice; explains that score if asked."""
+    Search: _grpc.UnaryUnaryMultiCallable[_identification_pb2.SearchRequest, _identification_pb2.SearchResponse]
+    """Which enrolled speaker is speaking, or none of them, and how sure that is: one model compares the audio with the
+    exemplars of all enrolled speakers, or of those that are named.
+
+    FAILED_PRECONDITION the server keeps no speakers
+    NOT_FOUND           a named speaker is not enrolled with this model
+    """
+    SearchBatch: _grpc.UnaryUnaryMultiCallable[_identification_pb2.SearchBatchRequest, _identification_pb2.SearchBatchResponse]
+    """Searches for the speakers of many utterances; each has an answer or an error of its own."""
+    SearchStream: _grpc.StreamStreamMultiCallable[_identification_pb2.SearchStreamRequest, _identification_pb2.SearchStreamResponse]
+    """Live audio: each window is answered as it is filled, and the whole when the client has closed its side."""
     Enroll: _grpc.UnaryUnaryMultiCallable[_identification_pb2.EnrollRequest, _identification_pb2.EnrollResponse]
-    """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces the speaker of that
-    name in all models: models that are not named lose the enrolment.
+    """Stores a speaker for Verify and Search: the normalised embedding of each utterance, an exemplar, in each model.
+    Utterances that cannot serve as exemplars are refused, each with the reason, and then nothing is stored.
 
     FAILED_PRECONDITION the server keeps no speakers
     """
@@ -67,6 +78,12 @@ class SpeakerIdentificationStub:
     """Lists the enrolled speakers, page by page."""
     RemoveSpeaker: _grpc.UnaryUnaryMultiCallable[_identification_pb2.RemoveSpeakerRequest, _identification_pb2.RemoveSpeakerResponse]
     """Removes an enrolled speaker, in every model."""
+    ExportGallery: _grpc.UnaryStreamMultiCallable[_identification_pb2.ExportGalleryRequest, _identification_pb2.GalleryPart]
+    """Writes the enrolled speakers into one file, in parts. It holds embeddings, never audio."""
+    ImportGallery: _grpc.StreamUnaryMultiCallable[_identification_pb2.GalleryPart, _identification_pb2.ImportGalleryResponse]
+    """Enrols the speakers of such a file."""
+    MigrateGallery: _grpc.UnaryUnaryMultiCallable[_identification_pb2.MigrateGalleryRequest, _identification_pb2.MigrateGalleryResponse]
+    """Embeds kept audio with the loaded models that the speakers are not enrolled with yet."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_identification_pb2.GetModelRequest, _identification_pb2.GetModelResponse]
     """Describes one loaded model: labels, stages, limits and provenance."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_identification_pb2.ListModelsRequest, _identification_pb2.ListModelsResponse]
@@ -101,9 +118,20 @@ class SpeakerIdentificationAsyncStub(SpeakerIdentificationStub):
     """The embeddings of one utterance, one per requested variant."""
     Verify: _aio.UnaryUnaryMultiCallable[_identification_pb2.VerifyRequest, _identification_pb2.VerifyResponse]  # type: ignore[assignment]
     """Whether two utterances, or an utterance and an enrolled speaker, are the same voice; explains that score if asked."""
+    Search: _aio.UnaryUnaryMultiCallable[_identification_pb2.SearchRequest, _identification_pb2.SearchResponse]  # type: ignore[assignment]
+    """Which enrolled speaker is speaking, or none of them, and how sure that is: one model compares the audio with the
+    exemplars of all enrolled speakers, or of those that are named.
+
+    FAILED_PRECONDITION the server keeps no speakers
+    NOT_FOUND           a named speaker is not enrolled with this model
+    """
+    SearchBatch: _aio.UnaryUnaryMultiCallable[_identification_pb2.SearchBatchRequest, _identification_pb2.SearchBatchResponse]  # type: ignore[assignment]
+    """Searches for the speakers of many utterances; each has an answer or an error of its own."""
+    SearchStream: _aio.StreamStreamMultiCallable[_identification_pb2.SearchStreamRequest, _identification_pb2.SearchStreamResponse]  # type: ignore[assignment]
+    """Live audio: each window is answered as it is filled, and the whole when the client has closed its side."""
     Enroll: _aio.UnaryUnaryMultiCallable[_identification_pb2.EnrollRequest, _identification_pb2.EnrollResponse]  # type: ignore[assignment]
-    """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces the speaker of that
-    name in all models: models that are not named lose the enrolment.
+    """Stores a speaker for Verify and Search: the normalised embedding of each utterance, an exemplar, in each model.
+    Utterances that cannot serve as exemplars are refused, each with the reason, and then nothing is stored.
 
     FAILED_PRECONDITION the server keeps no speakers
     """
@@ -111,6 +139,12 @@ class SpeakerIdentificationAsyncStub(SpeakerIdentificationStub):
     """Lists the enrolled speakers, page by page."""
     RemoveSpeaker: _aio.UnaryUnaryMultiCallable[_identification_pb2.RemoveSpeakerRequest, _identification_pb2.RemoveSpeakerResponse]  # type: ignore[assignment]
     """Removes an enrolled speaker, in every model."""
+    ExportGallery: _aio.UnaryStreamMultiCallable[_identification_pb2.ExportGalleryRequest, _identification_pb2.GalleryPart]  # type: ignore[assignment]
+    """Writes the enrolled speakers into one file, in parts. It holds embeddings, never audio."""
+    ImportGallery: _aio.StreamUnaryMultiCallable[_identification_pb2.GalleryPart, _identification_pb2.ImportGalleryResponse]  # type: ignore[assignment]
+    """Enrols the speakers of such a file."""
+    MigrateGallery: _aio.UnaryUnaryMultiCallable[_identification_pb2.MigrateGalleryRequest, _identification_pb2.MigrateGalleryResponse]  # type: ignore[assignment]
+    """Embeds kept audio with the loaded models that the speakers are not enrolled with yet."""
     GetModel: _aio.UnaryUnaryMultiCallable[_identification_pb2.GetModelRequest, _identification_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one loaded model: labels, stages, limits and provenance."""
     ListModels: _aio.UnaryUnaryMultiCallable[_identification_pb2.ListModelsRequest, _identification_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -174,13 +208,42 @@ class SpeakerIdentificationServicer(metaclass=_abc_1.ABCMeta):
         """Whether two utterances, or an utterance and an enrolled speaker, are the same voice; explains that score if asked."""
 
     @_abc_1.abstractmethod
+    def Search(
+        self,
+        request: _identification_pb2.SearchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identification_pb2.SearchResponse, _abc.Awaitable[_identification_pb2.SearchResponse]]:
+        """Which enrolled speaker is speaking, or none of them, and how sure that is: one model compares the audio with the
+        exemplars of all enrolled speakers, or of those that are named.
+
+        FAILED_PRECONDITION the server keeps no speakers
+        NOT_FOUND           a named speaker is not enrolled with this model
+        """
+
+    @_abc_1.abstractmethod
+    def SearchBatch(
+        self,
+        request: _identification_pb2.SearchBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identification_pb2.SearchBatchResponse, _abc.Awaitable[_identification_pb2.SearchBatchResponse]]:
+        """Searches for the speakers of many utterances; each has an answer or an error of its own."""
+
+    @_abc_1.abstractmethod
+    def SearchStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_identification_pb2.SearchStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_identification_pb2.SearchStreamResponse], _abc.AsyncIterator[_identification_pb2.SearchStreamResponse]]:
+        """Live audio: each window is answered as it is filled, and the whole when the client has closed its side."""
+
+    @_abc_1.abstractmethod
     def Enroll(
         self,
         request: _identification_pb2.EnrollRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identification_pb2.EnrollResponse, _abc.Awaitable[_identification_pb2.EnrollResponse]]:
-        """Stores a speaker for Verify: the mean of the normalised embeddings of the utterances. Replaces the speaker of that
-        name in all models: models that are not named lose the enrolment.
+        """Stores a speaker for Verify and Search: the normalised embedding of each utterance, an exemplar, in each model.
+        Utterances that cannot serve as exemplars are refused, each with the reason, and then nothing is stored.
 
         FAILED_PRECONDITION the server keeps no speakers
         """
@@ -200,6 +263,30 @@ class SpeakerIdentificationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identification_pb2.RemoveSpeakerResponse, _abc.Awaitable[_identification_pb2.RemoveSpeakerResponse]]:
         """Removes an enrolled speaker, in every model."""
+
+    @_abc_1.abstractmethod
+    def ExportGallery(
+        self,
+        request: _identification_pb2.ExportGalleryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_identification_pb2.GalleryPart], _abc.AsyncIterator[_identification_pb2.GalleryPart]]:
+        """Writes the enrolled speakers into one file, in parts. It holds embeddings, never audio."""
+
+    @_abc_1.abstractmethod
+    def ImportGallery(
+        self,
+        request_iterator: _MaybeAsyncIterator[_identification_pb2.GalleryPart],
+        context: _ServicerContext,
+    ) -> _typing.Union[_identification_pb2.ImportGalleryResponse, _abc.Awaitable[_identification_pb2.ImportGalleryResponse]]:
+        """Enrols the speakers of such a file."""
+
+    @_abc_1.abstractmethod
+    def MigrateGallery(
+        self,
+        request: _identification_pb2.MigrateGalleryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identification_pb2.MigrateGalleryResponse, _abc.Awaitable[_identification_pb2.MigrateGalleryResponse]]:
+        """Embeds kept audio with the loaded models that the speakers are not enrolled with yet."""
 
     @_abc_1.abstractmethod
     def GetModel(
