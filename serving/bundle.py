@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from speakerlens.measures.distribution import Bins
 from speakerlens.measures.probes import ProbeSet
+from speakerlens.measures.scorer import Scorer
 
 SAMPLE_RATE = 16_000
 """Of all audio that reaches a model, in hertz."""
@@ -121,35 +122,6 @@ class ThresholdBasis(StrEnum):
 
     OUT_OF_SET = "out-of-set speakers"
     KNOWN = "known speakers"
-
-
-@dataclass(frozen=True, eq=False)
-class Scorer:
-    """A quadratic score of the embedding, per speaker: log-likelihood ratios of probabilistic LDA.
-
-    With x = (embedding / its length - mean)·transform it is x²·quadratic + linear·x + constant.
-
-    Attributes:
-        mean: float32 [embedding].
-        transform: float32 [embedding, size].
-        quadratic: float32 [size].
-        linear: float32 [speakers, size].
-        constant: float32 [speakers].
-    """
-
-    mean: NDArray[np.float32]
-    transform: NDArray[np.float32]
-    quadratic: NDArray[np.float32]
-    linear: NDArray[np.float32]
-    constant: NDArray[np.float32]
-
-    def scores(self, embedding: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the score of each speaker, float64 [speakers], for an embedding [size]."""
-        values = embedding.astype(np.float64)
-        unit = values / max(float(np.linalg.norm(values)), 1e-12)
-        x = (unit - self.mean) @ self.transform.astype(np.float64)
-        result: NDArray[np.float64] = x**2 @ self.quadratic + self.linear.astype(np.float64) @ x + self.constant
-        return result
 
 
 @dataclass(frozen=True)

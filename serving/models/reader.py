@@ -26,6 +26,7 @@ import numpy as np
 
 from speakerlens.measures.distribution import Bins
 from speakerlens.measures.probes import ProbeError, ProbeSet, files
+from speakerlens.measures.scorer import Scorer
 from speakerlens.serving.bundle import (
     EXPLAIN,
     PREDICT,
@@ -38,7 +39,6 @@ from speakerlens.serving.bundle import (
     Distribution,
     ExpectedProbe,
     Fault,
-    Scorer,
     StageSpec,
     ThresholdBasis,
 )

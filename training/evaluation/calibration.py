@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from speakerlens.measures.scorer import Scorer
 from speakerlens.training.data.manifest import Corpus, Split
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.conditions import CLEAN
@@ -36,7 +37,6 @@ from speakerlens.training.evaluation.metrics import (
 )
 from speakerlens.training.evaluation.noise import predict_noise
 from speakerlens.training.evaluation.predictions import SplitPredictions, choose_clips, predict
-from speakerlens.training.evaluation.scorer import Scorer
 from speakerlens.training.model.network import SpeakerNetwork
 
 Strangers = Literal["held-out speakers", "known speakers with their own class left out"]
@@ -211,7 +211,9 @@ def calibrate(
     noise = predict_noise(network, corpus, "dev")
     ways: dict[Score, Scored] = {"logit": _by_logit(network)}
     if scorer is not None:
-        ways["logit + likelihood ratio"] = lambda logits, embeddings: logits.double() + scorer.scores(embeddings)
+        ways["logit + likelihood ratio"] = lambda logits, embeddings: (
+            logits.double() + torch.from_numpy(scorer.scores(embeddings.numpy()))
+        )
     clean = torch.tensor([kind == CLEAN.kind for kind in trials.known.kinds])
     found: list[tuple[float, float, Score]] = []
     for score, way in ways.items():

@@ -11,14 +11,13 @@ speakers and between them: at the same share of out-of-set utterances more known
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional as F
 
+from speakerlens.measures.scorer import Scorer
 from speakerlens.training.data.manifest import Corpus, spread
 from speakerlens.training.evaluation.conditions import CLEAN, mixtures
 from speakerlens.training.model.network import SpeakerNetwork
@@ -28,34 +27,6 @@ _MOST_UTTERANCES, _FEWEST = 1000, 4
 _BATCH = 16
 # How much the covariance within speakers is drawn to the sphere of the same size.
 _SHRINKAGE = 0.1
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """Scores x²·quadratic + linear·x + constant of x = (embedding / its length - mean)·transform.
-
-    Attributes:
-        mean: float32 [embedding].
-        transform: float32 [embedding, size].
-        quadratic: float32 [size].
-        linear: float32 [speakers, size].
-        constant: float32 [speakers].
-    """
-
-    mean: NDArray[np.float32]
-    transform: NDArray[np.float32]
-    quadratic: NDArray[np.float32]
-    linear: NDArray[np.float32]
-    constant: NDArray[np.float32]
-
-    def scores(self, embeddings: Tensor) -> Tensor:
-        """Return the log-likelihood ratio, in nats, of each speaker, float64 [n, speakers], for [n, embedding]."""
-        units = F.normalize(embeddings.double())
-        values = (units - torch.from_numpy(self.mean)) @ torch.from_numpy(self.transform).double()
-        quadratic, linear, constant = (
-            torch.from_numpy(array).double() for array in (self.quadratic, self.linear, self.constant)
-        )
-        return (values**2 @ quadratic)[:, None] + values @ linear.T + constant
 
 
 def fit_scorer(network: SpeakerNetwork, corpus: Corpus, speakers: Sequence[str]) -> Scorer | None:

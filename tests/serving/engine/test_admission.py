@@ -292,6 +292,47 @@ def test_places_are_bounded_and_streams_get_half() -> None:
     at_the_door(scenario, most=4)
 
 
+def test_ended_streams_leave_their_places() -> None:
+    async def scenario(door: Door) -> None:
+        for _ in range(3):
+            for stream in [door.admit(0.0, live=True) for _ in range(2)]:
+                door.release(stream)
+
+    at_the_door(scenario, most=4)
+
+
+def test_retry_hint_is_the_work_at_the_measured_speed() -> None:
+    async def scenario(door: Door) -> None:
+        calls = [door.admit(1.0, 60.0) for _ in range(20)]
+        for call in calls[:12]:
+            for _ in range(4):
+                await asyncio.sleep(0.125)  # twice as fast as one core
+                call.advance()
+            door.release(call)
+        with pytest.raises(ResourceExhaustedError) as caught:
+            door.admit(1.0, 6.0)
+        assert caught.value.retry_after_s == pytest.approx(door.admission.left / 2, rel=0.15)
+
+    at_the_door(scenario)
+
+
+def test_calls_that_are_due_together_decode_in_order_of_arrival() -> None:
+    async def scenario(door: Door) -> None:
+        order: list[int] = []
+
+        async def decode(index: int, call: Admitted) -> None:
+            async with call.turn():
+                order.append(index)
+                await asyncio.sleep(1.0)
+
+        async with asyncio.TaskGroup() as group:
+            for index in range(8):
+                group.create_task(decode(index, door.admit(0.1)))
+        assert order == sorted(order)
+
+    at_the_door(scenario)
+
+
 def test_calls_decode_in_turn_interactive_and_due_first() -> None:
     """Two at a time; one that gives up while it waits leaves its turn to the next."""
 

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from scipy.stats import multivariate_normal
 
-from speakerlens.serving.bundle import Scorer as Served
-from speakerlens.training.evaluation.scorer import Scorer, fit
+from speakerlens.measures.scorer import Scorer
+from speakerlens.training.evaluation.scorer import fit
 
 SIZE, SPEAKERS, EACH = 8, 60, 20
 
@@ -41,7 +40,7 @@ def test_score_is_the_ratio_of_the_models_densities(scorer: Scorer) -> None:
     between = root @ vectors @ np.diag(np.maximum(values, 0)) @ vectors.T @ root.T
     posterior = between @ np.linalg.inv(between + within / EACH)
     around = within + between - posterior @ between
-    found = scorer.scores(torch.from_numpy(units[:40] * 7)).numpy()
+    found = scorer.scores(units[:40] * 7)
     anyone = multivariate_normal(np.zeros(SIZE), within + between).logpdf(centred[:40])
     for label in range(0, SPEAKERS, 7):
         speaker = multivariate_normal(posterior @ means[label], around).logpdf(centred[:40])
@@ -58,15 +57,14 @@ def test_known_and_out_of_set_speakers_are_told_apart_better_than_by_cosine(scor
         return float((known < np.quantile(out_of_set, 0.95)).mean())
 
     cosines = errors((units @ weights.T).max(axis=1), (others @ weights.T).max(axis=1))
-    ratios = errors(*(scorer.scores(torch.from_numpy(each)).amax(dim=1).numpy() for each in (units, others)))
+    ratios = errors(*(scorer.scores(each).max(axis=1) for each in (units, others)))
     assert ratios < 0.8 * cosines
 
 
-def test_server_computes_the_same_scores(scorer: Scorer) -> None:
+def test_one_embedding_scores_as_in_a_batch(scorer: Scorer) -> None:
     units, _ = drawn(2, speakers=2)
-    expected = scorer.scores(torch.from_numpy(units)).numpy()
-    for unit, scores in zip(5 * units.astype(np.float32), expected, strict=True):
-        np.testing.assert_allclose(Served(**vars(scorer)).scores(unit), scores, rtol=1e-5, atol=1e-5)
+    for unit, expected in zip(5 * units.astype(np.float32), scorer.scores(units), strict=True):
+        np.testing.assert_allclose(scorer.scores(unit), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_embeddings_that_are_all_alike_have_no_scorer() -> None:

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from speakerlens.measures.scorer import Scorer
 from speakerlens.training.data.audio import SAMPLE_RATE
 from speakerlens.training.data.manifest import Clip, Corpus
 from speakerlens.training.data.mixing import KINDS, Mixture
 from speakerlens.training.evaluation.conditions import Condition, MixtureBatch, mixtures
-from speakerlens.training.evaluation.scorer import Scorer
 from speakerlens.training.evaluation.workers import Networks, device_and_front_end
 from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT, LogMel
 from speakerlens.training.model.network import SpeakerNetwork
@@ -176,7 +176,10 @@ def _answer(
         logits, embedding = (each.cpu() for each in network(batch.mixture.audio, batch.lengths)[:2])
     best = logits.argmax(dim=1).to(batch.labels.device)
     scorer = calibrated.scorer
-    scores = logits.double() / network.head.scale if scorer is None else logits.double() + scorer.scores(embedding)
+    if scorer is None:
+        scores = logits.double() / network.head.scale
+    else:
+        scores = logits.double() + torch.from_numpy(scorer.scores(embedding.numpy()))
     known = float(scores[0, int(best[0])]) >= calibrated.threshold
     named = why(best)
     return ExampleAnswer(named, named if best == batch.labels else why(batch.labels), known)
