@@ -24,9 +24,10 @@ PATIENT_SECONDS: Final = 5.0
 LONG_FACTOR: Final = 4.0
 # Calls of more work than this run as bulk work but for their first window, so that others need not wait for them.
 LONG_SECONDS: Final = 1.0
-# Work before a call counts this much more than estimated. Bulk work takes every fifth batch, where some waits.
+# Work before a call counts this much more than estimated. Bulk work takes every fifth batch and turn, where some waits.
 CAUTION: Final = 2.0
 BULK_SHARE: Final = 0.25
+INTERACTIVE_TURNS: Final = 4
 # Share of the time to the deadline that may be taken when a call is let in before its own work is known.
 DOOR_SHARE = 0.8
 # Remaining work counts this much when it is asked whether a call can still meet its deadline: it may go faster.
@@ -153,8 +154,8 @@ class Admission:
         self._decoders = decoders
         self._running_s = running_s
         self._queued_s = queued_s
-        self._waiting: list[tuple[Priority, float, int, asyncio.Future[None]]] = []
-        self._turns = 0
+        self._waiting: dict[Priority, list[tuple[float, int, asyncio.Future[None]]]] = {each: [] for each in Priority}
+        self._turns = self._given = 0
 
     @property
     def left(self) -> float:
@@ -214,13 +215,13 @@ class Admission:
 
     @asynccontextmanager
     async def turn(self, call: Admitted) -> AsyncIterator[None]:
-        """Hold one of the decoders within the block; calls that wait for one get it in their order."""
+        """Hold one of the decoders within the block; waiting calls get one in their order, bulk every fifth."""
         if self._decoders:
             self._decoders -= 1
         else:
             free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._turns += 1
-            heappush(self._waiting, (call.priority, call.due, self._turns, free))
+            heappush(self._waiting[call.priority], (call.due, self._turns, free))
             try:
                 await free
             except asyncio.CancelledError:
@@ -233,9 +234,12 @@ class Admission:
             self._give()
 
     def _give(self) -> None:
-        while self._waiting:
-            *_, free = heappop(self._waiting)
+        while any(self._waiting.values()):
+            bulk = self._given >= INTERACTIVE_TURNS or not self._waiting[Priority.INTERACTIVE]
+            queue = self._waiting[Priority.BULK if bulk and self._waiting[Priority.BULK] else Priority.INTERACTIVE]
+            *_, free = heappop(queue)
             if not free.done():
+                self._given = 0 if queue is self._waiting[Priority.BULK] else self._given + 1
                 free.set_result(None)
                 return
         self._decoders += 1

@@ -21,6 +21,7 @@ from speakerlens.decoding import AudioFileError, AudioReader, DecoderStoppedErro
 from speakerlens.measures.sound import clipped_share
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.errors import DeadlineError, InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
+from speakerlens.serving.pipeline.samples import SAMPLE_TYPES, floats
 from speakerlens.signatures import HEADER_BYTES, header_name, other_content
 
 MIN_RATE, MAX_RATE = 4_000, 192_000
@@ -33,13 +34,6 @@ BLOCK_FRAMES = 65_536
 # Rate x channels x seconds: three hours at 48 kHz, one channel. A FLAC of silence holds more in every byte than audio.
 MAX_DECODED_SAMPLES = 2**29
 
-SAMPLE_TYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype("<f4"),
-    "int16": np.dtype("<i2"),
-    "mulaw": np.dtype("u1"),
-    "alaw": np.dtype("u1"),
-}
-
 
 @dataclass(frozen=True)
 class EncodedAudio:
@@ -51,7 +45,7 @@ class EncodedAudio:
 
 @dataclass(frozen=True)
 class RawAudio:
-    """Interleaved samples; `sample_type` is a key of `SAMPLE_TYPES`, `sample_rate` is in Hz, `channel` as of a file."""
+    """Interleaved samples; `sample_type` is a key of SAMPLE_TYPES, `sample_rate` is in Hz, `channel` as of a file."""
 
     data: bytes
     sample_type: str
@@ -252,34 +246,6 @@ def decode(audio: EncodedAudio | RawAudio, limit: DurationLimit) -> Waveform:
     """
     recording = Recording(audio, limit)
     return Waveform(np.concatenate(list(recording)), recording.info)
-
-
-def floats(frames: NDArray[Any], sample_type: str) -> NDArray[np.float32]:
-    """Return samples of one of `SAMPLE_TYPES` as float32 of the same shape, full scale 1.0."""
-    if sample_type in LAWS:
-        decoded: NDArray[np.float32] = LAWS[sample_type][frames]
-        return decoded
-    if sample_type == "int16":
-        return frames.astype(np.float32) / np.float32(32768)
-    return frames.astype(np.float32, copy=False)
-
-
-def _mu_law() -> NDArray[np.float32]:
-    """Return the samples of the 256 codes of ITU-T G.711 mu-law, full scale 1.0."""
-    code = ~np.arange(256, dtype=np.uint8)
-    size = (((code & 15).astype(np.int32) << 3) + 132 << (code >> 4 & 7)) - 132
-    return (np.where(code & 128, -size, size) / 32768).astype(np.float32)
-
-
-def _a_law() -> NDArray[np.float32]:
-    """Return the samples of the 256 codes of ITU-T G.711 A-law, full scale 1.0."""
-    code = np.arange(256, dtype=np.uint8) ^ 0x55
-    step, segment = (code & 15).astype(np.int32), (code >> 4 & 7).astype(np.int32)
-    size = np.where(segment, (step << 4) + 264 << np.maximum(segment - 1, 0), (step << 4) + 8)
-    return (np.where(code & 128, size, -size) / 32768).astype(np.float32)
-
-
-LAWS = {"mulaw": _mu_law(), "alaw": _a_law()}
 
 
 def checked_samples(samples: NDArray[np.float32], limit: DurationLimit, field: str) -> Waveform:

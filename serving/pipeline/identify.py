@@ -29,10 +29,11 @@ from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model, Models
 from speakerlens.serving.pipeline.answers import Answer, Identification, answer_of
 from speakerlens.serving.pipeline.concurrency import FULL
-from speakerlens.serving.pipeline.decode import SAMPLE_TYPES, AudioInfo, DurationLimit, EncodedAudio, RawAudio
+from speakerlens.serving.pipeline.decode import AudioInfo, DurationLimit, EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.explain import Resolution
 from speakerlens.serving.pipeline.observer import MonitoredAnswer, MonitoringScope, Observer
 from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, Query, QueryOptions
+from speakerlens.serving.pipeline.samples import SAMPLE_TYPES
 from speakerlens.serving.pipeline.session import RequestSession
 from speakerlens.serving.pipeline.vad import open_detector
 from speakerlens.serving.pipeline.windows import Window, Windowing, WindowReader, windowing
@@ -118,7 +119,12 @@ class Pipeline:
 
     @contextmanager
     def admit(
-        self, query: QueryOptions, models: Sequence[Model], audio: Sequence[Extent], live: bool = False
+        self,
+        query: QueryOptions,
+        models: Sequence[Model],
+        audio: Sequence[Extent],
+        live: bool = False,
+        compared: bool = False,
     ) -> Iterator[Admitted]:
         """Admit a request before any of its audio is decoded; it counts as in flight until the block is left.
 
@@ -127,6 +133,7 @@ class Pipeline:
             models: leased.
             audio: what is to be computed; nothing for a stream.
             live: whether it is a stream.
+            compared: whether maps are of a cosine: every window is embedded first, and computed again for its map.
 
         Raises:
             RequestError: the query is invalid, or the server is overloaded.
@@ -134,6 +141,7 @@ class Pipeline:
         for model in models:
             explained_label(query, model)
         shape, most = self.windowing(models), self.duration_limit(query).seconds
+        twice = compared and query.explain is not None
         cost, windows = 0.0, 0
         for each in audio:
             seconds = min(each.frames / max(1, each.rate), most)
@@ -143,8 +151,11 @@ class Pipeline:
             cost += self._costs.decoding[each.container].seconds(seconds * each.rate * each.channels)
             cost += self._costs.detecting.seconds(count)
             cost += self._costs.encoding[query.explain is not None].seconds(seconds)
-            cost += sum(_queue(query, model).inference.seconds(computed) for model in models)
-        with self._admission.admit(cost, windows + 1, query.deadline, query.priority, live) as admitted:
+            for model in models:
+                batchers = (model.predict, model.verify) if twice else (_queue(query, model),)
+                cost += sum(batcher.inference.seconds(computed) for batcher in batchers)
+        steps = (2 if twice else 1) * windows + 1
+        with self._admission.admit(cost, steps, query.deadline, query.priority, live) as admitted:
             yield admitted
 
     @contextmanager

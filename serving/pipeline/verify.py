@@ -108,7 +108,8 @@ class Verifier:
         else:
             sides.append((request.against, "other"))
         options = QueryOptions(explain=request.explain, priority=request.priority, deadline=request.deadline)
-        with self._pipeline.admit(options, [model], [extent_of(audio) for audio, _ in sides]) as admitted:
+        extents = [extent_of(audio) for audio, _ in sides]
+        with self._pipeline.admit(options, [model], extents, compared=True) as admitted:
             return await self._compared(request, model, sides, enrolment, admitted)
 
     async def _compared(
@@ -252,6 +253,7 @@ def _threshold(bundle: Bundle, utterances: int) -> float:
 
 async def _compare(model: Model, job: ComparedJob, admitted: Admitted, stopwatch: Stopwatch) -> Comparison:
     done = await model.verify.submit(job, admitted.latest, admitted.priority, admitted.due)
+    admitted.advance()
     stopwatch.computed(done.queue_s, done.inference_s)
     check_finite(model.bundle.name, done.result)
     return done.result

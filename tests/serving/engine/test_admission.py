@@ -333,6 +333,23 @@ def test_calls_that_are_due_together_decode_in_order_of_arrival() -> None:
     at_the_door(scenario)
 
 
+def test_every_fifth_turn_to_decode_is_for_bulk_calls() -> None:
+    async def scenario(door: Door) -> None:
+        order: list[Priority] = []
+
+        async def decode(call: Admitted) -> None:
+            async with call.turn():
+                order.append(call.priority)
+                await asyncio.sleep(1.0)
+
+        async with asyncio.TaskGroup() as group:
+            for priority in [Priority.INTERACTIVE] * 2 + [Priority.BULK] * 3 + [Priority.INTERACTIVE] * 10:
+                group.create_task(decode(door.admit(0.1, priority=priority)))
+        assert [index for index, each in enumerate(order) if each is Priority.BULK] == [6, 11, 14]
+
+    at_the_door(scenario)
+
+
 def test_calls_decode_in_turn_interactive_and_due_first() -> None:
     """Two at a time; one that gives up while it waits leaves its turn to the next."""
 

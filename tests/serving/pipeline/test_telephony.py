@@ -7,7 +7,8 @@ import pytest
 import soundfile as sf
 
 from speakerlens.serving.errors import InvalidArgumentError, Reason
-from speakerlens.serving.pipeline.decode import LAWS, DurationLimit, EncodedAudio, RawAudio, decode
+from speakerlens.serving.pipeline.decode import DurationLimit, EncodedAudio, RawAudio, decode
+from speakerlens.serving.pipeline.samples import LAWS
 from speakerlens.serving.pipeline.windows import Windowing, WindowReader
 from tests.serving.harness import voice
 
