@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from speakerlens.measures.distribution import Bins
 from speakerlens.measures.probes import ProbeSet
 from speakerlens.measures.scorer import Scorer
+from speakerlens.measures.search import SearchCalibration
 
 SAMPLE_RATE = 16_000
 """Of all audio that reaches a model, in hertz."""
@@ -167,6 +168,7 @@ class Bundle:
         calibration: temperature and threshold, and what they rest on.
         verification_thresholds: pairs, ascending: utterances in the reference (1 first), and the cosine from which an
             utterance is accepted as the reference's speaker.
+        search: calibration of open-set search; None if the export had too few out-of-set speakers for one.
         digest: SHA-256 of bundle.json, which has those of all other files.
         probes: None if the bundle has none.
     """
@@ -191,6 +193,7 @@ class Bundle:
     # The digest covers both.
     baseline: Baseline = field(compare=False, repr=False)
     probes: ProbeSet | None = field(compare=False, repr=False)
+    search: SearchCalibration | None = field(default=None, compare=False, repr=False)
 
     def open_set_scores(self, logits: NDArray[np.float32], embedding: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return what the threshold is on, for each speaker, float64 [speakers], from logits [speakers]."""

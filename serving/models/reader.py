@@ -27,6 +27,7 @@ import numpy as np
 from speakerlens.measures.distribution import Bins
 from speakerlens.measures.probes import ProbeError, ProbeSet, files
 from speakerlens.measures.scorer import Scorer
+from speakerlens.measures.search import SearchCalibration
 from speakerlens.serving.bundle import (
     EXPLAIN,
     PREDICT,
@@ -83,6 +84,7 @@ def read_bundle(folder: Path) -> Bundle:
         score_scale=manifest["network"]["scale"],
         calibration=_calibration(folder, manifest),
         verification_thresholds=tuple((each["utterances"], each["threshold"]) for each in verification),
+        search=_search(manifest),
         code_revision=manifest["code_revision"],
         training_data_digest=manifest["training_data_digest"],
         digest=hashlib.sha256(content).hexdigest(),
@@ -126,6 +128,14 @@ def _read_scorer(folder: Path, manifest: dict[str, Any]) -> Scorer:
         if not np.isfinite(array).all():
             raise BundleError(f"{SCORER} has {name} with values that are no numbers", Fault.MANIFEST)
     return Scorer(**arrays)
+
+
+def _search(manifest: dict[str, Any]) -> SearchCalibration | None:
+    section = manifest.get("search")
+    try:
+        return None if section is None else SearchCalibration.from_section(section)
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST}: search: {error}", Fault.MANIFEST) from error
 
 
 def _basis(strangers: str) -> ThresholdBasis:

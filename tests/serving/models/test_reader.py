@@ -19,6 +19,7 @@ from speakerlens.serving.bundle import Bundle, BundleError, Distribution, Expect
 from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.models.folders import list_bundles, stamp_of
 from speakerlens.serving.models.reader import read_bundle
+from tests.measures.search_section import section
 from tests.serving import toy
 
 
@@ -214,6 +215,9 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("a temperature of almost nothing", calibrated(temperature=1e-300), "at calibration.temperature"),
     ("a temperature of too much", calibrated(temperature=1e300), "at calibration.temperature"),
     ("a threshold of too much", calibrated(threshold=10**400), "at calibration.threshold"),
+    ("a search threshold of too much", altered(search=section(slope=[1e300] * 4)), "at search.slope"),
+    ("a search of another size", altered(search=section(offset=[1.0] * 3)), "search: offset has 3 values, not 4"),
+    ("a search that falls", altered(search=section(slope=[-1.0] * 4)), "search: slope must be positive"),
     ("a scale of almost nothing", altered(network=NETWORK | {"scale": 1e-300}), "at network.scale"),
     ("a minimum beyond memory", altered(min_samples=10**12), "at min_samples"),
     ("an embedding beyond memory", altered(network=NETWORK | {"embedding": 10**12}), "at network.embedding"),
@@ -426,3 +430,11 @@ def test_missing_scorer_is_refused(tmp_path: Path) -> None:
     toy.reseal(folder)
     with pytest.raises(BundleError, match=r"records no digest of scorer\.npz"):
         read_bundle(folder)
+
+
+def test_calibration_of_search_is_optional(tmp_path: Path) -> None:
+    assert read_bundle(toy.write_bundle(tmp_path, "v", 1)).search is None
+    found = read_bundle(toy.write_bundle(tmp_path, "v", 2, search=section())).search
+    assert found is not None
+    assert (found.false_alarm, found.speakers, found.terms.knots_db) == (0.05, 4, (0.0, 20.0))
+    assert found.threshold(100, 2.0, 10.0) > found.threshold(10, 2.0, 10.0)
