@@ -1,7 +1,7 @@
 """Mutation testing: change one operator or number at a time, run the unit tests, and report the share that fails.
 
     python -m benchmarks.mutation measures --seconds 600
-    python -m benchmarks.mutation serving/pipeline/store.py --tests tests/serving/pipeline/test_store.py
+    python -m benchmarks.mutation serving/gallery/sqlite.py --tests tests/serving/gallery/test_sqlite.py
 
 A mutant is killed if a test fails or the tests take much longer than without it. Each mutant runs in a forked process
 that has the libraries imported already, and runs only the tests that execute its line, quickest first. Results are kept
@@ -44,7 +44,10 @@ AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         tuple(f"serving/engine/{name}.py" for name in ("queue", "batcher", "scheduler", "admission")),
         tuple(f"tests/serving/engine/test_{name}.py" for name in ENGINE_TESTS),
     ),
-    "store": (("serving/pipeline/store.py",), ("tests/serving/pipeline/test_store.py",)),
+    "store": (
+        ("serving/gallery/sqlite.py", "serving/gallery/sqlite_file.py"),
+        ("tests/serving/gallery/test_sqlite.py", "tests/serving/gallery/test_store.py"),
+    ),
 }
 """Name to the files that are mutated and their tests, where `{stem}` stands for the name of the file."""
 

@@ -48,6 +48,8 @@ def _path(value: Any) -> Any:
 
 
 Location = Annotated[Path, BeforeValidator(_path)]
+# Of a store: a path, or a URL.
+Address = Annotated[str, BeforeValidator(_path)]
 
 
 def _option(group: str, default: Any, about: str, metavar: str | None = None, **bounds: Any) -> Any:
@@ -63,7 +65,7 @@ class Config(Settings):
         MODELS, 0.0, "look for new and removed bundles this often, in seconds; 0: only at the start", ge=0, le=DAY
     )
     keep_versions: int = _option(MODELS, 2, "newest versions of each variant to keep loaded", ge=1, le=1000)
-    speakers: Location | None = _option(MODELS, None, "SQLite file for enrolled speakers; none by default", "FILE")
+    speakers: Address | None = _option(MODELS, None, "SQLite file for enrolled speakers; none by default", "FILE")
 
     host: str = _option(NETWORK, "127.0.0.1", "address of the gRPC port", min_length=1)
     port: int = _option(NETWORK, 50051, "gRPC port; 0: chosen by the system", **PORT)

@@ -29,11 +29,11 @@ from speakerlens.serving.engine.admission import Admission
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.engine.session import fell_back, runtime_version
 from speakerlens.serving.errors import StartupError
+from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Models
 from speakerlens.serving.models.repository import Repository, scan
 from speakerlens.serving.pipeline.identify import Pipeline
-from speakerlens.serving.pipeline.store import AsyncSpeakerStore
 from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.robustness.probes import Prober
 from speakerlens.serving.rpc.auth import AuthInterceptor, Tokens

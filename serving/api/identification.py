@@ -39,13 +39,13 @@ from speakerlens.serving.config import Config
 from speakerlens.serving.context import current_context, variant_label
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
+from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.concurrency import map_concurrent, retry_when_full
 from speakerlens.serving.pipeline.enroll import Enroller
 from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.pipeline.query import Query
-from speakerlens.serving.pipeline.store import AsyncSpeakerStore
 from speakerlens.serving.pipeline.stream import IdleBudget, LiveWindows, identify_stream
 from speakerlens.serving.pipeline.verify import Verifier
 

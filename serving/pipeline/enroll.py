@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, quoted
+from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
+from speakerlens.serving.gallery.exemplar import Enrolment, Exemplar, enrolments_of, unit
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.answers import Answer
 from speakerlens.serving.pipeline.concurrency import map_concurrent
@@ -16,7 +18,6 @@ from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.pipeline.observer import MonitoringScope
 from speakerlens.serving.pipeline.query import Query
-from speakerlens.serving.pipeline.store import AsyncSpeakerStore, Enrolment
 
 MAX_NAME_CHARACTERS = 128
 MAX_UTTERANCES = 100
@@ -70,14 +71,15 @@ class Enroller:
         """
         self._speakers.check()
         name = checked_name(speaker)
-        means, without_speech = await self._means(utterances, models, deadline)
+        embeddings, without_speech = await self._embeddings(utterances, models, deadline)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        enrolments = [
-            Enrolment(name, each.variant, each.version, each.digest, len(utterances), now, mean)
-            for each, mean in zip((model.bundle for model in models), means, strict=True)
+        exemplars = [
+            Exemplar(name, bundle.variant, bundle.version, bundle.digest, 1, now, embedding)
+            for bundle, each in zip((model.bundle for model in models), embeddings, strict=True)
+            for embedding in each
         ]
-        await self._speakers.run(lambda store: store.put(enrolments))
-        return replace(self._enrolled(name, enrolments), without_speech=without_speech)
+        await self._speakers.run(lambda store: store.enroll(exemplars, replace=True))
+        return replace(self._enrolled(name, enrolments_of(exemplars)), without_speech=without_speech)
 
     async def page(self, after: str, most: int) -> tuple[list[EnrolledSpeaker], bool]:
         """Return up to `most` enrolled speakers whose names come after `after`, and whether there are more.
@@ -102,16 +104,16 @@ class Enroller:
         if not await self._speakers.run(lambda store: store.remove(name)):
             raise not_enrolled(name)
 
-    async def _means(
+    async def _embeddings(
         self, utterances: Sequence[EncodedAudio | RawAudio], models: Sequence[Model], deadline: float | None
-    ) -> tuple[list[NDArray[np.float32]], tuple[int, ...]]:
-        """Return for each model the mean of the utterances' length-normalised embeddings, float32 [size].
+    ) -> tuple[list[list[NDArray[np.float32]]], tuple[int, ...]]:
+        """Return for each model the length-normalised embeddings, float32 [size], of the utterances.
 
         The second value has the indices of the utterances without speech.
         """
         silent: set[int] = set()
 
-        async def embedded(item: tuple[int, EncodedAudio | RawAudio, Model]) -> NDArray[np.float64]:
+        async def embedded(item: tuple[int, EncodedAudio | RawAudio, Model]) -> NDArray[np.float32]:
             index, audio, model = item
             # Every model takes the same utterances: their sound counts once.
             monitoring = MonitoringScope.SOUND if model is models[0] else MonitoringScope.NOTHING
@@ -128,22 +130,16 @@ class Enroller:
             [answer] = result.answers
             assert isinstance(answer, Answer), "a single model fails by raising"
             assert answer.embedding is not None, "it was asked for"
-            return direction(answer.embedding)
+            return unit(answer.embedding)
 
         items = [(index, audio, model) for model in models for index, audio in enumerate(utterances)]
         directions = await map_concurrent(items, embedded, UTTERANCES_AT_ONCE)
         count = len(utterances)
-        means = [
-            np.mean(directions[start : start + count], axis=0).astype(np.float32)
-            for start in range(0, len(directions), count)
-        ]
-        return means, tuple(sorted(silent))
+        return [directions[at : at + count] for at in range(0, len(directions), count)], tuple(sorted(silent))
 
     def _enrolled(self, name: str, enrolments: Sequence[Enrolment]) -> EnrolledSpeaker:
         sizes = {model.bundle.digest: model.bundle.embedding_size for model in self._pipeline.models}
-        return EnrolledSpeaker(
-            name, tuple((each, sizes.get(each.bundle) == len(each.embedding)) for each in enrolments)
-        )
+        return EnrolledSpeaker(name, tuple((each, sizes.get(each.bundle) == each.size) for each in enrolments))
 
 
 def checked_name(speaker: str, field: str = "speaker") -> str:

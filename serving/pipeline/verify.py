@@ -17,6 +17,8 @@ from speakerlens.serving.engine.admission import Admitted
 from speakerlens.serving.engine.graphs import ComparedJob, Comparison, check_finite
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import FailedPreconditionError, InvalidArgumentError, Reason, quoted
+from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
+from speakerlens.serving.gallery.exemplar import Exemplar, mean_embedding
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import Piece, stitched
 from speakerlens.serving.pipeline.answers import Answer
@@ -28,7 +30,6 @@ from speakerlens.serving.pipeline.identify import Pipeline, explained_label, ext
 from speakerlens.serving.pipeline.observer import MonitoringScope
 from speakerlens.serving.pipeline.query import QueryOptions
 from speakerlens.serving.pipeline.session import WINDOWS_AT_ONCE
-from speakerlens.serving.pipeline.store import AsyncSpeakerStore, Enrolment
 from speakerlens.serving.pipeline.windows import Window, WindowReader
 
 Audio = EncodedAudio | RawAudio
@@ -102,33 +103,33 @@ class Verifier:
             RequestError: the audio is invalid, or the speaker is not enrolled, or not with this bundle.
         """
         _check(request, model)
-        enrolment, sides = None, [(request.audio, "audio")]
+        exemplars, sides = [], [(request.audio, "audio")]
         if isinstance(request.against, str):
-            enrolment = await self._enrolment(request.against, model.bundle)
+            exemplars = await self._exemplars(request.against, model.bundle)
         else:
             sides.append((request.against, "other"))
         options = QueryOptions(explain=request.explain, priority=request.priority, deadline=request.deadline)
         extents = [extent_of(audio) for audio, _ in sides]
         with self._pipeline.admit(options, [model], extents, compared=True) as admitted:
-            return await self._compared(request, model, sides, enrolment, admitted)
+            return await self._compared(request, model, sides, exemplars, admitted)
 
     async def _compared(
         self,
         request: VerificationRequest,
         model: Model,
         sides: Sequence[tuple[Audio, str]],
-        enrolment: Enrolment | None,
+        exemplars: Sequence[Exemplar],
         admitted: Admitted,
     ) -> VerificationResult:
-        """Compare the sides with each other, or the only one with an enrolment."""
+        """Compare the sides with each other, or the only one with a speaker's exemplars."""
         stopwatch = Stopwatch()
         utterance, *others = await map_concurrent(
             sides, lambda side: self._embed(request, *side, model, admitted, stopwatch), len(sides)
         )
         other = others[0] if others else None
         if other is None:
-            assert enrolment is not None
-            reference, threshold = direction(enrolment.embedding), _threshold(model.bundle, enrolment.utterances)
+            reference = direction(mean_embedding(exemplars))
+            threshold = _threshold(model.bundle, sum(each.utterances for each in exemplars))
         else:
             reference, threshold = other.direction, _threshold(model.bundle, 1)
         score = float(np.clip(utterance.direction @ reference, -1.0, 1.0))
@@ -153,22 +154,23 @@ class Verifier:
             model.bundle.calibration.verification_basis,
         )
 
-    async def _enrolment(self, speaker: str, bundle: Bundle) -> Enrolment:
-        """Return the enrolment of a speaker for a bundle."""
+    async def _exemplars(self, speaker: str, bundle: Bundle) -> list[Exemplar]:
+        """Return the exemplars of a speaker for a bundle, at least one."""
         name = checked_name(speaker, "enrolled_speaker")
         stored = await self._speakers.run(lambda store: store.find(name))
         if not stored:
             raise not_enrolled(name, "enrolled_speaker")
-        for enrolment in stored:
-            if enrolment.bundle == bundle.digest and len(enrolment.embedding) == bundle.embedding_size:
-                return enrolment
-            if enrolment.bundle == bundle.digest:
-                raise FailedPreconditionError(
-                    Reason.STORE,
-                    f"enrolled_speaker: the reference of {quoted(name)} for {bundle.name} is damaged in the speakers' "
-                    "file; enrol the speaker again",
-                )
-        others = ", ".join(f"{each.variant}/{each.version}" for each in stored)
+        found = [each for each in stored if each.bundle == bundle.digest]
+        intact = [each for each in found if len(each.embedding) == bundle.embedding_size]
+        if intact:
+            return intact
+        if found:
+            raise FailedPreconditionError(
+                Reason.STORE,
+                f"enrolled_speaker: the reference of {quoted(name)} for {bundle.name} is damaged in the speakers' "
+                "store; enrol the speaker again",
+            )
+        others = ", ".join(sorted({f"{each.variant}/{each.version}" for each in stored}))
         raise FailedPreconditionError(
             Reason.OTHER_BUNDLE,
             f"enrolled_speaker: {quoted(name)} is enrolled with another bundle ({others}) than the {bundle.name} that "

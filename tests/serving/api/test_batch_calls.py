@@ -11,7 +11,7 @@ from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.api.identification import Service
 from speakerlens.serving.config import Config
 from speakerlens.serving.context import CallContext, current_context
-from speakerlens.serving.pipeline.store import AsyncSpeakerStore
+from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
 from speakerlens.serving.rpc.transfer import ByteBudget
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from speakerlens.serving.pipeline.store import SpeakerStore
+from speakerlens.serving.gallery.sqlite import SqliteStore
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
 DA = pb.ModelSelector(variant="da")
@@ -41,7 +41,7 @@ def check_refusal(server: ServerProcess, speaker: str, code: str, sentence: str)
 
 
 def check_store(path: Path, speakers: list[str]) -> None:
-    store = SpeakerStore(path)  # refuses a damaged one
+    store = SqliteStore(path)  # refuses a damaged one
     assert [each.speaker for each in store.page("", 10**6)] == speakers
     store.close()
 

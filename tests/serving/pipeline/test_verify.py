@@ -289,10 +289,10 @@ def test_damaged_reference_is_refused_until_enrolled_again(tmp_path: Path, blob:
         server.stub.Enroll(enrol, timeout=CALL_SECONDS)
         assert usable() == [True]
         with contextlib.closing(sqlite3.connect(file)) as connection, connection:
-            connection.execute("UPDATE enrolments SET embedding = ?", (blob,))
+            connection.execute("UPDATE exemplars SET embedding = ?", (blob,))
         code, text = refused(server.stub.Verify, verify)
         assert code == "FAILED_PRECONDITION"
-        assert text.endswith("is damaged in the speakers' file; enrol the speaker again")
+        assert text.endswith("is damaged in the speakers' store; enrol the speaker again")
         assert usable() == [False]
         server.stub.Enroll(enrol, timeout=CALL_SECONDS)
         assert server.stub.Verify(verify, timeout=CALL_SECONDS).score == pytest.approx(1, abs=1e-5)

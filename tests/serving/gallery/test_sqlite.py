@@ -23,18 +23,26 @@ from speakerlens.serving.errors import (
     StartupError,
     UnavailableError,
 )
-from speakerlens.serving.pipeline.store import SCHEMA, AsyncSpeakerStore, Enrolment, SpeakerStore
+from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
+from speakerlens.serving.gallery.exemplar import Exemplar, unit
+from speakerlens.serving.gallery.sqlite import SqliteStore
+from speakerlens.serving.gallery.sqlite_file import SCHEMA
+from speakerlens.serving.gallery.store import SpeakerStore
 
 SIZE = 64
 
 
-def enrolment(speaker: str = "anna", variant: str = "da", version: int = 1, seed: int = 0) -> Enrolment:
-    embedding = np.random.default_rng(seed).normal(size=SIZE).astype(np.float32)
-    return Enrolment(speaker, variant, version, "d" * 64, 3, "2026-01-01T00:00:00+00:00", embedding)
+def exemplar(speaker: str = "anna", variant: str = "da", version: int = 1, seed: int = 0) -> Exemplar:
+    embedding = unit(np.random.default_rng(seed).normal(size=SIZE))
+    return Exemplar(speaker, variant, version, "d" * 64, 3, "2026-01-01T00:00:00+00:00", embedding)
 
 
-def facts(enrolments: list[Enrolment]) -> list[tuple[object, ...]]:
-    return [(e.speaker, e.variant, e.version, e.bundle, e.utterances, e.enrolled, *e.embedding) for e in enrolments]
+def facts(exemplars: list[Exemplar]) -> list[tuple[object, ...]]:
+    return [(e.speaker, e.variant, e.version, e.bundle, e.utterances, e.enrolled, *e.embedding) for e in exemplars]
+
+
+def everything(store: SpeakerStore) -> list[Exemplar]:
+    return [each for name in dict.fromkeys(e.speaker for e in store.page("", 10**6)) for each in store.find(name)]
 
 
 @pytest.fixture
@@ -43,14 +51,14 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_stored_speakers_survive_a_restart(path: Path) -> None:
-    stored = [enrolment("anna", "clean"), enrolment("anna", "da", 2, 1), enrolment("anna", "da", 10, 2)]
-    store = SpeakerStore(path)
-    store.put([stored[2], stored[0], stored[1]])
-    store.put([enrolment("Bob")])
+    stored = [exemplar("anna", "clean"), exemplar("anna", "da", 2, 1), exemplar("anna", "da", 10, 2)]
+    store = SqliteStore(path)
+    store.enroll([stored[2], stored[0], stored[1]], replace=True)
+    store.enroll([exemplar("Bob")], replace=True)
     store.close()
-    again = SpeakerStore(path)
+    again = SqliteStore(path)
     assert facts(again.find("anna")) == facts(stored)
-    assert facts(again.page("", 99)) == facts([enrolment("Bob"), *stored])
+    assert facts(everything(again)) == facts([exemplar("Bob"), *stored])
     assert again.find("unknown") == []
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [file.name for file in path.parent.iterdir()] == ["speakers.db"], "one file"
@@ -58,36 +66,36 @@ def test_stored_speakers_survive_a_restart(path: Path) -> None:
 
 def test_changes_are_synced_and_removed_data_is_overwritten(path: Path) -> None:
     """Without a power failure, and with SQLite's usual build, nothing else shows these settings."""
-    connection = SpeakerStore(path)._connection
+    connection = SqliteStore(path)._file._connection
     names = ("synchronous", "secure_delete", "trusted_schema", "journal_mode")
     assert [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names] == [3, 1, 0, "delete"]
 
 
 def test_file_carries_the_mark_of_its_kind(path: Path) -> None:
     """Files of other versions of the server have the same mark, where SQLite's format keeps it."""
-    SpeakerStore(path).close()
+    SqliteStore(path).close()
     assert path.read_bytes()[68:72] == b"SpkL"
 
 
 def test_closed_store_answers_no_more(path: Path) -> None:
-    store = SpeakerStore(path)
+    store = SqliteStore(path)
     store.close()
     with pytest.raises(UnavailableError, match="closed"):
         store.find("anna")
 
 
 def test_largest_numbers_of_the_contract_are_kept(path: Path) -> None:
-    store = SpeakerStore(path)
-    stored = replace(enrolment(version=2**31 - 1), utterances=2**31 - 1)
-    store.put([stored])
+    store = SqliteStore(path)
+    stored = replace(exemplar(version=2**31 - 1), utterances=2**31 - 1)
+    store.enroll([stored], replace=True)
     assert facts(store.find("anna")) == facts([stored])
 
 
 def test_speaker_is_replaced_and_removed_as_a_whole(path: Path) -> None:
-    store = SpeakerStore(path)
-    store.put([enrolment("anna", "clean"), enrolment("anna", "da")])
-    store.put([enrolment("anna", "da", 2, 7)])
-    assert facts(store.page("", 99)) == facts([enrolment("anna", "da", 2, 7)])
+    store = SqliteStore(path)
+    store.enroll([exemplar("anna", "clean"), exemplar("anna", "da")], replace=True)
+    store.enroll([exemplar("anna", "da", 2, 7)], replace=True)
+    assert facts(everything(store)) == facts([exemplar("anna", "da", 2, 7)])
     assert store.remove("anna")
     assert not store.remove("anna")
     assert store.page("", 99) == []
@@ -95,23 +103,27 @@ def test_speaker_is_replaced_and_removed_as_a_whole(path: Path) -> None:
 
 def test_speakers_come_in_pages_and_the_file_is_compact(path: Path) -> None:
     """Four times as much, where each lies on pages of its own."""
-    store = SpeakerStore(path)
-    large = np.ones(256, np.float32)
+    store = SqliteStore(path)
+    empty = path.stat().st_size
+    large = unit(np.ones(256, np.float32))
     names = [f"{number:03}" for number in range(60)]
-    store.put([replace(enrolment(name, variant), embedding=large) for name in names for variant in ("clean", "da")])
+    store.enroll(
+        [replace(exemplar(name, variant), embedding=large) for name in names for variant in ("clean", "da")],
+        replace=True,
+    )
     found, after = [], ""
     while page := store.page(after, 7):
         assert len(page) % 2 == 0
         found += [each.speaker for each in page[::2]]
         after = page[-1].speaker
     assert found == names
-    assert path.stat().st_size < 120 * 1700
+    assert path.stat().st_size - empty < 120 * 1400
 
 
 def test_removed_speaker_is_gone_from_the_file(path: Path) -> None:
-    store = SpeakerStore(path)
-    store.put([enrolment("a rare name")])
-    embedding = enrolment().embedding.tobytes()
+    store = SqliteStore(path)
+    store.enroll([exemplar("a rare name")], replace=True)
+    embedding = exemplar().embedding.tobytes()
     assert b"a rare name" in path.read_bytes()
     assert embedding in path.read_bytes()
     store.remove("a rare name")
@@ -130,15 +142,15 @@ def make(statements: str) -> Callable[[Path], None]:
 
 def of_version(version: int) -> Callable[[Path], None]:
     def write(path: Path) -> None:
-        SpeakerStore(path).close()
+        SqliteStore(path).close()
         make(f"PRAGMA user_version = {version}")(path)
 
     return write
 
 
 def damaged(path: Path) -> None:
-    store = SpeakerStore(path)
-    store.put([enrolment(f"speaker {index}") for index in range(200)])
+    store = SqliteStore(path)
+    store.enroll([exemplar(f"speaker {index}") for index in range(200)], replace=True)
     store.close()
     content = bytearray(path.read_bytes())
     content[8192:24576] = bytes(range(256)) * 64
@@ -150,7 +162,7 @@ def damaged(path: Path) -> None:
     [
         (lambda path: path.write_text("Dear server, these are my speakers."), "not a database"),
         (make("CREATE TABLE shopping (item TEXT)"), "a database of another program"),
-        (of_version(2), "schema version 2, this server reads and writes 1"),
+        (of_version(3), "schema version 3, this server reads 1 to 2"),
         (of_version(0), "schema version 0"),
         (lambda path: path.mkdir(), "unable to open"),
         (damaged, "damaged"),
@@ -161,7 +173,7 @@ def test_foreign_file_is_refused_and_unchanged(path: Path, write: Callable[[Path
     write(path)
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(StartupError, match=sentence) as caught:
-        SpeakerStore(path)
+        SqliteStore(path)
     assert f"--speakers {path}" in str(caught.value)
     assert (path.read_bytes() if path.is_file() else None) == before
 
@@ -173,11 +185,11 @@ def test_foreign_file_is_refused_and_unchanged(path: Path, write: Callable[[Path
 )  # fmt: skip
 def test_damaged_embedding_is_empty(path: Path, blob: object) -> None:
     """The row stays visible, to be replaced or removed; nothing can be compared with it."""
-    store = SpeakerStore(path)
-    store.put([enrolment("anna"), enrolment("anna", "other")])
-    store._connection.execute("UPDATE enrolments SET embedding = ? WHERE variant = 'da'", (blob,))
-    for found in (store.find("anna"), store.page("", 9)):
-        assert [(each.variant, len(each.embedding)) for each in found] == [("da", 0), ("other", SIZE)]
+    store = SqliteStore(path)
+    store.enroll([exemplar("anna"), exemplar("anna", "other")], replace=True)
+    store._file._connection.execute("UPDATE exemplars SET embedding = ? WHERE variant = 'da'", (blob,))
+    assert [(each.variant, len(each.embedding)) for each in store.find("anna")] == [("da", 0), ("other", SIZE)]
+    assert [(each.variant, each.size) for each in store.page("", 9)] == [("da", 0), ("other", SIZE)]
 
 
 @pytest.mark.parametrize(
@@ -188,10 +200,10 @@ def test_damaged_embedding_is_empty(path: Path, blob: object) -> None:
 def test_row_that_no_server_wrote_is_left_out(
     path: Path, caplog: pytest.LogCaptureFixture, column: str, value: object
 ) -> None:
-    store = SpeakerStore(path)
-    store.put([enrolment("anna"), enrolment("anna", "other")])
+    store = SqliteStore(path)
+    store.enroll([exemplar("anna"), exemplar("anna", "other")], replace=True)
     written = "CAST(? AS TEXT)" if value == b"\xff" else "?"  # no UTF-8
-    store._connection.execute(f"UPDATE enrolments SET {column} = {written} WHERE variant = 'da'", (value,))  # noqa: S608
+    store._file._connection.execute(f"UPDATE exemplars SET {column} = {written} WHERE variant = 'da'", (value,))  # noqa: S608
     assert [each.variant for each in store.find("anna")] == ["other"]
     assert caplog.text.count("it is left out") == 1
     assert "anna" not in caplog.text
@@ -199,14 +211,14 @@ def test_row_that_no_server_wrote_is_left_out(
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="No such file"):
-        SpeakerStore(tmp_path / "none" / "speakers.db")
+        SqliteStore(tmp_path / "none" / "speakers.db")
 
 
 def another_store(folder: Path, *speakers: str) -> Path:
     folder.mkdir()
-    other = SpeakerStore(folder / "other.db")
+    other = SqliteStore(folder / "other.db")
     for speaker in speakers:
-        other.put([enrolment(speaker, seed=5)])
+        other.enroll([exemplar(speaker, seed=5)], replace=True)
     other.close()
     return folder / "other.db"
 
@@ -216,44 +228,44 @@ def test_replaced_file_is_opened_again(
     path: Path, tmp_path: Path, replace_with: Callable[[Path, Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Both files have seen equally many changes, so SQLite's own counter does not tell them apart."""
-    store = SpeakerStore(path)
-    store.put([enrolment("anna")])
-    assert facts(store.find("anna")) == facts([enrolment("anna")])
+    store = SqliteStore(path)
+    store.enroll([exemplar("anna")], replace=True)
+    assert facts(store.find("anna")) == facts([exemplar("anna")])
     replace_with(another_store(tmp_path / "restored", "bob"), path)
-    assert facts(store.page("", 99)) == facts([enrolment("bob", seed=5)])
+    assert facts(everything(store)) == facts([exemplar("bob", seed=5)])
     assert ("replaced while the server runs" in caplog.text) == (replace_with is Path.replace)
-    store.put([enrolment("carl")])
-    assert [each.speaker for each in SpeakerStore(path).page("", 99)] == ["bob", "carl"]
+    store.enroll([exemplar("carl")], replace=True)
+    assert [each.speaker for each in SqliteStore(path).page("", 99)] == ["bob", "carl"]
 
 
 def test_change_after_a_replacement_goes_into_the_new_file(path: Path, tmp_path: Path) -> None:
-    store = SpeakerStore(path)
+    store = SqliteStore(path)
     another_store(tmp_path / "restored", "bob").replace(path)
     assert store.remove("bob")
-    store.put([enrolment("carl")])
-    assert [each.speaker for each in SpeakerStore(path).page("", 99)] == ["carl"]
+    store.enroll([exemplar("carl")], replace=True)
+    assert [each.speaker for each in SqliteStore(path).page("", 99)] == ["carl"]
 
 
 def test_file_replaced_during_a_change_is_said(path: Path, tmp_path: Path) -> None:
-    store = SpeakerStore(path)
+    store = SqliteStore(path)
     other = another_store(tmp_path / "restored", "bob")
-    with pytest.raises(UnavailableError, match="replaced during the change; repeat"), store._change():
+    with pytest.raises(UnavailableError, match="replaced during the change; repeat"), store._file.change():
         other.replace(path)
-    store.put([enrolment("carl")])
+    store.enroll([exemplar("carl")], replace=True)
     assert [each.speaker for each in store.page("", 99)] == ["bob", "carl"]
 
 
 def test_missing_file_is_said_and_not_made_again(path: Path, tmp_path: Path) -> None:
-    store = SpeakerStore(path)
-    store.put([enrolment("anna")])
+    store = SqliteStore(path)
+    store.enroll([exemplar("anna")], replace=True)
     path.rename(tmp_path / "moved.db")
     with pytest.raises(UnavailableError, match="gone from its place; nothing was read"):
         store.find("anna")
     with pytest.raises(UnavailableError, match="gone from its place; nothing was changed"):
-        store.put([enrolment("bob")])
+        store.enroll([exemplar("bob")], replace=True)
     assert not path.exists()
     (tmp_path / "moved.db").rename(path)
-    assert facts(store.find("anna")) == facts([enrolment("anna")])
+    assert facts(store.find("anna")) == facts([exemplar("anna")])
 
 
 def _foreign(path: Path) -> None:
@@ -273,57 +285,59 @@ def _foreign(path: Path) -> None:
     ids=["another program's", "no database", "empty"],
 )
 def test_file_that_is_no_store_any_more_is_said(path: Path, spoil: Callable[[Path], object], sentence: str) -> None:
-    store = SpeakerStore(path)
-    store.put([enrolment("anna")])
+    store = SqliteStore(path)
+    store.enroll([exemplar("anna")], replace=True)
     backup = path.read_bytes()
     spoil(path)
-    for call in (lambda: store.find("anna"), lambda: store.put([enrolment("bob")])):
+    for call in (lambda: store.find("anna"), lambda: store.enroll([exemplar("bob")], replace=True)):
         with pytest.raises(UnavailableError, match=sentence):
             call()
     path.unlink()
     path.write_bytes(backup)
-    assert facts(store.find("anna")) == facts([enrolment("anna")])
+    assert facts(store.find("anna")) == facts([exemplar("anna")])
 
 
 def test_full_disk_changes_nothing(path: Path) -> None:
-    store = SpeakerStore(path)
-    store.put([enrolment("anna", seed=1)])
-    store._connection.execute("PRAGMA max_page_count = 6")
+    store = SqliteStore(path)
+    store.enroll([exemplar("anna", seed=1)], replace=True)
+    store._file._connection.execute("PRAGMA max_page_count = 16")
     with pytest.raises(ResourceExhaustedError, match="full; nothing was changed"):
-        store.put([enrolment("anna", f"v{index}", seed=2) for index in range(100)])
-    assert facts(store.page("", 99)) == facts([enrolment("anna", seed=1)])
-    store.put([enrolment("anna", seed=3)])  # there is room for that
+        store.enroll([exemplar("anna", f"v{index}", seed=2) for index in range(100)], replace=True)
+    assert facts(everything(store)) == facts([exemplar("anna", seed=1)])
+    store.enroll([exemplar("anna", seed=3)], replace=True)  # there is room for that
     store.close()
-    assert facts(SpeakerStore(path).page("", 99)) == facts([enrolment("anna", seed=3)])
+    assert facts(everything(SqliteStore(path))) == facts([exemplar("anna", seed=3)])
 
 
 def test_failed_change_leaves_the_store_usable(path: Path) -> None:
-    store = SpeakerStore(path)
-    store.put([enrolment(seed=1)])
+    store = SqliteStore(path)
+    store.enroll([exemplar(seed=1)], replace=True)
     with pytest.raises(UnavailableError, match="nothing was changed"):
-        store.put([enrolment(seed=2), enrolment(seed=2)])  # two rows with one key
-    assert facts(store.find("anna")) == facts([enrolment(seed=1)])
-    store.put([enrolment(seed=3)])
-    assert facts(SpeakerStore(path).find("anna")) == facts([enrolment(seed=3)])
+        twice = replace(exemplar(seed=2), recording="r")
+        store.enroll([twice, twice], replace=True)  # two exemplars of one recording
+    assert facts(store.find("anna")) == facts([exemplar(seed=1)])
+    store.enroll([exemplar(seed=3)], replace=True)
+    assert facts(SqliteStore(path).find("anna")) == facts([exemplar(seed=3)])
 
 
 def test_file_locked_by_another_process_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("speakerlens.serving.pipeline.store.BUSY_SECONDS", 0.05)
-    store = SpeakerStore(path)
+    monkeypatch.setattr("speakerlens.serving.gallery.sqlite_file.BUSY_SECONDS", 0.05)
+    store = SqliteStore(path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    for ask in (lambda: store.put([enrolment()]), lambda: store.remove("anna"), lambda: store.page("", 9)):
+    enroll = partial(store.enroll, [exemplar()], replace=True)
+    for ask in (enroll, lambda: store.remove("anna"), lambda: store.page("", 9)):
         with pytest.raises(UnavailableError, match=r"cannot be used now .*locked"):
             ask()
     other.execute("ROLLBACK")
-    store.put([enrolment()])
+    store.enroll([exemplar()], replace=True)
 
 
 def test_several_servers_share_one_file(path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        stores = list(pool.map(lambda _: SpeakerStore(path), range(4)))
+        stores = list(pool.map(lambda _: SqliteStore(path), range(4)))
         writes = [
-            pool.submit(stores[i % 4].put, [enrolment("anna", seed=i), enrolment("anna", "b", seed=i)])
+            pool.submit(stores[i % 4].enroll, [exemplar("anna", seed=i), exemplar("anna", "b", seed=i)], replace=True)
             for i in range(4)
         ]
         for each in writes:
@@ -343,16 +357,16 @@ def test_another_server_makes_the_file_at_the_same_moment(path: Path, monkeypatc
             return super().executescript(statements)
 
     monkeypatch.setattr(sqlite3, "connect", partial(connect, factory=LateConnection))
-    store = SpeakerStore(path)
-    store.put([enrolment()])
-    assert facts(store.find("anna")) == facts([enrolment()])
+    store = SqliteStore(path)
+    store.enroll([exemplar()], replace=True)
+    assert facts(store.find("anna")) == facts([exemplar()])
 
 
 async def test_asynchronous_store_runs_and_closes(path: Path) -> None:
-    store = AsyncSpeakerStore(path)
+    store = AsyncSpeakerStore(str(path))
     store.check()
-    await store.run(lambda file: file.put([enrolment()]))
-    assert facts(await store.run(lambda file: file.find("anna"))) == facts([enrolment()])
+    await store.run(lambda file: file.enroll([exemplar()], replace=True))
+    assert facts(await store.run(lambda file: file.find("anna"))) == facts([exemplar()])
     file = await store.run(lambda file: file)
     store.close()
     store._thread.shutdown()
@@ -365,7 +379,7 @@ async def test_functions_of_a_store_run_in_one_thread(path: Path) -> None:
         time.sleep(0.01)
         return threading.get_ident()
 
-    store = AsyncSpeakerStore(path)
+    store = AsyncSpeakerStore(str(path))
     threads = await asyncio.gather(*(store.run(where) for _ in range(3)))
     store.close()
     assert len(set(threads)) == 1
@@ -382,11 +396,11 @@ async def test_server_without_a_store_refuses() -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from tests.serving.pipeline.test_store import enrolment
-from speakerlens.serving.pipeline.store import SpeakerStore
-store = SpeakerStore(Path(sys.argv[1]))
+from tests.serving.gallery.test_sqlite import exemplar
+from speakerlens.serving.gallery.sqlite import SqliteStore
+store = SqliteStore(Path(sys.argv[1]))
 for round in range(10**9):
-    store.put([enrolment("anna", variant, seed=round) for variant in ("a", "b", "c")])
+    store.enroll([exemplar("anna", variant, seed=round) for variant in ("a", "b", "c")], replace=True)
     sys.stdout.write(f"{round}\\n")
     sys.stdout.flush()
 """
@@ -401,9 +415,57 @@ def test_store_survives_a_kill_at_any_moment(path: Path) -> None:
             time.sleep(wait)
             writer.kill()
             answered = [0, *map(int, writer.stdout.read().split())][-1]
-        rows = SpeakerStore(path).find("anna")
+        rows = SqliteStore(path).find("anna")
         assert [row.variant for row in rows] == ["a", "b", "c"]
         # The last one answered, or the next, which was being written.
-        held = [r for r in (answered, answered + 1) if np.array_equal(enrolment(seed=r).embedding, rows[0].embedding)]
+        held = [r for r in (answered, answered + 1) if np.array_equal(exemplar(seed=r).embedding, rows[0].embedding)]
         assert len(held) == 1
         assert all(np.array_equal(row.embedding, rows[0].embedding) for row in rows)
+
+
+SCHEMA_1 = """
+CREATE TABLE enrolments (speaker TEXT NOT NULL, variant TEXT NOT NULL, version INTEGER NOT NULL, bundle TEXT NOT NULL,
+    utterances INTEGER NOT NULL, embedding BLOB NOT NULL, enrolled TEXT NOT NULL,
+    PRIMARY KEY (speaker, variant, version));
+PRAGMA application_id = 1399876428;
+PRAGMA user_version = 1;
+"""
+
+
+def write_schema_1(path: Path, mean: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript(SCHEMA_1)
+    rows = [("anna", "clean", 1, "d" * 64, 3, mean.tobytes(), "2026-01-01T00:00:00+00:00"),
+            ("anna", "da", 2, "d" * 64, 1, b"odd", "2026-01-01T00:00:00+00:00")]  # fmt: skip
+    connection.executemany("INSERT INTO enrolments VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    connection.commit()
+    connection.close()
+
+
+def test_file_of_schema_1_is_brought_to_2_in_place(path: Path) -> None:
+    """A mean becomes one exemplar of length one, with its number of utterances; a damaged row stays visible."""
+    mean = (0.5 * exemplar().embedding).astype(np.float32)
+    write_schema_1(path, mean)
+    for _ in range(2):
+        first, second = SqliteStore(path).find("anna")
+        assert (first.variant, first.utterances, first.quality, first.recording) == ("clean", 3, None, None)
+        assert np.allclose(first.embedding, exemplar().embedding, atol=1e-7)
+        assert (second.variant, second.version, len(second.embedding)) == ("da", 2, 0)
+
+
+def test_restored_file_of_schema_1_is_brought_to_2(path: Path, tmp_path: Path) -> None:
+    store = SqliteStore(path)
+    write_schema_1(tmp_path / "backup.db", exemplar().embedding)
+    (tmp_path / "backup.db").replace(path)
+    assert [each.variant for each in store.find("anna")] == ["clean", "da"]
+    store.enroll([exemplar("bob")], replace=True)
+    assert [each.speaker for each in SqliteStore(path).page("", 9)] == ["anna", "anna", "bob"]
+
+
+def test_failure_while_changing_the_schema_leaves_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_schema_1(path, exemplar().embedding)
+    before = path.read_bytes()
+    monkeypatch.setattr("speakerlens.serving.gallery.sqlite_file.OLD_ROW", "INSERT INTO nothing VALUES (1)")
+    with pytest.raises(StartupError, match="cannot be used"):
+        SqliteStore(path)
+    assert path.read_bytes() == before

@@ -1,0 +1,1 @@
+"""Enrolled speakers: their exemplars, and the stores that keep them."""
