@@ -160,16 +160,6 @@ def _at_ceiling(samples: Array, extreme: NDArray[np.bool_]) -> int:
     return int(np.count_nonzero(extreme)) if sharp.any() else 0
 
 
-def bandwidth_hz(samples: Array) -> float:
-    """Return the highest frequency in use in samples, float32 [n] at 16 kHz, in hertz; 0 in silence.
-
-    The measure of `Sound.bandwidth_hz` without the others.
-    """
-    padded = samples if len(samples) >= STRIDE else np.pad(samples, (0, STRIDE - len(samples)))
-    frames = padded[: len(padded) // STRIDE * STRIDE].reshape(-1, STRIDE)[:, :SHORT]
-    return _bandwidth_hz(padded, np.square(frames).sum(axis=1))
-
-
 def _bandwidth_hz(samples: Array, energy: Array) -> float:
     """Return the upper end of the highest band of 250 Hz in use, in hertz, from ten frames of the louder half.
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
+from speakerlens.measures.evidence import Evidence
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.bundle import SAMPLE_RATE, Calibration, ThresholdBasis
 from speakerlens.serving.context import Timings
@@ -254,6 +255,18 @@ def info_of(audio: AudioInfo) -> pb.AudioInfo:
         speech=audio.speech,
         channel=0 if audio.channel is None else audio.channel + 1,
         bandwidth_hz=audio.bandwidth_hz if narrow else None,
+        evidence=None if audio.evidence is None else evidence_message(audio.evidence),
+    )
+
+
+def evidence_message(evidence: Evidence) -> pb.Evidence:
+    """Return the message of what an answer rests on."""
+    return pb.Evidence(
+        speech_s=evidence.speech_s,
+        snr_db=evidence.snr_db,
+        bandwidth_hz=evidence.bandwidth_hz,
+        clipping=evidence.clipping,
+        level_db=evidence.level_db,
     )
 
 

@@ -5,15 +5,14 @@ windows' length-normalised embeddings, as in enrolment, times their mean norm. A
 is.
 """
 
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from speakerlens.measures.evidence import Evidence, evidence_of
 from speakerlens.measures.sound import Sound, join
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.context import Stopwatch
@@ -50,14 +49,14 @@ class WindowOutput:
         speech: whether the window holds speech.
         outputs: one for each model; empty if nothing was computed.
         stopwatch: the window's phases.
-        sound: measures of the window; None if they are not taken.
+        sound: measures of the window; None if they were not taken, or that failed.
     """
 
     window: Window
     speech: bool
     outputs: tuple[ModelOutput | Exception, ...]
     stopwatch: Stopwatch
-    sound: "Future[Sound | None] | None"
+    sound: Sound | None
 
 
 class Piece(NamedTuple, Generic[MappedT_co]):
@@ -69,29 +68,39 @@ class Piece(NamedTuple, Generic[MappedT_co]):
 
 
 class SoundMeasures:
-    """Measures of the sound of one request's windows, in memory that does not grow with them."""
+    """Measures of the sound of one request's windows, in memory that does not grow with them.
+
+    Attributes:
+        whole: of all windows; None without any.
+    """
 
     def __init__(self) -> None:
-        self._joined: list[Sound] = []
-        self._pending: deque[Future[Sound | None]] = deque()
+        self.whole: Sound | None = None
+        self._spoken: Sound | None = None
 
-    def add(self, sound: "Future[Sound | None] | None") -> None:
-        """Add the next window, and join those that are measured; on the event loop."""
+    def add(self, sound: Sound | None, speech: bool) -> None:
+        """Add the next window, and whether it holds speech."""
         if sound is not None:
-            self._pending.append(sound)
-        while self._pending and self._pending[0].done():
-            self._join(self._pending.popleft())
+            self.whole = _with(self.whole, sound)
+            if speech:
+                self._spoken = _with(self._spoken, sound)
 
-    def whole(self) -> Sound | None:
-        """Return the measures of all windows, None without any; blocks until they are measured."""
-        while self._pending:
-            self._join(self._pending.popleft())
-        return self._joined[0] if self._joined else None
+    def evidence(self, seconds: float, clipped_share: float | None = None) -> Evidence | None:
+        """Return the evidence in the windows that hold speech; where none does, no speech and the sound of all.
 
-    def _join(self, sound: "Future[Sound | None]") -> None:
-        result = sound.result()
-        if result is not None:
-            self._joined = [join([*self._joined, result]) if self._joined else result]
+        Args:
+            seconds: duration of the recording, whose windows may overlap.
+            clipped_share: share of clipped samples as received; None for that of the windows.
+        """
+        if self.whole is None:
+            return None
+        if self._spoken is None:
+            return evidence_of(replace(self.whole, speech_share=0.0), seconds, clipped_share)
+        return evidence_of(self._spoken, seconds * self._spoken.seconds / self.whole.seconds, clipped_share)
+
+
+def _with(joined: Sound | None, sound: Sound) -> Sound:
+    return sound if joined is None else join([joined, sound])
 
 
 class _Mean:

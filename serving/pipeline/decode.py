@@ -18,6 +18,7 @@ import soxr
 from numpy.typing import NDArray
 
 from speakerlens.decoding import AudioFileError, AudioReader, DecoderStoppedError, open_audio
+from speakerlens.measures.evidence import Evidence
 from speakerlens.measures.sound import clipped_share
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.errors import DeadlineError, InvalidArgumentError, Reason, RequestError, ResourceExhaustedError
@@ -75,6 +76,7 @@ class AudioInfo:
         speech: whether any window holds speech; None until that is known.
         channel: the one that is used, from 0; None for the mean of all.
         bandwidth_hz: up to where the sound reaches; None until that is known.
+        evidence: what an answer rests on; None until that is known.
     """
 
     seconds: float
@@ -84,6 +86,7 @@ class AudioInfo:
     speech: bool | None = field(default=None, compare=False)
     channel: int | None = None
     bandwidth_hz: float | None = field(default=None, compare=False)
+    evidence: Evidence | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,13 @@ class Pipeline:
             answers = await self.run_in_thread(
                 lambda: tuple(answer_of(query, model, each) for model, each in zip(models, outputs, strict=True))
             )
-        info = replace(info, speech=session.speech)
+        whole = session.sounds.whole
+        info = replace(
+            info,
+            speech=session.speech,
+            bandwidth_hz=None if whole is None else whole.bandwidth_hz,
+            evidence=session.sounds.evidence(info.seconds, info.clipped_share),
+        )
         if session.computed_at is not None:
             self._costs.encoding[query.explain is not None].record(info.seconds, time.monotonic() - session.computed_at)
         if session.detected[0]:

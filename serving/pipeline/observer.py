@@ -1,7 +1,6 @@
 """What the pipeline reports about the requests it answers; `serving.robustness` implements the observer."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -57,8 +56,8 @@ class Observer(Protocol):
     def keeps_windows(self) -> bool:
         """Return whether `record` makes use of `MonitoredAnswer.kept`."""
 
-    def measure_sound(self, samples: NDArray[np.float32], /) -> "Future[Sound | None] | None":
-        """Measure the sound of a window, float32 [n] at 16 kHz, in a thread; None if that is not wanted."""
+    def measure_sound(self, samples: NDArray[np.float32], /) -> Sound | None:
+        """Return the measures of a window, float32 [n] at 16 kHz; None if that failed. Thread-safe."""
 
     def record(self, answer: MonitoredAnswer, /) -> None:
         """Take an answered request, to measure and count it later; called within its call."""

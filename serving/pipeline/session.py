@@ -10,10 +10,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,12 +50,8 @@ WINDOWS_AT_ONCE = 4
 HEAD_START_SECONDS = 0.002
 
 
-class MeasureSound(Protocol):
-    """Measures the sound of a window in a thread."""
-
-    def __call__(self, samples: NDArray[np.float32], /) -> "Future[Sound | None] | None":
-        """Measure samples, float32 [n] at 16 kHz; None if that is not wanted, a result of None if it failed."""
-        ...
+MeasureSound = Callable[[NDArray[np.float32]], Sound | None]
+"""Measures samples, float32 [n] at 16 kHz; None if that failed. Thread-safe."""
 
 
 @dataclass
@@ -154,19 +150,20 @@ class RequestSession:
 
     async def _compute_window(self, window: Window) -> WindowOutput:
         stopwatch = Stopwatch(self.stopwatch)
-        sounds: list[Future[Sound | None] | None] = []
+        measuring: list[asyncio.Future[Sound | None]] = []
 
-        def measure() -> None:
-            sounds.append(None if self._measure is None else self._measure(window.samples))
+        def begin() -> None:
+            if self._measure is not None and not measuring:
+                measure = partial(self._measure, window.samples)
+                measuring.append(asyncio.ensure_future(self._run_in_thread(measure)))
 
-        timer = asyncio.get_running_loop().call_later(HEAD_START_SECONDS, measure)
+        timer = asyncio.get_running_loop().call_later(HEAD_START_SECONDS, begin)
         try:
             speech, outputs = await self._detect_and_compute(window, stopwatch)
         finally:
             timer.cancel()
-        if not sounds:
-            measure()
-        return WindowOutput(window, speech, outputs, stopwatch, sounds[0])
+        begin()
+        return WindowOutput(window, speech, outputs, stopwatch, await measuring[0] if measuring else None)
 
     async def _detect_and_compute(
         self, window: Window, stopwatch: Stopwatch
@@ -234,7 +231,7 @@ class RequestSession:
         self._windows += 1
         self._last = output.window
         self._admitted.advance()
-        self.sounds.add(output.sound)
+        self.sounds.add(output.sound, output.speech)
         if self._keep and output.outputs and (self.kept is None or (output.speech and not self.kept.speech)):
             self.kept = output
         outputs: list[ModelOutput | Exception] = []

@@ -171,7 +171,7 @@ class LiveWindows:
     @property
     def info(self) -> AudioInfo:
         """Return what has arrived so far."""
-        return replace(self._intake.info, bandwidth_hz=self._cutter.bandwidth_hz)
+        return self._intake.info
 
     async def windows(
         self, chunks: AsyncIterator[bytes], run_in_thread: RunInThread, stopwatch: Stopwatch
@@ -272,7 +272,7 @@ async def _window_answer(
 
 def _monitored(query: QueryOptions, models: Sequence[Model], output: WindowOutput) -> MonitoredAnswer:
     sounds, seconds = SoundMeasures(), len(output.window.samples) / SAMPLE_RATE
-    sounds.add(output.sound)
+    sounds.add(output.sound, output.speech)
     explained = query.explain is not None
     if output.speech:
         return MonitoredAnswer(query.monitoring, explained, models, output.outputs, sounds, seconds, output)

@@ -7,12 +7,11 @@ Windows begin where a column of every map begins, so that all maps lie on one gr
 
 import math
 from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.measures.sound import bandwidth_hz
 from speakerlens.serving.bundle import SAMPLE_RATE, Bundle
 from speakerlens.serving.pipeline.decode import (
     AudioInfo,
@@ -58,14 +57,9 @@ class Window:
 
 
 class WindowCutter:
-    """Cut samples that arrive in pieces of any size into windows, each as soon as it is filled.
-
-    Attributes:
-        bandwidth_hz: up to where the sound of the windows so far reaches.
-    """
+    """Cut samples that arrive in pieces of any size into windows, each as soon as it is filled."""
 
     def __init__(self, shape: Windowing) -> None:
-        self.bandwidth_hz = 0.0
         self._shape = shape
         # Samples from the beginning of the last complete window on; before the first, all samples.
         self._held = np.empty(shape.length + shape.hop, np.float32)
@@ -95,7 +89,7 @@ class WindowCutter:
                 self._start += hop
                 self._filled = length
             self._windows += 1
-            windows.append(self._window(Window(self._start, self._held[:length].copy())))
+            windows.append(Window(self._start, self._held[:length].copy()))
         return windows
 
     def finish(self) -> list[Window]:
@@ -106,11 +100,7 @@ class WindowCutter:
         offset = max(0, -(-(self._filled - length) // grid) * grid)
         self._windows += 1
         samples = self._held[offset : self._filled].copy()
-        return [self._window(Window(self._start + offset, samples))]
-
-    def _window(self, window: Window) -> Window:
-        self.bandwidth_hz = max(self.bandwidth_hz, bandwidth_hz(window.samples))
-        return window
+        return [Window(self._start + offset, samples)]
 
 
 async def cut(samples: NDArray[np.float32], shape: Windowing) -> AsyncIterator[Window]:
@@ -168,6 +158,4 @@ class WindowReader:
             yield from cutter.feed(block)
         self.info = recording.info
         check_minimum(self.info, cutter.total, min_samples, self._field)
-        last = cutter.finish()
-        self.info = replace(self.info, bandwidth_hz=cutter.bandwidth_hz)
-        yield from last
+        yield from cutter.finish()

@@ -1,6 +1,7 @@
 """Measure every answer, and pick some for re-inference, without delaying or failing a request.
 
-Sound is measured in one background thread while the device computes; the rest after the answer has been sent.
+Sound is measured for every answer, in the codec's threads while the device computes; the rest in one background thread
+after the answer has been sent.
 """
 
 import asyncio
@@ -72,13 +73,14 @@ class RobustnessObserver:
         """Whether any answer may be sampled."""
         return self._enabled and bool(self._saliency.share or self._shadow.share)
 
-    def measure_sound(self, samples: NDArray[np.float32], /) -> "Future[Sound | None] | None":
-        """Measure the sound of a window, float32 [n] at 16 kHz, in the background thread.
-
-        Returns:
-            None if it is not measured; the future holds None if measuring failed.
-        """
-        return self._executor.submit(self._measure_sound, samples) if self._enabled else None
+    def measure_sound(self, samples: NDArray[np.float32], /) -> Sound | None:
+        """Return the measures of a window, float32 [n] at 16 kHz; None if that failed. Thread-safe."""
+        try:
+            return measure_sound(samples)
+        except Exception:  # the request goes on, whatever the error
+            log.exception("the sound of a request could not be measured")
+            self._executor.count("failed")
+            return None
 
     def record(self, answer: MonitoredAnswer, /) -> None:
         """Measure and count an answer in the background; to be called within the call that is answered."""
@@ -125,14 +127,6 @@ class RobustnessObserver:
         run = asyncio.get_running_loop().run_in_executor
         await run(self._executor.thread, self._meter.record_map, model, prediction, request_id)
 
-    def _measure_sound(self, samples: NDArray[np.float32]) -> Sound | None:
-        try:
-            return measure_sound(samples)
-        except Exception:  # the request goes on, whatever the error
-            log.exception("the sound of a request could not be measured")
-            self._executor.count("failed")
-            return None
-
     def _measure_answer(self, answer: MonitoredAnswer, request_id: str | None) -> None:
         try:
             self._meter.record_answer(answer, request_id)
@@ -156,8 +150,8 @@ class AnswerMeter:
         self._drift = drift
 
     def record_answer(self, answer: MonitoredAnswer, request_id: str | None) -> None:
-        """Measure and count an answer; waits for its sound measures."""
-        sound = answer.sounds.whole()
+        """Measure and count an answer."""
+        sound = answer.sounds.whole
         if sound is not None and answer.clipped_share is not None:
             sound = replace(sound, clipped_share=answer.clipped_share)
         if sound is not None:

@@ -14,7 +14,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -58,7 +57,7 @@ class Sample:
 
     audio: NDArray[np.float32]
     predictions: tuple[tuple[Bundle, Prediction], ...]
-    sound: "Future[Sound | None] | None"
+    sound: Sound | None
     request_id: str | None
 
 
@@ -205,8 +204,7 @@ class SampleTasks:
                     errors.append(error)
                 else:
                     named.append((model.bundle, model.bundle.speakers[int(prediction.logits.argmax())]))
-        sound = None if sample.sound is None else await asyncio.wrap_future(sample.sound)
-        self._count_agreement(named, math.nan if sound is None else sound.snr_db)
+        self._count_agreement(named, math.nan if sample.sound is None else sample.sound.snr_db)
         if errors:
             raise errors[0]
 

@@ -13,10 +13,11 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from numpy.typing import NDArray
 
+from speakerlens.measures.sound import measure_sound
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving import toy, toy_graph
 from tests.serving.conftest import SEEDS
-from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, voice
+from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk, voice
 
 SERVICE = "speakerlens.v1.SpeakerIdentification"
 
@@ -47,6 +48,8 @@ def test_every_variant_at_its_newest_version(toy_server: ServerProcess) -> None:
         assert each.known == (expected["logits"].max() / toy.SCALE >= toy.THRESHOLD)
         np.testing.assert_allclose(each.embedding, expected["embedding"], rtol=1e-4, atol=1e-6)
         assert not each.HasField("explanation")
+    assert answer.audio.HasField("evidence")
+    answer.audio.ClearField("evidence")
     assert answer.audio == pb.AudioInfo(seconds=1.3, sample_rate=16000, channels=1, speech=False)
     phases = answer.timings
     assert phases.decode_s > 0
@@ -132,6 +135,8 @@ def test_any_format_and_rate_gives_the_same_speaker(toy_server: ServerProcess) -
     file = io.BytesIO()
     sf.write(file, stereo, 44_100, format="FLAC", subtype="PCM_24")
     answer = toy_server.identify(ask("clean", audio=pb.Audio(encoded=file.getvalue()), top_k=12))
+    assert answer.audio.HasField("evidence")
+    answer.audio.ClearField("evidence")
     assert answer.audio == pb.AudioInfo(seconds=1.5, sample_rate=44_100, channels=2, speech=False)
     expected = toy.expected(toy.weights(SEEDS["clean", 2]), soxr.resample(audio / 2, 44_100, 16_000))
     best = np.argsort(-expected["logits"])
@@ -228,3 +233,16 @@ def test_deadline_passes_in_the_queue(toy_server: ServerProcess) -> None:
         for variant in ("da", "_none")
     ]
     assert sum(after.get(name, 0) - before.get(name, 0) for name in refused) == 3
+
+
+def test_answers_carry_evidence_of_the_windows_with_speech(toy_server: ServerProcess) -> None:
+    spoken, noise = talk(2.0), 0.05 * voice(2.0)
+    for audio, speech in ((spoken, True), (noise, False)):
+        request = pb.IdentifyRequest(audio=raw(audio), models=[pb.ModelSelector(variant="da")])
+        answer = toy_server.stub.Identify(request, timeout=CALL_SECONDS)
+        measured, evidence = measure_sound(audio), answer.audio.evidence
+        assert answer.audio.speech is speech
+        assert evidence.speech_s == pytest.approx(2.0 * measured.speech_share if speech else 0.0)
+        assert evidence.HasField("level_db") is speech
+        assert evidence.snr_db == pytest.approx(measured.snr_db)
+        assert evidence.bandwidth_hz == measured.bandwidth_hz

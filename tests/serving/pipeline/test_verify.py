@@ -47,6 +47,8 @@ def test_embeddings_of_every_variant(server: ServerProcess) -> None:
     assert [(e.variant, e.version) for e in answer.embeddings] == [("act-da", 1), ("clean", 2), ("da", 1)]
     for each in answer.embeddings:
         np.testing.assert_allclose(each.values, embedding(audio, each.variant, each.version), rtol=1e-4, atol=1e-6)
+    assert answer.audio.HasField("evidence")
+    answer.audio.ClearField("evidence")
     assert answer.audio == pb.AudioInfo(seconds=1.3, sample_rate=16000, channels=1, speech=False)
     assert answer.timings.inference_s > 0
 
