@@ -45,7 +45,7 @@ def measure(run: Run) -> dict[str, dict[str, float]]:
         UserError: the test split has no out-of-set speakers.
     """
     corpus = load_corpus(run.corpus)
-    scorer = fit_scorer(run.network, corpus, run.speakers, lambda: None)
+    scorer = fit_scorer(run.network, corpus, run.speakers)
     made = calibrate(run.network, corpus, run.speakers, scorer=scorer)
     of: Scored = lambda logits, _: logits.double() / run.network.head.scale  # noqa: E731
     if scorer is not None and made.score != "logit":
