@@ -154,6 +154,8 @@ class PerturbationConfig(_Section):
     """Share of the corrupted copies without a codec that are limited to a band"""
     bands: tuple[Band, ...] = ("narrow", "telephone")
     """Bands to draw from: below 4 kHz, as of speech recorded at 8 kHz, or 300 to 3,400 Hz"""
+    alone: Share = 0.0
+    """Share of the copies with a codec or a band that get no interference, like a quiet call"""
 
     def __post_init__(self) -> None:
         """Refuse empty or repeating lists."""
@@ -287,6 +289,8 @@ def dump_config(config: Config) -> str:
         del values["stopping"]
     if not config.perturbation.band:
         del values["perturbation"]["band"], values["perturbation"]["bands"]
+    if not config.perturbation.alone:
+        del values["perturbation"]["alone"]
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
 
 

@@ -23,7 +23,7 @@ from speakerlens.training.data.corruption import corrupt, draw_corruption, usabl
 from speakerlens.training.data.crops import CropReader
 from speakerlens.training.data.interference import InterferenceSource
 from speakerlens.training.data.manifest import Clip, Corpus, Split
-from speakerlens.training.data.perturbation import draw_channel, draw_speeds, transmit
+from speakerlens.training.data.perturbation import draw_alone, draw_channel, draw_speeds, transmit
 from speakerlens.training.distributed import ALONE, World
 from speakerlens.training.errors import UserError
 from speakerlens.training.variants import Variant
@@ -140,10 +140,14 @@ class BatchSource:
         speakers = [self.corpus.speakers[row.label] for row in copied]
         mixtures = corrupt(speech[:count], speakers, corruptions, self._interference, rngs).audio
         channels = [draw_channel(self._config.perturbation, rng) for rng in rngs]
+        alone = [
+            draw_alone(self._config.perturbation, channel, rng) for channel, rng in zip(channels, rngs, strict=True)
+        ]
+        mixtures = torch.where(torch.tensor(alone, device=self._device)[:, None], speech[:count], mixtures)
         copies = transmit(mixtures, channels)
         copy_names = tuple(
-            " + ".join([name, *map(str, layers)]) + (f", through {channel}" if channel else "")
-            for name, layers, channel in zip(names[:count], corruptions, channels, strict=True)
+            " + ".join([name, *map(str, () if quiet else layers)]) + (f", through {channel}" if channel else "")
+            for name, layers, channel, quiet in zip(names[:count], corruptions, channels, alone, strict=True)
         )
         if self._variant.copies == "pair":
             return Batch(torch.cat([speech, copies]), torch.cat([labels, labels]), speech[:0], names + copy_names)

@@ -88,6 +88,11 @@ def draw_channel(config: PerturbationConfig, rng: np.random.Generator) -> Codec 
     return config.bands[int(rng.integers(len(config.bands)))]
 
 
+def draw_alone(config: PerturbationConfig, channel: Codec | Band | None, rng: np.random.Generator) -> bool:
+    """Draw whether a copy passes through its channel without interference."""
+    return channel is not None and config.alone > 0 and rng.random() < config.alone
+
+
 def transmit(audio: Tensor, channels: Sequence[Codec | Band | None]) -> Tensor:
     """Pass rows of audio through channels, each through its own, on the CPU.
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from speakerlens.training.config import Config, InterferenceConfig
+from speakerlens.training.config import Config, InterferenceConfig, PerturbationConfig
 from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, without_offset
 from speakerlens.training.data.batches import Batch, BatchSource, ReadAhead
 from speakerlens.training.data.manifest import Clip, Corpus, write_corpus
+from speakerlens.training.data.perturbation import round_trip
 from speakerlens.training.distributed import World
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.dev import make_dev_set
@@ -82,6 +83,19 @@ def test_replaced_crops_come_with_their_originals(corpus: Corpus, config: Config
     assert torch.equal(aligned.originals, alone.audio[:7])
     assert (aligned.audio[:7] != aligned.originals).any(dim=1).all()
     assert torch.equal(aligned.audio[7:], alone.audio[7:])
+
+
+@pytest.mark.parametrize(("alone", "quiet"), [(1.0, 12), (0.5, 6), (0.0, 0)])
+def test_share_of_the_copies_passes_its_channel_alone(corpus: Corpus, config: Config, alone: float, quiet: int) -> None:
+    channel = PerturbationConfig(codec=1.0, codecs=("mu-law",), alone=alone)
+    found = 0
+    for step in range(2):
+        batch = source(corpus, replace(config, perturbation=channel), "act-pair").batch(step)
+        for original, copy, name in zip(batch.audio[:6], batch.audio[6:], batch.names[6:], strict=True):
+            same = np.array_equal(copy.numpy(), round_trip(original.numpy(), "mu-law"))
+            assert same == bool(re.fullmatch(r".+ s, through mu-law", name)), "the name lists no interference"
+            found += same
+    assert abs(found - quiet) <= (3 if 0 < alone < 1 else 0)
 
 
 @pytest.mark.parametrize(
