@@ -4,7 +4,8 @@ The same values describe a request, an enrolled exemplar, and the utterances tha
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from speakerlens.measures.sound import SILENT_DBFS, Sound
 
@@ -46,3 +47,27 @@ def evidence_of(sound: Sound, seconds: float | None = None, clipped_share: float
         clipping=sound.clipped_share if clipped_share is None else clipped_share,
         level_db=sound.level_dbfs - 10 * math.log10(sound.speech_share) if speaks else None,
     )
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One recording's evidence minus that of others; fields as of `Evidence`, None where one side lacks it."""
+
+    speech_s: float | None
+    snr_db: float | None
+    bandwidth_hz: float | None
+    clipping: float | None
+    level_db: float | None
+
+
+def mismatch(evidence: Evidence, references: Sequence[Evidence]) -> Mismatch | None:
+    """Return a recording's evidence minus the mean of that of the references; None without references."""
+    if not references:
+        return None
+
+    def difference(name: str) -> float | None:
+        value = getattr(evidence, name)
+        others = [getattr(each, name) for each in references if getattr(each, name) is not None]
+        return None if value is None or not others else value - sum(others) / len(others)
+
+    return Mismatch(*(difference(each.name) for each in fields(Mismatch)))

@@ -55,7 +55,7 @@ class SpeakerStore(Protocol):
         ...
 
     def bundle_exemplars(self, bundle: str) -> Iterator[Exemplar]:
-        """Yield all exemplars of a bundle, by speaker."""
+        """Yield all exemplars of a bundle, by speaker, in the order of code points."""
         ...
 
     def changed_since(self, revision: int) -> set[str] | None:
