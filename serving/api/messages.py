@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 from typing import Final
 
-from speakerlens.measures.evidence import Evidence
+from speakerlens.measures.evidence import Evidence, Mismatch
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.bundle import SAMPLE_RATE, Calibration, ThresholdBasis
 from speakerlens.serving.context import Timings
@@ -261,13 +262,12 @@ def info_of(audio: AudioInfo) -> pb.AudioInfo:
 
 def evidence_message(evidence: Evidence) -> pb.Evidence:
     """Return the message of what an answer rests on."""
-    return pb.Evidence(
-        speech_s=evidence.speech_s,
-        snr_db=evidence.snr_db,
-        bandwidth_hz=evidence.bandwidth_hz,
-        clipping=evidence.clipping,
-        level_db=evidence.level_db,
-    )
+    return pb.Evidence(**asdict(evidence))
+
+
+def mismatch_message(mismatch: Mismatch) -> pb.Mismatch:
+    """Return the message of how two recordings differ."""
+    return pb.Mismatch(**asdict(mismatch))
 
 
 def timings_of(timings: Timings) -> pb.Timings:

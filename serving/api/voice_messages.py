@@ -11,6 +11,7 @@ from speakerlens.serving.api.messages import (
     explain_of,
     explanation_of,
     info_of,
+    mismatch_message,
     priority_of,
     selectors_of,
     timings_of,
@@ -90,6 +91,7 @@ def verify_response_of(result: VerificationResult) -> pb.VerifyResponse:
         other=None if result.other is None else info_of(result.other),
         timings=timings_of(result.timings),
         threshold_basis=BASES[result.threshold_basis],
+        mismatch=None if result.mismatch is None else mismatch_message(result.mismatch),
     )
 
 

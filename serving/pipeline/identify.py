@@ -124,7 +124,7 @@ class Pipeline:
         models: Sequence[Model],
         audio: Sequence[Extent],
         live: bool = False,
-        compared: bool = False,
+        comparisons: int = 0,
     ) -> Iterator[Admitted]:
         """Admit a request before any of its audio is decoded; it counts as in flight until the block is left.
 
@@ -133,7 +133,7 @@ class Pipeline:
             models: leased.
             audio: what is to be computed; nothing for a stream.
             live: whether it is a stream.
-            compared: whether maps are of a cosine: every window is embedded first, and computed again for its map.
+            comparisons: cosines that maps are of: every window is embedded first, and computed again for each.
 
         Raises:
             RequestError: the query is invalid, or the server is overloaded.
@@ -141,7 +141,7 @@ class Pipeline:
         for model in models:
             explained_label(query, model)
         shape, most = self.windowing(models), self.duration_limit(query).seconds
-        twice = compared and query.explain is not None
+        again = comparisons if query.explain is not None else 0
         cost, windows = 0.0, 0
         for each in audio:
             seconds = min(each.frames / max(1, each.rate), most)
@@ -152,9 +152,9 @@ class Pipeline:
             cost += self._costs.detecting.seconds(count)
             cost += self._costs.encoding[query.explain is not None].seconds(seconds)
             for model in models:
-                batchers = (model.predict, model.verify) if twice else (_queue(query, model),)
-                cost += sum(batcher.inference.seconds(computed) for batcher in batchers)
-        steps = (2 if twice else 1) * windows + 1
+                cost += (model.predict if again else _queue(query, model)).inference.seconds(computed)
+                cost += again * model.verify.inference.seconds(computed)
+        steps = (1 + again) * windows + 1
         with self._admission.admit(cost, steps, query.deadline, query.priority, live) as admitted:
             yield admitted
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def enrolled(store: SpeakerStore, speaker: str, seed: int, bundle: str = "digest
 
 async def test_gallery_follows_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(loaded.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loaded, "time", SimpleNamespace(monotonic=lambda: now[0]))
     path, bundle = tmp_path / "speakers.db", OneBundle()
     mine, other = AsyncSpeakerStore(str(path)), open_store(str(path))
     galleries = Galleries(mine, lambda: ["digest"])
