@@ -85,7 +85,7 @@ def soak(server: ServerProcess, seconds: float, tally: Tally) -> None:
         caller.start()
     try:
         while (elapsed := time.monotonic() - started) < seconds and server.process.poll() is None:
-            tally.memory.append((elapsed, _resident_mb(server.process.pid)))
+            tally.memory.append((elapsed, resident_mb(server.process.pid)))
             time.sleep(SAMPLE_SECONDS)
     finally:
         end.set()
@@ -157,7 +157,8 @@ def _left_over(server: ServerProcess) -> dict[str, float]:
     return {name: value for name, value in server.metrics().items() if value and name.startswith(LEFT_OVER)}
 
 
-def _resident_mb(process: int) -> float:
+def resident_mb(process: int) -> float:
+    """Return the resident memory of a process in MB."""
     for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
