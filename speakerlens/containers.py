@@ -57,7 +57,7 @@ def extent(data: bytes) -> Extent:
             frames = form & 2**36 - 1 or rate * len(data) / _PCM_BYTES_PER_SECOND
             return Extent("FLAC", frames, rate, 1 + (form >> 41 & 7))
     if chunked(data[:_MAGIC_BYTES]) in ("WAV", "RF64"):
-        at = data.find(b"fmt ", 12, 4096)
+        at = data.find(b"fmt ", 12, 2**16)
         if at > 0 and at + 20 <= len(data):
             channels, rate, bytes_per_second = struct.unpack_from("<HII", data, at + 10)
             if bytes_per_second and 4_000 <= rate <= 192_000 and 1 <= channels <= 8:

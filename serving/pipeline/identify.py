@@ -29,7 +29,15 @@ from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model, Models
 from speakerlens.serving.pipeline.answers import Answer, Identification, answer_of
 from speakerlens.serving.pipeline.concurrency import FULL
-from speakerlens.serving.pipeline.decode import AudioInfo, DurationLimit, EncodedAudio, RawAudio
+from speakerlens.serving.pipeline.decode import (
+    MAX_CHANNELS,
+    MAX_RATE,
+    MIN_RATE,
+    AudioInfo,
+    DurationLimit,
+    EncodedAudio,
+    RawAudio,
+)
 from speakerlens.serving.pipeline.explain import Resolution
 from speakerlens.serving.pipeline.observer import MonitoredAnswer, MonitoringScope, Observer
 from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, Query, QueryOptions
@@ -144,6 +152,8 @@ class Pipeline:
         again = comparisons if query.explain is not None else 0
         cost, windows = 0.0, 0
         for each in audio:
+            if _refused_by_header(each, most):
+                continue  # with the reason, when it is opened
             seconds = min(each.frames / max(1, each.rate), most)
             samples, count = seconds * SAMPLE_RATE, shape.count(seconds * SAMPLE_RATE)
             computed = samples if count == 1 else count * shape.length
@@ -318,6 +328,12 @@ def extent_of(audio: EncodedAudio | RawAudio) -> Extent:
         return extent(audio.data)
     frames = len(audio.data) / (SAMPLE_TYPES[audio.sample_type].itemsize * audio.channels)
     return Extent("raw", frames, audio.sample_rate, audio.channels)
+
+
+def _refused_by_header(audio: Extent, most: float) -> bool:
+    """Return whether decoding refuses audio for its form or for more than `most` seconds, which these headers tell."""
+    form = MIN_RATE <= audio.rate <= MAX_RATE and 1 <= audio.channels <= MAX_CHANNELS
+    return audio.container in ("raw", "FLAC") and not (form and audio.frames <= most * audio.rate)
 
 
 def _queue(query: QueryOptions, model: Model) -> Batcher[Job, Any]:

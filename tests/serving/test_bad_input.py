@@ -2,7 +2,8 @@
 
 import io
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import grpc
@@ -275,6 +276,39 @@ def test_bad_input_gets_its_status_and_service_goes_on(toy_server: ServerProcess
     )
     expected = toy.expected(toy.weights(2), audio)["logits"].max()
     assert after.answers[0].speakers[0].logit == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (samples(bytes(64_000), rate=0), "audio.raw.sample_rate: sample rate 0 Hz"),
+        (samples(bytes(64_000), rate=-5), "audio.raw.sample_rate: sample rate -5 Hz"),
+        (samples(bytes(64_000), rate=1), "audio.raw.sample_rate: sample rate 1 Hz"),
+        (encoded(flac_claiming(2**36 - 1, file(kind="FLAC"))), "audio.encoded: longer than"),
+    ],
+)
+def test_reason_is_the_audio_however_soon_the_deadline(
+    toy_server: ServerProcess, request_: pb.IdentifyRequest, words: str
+) -> None:
+    """By its header the audio would last hours: no reason to speak of the deadline, as it is refused when opened."""
+    toy_server.identify(floats(voice(6.0)))  # what a window costs is known then
+    done = threading.Event()
+
+    def parts() -> Iterator[pb.IdentifyStreamRequest]:
+        yield pb.IdentifyStreamRequest(start=pb.StreamStart(format=pb.SAMPLE_FORMAT_INT16, sample_rate=16_000))
+        done.wait(30)
+
+    # An idle server tries a call against the estimate, so it must not be idle.
+    stream = toy_server.stub.IdentifyStream(parts(), timeout=CALL_SECONDS)
+    toy_server.wait_for_metric("speakerlens_requests_in_flight", 1)
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            toy_server.identify(request_, timeout=3.0)
+    finally:
+        done.set()
+        stream.cancel()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert words in caught.value.details()
 
 
 def test_bad_input_leaves_no_traceback_in_the_log(toy_server: ServerProcess, logged_before: int) -> None:
