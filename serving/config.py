@@ -32,7 +32,7 @@ LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 METAVARS = {int: "N", float: "SECONDS", str: "NAME", Path: "PATH"}
 
 MODELS, NETWORK, SECURITY = "models", "network", "security"
-LIMITS, COMPUTE, MONITORING, LOGS = "limits", "compute", "monitoring", "logs and stopping"
+ENROLMENT, LIMITS, COMPUTE, MONITORING, LOGS = "enrolment", "limits", "compute", "monitoring", "logs and stopping"
 PORT: dict[str, Any] = {"ge": 0, "le": 65_535}
 SHARE: dict[str, Any] = {"ge": 0.0, "le": 1.0}
 DAY = 86_400.0
@@ -65,7 +65,32 @@ class Config(Settings):
         MODELS, 0.0, "look for new and removed bundles this often, in seconds; 0: only at the start", ge=0, le=DAY
     )
     keep_versions: int = _option(MODELS, 2, "newest versions of each variant to keep loaded", ge=1, le=1000)
-    speakers: Address | None = _option(MODELS, None, "SQLite file for enrolled speakers; none by default", "FILE")
+
+    speakers: Address | None = _option(ENROLMENT, None, "SQLite file for enrolled speakers; none by default", "FILE")
+    enroll_speech_seconds: float = _option(
+        ENROLMENT,
+        1.0,
+        "least speech in each utterance of an enrolment, in seconds; 0: whatever is sent is enrolled",
+        ge=0,
+        le=600,
+    )
+    enroll_total_seconds: float = _option(
+        ENROLMENT, 5.0, "least speech in all utterances of an enrolment, in seconds", ge=0, le=DAY
+    )
+    enroll_snr_db: float = _option(
+        ENROLMENT, 5.0, "least signal-to-noise ratio of an utterance to enrol with, in dB", "DB", ge=-10, le=30
+    )
+    enroll_bandwidth_hz: float = _option(
+        ENROLMENT,
+        5000.0,
+        "least bandwidth of an utterance to enrol with, in Hz; 3000 accepts telephone audio",
+        "HZ",
+        ge=0,
+        le=8000,
+    )
+    keep_audio: bool = _option(
+        ENROLMENT, False, "keep the recordings of enrolments, so that new versions of a model can embed them again"
+    )
 
     host: str = _option(NETWORK, "127.0.0.1", "address of the gRPC port", min_length=1)
     port: int = _option(NETWORK, 50051, "gRPC port; 0: chosen by the system", **PORT)

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     ARRIVAL = "arrival"
     UNREAD = "unread"
     NOT_SERVING = "not_serving"
+    ENROLMENT = "enrolment"
     NO_STORE = "no_store"
     STORE = "store"
     OTHER_BUNDLE = "other_bundle"

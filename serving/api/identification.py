@@ -26,9 +26,10 @@ from speakerlens.serving.api.messages import (
 from speakerlens.serving.api.voice_messages import (
     embed_query_of,
     embed_response_of,
+    enroll_response_of,
     one_selector,
     page_of,
-    speaker_of,
+    replaces_of,
     speakers_response_of,
     utterances_of,
     verification_request_of,
@@ -183,22 +184,24 @@ class Service(SpeakerIdentificationServicer):
         """Enrol a speaker."""
         pipeline = self._loaded_pipeline()
         utterances = utterances_of(request)
+        replaces = replaces_of(request)
         with pipeline.models.lease(selectors_of(request.models)) as models:
             _note_variants(models)
-            enroller = Enroller(pipeline, self._speakers)
-            enrolled = await enroller.enroll(request.speaker, utterances, models, deadline_of(context))
-        return pb.EnrollResponse(speaker=speaker_of(enrolled), without_speech=enrolled.without_speech)
+            enrolled = await self._enroller().enroll(
+                request.speaker, utterances, models, deadline_of(context), replaces
+            )
+        return enroll_response_of(enrolled)
 
     async def ListSpeakers(self, request: pb.ListSpeakersRequest, context: Any) -> pb.ListSpeakersResponse:  # noqa: N802
         """Return a page of the enrolled speakers."""
-        page = await Enroller(self._loaded_pipeline(), self._speakers).page(*page_of(request))
+        page = await self._enroller().page(*page_of(request))
         return await self._built(speakers_response_of, page)
 
     async def RemoveSpeaker(  # noqa: N802
         self, request: pb.RemoveSpeakerRequest, context: Any
     ) -> pb.RemoveSpeakerResponse:
         """Remove an enrolled speaker."""
-        await Enroller(self._loaded_pipeline(), self._speakers).remove(request.speaker)
+        await self._enroller().remove(request.speaker)
         return pb.RemoveSpeakerResponse()
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
@@ -234,6 +237,9 @@ class Service(SpeakerIdentificationServicer):
     async def _built(self, build: Callable[[T], MessageT], result: T) -> MessageT:
         """Build a message that may be large in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._codec, build, result)
+
+    def _enroller(self) -> Enroller:
+        return Enroller(self._loaded_pipeline(), self._speakers, self._config)
 
     def _loaded_pipeline(self) -> Pipeline:
         assert self.pipeline is not None, "the gate opens after the models are loaded"

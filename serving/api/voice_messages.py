@@ -104,6 +104,27 @@ def utterances_of(request: pb.EnrollRequest) -> list[EncodedAudio | RawAudio]:
     return [audio_of(audio, f"utterances[{index}]") for index, audio in enumerate(request.utterances)]
 
 
+def replaces_of(request: pb.EnrollRequest) -> bool:
+    """Return whether the utterances replace what is stored; errors as for `embed_query_of`."""
+    if request.mode not in pb.EnrollMode.values():
+        raise InvalidArgumentError(Reason.ARGUMENT, f"mode: {request.mode}; give ENROLL_MODE_REPLACE or _ADD")
+    return request.mode != pb.ENROLL_MODE_ADD
+
+
+def enroll_response_of(enrolled: EnrolledSpeaker) -> pb.EnrollResponse:
+    """Return the message of a new enrolment."""
+    return pb.EnrollResponse(
+        speaker=speaker_of(enrolled),
+        without_speech=[index for index, each in enumerate(enrolled.utterances) if not each.audio.speech],
+        utterances=[
+            pb.EnrolledUtterance(
+                audio=info_of(each.audio), stored=True, recording=each.recording or "", agreement=each.agreement
+            )
+            for each in enrolled.utterances
+        ],
+    )
+
+
 def speaker_of(enrolled: EnrolledSpeaker) -> pb.EnrolledSpeaker:
     """Return the message of an enrolled speaker."""
     return pb.EnrolledSpeaker(
@@ -115,6 +136,8 @@ def speaker_of(enrolled: EnrolledSpeaker) -> pb.EnrolledSpeaker:
                 utterances=entry.utterances,
                 enrolled=entry.enrolled,
                 usable=usable,
+                exemplars=entry.exemplars,
+                must_enroll_again=enrolled.must_enroll_again,
             )
             for entry, usable in enrolled.entries
         ],

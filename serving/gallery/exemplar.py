@@ -80,6 +80,7 @@ class Enrolment:
         utterances: that they rest on.
         enrolled: time of the newest, in UTC, ISO 8601.
         size: of the embeddings; 0 where one is damaged.
+        recorded: whether a recording of one is kept.
     """
 
     speaker: str
@@ -90,6 +91,7 @@ class Enrolment:
     utterances: int
     enrolled: str
     size: int
+    recorded: bool
 
 
 def enrolments_of(exemplars: Iterable[Exemplar]) -> list[Enrolment]:
@@ -99,7 +101,7 @@ def enrolments_of(exemplars: Iterable[Exemplar]) -> list[Enrolment]:
         key, size = (each.speaker, each.variant, each.version, each.bundle), len(each.embedding)
         last = found[-1] if found else None
         if last is None or (last.speaker, last.variant, last.version, last.bundle) != key:
-            found.append(Enrolment(*key, 1, each.utterances, each.enrolled, size))
+            found.append(Enrolment(*key, 1, each.utterances, each.enrolled, size, each.recording is not None))
         else:
             found[-1] = Enrolment(
                 *key,
@@ -107,6 +109,7 @@ def enrolments_of(exemplars: Iterable[Exemplar]) -> list[Enrolment]:
                 last.utterances + each.utterances,
                 max(last.enrolled, each.enrolled),
                 size if size == last.size else 0,
+                last.recorded or each.recording is not None,
             )
     return found
 

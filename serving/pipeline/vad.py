@@ -20,6 +20,10 @@ PROBABILITY = 0.3
 # The detector is less sure of quiet speech: the window is scaled to one peak; below -60 dBFS it counts as silence.
 PEAK, LEAST_PEAK = 0.5, 0.001
 LEAST_FRAMES = 10
+# Of what counts as seconds of speech: probability of a frame that begins it, of one that continues it, and frames
+# between two that belong to it.
+SURE, LIKELY = 0.5, 0.35
+MAX_GAP_FRAMES = 3
 
 
 def holds_speech(samples: NDArray[np.float32]) -> bool:
@@ -57,3 +61,38 @@ def _frames(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     padded = np.zeros(CONTEXT + count * FRAME, np.float32)
     padded[CONTEXT : CONTEXT + len(samples)] = samples
     return np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + FRAME)[::FRAME]
+
+
+class SpeechMeter:
+    """Measures the seconds of speech in samples that arrive in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._rest = np.zeros(CONTEXT, np.float32)
+        self._peak = LEAST_PEAK
+        self._probabilities: list[float] = []
+
+    def feed(self, samples: NDArray[np.float32]) -> None:
+        """Add samples, float32 [n] at 16 kHz; up to a frame at the end waits for more."""
+        self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
+        run, rate = open_detector().run, np.array(SAMPLE_RATE, np.int64)
+        state = np.zeros(STATE, np.float32)  # after some long pauses the detector no longer finds speech
+        self._rest = np.concatenate([self._rest, samples])
+        scale, count = np.float32(PEAK / self._peak), (len(self._rest) - CONTEXT) // FRAME
+        for index in range(count):
+            frame = self._rest[index * FRAME : index * FRAME + CONTEXT + FRAME] * scale
+            probability, state = run(None, {"input": frame[None], "state": state, "sr": rate})
+            self._probabilities.append(probability.item())
+        self._rest = self._rest[count * FRAME :]
+
+    def seconds(self) -> float:
+        """Return the seconds of speech so far: from a sure frame to the last likely one, short gaps included."""
+        speaking, gap, frames = False, 0, 0
+        for probability in self._probabilities:
+            if probability >= SURE or (speaking and not gap and probability >= LIKELY):
+                frames += 1 + (gap if speaking else 0)
+                speaking, gap = True, 0
+            elif speaking:
+                gap += 1
+                speaking = gap <= MAX_GAP_FRAMES
+                gap = gap if speaking else 0
+        return frames * FRAME / SAMPLE_RATE
