@@ -201,6 +201,13 @@ class Config(Settings):
         MONITORING, None, "send traces to this OTLP collector, http://HOST:4317 (needs the extra otel)", "URL"
     )
 
+    lame_duck_seconds: float = _option(
+        LOGS,
+        0.0,
+        "how long requests are taken after SIGTERM, in seconds, while health says NOT_SERVING; then the drain begins",
+        ge=0,
+        le=3600,
+    )
     drain_seconds: float = _option(
         LOGS, 30.0, "how long to finish requests in progress after SIGTERM, in seconds", ge=0, le=3600
     )

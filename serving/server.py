@@ -31,6 +31,7 @@ from speakerlens.serving.engine.session import fell_back, runtime_version
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
 from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.metrics.http import HealthPages
 from speakerlens.serving.models.registry import Models
 from speakerlens.serving.models.repository import Repository, scan
 from speakerlens.serving.pipeline.identify import Pipeline
@@ -38,7 +39,7 @@ from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.robustness.probes import Prober
 from speakerlens.serving.rpc.auth import AuthInterceptor, Tokens
 from speakerlens.serving.rpc.channels import channel_arguments, exposure, fitting_connections
-from speakerlens.serving.rpc.drain import close_port
+from speakerlens.serving.rpc.drain import close_idle, close_port
 from speakerlens.serving.rpc.health import Health
 from speakerlens.serving.rpc.interceptor import BuiltinServicesInterceptor, CallGate, CallInterceptor
 from speakerlens.serving.rpc.tls import server_credentials
@@ -85,6 +86,8 @@ async def serve(config: Config) -> bool:
                 task.result()  # raises: they end by themselves only with an error
     finally:
         working.cancel()
+        if stop.is_set() and not failing.done():
+            await server.step_aside(failing)
         failing.cancel()
         finished = await server.drain()
     return finished
@@ -122,7 +125,9 @@ class Server:
         self._repository = Repository(config, self._models, self._scheduler, self.metrics, self._health)
         self._inference = InferenceService(self._models, self._health, config)
         self._prober = Prober(self._models, self.metrics.robustness.probes, self._codec, config.probe_seconds)
+        self._pages = HealthPages(self._health.serving, self.metrics.page.application())
         self._probing: asyncio.Task[None] | None = None
+        self._beating: asyncio.Task[None] | None = None
         self._reloads: list[Callable[[], object]] = []
         tokens = Tokens(config.tokens) if config.tokens else None
         if tokens is not None:
@@ -179,6 +184,7 @@ class Server:
         self._port = port
         self._ports["grpc"] = _address(config.host, port)
         if config.metrics:
+            self._beating = asyncio.create_task(self._pages.beat())
             self._ports["metrics"] = f"http://{_address(config.metrics_host, self._open_metrics())}/metrics"
         await self._grpc.start()
 
@@ -189,7 +195,7 @@ class Server:
     def _open_metrics(self) -> int:
         host, port = self._config.metrics_host, self._config.metrics_port
         try:
-            return self.metrics.page.serve(host, port)
+            return self.metrics.page.serve(host, port, self._pages)
         except OSError as error:
             raise _cannot_listen("--metrics-port", host, port, error) from error
 
@@ -248,6 +254,15 @@ class Server:
         sys.stdout.flush()
         log.info("serving %s on %s, gRPC %s", ", ".join(names), models.provider, self._ports["grpc"])
 
+    async def step_aside(self, failing: asyncio.Task[None]) -> None:
+        """Go on as before for a while, but with health NOT_SERVING, or until the server has failed."""
+        seconds = self._config.lame_duck_seconds
+        if not seconds or self._gate.closed is not None:
+            return
+        self._health.retire()
+        log.info("stopping: health is NOT_SERVING, and calls are taken for another %g s", seconds)
+        await asyncio.wait({failing}, timeout=seconds)
+
     async def drain(self) -> bool:
         """Refuse new calls and finish those in progress; return whether all were finished in time."""
         if self._probing is not None:
@@ -258,7 +273,9 @@ class Server:
         # Live audio does not end by itself, so streams get half of the time.
         for end in (self._service.end_streams, self._transfers.end):
             asyncio.get_running_loop().call_later(self._config.drain_seconds / 2, end)
+        closing = asyncio.create_task(close_idle(self._port, self._gate.peers))
         finished = await self._gate.emptied(max(self._config.drain_seconds, SENT_SECONDS))
+        closing.cancel()
         await close_port(self._port, CLOSING_SECONDS)
         await self._grpc.stop(CLOSING_SECONDS if finished else 0)
         await self._watcher.close()
@@ -268,6 +285,8 @@ class Server:
         self._decoders.unsubscribe(self.metrics.count_decoder_restart)
         self._decoders.close()
         self._speakers.close()
+        if self._beating is not None:
+            self._beating.cancel()
         if self._tracing is not None:
             await self._tracing.close()
         log.log(logging.INFO if finished else logging.WARNING, "stopped%s", "" if finished else ", calls were aborted")

@@ -13,6 +13,7 @@ from speakerlens._version import __version__
 
 if TYPE_CHECKING:
     from speakerlens.aio import AsyncSpeakerClient
+    from speakerlens.balancing import Balancing
     from speakerlens.channel import Tls
     from speakerlens.client import SpeakerClient
     from speakerlens.errors import (
@@ -54,6 +55,7 @@ __all__ = [
     "Answer",
     "AsyncSpeakerClient",
     "AudioInfo",
+    "Balancing",
     "Calibration",
     "Catalogue",
     "Channel",
@@ -92,6 +94,7 @@ __all__ = [
 
 _MODULES = {
     "AsyncSpeakerClient": "aio",
+    "Balancing": "balancing",
     "Channel": "requests",
     "Explain": "requests",
     "RawSamples": "requests",

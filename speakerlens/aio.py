@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from speakerlens import requests, responses
+from speakerlens.balancing import DEFAULT_BALANCING, Balancing, Target
 from speakerlens.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls, open_async_channel
 from speakerlens.errors import ClientError, translated
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
@@ -19,7 +20,7 @@ _Result = TypeVar("_Result")
 
 
 class AsyncSpeakerClient:
-    """A connection to one server for one event loop; arguments, results and errors are those of `SpeakerClient`.
+    """A connection to one server or several, for one event loop; otherwise as `SpeakerClient`.
 
     Create it inside the running loop, and close it with `close` or `async with`. Calls may run concurrently:
     `await asyncio.gather(*(client.identify(path) for path in paths))`. Files are read in a thread.
@@ -27,17 +28,19 @@ class AsyncSpeakerClient:
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: str | Sequence[str] = DEFAULT_ADDRESS,
         *,
         timeout: float = DEFAULT_TIMEOUT_S,
         tls: bool | Tls = False,
         token: str | None = None,
+        balancing: Balancing | None = DEFAULT_BALANCING,
     ) -> None:
-        self.address = address
+        target = Target.parse(address)
+        self.address = target.text
         self.timeout = timeout
-        self._channel = open_async_channel(address, tls, token)
+        self._channel = open_async_channel(target, tls, token, balancing)
         self._stub = SpeakerIdentificationStub(self._channel)
-        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._probes = [open_async_channel(each, tls, token, None) for each in target.each()]
 
     async def identify(
         self,
@@ -153,12 +156,23 @@ class AsyncSpeakerClient:
         return await self._call(self._stub.ListModels, pb.ListModelsRequest(), responses.catalogue, timeout)
 
     async def is_serving(self, *, timeout: float | None = None) -> bool:
-        """Return whether the server reports that it is ready; see `SpeakerClient.is_serving`."""
-        return await self._call(self._health.Check, health_pb2.HealthCheckRequest(), responses.is_serving, timeout)
+        """Return whether a server reports that it is ready; see `SpeakerClient.is_serving`."""
+        request, error, answered = health_pb2.HealthCheckRequest(), None, False
+        for probe in self._probes:
+            try:
+                if await self._call(health_pb2_grpc.HealthStub(probe).Check, request, responses.is_serving, timeout):
+                    return True
+                answered = True
+            except ClientError as failure:
+                error = failure
+        if error is not None and not answered:
+            raise error
+        return False
 
     async def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
-        await self._channel.close()
+        for channel in (self._channel, *self._probes):
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,6 +1,5 @@
-"""Open the channel to a server: TLS, client certificates and bearer tokens, for blocking code and for asyncio."""
+"""Open the channel to the servers: TLS, client certificates and bearer tokens, for blocking code and for asyncio."""
 
-import ipaddress
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
+from speakerlens.balancing import Balancing, Target, is_loopback
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 30.0
@@ -27,77 +28,78 @@ class Tls:
     """Name in the server's certificate, if it is not the host of the address."""
 
 
-def open_channel(address: str, tls: bool | Tls, token: str | None) -> grpc.Channel:
+def open_channel(target: Target, tls: bool | Tls, token: str | None, balancing: Balancing | None) -> grpc.Channel:
     """Open a channel for blocking code.
 
     Args:
-        address: HOST:PORT.
+        target: the servers.
         tls: True, or a `Tls`; False is plain text.
         token: bearer token to send with every call; None: no token.
+        balancing: how calls are spread and repeated; None: gRPC's defaults.
 
     Raises:
-        OSError: a file cannot be read.
-        ValueError: a file or the token is not valid, or the token would be sent in plain text over the network.
+        OSError: a file cannot be read, or no host name of a list is known.
+        ValueError: an address, a file or the token is not valid, or the token would be sent in plain text over the
+            network.
     """
-    credentials, options = _credentials(address, tls, token)
+    credentials = _credentials(target, tls, token)
+    options = _options(target, tls, balancing)
     if credentials is None:
-        return grpc.insecure_channel(address, options)
-    return grpc.secure_channel(address, credentials, options)
+        return grpc.insecure_channel(target.name(), options)
+    return grpc.secure_channel(target.name(), credentials, options)
 
 
-def open_async_channel(address: str, tls: bool | Tls, token: str | None) -> grpc.aio.Channel:
+def open_async_channel(
+    target: Target, tls: bool | Tls, token: str | None, balancing: Balancing | None
+) -> grpc.aio.Channel:
     """Open a channel for the running event loop; arguments and errors are those of `open_channel`."""
-    credentials, options = _credentials(address, tls, token)
+    credentials = _credentials(target, tls, token)
+    options = _options(target, tls, balancing)
     if credentials is None:
-        return grpc.aio.insecure_channel(address, options)
-    return grpc.aio.secure_channel(address, credentials, options)
+        return grpc.aio.insecure_channel(target.name(), options)
+    return grpc.aio.secure_channel(target.name(), credentials, options)
 
 
-def is_loopback(address: str) -> bool:
-    """Return whether HOST:PORT is on this machine for certain: a numeric loopback address, or localhost.
-
-    Any other name may lead elsewhere, such as 127.example.org.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()):
-        return False
-    if host.lower() == "localhost":
-        return True
-    try:
-        if host.startswith("[") and host.endswith("]"):
-            return ipaddress.IPv6Address(host[1:-1]).is_loopback
-        return ipaddress.IPv4Address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _credentials(
-    address: str, tls: bool | Tls, token: str | None
-) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
-    """Return the channel's credentials (None: plain text) and its options."""
+def _options(target: Target, tls: bool | Tls, balancing: Balancing | None) -> list[tuple[str, Any]]:
+    """Return the options of a channel to these servers."""
     # Maps of a long recording exceed gRPC's default of 4 MiB.
     options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    loopback = is_loopback(address)
-    if loopback:
+    if all(map(is_loopback, target.servers)):
         # gRPC obeys `http_proxy` for loopback addresses too, which no proxy can reach.
         options.append(("grpc.enable_http_proxy", 0))
+    if balancing is not None:
+        options += balancing.options(target.several)
+    name = tls.server_name if isinstance(tls, Tls) else None
+    if len(target.servers) > 1:
+        # Else the list itself would be the name of the host that calls are for.
+        options.append(("grpc.default_authority", target.servers[0]))
+        if tls and name is None:
+            if len(target.hosts) > 1:
+                raise ValueError(
+                    "tls: servers of several names need Tls.server_name, a name in all of their certificates"
+                )
+            (name,) = target.hosts
+    if name:
+        options.append(("grpc.ssl_target_name_override", name))
+    return options
+
+
+def _credentials(target: Target, tls: bool | Tls, token: str | None) -> grpc.ChannelCredentials | None:
+    """Return the channel's credentials; None: plain text."""
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
         raise ValueError("token: empty, or not printable ASCII")
     if tls:
-        chosen = Tls() if tls is True else tls
-        if chosen.server_name:
-            options.append(("grpc.ssl_target_name_override", chosen.server_name))
-        credentials = _tls_credentials(chosen)
+        credentials = _tls_credentials(Tls() if tls is True else tls)
     elif token is None:
-        return None, options
-    elif loopback:
+        return None
+    elif all(map(is_loopback, target.servers)):
         # gRPC sends call credentials over plain text only on channels that it knows to be local.
         credentials = grpc.local_channel_credentials(grpc.LocalConnectionType.LOCAL_TCP)
     else:
-        raise ValueError(f"token: it would be sent to {address} in plain text; use TLS")
+        raise ValueError(f"token: it would be sent to {target.text} in plain text; use TLS")
     if token is not None:
         credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
-    return credentials, options
+    return credentials
 
 
 def _tls_credentials(tls: Tls) -> grpc.ChannelCredentials:

@@ -7,6 +7,7 @@ from typing import Any, Self, TypeVar
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from speakerlens import requests, responses
+from speakerlens.balancing import DEFAULT_BALANCING, Balancing, Target
 from speakerlens.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls, open_channel
 from speakerlens.errors import ClientError, translated
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
@@ -18,36 +19,45 @@ _Result = TypeVar("_Result")
 
 
 class SpeakerClient:
-    """A connection to one server; safe to share between threads. Close it with `close` or a `with` block.
+    """A connection to one server, or to several; safe to share between threads. Close it with `close` or `with`.
+
+    Calls that only read are repeated where a server is lost, and spread over the servers where there are several.
 
     Every call can raise a `ClientError`, with the server's message: `ServerUnavailableError`, `InvalidRequestError`,
     `NotFoundError`, `NotPossibleError`, `UnauthenticatedError`, `OverloadedError`, `DeadlineExceededError` or
     `ServerFailureError`.
 
     Args:
-        address: HOST:PORT. Nothing is sent before the first call.
+        address: HOST:PORT, several of them as a sequence or with commas, or `dns:///HOST:PORT` for a name of
+            several servers. Nothing is sent before the first call.
         timeout: seconds that a call may take, unless the call has its own `timeout`.
         tls: True, or a `Tls` with certificates; False is plain text.
         token: bearer token, sent with every call; only over TLS, or to a loopback address.
+        balancing: how calls are spread and repeated; None: gRPC's defaults, which are the first server that can be
+            reached, and no retries.
 
     Raises:
-        OSError: a file of `tls` cannot be read.
-        ValueError: a file or the token is not valid, or the token would be sent in plain text over the network.
+        OSError: a file of `tls` cannot be read, or no host name of a list is known.
+        ValueError: an address, a file or the token is not valid, or the token would be sent in plain text over the
+            network.
     """
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: str | Sequence[str] = DEFAULT_ADDRESS,
         *,
         timeout: float = DEFAULT_TIMEOUT_S,
         tls: bool | Tls = False,
         token: str | None = None,
+        balancing: Balancing | None = DEFAULT_BALANCING,
     ) -> None:
-        self.address = address
+        target = Target.parse(address)
+        self.address = target.text
         self.timeout = timeout
-        self._channel = open_channel(address, tls, token)
+        self._channel = open_channel(target, tls, token, balancing)
         self._stub = SpeakerIdentificationStub(self._channel)
-        self._health = health_pb2_grpc.HealthStub(self._channel)
+        # Calls on the channel above reach no server that is not ready, and so cannot tell whether one is.
+        self._probes = [open_channel(each, tls, token, None) for each in target.each()]
 
     def identify(
         self,
@@ -223,12 +233,23 @@ class SpeakerClient:
         return self._call(self._stub.ListModels, pb.ListModelsRequest(), responses.catalogue, timeout)
 
     def is_serving(self, *, timeout: float | None = None) -> bool:
-        """Return whether `grpc.health.v1` reports the server as ready; raise a `ClientError` if it does not answer."""
-        return self._call(self._health.Check, health_pb2.HealthCheckRequest(), responses.is_serving, timeout)
+        """Return whether `grpc.health.v1` reports a server as ready; raise a `ClientError` if none answers."""
+        request, error, answered = health_pb2.HealthCheckRequest(), None, False
+        for probe in self._probes:
+            try:
+                if self._call(health_pb2_grpc.HealthStub(probe).Check, request, responses.is_serving, timeout):
+                    return True
+                answered = True
+            except ClientError as failure:
+                error = failure
+        if error is not None and not answered:
+            raise error
+        return False
 
     def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
-        self._channel.close()
+        for channel in (self._channel, *self._probes):
+            channel.close()
 
     def __enter__(self) -> Self:
         return self

@@ -131,6 +131,8 @@ def _unavailable(details: str, address: str) -> str:
     for words, meaning in _HANDSHAKES:
         if words in details:
             return f"no connection to the server at {address}: {meaning}"
+    if "backend unhealthy" in details:
+        return f"no server at {address} is ready: they start or stop"
     if "failed to connect" in details.lower():
         reason = details.rpartition("Failed to connect to remote host: ")[2]
         return f"no server answers at {address}: {reason}"

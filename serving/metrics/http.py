@@ -1,12 +1,15 @@
-"""The HTTP server of the metrics page: few connections at a time, each for a limited time."""
+"""The HTTP server of the pages of metrics and health: few connections at a time, each for a limited time."""
 
+import asyncio
 import contextlib
 import logging
 import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -16,6 +19,13 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 32
 # For a whole request, from the connection to the last byte of the page.
 REQUEST_SECONDS = 10.0
+
+LIVE, READY = "/livez", "/readyz"
+BEAT_SECONDS = 1.0
+# The event loop's callbacks take milliseconds; one that lasts this long never ends.
+HANGING_SECONDS = 30.0
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class MetricsServer(socketserver.ThreadingMixIn, WSGIServer):
@@ -68,6 +78,41 @@ class MetricsServer(socketserver.ThreadingMixIn, WSGIServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log an error of a connection; the base class would print it."""
         log.debug("a request for the metrics failed: %r", sys.exception())
+
+
+class HealthPages:
+    """WSGI application for what does not speak `grpc.health.v1`, or only without TLS, as Kubernetes.
+
+    `/livez` is 200 while the event loop runs, `/readyz` while the server is SERVING; else 503. A server that loads or drains is live, and not ready.
+
+    Args:
+        ready: whether the server is SERVING; called in any thread.
+        metrics: answers every other path.
+    """
+
+    def __init__(self, ready: Callable[[], bool], metrics: Application) -> None:
+        self._ready = ready
+        self._metrics = metrics
+        self._beaten = time.monotonic()
+
+    async def beat(self) -> None:
+        """Note once a second that the event loop runs, until cancelled."""
+        while True:
+            self._beaten = time.monotonic()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer a request, as WSGI has it."""
+        path = environ.get("PATH_INFO")
+        if path not in (LIVE, READY):
+            return self._metrics(environ, start_response)
+        good = self._ready() if path == READY else time.monotonic() - self._beaten < HANGING_SECONDS
+        status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
+        body = b"ok\n" if good else b"not serving\n" if path == READY else b"the event loop hangs\n"
+        start_response(
+            f"{status.value} {status.phrase}", [("Content-Type", "text/plain"), ("Cache-Control", "no-store")]
+        )
+        return [body]
 
 
 class _Handler(WSGIRequestHandler):

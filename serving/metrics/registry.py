@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import prometheus_client as prometheus
 from prometheus_client import Metric
@@ -63,13 +64,22 @@ class Page:
         wanted = self._exemplars and request_id is not None and EXEMPLAR_ID.fullmatch(request_id)
         histogram.observe(value, {EXEMPLAR_LABEL: request_id} if wanted and request_id else None)
 
-    def serve(self, host: str, port: int) -> int:
+    def application(self) -> Any:
+        """Return the page as a WSGI application."""
+        return prometheus.make_wsgi_app(self.registry)
+
+    def serve(self, host: str, port: int, application: Any = None) -> int:
         """Serve the metrics over HTTP from threads of their own, and return the port.
+
+        Args:
+            host: address to bind.
+            port: 0 is chosen by the system.
+            application: pages to serve; None: the metrics only.
 
         Raises:
             OSError: the address cannot be bound.
         """
-        server = MetricsServer(host, port, prometheus.make_wsgi_app(self.registry))
+        server = MetricsServer(host, port, application or self.application())
         server.start()
         return int(server.server_port)
 

@@ -3,23 +3,53 @@
 A gRPC server that stops answers CANCELLED to calls that arrived before their clients learned of it (grpc/grpc#41785),
 and no client retries those. When the connection ends instead, the same calls fail as UNAVAILABLE and are retried
 elsewhere. So the port is closed first, that no further connection is accepted, and then each connection is closed for
-writing: what was written before arrives, then the end, and nothing else.
+writing: what was written before arrives, then the end, and nothing else. A connection is closed as soon as it has no
+call in progress: its client, or a balancer, connects to another server instead of being refused here again.
 """
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 # gRPC does not expose its sockets, so they are looked up among the process's descriptors, which only Linux lists here.
 DESCRIPTORS = Path("/proc/self/fd")
 # States in Linux's tcp_info in which the peer has not received everything yet.
 ESTABLISHED, FIN_WAIT1, CLOSING = 1, 4, 11
 POLL_SECONDS = 0.01
+# Between two looks for connections without calls; what is written by then, such as a changed health, arrives.
+IDLE_SECONDS = 0.1
+
+# Address and port of a connection's client.
+Peer = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
+
+
+async def close_idle(port: int, busy: Callable[[], Iterable[str]]) -> None:
+    """Stop listening on `port`, and close each connection once it has no call in progress, until cancelled.
+
+    Args:
+        port: the server's.
+        busy: returns the clients of the calls in progress, each as gRPC names it (`ipv4:127.0.0.1:1234`).
+    """
+    _stop_listening(port)
+    while True:
+        await asyncio.sleep(IDLE_SECONDS)
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(each) for _, each in _sockets(port, listening=False)]
+            peers = {peer: each for each in connections if (peer := _client(each)) is not None}
+            calling = {_peer(name) for name in busy()}
+            # A client that is not found may be any of them.
+            if not calling <= set(peers):
+                continue
+            for peer in set(peers) - calling:
+                with contextlib.suppress(OSError):
+                    peers[peer].shutdown(socket.SHUT_WR)
 
 
 async def close_port(port: int, seconds: float) -> None:
@@ -34,6 +64,29 @@ async def close_port(port: int, seconds: float) -> None:
             async with asyncio.timeout(seconds):
                 while not all(map(_delivered, connections)):  # noqa: ASYNC110 - the kernel has no event for it
                     await asyncio.sleep(POLL_SECONDS)
+
+
+def _client(connection: socket.socket) -> Peer | None:
+    try:
+        host, port = connection.getpeername()[:2]
+    except OSError:  # the client closed it
+        return None
+    return _numeric(host), port
+
+
+def _peer(name: str) -> Peer | None:
+    """Return the address in gRPC's name of a client; None for names of another form."""
+    host, _, port = unquote(name).partition(":")[2].rpartition(":")
+    try:
+        return _numeric(host.strip("[]")), int(port)
+    except ValueError:
+        return None
+
+
+def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    # What an IPv4 client is on a socket for both.
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _stop_listening(port: int) -> None:

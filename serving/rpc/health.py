@@ -6,6 +6,8 @@
 | `speakerlens.model/<variant>` | calls are accepted, and the engine of the variant's newest model works |
 | `speakerlens.bundle/<variant>` | calls are accepted, and the newest version on disk is the one that answers |
 
+A server that is about to stop accepts calls for a while, and is NOT_SERVING nevertheless (`--lame-duck-seconds`).
+
 grpcio's own servicer is not used: of two watchers of a name it drops the second when the first cancels; it writes to
 watchers under a lock, so that one that does not read delays every change; and a graceful stop waits for watchers.
 """
@@ -20,13 +22,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 OVERALL = ""
 MODEL, BUNDLE = "speakerlens.model/", "speakerlens.bundle/"
 
+# How long a watch that begins while the server drains lasts.
+LATE_SECONDS = 1.0
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """The servicer; everything is NOT_SERVING before `announce` and after `drain`.
+    """The servicer; everything is NOT_SERVING before `announce` and after `retire` or `drain`.
 
     Args:
         services: full names of the services that share the server's status.
@@ -35,6 +40,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def __init__(self, *services: str) -> None:
         self._services = (OVERALL, *services)
         self._open = False
+        self._retired = False
         self._draining = False
         self._models: dict[str, bool] = {}
         self._bundles: dict[str, bool] = {}
@@ -55,9 +61,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._bundles = dict(current)
         self._notify()
 
+    def retire(self) -> None:
+        """Report NOT_SERVING from now on, although calls are still accepted: callers go to other servers in time."""
+        self._retired = True
+        self._notify()
+
     def drain(self) -> None:
         """Send NOT_SERVING to every watcher and end their calls, for which a stop would wait."""
-        self._draining = True
+        self._retired = self._draining = True
         self._notify()
 
     def serving(self, name: str = OVERALL) -> bool:
@@ -73,7 +84,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
         """Stream the status at every change, until the client cancels or the server drains."""
-        sent = None
+        sent, late = None, self._draining
         while True:
             changed = self._changed  # taken before the status, so that no change is missed in between
             status, last = self._status(request.service), self._draining
@@ -81,6 +92,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
                 await context.write(health_pb2.HealthCheckResponse(status=status))
                 sent = status
             if last:
+                # Clients watch again at once after an end, as long as their connection lasts.
+                await asyncio.sleep(LATE_SECONDS if late else 0)
                 return
             await changed.wait()
 
@@ -97,4 +110,4 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             working = self._bundles[name.removeprefix(BUNDLE)]
         else:
             return SERVICE_UNKNOWN
-        return SERVING if working and self._open and not self._draining else NOT_SERVING
+        return SERVING if working and self._open and not self._retired else NOT_SERVING

@@ -84,6 +84,10 @@ class CallGate:
         if not self._inside:
             self._empty.set()
 
+    def peers(self) -> set[str]:
+        """Return the clients of the calls in progress, as gRPC names them."""
+        return {context.peer() for context in self._inside}
+
     async def emptied(self, seconds: float) -> bool:
         """Wait until no call is inside; return whether that happened within `seconds`."""
         with contextlib.suppress(TimeoutError):

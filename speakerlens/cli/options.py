@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from speakerlens.arguments import ArgumentParser
+from speakerlens.balancing import DEFAULT_BALANCING, SCHEME, Target
 from speakerlens.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls
 from speakerlens.cli.failures import EXIT_CODES_HELP, usage_error
 from speakerlens.client import SpeakerClient
@@ -90,7 +91,7 @@ class CommandParser(ArgumentParser):
             type=_address,
             default=_variable("server") or DEFAULT_ADDRESS,
             metavar="HOST:PORT",
-            help="(default: %(default)s)",
+            help="one server, several with commas, or dns:///HOST:PORT for a name of several (default: %(default)s)",
         )
         group.add_argument(
             "--timeout",
@@ -98,6 +99,13 @@ class CommandParser(ArgumentParser):
             default=DEFAULT_TIMEOUT_S,
             metavar="SECONDS",
             help="time limit of a call, for each file in it (default: %(default)g)",
+        )
+        group.add_argument(
+            "--balancing",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help="spread calls over the servers, and repeat on another one what a lost server did not answer; "
+            "enrolments, removals, imports and live audio are never repeated (default: yes)",
         )
         group.add_argument(
             "--tls", action=argparse.BooleanOptionalAction, default=None, help="use TLS; implied by the options below"
@@ -118,9 +126,16 @@ def connect(arguments: argparse.Namespace) -> SpeakerClient:
     Raises:
         CommandError: a file cannot be read, or the options contradict each other.
     """
+    balanced = arguments.balancing
+    if balanced is None:
+        balanced = _truth("balancing", default=True)
     try:
         return SpeakerClient(
-            arguments.server, timeout=arguments.timeout, tls=_tls(arguments), token=_token(arguments.token_file)
+            arguments.server,
+            timeout=arguments.timeout,
+            tls=_tls(arguments),
+            token=_token(arguments.token_file),
+            balancing=DEFAULT_BALANCING if balanced else None,
         )
     except OSError as error:
         raise usage_error(f"{error.filename}: {error.strerror}") from error
@@ -156,7 +171,7 @@ def _tls(arguments: argparse.Namespace) -> bool | Tls:
     tls = Tls(arguments.tls_ca, arguments.tls_certificate, arguments.tls_key, arguments.tls_server_name)
     wanted = arguments.tls
     if wanted is None:
-        wanted = _truth(_variable("tls")) or tls != Tls()
+        wanted = _truth("tls", default=False) or tls != Tls()
     return wanted and tls
 
 
@@ -166,11 +181,14 @@ def _token(file: str | None) -> str | None:
     return os.environ.get(TOKEN) or None
 
 
-def _truth(text: str | None) -> bool:
-    word = (text or "").lower()
-    if word not in TRUE + FALSE:
-        raise usage_error(f"{PREFIX}TLS: {text!r} is neither true nor false")
-    return word in TRUE
+def _truth(name: str, *, default: bool) -> bool:
+    """Return the value of the environment variable of a yes-or-no flag."""
+    text = _variable(name)
+    if text is None:
+        return default
+    if text.lower() not in TRUE + FALSE:
+        raise usage_error(f"{PREFIX}{name.upper()}: {text!r} is neither true nor false")
+    return text.lower() in TRUE
 
 
 def _variable(flag: str) -> str | None:
@@ -179,9 +197,14 @@ def _variable(flag: str) -> str | None:
 
 
 def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, such as {DEFAULT_ADDRESS}")
+    try:
+        servers = Target.parse(text).servers
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        if not SCHEME.match(server) and not (host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+            raise argparse.ArgumentTypeError(f"{server!r} is not HOST:PORT, such as {DEFAULT_ADDRESS}")
     return text
 
 

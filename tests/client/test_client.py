@@ -21,7 +21,7 @@ from speakerlens import (
     SpeakerClient,
     StreamOptions,
 )
-from speakerlens.channel import is_loopback
+from speakerlens.balancing import is_loopback
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 
 from .stand_in import SPEAKERS, VARIANTS, StandIn, log_mel, mel_centres, saliency, serving

@@ -20,7 +20,7 @@ from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
 
 CALLERS = 6
-# As in docs/operation.md: calls go to servers whose health is SERVING, and refused calls are retried elsewhere.
+# Calls go to servers whose health is SERVING, and refused calls are retried elsewhere.
 RETRY = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "healthCheckConfig": {"serviceName": ""},
