@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ServerUnavailableError,
         UnauthenticatedError,
     )
+    from speakerlens.identification import Identification
     from speakerlens.requests import Channel, Explain, RawSamples, StreamOptions
     from speakerlens.results import (
         Answer,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
         EnrolledModel,
         EnrolledSpeaker,
         Explanation,
-        Identification,
         Limits,
         ModelFailure,
         ModelInfo,
@@ -97,6 +97,7 @@ _MODULES = {
     "Balancing": "balancing",
     "Channel": "requests",
     "Explain": "requests",
+    "Identification": "identification",
     "RawSamples": "requests",
     "SpeakerClient": "client",
     "StreamOptions": "requests",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -11,10 +12,11 @@ from speakerlens import requests, responses
 from speakerlens.balancing import DEFAULT_BALANCING, Balancing, Target
 from speakerlens.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls, open_async_channel
 from speakerlens.errors import ClientError, translated
+from speakerlens.identification import Identification
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
-from speakerlens.requests import AudioSource, Chunk, Explain, StreamOptions, StreamRequests
-from speakerlens.results import Catalogue, Comparison, Embeddings, EnrolledSpeaker, Identification, WindowResult
+from speakerlens.requests import AudioSource, Chunk, ExplainChoice, StreamOptions, StreamRequests
+from speakerlens.results import Catalogue, Comparison, Embeddings, EnrolledSpeaker, WindowResult
 
 _Result = TypeVar("_Result")
 
@@ -49,13 +51,14 @@ class AsyncSpeakerClient:
         rate: int | None = None,
         variants: str | Sequence[str] = "all",
         top_k: int | None = None,
-        explain: bool | Explain = False,
+        explain: ExplainChoice = False,
         with_embedding: bool = False,
         timeout: float | None = None,
     ) -> Identification:
         """Identify the speaker of one utterance; see `SpeakerClient.identify`."""
         request = await asyncio.to_thread(requests.identify, audio, rate, variants, top_k, explain, with_embedding)
-        return await self._call(self._stub.Identify, request, responses.identification, timeout)
+        read = partial(responses.identification, source=request.audio)
+        return await self._call(self._stub.Identify, request, read, timeout)
 
     async def identify_batch(
         self,
@@ -64,7 +67,7 @@ class AsyncSpeakerClient:
         rate: int | None = None,
         variants: str | Sequence[str] = "all",
         top_k: int | None = None,
-        explain: bool | Explain = False,
+        explain: ExplainChoice = False,
         with_embedding: bool = False,
         timeout: float | None = None,
     ) -> tuple[Identification | ClientError, ...]:
@@ -115,7 +118,7 @@ class AsyncSpeakerClient:
         speaker: str | None = None,
         rate: int | None = None,
         variant: str | None = None,
-        explain: bool | Explain = False,
+        explain: ExplainChoice = False,
         timeout: float | None = None,
     ) -> Comparison:
         """Compare the speakers of two utterances, or of one and an enrolment; see `SpeakerClient.verify`."""

@@ -1,10 +1,10 @@
 """Saliency maps with the texts that are shown beside them, for plots and saved arrays."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from speakerlens import palette
-from speakerlens.results import Answer, Comparison, Explanation, Identification
+from speakerlens.results import Answer, Comparison, Explanation
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +22,10 @@ class CaptionedMaps:
     explanation: Explanation
 
 
-def of_identification(result: Identification) -> list[CaptionedMaps]:
+def of_answers(answers: Sequence[Answer]) -> list[CaptionedMaps]:
     """Return the maps of one utterance, in the order of all figures; answers without maps are left out."""
-    answers = sorted(result.answers, key=lambda answer: (palette.rank(answer.variant), answer.version))
-    colours = palette.looks(answer.variant for answer in answers)
+    ordered = sorted(answers, key=lambda answer: (palette.rank(answer.variant), answer.version))
+    colours = palette.looks(answer.variant for answer in ordered)
     return [
         CaptionedMaps(
             answer.name,
@@ -34,7 +34,7 @@ def of_identification(result: Identification) -> list[CaptionedMaps]:
             colours[answer.variant].colour,
             answer.explanation,
         )
-        for answer in answers
+        for answer in ordered
         if answer.explanation
     ]
 

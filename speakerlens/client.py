@@ -1,6 +1,7 @@
 """The client for blocking code."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -10,10 +11,11 @@ from speakerlens import requests, responses
 from speakerlens.balancing import DEFAULT_BALANCING, Balancing, Target
 from speakerlens.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls, open_channel
 from speakerlens.errors import ClientError, translated
+from speakerlens.identification import Identification
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
-from speakerlens.requests import AudioSource, Chunk, Explain, StreamOptions, StreamRequests
-from speakerlens.results import Catalogue, Comparison, Embeddings, EnrolledSpeaker, Identification, WindowResult
+from speakerlens.requests import AudioSource, Chunk, ExplainChoice, StreamOptions, StreamRequests
+from speakerlens.results import Catalogue, Comparison, Embeddings, EnrolledSpeaker, WindowResult
 
 _Result = TypeVar("_Result")
 
@@ -66,19 +68,20 @@ class SpeakerClient:
         rate: int | None = None,
         variants: str | Sequence[str] = "all",
         top_k: int | None = None,
-        explain: bool | Explain = False,
+        explain: ExplainChoice = False,
         with_embedding: bool = False,
         timeout: float | None = None,
     ) -> Identification:
         """Identify the speaker of one utterance.
 
         Args:
-            audio: a file's path, a file's content as bytes, or samples: floats in [-1, 1] or int16, [samples] or
-                [samples, channels].
-            rate: sample rate in Hz; required for samples, not allowed for files.
+            audio: a file's path, its content as bytes, an open file, or samples as an array, tensor or list: floats in
+                [-1, 1], or int16, int32 or uint8, [samples], [samples, channels] or [channels, samples]; or a pair
+                of samples and rate.
+            rate: sample rate in Hz; required for samples alone, not allowed for files.
             variants: `"all"`, or names such as `act-da` (newest version) or `act-da@3`, as a sequence or with commas.
             top_k: speakers per answer, best first: 1 to the number of speakers; None: the server's default (5).
-            explain: True for the fused saliency map, or an `Explain` that selects maps.
+            explain: True for the fused saliency map, a stage or several by name, or an `Explain`.
             with_embedding: return the embeddings as well.
             timeout: seconds for this call; None: the client's.
 
@@ -88,7 +91,8 @@ class SpeakerClient:
             ValueError: an argument is not valid; nothing was sent.
         """
         request = requests.identify(audio, rate, variants, top_k, explain, with_embedding)
-        return self._call(self._stub.Identify, request, responses.identification, timeout)
+        read = partial(responses.identification, source=request.audio)
+        return self._call(self._stub.Identify, request, read, timeout)
 
     def identify_batch(
         self,
@@ -97,7 +101,7 @@ class SpeakerClient:
         rate: int | None = None,
         variants: str | Sequence[str] = "all",
         top_k: int | None = None,
-        explain: bool | Explain = False,
+        explain: ExplainChoice = False,
         with_embedding: bool = False,
         timeout: float | None = None,
     ) -> tuple[Identification | ClientError, ...]:
@@ -178,7 +182,7 @@ class SpeakerClient:
         speaker: str | None = None,
         rate: int | None = None,
         variant: str | None = None,
-        explain: bool | Explain = False,
+        explain: ExplainChoice = False,
         timeout: float | None = None,
     ) -> Comparison:
         """Compare the speakers of two utterances, or the speaker of one with an enrolled speaker.

@@ -2,13 +2,16 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import IOBase
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.samples import SupportsArray, as_array, with_rate
 
 _T = TypeVar("_T")
 
@@ -31,17 +34,33 @@ class RawSamples:
 class Channel:
     """One channel of audio, such as one side of a call; otherwise the mean of all channels is used."""
 
-    audio: "str | Path | bytes | NDArray[Any] | RawSamples"
+    audio: "AudioSource"
     number: int
     """From 1"""
 
 
-AudioSource = str | Path | bytes | NDArray[Any] | RawSamples | Channel
-"""A file's path, a file's content, or samples: floats in [-1, 1] or int16, [samples] or [samples, channels]; or samples
-as bytes, or one channel of any of these."""
+Samples = SupportsArray | Sequence[float]
+"""Samples as an array, tensor or list (`speakerlens.samples.as_array`)."""
 
-Chunk = bytes | NDArray[Any]
-"""Samples of a stream: bytes in the encoding of its options, or an array of floats in [-1, 1] or int16."""
+AudioSource = (
+    str
+    | PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | BinaryIO
+    | Samples
+    | tuple[Samples, int]
+    | tuple[int, Samples]
+    | RawSamples
+    | Channel
+)
+"""A file's path, a file's content, an open file, or samples: floats in [-1, 1], or int16, int32 or uint8, [samples],
+[samples, channels] or [channels, samples], alone or with their rate in Hz; or samples as bytes, or one channel of any
+of these."""
+
+Chunk = bytes | Samples
+"""Samples of a stream: bytes in the encoding of its options, or samples as of an utterance."""
 
 StageName = Literal["s1", "s2", "s3", "s4", "fused"]
 
@@ -84,6 +103,10 @@ class Explain:
     """Explain the score of this speaker; None: of the best speaker."""
 
 
+ExplainChoice = bool | StageName | Sequence[StageName] | Explain
+"""True for the fused map, the name of a stage or several, or an `Explain`."""
+
+
 @dataclass(frozen=True)
 class StreamOptions:
     """The format of a stream, and what to return for it; the other fields as in `SpeakerClient.identify`."""
@@ -93,7 +116,7 @@ class StreamOptions:
     channels: int = 1
     variants: str | Sequence[str] = "all"
     top_k: int | None = None
-    explain: bool | Explain = False
+    explain: ExplainChoice = False
     with_embedding: bool = False
     channel: int | None = None
     """The channel to use, from 1; None: the mean of all"""
@@ -106,7 +129,7 @@ def identify(
     rate: int | None,
     variants: str | Sequence[str],
     top_k: int | None,
-    explain: bool | Explain,
+    explain: ExplainChoice,
     with_embedding: bool,
 ) -> pb.IdentifyRequest:
     """Build the request for one utterance; the arguments are those of `SpeakerClient.identify`.
@@ -143,7 +166,7 @@ def verify(
     speaker: str | None,
     rate: int | None,
     variant: str | None,
-    explain: bool | Explain,
+    explain: ExplainChoice,
 ) -> pb.VerifyRequest:
     """Build the request for a comparison; errors as of `identify`.
 
@@ -217,7 +240,12 @@ class StreamRequests:
             raise
 
     def _messages(self, chunk: Chunk) -> Iterator[pb.IdentifyStreamRequest]:
-        sample_format, data = (self._bytes_format, chunk) if isinstance(chunk, bytes) else _samples(chunk)
+        if isinstance(chunk, bytes):
+            sample_format, data = self._bytes_format, chunk
+        elif (samples := as_array(chunk)) is not None:
+            sample_format, data = _samples(samples)
+        else:
+            raise ValueError(f"chunks: {type(chunk).__name__} is neither bytes nor samples")
         if not self._started:
             self._started = True
             self._start.format = sample_format
@@ -238,17 +266,35 @@ def _audio(audio: AudioSource, rate: int | None) -> pb.Audio:
         sample_format = _choice(_SAMPLE_FORMATS, audio.encoding, "encoding")
         raw = pb.RawAudio(samples=audio.data, format=sample_format, sample_rate=audio.rate, channels=audio.channels)
         return pb.Audio(raw=raw)
-    if isinstance(audio, np.ndarray):
+    held, rate = with_rate(audio, rate)
+    samples = as_array(held)
+    if samples is not None:
         if rate is None:
             raise ValueError("samples need their rate in Hz: identify(samples, rate=16000)")
-        if audio.ndim not in (1, 2):
-            raise ValueError(f"samples must be [samples] or [samples, channels], not {list(audio.shape)}")
-        sample_format, data = _samples(audio)
-        channels = audio.shape[1] if audio.ndim == 2 else 1
+        sample_format, data = _samples(samples)
+        channels = samples.shape[1] if samples.ndim == 2 else 1
         return pb.Audio(raw=pb.RawAudio(samples=data, format=sample_format, sample_rate=rate, channels=channels))
+    content = _content(held)
     if rate is not None:
         raise ValueError("rate: only for samples; a file has its own")
-    return pb.Audio(encoded=audio if isinstance(audio, bytes) else Path(audio).read_bytes())
+    return pb.Audio(encoded=content)
+
+
+def _content(file: object) -> bytes:
+    """Return the content of a file: of its path, of an open file, or as it is."""
+    if isinstance(file, bytes | bytearray | memoryview):
+        return bytes(file)
+    if isinstance(file, str | PathLike):
+        return Path(file).read_bytes()
+    if isinstance(file, IOBase) or callable(getattr(file, "read", None)):
+        content = file.read()  # type: ignore[attr-defined]
+        if isinstance(content, bytes):
+            return content
+        raise ValueError('audio: an open file must be in binary mode: open(path, "rb")')
+    raise ValueError(
+        f"audio: {type(file).__name__} is none of a path, a file's bytes, an open file, samples as an array, tensor or "
+        "list of floats, (samples, rate), RawSamples and Channel"
+    )
 
 
 def _channel_number(channel: int | None) -> int:
@@ -262,9 +308,7 @@ def _samples(samples: NDArray[Any]) -> tuple[pb.SampleFormat.ValueType, bytes]:
     """Return the format of samples and their bytes, interleaved and little-endian."""
     if samples.dtype == np.int16:
         return pb.SAMPLE_FORMAT_INT16, samples.astype("<i2").tobytes()
-    if np.issubdtype(samples.dtype, np.floating):
-        return pb.SAMPLE_FORMAT_FLOAT32, samples.astype("<f4").tobytes()
-    raise ValueError(f"samples must be floats in [-1, 1] or int16, not {samples.dtype}")
+    return pb.SAMPLE_FORMAT_FLOAT32, samples.astype("<f4").tobytes()
 
 
 def _selectors(variants: str | Sequence[str]) -> list[pb.ModelSelector]:
@@ -285,10 +329,15 @@ def _selector(name: str) -> pb.ModelSelector:
     return pb.ModelSelector(variant=variant, version=int(version) if at else 0)
 
 
-def _explain(explain: bool | Explain) -> pb.ExplainOptions | None:
-    if not explain:
+def _explain(explain: ExplainChoice) -> pb.ExplainOptions | None:
+    if explain is False or explain is None:
         return None
-    chosen = Explain() if explain is True else explain
+    if isinstance(explain, Explain):
+        chosen = explain
+    elif explain is True:
+        chosen = Explain()
+    else:
+        chosen = Explain(stages=(explain,) if isinstance(explain, str) else tuple(explain))
     return pb.ExplainOptions(
         stages=[_choice(STAGES, stage, "stage") for stage in chosen.stages],
         resolution=_choice(_RESOLUTIONS, chosen.resolution, "resolution"),

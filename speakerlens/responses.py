@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2
 from numpy.typing import NDArray
 
 from speakerlens.errors import ClientError, ServerFailureError, of_failure
+from speakerlens.identification import Identification
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.requests import STAGES
 from speakerlens.results import (
@@ -22,7 +23,6 @@ from speakerlens.results import (
     EnrolledModel,
     EnrolledSpeaker,
     Explanation,
-    Identification,
     Limits,
     ModelFailure,
     ModelInfo,
@@ -42,8 +42,8 @@ _BASES = {
 _STAGE_NAMES = {number: name for name, number in STAGES.items()}
 
 
-def identification(response: pb.IdentifyResponse) -> Identification:
-    """Read the answer to one utterance.
+def identification(response: pb.IdentifyResponse, source: pb.Audio | None = None) -> Identification:
+    """Read the answer to one utterance, which holds `source` as what was sent.
 
     Raises:
         ServerFailureError: the message contradicts itself or the contract.
@@ -53,6 +53,7 @@ def identification(response: pb.IdentifyResponse) -> Identification:
         audio=_audio_info(response.audio),
         timings=_timings(response.timings),
         failures=_failures(response.answers),
+        source=source,
     )
 
 

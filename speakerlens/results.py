@@ -1,16 +1,51 @@
 """The results of calls: frozen dataclasses with numpy arrays and their axes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+_T = TypeVar("_T")
 
 OPTIMISTIC = (
     "the threshold was set without out-of-set speakers, so more of them pass it than the calibration says; "
     "export a bundle from a corpus with at least three in its dev split"
 )
+
+
+class ByModel(Mapping[str, _T]):
+    """Results by model: `result["act-da"]` is that of the first version of a variant, `result["act-da@3"]` of another.
+
+    Iterating yields the names with the version.
+    """
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def _named(self) -> list[tuple[str, _T]]:
+        """Return the results with their names, such as `act-da@3`."""
+        raise NotImplementedError
+
+    def __getitem__(self, model: str) -> _T:
+        """Return the result of a model; KeyError says which there are, and why one that was asked failed."""
+        named = self._named()
+        for name, result in named:
+            if model in (name, name.rpartition("@")[0]):
+                return result
+        failures: tuple[ModelFailure, ...] = getattr(self, "failures", ())
+        for failure in failures:
+            if model in (failure.variant, failure.name):
+                raise KeyError(f"{failure.name} failed ({failure.code}): {failure.message}")
+        raise KeyError(f"no result of {model!r}; results: {', '.join(name for name, _ in named)}")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._named())
+
+    def __len__(self) -> int:
+        return len(self._named())
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +60,12 @@ class Plane:
     """[columns] centre of each column, in seconds from the start of the audio"""
     picture: bytes | None = None
     """The PNG of the server, if requested; its levels encode the values."""
+
+    def __repr__(self) -> str:
+        low, high = (float(self.frequencies_hz[place]) for place in (0, -1)) if len(self.frequencies_hz) else (0.0, 0.0)
+        end = float(self.times_s[-1]) if len(self.times_s) else 0.0
+        rows, columns = self.values.shape
+        return f"<Plane {rows} x {columns}, {low:.0f} to {high:.0f} Hz, to {end:.2f} s>"
 
 
 @dataclass(frozen=True)
@@ -47,6 +88,9 @@ class Explanation:
     """Saliency by stage (`s1` … `s4`, `fused`), in the order of the request."""
     log_mel: Plane | None
     """The input features of the network; None if the server sent none."""
+
+    def __repr__(self) -> str:
+        return f"<Explanation of {self.target_speaker or 'a score'}: {', '.join(self.maps)}>"
 
 
 @dataclass(frozen=True)
@@ -119,6 +163,14 @@ class Answer:
         """The most probable speaker."""
         return self.speakers[0]
 
+    @property
+    def summary(self) -> str:
+        """The best speaker, its probability, and whether it is known, in a line."""
+        return f"{self.best.speaker} {self.best.probability:.1%}, {'known' if self.known else 'unknown'}"
+
+    def __repr__(self) -> str:
+        return f"<Answer of {self.name}: {self.summary}>"
+
 
 @dataclass(frozen=True)
 class AudioInfo:
@@ -159,27 +211,6 @@ class WindowResult:
     answers: tuple[Answer, ...]
     failures: tuple[ModelFailure, ...]
     timings: Timings
-
-
-@dataclass(frozen=True, eq=False)
-class Identification:
-    """The answers for one utterance, one per model, in the order of the request."""
-
-    answers: tuple[Answer, ...]
-    audio: AudioInfo
-    timings: Timings
-    failures: tuple[ModelFailure, ...] = ()
-    """Errors of models, where others answered."""
-
-    def __getitem__(self, variant: str) -> Answer:
-        """Return the answer of `act-da` (the first one of several versions) or of `act-da@3`."""
-        for answer in self.answers:
-            if variant in (answer.variant, answer.name):
-                return answer
-        for failure in self.failures:
-            if variant in (failure.variant, failure.name):
-                raise KeyError(f"{failure.name} failed ({failure.code}): {failure.message}")
-        raise KeyError(f"no answer of {variant!r}; answers: {', '.join(answer.name for answer in self.answers)}")
 
 
 @dataclass(frozen=True)
@@ -255,7 +286,7 @@ class Catalogue:
 
 
 @dataclass(frozen=True, eq=False)
-class Embeddings:
+class Embeddings(ByModel[NDArray[np.float32]]):
     """The embeddings of one utterance."""
 
     by_model: Mapping[str, NDArray[np.float32]]
@@ -265,15 +296,13 @@ class Embeddings:
     failures: tuple[ModelFailure, ...] = ()
     """Errors of models, where others answered."""
 
-    def __getitem__(self, variant: str) -> NDArray[np.float32]:
-        """Return the embedding of `act-da` (the first one of several versions) or of `act-da@3`."""
-        for name, values in self.by_model.items():
-            if variant in (name, name.rpartition("@")[0]):
-                return values
-        for failure in self.failures:
-            if variant in (failure.variant, failure.name):
-                raise KeyError(f"{failure.name} failed ({failure.code}): {failure.message}")
-        raise KeyError(f"no embedding of {variant!r}; embeddings: {', '.join(self.by_model)}")
+    def _named(self) -> list[tuple[str, NDArray[np.float32]]]:
+        return list(self.by_model.items())
+
+    def __repr__(self) -> str:
+        parts = [f"{name} [{len(values)}]" for name, values in self.by_model.items()]
+        parts += [f"{failure.name} failed ({failure.code})" for failure in self.failures]
+        return f"<Embeddings of {self.audio.seconds:.2f} s: {'; '.join(parts)}>"
 
 
 @dataclass(frozen=True, eq=False)

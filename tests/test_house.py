@@ -59,7 +59,8 @@ def test_no_import_cycles() -> None:
 
 
 def test_serving_stays_small() -> None:
-    assert sum(name.startswith("speakerlens.serving") for name in modules()) <= 75
+    # 75 for identification and verification; search, galleries and their stores have what is above.
+    assert sum(name.startswith("speakerlens.serving") for name in modules()) <= 92
 
 
 def test_shared_modules_import_nothing_of_the_project() -> None:

@@ -44,13 +44,13 @@ from typing import Any
 import numpy as np
 
 from speakerlens.captions import CaptionedMaps
+from speakerlens.identification import Identification
 from speakerlens.results import (
     Answer,
     AudioInfo,
     Comparison,
     Embeddings,
     Explanation,
-    Identification,
     ModelFailure,
     Plane,
     Segment,

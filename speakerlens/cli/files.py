@@ -13,7 +13,7 @@ from types import ModuleType
 from speakerlens.captions import CaptionedMaps
 from speakerlens.cli import document
 from speakerlens.cli.failures import CommandError, Exit, complain, usage_error
-from speakerlens.results import Identification
+from speakerlens.identification import Identification
 
 STDIN = "-"
 PLOT_FORMATS = (".png", ".svg", ".pdf")

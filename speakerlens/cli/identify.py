@@ -11,8 +11,9 @@ from speakerlens.cli.failures import CommandError, Exit, call_error, usage_error
 from speakerlens.cli.options import FILE_HELP, CommandParser, connect, explain_of, positive
 from speakerlens.client import SpeakerClient
 from speakerlens.errors import ClientError
+from speakerlens.identification import Identification
 from speakerlens.requests import AudioSource
-from speakerlens.results import Identification, Limits
+from speakerlens.results import Limits
 
 # Few, so that the first answers come soon; the server computes about as many together.
 FILES_PER_CALL = 8
@@ -57,7 +58,7 @@ def identify(arguments: argparse.Namespace) -> int:
             try:
                 if isinstance(outcome.result, CommandError):
                     raise outcome.result
-                maps = captions.of_identification(outcome.result)
+                maps = captions.of_answers(outcome.result.answers)
                 written = writers.write(number, outcome.file, outcome.content, maps)
             except CommandError as error:
                 exit_code = exit_code or error.exit_code

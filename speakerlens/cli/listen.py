@@ -13,8 +13,9 @@ from speakerlens.cli.live_input import live_input
 from speakerlens.cli.options import CommandParser, connect
 from speakerlens.decoding import AudioFileError, AudioReader, open_audio
 from speakerlens.errors import ClientError
+from speakerlens.identification import Identification
 from speakerlens.requests import Chunk, StreamOptions
-from speakerlens.results import Answer, Identification, WindowResult
+from speakerlens.results import Answer, WindowResult
 
 CHUNK_SECONDS = 0.1
 

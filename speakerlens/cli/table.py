@@ -9,12 +9,12 @@ from rich.text import Text
 
 from speakerlens import palette
 from speakerlens.cli.document import peak
+from speakerlens.identification import Identification
 from speakerlens.results import (
     OPTIMISTIC,
     Answer,
     Catalogue,
     EnrolledSpeaker,
-    Identification,
     ModelInfo,
     ThresholdBasis,
 )

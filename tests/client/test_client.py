@@ -113,7 +113,7 @@ def test_every_field_of_an_answer_is_read(client: SpeakerClient, flac: bytes, en
     assert answer.explanation.log_mel is not None
     _plane_is(answer.explanation.log_mel, log_mel(), steps / 255 * float(np.ptp(log_mel())))
     answer.explanation.maps["fused"].values[0, 0] = 2.0  # arrays of results are writable
-    with pytest.raises(KeyError, match="no answer of 'da-pair'; answers: clean@3, da@3, act-da@3"):
+    with pytest.raises(KeyError, match="no result of 'da-pair'; results: clean@3, da@3, act-da@3"):
         result["da-pair"]
 
 
@@ -244,7 +244,7 @@ def test_both_clients_have_the_same_methods() -> None:
         ({"audio": np.zeros(9)}, "samples need their rate in Hz"),
         ({"audio": b"x", "rate": 16000}, "rate: only for samples"),
         ({"audio": np.zeros((2, 2, 2)), "rate": 1}, r"not \[2, 2, 2\]"),
-        ({"audio": np.zeros(9, np.int32), "rate": 1}, "floats in .* or int16, not int32"),
+        ({"audio": np.zeros(9, np.int64), "rate": 1}, "floats in .* or uint8, not int64"),
         ({"audio": b"x", "variants": "clean,all"}, "'all' is not a variant"),
         ({"audio": b"x", "variants": "clean,"}, "'' is not a variant"),
         ({"audio": b"x", "variants": []}, "name at least one"),

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 from speakerlens import Explain, Identification, SpeakerClient, palette
-from speakerlens.captions import of_identification
+from speakerlens.captions import of_answers
 from speakerlens.plot import Waveform, draw, read_waveform, save_plot
 
 from .stand_in import COLUMNS, SECONDS, VARIANTS, log_mel, mel_centres, saliency
@@ -27,7 +27,7 @@ def _panels(figure: mpl.figure.Figure) -> list[mpl.axes.Axes]:
 
 
 def test_panels_for_waveform_log_mel_and_every_variant(result: Identification, flac: bytes) -> None:
-    panels = _panels(draw("click.flac", of_identification(result), read_waveform(flac)))
+    panels = _panels(draw("click.flac", of_answers(result.answers), read_waveform(flac)))
     assert [panel.get_title(loc="left") for panel in panels] == [
         "waveform",
         "log-mel",
@@ -49,11 +49,11 @@ def test_panels_for_waveform_log_mel_and_every_variant(result: Identification, f
 def test_server_order_does_not_matter_in_pictures(result: Identification) -> None:
     turned = replace(result, answers=tuple(sorted(result.answers, key=lambda answer: answer.variant)))
     assert [answer.variant for answer in turned.answers] == ["act-da", "clean", "da"]
-    assert [maps.name for maps in of_identification(turned)] == ["clean@3", "da@3", "act-da@3"]
+    assert [maps.name for maps in of_answers(turned.answers)] == ["clean@3", "da@3", "act-da@3"]
 
 
 def test_panels_share_seconds_and_kilohertz(result: Identification, flac: bytes) -> None:
-    figure = draw("click.flac", of_identification(result), read_waveform(flac))
+    figure = draw("click.flac", of_answers(result.answers), read_waveform(flac))
     figure.draw_without_rendering()
     panels = _panels(figure)
     assert {panel.get_xlim() for panel in panels} == {(0.0, SECONDS)}
@@ -75,7 +75,7 @@ def test_panels_share_seconds_and_kilohertz(result: Identification, flac: bytes)
 
 def test_single_click_is_visible_in_the_waveform(result: Identification, flac: bytes) -> None:
     """A single sample in 32,000 survives the drawing of 1,500 columns."""
-    path = _panels(draw("click.flac", of_identification(result), read_waveform(flac)))[0].collections[0].get_paths()[0]
+    path = _panels(draw("click.flac", of_answers(result.answers), read_waveform(flac)))[0].collections[0].get_paths()[0]
     highest = path.vertices[np.argmax(path.vertices[:, 1])]  # type: ignore[index]
     assert highest == pytest.approx([1.5, 0.9], abs=2e-3)
 
@@ -89,21 +89,21 @@ def test_file_without_a_length_is_read_whole(flac: bytes, endless_flac: bytes) -
 def test_titles_name_the_stage_and_the_target(client: SpeakerClient, flac: bytes) -> None:
     asked = Explain(stages=("s1", "fused"), target="[bold]$x^$")
     result = client.identify(flac, variants="da", top_k=1, explain=asked)
-    panels = _panels(draw("$name.flac", of_identification(result), read_waveform(flac)))
+    panels = _panels(draw("$name.flac", of_answers(result.answers), read_waveform(flac)))
     rights = [panel.get_title(loc="right") for panel in panels[2:]]
     assert rights == ["s1 saliency: why [bold]$x^$?", "fused saliency: why [bold]$x^$?"]
 
 
 def test_answer_without_maps_is_refused(client: SpeakerClient, flac: bytes) -> None:
     with pytest.raises(ValueError, match="request one with explain"):
-        draw("click.flac", of_identification(client.identify(flac)), read_waveform(flac))
+        draw("click.flac", of_answers(client.identify(flac).answers), read_waveform(flac))
 
 
 def test_zero_map_and_silent_waveform_are_drawn(result: Identification) -> None:
     for answer in result.answers:
         assert answer.explanation is not None
         answer.explanation.maps["fused"].values[:] = 0
-    panels = _panels(draw("silence", of_identification(result), Waveform(np.zeros(32000, np.float32), 16000)))
+    panels = _panels(draw("silence", of_answers(result.answers), Waveform(np.zeros(32000, np.float32), 16000)))
     for panel in panels[2:]:
         over = panel.images[1].get_array()
         assert over is not None
@@ -112,9 +112,9 @@ def test_zero_map_and_silent_waveform_are_drawn(result: Identification) -> None:
 
 def test_blobs_are_coloured_in_their_panels(result: Identification, flac: bytes, tmp_path: Path) -> None:
     path = tmp_path / "out.png"
-    save_plot(path, "click.flac", of_identification(result), read_waveform(flac))
+    save_plot(path, "click.flac", of_answers(result.answers), read_waveform(flac))
     picture = np.ptp(imread(path)[..., :3], axis=2)  # 0 is grey
-    figure = draw("click.flac", of_identification(result), read_waveform(flac))
+    figure = draw("click.flac", of_answers(result.answers), read_waveform(flac))
     figure.draw_without_rendering()
     height, width = picture.shape
     for panel, variant in zip(_panels(figure)[2:], VARIANTS, strict=True):
