@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from speakerlens.protos.inference import inference_pb2 as pb
 from speakerlens.protos.inference.inference_pb2_grpc import GRPCInferenceServiceServicer
-from speakerlens.serving.api.identification import deadline_of
+from speakerlens.serving.api.base import deadline_of
 from speakerlens.serving.api.infer import Inference
 from speakerlens.serving.api.inference_messages import config_of, index_of, metadata_of, statistics_of
 from speakerlens.serving.config import Config

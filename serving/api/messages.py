@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from speakerlens.measures.evidence import Evidence, Mismatch
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
@@ -52,6 +52,25 @@ BASES: Final[dict[ThresholdBasis, pb.ThresholdBasis.ValueType]] = {
     ThresholdBasis.OUT_OF_SET: pb.THRESHOLD_BASIS_OUT_OF_SET_SPEAKERS,
     ThresholdBasis.KNOWN: pb.THRESHOLD_BASIS_KNOWN_SPEAKERS,
 }
+StartT_co = TypeVar("StartT_co", covariant=True)
+StartT = TypeVar("StartT")
+
+
+class StreamPart(Protocol[StartT_co]):
+    """A message of a stream of audio: its start, or samples."""
+
+    @property
+    def start(self) -> StartT_co:
+        """Return the start."""
+
+    @property
+    def samples(self) -> bytes:
+        """Return samples."""
+
+    def WhichOneof(self, name: Literal["part", b"part"], /) -> Literal["start", "samples"] | None:  # noqa: N802
+        """Return which of them is set."""
+
+
 # A message of a few MB could hold millions of selectors, and block the event loop for a minute.
 MAX_MODELS: Final = 64
 
@@ -90,14 +109,17 @@ def start_of(start: pb.StreamStart, deadline: float | None) -> tuple[QueryOption
         priority=priority_of(start.priority),
         deadline=deadline,
     )
+    return query, form_of(start)
+
+
+def form_of(start: pb.StreamStart | pb.SearchStreamStart) -> StreamFormat:
+    """Return the sample format of a stream; errors as for `query_of`."""
     sample_type = _sample_type("start.format", start.format)
     channel = _channel("start.channel", start.channel)
-    return query, StreamFormat(sample_type, start.sample_rate, start.channels or 1, channel)
+    return StreamFormat(sample_type, start.sample_rate, start.channels or 1, channel)
 
 
-async def stream_of(
-    messages: AsyncIterator[pb.IdentifyStreamRequest],
-) -> tuple[pb.StreamStart, AsyncIterator[bytes]]:
+async def stream_of(messages: "AsyncIterator[StreamPart[StartT]]") -> tuple[StartT, AsyncIterator[bytes]]:
     """Return the first message of a stream, and an iterator over its chunks of samples.
 
     Raises:
@@ -110,7 +132,7 @@ async def stream_of(
     return first.start, _chunks(messages)
 
 
-async def _chunks(messages: AsyncIterator[pb.IdentifyStreamRequest]) -> AsyncIterator[bytes]:
+async def _chunks(messages: "AsyncIterator[StreamPart[Any]]") -> AsyncIterator[bytes]:
     async for message in messages:
         part = message.WhichOneof("part")
         if part == "start":

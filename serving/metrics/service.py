@@ -16,6 +16,7 @@ from speakerlens.serving.context import NO_VARIANT
 from speakerlens.serving.errors import Reason
 from speakerlens.serving.metrics.registry import Page, QueueMetrics
 from speakerlens.serving.metrics.robustness import Robustness
+from speakerlens.serving.metrics.search import Search
 
 PHASES = ("decode", "queue", "inference", "encode")
 # The usual statuses of a variant that fails; others appear with their first event.
@@ -107,6 +108,7 @@ class Metrics:
             "file",
         )
         self.robustness = Robustness(page)
+        self.search = Search(page)
         prometheus.ProcessCollector(registry=self.registry)
         for reason in Reason:
             self.rejections.labels(reason)
@@ -118,6 +120,7 @@ class Metrics:
     def add_model(self, model: ModelInfo) -> None:
         """Show a loaded model, and start the counters of its variant at 0."""
         self.robustness.add_variant(model.variant)
+        self.search.add_variant(model.variant)
         for outcome in REBUILDS:
             self.engine_rebuilds.labels(model.variant, outcome)
         for code in FAILURES:
@@ -127,6 +130,7 @@ class Metrics:
     def remove_model(self, model: ModelInfo) -> None:
         """Remove a model that is no longer served; the counters of its variant remain."""
         self.model_info.remove(*model)
+        self.search.remove_model(model.variant, model.version)
 
     def report_refused(self, refused: Mapping[tuple[str, str], int]) -> None:
         """Replace the numbers of refused bundles, by the variant in the folder's name and the fault."""

@@ -64,13 +64,16 @@ class Comparer:
         model: leased.
         admitted: the request.
         stopwatch: records its phases.
+
+    Attributes:
+        model, stopwatch: as given.
     """
 
     def __init__(self, pipeline: Pipeline, model: Model, admitted: Admitted, stopwatch: Stopwatch) -> None:
         self._pipeline = pipeline
-        self._model = model
+        self.model = model
         self._admitted = admitted
-        self._stopwatch = stopwatch
+        self.stopwatch = stopwatch
 
     async def embed(self, options: QueryOptions, audio: EncodedAudio | RawAudio) -> Utterance:
         """Embed audio; its windows are kept where the options ask for maps.
@@ -78,10 +81,10 @@ class Comparer:
         Raises:
             RequestError: the audio is invalid, or the server is overloaded.
         """
-        pipeline, model, admitted = self._pipeline, self._model, self._admitted
+        pipeline, model, admitted = self._pipeline, self.model, self._admitted
         query = embedding_query(options)
         limit = pipeline.duration_limit(options)
-        with pipeline.session(query, [model], admitted, self._stopwatch) as session:
+        with pipeline.session(query, [model], admitted, self.stopwatch) as session:
             shape, least = pipeline.windowing([model]), pipeline.min_samples(model)
             reader = WindowReader(audio, limit, shape, least, options.field, options.deadline)
             outputs = session.windows(pipeline.read(reader, audio, admitted, session.stopwatch))
@@ -101,7 +104,7 @@ class Comparer:
             name: whose score it is.
             start: first sample of the utterance in the audio, at 16 kHz.
         """
-        bundle = self._model.bundle
+        bundle = self.model.bundle
         orthogonal = reference - (utterance.direction @ reference) * utterance.direction
         single = len(utterance.windows) == 1
         target = np.asarray(reference if single else orthogonal, np.float32)
@@ -112,19 +115,19 @@ class Comparer:
         try:
             comparisons = await map_concurrent(utterance.windows, compare, WINDOWS_AT_ONCE)
         except Exception as error:
-            self._pipeline.count_failure(self._model, error)
+            self._pipeline.count_failure(self.model, error)
             raise
-        with self._stopwatch.encoding():
+        with self.stopwatch.encoding():
             return await self._pipeline.run_in_thread(
                 lambda: encoded(bundle, _joined(bundle, utterance, comparisons, target), options, name, start)
             )
 
     async def _compare(self, job: ComparedJob) -> Comparison:
         admitted = self._admitted
-        done = await self._model.verify.submit(job, admitted.latest, admitted.priority, admitted.due)
+        done = await self.model.verify.submit(job, admitted.latest, admitted.priority, admitted.due)
         admitted.advance()
-        self._stopwatch.computed(done.queue_s, done.inference_s)
-        check_finite(self._model.bundle.name, done.result)
+        self.stopwatch.computed(done.queue_s, done.inference_s)
+        check_finite(self.model.bundle.name, done.result)
         return done.result
 
 

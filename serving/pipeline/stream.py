@@ -9,7 +9,7 @@ A stream holds a place and its models for as long as it lasts, so its time witho
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -232,13 +232,7 @@ async def identify_stream(
     Raises:
         RequestError: the query or the audio is invalid, or the server is overloaded.
     """
-    started = time.monotonic()
-    ahead = 2 * pipeline.windowing(models).length
-
-    def in_real_time(window: Window) -> bool:
-        """Return whether the audio arrives no faster than it is spoken; an upload of a file is bulk work."""
-        return window.stop <= (time.monotonic() - started) * SAMPLE_RATE + ahead
-
+    in_real_time = arrival(pipeline.windowing(models))
     with (
         pipeline.admit(query, models, (), live=True) as admitted,
         pipeline.session(query, models, admitted) as session,
@@ -247,7 +241,7 @@ async def identify_stream(
         async with aclosing(session.windows(windows, in_real_time)) as outputs:
             async for output in outputs:
                 answer = await _window_answer(pipeline, query, models, output)
-                pipeline.observer.record(_monitored(query, models, output))
+                pipeline.observer.record(monitored(query, models, output))
                 yield answer
         # Its windows have been reported one by one, and a stream may end hours after them, or never.
         yield await pipeline.finish(replace(query, monitoring=MonitoringScope.NOTHING), models, session, live.info)
@@ -269,7 +263,17 @@ async def _window_answer(
     return WindowAnswer(window.start / SAMPLE_RATE, window.stop / SAMPLE_RATE, output.speech, answers, timings)
 
 
-def _monitored(query: QueryOptions, models: Sequence[Model], output: WindowOutput) -> MonitoredAnswer:
+def arrival(windowing: Windowing) -> Callable[[Window], bool]:
+    """Return a function that tells whether a stream's audio, from now on, arrives no faster than it is spoken.
+
+    An upload of a file is bulk work. The first two windows may be early.
+    """
+    started = time.monotonic()
+    return lambda window: window.stop <= (time.monotonic() - started) * SAMPLE_RATE + 2 * windowing.length
+
+
+def monitored(query: QueryOptions, models: Sequence[Model], output: WindowOutput) -> MonitoredAnswer:
+    """Return what is monitored of one window of a stream, which is an answer of its own."""
     sounds, seconds = SoundMeasures(), len(output.window.samples) / SAMPLE_RATE
     sounds.add(output.sound, output.speech)
     explained = query.explain is not None

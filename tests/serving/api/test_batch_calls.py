@@ -92,7 +92,7 @@ def test_request_that_makes_the_answer_too_large_is_refused(tmp_path: Path, monk
                 current_context.set(CallContext("IdentifyBatch", "2", reserve_answer=share.reserve_answer))
                 crowded = await service.IdentifyBatch(message, context)
             current_context.set(CallContext("IdentifyBatch", "3"))
-            monkeypatch.setattr("speakerlens.serving.api.identification.MAX_ANSWER_BYTES", most)
+            monkeypatch.setattr("speakerlens.serving.api.batches.MAX_ANSWER_BYTES", most)
             bounded = await service.IdentifyBatch(message, context)
         assert [result.HasField("response") for result in whole.results] == [True] * 4
         assert [result.HasField("response") for result in bounded.results] == [True, False, True, False]

@@ -67,6 +67,29 @@ def _methods() -> list[Method]:
                 pb.VerifyRequest(audio=AUDIO, enrolled_speaker="ada", model=models[0]),
             ),
         ),
+        Method(
+            f"{TYPED}Search",
+            (
+                pb.SearchRequest(audio=AUDIO, model=models[0], speakers=["ada"], top_k=3, explain=explain),
+                pb.SearchRequest(audio=AUDIO, model=models[0], with_outlook=True),
+            ),
+        ),
+        Method(
+            f"{TYPED}SearchBatch",
+            (pb.SearchBatchRequest(requests=[pb.SearchRequest(audio=AUDIO, model=models[0])] * 2),),
+        ),
+        Method(
+            f"{TYPED}SearchStream",
+            (
+                pb.SearchStreamRequest(
+                    start=pb.SearchStreamStart(
+                        format=pb.SAMPLE_FORMAT_FLOAT32, sample_rate=16_000, model=models[0], explain=explain
+                    )
+                ),
+                *(pb.SearchStreamRequest(samples=voice(0.4, seed=seed).tobytes()) for seed in range(5)),
+            ),
+            streamed=True,
+        ),
         Method(f"{TYPED}ListSpeakers", (pb.ListSpeakersRequest(),)),
         Method(f"{TYPED}RemoveSpeaker", (pb.RemoveSpeakerRequest(speaker="ada"),)),
         Method(
