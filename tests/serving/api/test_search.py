@@ -235,7 +235,7 @@ def test_invalid_search_names_the_field(server: ServerProcess) -> None:
         ({"audio": audio, "priority": 9}, "INVALID_ARGUMENT", "priority: 9"),
         ({"audio": audio, "explain": pb.ExplainOptions(target_speaker="bo")}, "INVALID_ARGUMENT", "explain.target"),
     ):
-        found = refused(server.stub.Search, pb.SearchRequest(model=DA, **fields))  # type: ignore[arg-type]
+        found = refused(server.stub.Search, pb.SearchRequest(model=DA, **fields))
         assert found[0] == code
         assert found[1].startswith(sentence)
     assert refused(server.stub.Search, pb.SearchRequest(audio=audio))[1].startswith("model: several variants")
