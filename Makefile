@@ -41,9 +41,9 @@ $(BIN)/uv:
 
 lock: | $(BIN)/uv  ## pin every dependency with its hashes, in requirements/ (UPGRADE=1: take newer versions)
 	$(COMPILE) requirements/build.in --output-file requirements/build.txt
-	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/serve-cpu.txt
-	$(COMPILE) pyproject.toml --extra gpu --output-file requirements/serve-gpu.txt
-	$(COMPILE) pyproject.toml requirements/build.in $(foreach extra,cpu client formats otel train demo dev,--extra $(extra)) $(WITH_TORCH) \
+	$(COMPILE) pyproject.toml --extra cpu --extra postgres --output-file requirements/serve-cpu.txt
+	$(COMPILE) pyproject.toml --extra gpu --extra postgres --output-file requirements/serve-gpu.txt
+	$(COMPILE) pyproject.toml requirements/build.in $(foreach extra,cpu client formats postgres otel train demo dev,--extra $(extra)) $(WITH_TORCH) \
 		--output-file requirements/dev.txt
 
 demo: $(INSTALLED)  ## train, evaluate, export, serve and ask, on synthetic speech (FRESH=1: from the start)

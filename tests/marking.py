@@ -15,6 +15,7 @@ STARTERS = frozenset(
         "SpawnProcess",
         "ProcessPoolExecutor",
         "PrometheusProcess",
+        "Postgres",
     }
 )
 

@@ -12,9 +12,9 @@ from tests.conftest import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FOLDER = ROOT / "requirements"
 LOCKS = {
-    "dev": ("cpu", "client", "otel", "train", "demo", "dev"),
-    "serve-cpu": ("cpu",),
-    "serve-gpu": ("gpu",),
+    "dev": ("cpu", "client", "postgres", "otel", "train", "demo", "dev"),
+    "serve-cpu": ("cpu", "postgres"),
+    "serve-gpu": ("gpu", "postgres"),
 }
 every_lock = pytest.mark.parametrize("name", [*LOCKS, "build"])
 

@@ -23,7 +23,8 @@ class AsyncSpeakerStore:
 
     def __init__(self, address: str | None) -> None:
         self._store = None if address is None else open_store(address)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="speakers")
+        threads = 1 if self._store is None else self._store.threads
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="speakers")
 
     @property
     def configured(self) -> bool:
@@ -50,10 +51,10 @@ class AsyncSpeakerStore:
         """
         self.check()
         assert self._store is not None
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, self._store)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, self._store)
 
     def close(self) -> None:
         """Close the store once the work in progress is done, without waiting for that."""
         if self._store is not None:
-            self._thread.submit(self._store.close)
-        self._thread.shutdown(wait=False)
+            self._threads.submit(self._store.close)
+        self._threads.shutdown(wait=False)

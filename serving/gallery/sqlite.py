@@ -34,6 +34,8 @@ class SqliteStore:
         StartupError: the file is not a speaker store, has another schema version, is damaged, or is not writable.
     """
 
+    threads = 1
+
     def __init__(self, path: Path) -> None:
         self._file = SpeakerFile(path)
         # Removals by this process: the file keeps no names of removed speakers.
@@ -97,6 +99,14 @@ class SqliteStore:
         """Return the enrolments of up to `most` speakers."""
         names = "SELECT DISTINCT speaker FROM exemplars WHERE speaker > ? ORDER BY speaker LIMIT ?"
         return enrolments_of(self._exemplars(f"WHERE speaker IN ({names})", after, most))
+
+    def without(self, bundles: Sequence[str], after: str, most: int) -> list[tuple[str, bool]]:
+        """Return speakers without exemplars of the bundles."""
+        query = f"""
+            SELECT speaker, count(recording) > 0 FROM exemplars WHERE speaker > ? GROUP BY speaker
+            HAVING sum(bundle IN ({", ".join("?" * len(bundles))})) = 0 ORDER BY speaker LIMIT ?
+        """  # noqa: S608 (places of values)
+        return [(name, bool(recorded)) for name, recorded in self._rows(query, after, *bundles, most)]
 
     def revision(self) -> int:
         """Return the number of the last change."""

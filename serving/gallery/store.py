@@ -8,8 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from speakerlens.serving.errors import StartupError
 from speakerlens.serving.gallery.exemplar import Enrolment, Exemplar, KeptRecording
 from speakerlens.serving.gallery.sqlite import SqliteStore
+
+URL_PREFIXES = ("postgresql://", "postgres://")
 
 
 class SpeakerStore(Protocol):
@@ -17,7 +20,12 @@ class SpeakerStore(Protocol):
 
     All methods but `close` raise `UnavailableError` where the store cannot be read or written now; those that change
     it raise `ResourceExhaustedError` where its disk is full. Nothing has changed then.
+
+    Attributes:
+        threads: that may use it at a time.
     """
+
+    threads: int
 
     def enroll(self, exemplars: Sequence[Exemplar], recordings: Sequence[KeptRecording] = (), *, replace: bool) -> None:
         """Add exemplars of one speaker, atomically; `replace` removes those stored before, for every bundle."""
@@ -50,6 +58,13 @@ class SpeakerStore(Protocol):
         """Return the enrolments of up to `most` speakers whose names come after `after`, by name."""
         ...
 
+    def without(self, bundles: Sequence[str], after: str, most: int) -> list[tuple[str, bool]]:
+        """Return up to `most` speakers after `after` without exemplars of any of the bundles, by name.
+
+        The second value is whether recordings of the speaker are kept.
+        """
+        ...
+
     def revision(self) -> int:
         """Return a number that grows with each change, by any process."""
         ...
@@ -68,9 +83,20 @@ class SpeakerStore(Protocol):
 
 
 def open_store(address: str) -> SpeakerStore:
-    """Return the store at an address: the path of a SQLite file, created if missing.
+    """Return the store at an address.
+
+    Args:
+        address: the path of a SQLite file, created if missing, or the URL of a database, postgresql://….
 
     Raises:
         StartupError: it cannot be used; says why.
     """
-    return SqliteStore(Path(address))
+    if not address.startswith(URL_PREFIXES):
+        return SqliteStore(Path(address))
+    try:
+        from speakerlens.serving.gallery.postgres import PostgresStore  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise StartupError(
+            f"--speakers: a database needs the extra postgres (pip install 'speakerlens[postgres]'): {error}"
+        ) from error
+    return PostgresStore(address)

@@ -369,7 +369,7 @@ async def test_asynchronous_store_runs_and_closes(path: Path) -> None:
     assert facts(await store.run(lambda file: file.find("anna"))) == facts([exemplar()])
     file = await store.run(lambda file: file)
     store.close()
-    store._thread.shutdown()
+    store._threads.shutdown()
     with pytest.raises(UnavailableError, match="closed"):
         file.find("anna")
 

@@ -1,0 +1,116 @@
+"""A real PostgreSQL in a temporary folder, run by an ordinary user."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+USER = "nobody"
+DATABASES = "/usr/lib/postgresql"
+
+
+def programs() -> Path | None:
+    """Return the folder of Debian's programs, or of those that `deploy/postgres/fetch.sh` fetched; None without."""
+    fetched = Path(sys.executable).parent.parent / "postgres"
+    folders = sorted(fetched.glob("usr/lib/postgresql/*/bin")) + sorted(Path(DATABASES).glob("*/bin"))
+    found = [folder for folder in folders if (folder / "initdb").exists()]
+    if found:
+        return found[-1]
+    path = shutil.which("initdb")
+    return None if path is None else Path(path).resolve().parent
+
+
+class Postgres:
+    """A database server on a port of its own; `start` and `kill` may be repeated."""
+
+    def __init__(self) -> None:
+        folder = programs()
+        if folder is None:
+            if os.environ.get("REQUIRE_POSTGRES"):
+                pytest.fail("PostgreSQL's programs are missing; deploy/postgres/fetch.sh fetches them")
+            pytest.skip("needs PostgreSQL (make postgres fetches it)")
+        self._programs = folder
+        self._own: dict[str, Any] = {"user": USER, "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
+        libraries = folder.parents[3] / "lib" / f"{os.uname().machine}-linux-gnu"
+        self._own["env"] = {
+            **os.environ,
+            "LC_ALL": "C",
+            "LD_LIBRARY_PATH": str(libraries) if libraries.exists() else "",
+        }
+        self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+        self.folder.chmod(0o700)
+        if os.getuid() == 0:
+            shutil.chown(self.folder, USER)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._run("initdb", "-D", str(self.folder / "data"), "-U", "speakers", "-A", "trust", "-E", "UTF8", "--no-sync")
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [self._programs / program, *arguments], check=True, capture_output=True, cwd=self.folder, **self._own
+        )
+
+    def start(self) -> None:
+        # Fsync protects from a failure of the machine, not of the process.
+        settings = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "max_connections=60")
+        command = [self._programs / "postgres", "-D", self.folder / "data", "-p", str(self.port)]
+        for setting in settings:
+            command += ["-c", setting]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **self._own)
+        deadline = time.monotonic() + 30
+        while not self._answers():
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        import psycopg  # noqa: PLC0415  (an extra)
+
+        try:
+            self.execute("postgres", "SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End the server and all its processes at once."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        self.process.kill()
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def execute(self, database: str, statement: str) -> None:
+        import psycopg  # noqa: PLC0415  (an extra)
+
+        with psycopg.connect(self.address(database), autocommit=True, connect_timeout=5) as connection:
+            connection.execute(statement.encode())
+
+    def address(self, database: str) -> str:
+        return f"postgresql://speakers@127.0.0.1:{self.port}/{database}"
+
+    def make(self, database: str) -> str:
+        """Make a database, and return its address."""
+        self.execute("postgres", f"CREATE DATABASE {database}")
+        return self.address(database)
