@@ -3,8 +3,8 @@
     python -m benchmarks.known RUN [RUN ...]
 
 Calibrates each run as the export does, on the dev split of its corpus, and counts on the test split, whose out-of-set
-speakers and noises are others. Known speakers count only where they are also named rightly. The corpus needs out-of-set
-speakers in dev and in test (`speakerlens prepare folder` holds them out).
+speakers and noises are others. The corpus needs out-of-set speakers in dev and in test (`speakerlens prepare folder`
+holds them out).
 """
 
 import argparse
@@ -58,14 +58,15 @@ def measure(run: Run) -> dict[str, dict[str, float]]:
     names = sorted({str(clip.speaker) for clip in out_of_set})
     others = predict(run.network, corpus, "test", out_of_set, names, lambda: None)
     right = known.logits.argmax(dim=1) == known.labels
-    accepted = (best_scores(of, known.logits, known.embeddings) >= made.threshold) & right
+    accepted = best_scores(of, known.logits, known.embeddings) >= made.threshold
     falsely = best_scores(of, others.logits, others.embeddings) >= made.threshold
     noise = best_scores(of, *predict_noise(run.network, corpus, "test")) >= made.threshold
     print(f"{run.variant}: threshold on {made.score}, nominal {100 * made.false_acceptance:g} %")
     figures = {
         "top-1, clean": right[_clean(known.kinds)],
-        "known and right, clean": accepted[_clean(known.kinds)],
-        "known and right, all conditions": accepted,
+        "known, clean": accepted[_clean(known.kinds)],
+        "known and right, clean": (accepted & right)[_clean(known.kinds)],
+        "known and right, all conditions": accepted & right,
         "out-of-set known, clean": falsely[_clean(others.kinds)],
         "out-of-set known, all conditions": falsely,
         "noise alone known": noise,
