@@ -83,7 +83,8 @@ class MetricsServer(socketserver.ThreadingMixIn, WSGIServer):
 class HealthPages:
     """WSGI application for what does not speak `grpc.health.v1`, or only without TLS, as Kubernetes.
 
-    `/livez` is 200 while the event loop runs, `/readyz` while the server is SERVING; else 503. A server that loads or drains is live, and not ready.
+    `/livez` is 200 while the event loop runs, `/readyz` while the server is SERVING; else 503. A server that loads or
+    drains is live, and not ready.
 
     Args:
         ready: whether the server is SERVING; called in any thread.
