@@ -14,12 +14,15 @@ from torch.nn import functional as F
 
 from speakerlens.export.blocks import fold, fold_block
 from speakerlens.training.model.front_end import LogMel, time_mask
-from speakerlens.training.model.heads import AAMHead
+from speakerlens.training.model.heads import AAMHead, SoftmaxHead
 from speakerlens.training.model.network import SpeakerNetwork
 
 
 class Prediction(NamedTuple):
-    """Outputs of `predict`: logits [batch, classes] and embedding [batch, size]."""
+    """Outputs of `predict`: logits [batch, classes] and embedding [batch, size].
+
+    The graph of a network without a classifier has the embedding only.
+    """
 
     logits: Tensor
     embedding: Tensor
@@ -77,8 +80,12 @@ class Activations(NamedTuple):
 
 
 class ExportedNetwork(nn.Module):
-    """The network with folded weights; `predict`, `explain` and `verify` become the three graphs of a bundle."""
+    """The network with folded weights; `predict`, `explain` and `verify` become the three graphs of a bundle.
 
+    Without a classifier (`classes` is 0) there is no graph `explain`, as there is no class to explain.
+    """
+
+    classes: Final[int]
     cosine: Final[bool]
     class_weight: Tensor
     class_bias: Tensor
@@ -100,8 +107,11 @@ class ExportedNetwork(nn.Module):
         self.cosine = isinstance(head, AAMHead)
         if isinstance(head, AAMHead):
             weight, bias = head.scale * F.normalize(head.weight), torch.zeros(head.weight.shape[0])
-        else:
+        elif isinstance(head, SoftmaxHead):
             weight, bias = head.linear.weight, head.linear.bias
+        else:
+            weight, bias = torch.zeros(0, encoder.seg_1.out_features), torch.zeros(0)
+        self.classes = network.classes
         self.register_buffer("class_weight", weight.detach().clone())
         self.register_buffer("class_bias", bias.detach().clone())
         self.requires_grad_(False)

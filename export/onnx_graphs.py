@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -51,18 +51,45 @@ class _Traced(nn.Module):
         )
 
 
+class _TracedEmbedder(nn.Module):
+    """Verification alone, of a network without a classifier."""
+
+    def __init__(self, network: ExportedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, audio: Tensor, lengths: Tensor, reference: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network.verify(audio, lengths, reference))
+
+
+def graph_names(classes: int) -> tuple[str, ...]:
+    """Return the files of a bundle's graphs; without classes there is nothing for `explain.onnx` to explain."""
+    return (PREDICT, EXPLAIN, VERIFY) if classes else (PREDICT, VERIFY)
+
+
 def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str]) -> None:
     """Write the graphs into a folder.
 
     Args:
         network: what to export.
-        folder: where `predict.onnx`, `explain.onnx` and `verify.onnx` go.
+        folder: where the files go; their names are those of `graph_names`.
         facts: written into the graphs' metadata, so that a graph without its bundle still describes itself.
 
     Raises:
         GraphError: a graph has operators outside the standard or without a CUDA kernel.
     """
-    extractor = onnx.utils.Extractor(_trace(network))
+    graphs = _graphs(network) if network.classes else _embedding_graphs(network)
+    for name, model in graphs.items():
+        _name_dimensions(model)
+        onnx.helper.set_model_props(model, dict(facts))
+        check_graph(model, name)
+        onnx.save(model, str(folder / name))
+
+
+def _graphs(network: ExportedNetwork) -> dict[str, onnx.ModelProto]:
+    """Return the three graphs of a network with a classifier, by their file."""
+    names = [*Explanation._fields, *map(_cosine_name, _OF_THE_COSINE)]
+    extractor = onnx.utils.Extractor(_trace(_Traced(network), _inputs(network), names))
     verified = [_cosine_name(name) if name in _OF_THE_COSINE else name for name in Verification._fields]
     graphs = {
         PREDICT: extractor.extract_model(["audio", "lengths"], list(Prediction._fields)),
@@ -71,11 +98,15 @@ def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str
     }
     for name in _OF_THE_COSINE:
         _rename(graphs[VERIFY].graph, _cosine_name(name), name)
-    for name, model in graphs.items():
-        _name_dimensions(model)
-        onnx.helper.set_model_props(model, dict(facts))
-        check_graph(model, name)
-        onnx.save(model, str(folder / name))
+    return graphs
+
+
+def _embedding_graphs(network: ExportedNetwork) -> dict[str, onnx.ModelProto]:
+    """Return the two graphs of a network without a classifier, by their file."""
+    inputs = _inputs(network)
+    del inputs["target"]
+    verify = _trace(_TracedEmbedder(network), inputs, Verification._fields)
+    return {PREDICT: onnx.utils.Extractor(verify).extract_model(["audio", "lengths"], ["embedding"]), VERIFY: verify}
 
 
 def check_graph(model: onnx.ModelProto, name: str) -> None:
@@ -100,23 +131,27 @@ def check_graph(model: onnx.ModelProto, name: str) -> None:
         )
 
 
-def _trace(network: ExportedNetwork) -> onnx.ModelProto:
-    """Return one graph with the inputs and outputs of all three, with dynamic batch and length."""
+def _inputs(network: ExportedNetwork) -> dict[str, Tensor]:
+    """Return the inputs of the traced example by name, of all graphs."""
     generator = torch.Generator().manual_seed(0)
-    inputs = {
+    return {
         "audio": 0.1 * torch.randn(_BATCH, _SAMPLES, generator=generator),
         "lengths": torch.tensor([_SAMPLES - 5003 * row for row in range(_BATCH)]),
         "target": torch.full((_BATCH,), -1),
         "reference": torch.randn(_BATCH, network.embed.out_features, generator=generator),
     }
+
+
+def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
+    """Return the graph of a module with named inputs and outputs, with dynamic batch and length."""
     with _quiet():
         program = torch.onnx.export(
-            _Traced(network).eval(),
+            module.eval(),
             tuple(inputs.values()),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(inputs),
-            output_names=[*Explanation._fields, *map(_cosine_name, _OF_THE_COSINE)],
+            output_names=list(outputs),
             dynamic_shapes=tuple({0: "batch", 1: "samples"} if name == "audio" else {0: "batch"} for name in inputs),
             verbose=False,
         )

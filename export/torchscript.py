@@ -11,6 +11,25 @@ from speakerlens.export.graph import Explanation, ExportedNetwork, Prediction, V
 FILE = "model.ts"
 
 
+class _ScriptedEmbedder(nn.Module):
+    """A network without a classifier: its call is `verify`."""
+
+    def __init__(self, network: ExportedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, audio: Tensor, lengths: Tensor, reference: Tensor) -> Verification:
+        return self.network.verify(audio, lengths, reference)
+
+    @torch.jit.export
+    def predict(self, audio: Tensor, lengths: Tensor) -> Prediction:
+        return self.network.predict(audio, lengths)
+
+    @torch.jit.export
+    def verify(self, audio: Tensor, lengths: Tensor, reference: Tensor) -> Verification:
+        return self.network.verify(audio, lengths, reference)
+
+
 class _Scripted(nn.Module):
     def __init__(self, network: ExportedNetwork) -> None:
         super().__init__()
@@ -29,10 +48,14 @@ class _Scripted(nn.Module):
 
 
 def write_torchscript(network: ExportedNetwork, folder: Path) -> None:
-    """Write `model.ts`: its call is `explain`; `predict` and `verify` are methods, as in `ExportedNetwork`."""
+    """Write `model.ts`: its call is `explain`; `predict` and `verify` are methods, as in `ExportedNetwork`.
+
+    Without a classifier its call is `verify`, and the logits of `predict` are empty.
+    """
+    scripted = _Scripted(network) if network.classes else _ScriptedEmbedder(network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.save(torch.jit.script(_Scripted(network).eval()), str(folder / FILE))
+        torch.jit.save(torch.jit.script(scripted.eval()), str(folder / FILE))
 
 
 def read_torchscript(folder: Path) -> torch.jit.ScriptModule:

@@ -38,9 +38,9 @@ class Checkpoint(TypedDict):
     step: int  # updates done
     variant: str
     config: str  # YAML
-    speakers: list[str]  # in the order of the labels
-    corpus: str  # absolute path of its folder
-    corpus_digest: str
+    speakers: list[str]  # in the order of the labels; none for an imported network without a classifier
+    corpus: str  # absolute path of its folder; empty for an imported network without a corpus
+    corpus_digest: str  # of the imported file where there is no corpus
     code_revision: str
     network: dict[str, Tensor]
     optimiser: dict[str, Any]
@@ -57,10 +57,10 @@ class Run:
         folder: of the run.
         variant: a key of `training.variants.VARIANTS`, or the name of an imported network.
         config: as trained.
-        speakers: in the order of the labels.
+        speakers: in the order of the labels; empty for a network without a classifier.
         network: in evaluation mode; with the averaged weights of the last updates where the run has them.
-        corpus: absolute path of the corpus folder.
-        corpus_digest: SHA-256 of its manifest.
+        corpus: absolute path of the corpus folder; None for an imported network without one.
+        corpus_digest: SHA-256 of its manifest; of the imported file where there is no corpus.
         step: updates done.
         updates: of the whole run, as far as decided.
         code_revision: of the code that trained it.
@@ -71,11 +71,22 @@ class Run:
     config: Config
     speakers: tuple[str, ...]
     network: SpeakerNetwork
-    corpus: Path
+    corpus: Path | None
     corpus_digest: str
     step: int
     updates: int
     code_revision: str
+
+    @property
+    def own_corpus(self) -> Path:
+        """The corpus folder.
+
+        Raises:
+            UserError: the run has none.
+        """
+        if self.corpus is None:
+            raise UserError(f"{self.folder}: was imported without a corpus; name one with --corpus")
+        return self.corpus
 
     @property
     def finished(self) -> bool:
@@ -102,7 +113,7 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
         config=config,
         speakers=tuple(checkpoint["speakers"]),
         network=network.to(device).eval(),
-        corpus=Path(checkpoint["corpus"]),
+        corpus=Path(checkpoint["corpus"]) if checkpoint["corpus"] else None,
         corpus_digest=checkpoint["corpus_digest"],
         step=checkpoint["step"],
         updates=Schedule(config, Progress(**checkpoint["progress"])).end,
@@ -173,7 +184,7 @@ def new_checkpoint(
     step: int,
     variant: str,
     config: Config,
-    corpus: Corpus,
+    corpus: Corpus | None,
     network: dict[str, Tensor],
     optimiser: dict[str, Any],
     average: dict[str, Tensor],
@@ -184,9 +195,9 @@ def new_checkpoint(
         "step": step,
         "variant": variant,
         "config": dump_config(config),
-        "speakers": list(corpus.speakers),
-        "corpus": str(corpus.root.resolve()),
-        "corpus_digest": corpus.digest,
+        "speakers": [] if corpus is None else list(corpus.speakers),
+        "corpus": "" if corpus is None else str(corpus.root.resolve()),
+        "corpus_digest": "" if corpus is None else corpus.digest,
         "code_revision": code_revision(),
         "network": network,
         "optimiser": optimiser,

@@ -1,38 +1,33 @@
-"""Make a run folder from a WeSpeaker ResNet, for evaluation and export.
+"""Make a run folder from a ResNet of WeSpeaker or pyannote, for evaluation and export.
 
-If the checkpoint has its classifier, --speakers names its classes. Without one, or with --enrol, a classifier is fitted
-on the train utterances of the corpus: each speaker's weight is the mean of their embeddings, and the scale of the
-cosines is calibrated on the dev split.
+Without a corpus, or with --no-classifier, the network only embeds: it names no speakers of its own, and compares the
+voices that are enrolled with the server. A corpus then serves to calibrate and test it. Otherwise the run gets a
+classifier: if the checkpoint has one, --speakers names its classes; without one, or with --enrol, it is fitted on the
+train utterances of the corpus: each speaker's weight is the mean of their embeddings, and the scale of the cosines is
+calibrated on the dev split.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from speakerlens.training.checkpoint import CHECKPOINT, CONFIG, code_revision, new_checkpoint, write_checkpoint
+from speakerlens.training.checkpoint import CHECKPOINT, CONFIG, new_checkpoint, write_checkpoint
 from speakerlens.training.compute import choose_device
-from speakerlens.training.config import Config, DataConfig, HeadConfig, NetworkConfig, dump_config, parse_config
+from speakerlens.training.config import Config, dump_config
 from speakerlens.training.data.manifest import Corpus, load_corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.enrolment import enrol, enrolment_steps
 from speakerlens.training.evaluation.metrics import is_at_bound
 from speakerlens.training.files import make_folder
+from speakerlens.training.imported.folder import find_files
+from speakerlens.training.imported.networks import classes_of, read_speakers
+from speakerlens.training.imported.source import Source, read_source
 from speakerlens.training.model.heads import AAMHead
 from speakerlens.training.model.network import SpeakerNetwork
-from speakerlens.training.model.wespeaker import (
-    Settings,
-    Weights,
-    classes_of,
-    network_config,
-    read_settings,
-    read_speakers,
-    read_weights,
-)
 
 _AT_BOUND = (
     "warning: {}: the scale {:.4g} is at the bound of its search, as the dev utterances are all correct by a wide "
@@ -43,8 +38,8 @@ _AT_BOUND = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command `import-wespeaker`."""
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="weights, such as avg_model.pt")
-    parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the config.yaml beside them")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="weights, or the folder that they lie in")
+    parser.add_argument("--config", type=Path, metavar="YAML", help="(default: config.yaml beside the weights)")
     parser.add_argument(
         "--speakers",
         type=Path,
@@ -55,8 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--enrol", action="store_true", help="ignore the checkpoint's classifier, whose classes are other speakers"
     )
     parser.add_argument(
-        "--corpus", type=Path, required=True, metavar="DIR", help="a corpus of the speakers, to calibrate and test on"
+        "--no-classifier",
+        dest="classifier",
+        action="store_false",
+        help="only embed: name no speakers, also with a corpus, which calibrates the comparison of voices",
     )
+    parser.add_argument("--corpus", type=Path, metavar="DIR", help="a corpus of the speakers, to calibrate and test on")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder to make")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
     parser.set_defaults(run=run)
@@ -67,11 +66,19 @@ def run(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if (out / CHECKPOINT).exists():
         raise UserError(f"{out}: already contains a run; choose another --out")
-    source = _read(arguments.checkpoint, arguments.config)
-    corpus = load_corpus(arguments.corpus)
+    classifier = arguments.classifier and arguments.corpus is not None
+    if not classifier and (arguments.speakers or arguments.enrol):
+        raise UserError("--speakers and --enrol make a classifier, which needs --corpus and cannot be left out")
+    weights, beside = find_files(arguments.checkpoint)
+    source = read_source(weights, arguments.config or beside)
+    corpus = load_corpus(arguments.corpus) if arguments.corpus else None
     listed = read_speakers(arguments.speakers) if arguments.speakers else None
     console = Console()
-    if arguments.enrol or not source.weights.classifier:
+    speakers: tuple[str, ...] = ()
+    if corpus is None or not classifier:
+        config = source.config(1.0)
+        model, origin = source.model(config, 0), "without a classifier"
+    elif arguments.enrol or not source.weights.classifier:
         speakers = _speakers_to_enrol(listed, corpus)
         config, model = _enrol(source, corpus, speakers, choose_device(arguments.device), console)
         if is_at_bound(1.0 / config.head.scale):
@@ -81,43 +88,18 @@ def run(arguments: argparse.Namespace) -> int:
         speakers = _classes(listed, corpus, source)
         config, model = _keep(source, speakers)
         origin = "from the checkpoint"
+    if speakers:
+        origin = f"classifier of {len(speakers)} speakers {origin}"
     _write(out, source, config, model, speakers, corpus)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    line = f"{source.settings.model}, {parameters:,} parameters, classifier of {len(speakers)} speakers {origin}"
+    line = f"{source.settings.model}, {parameters:,} parameters, {origin}"
     console.print(f"{out}: {line}", highlight=False, soft_wrap=True)
     return 0
 
 
-class _Source(NamedTuple):
-    """The contents of WeSpeaker's two files; `path` is the checkpoint's."""
-
-    path: Path
-    settings: Settings
-    weights: Weights
-    network: NetworkConfig
-
-    def config(self, scale: float) -> Config:
-        """Return a configuration of one update; raise UserError if a value is out of this program's bounds."""
-        data = DataConfig(crop_seconds=self.settings.crop_seconds)
-        config = Config(self.network, updates=1, head=HeadConfig(kind="aam", scale=scale), data=data)
-        return parse_config(dump_config(config), f"{self.path} (as a configuration of this program)")
-
-    def model(self, config: Config, classes: int) -> SpeakerNetwork:
-        """Return a network with the checkpoint's encoder, in evaluation mode."""
-        model = SpeakerNetwork(config.network, config.head, classes)
-        model.encoder.load_state_dict(self.weights.encoder)
-        return model.eval()
-
-
-def _read(checkpoint: Path, config: Path) -> _Source:
-    settings = read_settings(config)
-    weights = read_weights(checkpoint)
-    return _Source(checkpoint, settings, weights, network_config(weights.encoder, settings, checkpoint))
-
-
-def _keep(source: _Source, speakers: Sequence[str]) -> tuple[Config, SpeakerNetwork]:
+def _keep(source: Source, speakers: Sequence[str]) -> tuple[Config, SpeakerNetwork]:
     """Return the network with the checkpoint's own classifier."""
-    classes = classes_of(source.weights, speakers, source.settings, source.path)
+    classes = classes_of(source.weights, speakers, source.settings, source.network.embedding, source.path)
     config = source.config(source.settings.scale)
     model = source.model(config, len(speakers))
     assert isinstance(model.head, AAMHead)
@@ -127,7 +109,7 @@ def _keep(source: _Source, speakers: Sequence[str]) -> tuple[Config, SpeakerNetw
 
 
 def _enrol(
-    source: _Source, corpus: Corpus, speakers: Sequence[str], device: torch.device, console: Console
+    source: Source, corpus: Corpus, speakers: Sequence[str], device: torch.device, console: Console
 ) -> tuple[Config, SpeakerNetwork]:
     """Return the network with a classifier fitted on the corpus."""
     model = source.model(source.config(1.0), len(speakers)).to(device)
@@ -137,7 +119,7 @@ def _enrol(
     return source.config(scale), model
 
 
-def _classes(listed: Sequence[str] | None, corpus: Corpus, source: _Source) -> tuple[str, ...]:
+def _classes(listed: Sequence[str] | None, corpus: Corpus, source: Source) -> tuple[str, ...]:
     """Return the speakers of the checkpoint's classes; the corpus may lack some."""
     if listed is None:
         raise UserError(
@@ -167,12 +149,13 @@ def _speakers_to_enrol(listed: Sequence[str] | None, corpus: Corpus) -> tuple[st
 
 
 def _write(
-    out: Path, source: _Source, config: Config, model: SpeakerNetwork, speakers: Sequence[str], corpus: Corpus
+    out: Path, source: Source, config: Config, model: SpeakerNetwork, speakers: Sequence[str], corpus: Corpus | None
 ) -> None:
     weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     checkpoint = new_checkpoint(config.updates, source.settings.model.lower(), config, corpus, weights, {}, {})
     checkpoint["speakers"] = list(speakers)
-    checkpoint["code_revision"] = f"{code_revision()} (imported {source.path.name})"
+    checkpoint["corpus_digest"] = source.digest() if corpus is None else corpus.digest
+    checkpoint["code_revision"] = source.revision
     make_folder(out)
     (out / CONFIG).write_text(dump_config(config), encoding="utf-8")
     write_checkpoint(out, checkpoint)

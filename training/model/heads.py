@@ -66,8 +66,24 @@ class SoftmaxHead(nn.Module):
         return self(embedding)  # type: ignore[no-any-return]
 
 
-def make_head(config: HeadConfig, embedding: int, classes: int) -> AAMHead | SoftmaxHead:
-    """Return the configured head."""
+class NoHead(nn.Module):
+    """No head: an imported network that only embeds has no speakers of its own, and no logits."""
+
+    scale = 1.0
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Return no logits, [batch, embedding] -> float32 [batch, 0]."""
+        return embedding[:, :0].float()
+
+    def training_logits(self, embedding: Tensor, labels: Tensor, margin: float) -> Tensor:
+        """Return no logits either."""
+        return self(embedding)  # type: ignore[no-any-return]
+
+
+def make_head(config: HeadConfig, embedding: int, classes: int) -> AAMHead | SoftmaxHead | NoHead:
+    """Return the configured head; without classes there is none."""
+    if classes == 0:
+        return NoHead()
     if config.kind == "aam":
         return AAMHead(embedding, classes, config.scale)
     return SoftmaxHead(embedding, classes)

@@ -165,7 +165,7 @@ class SpeakerNetwork(nn.Module):
     Args:
         network: sizes of the encoder.
         head: kind of classification head.
-        classes: number of speakers.
+        classes: number of speakers; 0 for a network that only embeds.
     """
 
     def __init__(self, network: NetworkConfig, head: HeadConfig, classes: int) -> None:

@@ -21,6 +21,9 @@ def load_runs(folders: Sequence[Path], device: torch.device) -> dict[str, Run]:
         UserError: a run cannot be read, or two differ in corpus, speakers or front end, or have the same name.
     """
     loaded = [(folder, load_run(folder, device)) for folder in folders]
+    for folder, run in loaded:
+        if not run.speakers:
+            raise UserError(f"{folder}: has no classifier whose accuracy could be measured; import it with --enrol")
     loaded.sort(key=lambda each: palette.rank(each[1].variant))
     first_folder, first = loaded[0]
     for folder, other in loaded[1:]:
@@ -54,7 +57,7 @@ def find_corpus(runs: Runs, folder: Path | None) -> Corpus:
         UserError: it is missing, has changed, or has no test utterances.
     """
     trained = next(iter(runs.values()))
-    where = folder or trained.corpus
+    where = folder or trained.own_corpus
     if folder is None and not where.is_dir():
         raise UserError(f"{where}: the corpus of the runs is not there; if it was moved, give its folder with --corpus")
     corpus = load_corpus(where)
