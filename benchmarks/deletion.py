@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # or `training` wo
 
 from speakerlens.export.baseline import as_saliency
 from speakerlens.export.onnx_graphs import EXPLAIN
-from speakerlens.export.parity import load_runtimes
+from speakerlens.export.runtimes import load_runtimes
 from speakerlens.measures.saliency import deletion_index, estimated_interference
 from speakerlens.training.data.manifest import load_corpus, spread
 from speakerlens.training.errors import UserError
@@ -98,7 +98,10 @@ def measured(bundle: Path, corpus_folder: Path, count: int) -> Iterator[MaskedMa
     """Yield both indices of a bundle's maps for utterances of the test split in every condition."""
     corpus = load_corpus(corpus_folder)
     manifest = json.loads((bundle / "bundle.json").read_text("utf-8"))
-    explain, front_end = load_runtimes(bundle)[EXPLAIN], LogMel(manifest["front_end"]["mel_bins"])
+    explain, front_end = (
+        load_runtimes(bundle, len(manifest["speakers"]))[EXPLAIN],
+        LogMel(manifest["front_end"]["mel_bins"]),
+    )
     conditions = [condition for condition in supplied_grid(corpus, "test")[0] if condition.snr_db in SNRS_DB]
     utterances = spread(corpus.utterances("test"), count)
     for batch in mixtures(corpus, "test", manifest["speakers"], conditions, 8, utterances):

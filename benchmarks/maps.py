@@ -54,7 +54,7 @@ def judge(folder: Path, split: Split, utterances: int) -> None:
     if utterances < 1:
         raise UserError(f"--utterances must be at least 1, not {utterances}")
     run = load_run(folder)
-    probes = choose_probes(load_corpus(run.own_corpus), run.speakers, utterances, split)
+    probes = choose_probes(load_corpus(run.corpus), run.speakers, utterances, split)
     networks = {run.variant: run.network}
     for table in (print_grid, print_localisation, print_faithfulness, print_randomisation):
         table(networks, probes)

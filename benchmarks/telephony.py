@@ -43,7 +43,7 @@ def main() -> None:
 
 def measure(run: Run, most: int) -> dict[str, dict[str, float]]:
     """Print and return for each channel the accuracy in percent, its 95 % interval, and the points lost."""
-    clips = spread(load_corpus(run.own_corpus).utterances("test"), most)
+    clips = spread(load_corpus(run.corpus).utterances("test"), most)
     speech = [at_level(read_sound(clip.path, clip.start, clip.duration)) for clip in clips]
     labels = [run.speakers.index(clip.speaker or "") for clip in clips]
     channels: dict[str, Callable[[_Waveform], _Waveform]] = {"none": lambda samples: samples}

@@ -130,7 +130,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     run = load_run(arguments.run)
-    corpus = load_corpus(run.own_corpus)
+    corpus = load_corpus(run.corpus)
     rng = np.random.default_rng(0)
     results = []
     made = [conversation(corpus, run.speakers, arguments.turns, rng) for _ in range(arguments.conversations)]

@@ -6,7 +6,7 @@ measures with the package `measures`.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from speakerlens.export.onnx_graphs import EXPLAIN
-from speakerlens.export.parity import MAPS, load_runtimes
+from speakerlens.export.onnx_graphs import EXPLAIN, PREDICT, VERIFY
+from speakerlens.export.runtimes import MAPS, Runtime, load_runtimes, load_verifiers
 from speakerlens.measures.distribution import Bins, quantile_bins
 from speakerlens.measures.prediction import scores
+from speakerlens.measures.probes import Voices
 from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
 from speakerlens.measures.sound import measure_sound
-from speakerlens.training.data.manifest import Clip, Corpus, spread
+from speakerlens.training.data.manifest import Clip, Corpus, Split, spread
 from speakerlens.training.evaluation.conditions import (
     CLEAN,
     CLEAN_KIND,
@@ -43,7 +44,11 @@ of one distribution has the mean 9 (1/240 + 1/m), well below 0.1, the usual limi
 
 LONGEST_SECONDS = 6.0
 _SNRS_DB = (10.0, 0.0)
+_SPLITS: tuple[Split, ...] = ("test", "dev")
 _BATCH = 8
+
+Answerer = Callable[[Tensor, Tensor], tuple[dict[str, Tensor], Tensor]]
+"""From audio [batch, samples] and lengths [batch] to a graph's outputs, and the index of the best speaker [batch]."""
 
 Measures = dict[str, list[float]]
 """Values by measure, in the order of the utterances."""
@@ -62,16 +67,22 @@ class EvaluationSet(NamedTuple):
         return len(batches(self.clean, _BATCH)) + len(batches(self.corrupted, _BATCH)) * len(self.conditions)
 
 
-def evaluation_set(corpus: Corpus) -> EvaluationSet:
+def evaluation_set(corpus: Corpus, speakers: Collection[str] | None = None) -> EvaluationSet:
     """Choose utterances of the test split, spread over the speakers; clean ones also from dev if there are too few.
 
     The conditions are each kind of interference at 10 and 0 dB, as far as the corpus supplies them. Utterances are cut
     to six seconds.
+
+    Args:
+        corpus: where they are chosen from.
+        speakers: whose utterances; None for all.
     """
     supplied, _ = supplied_grid(corpus, "test")
-    test = corpus.utterances("test")
+    test, dev = (
+        [clip for clip in corpus.utterances(split) if speakers is None or clip.speaker in speakers] for split in _SPLITS
+    )
     clean = spread(test, CLEAN_UTTERANCES)
-    clean += spread(corpus.utterances("dev"), CLEAN_UTTERANCES - len(clean))
+    clean += spread(dev, CLEAN_UTTERANCES - len(clean))
     return EvaluationSet(
         tuple(_cut(clip) for clip in clean),
         tuple(_cut(clip) for clip in spread(test, UTTERANCES)),
@@ -86,8 +97,9 @@ def measure(
     speakers: Sequence[str],
     temperature: float,
     advance: Callable[[], None] = lambda: None,
+    voices: Voices | None = None,
 ) -> dict[str, Any]:
-    """Run `explain.onnx` over the evaluation set.
+    """Run `explain.onnx` over the evaluation set; without a classifier, `predict.onnx` and `verify.onnx`.
 
     Args:
         folder: the bundle, or its staging folder.
@@ -96,21 +108,21 @@ def measure(
         speakers: the labels.
         temperature: of the calibration.
         advance: called after each of `evaluated.steps` batches.
+        voices: whose nearest one is the answer of a network without a classifier; their names are the labels.
 
     Returns:
         Content of `baseline.json` except `probes`: the conditions with their top-1 accuracy, and for each kind of
         interference the distributions of the measures of the audio, of the prediction, and of the fused map of the
         predicted speaker.
     """
-    explain = load_runtimes(folder)[EXPLAIN]
+    answer = answerer(folder, len(speakers)) if voices is None else comparer(folder, voices)
     values: dict[str, Measures] = defaultdict(lambda: defaultdict(list))
     hits: dict[Condition, list[bool]] = defaultdict(list)
     for batch in _batches(corpus, evaluated, speakers):
-        target = torch.full_like(batch.labels, -1)
-        outputs = {n: torch.from_numpy(v) for n, v in explain(batch.mixture.audio, batch.lengths, target).items()}
+        outputs, best = answer(batch.mixture.audio, batch.lengths)
         for name, column in _measures(batch, outputs, temperature).items():
             values[batch.condition.kind][name] += column
-        hits[batch.condition] += (outputs["logits"].argmax(dim=1) == batch.labels).tolist()
+        hits[batch.condition] += (best == batch.labels).tolist()
         advance()
     bins = {name: quantile_bins(column) for name, column in values[CLEAN_KIND].items()}
     return {
@@ -126,6 +138,38 @@ def measure(
     }
 
 
+def empty() -> dict[str, Any]:
+    """Return the content of `baseline.json` of a bundle without recordings: nothing to compare traffic with."""
+    return {"utterances": 0, "conditions": [], "distributions": {CLEAN_KIND: {}}, "probes": []}
+
+
+def answerer(folder: Path, classes: int) -> Answerer:
+    """Return what identifies a batch by `explain.onnx`."""
+    explain = load_runtimes(folder, classes)[EXPLAIN]
+
+    def answer(audio: Tensor, lengths: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        outputs = _tensors(explain, audio, lengths, torch.full_like(lengths, -1))
+        return outputs, outputs["logits"].argmax(dim=1)
+
+    return answer
+
+
+def comparer(folder: Path, voices: Voices) -> Answerer:
+    """Return what finds the nearest voice of each row of a batch, by `predict.onnx` and `verify.onnx`."""
+    predict, verify = load_runtimes(folder, 0)[PREDICT], load_verifiers(folder)[VERIFY]
+
+    def answer(audio: Tensor, lengths: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        embeddings = predict(audio, lengths, lengths)["embedding"]
+        best = torch.tensor([voices.nearest(embedding)[0] for embedding in embeddings])
+        return _tensors(verify, audio, lengths, torch.from_numpy(voices.directions)[best]), best
+
+    return answer
+
+
+def _tensors(runtime: Runtime, audio: Tensor, lengths: Tensor, other: Tensor) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(values) for name, values in runtime(audio, lengths, other).items()}
+
+
 def _cut(clip: Clip) -> Clip:
     return replace(clip, duration=min(clip.duration, LONGEST_SECONDS))
 
@@ -138,17 +182,16 @@ def _batches(corpus: Corpus, evaluated: EvaluationSet, speakers: Sequence[str]) 
 
 
 def _measures(batch: MixtureBatch, outputs: dict[str, Tensor], temperature: float) -> Measures:
-    """Return the measures of each utterance of a batch; `outputs` are those of `explain`, by name."""
+    """Return the measures of each utterance of a batch; `outputs` are those of `explain` or `verify`, by name."""
     saliency = as_saliency(outputs, batch.lengths)
     maps = fused(saliency)
     columns: Measures = defaultdict(list)
     for row, (samples, frames) in enumerate(zip(batch.lengths.tolist(), saliency.frames.tolist(), strict=True)):
-        logits, shown = outputs["logits"][row].numpy(), maps[row, :, :frames].numpy()
+        shown = maps[row, :, :frames].numpy()
         interference = estimated_interference(saliency.features[row, :, :frames].numpy())
         found = {
             **asdict(measure_sound(batch.mixture.audio[row, :samples].numpy())),
-            **scores(logits, temperature)._asdict(),
-            "best_logit": float(logits.max()),
+            **_scores(outputs, row, temperature),
             "deletion_index": deletion_index(shown, interference),
             "concentration": concentration(shown),
         }
@@ -157,20 +200,27 @@ def _measures(batch: MixtureBatch, outputs: dict[str, Tensor], temperature: floa
     return columns
 
 
+def _scores(outputs: dict[str, Tensor], row: int, temperature: float) -> dict[str, float]:
+    if "logits" not in outputs:
+        return {"best_cosine": float(outputs["score"][row])}
+    logits = outputs["logits"][row].numpy()
+    return {**scores(logits, temperature)._asdict(), "best_logit": float(logits.max())}
+
+
 def as_saliency(outputs: dict[str, Tensor], lengths: Tensor) -> Saliency:
-    """Return the outputs of `explain` in the form of the eager reference.
+    """Return the outputs of `explain` or `verify` in the form of the eager reference; those of `verify` lack a target.
 
     Args:
         outputs: by name, shapes as in `export.graph.Explanation`.
         lengths: valid samples, [batch].
     """
-    frames = frame_count(lengths)
+    frames, none = frame_count(lengths), torch.empty(len(lengths), 0)
     columns = [frames]
     for _ in MAPS[1:]:
         columns.append((columns[-1] + 1) // 2)
     return Saliency(
-        outputs["explained"],
-        outputs["logits"],
+        outputs.get("explained", none),
+        outputs.get("logits", none),
         outputs["embedding"],
         outputs["features"],
         frames,

@@ -23,9 +23,11 @@ from safetensors.torch import save_file
 
 from speakerlens.export import baseline, parity
 from speakerlens.export.graph import ExportedNetwork
-from speakerlens.export.onnx_graphs import EXPLAIN, OPSET, GraphError, write_graphs
+from speakerlens.export.onnx_graphs import OPSET, GraphError, write_graphs
 from speakerlens.export.probes import expected, write_probes
+from speakerlens.export.synthetic import synthetic_voice
 from speakerlens.export.torchscript import write_torchscript
+from speakerlens.export.voices import enrol_voices, write_voices
 from speakerlens.training.checkpoint import Run, code_revision, load_run
 from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, write_audio
 from speakerlens.training.data.manifest import Clip, Corpus, load_corpus, spread
@@ -55,6 +57,23 @@ class ExportError(Exception):
     """Raised where the exported graphs or a bundle fail verification; the message says how."""
 
 
+class Options(NamedTuple):
+    """How a run is exported.
+
+    Attributes:
+        false_acceptance: share of out-of-set utterances that the threshold may accept.
+        probes: whether the bundle gets a probe set, if the corpus has utterances for one.
+        workers: threads for the verification.
+    """
+
+    false_acceptance: float = FALSE_ACCEPTANCE
+    probes: bool = True
+    workers: int = 1
+
+
+DEFAULTS = Options()
+
+
 class Written(NamedTuple):
     """A bundle's folder, and whether it existed already."""
 
@@ -63,41 +82,71 @@ class Written(NamedTuple):
 
 
 def export_run(
-    run_folder: Path, out: Path, report: Report, false_acceptance: float = FALSE_ACCEPTANCE, probes: bool = True
+    run_folder: Path,
+    out: Path,
+    report: Report,
+    false_acceptance: float = FALSE_ACCEPTANCE,
+    probes: bool = True,
+    workers: int = 1,
 ) -> Written:
-    """Export a trained run as the next version of its variant.
+    """Export a trained run as the next version of its variant; `export_loaded` has the rest of the arguments.
+
+    Args:
+        run_folder: folder of a finished run; its corpus must still be in its place.
+        out: folder of the bundles.
+        report: called after each step.
+        false_acceptance: share of out-of-set utterances that the threshold may accept.
+        probes: whether the bundle gets a probe set.
+        workers: threads for the verification.
+
+    Raises:
+        UserError: the run is unfinished, or its corpus is missing or has changed.
+        ExportError: as `export_loaded`.
+    """
+    run = load_run(run_folder)
+    if not run.finished:
+        raise UserError(f"{run_folder}: stopped after {run.step} of {run.updates} updates; finish it with `train`")
+    corpus = None
+    if run.corpus_folder is not None:
+        corpus = load_corpus(run.corpus_folder)
+        if corpus.digest != run.corpus_digest:
+            raise UserError(
+                f"{run.corpus}: not the corpus that {run_folder} was trained on; its manifest has changed since"
+            )
+    return export_loaded(run, corpus, out, report, Options(false_acceptance, probes, workers))
+
+
+def export_loaded(
+    run: Run,
+    corpus: Corpus | None,
+    out: Path,
+    report: Report,
+    options: Options = DEFAULTS,
+) -> Written:
+    """Export a run in memory as the next version of its variant.
 
     Nothing is written if the newest version has the same schema, weights, false-acceptance rate and methods of
     calibration, and a probe set or none as requested. A failure leaves no files under `out`.
 
     Args:
-        run_folder: folder of a finished run; its corpus must still be in its place.
+        run: finished.
+        corpus: what it is calibrated and tested on; None if there is none, which needs a run without a classifier.
         out: folder of the bundles; the new one becomes `<out>/<variant>/<version>`.
         report: called after each step.
-        false_acceptance: share of out-of-set utterances that the threshold may accept.
-        probes: whether the bundle gets a probe set, if the corpus has utterances for one.
+        options: how.
 
     Raises:
-        UserError: the run is unfinished, or its corpus is missing or has changed.
         ExportError: the exported graphs differ from the network, or are not fit for serving.
     """
-    run = load_run(run_folder)
-    if not run.finished:
-        raise UserError(f"{run_folder}: stopped after {run.step} of {run.updates} updates; finish it with `train`")
-    corpus = load_corpus(run.corpus)
-    if corpus.digest != run.corpus_digest:
-        raise UserError(
-            f"{run.corpus}: not the corpus that {run_folder} was trained on; its manifest has changed since"
-        )
     with _staging(out / run.variant) as staging:
         versions = sorted(int(p.name) for p in (out / run.variant).glob("*") if re.fullmatch(r"[1-9]\d*", p.name))
         save_file({n: t.contiguous() for n, t in run.network.state_dict().items()}, staging / WEIGHTS)
         (staging / WEIGHTS).chmod(0o644)  # save_file makes it private; a server in a container runs as another user
         newest = out / run.variant / str(versions[-1]) if versions else None
-        if newest and _is_same(newest, staging, false_acceptance, probes):
+        if newest and _is_same(newest, staging, run, options):
             return Written(newest, reused=True)
         version = versions[-1] + 1 if versions else 1
-        _fill(staging, run, corpus, version, false_acceptance, probes, report)
+        _fill(staging, run, corpus, version, options, report)
         folder = out / run.variant / str(version)
         staging.rename(folder)
     return Written(folder, reused=False)
@@ -130,38 +179,54 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _is_same(bundle: Path, staging: Path, false_acceptance: float, probes: bool) -> bool:
+def _is_same(bundle: Path, staging: Path, run: Run, options: Options) -> bool:
     """Return whether a bundle equals the one that would be written, except for its date."""
     try:
         manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
         same = manifest["schema_version"] == SCHEMA_VERSION
-        same = same and manifest["calibration"]["false_acceptance"] == false_acceptance
-        same = same and manifest["calibration"]["method"] == METHOD
-        same = same and manifest["verification"]["method"] == VERIFICATION_METHOD
-        same = same and (manifest["probes"] is not None) == probes
+        same = same and tuple(manifest["speakers"]) == run.speakers
+        if run.speakers:
+            same = same and manifest["calibration"]["false_acceptance"] == options.false_acceptance
+            same = same and manifest["calibration"]["method"] == METHOD
+        if run.corpus_folder is None:
+            same = same and manifest["verification"] is None
+        else:
+            same = same and manifest["verification"]["method"] == VERIFICATION_METHOD
+            same = same and manifest["verification"]["false_acceptance"] == options.false_acceptance
+            same = same and manifest["training_data_digest"] == run.corpus_digest
+            same = same and (manifest["probes"] is not None) == options.probes
         return same and _digest(bundle / WEIGHTS) == _digest(staging / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError):  # damaged, or not a bundle at all
         return False
 
 
 def _fill(
-    folder: Path, run: Run, corpus: Corpus, version: int, false_acceptance: float, probes: bool, report: Report
+    folder: Path,
+    run: Run,
+    corpus: Corpus | None,
+    version: int,
+    options: Options,
+    report: Report,
 ) -> None:
     """Write everything except the weights into a bundle's folder."""
-    evaluated = baseline.evaluation_set(corpus)
-    clips = choose_utterances(corpus, parity.UTTERANCES)
-    total = 7 + parity.steps() + evaluated.steps
+    voices = None if run.speakers or corpus is None else enrol_voices(run.network, corpus)
+    names = voices.speakers if voices is not None else run.speakers
+    evaluated = baseline.evaluation_set(corpus, names) if corpus is not None and names else None
+    clips = [] if corpus is None else choose_utterances(corpus, parity.UTTERANCES)
+    total = 7 + parity.steps(len(clips) or parity.UTTERANCES, run.network.classes)
+    total += 0 if evaluated is None else evaluated.steps
     done = itertools.count(1)
 
     def advance() -> None:
         report(next(done), total)
 
-    scorer = fit_scorer(run.network, corpus, run.speakers)
-    calibration = calibrate(run.network, corpus, run.speakers, false_acceptance, scorer=scorer)
-    if scorer is not None and calibration.score != "logit":
-        np.savez(folder / SCORER, **vars(scorer))
+    calibration = (
+        _calibrate(folder, run, corpus, options.false_acceptance) if run.speakers and corpus is not None else None
+    )
     advance()
-    verification = calibrate_verification(run.network, corpus, run.speakers, false_acceptance)
+    verification = None
+    if corpus is not None:
+        verification = calibrate_verification(run.network, corpus, corpus.speakers, options.false_acceptance)
     advance()
     exported = ExportedNetwork(run.network)
     facts = _facts(run, version, calibration, verification)
@@ -172,17 +237,23 @@ def _fill(
     advance()
     write_torchscript(exported, folder)
     advance()
-    utterances, listed = _write_utterances(folder, clips)
+    utterances, listed = _write_utterances(folder, clips) if clips else _write_synthetic(folder)
     facts |= {"utterances": listed, "probes": None}
-    if probes:
-        facts["probes"] = write_probes(folder, corpus, run.speakers, clips, listed, run.network.front_end, MIN_SAMPLES)
+    if options.probes and corpus is not None and names:
+        facts["probes"] = write_probes(folder, corpus, names, clips, listed, run.network.front_end, MIN_SAMPLES)
+        if facts["probes"] is not None and voices is not None:
+            facts["probes"]["voices"] = write_voices(folder, voices)
     advance()
-    verified = parity.verify(run.network, folder, utterances, advance)
+    verified = parity.verify(run.network, folder, utterances, advance, options.workers)
     if not verified["holds"]:
         raise ExportError(f"{run.variant}: {parity.failures(verified)}; nothing was written")
     write_json(folder / PARITY, verified)
-    measured = baseline.measure(folder, corpus, evaluated, run.speakers, calibration.temperature, advance)
-    measured["probes"] = expected(folder, facts, parity.load_runtimes(folder)[EXPLAIN])
+    measured = baseline.empty()
+    if corpus is not None and evaluated is not None and evaluated.clean:
+        temperature = 1.0 if calibration is None else calibration.temperature
+        measured = baseline.measure(folder, corpus, evaluated, names, temperature, advance, voices)
+        answer = baseline.answerer(folder, len(names)) if voices is None else baseline.comparer(folder, voices)
+        measured["probes"] = expected(folder, facts, answer)
     advance()
     jsonschema.validate(measured, schema("baseline"))
     write_json(folder / BASELINE, measured)
@@ -192,7 +263,18 @@ def _fill(
     advance()
 
 
-def _facts(run: Run, version: int, calibration: Calibration, verification: Verification) -> dict[str, Any]:
+def _calibrate(folder: Path, run: Run, corpus: Corpus, false_acceptance: float) -> Calibration:
+    """Calibrate the classifier; write its scorer into the bundle's folder, if the threshold is on that."""
+    scorer = fit_scorer(run.network, corpus, run.speakers)
+    calibration = calibrate(run.network, corpus, run.speakers, false_acceptance, scorer=scorer)
+    if scorer is not None and calibration.score != "logit":
+        np.savez(folder / SCORER, **vars(scorer))
+    return calibration
+
+
+def _facts(
+    run: Run, version: int, calibration: Calibration | None, verification: Verification | None
+) -> dict[str, Any]:
     """Return the part of `bundle.json` that does not depend on the other files."""
     network, mel_bins = run.config.network, run.config.network.mel_bins
     return {
@@ -216,7 +298,7 @@ def _facts(run: Run, version: int, calibration: Calibration, verification: Verif
             "blocks": list(network.blocks),
             "width": network.width,
             "embedding": network.embedding,
-            "head": run.config.head.kind,
+            "head": run.config.head.kind if run.speakers else "none",
             "scale": run.network.head.scale,
             "parameters": sum(p.numel() for p in run.network.parameters()),
         },
@@ -228,8 +310,10 @@ def _facts(run: Run, version: int, calibration: Calibration, verification: Verif
         "min_samples": MIN_SAMPLES,
         "window_seconds": run.config.data.crop_seconds,
         "opset": OPSET,
-        "calibration": {**asdict(calibration), "method": METHOD},
-        "verification": {
+        "calibration": None if calibration is None else {**asdict(calibration), "method": METHOD},
+        "verification": None
+        if verification is None
+        else {
             **asdict(verification),
             "thresholds": [asdict(threshold) for threshold in verification.thresholds],
             "method": VERIFICATION_METHOD,
@@ -249,6 +333,17 @@ def _write_utterances(folder: Path, clips: Sequence[Clip]) -> tuple[list[NDArray
         write_audio(folder / name, read_audio(clip.path, clip.start, clip.duration))
         utterances.append(read_audio(folder / name))
         listed.append({"file": name, "speaker": speaker})
+    return utterances, listed
+
+
+def _write_synthetic(folder: Path) -> tuple[list[NDArray[np.float32]], list[dict[str, str]]]:
+    """Write synthetic utterances, of no speaker; returns as `_write_utterances`."""
+    utterances, listed = [], []
+    for index in range(parity.UTTERANCES):
+        name = f"utterances/{index:02d}-synthetic.flac"
+        write_audio(folder / name, synthetic_voice(index))
+        utterances.append(read_audio(folder / name))
+        listed.append({"file": name, "speaker": ""})
     return utterances, listed
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from speakerlens.arguments import ArgumentParser
 from speakerlens.export import parity
-from speakerlens.export.bundle import MANIFEST, ExportError, Written, export_run
+from speakerlens.export.bundle import MANIFEST, ExportError, Report, Written, export_run
 from speakerlens.export.verify import verify_bundle
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, HELD_OUT
@@ -107,14 +108,15 @@ def _export(runs: Sequence[Path], out: Path, false_acceptance: float, probes: bo
     console = Console()
     context = multiprocessing.get_context("spawn")
     reports: Queue[tuple[TaskID, int, int]] = context.Queue()
-    processes = min(len(runs), os.cpu_count() or 1)
+    processes = min(len(runs), cores())
+    workers = max(1, cores() // processes)
     with (
         ProcessPoolExecutor(processes, context, _start_process, (reports,)) as pool,
-        _progress(console) as progress,
+        progress_bar(console) as progress,
     ):
         tasks = [progress.add_task(run.name, total=None) for run in runs]
         waiting = {
-            pool.submit(_export_one, run, out, false_acceptance, probes, task)
+            pool.submit(_export_one, run, out, false_acceptance, probes, task, workers)
             for run, task in zip(runs, tasks, strict=True)
         }
         while waiting:
@@ -125,7 +127,7 @@ def _export(runs: Sequence[Path], out: Path, false_acceptance: float, probes: bo
             for future in finished:
                 written = future.result()
                 state = "already there, with the same weights" if written.reused else "written and verified"
-                line = f"{written.folder}: {state}; {_calibrated_with(written.folder)}"
+                line = f"{written.folder}: {state}; {calibrated_with(written.folder)}"
                 progress.console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -135,17 +137,35 @@ def _export_one(
     false_acceptance: float,
     probes: bool,
     task: TaskID,
+    workers: int,
 ) -> Written:
-    return export_run(run, out, lambda done, total: _reports.put((task, done, total)), false_acceptance, probes)
+    def report(done: int, total: int) -> None:
+        _reports.put((task, done, total))
+
+    return export_run(run, out, report, false_acceptance, probes, workers)
 
 
-def _calibrated_with(bundle: Path) -> str:
+def calibrated_with(bundle: Path) -> str:
     """Return a sentence about the scores that the threshold of a bundle rests on."""
-    found = json.loads((bundle / MANIFEST).read_text("utf-8"))["calibration"]
+    manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
+    found = manifest["calibration"]
+    if found is None:
+        return _compared_with(manifest["verification"])
     few = "" if found["strangers"] == HELD_OUT else f", as dev has no {FEWEST_OUT_OF_SET} held-out speakers"
     return (
         f"threshold for {100 * found['false_acceptance']:g} % false acceptance from {found['stranger_utterances']} "
         f"utterances of {found['stranger_speakers']} {found['strangers']}{few}"
+    )
+
+
+def _compared_with(found: dict[str, Any] | None) -> str:
+    """Return a sentence about what a network without a classifier decides on."""
+    if found is None:
+        return "no classifier, no threshold: scores are cosines that are not calibrated; --corpus calibrates them"
+    pairs = found["thresholds"][0]
+    return (
+        f"no classifier; threshold for {100 * found['false_acceptance']:g} % false acceptance from "
+        f"{pairs['different_pairs']} pairs of {found['persons']} persons"
     )
 
 
@@ -158,6 +178,15 @@ def _start_process(reports: "Queue[tuple[TaskID, int, int]]") -> None:
 _reports: "Queue[tuple[TaskID, int, int]]"
 
 
+def cores() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _shown(progress: Progress, task: TaskID) -> Report:
+    return lambda done, total: progress.update(task, completed=done, total=total)
+
+
 def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
@@ -166,14 +195,15 @@ def _verify(bundles: Sequence[Path]) -> None:
     console = Console()
     _use_one_thread()
     for bundle in bundles:
-        with _progress(console) as progress:
-            task = progress.add_task(str(bundle), total=parity.steps())
-            verified = verify_bundle(bundle, lambda task=task: progress.advance(task))  # type: ignore[misc]
+        with progress_bar(console) as progress:
+            task = progress.add_task(str(bundle), total=None)
+            verified = verify_bundle(bundle, _shown(progress, task), cores())
         console.print(f"{bundle}: holds", highlight=False, soft_wrap=True)
         console.print(parity.table(verified))
 
 
-def _progress(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """Return the progress bar of the commands that export."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

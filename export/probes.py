@@ -17,8 +17,7 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from speakerlens.export.baseline import as_saliency
-from speakerlens.export.parity import Runtime
+from speakerlens.export.baseline import Answerer, as_saliency
 from speakerlens.measures.probes import MAX_SECONDS, RESAMPLED, Condition, ProbeSet, read_speech
 from speakerlens.measures.saliency import deletion_index
 from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, write_audio
@@ -54,7 +53,7 @@ def write_probes(
     Args:
         folder: the bundle, with its utterances in it.
         corpus: source of the interference.
-        speakers: the labels.
+        speakers: the labels; probes are of these.
         clips: the bundle's utterances.
         listed: their files and speakers, as in `bundle.json`.
         front_end: of the network.
@@ -66,7 +65,9 @@ def write_probes(
     entries = {
         dataclasses.replace(clip, duration=min(clip.duration, MAX_SECONDS)): dict(entry)
         for clip, entry in zip(clips, listed, strict=True)
-        if clip.split == _SPLIT and len(read_speech((folder / entry["file"]).read_bytes())) >= min_samples
+        if clip.split == _SPLIT
+        and clip.speaker in speakers
+        and len(read_speech((folder / entry["file"]).read_bytes())) >= min_samples
     }
     chosen = spread(list(entries), UTTERANCES)
     if not chosen:
@@ -89,32 +90,32 @@ def write_probes(
     }
 
 
-def expected(folder: Path, manifest: Mapping[str, Any], explain: Runtime) -> list[dict[str, Any]]:
-    """Run `explain.onnx` over a bundle's probes.
+def expected(folder: Path, manifest: Mapping[str, Any], answer: Answerer) -> list[dict[str, Any]]:
+    """Run the exported graphs over a bundle's probes.
 
     Args:
         folder: the bundle, with its probes in it.
         manifest: its `bundle.json`, as far as `ProbeSet.read` needs it.
-        explain: the graph.
+        answer: finds the best speaker of a batch, and the maps of that score.
 
     Returns:
         `probes` of `baseline.json`: for each condition the accuracy, and the mean deletion index of the predicted
         speaker's fused map, where any bin is dominated.
     """
     probes = ProbeSet.read(folder, manifest)
-    return [] if probes is None else [_expected_in(probes, each, manifest, explain) for each in probes.conditions]
+    return [] if probes is None else [_expected_in(probes, each, manifest, answer) for each in probes.conditions]
 
 
 def _expected_in(
-    probes: ProbeSet, condition: Condition, manifest: Mapping[str, Any], explain: Runtime
+    probes: ProbeSet, condition: Condition, manifest: Mapping[str, Any], answer: Answerer
 ) -> dict[str, Any]:
     hits, indices = [], []
+    speakers = manifest["speakers"] if probes.voices is None else probes.voices.speakers
     for number, utterance in enumerate(probes.utterances):
         audio = torch.from_numpy(_audio(probes, number, condition))[None]
         lengths = torch.tensor([audio.shape[1]])
-        answer = explain(audio, lengths, torch.tensor([-1]))
-        outputs = {name: torch.from_numpy(value) for name, value in answer.items()}
-        hits.append(manifest["speakers"][int(outputs["logits"].argmax())] == utterance.speaker)
+        outputs, best = answer(audio, lengths)
+        hits.append(speakers[int(best)] == utterance.speaker)
         dominated = probes.dominated(number, condition)
         if dominated is not None:
             indices.append(deletion_index(fused(as_saliency(outputs, lengths))[0].numpy(), dominated))

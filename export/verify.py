@@ -1,5 +1,6 @@
 """Repeat a bundle's verification on any machine, from the bundle alone."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from speakerlens.export.bundle import (
     file_digests,
     schema,
 )
-from speakerlens.export.onnx_graphs import EXPLAIN, PREDICT, VERIFY, GraphError, check_graph
+from speakerlens.export.onnx_graphs import GraphError, check_graph, graph_names
 from speakerlens.measures.probes import ProbeError, ProbeSet
 from speakerlens.training.config import HeadConfig, NetworkConfig
 from speakerlens.training.data.audio import read_audio
@@ -30,15 +31,36 @@ from speakerlens.training.errors import UserError
 from speakerlens.training.model.network import SpeakerNetwork
 
 
-def verify_bundle(folder: Path, advance: Callable[[], None]) -> dict[str, Any]:
+def verify_bundle(folder: Path, advance: Callable[[int, int], None], workers: int = 1) -> dict[str, Any]:
     """Check a bundle's manifest, digests and graphs, and compare the graphs with the eager network of its weights.
 
     Args:
         folder: the bundle.
-        advance: called after each of `parity.steps()` steps.
+        advance: called after each step with the number of finished steps and the total.
+        workers: threads.
 
     Returns:
         The new figures, as in `parity.json`.
+
+    Raises:
+        UserError: there is no bundle.
+        ExportError: a check fails; the message names it.
+    """
+    manifest = verify_files(folder)
+    utterances = [read_audio(folder / entry["file"]) for entry in manifest["utterances"]]
+    network = _rebuild(folder, manifest)
+    try:
+        done, total = itertools.count(1), parity.steps(len(utterances), network.classes)
+        verified = parity.verify(network, folder, utterances, lambda: advance(next(done), total), workers)
+    except RuntimeError as error:  # of ONNX Runtime or TorchScript, which cannot load or run a file
+        raise ExportError(f"{folder}: cannot be run: {str(error).splitlines()[0]}") from error
+    if not verified["holds"]:
+        raise ExportError(f"{folder}: {parity.failures(verified)}")
+    return verified
+
+
+def verify_files(folder: Path) -> dict[str, Any]:
+    """Check a bundle's manifest, digests, graphs and probes; return the manifest.
 
     Raises:
         UserError: there is no bundle.
@@ -52,7 +74,7 @@ def verify_bundle(folder: Path, advance: Callable[[], None]) -> dict[str, Any]:
                 "is missing" if name not in digests else "is not listed" if name not in manifest["files"] else "changed"
             )
             raise ExportError(f"{folder}: {name} {state}: its digest is not the one in {MANIFEST}")
-    for name in (PREDICT, EXPLAIN, VERIFY):
+    for name in graph_names(len(manifest["speakers"])):
         try:
             check_graph(onnx.load(str(folder / name)), name)
         except (GraphError, DecodeError) as error:
@@ -64,15 +86,7 @@ def verify_bundle(folder: Path, advance: Callable[[], None]) -> dict[str, Any]:
         raise ExportError(f"{folder}: {error}") from error
     if not _recorded_parity_holds(folder):
         raise ExportError(f"{folder}: {PARITY} does not record a successful verification at export")
-    utterances = [read_audio(folder / entry["file"]) for entry in manifest["utterances"]]
-    network = _rebuild(folder, manifest)
-    try:
-        verified = parity.verify(network, folder, utterances, advance)
-    except RuntimeError as error:  # of ONNX Runtime or TorchScript, which cannot load or run a file
-        raise ExportError(f"{folder}: cannot be run: {str(error).splitlines()[0]}") from error
-    if not verified["holds"]:
-        raise ExportError(f"{folder}: {parity.failures(verified)}")
-    return verified
+    return manifest
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -118,7 +132,7 @@ def _rebuild(folder: Path, manifest: dict[str, Any]) -> SpeakerNetwork:
     mel_bins = manifest["front_end"]["mel_bins"]
     blocks, block = (first, second, third, fourth), facts["block"]
     network_config = NetworkConfig(blocks, facts["width"], facts["embedding"], mel_bins, block)
-    head = HeadConfig(kind=facts["head"], scale=facts["scale"])
+    head = HeadConfig() if facts["head"] == "none" else HeadConfig(kind=facts["head"], scale=facts["scale"])
     network = SpeakerNetwork(network_config, head, len(manifest["speakers"]))
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))

@@ -81,16 +81,32 @@ class Utterance:
 
 
 @dataclass(frozen=True, eq=False)
+class Voices:
+    """Enrolled speakers, each by the direction of the mean of some embeddings: names, and float32 [speakers, size]."""
+
+    speakers: tuple[str, ...]
+    directions: NDArray[np.float32]
+
+    def nearest(self, embedding: NDArray[np.floating]) -> tuple[int, float]:
+        """Return the index of the speaker with the greatest cosine to an embedding [size], and that cosine."""
+        cosines = self.directions @ (embedding / max(float(np.linalg.norm(embedding)), 1e-12))
+        best = int(cosines.argmax())
+        return best, float(cosines[best])
+
+
+@dataclass(frozen=True, eq=False)
 class ProbeSet:
     """The probes of one bundle.
 
     Attributes:
         conditions: applied to every utterance.
         utterances: of known speakers.
+        voices: enrolled speakers, where the network has no classifier; None where it has one.
     """
 
     conditions: tuple[Condition, ...]
     utterances: tuple[Utterance, ...]
+    voices: Voices | None = None
 
     @classmethod
     def read(cls, folder: Path, manifest: Mapping[str, Any]) -> Self | None:
@@ -109,9 +125,10 @@ class ProbeSet:
         entry = manifest["probes"]
         if entry is None:
             return None
-        _check_names(entry, manifest["speakers"])
+        voices = _read_voices(folder, manifest)
+        _check_names(entry, manifest["speakers"] if voices is None else voices.speakers)
         read = [_read_utterance(folder, manifest, number) for number in range(len(entry["utterances"]))]
-        return cls(conditions(entry["interference"], entry["snrs_db"]), tuple(read))
+        return cls(conditions(entry["interference"], entry["snrs_db"]), tuple(read), voices)
 
     def mixture(self, index: int, condition: Condition) -> NDArray[np.float32]:
         """Return the audio of a probe, float32 [samples] at 16 kHz; for `resampled`, use `encoded` instead.
@@ -147,6 +164,8 @@ def conditions(interference: Sequence[str], snrs_db: Sequence[float]) -> tuple[C
 def files(entry: Mapping[str, Any]) -> list[str]:
     """Return the paths, relative to the bundle, of a probe set's files; `entry` is `probes` of `bundle.json`."""
     named = [each["file"] for each in entry["utterances"]]
+    if "voices" in entry:
+        named.append(entry["voices"]["file"])
     for number in range(len(named)):
         named.append(_path(entry, RESAMPLED, number, "flac"))
         named += [_path(entry, kind, number, ending) for kind in entry["interference"] for ending in ("flac", "npy")]
@@ -187,6 +206,21 @@ def _check_names(entry: Mapping[str, Any], speakers: Sequence[str]) -> None:
             raise ProbeError(f"probes: {each['file']} is of {each['speaker']!r}, who is not among the speakers")
 
 
+def _read_voices(folder: Path, manifest: Mapping[str, Any]) -> Voices | None:
+    """Return the enrolled speakers of a bundle's probes; None if the network has a classifier instead."""
+    entry = manifest["probes"].get("voices")
+    if (entry is None) != bool(manifest["speakers"]):
+        raise ProbeError("probes: enrolled voices are for networks without a classifier, which need them")
+    if entry is None:
+        return None
+    name, speakers = entry["file"], tuple(entry["speakers"])
+    shape = (len(speakers), manifest["network"]["embedding"])
+    directions = _read_array(name, _read(folder, name), shape, np.dtype(np.float32))
+    if not np.isfinite(directions).all():
+        raise ProbeError(f"{name} holds values that are NaN or infinite")
+    return Voices(speakers, directions)
+
+
 def _read_utterance(folder: Path, manifest: Mapping[str, Any], number: int) -> Utterance:
     entry, front_end = manifest["probes"], manifest["front_end"]
     named = entry["utterances"][number]
@@ -204,7 +238,9 @@ def _read_utterance(folder: Path, manifest: Mapping[str, Any], number: int) -> U
         path, levels = (_path(entry, kind, number, ending) for ending in ("flac", "npy"))
         alone = _read(folder, path)
         _check_sound(path, alone, RATE, samples)
-        layers[kind] = Layer(alone, _read_levels(levels, _read(folder, levels), (front_end["mel_bins"], frames)))
+        layers[kind] = Layer(
+            alone, _read_array(levels, _read(folder, levels), (front_end["mel_bins"], frames), np.dtype(np.int8))
+        )
     return Utterance(named["speaker"], sound, again, layers)
 
 
@@ -232,8 +268,8 @@ def _check_sound(name: str, sound: bytes, rate: int, samples: int | None = None)
         raise ProbeError(f"{name} holds samples that are NaN or infinite")
 
 
-def _read_levels(name: str, content: bytes, shape: tuple[int, int]) -> NDArray[np.int8]:
-    """Return the array of an .npy file, int8 of this shape, without unpickling."""
+def _read_array(name: str, content: bytes, shape: tuple[int, int], kind: np.dtype[Any]) -> NDArray[Any]:
+    """Return the array of an .npy file, of this shape and type, without unpickling."""
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
@@ -241,6 +277,7 @@ def _read_levels(name: str, content: bytes, shape: tuple[int, int]) -> NDArray[n
     except ValueError as error:
         raise ProbeError(f"{name} cannot be read as an array: {error}") from error
     data = content[file.tell() :]
-    if (version, header) != ((1, 0), (shape, False, np.dtype(np.int8))) or len(data) != shape[0] * shape[1]:
-        raise ProbeError(f"{name} is not an array of {shape[0]} x {shape[1]} bytes")
-    return np.frombuffer(data, np.int8).reshape(shape)
+    if (version, header) != ((1, 0), (shape, False, kind)) or len(data) != shape[0] * shape[1] * kind.itemsize:
+        what = "bytes" if kind == np.int8 else f"{kind.name} values"
+        raise ProbeError(f"{name} is not an array of {shape[0]} x {shape[1]} {what}")
+    return np.frombuffer(data, kind).reshape(shape)

@@ -119,10 +119,11 @@ class StageSpec:
 
 
 class ThresholdBasis(StrEnum):
-    """Whose utterances a threshold was set on."""
+    """Whose utterances a threshold was set on; NONE: there is no threshold, as there were no recordings."""
 
     OUT_OF_SET = "out-of-set speakers"
     KNOWN = "known speakers"
+    NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,6 @@ class Calibration:
         utterances: of these speakers.
         noises: recordings without a speaker that the threshold rests on as well.
         noise_acceptance: share of them that may reach the threshold.
-        verification_basis: whose pairs the thresholds of verification rest on.
         scorer: adds to the logits in what the threshold is on; None: that is logits over the objective's scale.
     """
 
@@ -150,7 +150,6 @@ class Calibration:
     utterances: int
     noises: int
     noise_acceptance: float
-    verification_basis: ThresholdBasis
     scorer: Scorer | None = field(default=None, compare=False, repr=False)
 
 
@@ -159,15 +158,17 @@ class Bundle:
     """One exported version of a variant, checked.
 
     Attributes:
+        speakers: of the classifier's classes, in order; empty for a network without a classifier.
         frame_length: of the log-mel front end, in samples at 16 kHz.
         frame_shift: likewise.
         stages: S1 to S4.
         fused_stages: names of the stages whose mean is the fused map.
         min_samples: shortest audio that the graphs accept.
         score_scale: of the objective.
-        calibration: temperature and threshold, and what they rest on.
+        calibration: temperature and threshold of the classifier, and what they rest on; None without a classifier.
         verification_thresholds: pairs, ascending: utterances in the reference (1 first), and the cosine from which an
-            utterance is accepted as the reference's speaker.
+            utterance is accepted as the reference's speaker; empty if the export had no recordings.
+        verification_basis: whose pairs these thresholds rest on.
         search: calibration of open-set search; None if the export had too few out-of-set speakers for one.
         digest: SHA-256 of bundle.json, which has those of all other files.
         probes: None if the bundle has none.
@@ -185,8 +186,9 @@ class Bundle:
     fused_stages: tuple[str, ...]
     min_samples: int
     score_scale: float
-    calibration: Calibration
+    calibration: Calibration | None
     verification_thresholds: tuple[tuple[int, float], ...]
+    verification_basis: ThresholdBasis
     code_revision: str
     training_data_digest: str
     digest: str
@@ -197,14 +199,25 @@ class Bundle:
 
     def open_set_scores(self, logits: NDArray[np.float32], embedding: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return what the threshold is on, for each speaker, float64 [speakers], from logits [speakers]."""
-        scorer = self.calibration.scorer
+        scorer = self.classification.scorer
         values = logits.astype(np.float64)
         return values / self.score_scale if scorer is None else values + scorer.scores(embedding)
 
     @property
+    def has_classifier(self) -> bool:
+        """Whether the network names speakers; otherwise it only embeds and compares."""
+        return bool(self.speakers)
+
+    @property
+    def classification(self) -> Calibration:
+        """The calibration of the classifier, which there must be."""
+        assert self.calibration is not None, "a model without a classifier is not asked who is speaking"
+        return self.calibration
+
+    @property
     def temperature(self) -> float:
-        """Return that of the calibration."""
-        return self.calibration.temperature
+        """The temperature of the classifier's probabilities."""
+        return self.classification.temperature
 
     @property
     def name(self) -> str:

@@ -47,6 +47,7 @@ class Reason(StrEnum):
     NO_STORE = "no_store"
     STORE = "store"
     OTHER_BUNDLE = "other_bundle"
+    NO_CLASSIFIER = "no_classifier"
     ANSWER_SIZE = "answer_size"
     UNAUTHENTICATED = "unauthenticated"
 

@@ -38,6 +38,7 @@ from speakerlens.results import (
 _BASES = {
     pb.THRESHOLD_BASIS_OUT_OF_SET_SPEAKERS: ThresholdBasis.OUT_OF_SET,
     pb.THRESHOLD_BASIS_KNOWN_SPEAKERS: ThresholdBasis.KNOWN,
+    pb.THRESHOLD_BASIS_NONE: ThresholdBasis.NONE,
 }
 _STAGE_NAMES = {number: name for name, number in STAGES.items()}
 
@@ -271,6 +272,7 @@ def _model(model: pb.Model) -> ModelInfo:
         code_revision=model.code_revision,
         training_data_digest=model.training_data_digest,
         calibration=_calibration(model.calibration) if model.HasField("calibration") else None,
+        without_classifier=model.without_classifier,
     )
 
 

@@ -112,6 +112,8 @@ class ThresholdBasis(StrEnum):
     KNOWN = "known speakers"
     """Speakers that the network was trained to tell apart: the threshold lets more out-of-set speakers pass than its
     calibration says."""
+    NONE = "none"
+    """There is no threshold: the bundle was exported without recordings to set one on."""
     UNSAID = "unsaid"
     """An older server."""
 
@@ -262,7 +264,9 @@ class ModelInfo:
     code_revision: str
     training_data_digest: str
     calibration: Calibration | None = None
-    """None from an older server."""
+    """None from an older server, and of a model without a classifier."""
+    without_classifier: bool = False
+    """The model names no speakers: it embeds, verifies and searches."""
 
 
 @dataclass(frozen=True)

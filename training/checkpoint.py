@@ -59,7 +59,7 @@ class Run:
         config: as trained.
         speakers: in the order of the labels; empty for a network without a classifier.
         network: in evaluation mode; with the averaged weights of the last updates where the run has them.
-        corpus: absolute path of the corpus folder; None for an imported network without one.
+        corpus_folder: absolute path of the corpus folder; None for an imported network without one.
         corpus_digest: SHA-256 of its manifest; of the imported file where there is no corpus.
         step: updates done.
         updates: of the whole run, as far as decided.
@@ -71,14 +71,14 @@ class Run:
     config: Config
     speakers: tuple[str, ...]
     network: SpeakerNetwork
-    corpus: Path | None
+    corpus_folder: Path | None
     corpus_digest: str
     step: int
     updates: int
     code_revision: str
 
     @property
-    def own_corpus(self) -> Path:
+    def corpus(self) -> Path:
         """The corpus folder.
 
         Raises:
@@ -113,7 +113,7 @@ def load_run(run: Path, device: torch.device | str = "cpu") -> Run:
         config=config,
         speakers=tuple(checkpoint["speakers"]),
         network=network.to(device).eval(),
-        corpus=Path(checkpoint["corpus"]) if checkpoint["corpus"] else None,
+        corpus_folder=Path(checkpoint["corpus"]) if checkpoint["corpus"] else None,
         corpus_digest=checkpoint["corpus_digest"],
         step=checkpoint["step"],
         updates=Schedule(config, Progress(**checkpoint["progress"])).end,

@@ -48,7 +48,7 @@ class Service(SearchService):
     async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyResponse:  # noqa: N802
         """Identify the speaker of one utterance."""
         pipeline, query = self._loaded_pipeline(), query_of(request, deadline_of(context))
-        with pipeline.models.lease(query.models) as models:
+        with pipeline.models.lease(query.models, naming=True) as models:
             note_variants(models)
             return await self._identified(pipeline, query, models)
 
@@ -62,7 +62,7 @@ class Service(SearchService):
             return await self._identified(pipeline, query_of(each, deadline, Priority.BULK), models)
 
         results = await self._batches.run(
-            request.requests, lambda each: pipeline.models.lease(selectors_of(each.models)), answer
+            request.requests, lambda each: pipeline.models.lease(selectors_of(each.models), naming=True), answer
         )
         return await self._built(batch_response_of, results)
 
@@ -76,7 +76,7 @@ class Service(SearchService):
         pipeline, idle_budget = self._loaded_pipeline(), self._idle_budget()
         start, chunks = await stream_of(idle_budget.messages(request_iterator))
         query, form = start_of(start, deadline_of(context))
-        with pipeline.models.lease(query.models) as models:
+        with pipeline.models.lease(query.models, naming=True) as models:
             note_variants(models)
             least = max(pipeline.min_samples(model) for model in models)
             live = LiveWindows(form, pipeline.duration_limit(query), pipeline.windowing(models), least)

@@ -51,6 +51,7 @@ ENCODING_NUMBERS: Final = {
 BASES: Final[dict[ThresholdBasis, pb.ThresholdBasis.ValueType]] = {
     ThresholdBasis.OUT_OF_SET: pb.THRESHOLD_BASIS_OUT_OF_SET_SPEAKERS,
     ThresholdBasis.KNOWN: pb.THRESHOLD_BASIS_KNOWN_SPEAKERS,
+    ThresholdBasis.NONE: pb.THRESHOLD_BASIS_NONE,
 }
 StartT_co = TypeVar("StartT_co", covariant=True)
 StartT = TypeVar("StartT")
@@ -368,11 +369,12 @@ def model_of(model: Model) -> pb.Model:
         ],
         code_revision=bundle.code_revision,
         training_data_digest=bundle.training_data_digest,
-        calibration=_calibration(bundle.calibration),
+        calibration=None if bundle.calibration is None else _calibration(bundle.calibration, bundle.verification_basis),
+        without_classifier=not bundle.has_classifier,
     )
 
 
-def _calibration(calibration: Calibration) -> pb.Calibration:
+def _calibration(calibration: Calibration, verification_basis: ThresholdBasis) -> pb.Calibration:
     return pb.Calibration(
         temperature=calibration.temperature,
         threshold=calibration.threshold,
@@ -382,5 +384,5 @@ def _calibration(calibration: Calibration) -> pb.Calibration:
         utterances=calibration.utterances,
         noises=calibration.noises,
         noise_acceptance=calibration.noise_acceptance,
-        verification_basis=BASES[calibration.verification_basis],
+        verification_basis=BASES[verification_basis],
     )

@@ -1,4 +1,6 @@
-"""Jobs and results of a bundle's three graphs, and what each graph takes and gives.
+"""Jobs and results of a bundle's graphs, and what each graph takes and gives.
+
+A network without a classifier has no graph that explains a speaker, and its prediction has no logits.
 
 A new graph is a new `GraphSpec`, an attribute of `serving.engine.session.Engine`, and a batcher in
 `serving.models.loader`. All arrays of jobs and results are without padding.
@@ -141,6 +143,10 @@ def _prediction(_bundle: Bundle, _job: Job, row: Row) -> Prediction:
     return Prediction(row["logits"], row["embedding"])
 
 
+def _embedding(_bundle: Bundle, _job: Job, row: Row) -> Prediction:
+    return Prediction(np.empty(0, np.float32), row["embedding"])
+
+
 def _score_shapes(bundle: Bundle, _samples: int) -> list[tuple[int, ...]]:
     return [(len(bundle.speakers),), (bundle.embedding_size,)]
 
@@ -193,6 +199,15 @@ PREDICT_SPEC: Final = GraphSpec(
     inputs={},
     make_inputs=_no_inputs,
     make_result=_prediction,
+    example=_job,
+    shapes=_score_shapes,
+)
+EMBED_SPEC: Final = GraphSpec(
+    file=PREDICT,
+    outputs=("embedding",),
+    inputs={},
+    make_inputs=_no_inputs,
+    make_result=_embedding,
     example=_job,
     shapes=_score_shapes,
 )

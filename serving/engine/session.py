@@ -24,10 +24,13 @@ from speakerlens.serving.bundle import SAMPLE_RATE, Bundle, BundleError
 from speakerlens.serving.engine.buckets import DEFAULT_LIMITS, BatchLimits, Buckets, cpu_buckets, cuda_buckets
 from speakerlens.serving.engine.external import has_external_weights
 from speakerlens.serving.engine.graphs import (
+    EMBED_SPEC,
     EXPLAIN_SPEC,
     PREDICT_SPEC,
     VERIFY_SPEC,
+    ExplainedPrediction,
     GraphSpec,
+    Job,
     JobT,
     ResultT,
 )
@@ -192,7 +195,7 @@ class GraphSession(Generic[JobT, ResultT]):
 
 
 class Engine:
-    """The open graphs of a bundle.
+    """The open graphs of a bundle; `explainer` is None without a classifier.
 
     Args:
         bundle: what to load.
@@ -207,15 +210,23 @@ class Engine:
 
     def __init__(self, bundle: Bundle, device: str, threads: int, limits: BatchLimits = DEFAULT_LIMITS) -> None:
         self._bundle = bundle
-        self.predict = GraphSession(PREDICT_SPEC, bundle, device, threads, limits)
-        self.explain = GraphSession(EXPLAIN_SPEC, bundle, device, threads, limits)
+        plain = PREDICT_SPEC if bundle.has_classifier else EMBED_SPEC
+        self.predict = GraphSession(plain, bundle, device, threads, limits)
+        self.explainer = GraphSession(EXPLAIN_SPEC, bundle, device, threads, limits) if bundle.has_classifier else None
         self.verify = GraphSession(VERIFY_SPEC, bundle, device, threads, limits)
-        self._graphs: tuple[GraphSession[Any, Any], ...] = (self.predict, self.explain, self.verify)
+        graphs: tuple[GraphSession[Any, Any] | None, ...] = (self.predict, self.explainer, self.verify)
+        self._graphs = tuple(graph for graph in graphs if graph is not None)
+
+    @property
+    def explain(self) -> GraphSession[Job, ExplainedPrediction]:
+        """The graph that explains a speaker, of a model with a classifier."""
+        assert self.explainer is not None, "a model without a classifier explains no speaker"
+        return self.explainer
 
     @property
     def provider(self) -> str:
         """The execution provider that runs the graphs, such as CPUExecutionProvider."""
-        return self.explain.provider
+        return self.verify.provider
 
     def warm_up(self) -> None:
         """Compute every shape that traffic will have on every graph.

@@ -46,7 +46,8 @@ def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple
         raise BundleError("it changed while it was read", Fault.UNREADABLE)
     if opened:
         seconds = time.monotonic() - started
-        log.info("loaded %s on %s in %.1f s, %d speakers", bundle.name, engine.provider, seconds, len(bundle.speakers))
+        knows = f"{len(bundle.speakers)} speakers" if bundle.has_classifier else "no classifier"
+        log.info("loaded %s on %s in %.1f s, %s", bundle.name, engine.provider, seconds, knows)
     return opened
 
 
@@ -64,7 +65,9 @@ def build_model(bundle: Bundle, engine: Engine, scheduler: Scheduler, config: Co
         engine.provider,
         recovery,
         _queue(f"{bundle.name} predict", engine.predict, scheduler, config, predict, recovery),
-        _queue(f"{bundle.name} explain", engine.explain, scheduler, config, explain, recovery),
+        None
+        if engine.explainer is None
+        else _queue(f"{bundle.name} explain", engine.explainer, scheduler, config, explain, recovery),
         _queue(f"{bundle.name} verify", engine.verify, scheduler, config, verify, recovery),
         statistics,
     )

@@ -63,11 +63,11 @@ def read_bundle(folder: Path) -> Bundle:
     if (folder.parent.name, folder.name) != (manifest["variant"], str(manifest["version"])):
         where = f"{manifest['variant']}/{manifest['version']}"
         raise BundleError(f"{MANIFEST} is of {where}, the folder is not", Fault.MISPLACED)
-    _check_files(folder, manifest["files"])
+    _check_files(folder, manifest["files"], bool(manifest["speakers"]))
     if _parse(PARITY, _read(folder, PARITY)).get("holds") is not True:
         raise BundleError(f"{PARITY}: the export's own verification does not hold", Fault.PARITY)
     front_end = manifest["front_end"]
-    verification = manifest["verification"]["thresholds"]
+    verification = manifest["verification"] or {"thresholds": [], "strangers": None}
     baseline = _read_baseline(folder)
     bundle = Bundle(
         folder=folder,
@@ -83,7 +83,8 @@ def read_bundle(folder: Path) -> Bundle:
         min_samples=manifest["min_samples"],
         score_scale=manifest["network"]["scale"],
         calibration=_calibration(folder, manifest),
-        verification_thresholds=tuple((each["utterances"], each["threshold"]) for each in verification),
+        verification_thresholds=tuple((each["utterances"], each["threshold"]) for each in verification["thresholds"]),
+        verification_basis=_basis(verification["strangers"]),
         search=_search(manifest),
         code_revision=manifest["code_revision"],
         training_data_digest=manifest["training_data_digest"],
@@ -95,8 +96,15 @@ def read_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-def _calibration(folder: Path, manifest: dict[str, Any]) -> Calibration:
-    found, verification = manifest["calibration"], manifest["verification"]
+def _calibration(folder: Path, manifest: dict[str, Any]) -> Calibration | None:
+    found = manifest["calibration"]
+    if (found is None) == bool(manifest["speakers"]):
+        rest = "calibration is missing" if found is None else "a calibration without speakers"
+        raise BundleError(
+            f"{MANIFEST}: {rest}; a classifier has both, a network without one has neither", Fault.MANIFEST
+        )
+    if found is None:
+        return None
     return Calibration(
         temperature=found["temperature"],
         threshold=found["threshold"],
@@ -106,7 +114,6 @@ def _calibration(folder: Path, manifest: dict[str, Any]) -> Calibration:
         utterances=found["stranger_utterances"],
         noises=found.get("noises", 0),
         noise_acceptance=found.get("noise_acceptance", 0.0),
-        verification_basis=_basis(verification["strangers"]),
         scorer=_read_scorer(folder, manifest) if found.get("score", "logit") != "logit" else None,
     )
 
@@ -138,8 +145,10 @@ def _search(manifest: dict[str, Any]) -> SearchCalibration | None:
         raise BundleError(f"{MANIFEST}: search: {error}", Fault.MANIFEST) from error
 
 
-def _basis(strangers: str) -> ThresholdBasis:
-    """Return the basis for what the schema calls `strangers`."""
+def _basis(strangers: str | None) -> ThresholdBasis:
+    """Return the basis for what the schema calls `strangers`; None: there are no thresholds."""
+    if strangers is None:
+        return ThresholdBasis.NONE
     return ThresholdBasis.OUT_OF_SET if strangers == "held-out speakers" else ThresholdBasis.KNOWN
 
 
@@ -258,8 +267,9 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     _check_schema(MANIFEST, manifest, "bundle.schema.json", Fault.MANIFEST)
 
 
-def _check_files(folder: Path, digests: dict[str, str]) -> None:
-    for required in (PREDICT, EXPLAIN, VERIFY, PARITY, BASELINE):
+def _check_files(folder: Path, digests: dict[str, str], classifier: bool) -> None:
+    graphs = (PREDICT, EXPLAIN, VERIFY) if classifier else (PREDICT, VERIFY)
+    for required in (*graphs, PARITY, BASELINE):
         if required not in digests:
             raise BundleError(f"{MANIFEST} records no digest of {required}", Fault.MANIFEST)
     for name, expected in digests.items():
@@ -282,5 +292,5 @@ def _check_consistency(bundle: Bundle, mel_bins: int) -> None:
     if bundle.min_samples < bundle.frame_length:
         raise BundleError(f"{MANIFEST}: min_samples {bundle.min_samples} is shorter than a frame", Fault.MANIFEST)
     sizes = [size for size, _ in bundle.verification_thresholds]
-    if sizes[0] != 1 or sizes != sorted(set(sizes)):
+    if (sizes and sizes[0] != 1) or sizes != sorted(set(sizes)):
         raise BundleError(f"{MANIFEST}: verification.thresholds must start with 1 utterance and ascend", Fault.MANIFEST)

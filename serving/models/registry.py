@@ -13,7 +13,14 @@ from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.graphs import ComparedJob, Comparison, ExplainedPrediction, Job, Prediction
 from speakerlens.serving.engine.queue import Observer
 from speakerlens.serving.engine.recovery import EngineRecovery
-from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
+from speakerlens.serving.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    Reason,
+    listed,
+    quoted,
+)
 from speakerlens.serving.metrics import Metrics, ModelInfo
 
 log = logging.getLogger(__name__)
@@ -107,21 +114,31 @@ class CountingObserver:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One loaded model: its bundle, execution provider, engine recovery, queues and statistics."""
+    """One loaded model: its bundle, execution provider, engine recovery, queues and statistics.
+
+    Without a classifier there is nothing to explain a speaker with, and `explainer` is None.
+    """
 
     bundle: Bundle
     provider: str
     recovery: EngineRecovery
     predict: Batcher[Job, Prediction]
-    explain: Batcher[Job, ExplainedPrediction]
+    explainer: Batcher[Job, ExplainedPrediction] | None
     verify: Batcher[ComparedJob, Comparison]
     statistics: Statistics
+
+    @property
+    def explain(self) -> Batcher[Job, ExplainedPrediction]:
+        """The queue of the graph that explains a speaker, of a model with a classifier."""
+        assert self.explainer is not None, "a model without a classifier explains no speaker"
+        return self.explainer
 
     async def close(self) -> None:
         """Stop the queues; the engine is freed with the last reference to it."""
         await self.recovery.close()
         await self.predict.close()
-        await self.explain.close()
+        if self.explainer is not None:
+            await self.explainer.close()
         await self.verify.close()
 
 
@@ -178,13 +195,21 @@ class Models:
         await asyncio.gather(*(model.close() for model in {*self, *self._leases}), *self._unloading)
 
     @contextmanager
-    def lease(self, selectors: Sequence[Selector]) -> Iterator[tuple[Model, ...]]:
+    def lease(self, selectors: Sequence[Selector], *, naming: bool = False) -> Iterator[tuple[Model, ...]]:
         """Select models and keep them loaded until the block ends, even if they are replaced meanwhile.
+
+        Args:
+            selectors: as for `select`.
+            naming: whether the models must name speakers: those without a classifier are left out, and refused where
+                they are selected.
 
         Raises:
             NotFoundError, InvalidArgumentError: as `select`.
+            FailedPreconditionError: a selected model, or every model, is without a classifier.
         """
         models = self.select(selectors)
+        if naming:
+            models = _with_classifiers(models, selected=bool(selectors))
         with self.hold(models):
             yield models
 
@@ -265,6 +290,23 @@ class Models:
         self._unloading.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("unloading failed unexpectedly", exc_info=task.exception())
+
+
+def without_classifier(field: str, model: Model) -> FailedPreconditionError:
+    """Return the error of a request that asks a model for names that it does not have."""
+    return FailedPreconditionError(
+        Reason.NO_CLASSIFIER,
+        f"{field}: {model.bundle.name} has no classifier and names no speakers; enrol your speakers and use Search, or "
+        "Verify for two voices",
+    )
+
+
+def _with_classifiers(models: Sequence[Model], *, selected: bool) -> tuple[Model, ...]:
+    able = tuple(model for model in models if model.bundle.has_classifier)
+    for index, model in enumerate(models):
+        if model not in able and (selected or not able):
+            raise without_classifier(f"models[{index}]" if selected else "models", model)
+    return able
 
 
 def _info(bundle: Bundle) -> ModelInfo:

@@ -154,6 +154,8 @@ class WindowAggregator:
                 self._silent.add(prediction)
             return
         self._spoken.add(prediction)
+        if not self._bundle.has_classifier:
+            return
         probabilities = softmax(prediction.logits / self._bundle.temperature)
         scores = self._bundle.open_set_scores(prediction.logits, prediction.embedding)
         self._timeline.add(window.start, window.stop, probabilities, scores)

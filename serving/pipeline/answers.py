@@ -111,6 +111,9 @@ def answer_of(query: QueryOptions, model: Model, output: ModelOutput | Exception
     if isinstance(output, Exception):
         return Failed(bundle.variant, bundle.version, output)
     prediction = output.prediction
+    if not bundle.has_classifier:
+        embedding = prediction.embedding if query.with_embedding else None
+        return Answer(bundle.variant, bundle.version, (), False, None, embedding, threshold_basis=ThresholdBasis.NONE)
     probabilities = softmax(prediction.logits / bundle.temperature)
     best = np.argsort(-prediction.logits, kind="stable")[: query.top_k or DEFAULT_TOP_K]
     explanation = None
@@ -128,16 +131,16 @@ def answer_of(query: QueryOptions, model: Model, output: ModelOutput | Exception
         embedding=prediction.embedding if query.with_embedding else None,
         timeline=tuple(_segment(model, turn) for turn in output.timeline),
         turn=None if output.turn is None else _segment(model, output.turn),
-        threshold_basis=bundle.calibration.basis,
+        threshold_basis=bundle.classification.basis,
     )
 
 
 def _segment(model: Model, turn: SpeakerTurn) -> Segment:
-    speaker, threshold = model.bundle.speakers[turn.label], model.bundle.calibration.threshold
+    speaker, threshold = model.bundle.speakers[turn.label], model.bundle.classification.threshold
     return Segment(turn.start_s, turn.end_s, speaker, turn.probability, turn.score >= threshold)
 
 
 def known(model: Model, prediction: Prediction) -> bool:
     """Return whether the score of the speaker with the best logit reaches the open-set threshold."""
     scores = model.bundle.open_set_scores(prediction.logits, prediction.embedding)
-    return bool(scores[prediction.logits.argmax()] >= model.bundle.calibration.threshold)
+    return bool(scores[prediction.logits.argmax()] >= model.bundle.classification.threshold)

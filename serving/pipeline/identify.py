@@ -296,7 +296,7 @@ def explained_label(query: QueryOptions, model: Model) -> int:
         NotFoundError: the model does not know the speaker to explain.
     """
     speakers = model.bundle.speakers
-    if not 0 <= query.top_k <= len(speakers):
+    if model.bundle.has_classifier and not 0 <= query.top_k <= len(speakers):
         raise InvalidArgumentError(
             Reason.ARGUMENT,
             f"top_k: {query.top_k}; give 1 to {len(speakers)} ({model.bundle.name} knows {len(speakers)} speakers), "

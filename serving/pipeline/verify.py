@@ -3,6 +3,7 @@
 The score is the cosine of the two embeddings.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -128,7 +129,7 @@ class Verifier:
             utterance.info,
             None if other is None else other.info,
             stopwatch.timings(),
-            model.bundle.calibration.verification_basis,
+            model.bundle.verification_basis,
             _mismatch(utterance.info, other.info.evidence if other else None, exemplars),
         )
 
@@ -157,8 +158,8 @@ class Verifier:
 
 
 def _threshold(bundle: Bundle, utterances: int) -> float:
-    """Return the calibrated threshold for a reference of that many utterances."""
-    return [threshold for size, threshold in bundle.verification_thresholds if size <= utterances][-1]
+    """Return the calibrated threshold for a reference of that many utterances; infinity without calibration."""
+    return [math.inf, *(threshold for size, threshold in bundle.verification_thresholds if size <= utterances)][-1]
 
 
 def _mismatch(audio: AudioInfo, other: Evidence | None, exemplars: Sequence[Exemplar]) -> Mismatch | None:

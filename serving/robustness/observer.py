@@ -101,7 +101,7 @@ class RobustnessObserver:
         """Follow the loaded models; counts of a variant that is gone remain."""
         bundles = [model.bundle for model in self._models]
         self._drift.set_bundles(bundles)
-        for variant in {bundle.variant for bundle in bundles} - self._variants:
+        for variant in {bundle.variant for bundle in bundles if bundle.has_classifier} - self._variants:
             if self._shadow.share:
                 for other in self._variants:
                     self._metrics.add_pair(*sorted((variant, other)))
@@ -109,7 +109,8 @@ class RobustnessObserver:
 
     def _sample(self, answer: MonitoredAnswer, kept: WindowOutput, request_id: str | None) -> None:
         saliency = not answer.explained and self._saliency.sample()
-        shadow = len({model.bundle.variant for model in self._models}) > 1 and self._shadow.sample()
+        naming = {model.bundle.variant for model in self._models if model.bundle.has_classifier}
+        shadow = len(naming) > 1 and self._shadow.sample()
         if not (saliency or shadow):
             return
         predictions = tuple(
@@ -156,10 +157,14 @@ class AnswerMeter:
             sound = replace(sound, clipped_share=answer.clipped_share)
         if sound is not None:
             self._record_sound(sound, answer.seconds, request_id)
-        if answer.scope is not MonitoringScope.ANSWER:
-            return
         for model, output in zip(answer.models, answer.outputs, strict=True):
             if isinstance(output, Exception):
+                continue
+            if not model.bundle.has_classifier:  # its traffic is embedded, compared and searched
+                if sound is not None:
+                    self._drift.add(model.bundle, drift_measures(sound, answer.seconds))
+                continue
+            if answer.scope is not MonitoringScope.ANSWER:
                 continue
             self._record_prediction(model, output.prediction, request_id)
             if sound is not None:

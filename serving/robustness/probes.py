@@ -2,7 +2,8 @@
 
 Probes pass through the decoder and the queues that requests use, so a regression (a wrong model, broken resampling, an
 overflow) shows without traffic. Every utterance runs through both graphs that identify, and is right only if both are;
-a clean one is also verified against its own embedding.
+a clean one is also verified against its own embedding. Where the network has no classifier, an utterance is right if
+its nearest enrolled voice is its speaker's, and both graphs find the same cosine to it.
 
 Probes run one at a time at bulk priority, with pauses, so a request waits for at most one of them. They count in no
 metric of requests. Results are shown when a round is complete, and removed when its model is no longer the newest.
@@ -23,7 +24,7 @@ from speakerlens.measures.probes import CLEAN, MAX_SECONDS, RESAMPLED, Condition
 from speakerlens.measures.saliency import deletion_index
 from speakerlens.serving.bundle import SAMPLE_RATE, ExpectedProbe
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.graphs import Arrays, ComparedJob, ExplainedPrediction, Job, check_finite
+from speakerlens.serving.engine.graphs import Arrays, ComparedJob, Comparison, ExplainedPrediction, Job, check_finite
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.metrics.robustness import ConditionResult, Probes
 from speakerlens.serving.models.registry import Model, Models, Selector
@@ -149,9 +150,16 @@ class Prober:
         samples = (await self._run_in_thread(partial(decode, audio, DurationLimit(2 * MAX_SECONDS)))).samples
         prediction = await _compute(model.predict, Job(samples))
         seconds = time.monotonic() - started
-        explained = await _compute(model.explain, Job(samples))
-        label = model.bundle.speakers.index(probes.utterances[index].speaker)
-        right = int(prediction.logits.argmax()) == int(explained.logits.argmax()) == label
+        explained: ExplainedPrediction | Comparison
+        if probes.voices is None:
+            explained = await _compute(model.explain, Job(samples))
+            label = model.bundle.speakers.index(probes.utterances[index].speaker)
+            right = int(prediction.logits.argmax()) == int(explained.logits.argmax()) == label
+        else:
+            best, cosine = probes.voices.nearest(prediction.embedding)
+            explained = await _compute(model.verify, ComparedJob(samples, probes.voices.directions[best]))
+            label = probes.voices.speakers.index(probes.utterances[index].speaker)
+            right = best == label and abs(explained.score - cosine) <= SELF_TOLERANCE
         if condition.interference == CLEAN:
             itself = await _compute(model.verify, ComparedJob(samples, prediction.embedding))
             right = right and abs(itself.score - 1.0) <= SELF_TOLERANCE
@@ -221,9 +229,9 @@ def _audio(probes: ProbeSet, index: int, condition: Condition) -> EncodedAudio |
 
 
 def _deletion_index(
-    model: Model, explained: ExplainedPrediction, probes: ProbeSet, index: int, condition: Condition
+    model: Model, explained: ExplainedPrediction | Comparison, probes: ProbeSet, index: int, condition: Condition
 ) -> float:
-    """Return the deletion index of the predicted speaker's fused map by the true mask; NaN without interference."""
+    """Return the deletion index of the best speaker's fused map by the true mask; NaN without interference."""
     dominated = probes.dominated(index, condition)
     if dominated is None:
         return math.nan

@@ -171,6 +171,8 @@ class SampleTasks:
         """
         await slot.idle()
         for bundle, _ in sample.predictions:
+            if not bundle.has_classifier:
+                continue
             model = next((model for model in self._models if model.bundle.digest == bundle.digest), None)
             if model is None:
                 raise Dropped
@@ -192,9 +194,10 @@ class SampleTasks:
         known = {bundle.digest: prediction for bundle, prediction in sample.predictions}
         named: list[tuple[Bundle, str]] = []
         errors: list[Exception] = []
-        if any(model.bundle.digest not in known for model in self._models.select([])):
+        naming = [model for model in self._models.select([]) if model.bundle.has_classifier]
+        if any(model.bundle.digest not in known for model in naming):
             await slot.idle()
-        with self._models.lease([]) as newest:
+        with self._models.lease([], naming=True) as newest:
             for model in newest:
                 try:
                     prediction = known.get(model.bundle.digest) or await _predict(model, sample.audio, slot)

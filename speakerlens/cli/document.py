@@ -93,7 +93,7 @@ def comparison_document(result: Comparison) -> dict[str, Any]:
         "variant": result.variant,
         "version": result.version,
         "score": _number(result.score),
-        "threshold": _number(result.threshold),
+        "threshold": None if result.threshold_basis is ThresholdBasis.NONE else _number(result.threshold),
         "same": result.same,
         **_basis(result.threshold_basis),
         "audio": _audio(result.audio),

@@ -88,6 +88,12 @@ PARTS = {
     "evaluate": PartCommand("measure trained variants under interference", _TRAINING, "train", ("evaluate",)),
     "study": PartCommand("train, evaluate and compare all variants over several seeds", _TRAINING, "train", ("study",)),
     "import-wespeaker": PartCommand("make a run of a WeSpeaker ResNet", _TRAINING, "train", ("import-wespeaker",)),
+    "models add": PartCommand(
+        "add a downloaded network, a run or a bundle to a server's folder",
+        "speakerlens.export.add",
+        "train",
+        program="speakerlens models add",
+    ),
     "export": PartCommand(
         "make verified model bundles of training runs",
         "speakerlens.export.cli",
@@ -106,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     name, rest = (words[0], words[1:]) if words and not words[0].startswith("-") else (None, words)
+    if name is not None and rest and f"{name} {rest[0]}" in PARTS:
+        return _run_part(f"{name} {rest[0]}", rest[1:])
     if name in CLIENT:
         return _call_server(parse(words))
     if name in PARTS:

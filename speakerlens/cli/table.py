@@ -85,7 +85,7 @@ def print_catalogue(address: str, catalogue: Catalogue) -> None:
         stages = ", ".join(stage.stage for stage in model.stages)
         cells = [
             f"{model.variant}@{model.version}",
-            str(len(model.speakers)),
+            "none" if model.without_classifier else str(len(model.speakers)),
             stages,
             f"{model.sample_rate} Hz",
             _threshold(model),

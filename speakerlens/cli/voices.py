@@ -117,6 +117,8 @@ def _print_comparison(arguments: argparse.Namespace, result: Comparison, written
     other = files.title(arguments.other) if arguments.enrolled is None else arguments.enrolled
     outcome = "same speaker" if result.same else "different speakers"
     scores = f"score {result.score:.3f}, threshold {result.threshold:.3f}"
+    if result.threshold_basis is ThresholdBasis.NONE:
+        outcome, scores = "not decided", f"score {result.score:.3f}; the model was exported without a threshold"
     files.print_line(f"{files.title(arguments.file)} and {other}: {outcome} ({result.name}: {scores})")
     for name, audio in ((files.title(arguments.file), result.audio), (other, result.other)):
         if audio is not None and audio.speech is False:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from speakerlens.export.boundary import BoundaryReferences
-from speakerlens.export.bundle import ExportError, Report, choose_utterances, export_run, file_digests, schema
+from speakerlens.export.bundle import ExportError, Options, Report, choose_utterances, export_run, file_digests, schema
 from speakerlens.export.cli import main
 from speakerlens.export.onnx_graphs import GraphError, check_graph
 from speakerlens.export.verify import verify_bundle
@@ -29,7 +29,7 @@ FILES = {
 }  # fmt: skip
 
 
-def nothing() -> None:
+def nothing(done: int, total: int) -> None:
     """Ignore progress."""
 
 
@@ -304,7 +304,7 @@ def test_parallel_exports_of_a_variant_get_two_versions(
 ) -> None:
     """The second waits for the first and takes the next number, which is in the files."""
 
-    def slowly(folder: Path, run: Run, corpus: Corpus, version: int, rate: float, probes: bool, report: Report) -> None:
+    def slowly(folder: Path, run: Run, corpus: Corpus, version: int, options: Options, report: Report) -> None:
         time.sleep(0.5)
         (folder / "bundle.json").write_text(f'{{"version": {version}}}')
 

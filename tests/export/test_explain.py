@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from speakerlens.export.boundary import BoundaryReferences
-from speakerlens.export.parity import MAPS, Case, nearest_errors
+from speakerlens.export.parity import nearest_errors
+from speakerlens.export.runtimes import MAPS, Case
 from speakerlens.training.checkpoint import load_run
 from tests.conftest import VARIANTS
 from tests.export.reference import Weights, layercam

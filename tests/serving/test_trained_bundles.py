@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from speakerlens.export.boundary import BoundaryReferences
-from speakerlens.export.parity import Case, eager, nearest_errors
+from speakerlens.export.parity import nearest_errors
+from speakerlens.export.runtimes import Case, eager
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.models.reader import read_bundle
 from speakerlens.training.checkpoint import load_run

@@ -110,7 +110,8 @@ def calibrate_verification(
     if persons < 2:
         raise UserError(f"{corpus.root}: its dev split has one person only; verification needs at least two")
     thresholds = (_threshold(embedded, size, false_acceptance) for size in REFERENCES)
-    whose: Strangers = "held-out speakers" if out_of_set else "known speakers"
+    # A network without a classifier was trained on none of these speakers.
+    whose: Strangers = "held-out speakers" if out_of_set or not network.classes else "known speakers"
     return Verification(tuple(each for each in thresholds if each), false_acceptance, whose, persons)
 
 

@@ -24,8 +24,6 @@ _SPEEDS = 3
 """With speed perturbation every speaker has a class at each of the speeds 1.0, 0.9 and 1.1; those at 1.0 come first."""
 
 _COSINE_CLASSIFIERS = ("arc_margin", "add_margin")
-_BATCHES = "num_batches_tracked"
-"""Ending of counters that training needs; safetensors files often lack them."""
 
 _OTHERS = (
     (
@@ -36,9 +34,9 @@ _OTHERS = (
         r"sincnet\..*\blstm|lstm\.weight_ih",
         "pyannote's segmentation network (PyanNet), which finds speech, not speakers",
     ),
+    (r"head\.(conv1|layer1).*xvector|xvector\.(tdnn|block\d)", "a CAM++ network"),
     (r"sincnet\.|tdnns?\.\d|frame_?\d\.|xvector", "an x-vector network (TDNN)"),
     (r"se_res2block|res2net|blocks\.\d+\.tdnn1|asp_bn|mfa\.", "an ECAPA-TDNN"),
-    (r"head\.(conv1|layer1).*xvector|xvector\.(tdnn|block\d)", "a CAM++ network"),
     (r"\bfront\.|simam", "a SimAM-ResNet"),
     (r"layer\d\.\d+\.(convs|bns)\.|fuse_mode|layer\d_downsample", "an ERes2Net"),
     (r"backbone\.stage|to1d|fin_wght1d", "a ReDimNet"),
@@ -147,16 +145,6 @@ def classes_of(weights: Weights, speakers: Sequence[str], settings: Settings, em
             f"many, or a third as many with speed perturbation; {instead}"
         )
     return classes[:count].float()
-
-
-def with_counters(encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return an encoder's weights with the counters of its normalisations, which are 0 where they are missing."""
-    counters = {
-        f"{name.removesuffix('running_mean')}{_BATCHES}": torch.tensor(0)
-        for name in encoder
-        if name.endswith(".running_mean")
-    }
-    return {**counters, **encoder}
 
 
 def _instead(encoder: Mapping[str, Tensor]) -> str:

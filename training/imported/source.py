@@ -9,7 +9,7 @@ from speakerlens.training.config import Config, DataConfig, HeadConfig, NetworkC
 from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.imported.folder import CONFIG
-from speakerlens.training.imported.networks import network_config, with_counters
+from speakerlens.training.imported.networks import network_config
 from speakerlens.training.imported.settings import Settings, described_settings, read_settings
 from speakerlens.training.imported.weights import Checkpoint, Weights, read_checkpoint
 from speakerlens.training.model.network import SpeakerNetwork
@@ -32,7 +32,7 @@ class Source(NamedTuple):
     def model(self, config: Config, classes: int) -> SpeakerNetwork:
         """Return a network with the checkpoint's encoder, in evaluation mode; its head is new, or none."""
         model = SpeakerNetwork(config.network, config.head, classes)
-        model.encoder.load_state_dict(with_counters(self.weights.encoder))
+        model.encoder.load_state_dict(self.weights.encoder)
         return model.eval()
 
     def digest(self) -> str:
@@ -86,7 +86,7 @@ def embedding_run(source: Source, variant: str, corpus: Corpus | None) -> Run:
         config=config,
         speakers=(),
         network=source.model(config, 0),
-        corpus=None if corpus is None else corpus.root,
+        corpus_folder=None if corpus is None else corpus.root,
         corpus_digest=source.digest() if corpus is None else corpus.digest,
         step=1,
         updates=1,

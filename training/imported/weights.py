@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -59,7 +60,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: {broken[0]} contains NaN or infinity")
     classifier = {name: value for name, value in weights.items() if name.startswith("projection.")}
     encoder = {name: value for name, value in weights.items() if name not in classifier}
-    return Checkpoint(Weights(encoder, classifier), network, arguments)
+    return Checkpoint(Weights(_with_counters(encoder), classifier), network, arguments)
 
 
 def _read(path: Path) -> Any:
@@ -88,6 +89,16 @@ def _description(content: Any) -> tuple[str | None, Mapping[str, Any]]:
     arguments = content.get("hyper_parameters")
     plain = {k: v for k, v in arguments.items() if not isinstance(v, StandIn)} if isinstance(arguments, dict) else {}
     return network if isinstance(network, str) else None, plain
+
+
+def _with_counters(encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an encoder's weights with the counters of its normalisations, 0 where a safetensors file lacks them."""
+    counters = {
+        f"{name.removesuffix('running_mean')}num_batches_tracked": torch.tensor(0)
+        for name in encoder
+        if name.endswith(".running_mean")
+    }
+    return {**counters, **encoder}
 
 
 def _plain_name(name: str) -> str:

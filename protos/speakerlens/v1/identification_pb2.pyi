@@ -162,6 +162,8 @@ class _ThresholdBasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Thresh
     """Speakers that the network was trained to tell apart, for want of others: more out-of-set speakers than the bundle
     says reach the threshold.
     """
+    THRESHOLD_BASIS_NONE: _ThresholdBasis.ValueType  # 3
+    """Nothing: the bundle was exported without recordings. The threshold is infinite, and `same` false."""
 
 class ThresholdBasis(_ThresholdBasis, metaclass=_ThresholdBasisEnumTypeWrapper):
     """Whose utterances a threshold was set on."""
@@ -173,6 +175,8 @@ THRESHOLD_BASIS_KNOWN_SPEAKERS: ThresholdBasis.ValueType  # 2
 """Speakers that the network was trained to tell apart, for want of others: more out-of-set speakers than the bundle
 says reach the threshold.
 """
+THRESHOLD_BASIS_NONE: ThresholdBasis.ValueType  # 3
+"""Nothing: the bundle was exported without recordings. The threshold is infinite, and `same` false."""
 Global___ThresholdBasis: _TypeAlias = ThresholdBasis  # noqa: Y015
 
 class _Decision:

@@ -13,7 +13,8 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from speakerlens.export.boundary import BoundaryReferences
-from speakerlens.export.parity import Case, nearest_errors
+from speakerlens.export.parity import nearest_errors
+from speakerlens.export.runtimes import Case
 from speakerlens.training.checkpoint import load_run
 from tests.conftest import VARIANTS
 from tests.serving.api.requests import MAPS, OUTPUTS, identified, inputs, padded, requested

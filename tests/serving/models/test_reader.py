@@ -406,7 +406,7 @@ def test_scorer_of_a_bundle_decides_who_is_known(tmp_path: Path) -> None:
     # x²·quadratic of a vector of length one is 1.
     found = bundle.open_set_scores(logits + 2, embedding)
     np.testing.assert_allclose(found, 2 + 1 + np.arange(len(toy.speakers())), rtol=1e-6)
-    assert (bundle.calibration.noises, bundle.calibration.threshold) == (7, 5.0)
+    assert (bundle.classification.noises, bundle.classification.threshold) == (7, 5.0)
     plain = read_bundle(toy.write_bundle(tmp_path / "plain", "v", 1))
     np.testing.assert_allclose(plain.open_set_scores(logits + 3, embedding), 3 / toy.SCALE)
 

@@ -57,7 +57,7 @@ def find_corpus(runs: Runs, folder: Path | None) -> Corpus:
         UserError: it is missing, has changed, or has no test utterances.
     """
     trained = next(iter(runs.values()))
-    where = folder or trained.own_corpus
+    where = folder or trained.corpus
     if folder is None and not where.is_dir():
         raise UserError(f"{where}: the corpus of the runs is not there; if it was moved, give its folder with --corpus")
     corpus = load_corpus(where)
