@@ -20,7 +20,7 @@ from speakerlens.training.checkpoint import CHECKPOINT
 from speakerlens.training.data.manifest import load_corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import make_folder
-from speakerlens.training.imported.folder import find_files, variant_name
+from speakerlens.training.imported.folder import find_files, plain_name, variant_name
 from speakerlens.training.imported.source import embedding_run, read_source
 
 _HELP = """\
@@ -110,9 +110,11 @@ def add(path: Path, bundles: Path, name: str | None = None, corpus: Path | None 
 
 
 def _checked_name(name: str) -> str:
-    plain = variant_name(Path("/") / name)
+    plain = plain_name(name)
     if plain != name:
-        raise UserError(f"--name {name}: a name has small letters, digits and hyphens, at most 63, such as {plain}")
+        raise UserError(
+            f"--name {name}: a name has small letters, digits and hyphens, at most 63, such as {plain or 'my-model'}"
+        )
     return name
 
 

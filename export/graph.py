@@ -130,7 +130,7 @@ class ExportedNetwork(nn.Module):
         for block in self.blocks:
             before = mask
             if block.stride == 2:
-                frames, mask = (frames + 1) // 2, mask[:, :, :, ::2]
+                frames, mask = halved(frames), mask[:, :, :, ::2]
             _, x = block(x, before, mask)
         _, _, embedding = self._embed(x, frames, mask)
         return Prediction(self._logits(embedding), embedding)
@@ -182,7 +182,7 @@ class ExportedNetwork(nn.Module):
         for block in self.blocks:
             before = mask
             if block.stride == 2:
-                frames, mask = (frames + 1) // 2, mask[:, :, :, ::2]
+                frames, mask = halved(frames), mask[:, :, :, ::2]
             inputs.append(x)
             hidden, x = block(x, before, mask)
             hiddens.append(hidden)
@@ -246,6 +246,11 @@ class ExportedNetwork(nn.Module):
         by_mean, by_deviation = by_mean.reshape(mean.shape), by_deviation.reshape(mean.shape)
         count = activations.columns.to(x.dtype)[:, None, None, None]
         return by_mean / count + by_deviation / deviation * (x - mean) / (count - 1).clamp_min(1)
+
+
+def halved(columns: Tensor) -> Tensor:
+    """Return the number of columns after a stride of 2, int64 [batch]: half of them, rounded up."""
+    return torch.div(columns + 1, 2, rounding_mode="trunc")  # `//` would check for signs
 
 
 def cosine_gradient(embedding: Tensor, weight: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Write a bundle's ONNX graphs: standard operators, dynamic batch and length, metadata."""
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from speakerlens.export.graph import Explanation, ExportedNetwork, Prediction, Verification
+from speakerlens.training.model.network import STRIDES
 
 OPSET = 18
 PREDICT, EXPLAIN, VERIFY = "predict.onnx", "explain.onnx", "verify.onnx"
@@ -79,8 +81,9 @@ def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str
         GraphError: a graph has operators outside the standard or without a CUDA kernel.
     """
     graphs = _graphs(network) if network.classes else _embedding_graphs(network)
+    rows = [-(-network.front_end.mel_bins // stride) for stride in STRIDES]
     for name, model in graphs.items():
-        _name_dimensions(model)
+        _name_dimensions(model, rows)
         onnx.helper.set_model_props(model, dict(facts))
         check_graph(model, name)
         onnx.save(model, str(folder / name))
@@ -143,20 +146,24 @@ def _inputs(network: ExportedNetwork) -> dict[str, Tensor]:
 
 
 def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
-    """Return the graph of a module with named inputs and outputs, with dynamic batch and length."""
-    with _quiet():
-        program = torch.onnx.export(
+    """Return the graph of a module with named inputs and outputs, with dynamic batch and length.
+
+    By the exporter that records operators as they run: `torch.export` and its decompositions take thirty times as long
+    (docs/decisions/0069-export-in-a-minute.md).
+    """
+    content = io.BytesIO()
+    with _quiet(), torch.no_grad():
+        torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
-            dynamo=True,
+            content,
+            dynamo=False,
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=tuple({0: "batch", 1: "samples"} if name == "audio" else {0: "batch"} for name in inputs),
-            verbose=False,
+            dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)} | {"audio": {0: "batch", 1: "samples"}},
         )
-    assert program is not None
-    model: onnx.ModelProto = program.model_proto
+    model: onnx.ModelProto = onnx.load_from_string(content.getvalue())
     return model
 
 
@@ -174,12 +181,14 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
         output.name = new if output.name == old else output.name
 
 
-def _name_dimensions(model: onnx.ModelProto) -> None:
-    """Name the dynamic dimensions of the outputs, in place of the exporter's expressions."""
+def _name_dimensions(model: onnx.ModelProto, rows: Sequence[int]) -> None:
+    """Name the dynamic dimensions of the outputs, in place of the exporter's; `rows` are those of each stage's map."""
     for output in model.graph.output:
         dimensions = output.type.tensor_type.shape.dim
         if len(dimensions) == 3:
-            dimensions[2].dim_param = "frames" if output.name == "features" else f"columns_{output.name[-2:]}"
+            is_map = output.name != "features"
+            dimensions[1].dim_value = rows[int(output.name[-1]) - 1] if is_map else rows[0]
+            dimensions[2].dim_param = f"columns_{output.name[-2:]}" if is_map else "frames"
     # The shapes of inner values use the exporter's names for the same dimensions.
     del model.graph.value_info[:]
 

@@ -164,12 +164,10 @@ def conditions(interference: Sequence[str], snrs_db: Sequence[float]) -> tuple[C
 def files(entry: Mapping[str, Any]) -> list[str]:
     """Return the paths, relative to the bundle, of a probe set's files; `entry` is `probes` of `bundle.json`."""
     named = [each["file"] for each in entry["utterances"]]
-    if "voices" in entry:
-        named.append(entry["voices"]["file"])
-    for number in range(len(named)):
+    for number in range(len(entry["utterances"])):
         named.append(_path(entry, RESAMPLED, number, "flac"))
         named += [_path(entry, kind, number, ending) for kind in entry["interference"] for ending in ("flac", "npy")]
-    return named
+    return [*named, entry["voices"]["file"]] if "voices" in entry else named
 
 
 def mix(speech: NDArray[np.float32], interference: NDArray[np.float32], snr_db: float) -> NDArray[np.float32]:

@@ -36,7 +36,7 @@ def source_of(folder: Path) -> Source:
 
 def embedding(source: Source, audio: np.ndarray[Any, Any]) -> torch.Tensor:
     with torch.inference_mode():
-        return source.model(source.config(1.0), 0)(torch.from_numpy(audio)[None])[1][0]
+        return source.model(source.config(1.0), 0).activations(torch.from_numpy(audio)[None]).embedding[0]
 
 
 def plain_config(folder: Path, network: ReferenceResNet) -> Path:
@@ -137,7 +137,7 @@ def zipped(file: Path, network: ReferenceResNet) -> None:
 
 
 def script(file: Path, network: ReferenceResNet) -> None:
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(file))  # type: ignore[no-untyped-call]
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(file))
 
 
 def names(*others: str) -> Callable[[Path, ReferenceResNet], object]:

@@ -38,8 +38,12 @@ def variant_name(path: Path) -> str:
     folder = path.resolve() if path.is_dir() else path.resolve().parent
     cached = [part for part in folder.parts if part.startswith("models--")]
     name = cached[-1].rpartition("--")[2] if cached else folder.name
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_NAME].strip("-")
-    return plain or "imported"
+    return plain_name(name) or "imported"
+
+
+def plain_name(name: str) -> str:
+    """Return a name in small letters, digits and hyphens, at most 63; empty if it has none of them."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_NAME].strip("-")
 
 
 def _weights(folder: Path) -> Path:

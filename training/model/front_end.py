@@ -87,7 +87,8 @@ class LogMel(nn.Module):
 # TorchScript reads no global variable, only a default.
 def frame_count(lengths: Tensor, frame_length: int = FRAME_LENGTH, frame_shift: int = FRAME_SHIFT) -> Tensor:
     """Return the number of complete frames in `lengths` samples [batch] (Kaldi's `snip_edges`), at least 1."""
-    return torch.div((lengths - frame_length).clamp_min(0), frame_shift, rounding_mode="floor") + 1
+    # Of what is not negative, truncation is the floor, and one operator in a graph.
+    return torch.div((lengths - frame_length).clamp_min(0), frame_shift, rounding_mode="trunc") + 1
 
 
 def time_mask(frames: Tensor, columns: int) -> Tensor:
