@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -59,10 +60,10 @@ def bundles(downloaded: Path, corpus: Corpus) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> ServerProcess:
+def server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     store = tmp_path_factory.mktemp("store") / "speakers.sqlite"
     with ServerProcess(bundles, f"--speakers={store}") as process:
-        yield process  # type: ignore[misc]
+        yield process
 
 
 def selector(variant: str) -> pb.ModelSelector:
@@ -172,8 +173,9 @@ def test_identify_is_refused_and_search_is_named(server: ServerProcess, variant:
     with pytest.raises(grpc.RpcError) as caught:
         server.identify(pb.IdentifyRequest(audio=audio, models=models))
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert caught.value.details().startswith(f"models[1]: {variant}/1 has no classifier and names no speakers; enrol")
-    assert "use Search" in caught.value.details()
+    details = str(caught.value.details())
+    assert details.startswith(f"models[1]: {variant}/1 has no classifier and names no speakers; enrol your speakers")
+    assert "use Search" in details
     batch = pb.IdentifyBatchRequest(requests=[pb.IdentifyRequest(audio=audio, models=models)])
     [result] = server.stub.IdentifyBatch(batch, timeout=60).results
     assert (result.failure.code, "Search" in result.failure.message) == ("FAILED_PRECONDITION", True)
