@@ -82,6 +82,9 @@ PARTS = {
     "serve": PartCommand(
         "serve model bundles over gRPC", "speakerlens.serving.__main__", "cpu", program="speakerlens serve"
     ),
+    "bundles": PartCommand(
+        "fetch model bundles over HTTPS or from S3", "speakerlens.cli.bundles", "cpu", program="speakerlens bundles"
+    ),
     "prepare": PartCommand("make a corpus: demo voices, or folders of recordings", _TRAINING, "train", ("prepare",)),
     "pack": PartCommand("copy a corpus to one memory-mapped file", _TRAINING, "train", ("pack",)),
     "train": PartCommand("train one variant", _TRAINING, "train", ("train",)),
