@@ -1,0 +1,121 @@
+"""Every flag, variable, command, port, page and metric that chart, compose, dashboards and docs name is there."""
+
+import re
+
+import pytest
+import yaml
+
+from speakerlens.balancing import REPEATABLE
+from speakerlens.serving.api.identification import SERVICE
+from speakerlens.serving.api.inference import SERVICE as INFERENCE
+from speakerlens.serving.metrics.http import LIVE, READY, HealthPages
+from speakerlens.serving.metrics.registry import Page
+from tests.conftest import ROOT
+from tests.deploy import naming
+
+CHART = ROOT / "deploy" / "chart"
+
+
+def unknown(pattern: re.Pattern[str], known: set[str], files: list[naming.Path] | None = None) -> list[str]:
+    found = naming.named(pattern, naming.FILES if files is None else files)
+    assert found, "the pattern finds nothing: the test shows nothing"
+    return sorted(f"{place}: {name}" for name, place in found.items() if name not in known)
+
+
+def test_flags_are_known() -> None:
+    foreign = set().union(*naming.FOREIGN_FLAGS.values())
+    assert unknown(naming.FLAG, naming.own_flags() | foreign) == []
+
+
+def test_flags_of_the_chart_are_the_servers() -> None:
+    """With the one of `bundles fetch`, and those of helm in comments."""
+    files = [CHART / "templates" / "_helpers.tpl", CHART / "templates" / "deployment.yaml", CHART / "values.yaml"]
+    assert unknown(naming.FLAG, naming.server_flags() | {"out"}, files) == []
+
+
+def test_variables_are_known() -> None:
+    assert unknown(naming.VARIABLE, naming.variables()) == []
+
+
+def test_commands_are_known() -> None:
+    assert unknown(naming.COMMAND, naming.commands()) == []
+
+
+def test_ports_are_the_servers() -> None:
+    known = naming.ports() | set(naming.FOREIGN_PORTS) | naming.EXAMPLE_PORTS
+    assert unknown(naming.PORT, set(map(str, known))) == []
+
+
+def test_metrics_are_known() -> None:
+    # The label of an index, and Python's names.
+    assert unknown(naming.METRIC, naming.metrics(), naming.DEPLOYED) == []
+    assert unknown(naming.METRIC, naming.metrics(), naming.DOCUMENTS) == []
+
+
+def test_recorded_series_have_a_rule() -> None:
+    assert unknown(naming.RECORDED, naming.recorded()) == []
+
+
+def page(path: str, ready: bool) -> tuple[str, bytes]:
+    statuses: list[str] = []
+    pages = HealthPages(lambda: ready, Page().application())
+    body = b"".join(
+        pages({"PATH_INFO": path, "REQUEST_METHOD": "GET"}, lambda status, headers: statuses.append(status))
+    )
+    return statuses[0], body
+
+
+def test_pages_of_probes_and_checks_are_served() -> None:
+    """The metrics port answers everything else with the metrics, so a wrong path would look right."""
+    known = {LIVE, READY, "/metrics"}
+    files = [file for file in naming.DEPLOYED if file.suffix in (".yaml", ".cfg", ".conf")]
+    found = naming.named(re.compile(r"(?:GET |path: |httpGet: \{path: )(/[\w/]*)"), files)
+    assert {LIVE, READY, "/metrics"} <= set(found)
+    assert sorted(f"{place}: {path}" for path, place in found.items() if path not in known) == []
+    assert page(READY, ready=True) == ("200 OK", b"ok\n")
+    assert page(READY, ready=False)[0].startswith("503")
+    assert page(LIVE, ready=False) == ("200 OK", b"ok\n")
+
+
+def test_services_of_the_route_are_the_servers() -> None:
+    text = (CHART / "templates" / "gateway.yaml").read_text("utf-8")
+    (listed,) = re.findall(r"range list (.*?) }}", text)
+    assert set(re.findall(r'"([^"]+)"', listed)) == {SERVICE, INFERENCE, "grpc.health.v1.Health"}
+
+
+def test_envoy_repeats_what_the_client_repeats() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "balancing" / "envoy.yaml").read_text("utf-8"))
+    manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    routes = manager["route_config"]["virtual_hosts"][0]["routes"]
+    pattern = re.compile(routes[0]["match"]["safe_regex"]["regex"])
+    from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb  # noqa: PLC0415
+
+    methods = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].methods
+    repeated = {method.name for method in methods if pattern.fullmatch(f"/{SERVICE}/{method.name}")}
+    assert repeated == set(REPEATABLE)
+    rest = routes[1]["route"]["retry_policy"]["retry_on"].split(",")
+    assert set(rest) == {"connect-failure", "refused-stream"}, "what the server has not looked at"
+
+
+def test_values_have_a_schema_and_are_used() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text("utf-8"))
+    templates = "".join(file.read_text("utf-8") for file in (CHART / "templates").iterdir())
+
+    def walk(part: dict[str, object], about: dict[str, dict[str, object]], path: str) -> None:
+        assert set(part) == set(about) - {"global"}, path
+        for name, value in part.items():
+            inner = about[name].get("properties")
+            if isinstance(value, dict) and isinstance(inner, dict):
+                assert about[name]["additionalProperties"] is False, name
+                walk(value, inner, f"{path}.{name}")
+            else:
+                assert f".Values{path}.{name}" in templates, f"{path}.{name} is not used"
+
+    walk(values, schema["properties"], "")
+
+
+@pytest.mark.parametrize("name", ["alerts.yml", "recording.yml", "robustness.json", "service.json"])
+def test_chart_has_the_rules_and_dashboards_themselves(name: str) -> None:
+    folder = "prometheus" if name.endswith(".yml") else "grafana/dashboards"
+    assert (CHART / "files" / name).resolve() == ROOT / "deploy" / folder / name
