@@ -1,4 +1,4 @@
-"""What the files for operators name: flags, variables, commands, ports, paths and metrics; and what the programs know."""
+"""What the files for operators name: flags, variables, commands, ports, metrics; and what the programs know."""
 
 import ast
 import re
@@ -46,7 +46,16 @@ FOREIGN_FLAGS = {
     "health check": {"interval", "timeout", "start-period", "retries", "from"},
     "prometheus": {"storage.tsdb.path", "config.file", "enable-feature"},
     "buf": {"protocol", "http2-prior-knowledge", "list-methods", "cacert", "cert", "key"},
-    "torchrun": {"standalone", "nproc-per-node", "nnodes", "master-addr", "rdzv-backend", "rdzv-endpoint"},
+    "torchrun": {
+        "standalone",
+        "nproc-per-node",
+        "nnodes",
+        "master-addr",
+        "rdzv-backend",
+        "rdzv-endpoint",
+        "rdzv-id",
+        "max-restarts",
+    },
     "helm and kubectl": {
         "namespace",
         "set",
@@ -57,6 +66,7 @@ FOREIGN_FLAGS = {
         "from-literal",
         "wait",
     },
+    "perf_analyzer": {"input-data", "concurrency-range"},
     "git and pytest": {"no-scope", "dist", "no-loadscope-reorder", "tags"},
 }
 # Ports of other programs, and of examples.
@@ -66,17 +76,18 @@ FOREIGN_PORTS = {
     3000: "grafana",
     4317: "OTLP",
     5432: "PostgreSQL",
+    29500: "torchrun",
     443: "HTTPS",
 }
 EXAMPLE_PORTS = {50050, 50052, 50053, 8001, 8002, 8003, 7000}
 
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9]+(?:[-.][a-z0-9]+)*)")
 VARIABLE = re.compile(rf"\b{PREFIX}[A-Z][A-Z_]*[A-Z]\b")
-COMMAND = re.compile(r"(?:^|[`\s\[(])speakerlens ([a-z]+(?:-[a-z]+)*)(?=[\s`\])]|$)", re.MULTILINE)
-PORT = re.compile(r"(?<=[a-zA-Z0-9.\]]:)(\d{4,5})\b(?![:.\d-])")
+COMMAND = re.compile(r"(?:^ *(?:\$ )?|`|\| |\[)speakerlens,? ([a-z]+(?:-[a-z]+)*)(?=[\s`,]|$)")
+# Not the user and group of an image.
+PORT = re.compile(r"(?<!10001:)(?<=[a-zA-Z0-9.\]]:)(\d{4,5})\b(?![:.\d-])")
 METRIC = re.compile(r"(?<![\w.:/])speakerlens_[a-z0-9_]+\b(?!\.)(?!\()")
 RECORDED = re.compile(r"(?<!\w)speakerlens:[a-z0-9_]+:[a-z0-9_]+")
-PAGE = re.compile(r"(?:GET |path: |:8000|`)(/[a-z]+z?)\b(?![/\w.])")
 
 
 def server_flags() -> set[str]:
@@ -157,11 +168,16 @@ def recorded() -> set[str]:
     return {rule["record"] for group in groups for rule in group["rules"]}
 
 
-def named(pattern: re.Pattern[str], files: list[Path]) -> dict[str, str]:
-    """Return what a pattern finds in files, each with the first place."""
+def named(pattern: re.Pattern[str], files: list[Path], *, code: bool = False) -> dict[str, str]:
+    """Return what a pattern finds in files, each with the first place; with `code`, in pages only in blocks of code."""
     found: dict[str, str] = {}
     for file in files:
+        fenced = not code or file.suffix != ".md"
         for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+            if code and file.suffix == ".md":
+                fenced ^= line.lstrip().startswith("```")
+            if not fenced and "`speakerlens" not in line:
+                continue
             for match in pattern.finditer(line):
                 found.setdefault(match[1] if pattern.groups else match[0], f"{file.relative_to(ROOT)}:{number}")
     return found

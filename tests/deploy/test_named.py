@@ -1,11 +1,13 @@
 """Every flag, variable, command, port, page and metric that chart, compose, dashboards and docs name is there."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 
 from speakerlens.balancing import REPEATABLE
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.api.identification import SERVICE
 from speakerlens.serving.api.inference import SERVICE as INFERENCE
 from speakerlens.serving.metrics.http import LIVE, READY, HealthPages
@@ -16,8 +18,10 @@ from tests.deploy import naming
 CHART = ROOT / "deploy" / "chart"
 
 
-def unknown(pattern: re.Pattern[str], known: set[str], files: list[naming.Path] | None = None) -> list[str]:
-    found = naming.named(pattern, naming.FILES if files is None else files)
+def unknown(
+    pattern: re.Pattern[str], known: set[str], files: list[Path] | None = None, *, code: bool = False
+) -> list[str]:
+    found = naming.named(pattern, naming.FILES if files is None else files, code=code)
     assert found, "the pattern finds nothing: the test shows nothing"
     return sorted(f"{place}: {name}" for name, place in found.items() if name not in known)
 
@@ -38,7 +42,7 @@ def test_variables_are_known() -> None:
 
 
 def test_commands_are_known() -> None:
-    assert unknown(naming.COMMAND, naming.commands()) == []
+    assert unknown(naming.COMMAND, naming.commands(), code=True) == []
 
 
 def test_ports_are_the_servers() -> None:
@@ -47,7 +51,6 @@ def test_ports_are_the_servers() -> None:
 
 
 def test_metrics_are_known() -> None:
-    # The label of an index, and Python's names.
     assert unknown(naming.METRIC, naming.metrics(), naming.DEPLOYED) == []
     assert unknown(naming.METRIC, naming.metrics(), naming.DOCUMENTS) == []
 
@@ -88,8 +91,6 @@ def test_envoy_repeats_what_the_client_repeats() -> None:
     manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     routes = manager["route_config"]["virtual_hosts"][0]["routes"]
     pattern = re.compile(routes[0]["match"]["safe_regex"]["regex"])
-    from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb  # noqa: PLC0415
-
     methods = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].methods
     repeated = {method.name for method in methods if pattern.fullmatch(f"/{SERVICE}/{method.name}")}
     assert repeated == set(REPEATABLE)
