@@ -1,7 +1,7 @@
 """Act as Kubernetes' kubelet on a rendered Deployment: start the container's process, probe it, and stop it.
 
 There is no container: the process is that of the image's entrypoint with the manifest's arguments and environment.
-Ports and mounted folders are replaced by free ones, and all durations are shortened by one factor. Where that is allowed
+Ports and mounted folders are replaced by free ones, and all durations are shortened by one factor. Where it is allowed
 (root on Linux), the process has a read-only file system but for its `/tmp`, and no capabilities.
 """
 
