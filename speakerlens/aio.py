@@ -8,15 +8,17 @@ from typing import Any, Self, TypeVar
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from speakerlens import requests, responses
+from speakerlens import requests, responses, search_requests, search_responses
 from speakerlens.balancing import DEFAULT_BALANCING, Balancing, Target
 from speakerlens.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls, open_async_channel
 from speakerlens.errors import ClientError, translated
 from speakerlens.identification import Identification
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
-from speakerlens.requests import AudioSource, Chunk, ExplainChoice, StreamOptions, StreamRequests
+from speakerlens.requests import AudioSource, Chunk, ExplainChoice, StreamMessages, StreamOptions
 from speakerlens.results import Catalogue, Comparison, Embeddings, EnrolledSpeaker, WindowResult
+from speakerlens.search_requests import SearchStreamOptions
+from speakerlens.search_results import SearchResult, SearchWindow
 
 _Result = TypeVar("_Result")
 
@@ -81,22 +83,50 @@ class AsyncSpeakerClient:
 
         return await self._call(self._stub.IdentifyBatch, request, read, timeout)
 
-    async def identify_stream(
+    def identify_stream(
         self, chunks: AsyncIterable[Chunk], options: StreamOptions, *, timeout: float | None = None
     ) -> AsyncIterator[WindowResult | Identification]:
         """Identify the speakers of live audio from an asynchronous iterator; see `SpeakerClient.identify_stream`."""
-        outgoing = StreamRequests(options)
-        call = self._stub.IdentifyStream(outgoing.messages_async(chunks), timeout=timeout)
-        try:
-            with translated(self.address):
-                async for message in call:
-                    yield responses.stream_answer(message)
-        except (ClientError, asyncio.CancelledError):
-            if outgoing.error is not None:
-                raise outgoing.error from None
-            raise
-        finally:
-            call.cancel()
+        outgoing = requests.stream(options)
+        return self._stream(self._stub.IdentifyStream, outgoing, chunks, responses.stream_answer, timeout)
+
+    async def search(
+        self,
+        audio: AudioSource,
+        *,
+        rate: int | None = None,
+        variant: str | None = None,
+        speakers: Sequence[str] = (),
+        top_k: int | None = None,
+        explain: ExplainChoice = False,
+        timeout: float | None = None,
+    ) -> SearchResult:
+        """Find out which enrolled speaker is speaking, or that none of them is; see `SpeakerClient.search`."""
+        request = await asyncio.to_thread(search_requests.search, audio, rate, variant, speakers, top_k, explain)
+        return await self._call(self._stub.Search, request, search_responses.search_result, timeout)
+
+    async def search_many(
+        self,
+        audios: Sequence[AudioSource],
+        *,
+        rate: int | None = None,
+        variant: str | None = None,
+        speakers: Sequence[str] = (),
+        top_k: int | None = None,
+        explain: ExplainChoice = False,
+        timeout: float | None = None,
+    ) -> tuple[SearchResult | ClientError, ...]:
+        """Search for the speakers of many utterances in one call; see `SpeakerClient.search_many`."""
+        request = await asyncio.to_thread(search_requests.search_batch, audios, rate, variant, speakers, top_k, explain)
+        read = partial(search_responses.search_batch, count=len(audios), address=self.address)
+        return await self._call(self._stub.SearchBatch, request, read, timeout)
+
+    def search_stream(
+        self, chunks: AsyncIterable[Chunk], options: SearchStreamOptions, *, timeout: float | None = None
+    ) -> AsyncIterator[SearchWindow | SearchResult]:
+        """Search for the speakers of live audio from an asynchronous iterator; see `SpeakerClient.search_stream`."""
+        outgoing = search_requests.search_stream(options)
+        return self._stream(self._stub.SearchStream, outgoing, chunks, search_responses.search_stream_answer, timeout)
 
     async def embed(
         self,
@@ -184,6 +214,27 @@ class AsyncSpeakerClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _stream(
+        self,
+        method: Callable[..., Any],
+        outgoing: StreamMessages[Any],
+        chunks: AsyncIterable[Chunk],
+        read: Callable[[Any], _Result],
+        timeout: float | None,
+    ) -> AsyncIterator[_Result]:
+        """Yield the answers of a stream."""
+        call = method(outgoing.messages_async(chunks), timeout=timeout)
+        try:
+            with translated(self.address):
+                async for message in call:
+                    yield read(message)
+        except (ClientError, asyncio.CancelledError):
+            if outgoing.error is not None:
+                raise outgoing.error from None
+            raise
+        finally:
+            call.cancel()
 
     async def _call(
         self, method: Callable[..., Awaitable[Any]], request: Any, read: Callable[[Any], _Result], timeout: float | None

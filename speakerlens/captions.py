@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from speakerlens import palette
 from speakerlens.results import Answer, Comparison, Explanation
+from speakerlens.search_results import SearchAnswer
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,19 @@ def of_comparison(result: Comparison) -> Iterator[list[CaptionedMaps]]:
     for explanation in (result.explanation, result.other_explanation):
         if explanation:
             yield [CaptionedMaps(result.name, verdict, "why this score?", colour, explanation)]
+
+
+def of_search(result: SearchAnswer) -> list[CaptionedMaps]:
+    """Return the maps of the best candidate's score, and of its difference to the second."""
+    colour = palette.looks([result.variant])[result.variant].colour
+    found = []
+    for suffix, explanation in (("", result.explanation), ("/difference", result.difference)):
+        if explanation:
+            question = f"why {explanation.target_speaker}?"
+            if suffix and len(result.candidates) > 1:
+                question = f"why {explanation.target_speaker} and not {result.candidates[1].speaker}?"
+            found.append(CaptionedMaps(f"{result.name}{suffix}", result.summary, question, colour, explanation))
+    return found
 
 
 def _verdict(answer: Answer) -> str:

@@ -7,15 +7,17 @@ from typing import Any, Self, TypeVar
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from speakerlens import requests, responses
+from speakerlens import requests, responses, search_requests, search_responses
 from speakerlens.balancing import DEFAULT_BALANCING, Balancing, Target
 from speakerlens.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls, open_channel
 from speakerlens.errors import ClientError, translated
 from speakerlens.identification import Identification
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
-from speakerlens.requests import AudioSource, Chunk, ExplainChoice, StreamOptions, StreamRequests
+from speakerlens.requests import AudioSource, Chunk, ExplainChoice, StreamMessages, StreamOptions
 from speakerlens.results import Catalogue, Comparison, Embeddings, EnrolledSpeaker, WindowResult
+from speakerlens.search_requests import SearchStreamOptions
+from speakerlens.search_results import SearchResult, SearchWindow
 
 _Result = TypeVar("_Result")
 
@@ -149,18 +151,79 @@ class SpeakerClient:
             ClientError: the call failed (see the class).
             ValueError: an argument is not valid. Exceptions of `chunks` are raised unchanged.
         """
-        outgoing = StreamRequests(options)
-        call = self._stub.IdentifyStream(outgoing.messages(chunks), timeout=timeout)
-        try:
-            with translated(self.address):
-                for message in call:
-                    yield responses.stream_answer(message)
-        except ClientError:
-            if outgoing.error is not None:
-                raise outgoing.error from None
-            raise
-        finally:
-            call.cancel()
+        outgoing = requests.stream(options)
+        return self._stream(self._stub.IdentifyStream, outgoing, chunks, responses.stream_answer, timeout)
+
+    def search(
+        self,
+        audio: AudioSource,
+        *,
+        rate: int | None = None,
+        variant: str | None = None,
+        speakers: Sequence[str] = (),
+        top_k: int | None = None,
+        explain: ExplainChoice = False,
+        timeout: float | None = None,
+    ) -> SearchResult:
+        """Find out which enrolled speaker is speaking, or that none of them is.
+
+        Args:
+            audio: an utterance, as in `identify`.
+            rate: sample rate in Hz; required for samples, not allowed for files.
+            variant: the model, such as `act-da` or `act-da@3`; None is allowed where the server has only one.
+            speakers: names of the enrolled speakers to search; empty: all.
+            top_k: candidates to return, best first; None: the server's default (5).
+            explain: which saliency maps of the score, and of its difference to the second candidate's.
+            timeout: seconds for this call.
+
+        Raises:
+            ClientError: the call failed (see the class); `NotPossibleError` where the server stores no speakers,
+                `NotFoundError` where one of `speakers` is not enrolled with the model.
+            OSError: the file cannot be read.
+            ValueError: an argument is not valid; nothing was sent.
+        """
+        request = search_requests.search(audio, rate, variant, speakers, top_k, explain)
+        return self._call(self._stub.Search, request, search_responses.search_result, timeout)
+
+    def search_many(
+        self,
+        audios: Sequence[AudioSource],
+        *,
+        rate: int | None = None,
+        variant: str | None = None,
+        speakers: Sequence[str] = (),
+        top_k: int | None = None,
+        explain: ExplainChoice = False,
+        timeout: float | None = None,
+    ) -> tuple[SearchResult | ClientError, ...]:
+        """Search for the speakers of many utterances in one call, by default with the priority `bulk`.
+
+        Arguments as of `search`, for all utterances; `timeout` is for the whole call.
+
+        Returns:
+            For each utterance, in order, its result, or the error that `search` would have raised.
+
+        Raises:
+            ClientError: the call as a whole failed.
+            OSError: a file cannot be read; nothing was sent.
+            ValueError: an argument is not valid; nothing was sent.
+        """
+        request = search_requests.search_batch(audios, rate, variant, speakers, top_k, explain)
+        read = partial(search_responses.search_batch, count=len(audios), address=self.address)
+        return self._call(self._stub.SearchBatch, request, read, timeout)
+
+    def search_stream(
+        self, chunks: Iterable[Chunk], options: SearchStreamOptions, *, timeout: float | None = None
+    ) -> Iterator[SearchWindow | SearchResult]:
+        """Search for the speakers of live audio: one answer for each window as it fills, then one for the whole.
+
+        Args and errors as of `identify_stream`.
+
+        Yields:
+            A `SearchWindow` for each window, and last a `SearchResult`, as `search` returns for the whole.
+        """
+        outgoing = search_requests.search_stream(options)
+        return self._stream(self._stub.SearchStream, outgoing, chunks, search_responses.search_stream_answer, timeout)
 
     def embed(
         self,
@@ -262,6 +325,27 @@ class SpeakerClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _stream(
+        self,
+        method: Callable[..., Any],
+        outgoing: StreamMessages[Any],
+        chunks: Iterable[Chunk],
+        read: Callable[[Any], _Result],
+        timeout: float | None,
+    ) -> Iterator[_Result]:
+        """Yield the answers of a stream."""
+        call = method(outgoing.messages(chunks), timeout=timeout)
+        try:
+            with translated(self.address):
+                for message in call:
+                    yield read(message)
+        except ClientError:
+            if outgoing.error is not None:
+                raise outgoing.error from None
+            raise
+        finally:
+            call.cancel()
 
     def _call(
         self, method: Callable[..., Any], request: Any, read: Callable[[Any], _Result], timeout: float | None

@@ -1,11 +1,11 @@
 """Build the messages that a client sends; independent of gRPC channels."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import IOBase
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.samples import SupportsArray, as_array, with_rate
 
 _T = TypeVar("_T")
+_MessageT = TypeVar("_MessageT")
 
 RawEncoding = Literal["int16", "float32", "mulaw", "alaw"]
 
@@ -142,10 +143,10 @@ def identify(
     if top_k == 0:
         raise ValueError("top_k: 0 is not a number of speakers; pass 1 or more")
     return pb.IdentifyRequest(
-        audio=_audio(audio, rate),
-        models=_selectors(variants),
+        audio=audio_message(audio, rate),
+        models=selectors(variants),
         top_k=top_k or 0,  # 0 leaves the number to the server
-        explain=_explain(explain),
+        explain=explain_options(explain),
         with_embedding=with_embedding,
     )
 
@@ -157,7 +158,7 @@ def identify_batch(audios: Iterable[AudioSource], *options: Any) -> pb.IdentifyB
 
 def embed(audio: AudioSource, rate: int | None, variants: str | Sequence[str]) -> pb.EmbedRequest:
     """Build the request for embeddings; errors as of `identify`."""
-    return pb.EmbedRequest(audio=_audio(audio, rate), models=_selectors(variants))
+    return pb.EmbedRequest(audio=audio_message(audio, rate), models=selectors(variants))
 
 
 def verify(
@@ -175,13 +176,13 @@ def verify(
     """
     if (other is None) == (speaker is None):
         raise ValueError("compare with another utterance, or with an enrolled speaker: verify(a, b) or speaker=NAME")
-    request = pb.VerifyRequest(audio=_audio(audio, rate), explain=_explain(explain))
+    request = pb.VerifyRequest(audio=audio_message(audio, rate), explain=explain_options(explain))
     if other is not None:
-        request.other.CopyFrom(_audio(other, rate))
+        request.other.CopyFrom(audio_message(other, rate))
     else:
         request.enrolled_speaker = speaker or ""
     if variant is not None:
-        [model] = _selectors([variant])
+        [model] = selectors([variant])
         request.model.CopyFrom(model)
     return request
 
@@ -190,37 +191,32 @@ def enroll(
     speaker: str, utterances: Sequence[AudioSource], rate: int | None, variants: str | Sequence[str]
 ) -> pb.EnrollRequest:
     """Build the request for an enrolment; errors as of `identify`."""
-    messages = [_audio(each, rate) for each in utterances]
-    return pb.EnrollRequest(speaker=speaker, utterances=messages, models=_selectors(variants))
+    messages = [audio_message(each, rate) for each in utterances]
+    return pb.EnrollRequest(speaker=speaker, utterances=messages, models=selectors(variants))
 
 
-class StreamRequests:
-    """The messages of one stream.
+class StreamMessages(Generic[_MessageT]):
+    """The messages of one stream of audio: a start, then samples.
 
     gRPC replaces an exception of the iterator that it sends from by a cancelled call; `error` keeps it.
 
+    Args:
+        message: their type.
+        start: of the stream, complete but for the sample format.
+        encoding: of chunks that are bytes.
+
     Raises:
-        ValueError: an option is not valid.
+        ValueError: the encoding is not valid.
     """
 
-    def __init__(self, options: StreamOptions) -> None:
-        checked = identify(
-            b"", None, options.variants, options.top_k, options.explain, options.with_embedding
-        )  # the same fields as of a single request
-        self._start = pb.StreamStart(
-            sample_rate=options.rate,
-            channels=options.channels,
-            channel=_channel_number(options.channel),
-            models=checked.models,
-            top_k=checked.top_k,
-            explain=checked.explain if checked.HasField("explain") else None,
-            with_embedding=checked.with_embedding,
-        )
-        self._bytes_format = _choice(_SAMPLE_FORMATS, options.encoding, "encoding")
+    def __init__(self, message: Callable[..., _MessageT], start: Any, encoding: RawEncoding) -> None:
+        self._message = message
+        self._start = start
+        self._bytes_format = _choice(_SAMPLE_FORMATS, encoding, "encoding")
         self._started = False
         self.error: Exception | None = None
 
-    def messages(self, chunks: Iterable[Chunk]) -> Iterator[pb.IdentifyStreamRequest]:
+    def messages(self, chunks: Iterable[Chunk]) -> Iterator[_MessageT]:
         """Yield the start, once the first chunk tells the sample format, and then the chunks."""
         try:
             for chunk in chunks:
@@ -229,7 +225,7 @@ class StreamRequests:
             self.error = error
             raise
 
-    async def messages_async(self, chunks: AsyncIterable[Chunk]) -> AsyncIterator[pb.IdentifyStreamRequest]:
+    async def messages_async(self, chunks: AsyncIterable[Chunk]) -> AsyncIterator[_MessageT]:
         """Yield the messages of chunks from an asynchronous iterator."""
         try:
             async for chunk in chunks:
@@ -239,7 +235,7 @@ class StreamRequests:
             self.error = error
             raise
 
-    def _messages(self, chunk: Chunk) -> Iterator[pb.IdentifyStreamRequest]:
+    def _messages(self, chunk: Chunk) -> Iterator[_MessageT]:
         if isinstance(chunk, bytes):
             sample_format, data = self._bytes_format, chunk
         elif (samples := as_array(chunk)) is not None:
@@ -249,16 +245,34 @@ class StreamRequests:
         if not self._started:
             self._started = True
             self._start.format = sample_format
-            yield pb.IdentifyStreamRequest(start=self._start)
+            yield self._message(start=self._start)
         elif sample_format != self._start.format:
             raise ValueError("chunks: all must be floats, or all 16-bit integers, or all bytes")
-        yield pb.IdentifyStreamRequest(samples=data)
+        yield self._message(samples=data)
 
 
-def _audio(audio: AudioSource, rate: int | None) -> pb.Audio:
+def stream(options: StreamOptions) -> StreamMessages[pb.IdentifyStreamRequest]:
+    """Return the messages of a stream; errors as of `identify`."""
+    checked = identify(
+        b"", None, options.variants, options.top_k, options.explain, options.with_embedding
+    )  # the same fields as of a single request
+    start = pb.StreamStart(
+        sample_rate=options.rate,
+        channels=options.channels,
+        channel=channel_number(options.channel),
+        models=checked.models,
+        top_k=checked.top_k,
+        explain=checked.explain if checked.HasField("explain") else None,
+        with_embedding=checked.with_embedding,
+    )
+    return StreamMessages(pb.IdentifyStreamRequest, start, options.encoding)
+
+
+def audio_message(audio: AudioSource, rate: int | None) -> pb.Audio:
+    """Build the message of audio; errors as of `identify`."""
     if isinstance(audio, Channel):
-        message = _audio(audio.audio, rate)
-        message.channel = _channel_number(audio.number)
+        message = audio_message(audio.audio, rate)
+        message.channel = channel_number(audio.number)
         return message
     if isinstance(audio, RawSamples):
         if rate is not None:
@@ -297,7 +311,7 @@ def _content(file: object) -> bytes:
     )
 
 
-def _channel_number(channel: int | None) -> int:
+def channel_number(channel: int | None) -> int:
     """Return the field of a channel; raise ValueError if it is not a number from 1."""
     if channel is not None and channel < 1:
         raise ValueError(f"channel: {channel} is not one; channels count from 1")
@@ -311,7 +325,8 @@ def _samples(samples: NDArray[Any]) -> tuple[pb.SampleFormat.ValueType, bytes]:
     return pb.SAMPLE_FORMAT_FLOAT32, samples.astype("<f4").tobytes()
 
 
-def _selectors(variants: str | Sequence[str]) -> list[pb.ModelSelector]:
+def selectors(variants: str | Sequence[str]) -> list[pb.ModelSelector]:
+    """Build the messages of models; raise ValueError for a name that is not valid."""
     names = variants.split(",") if isinstance(variants, str) else list(variants)
     if names == ["all"]:
         return []  # an empty list selects every loaded variant
@@ -329,7 +344,8 @@ def _selector(name: str) -> pb.ModelSelector:
     return pb.ModelSelector(variant=variant, version=int(version) if at else 0)
 
 
-def _explain(explain: ExplainChoice) -> pb.ExplainOptions | None:
+def explain_options(explain: ExplainChoice) -> pb.ExplainOptions | None:
+    """Build the message of which maps to return; raise ValueError for a choice that is not valid."""
     if explain is False or explain is None:
         return None
     if isinstance(explain, Explain):

@@ -22,8 +22,10 @@ from speakerlens.results import (
     Embeddings,
     EnrolledModel,
     EnrolledSpeaker,
+    Evidence,
     Explanation,
     Limits,
+    Mismatch,
     ModelFailure,
     ModelInfo,
     Plane,
@@ -51,8 +53,8 @@ def identification(response: pb.IdentifyResponse, source: pb.Audio | None = None
     """
     return Identification(
         answers=_answers(response.answers),
-        audio=_audio_info(response.audio),
-        timings=_timings(response.timings),
+        audio=audio_info(response.audio),
+        timings=timings(response.timings),
         failures=_failures(response.answers),
         source=source,
     )
@@ -99,7 +101,7 @@ def _window(answer: pb.WindowAnswer) -> WindowResult:
         speech=answer.speech,
         answers=_answers(answer.answers),
         failures=_failures(answer.answers),
-        timings=_timings(answer.timings),
+        timings=timings(answer.timings),
     )
 
 
@@ -111,8 +113,8 @@ def embeddings(answer: pb.EmbedResponse) -> Embeddings:
             for each in answer.embeddings
             if not each.HasField("failure")
         },
-        audio=_audio_info(answer.audio),
-        timings=_timings(answer.timings),
+        audio=audio_info(answer.audio),
+        timings=timings(answer.timings),
         failures=_failures(answer.embeddings),
     )
 
@@ -129,12 +131,13 @@ def comparison(answer: pb.VerifyResponse) -> Comparison:
         score=answer.score,
         threshold=answer.threshold,
         same=answer.same,
-        explanation=_explanation(answer.explanation) if answer.HasField("explanation") else None,
-        other_explanation=_explanation(answer.other_explanation) if answer.HasField("other_explanation") else None,
-        audio=_audio_info(answer.audio),
-        other=_audio_info(answer.other) if answer.HasField("other") else None,
-        timings=_timings(answer.timings),
+        explanation=explanation(answer.explanation) if answer.HasField("explanation") else None,
+        other_explanation=explanation(answer.other_explanation) if answer.HasField("other_explanation") else None,
+        audio=audio_info(answer.audio),
+        other=audio_info(answer.other) if answer.HasField("other") else None,
+        timings=timings(answer.timings),
         threshold_basis=_basis(answer.threshold_basis),
+        mismatch=mismatch_of(answer.mismatch) if answer.HasField("mismatch") else None,
     )
 
 
@@ -172,14 +175,35 @@ def catalogue(response: pb.ListModelsResponse) -> Catalogue:
     )
 
 
-def _audio_info(audio: pb.AudioInfo) -> AudioInfo:
+def audio_info(audio: pb.AudioInfo) -> AudioInfo:
+    """Read the format of audio, and what is known of it."""
     speech = audio.speech if audio.HasField("speech") else None
     bandwidth = audio.bandwidth_hz if audio.HasField("bandwidth_hz") else None
-    return AudioInfo(audio.seconds, audio.sample_rate, audio.channels, speech, audio.channel or None, bandwidth)
+    evidence = evidence_of(audio.evidence) if audio.HasField("evidence") else None
+    return AudioInfo(
+        audio.seconds, audio.sample_rate, audio.channels, speech, audio.channel or None, bandwidth, evidence
+    )
 
 
-def _timings(timings: pb.Timings) -> Timings:
-    return Timings(timings.decode_s, timings.queue_s, timings.inference_s, timings.encode_s)
+def evidence_of(evidence: pb.Evidence) -> Evidence:
+    """Read what an answer rests on."""
+    return Evidence(
+        speech_s=evidence.speech_s,
+        snr_db=evidence.snr_db if evidence.HasField("snr_db") else None,
+        bandwidth_hz=evidence.bandwidth_hz,
+        clipping=evidence.clipping,
+        level_db=evidence.level_db if evidence.HasField("level_db") else None,
+    )
+
+
+def mismatch_of(mismatch: pb.Mismatch) -> Mismatch:
+    """Read how two recordings differ."""
+    return Mismatch(**{field.name: value for field, value in mismatch.ListFields()})
+
+
+def timings(phases: pb.Timings) -> Timings:
+    """Read the seconds of each phase."""
+    return Timings(phases.decode_s, phases.queue_s, phases.inference_s, phases.encode_s)
 
 
 def _answers(answers: Iterable[pb.ModelAnswer]) -> tuple[Answer, ...]:
@@ -202,7 +226,7 @@ def _answer(answer: pb.ModelAnswer) -> Answer:
         version=answer.version,
         speakers=tuple(SpeakerScore(score.speaker, score.probability, score.logit) for score in answer.speakers),
         known=answer.known,
-        explanation=_explanation(answer.explanation) if answer.HasField("explanation") else None,
+        explanation=explanation(answer.explanation) if answer.HasField("explanation") else None,
         embedding=np.array(answer.embedding, dtype=np.float32) if answer.embedding else None,
         timeline=tuple(_segment(each) for each in answer.timeline),
         turn=_segment(answer.turn) if answer.HasField("turn") else None,
@@ -218,11 +242,16 @@ def _basis(basis: pb.ThresholdBasis.ValueType) -> ThresholdBasis:
     return _BASES.get(basis, ThresholdBasis.UNSAID)
 
 
-def _explanation(explanation: pb.Explanation) -> Explanation:
+def explanation(message: pb.Explanation) -> Explanation:
+    """Read saliency maps.
+
+    Raises:
+        ServerFailureError: a map contradicts itself or the contract.
+    """
     return Explanation(
-        target_speaker=explanation.target_speaker,
-        maps={_stage(plane.stage): _plane(plane, _stage(plane.stage)) for plane in explanation.saliency},
-        log_mel=_plane(explanation.log_mel, "log-mel") if explanation.HasField("log_mel") else None,
+        target_speaker=message.target_speaker,
+        maps={_stage(plane.stage): _plane(plane, _stage(plane.stage)) for plane in message.saliency},
+        log_mel=_plane(message.log_mel, "log-mel") if message.HasField("log_mel") else None,
     )
 
 

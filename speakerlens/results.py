@@ -175,6 +175,33 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What an answer rests on: estimates by the server, from the samples alone."""
+
+    speech_s: float
+    """Seconds of speech, pauses left out."""
+    snr_db: float | None
+    """Energy of speech over that of everything else, in dB; None in silence."""
+    bandwidth_hz: float
+    """Up to where the sound reaches, in Hz."""
+    clipping: float
+    """Share of the samples that are clipped, 0 to 1."""
+    level_db: float | None
+    """Mean level during speech, in dB of full scale; None without speech."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """How the conditions of audio differ from those of its reference: its evidence minus that of the reference."""
+
+    speech_s: float | None = None
+    snr_db: float | None = None
+    bandwidth_hz: float | None = None
+    clipping: float | None = None
+    level_db: float | None = None
+
+
+@dataclass(frozen=True)
 class AudioInfo:
     """The audio as the server received it."""
 
@@ -190,6 +217,8 @@ class AudioInfo:
     bandwidth_hz: float | None = None
     """Up to where the sound reaches, where that is less than the 8000 that the models use: 4000 for speech that was
     sampled at 8 kHz. None: it reaches as far, or the server does not say."""
+    evidence: Evidence | None = None
+    """None: the server does not say."""
 
 
 @dataclass(frozen=True)
@@ -331,6 +360,8 @@ class Comparison:
     timings: Timings
     threshold_basis: ThresholdBasis = ThresholdBasis.UNSAID
     """What the threshold rests on."""
+    mismatch: Mismatch | None = None
+    """Of the audio with the other, or with the enrolment; None: not known."""
 
     @property
     def name(self) -> str:

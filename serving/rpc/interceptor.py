@@ -40,7 +40,7 @@ MAX_BUILTIN_BYTES = 8 * 1024
 CLIENT_ID = re.compile(r"[!-~]{1,64}")
 
 # Methods that are admitted as a whole. The requests of a batch are admitted one by one, and wait for it.
-ADMITTED = frozenset({"Identify", "Embed", "Verify", "ModelInfer"})
+ADMITTED = frozenset({"Identify", "Embed", "Verify", "Search", "ModelInfer"})
 
 MALFORMED = "the message is not of the method's request type"
 NO_MESSAGE = "the call has no message"

@@ -3,7 +3,8 @@
 The shape of the object is part of the public interface; keys are added, never changed:
 
     {"file": str,
-     "audio": {"seconds", "sample_rate", "channels", "speech": bool},
+     "audio": {"seconds", "sample_rate", "channels", "speech": bool,
+               "evidence": {"speech_s", "snr_db", "bandwidth_hz", "clipping", "level_db"}},
      "answers": [{"variant", "version", "known", "threshold_basis",
                   "speakers": [{"speaker", "probability", "logit"}, …],           best first
                   "timeline": [{"start_s", "end_s", "speaker",                    of more than one window
@@ -23,9 +24,22 @@ The shape of the object is part of the public interface; keys are added, never c
 one object:
 
     {"file", "other" or "enrolled": str, "variant", "version", "score", "threshold", "same": bool, "threshold_basis",
+     "mismatch": {"speech_s", "snr_db", …},                                       evidence minus the reference's
      "audio", "other_audio",                                                      as "audio" above
      "explanation", "other_explanation",                                          as "explanation" above
      "timings", "plot", "arrays", "other_plot", "other_arrays"}
+
+`search` prints for each file
+
+    {"file", "audio", "variant", "version", "decision": "speaker", "unknown", "ambiguous" or "unreliable",
+     "speaker": str or null,
+     "candidates": [{"speaker", "cosine", "log_likelihood_ratio", "probability", "exemplars", "mismatch"}, …],
+     "margin", "threshold", "false_alarm", "gallery": speakers searched,
+     "reasons": [{"code", "value", "limit", "text"}, …],
+     "outlook": [{"condition", "miss", "low", "high"}, …],
+     "explanation", "difference", "timings", "plot", "arrays"}
+
+and `listen --search` for each window the same with "window" and "evidence" instead of "file" and "audio".
 
 `enroll` prints SPEAKER = {"speaker", "models": [{"variant", "version", "utterances", "enrolled", "usable"}, …]}
 and, if there are any, "without_speech", the indices of the files in which none was found;
@@ -50,7 +64,9 @@ from speakerlens.results import (
     AudioInfo,
     Comparison,
     Embeddings,
+    Evidence,
     Explanation,
+    Mismatch,
     ModelFailure,
     Plane,
     Segment,
@@ -58,6 +74,7 @@ from speakerlens.results import (
     Timings,
     WindowResult,
 )
+from speakerlens.search_results import Candidate, SearchAnswer, SearchResult, SearchWindow
 
 
 def identification_document(file: str, result: Identification) -> dict[str, Any]:
@@ -96,11 +113,61 @@ def comparison_document(result: Comparison) -> dict[str, Any]:
         "threshold": None if result.threshold_basis is ThresholdBasis.NONE else _number(result.threshold),
         "same": result.same,
         **_basis(result.threshold_basis),
+        **({} if result.mismatch is None else {"mismatch": _known(result.mismatch)}),
         "audio": _audio(result.audio),
         **({"other_audio": _audio(result.other)} if result.other else {}),
         **{name: _explanation(each) for name, each in explanations.items() if each},
         "timings": _timings(result.timings),
     }
+
+
+def search_document(file: str, result: SearchResult) -> dict[str, Any]:
+    """Return what `search --json` prints for one file, without the arrays."""
+    return {
+        "file": file,
+        "audio": _audio(result.audio),
+        **_search_answer(result),
+        "timings": _timings(result.timings),
+    }
+
+
+def search_window_document(window: SearchWindow) -> dict[str, Any]:
+    """Return what `listen --search --json` prints for one window: "window" as above, and the fields of `search`."""
+    spoken = window.answer is not None
+    return {
+        "window": {"start_s": _number(window.start_s), "end_s": _number(window.end_s), "speech": spoken},
+        "evidence": _known(window.evidence),
+        **({} if window.answer is None else _search_answer(window.answer)),
+        "timings": _timings(window.timings),
+    }
+
+
+def _search_answer(answer: SearchAnswer) -> dict[str, Any]:
+    maps = {"explanation": answer.explanation, "difference": answer.difference}
+    return {
+        "variant": answer.variant,
+        "version": answer.version,
+        "decision": answer.decision,
+        "speaker": answer.speaker,
+        "candidates": [_candidate(each) for each in answer.candidates],
+        "margin": _number(answer.margin),
+        **({} if answer.threshold is None else {"threshold": _number(answer.threshold)}),
+        **({} if answer.false_alarm is None else {"false_alarm": _number(answer.false_alarm)}),
+        "gallery": answer.gallery,
+        "reasons": [asdict(each) for each in answer.reasons],
+        **({"outlook": [asdict(each) for each in answer.outlook]} if answer.outlook else {}),
+        **{name: _explanation(each) for name, each in maps.items() if each},
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    document = {name: value for name, value in asdict(candidate).items() if name != "mismatch"}
+    return document if candidate.mismatch is None else {**document, "mismatch": _known(candidate.mismatch)}
+
+
+def _known(values: Evidence | Mismatch) -> dict[str, float]:
+    """Return the fields that are set."""
+    return {name: value for name, value in asdict(values).items() if value is not None}
 
 
 def window_document(window: WindowResult) -> dict[str, Any]:
@@ -114,8 +181,9 @@ def window_document(window: WindowResult) -> dict[str, Any]:
 
 
 def _audio(audio: AudioInfo) -> dict[str, Any]:
-    """Return the audio's format; without `speech` if the server does not say."""
-    return {name: value for name, value in asdict(audio).items() if value is not None}
+    """Return the audio's format and evidence; without what the server does not say."""
+    document = {name: value for name, value in asdict(audio).items() if value is not None}
+    return document if audio.evidence is None else {**document, "evidence": _known(audio.evidence)}
 
 
 def _basis(basis: ThresholdBasis) -> dict[str, Any]:

@@ -49,6 +49,7 @@ _FIELDS = {
     "other": "",
     "samples": "",
     "speaker": "",
+    "speakers": "--speakers",
     "top_k": "--top-k",
     "models": "--variants",
     "model": "--variant",

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from speakerlens.cli import document, files, forms
+from speakerlens.cli import document, files, forms, search
 from speakerlens.cli.failures import CommandError, Exit, call_error, usage_error
 from speakerlens.cli.live_input import live_input
 from speakerlens.cli.options import CommandParser, connect
@@ -16,6 +16,8 @@ from speakerlens.errors import ClientError
 from speakerlens.identification import Identification
 from speakerlens.requests import Chunk, StreamOptions
 from speakerlens.results import Answer, WindowResult
+from speakerlens.search_requests import SearchStreamOptions
+from speakerlens.search_results import SearchResult, SearchWindow
 
 CHUNK_SECONDS = 0.1
 
@@ -26,6 +28,8 @@ def add_listen(parser: CommandParser) -> None:
         "file", metavar="FILE", help="any audio file that is read; -: raw samples or a WAV stream on standard input"
     )
     parser.add_variants()
+    parser.add_argument("--search", action="store_true", help="name enrolled speakers instead of the model's own")
+    search.add_gallery(parser)
     parser.add_json("print one JSON object per window, and one for the whole")
     forms.add_form(parser, stream=True)
     parser.set_defaults(run=listen)
@@ -37,18 +41,26 @@ def listen(arguments: argparse.Namespace) -> int:
     Raises:
         CommandError: the command cannot start, the audio cannot be read, or the call failed.
     """
+    if not arguments.search and (arguments.variant or arguments.speakers):
+        raise usage_error("--variant and --speakers are for --search; name models with --variants")
+    if arguments.search and arguments.variants != "all":
+        raise usage_error("--variants: --search uses one model; name it with --variant")
     show = files.show_json if arguments.json else files.show_tables()
     rate, channels, chunks = _source(arguments)
-    options = StreamOptions(
-        rate=rate,
-        channels=channels,
-        channel=arguments.channel,
-        encoding=forms.ENCODINGS[arguments.format],
-        variants=arguments.variants,
-    )
+    form: dict[str, Any] = {
+        "rate": rate,
+        "channels": channels,
+        "channel": arguments.channel,
+        "encoding": forms.ENCODINGS[arguments.format],
+    }
     with connect(arguments) as client:
         try:
-            for answer in client.identify_stream(chunks, options):
+            if arguments.search:
+                options = SearchStreamOptions(variant=arguments.variant, speakers=arguments.speakers, **form)
+                for found in client.search_stream(chunks, options):
+                    _print_found(arguments, found)
+                return Exit.OK
+            for answer in client.identify_stream(chunks, StreamOptions(variants=arguments.variants, **form)):
                 if isinstance(answer, Identification):
                     show(arguments.file, answer, {})
                 elif arguments.json:
@@ -62,6 +74,18 @@ def listen(arguments: argparse.Namespace) -> int:
         except (OSError, AudioFileError) as error:
             raise _unreadable(arguments.file, error) from error
     return Exit.OK
+
+
+def _print_found(arguments: argparse.Namespace, found: SearchWindow | SearchResult) -> None:
+    if isinstance(found, SearchResult):
+        if arguments.json:
+            search.show_json(arguments.file, found, {})
+        else:
+            files.tables().print_search(files.title(arguments.file), found)
+    elif arguments.json:
+        files.print_json(document.search_window_document(found))
+    else:
+        files.print_line(search.window_line(found))
 
 
 def _source(arguments: argparse.Namespace) -> tuple[int, int, Iterator[Chunk]]:

@@ -43,11 +43,17 @@ CLIENT = {
         "FILE [FILE ...]",
         ("identify call.flac", "identify call.flac --variants act-da --plot why.png", "identify *.wav --json"),
     ),
+    "search": ClientCommand(
+        "find out which enrolled speaker is speaking in each file, or none",
+        "search",
+        "FILE [FILE ...]",
+        ("search call.flac", "search call.flac --speakers anna bo --plot why.png", "search *.wav --json"),
+    ),
     "listen": ClientCommand(
-        "identify the speakers of live audio, window by window",
+        "identify the speakers of live audio, or name the enrolled ones, window by window",
         "listen",
         "FILE",
-        ("listen call.flac", "listen - --rate 16000  < samples.pcm"),
+        ("listen call.flac", "listen - --rate 16000  < samples.pcm", "listen call.flac --search"),
     ),
     "embed": ClientCommand(
         "print the embeddings of each file", "voices", "FILE [FILE ...]", ("embed call.flac --json",)

@@ -13,21 +13,20 @@ from speakerlens.identification import Identification
 from speakerlens.results import (
     OPTIMISTIC,
     Answer,
+    AudioInfo,
     Catalogue,
     EnrolledSpeaker,
     ModelInfo,
     ThresholdBasis,
 )
+from speakerlens.search_results import SearchResult
 
 
 def print_identification(name: str, result: Identification) -> None:
     """Print one file's answers: a block of rows per model, the best speaker first."""
     explained = any(answer.explanation for answer in result.answers)
     audio = result.audio
-    channels = _plural(audio.channels, "channel")
-    used = channels if audio.channel is None else f"channel {audio.channel} of {audio.channels}"
-    reach = "" if audio.bandwidth_hz is None else f", sound up to {audio.bandwidth_hz / 1000:.1f} kHz"
-    _print(Text(f"{name}  ({audio.seconds:.2f} s, {audio.sample_rate} Hz, {used}{reach})"))
+    _print_audio(name, audio)
     table = Table()
     for heading in ("variant", "speaker"):
         table.add_column(heading, no_wrap=True)
@@ -52,6 +51,44 @@ def print_identification(name: str, result: Identification) -> None:
         _print(Text(f"{failure.name} failed ({failure.code}): {failure.message}"))
     for answer in answers:
         _print_remarks(answer)
+
+
+def _print_audio(name: str, audio: AudioInfo) -> None:
+    channels = _plural(audio.channels, "channel")
+    used = channels if audio.channel is None else f"channel {audio.channel} of {audio.channels}"
+    reach = "" if audio.bandwidth_hz is None else f", sound up to {audio.bandwidth_hz / 1000:.1f} kHz"
+    _print(Text(f"{name}  ({audio.seconds:.2f} s, {audio.sample_rate} Hz, {used}{reach})"))
+
+
+def print_search(name: str, result: SearchResult) -> None:
+    """Print the candidates of a search, best first, the decision, and why no speaker is named."""
+    _print_audio(name, result.audio)
+    table = Table()
+    for heading, justify in (
+        ("speaker", "left"),
+        ("probability", "right"),
+        ("log-likelihood ratio", "right"),
+        ("cosine", "right"),
+        ("exemplars", "right"),
+    ):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    calibrated = result.threshold is not None
+    for rank, each in enumerate(result.candidates):
+        scores = [f"{each.probability:.1%}", f"{each.log_likelihood_ratio:.2f}"] if calibrated else ["", ""]
+        cells = [each.speaker, *scores, f"{each.cosine:.3f}", str(each.exemplars)]
+        style = "dim" if rank else "bold" if result.speaker else "bold yellow"
+        table.add_row(*_texts(cells), style=style)
+    if result.candidates:
+        _print(table)
+    searched = _plural(result.gallery, "speaker")
+    promise = "" if result.false_alarm is None else f", {result.false_alarm:.1%} false alarms promised"
+    _print(Text(f"{result.name}, {searched} searched{promise}: {result.speaker or result.decision}"))
+    for reason in result.reasons:
+        _print(Text(f"{reason.code}: {reason.text}"))
+    if result.speaker is None:
+        for outlook in result.outlook:
+            share = f"{outlook.miss:.0%} ({outlook.low:.0%} to {outlook.high:.0%})"
+            _print(Text(f"enrolled speakers are missed in {share}: {outlook.condition}"))
 
 
 def _print_remarks(answer: Answer) -> None:

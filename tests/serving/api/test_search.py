@@ -1,6 +1,5 @@
 """Search over gRPC: decisions, candidates and maps match an independent computation; exemplars are made to measure."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,77 +9,40 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from speakerlens.measures.evidence import Evidence
-from speakerlens.measures.search import SearchCalibration
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from speakerlens.serving.gallery.exemplar import Exemplar, unit
-from speakerlens.serving.gallery.store import open_store
-from tests.measures.search_section import section
+from speakerlens.serving.gallery.exemplar import unit
 from tests.serving import toy
+from tests.serving.enrolled import (
+    CALIBRATION,
+    COSINES,
+    QUERY,
+    SECTION,
+    SEEDS,
+    Store,
+    at,
+    embedding,
+    search_server,
+    write_bundles,
+)
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk, voice
 
-SECTION = section(limits={"speech_s": 0.5, "snr_db": 15.0, "bandwidth_hz": 7000.0})
-CALIBRATION = SearchCalibration.from_section(SECTION)
 DA, CLEAN = pb.ModelSelector(variant="da"), pb.ModelSelector(variant="clean")
-SEEDS = {"da": 2, "clean": 0}
-QUERY = talk(2.5, seed=1)
-ENROLLED_IN = Evidence(3.0, 20.0, 8000.0, 0.0, -26.0)
-# Cosines with QUERY of the exemplars of each speaker.
-COSINES = {"anna": (0.2, 0.95, 0.4), "bo": (0.3,), "cleo": (0.1, -0.1), "zo\u00eb": (0.0,)}
-
-
-def embedding(audio: NDArray[np.float32], variant: str = "da") -> NDArray[np.float64]:
-    return np.asarray(toy.expected(toy.weights(SEEDS[variant]), audio)["embedding"])
-
-
-def at(cosine: float, direction: NDArray[np.floating], seed: int) -> NDArray[np.float32]:
-    """A vector of length one with that cosine to a direction of length one."""
-    other = np.random.default_rng(seed).normal(size=len(direction))
-    other -= (other @ direction) * direction
-    other /= np.linalg.norm(other)
-    return unit(cosine * direction + np.sqrt(1 - cosine**2) * other)
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("bundles")
-    toy.write_bundle(root, "da", 1, SEEDS["da"], search=SECTION)
-    toy.write_bundle(root, "clean", 1, SEEDS["clean"])
-    return root
-
-
-class Store:
-    """The server's store, written by another process."""
-
-    def __init__(self, path: Path, bundles: Path) -> None:
-        self.path = path
-        self._bundles = bundles
-        self._store = open_store(str(path))
-
-    def enroll(self, speaker: str, embeddings: list[NDArray[np.float32]], variant: str = "da") -> None:
-        digest = hashlib.sha256((self._bundles / variant / "1" / "bundle.json").read_bytes()).hexdigest()
-        now = "2026-11-29T00:00:00+00:00"
-        exemplars = [Exemplar(speaker, variant, 1, digest, 1, now, each, ENROLLED_IN) for each in embeddings]
-        self._store.enroll(exemplars, replace=False)
-
-    def remove(self, speaker: str) -> None:
-        assert self._store.remove(speaker)
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, Store]]:
+    with search_server(tmp_path_factory.mktemp("search")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def store(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    made = Store(tmp_path_factory.mktemp("store") / "speakers.db", bundles)
-    for variant in SEEDS:
-        direction = unit(embedding(QUERY, variant))
-        for number, (name, cosines) in enumerate(COSINES.items()):
-            made.enroll(name, [at(each, direction, 10 * number + i) for i, each in enumerate(cosines)], variant)
-    return made
+def server(running: tuple[ServerProcess, Store]) -> ServerProcess:
+    return running[0]
 
 
 @pytest.fixture(scope="module")
-def server(bundles: Path, store: Store) -> Iterator[ServerProcess]:
-    with ServerProcess(bundles, f"--speakers={store.path}", "--window-seconds=3") as process:
-        yield process
+def store(running: tuple[ServerProcess, Store]) -> Store:
+    return running[1]
 
 
 def search(server: ServerProcess, audio: NDArray[np.float32] = QUERY, **fields: object) -> pb.SearchResponse:
@@ -305,8 +267,8 @@ def test_stream_with_wrong_start_is_refused(server: ServerProcess) -> None:
         assert str(caught.value.details()).startswith(sentence)
 
 
-def test_empty_gallery_is_said_so(bundles: Path, tmp_path: Path) -> None:
-    with ServerProcess(bundles, f"--speakers={tmp_path / 'new.db'}") as server:
+def test_empty_gallery_is_said_so(tmp_path: Path) -> None:
+    with ServerProcess(write_bundles(tmp_path / "bundles"), f"--speakers={tmp_path / 'new.db'}") as server:
         answer = search(server, explain=pb.ExplainOptions()).answer
         assert (answer.decision, answer.gallery, codes(answer)) == (pb.DECISION_UNKNOWN, 0, ["EMPTY_GALLERY"])
         assert not answer.candidates
