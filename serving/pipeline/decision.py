@@ -15,6 +15,9 @@ from speakerlens.measures.evidence import Evidence
 from speakerlens.measures.search import SearchCalibration
 from speakerlens.serving.gallery.matrix import Matches
 
+# Candidates whose ratio is below the best one's by this many nats have a probability of zero.
+NEGLIGIBLE = 30.0
+
 
 class Decision(StrEnum):
     """What a search found."""
@@ -110,17 +113,18 @@ def ranked(matches: Matches, evidence: Evidence, calibration: SearchCalibration 
         most: at least 2.
     """
     cosines = matches.cosines.astype(np.float64)
-    ratios = probabilities = np.zeros(len(cosines))
+    ratios, probabilities = np.zeros(len(cosines)), np.zeros(len(cosines))
     scores = cosines
     if calibration is not None and len(cosines):
         # The ratio is affine in the cosine, and depends on the speaker by the number of exemplars alone.
-        counts, kinds = np.unique(matches.exemplars, return_inverse=True)
+        counts = np.arange(int(matches.exemplars.max()) + 1)
         bases, ends = (
-            calibration.log_likelihood_ratio(cosine, evidence.speech_s, evidence.snr_db, counts)
-            for cosine in (np.zeros(len(counts)), np.ones(len(counts)))
+            calibration.log_likelihood_ratio(np.full(len(counts), cosine), evidence.speech_s, evidence.snr_db, counts)
+            for cosine in (0.0, 1.0)
         )
-        scores = ratios = bases[kinds] + (ends - bases)[kinds] * cosines
-        probabilities = calibration.probability(ratios, len(ratios))
+        scores = ratios = bases[matches.exemplars] + (ends - bases)[matches.exemplars] * cosines
+        near = ratios >= ratios.max() - NEGLIGIBLE
+        probabilities[near] = calibration.probability(ratios[near], len(ratios))
     count = min(most, len(scores))
     best = np.argpartition(-scores, count - 1)[:count] if count else np.zeros(0, np.intp)
     order = best[np.lexsort((best, -scores[best]))]

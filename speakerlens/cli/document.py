@@ -154,20 +154,28 @@ def _search_answer(answer: SearchAnswer) -> dict[str, Any]:
         **({} if answer.threshold is None else {"threshold": _number(answer.threshold)}),
         **({} if answer.false_alarm is None else {"false_alarm": _number(answer.false_alarm)}),
         "gallery": answer.gallery,
-        "reasons": [asdict(each) for each in answer.reasons],
+        "reasons": [
+            {**asdict(each), "value": _number(each.value), "limit": _number(each.limit)} for each in answer.reasons
+        ],
         **({"outlook": [asdict(each) for each in answer.outlook]} if answer.outlook else {}),
         **{name: _explanation(each) for name, each in maps.items() if each},
     }
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:
-    document = {name: value for name, value in asdict(candidate).items() if name != "mismatch"}
-    return document if candidate.mismatch is None else {**document, "mismatch": _known(candidate.mismatch)}
+    return {
+        "speaker": candidate.speaker,
+        "cosine": _number(candidate.cosine),
+        "log_likelihood_ratio": _number(candidate.log_likelihood_ratio),
+        "probability": _number(candidate.probability),
+        "exemplars": candidate.exemplars,
+        **({} if candidate.mismatch is None else {"mismatch": _known(candidate.mismatch)}),
+    }
 
 
 def _known(values: Evidence | Mismatch) -> dict[str, float]:
     """Return the fields that are set."""
-    return {name: value for name, value in asdict(values).items() if value is not None}
+    return {name: _number(value) for name, value in asdict(values).items() if value is not None}
 
 
 def window_document(window: WindowResult) -> dict[str, Any]:

@@ -18,7 +18,8 @@ def layercam(
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
     """Logits, and the maps: at the input of each stage's last block; of the last stage and of one block, the output.
 
-    With a reference, the cosine to it takes the place of the logits.
+    With a reference, [size], the cosine to it takes the place of the logits; with two, [2, size], the cosine to the first
+    minus that to the second.
     """
     weights = {name: tensor.double() for name, tensor in weights.items()}
     x = torch.from_numpy(features)[None, None].requires_grad_()
@@ -41,7 +42,9 @@ def layercam(
     logits = 32.0 * cosine[0]
     score = logits.max() if target is None else logits[target]
     if reference is not None:
-        score = logits = (embedding[0] / embedding.norm()) @ torch.from_numpy(reference / np.linalg.norm(reference))
+        direction = embedding[0] / embedding.norm()
+        cosines = [direction @ torch.from_numpy(each / np.linalg.norm(each)) for each in np.atleast_2d(reference)]
+        score = logits = cosines[0] if len(cosines) == 1 else cosines[0] - cosines[1]
     gradients = torch.autograd.grad(score, activations)
     maps = [
         torch.clamp((torch.clamp(g, min=0) * a).sum(1), min=0)[0].detach().numpy()

@@ -64,6 +64,25 @@ def test_agrees_with_a_plain_layercam_of_the_cosine(verifier: Verifier) -> None:
         assert max(errors[name]) < 3e-2, errors
 
 
+def test_maps_of_a_difference_are_those_of_one_reference(verifier: Verifier) -> None:
+    """Search explains the best cosine minus the second by the difference of the references, times its length."""
+    weights = load_file(verifier.bundle / "weights.safetensors")
+    errors: dict[str, list[float]] = {name: [] for name in MAPS}
+    for audio, first, second in zip(
+        verifier.utterances[:4], verifier.utterances[4:8], verifier.utterances[8:12], strict=True
+    ):
+        one, other = (verifier.embedding(each).astype(np.float64) for each in (first, second))
+        difference = one / np.linalg.norm(one) - other / np.linalg.norm(other)
+        score, maps = layercam(weights, kaldi_log_mel(audio, 80), None, np.stack([one, other]))
+        answer, length = verifier([audio], [difference])[0], np.linalg.norm(difference)
+        assert answer["score"] * length == pytest.approx(float(score), abs=1e-3)
+        for name, expected in zip(MAPS, maps, strict=True):
+            errors[name].append(error(length * answer[name], expected))
+    for name in MAPS:
+        assert np.median(errors[name]) < 2e-3, errors
+        assert max(errors[name]) < 3e-2, errors
+
+
 def test_score_is_the_cosine_in_any_batch_for_any_norm(verifier: Verifier) -> None:
     audio = [samples[: len(samples) - 1601 * i] for i, samples in enumerate(verifier.utterances[:5])]
     embeddings = [verifier.embedding(samples) for samples in audio]
