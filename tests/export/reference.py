@@ -18,8 +18,8 @@ def layercam(
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
     """Logits, and the maps: at the input of each stage's last block; of the last stage and of one block, the output.
 
-    With a reference, [size], the cosine to it takes the place of the logits; with two, [2, size], the cosine to the first
-    minus that to the second.
+    With a reference, [size], the cosine to it takes the place of the logits; with two, [2, size], the difference of the
+    cosines to the first and to the second.
     """
     weights = {name: tensor.double() for name, tensor in weights.items()}
     x = torch.from_numpy(features)[None, None].requires_grad_()
