@@ -4,8 +4,8 @@
 
 Random directions of length one, as of 100,000 speakers with one exemplar of 256 numbers each, in a SQLite store of its
 own. Reports the time of a query (comparison, ranking, decision), of the first reading and of the refresh after one
-enrolment, and the growth of the resident memory; and the time of a query to a subset of 1,000 speakers. Wall time is that
-of the machine as it is; processor time, the sum of all threads, depends less on what else runs. Linux only.
+enrolment, and the growth of the resident memory; and the time of a query to a subset of 1,000 speakers. Wall time is
+that of the machine as it is; processor time, the sum of all threads, depends less on what else runs. Linux only.
 """
 
 import argparse
