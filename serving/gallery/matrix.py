@@ -7,6 +7,7 @@ is that of its best exemplar: a mean of exemplars from different rooms or microp
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, groupby
 from typing import Final, Self
 
@@ -140,18 +141,23 @@ class Gallery:
             speakers: indices in `names`; None for all.
         """
         query = direction.astype(np.float32)
-        chosen = np.arange(len(self), dtype=np.intp) if speakers is None else speakers
-        counts = np.diff(self.starts)[chosen]
-        if not len(chosen):
-            return Matches(chosen, np.zeros(0, np.float32), counts)
+        everyone, all_counts = self._speakers
         if speakers is None:
-            cosines, offsets = self.embeddings @ query, self.starts[:-1]
+            chosen, counts, offsets = everyone, all_counts, self.starts[:-1]
+            cosines = self.embeddings @ query
         else:
-            offsets = np.concatenate(([0], np.cumsum(counts)[:-1]))
+            chosen, counts = speakers, all_counts[speakers]
+            offsets = np.cumsum(counts) - counts
             rows = np.repeat(self.starts[chosen] - offsets, counts) + np.arange(counts.sum())
             cosines = self.embeddings[rows] @ query
-        best = np.maximum.reduceat(cosines, offsets)
-        return Matches(chosen, np.clip(best, -1.0, 1.0), counts)
+        if len(cosines) > len(chosen):
+            cosines = np.maximum.reduceat(cosines, offsets)
+        return Matches(chosen, np.clip(cosines, -1.0, 1.0, out=cosines), counts)
+
+    @cached_property
+    def _speakers(self) -> tuple[Indices, Indices]:
+        """Indices of all speakers, and their numbers of exemplars."""
+        return np.arange(len(self), dtype=np.intp), np.diff(self.starts)
 
     def best_exemplar(self, speaker: int, direction: NDArray[np.floating]) -> Vector:
         """Return the exemplar of a speaker, by its index, that is closest to a direction, float32 [size]."""

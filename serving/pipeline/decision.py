@@ -15,9 +15,6 @@ from speakerlens.measures.evidence import Evidence
 from speakerlens.measures.search import SearchCalibration
 from speakerlens.serving.gallery.matrix import Matches
 
-# Candidates whose ratio is below the best one's by this many nats have a probability of zero.
-NEGLIGIBLE = 30.0
-
 
 class Decision(StrEnum):
     """What a search found."""
@@ -76,15 +73,15 @@ class Ranking:
 
     Attributes:
         order: places in the matches, best first, [n].
-        ratios: log-likelihood ratio of each match, float64 [matches]; zeros without a calibration.
-        probabilities: of each match; zeros without a calibration.
+        ratios: log-likelihood ratio of each match, float32 [matches]; zeros without a calibration.
+        probabilities: of each match, float64 [matches]; zeros without a calibration.
         scores: what the matches are ranked by: the ratios, or the cosines.
     """
 
     order: NDArray[np.intp]
-    ratios: NDArray[np.float64]
+    ratios: NDArray[np.float32]
     probabilities: NDArray[np.float64]
-    scores: NDArray[np.float64]
+    scores: NDArray[np.float32]
 
     @property
     def margin(self) -> float:
@@ -112,19 +109,18 @@ def ranked(matches: Matches, evidence: Evidence, calibration: SearchCalibration 
         calibration: of the bundle; None ranks by cosines.
         most: at least 2.
     """
-    cosines = matches.cosines.astype(np.float64)
-    ratios, probabilities = np.zeros(len(cosines)), np.zeros(len(cosines))
-    scores = cosines
-    if calibration is not None and len(cosines):
+    scores = matches.cosines
+    ratios, probabilities = np.zeros(len(scores), np.float32), np.zeros(len(scores))
+    if calibration is not None and len(scores):
         # The ratio is affine in the cosine, and depends on the speaker by the number of exemplars alone.
         counts = np.arange(int(matches.exemplars.max()) + 1)
         bases, ends = (
             calibration.log_likelihood_ratio(np.full(len(counts), cosine), evidence.speech_s, evidence.snr_db, counts)
             for cosine in (0.0, 1.0)
         )
-        scores = ratios = bases[matches.exemplars] + (ends - bases)[matches.exemplars] * cosines
-        near = ratios >= ratios.max() - NEGLIGIBLE
-        probabilities[near] = calibration.probability(ratios[near], len(ratios))
+        scores = ratios = (ends - bases).astype(np.float32)[matches.exemplars] * matches.cosines
+        ratios += bases.astype(np.float32)[matches.exemplars]
+        probabilities = calibration.probability(ratios, len(ratios))
     count = min(most, len(scores))
     best = np.argpartition(-scores, count - 1)[:count] if count else np.zeros(0, np.intp)
     order = best[np.lexsort((best, -scores[best]))]
