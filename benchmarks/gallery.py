@@ -93,7 +93,7 @@ def queries(
     rng = np.random.default_rng(1)
     spent: dict[str, list[tuple[float, float]]] = {"product": [], "all": []}
     for _ in range(count):
-        query = unit(rng.normal(size=gallery.embeddings.shape[1]))
+        query = unit(np.asarray(rng.normal(size=gallery.embeddings.shape[1])))
         started = time.perf_counter(), time.process_time()
         matches = gallery.compare(query, speakers)
         compared = time.perf_counter(), time.process_time()

@@ -1,6 +1,6 @@
 """A stand-in for the server: the service of the wire contract in this process, with known answers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -138,6 +138,45 @@ class StandIn(SpeakerIdentificationServicer):
             window=pb.WindowAnswer(end_s=SECONDS, speech=True, answers=whole.answers, timings=TIMINGS)
         )
         yield pb.IdentifyStreamResponse(whole=whole)
+
+    def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchResponse:  # noqa: N802
+        """Answer that the first enrolled speaker is speaking, or the first that is named."""
+        self._refused(context, request.audio)
+        return self._searched(request.speakers, request.model.variant)
+
+    def SearchBatch(  # noqa: N802
+        self, request: pb.SearchBatchRequest, context: grpc.ServicerContext
+    ) -> pb.SearchBatchResponse:
+        self._refused(context)
+        answers = [self._searched(each.speakers, each.model.variant) for each in request.requests]
+        return pb.SearchBatchResponse(results=[pb.SearchBatchResult(response=each) for each in answers])
+
+    def SearchStream(  # noqa: N802
+        self, request_iterator: Iterator[pb.SearchStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.SearchStreamResponse]:
+        """Answer for a single window that holds everything."""
+        self._refused(context)
+        start = next(request_iterator).start
+        for _ in request_iterator:
+            pass
+        whole = self._searched(start.speakers, start.model.variant)
+        yield pb.SearchStreamResponse(
+            window=pb.SearchWindowAnswer(end_s=SECONDS, speech=True, answer=whole.answer, timings=TIMINGS)
+        )
+        yield pb.SearchStreamResponse(whole=whole)
+
+    def _searched(self, speakers: Sequence[str], variant: str) -> pb.SearchResponse:
+        names = list(speakers) or sorted(self.enrolled)
+        answer = pb.SearchAnswer(
+            variant=variant or VARIANTS[0],
+            version=3,
+            decision=pb.DECISION_SPEAKER if names else pb.DECISION_UNKNOWN,
+            speaker=names[0] if names else "",
+            candidates=[pb.Candidate(speaker=name, cosine=0.9, probability=0.8, exemplars=1) for name in names[:1]],
+            gallery=len(names),
+            basis=pb.CALIBRATION_BASIS_OUT_OF_SET_SPEAKERS,
+        )
+        return pb.SearchResponse(answer=answer, audio=AUDIO, timings=TIMINGS)
 
     def Embed(self, request: pb.EmbedRequest, context: grpc.ServicerContext) -> pb.EmbedResponse:  # noqa: N802
         self._refused(context, request.audio)
