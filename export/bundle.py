@@ -1,16 +1,11 @@
 """Write a model bundle: everything that serving needs of one variant, verified, in one folder, atomically."""
 
-import contextlib
 import datetime
-import fcntl
 import hashlib
 import itertools
 import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import metadata, resources
 from pathlib import Path
@@ -25,6 +20,7 @@ from speakerlens.export import baseline, parity
 from speakerlens.export.graph import ExportedNetwork
 from speakerlens.export.onnx_graphs import OPSET, GraphError, write_graphs
 from speakerlens.export.probes import expected, write_probes
+from speakerlens.export.staging import staging_folder
 from speakerlens.export.synthetic import synthetic_voice
 from speakerlens.export.torchscript import write_torchscript
 from speakerlens.export.voices import enrol_voices, write_voices
@@ -36,7 +32,6 @@ from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, METHOD
 from speakerlens.training.evaluation.scorer import fit_scorer
 from speakerlens.training.evaluation.verification import METHOD as VERIFICATION_METHOD
 from speakerlens.training.evaluation.verification import Verification, calibrate_verification
-from speakerlens.training.files import make_folder
 from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT, HIGH_HZ, LOW_HZ
 from speakerlens.training.model.network import STAGES, STRIDES
 from speakerlens.training.model.saliency import FUSED_STAGES
@@ -138,7 +133,7 @@ def export_loaded(
     Raises:
         ExportError: the exported graphs differ from the network, or are not fit for serving.
     """
-    with _staging(out / run.variant) as staging:
+    with staging_folder(out / run.variant) as staging:
         versions = sorted(int(p.name) for p in (out / run.variant).glob("*") if re.fullmatch(r"[1-9]\d*", p.name))
         save_file({n: t.contiguous() for n, t in run.network.state_dict().items()}, staging / WEIGHTS)
         (staging / WEIGHTS).chmod(0o644)  # save_file makes it private; a server in a container runs as another user
@@ -345,30 +340,6 @@ def _write_synthetic(folder: Path) -> tuple[list[NDArray[np.float32]], list[dict
         utterances.append(read_audio(folder / name))
         listed.append({"file": name, "speaker": ""})
     return utterances, listed
-
-
-@contextlib.contextmanager
-def _staging(parent: Path) -> Iterator[Path]:
-    """Make a folder beside the final one, to be renamed into place; removed if it was not.
-
-    Other exports of the same variant wait meanwhile, since the version number is written into the files.
-    """
-    parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    make_folder(parent)
-    handle = os.open(parent, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
-        staging.chmod(0o755)
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    finally:
-        os.close(handle)
-        with contextlib.suppress(OSError):  # not empty: a bundle was exported
-            for folder in parents:
-                folder.rmdir()
 
 
 def _digest(path: Path) -> str:

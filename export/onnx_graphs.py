@@ -156,7 +156,7 @@ def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[st
         torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
-            content,
+            content,  # type: ignore[arg-type]  # which this exporter takes
             dynamo=False,
             opset_version=OPSET,
             input_names=list(inputs),

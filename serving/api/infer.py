@@ -144,7 +144,9 @@ def _field(row: int) -> str:
 def _response(
     request: pb.ModelInferRequest, read: InferRequest, model: Model, rows: Sequence[Row]
 ) -> pb.ModelInferResponse:
-    response = infer_response_of(model.bundle, [row.prediction for row in rows], read.audio.shape[1], read.outputs)
+    response = infer_response_of(
+        model.bundle, [row.prediction for row in rows], read.audio.shape[1], read.outputs, read.classes
+    )
     response.id = request.id
     response.parameters["speech"].string_param = ",".join("true" if row.speech else "false" for row in rows)
     return response

@@ -18,7 +18,7 @@ SERVICE: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_nam
 # Answered while the server starts and drains as well.
 ALWAYS: Final = tuple(f"/{SERVICE}/{method}" for method in ("ServerLive", "ServerReady", "ModelReady"))
 # Without the repository extension, of which only the index is offered.
-EXTENSIONS: Final = ("model_configuration", "statistics", "schedule_policy")
+EXTENSIONS: Final = ("classification", "model_configuration", "statistics", "schedule_policy")
 
 
 class InferenceService(GRPCInferenceServiceServicer):

@@ -1,7 +1,9 @@
 """Messages of the Open Inference Protocol: a model's tensors, metadata, statistics, and the tensors of an answer."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -19,6 +21,8 @@ Datatype = Literal["FP32", "INT64"]
 
 AUDIO, TARGET, LENGTHS = "audio", "target", "lengths"
 PROBABILITIES, EMBEDDING, FUSED = "probabilities", "embedding", "saliency"
+# The parameter of the configuration that has the speakers.
+LABELS = "labels"
 # Outputs of a request that names none.
 DEFAULT_OUTPUTS: Final = (PROBABILITIES, EMBEDDING)
 # The protocol's byte order is little-endian.
@@ -59,7 +63,9 @@ INPUTS: Final = (
 
 
 def outputs(bundle: Bundle) -> tuple[Tensor, ...]:
-    """Return all outputs of a model."""
+    """Return all outputs of a model; one without a classifier has the embedding only."""
+    if not bundle.has_classifier:
+        return (Tensor(EMBEDDING, "FP32", (bundle.embedding_size,)),)
     maps = [Tensor(name, "FP32", (stage.rows, ANY)) for name, stage in zip(SALIENCY, bundle.stages, strict=True)]
     return (
         Tensor(PROBABILITIES, "FP32", (len(bundle.speakers),)),
@@ -85,6 +91,10 @@ def metadata_of(model: Model, versions: Iterable[int]) -> pb.ModelMetadataRespon
     )
 
 
+def _labels(bundle: Bundle) -> str:
+    return json.dumps(bundle.speakers, ensure_ascii=False)
+
+
 def _metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
     return pb.ModelMetadataResponse.TensorMetadata(
         name=tensor.name, datatype=tensor.datatype, shape=(ANY, *tensor.dims)
@@ -106,9 +116,17 @@ def config_of(model: Model, config: Config) -> pb.ModelConfig:
             for tensor in INPUTS
         ],
         output=[
-            pb.ModelOutput(name=tensor.name, data_type=DATA_TYPES[tensor.datatype], dims=tensor.dims)
+            pb.ModelOutput(
+                name=tensor.name,
+                data_type=DATA_TYPES[tensor.datatype],
+                dims=tensor.dims,
+                label_filename=LABELS if tensor.name == PROBABILITIES else "",
+            )
             for tensor in outputs(model.bundle)
         ],
+        parameters={LABELS: pb.ModelParameter(string_value=_labels(model.bundle))}
+        if model.bundle.has_classifier
+        else {},
         dynamic_batching=pb.ModelDynamicBatching(priority_levels=PRIORITY_LEVELS, default_priority_level=DEFAULT_LEVEL),
     )
 
@@ -154,7 +172,11 @@ def index_of(models: Iterable[Model]) -> pb.RepositoryIndexResponse:
 
 
 def infer_response_of(
-    bundle: Bundle, predictions: Sequence[Prediction], samples: int, wanted: Sequence[str]
+    bundle: Bundle,
+    predictions: Sequence[Prediction],
+    samples: int,
+    wanted: Sequence[str],
+    classes: Mapping[str, int] = MappingProxyType({}),
 ) -> pb.ModelInferResponse:
     """Return the outputs asked for, in that order, as raw contents; maps are zero-padded to the longest row.
 
@@ -163,11 +185,17 @@ def infer_response_of(
         predictions: one for each row; explained ones if maps are wanted.
         samples: of a row as sent, with padding, which decides the width of maps.
         wanted: names of outputs.
+        classes: number of best classes to name instead of the values, by output (the extension `classification`).
     """
     known = {tensor.name: tensor for tensor in outputs(bundle)}
     response = pb.ModelInferResponse(model_name=bundle.variant, model_version=str(bundle.version))
     for name in wanted:
         values = _values(bundle, predictions, samples, name)
+        if name in classes:
+            named = _best_classes(values, bundle.speakers, classes[name])
+            response.outputs.add(name=name, datatype="BYTES", shape=(len(named), len(named[0])))
+            response.raw_output_contents.append(_bytes_tensor(named))
+            continue
         response.outputs.add(name=name, datatype=known[name].datatype, shape=values.shape)
         response.raw_output_contents.append(np.ascontiguousarray(values, DTYPES[known[name].datatype]).tobytes())
     return response
@@ -184,6 +212,20 @@ def _values(bundle: Bundle, predictions: Sequence[Prediction], samples: int, nam
         return _padded([displayed(bundle, each, "fused") for each in explained], bundle.frames(samples))
     index = SALIENCY.index(name)
     return _padded([each.saliency[index] for each in explained], bundle.columns(samples, bundle.stages[index]))
+
+
+def _best_classes(values: NDArray[Any], labels: Sequence[str], count: int) -> list[list[str]]:
+    """Return for each row of values [rows, classes] its best classes as Triton writes them: value:index:label."""
+    best = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    return [
+        [f"{row[index]:f}:{index}:{labels[index]}" for index in order] for row, order in zip(values, best, strict=True)
+    ]
+
+
+def _bytes_tensor(rows: Sequence[Sequence[str]]) -> bytes:
+    """Return strings as the protocol packs them: each one's length in four bytes, then the bytes."""
+    packed = [text.encode() for row in rows for text in row]
+    return b"".join(len(each).to_bytes(4, "little") + each for each in packed)
 
 
 def _padded(maps: Sequence[NDArray[np.float32]], columns: int) -> NDArray[np.float32]:

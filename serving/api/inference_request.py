@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,11 @@ from speakerlens.serving.api.inference_messages import (
     DEFAULT_LEVEL,
     DEFAULT_OUTPUTS,
     DTYPES,
+    EMBEDDING,
     INPUTS,
     LENGTHS,
     PRIORITY_LEVELS,
+    PROBABILITIES,
     TARGET,
     Tensor,
     is_map,
@@ -27,10 +29,19 @@ from speakerlens.serving.api.inference_messages import (
 from speakerlens.serving.bundle import SAMPLE_RATE, Bundle
 from speakerlens.serving.engine.graphs import PREDICTED
 from speakerlens.serving.engine.queue import Priority
-from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
+from speakerlens.serving.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    Reason,
+    listed,
+    quoted,
+)
 
 # Field of a datatype's values where they are not raw.
 CONTENTS = {"FP32": "fp32_contents", "INT64": "int64_contents"}
+# The parameter of an output that asks for its best classes by name, an extension of Triton's.
+CLASSIFICATION = "classification"
 # Values copied at a time: all at once, the copy would hold the interpreter's lock for hundreds of milliseconds.
 VALUES_AT_ONCE = 65_536
 
@@ -52,6 +63,7 @@ class InferRequest:
         lengths: valid samples of each row, int64 [rows].
         targets: label to explain, or PREDICTED, of each row, int64 [rows].
         outputs: names, in the order asked.
+        classes: number of best classes to name instead of the values, by output.
         deadline: on the clock of `time.monotonic`, None without one.
         priority: of all rows.
     """
@@ -60,6 +72,7 @@ class InferRequest:
     lengths: NDArray[np.int64]
     targets: NDArray[np.int64]
     outputs: tuple[str, ...]
+    classes: Mapping[str, int]
     deadline: float | None
     priority: Priority
 
@@ -77,9 +90,10 @@ def infer_request_of(
     Raises:
         InvalidArgumentError: a field is invalid; the message names it.
         NotFoundError: a target is no label of the model.
+        FailedPreconditionError: the model has no classifier, and more than its embedding is asked for.
     """
     deadline, priority = _schedule(request, deadline)
-    wanted = _outputs(request.outputs, bundle)
+    wanted, classes = _outputs(request.outputs, bundle)
     values = _inputs(request, limits)
     audio = values[AUDIO]
     rows, samples = audio.shape
@@ -93,7 +107,7 @@ def infer_request_of(
             f"inputs.{TARGET}, row {row}: no speaker {targets[row]}; {bundle.name} has 0 to "
             f"{len(bundle.speakers) - 1}, and {PREDICTED} is the one it predicts",
         )
-    return InferRequest(audio, lengths, targets, wanted, deadline, priority)
+    return InferRequest(audio, lengths, targets, wanted, classes, deadline, priority)
 
 
 def _schedule(request: pb.ModelInferRequest, deadline: float | None) -> tuple[float | None, Priority]:
@@ -108,7 +122,7 @@ def _schedule(request: pb.ModelInferRequest, deadline: float | None) -> tuple[fl
     return deadline, Priority.BULK if level == PRIORITY_LEVELS else Priority.INTERACTIVE
 
 
-def _number(parameters: Any, name: str) -> int:
+def _number(parameters: Any, name: str, where: str = "parameters") -> int:
     """Return a parameter that is a whole number, 0 if it is missing."""
     if name not in parameters:
         return 0
@@ -116,22 +130,35 @@ def _number(parameters: Any, name: str) -> int:
     choice = parameter.WhichOneof("parameter_choice")
     value = getattr(parameter, choice) if choice in ("int64_param", "uint64_param") else -1
     if value < 0:
-        raise _invalid(f"parameters.{name}: give a whole number of 0 or more, as int64_param or uint64_param")
+        raise _invalid(f"{where}.{name}: give a whole number of 0 or more, as int64_param or uint64_param")
     return int(value)
 
 
-def _outputs(requested: Sequence[Any], bundle: Bundle) -> tuple[str, ...]:
+def _outputs(requested: Sequence[Any], bundle: Bundle) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Return the names of the outputs asked for, and of which the best classes are asked for, and how many."""
     names = [tensor.name for tensor in outputs(bundle)]
+    classes: dict[str, int] = {}
+    if not bundle.has_classifier and (not requested or any(output.name not in names for output in requested)):
+        raise FailedPreconditionError(
+            Reason.NO_CLASSIFIER,
+            f"outputs: {bundle.name} has no classifier and names no speakers; ask for its {EMBEDDING} alone, or enrol "
+            "your speakers and use Search of speakerlens.v1",
+        )
     for index, output in enumerate(requested):
+        where = f"outputs[{index}]"
         if output.name not in names:
-            raise _invalid(f"outputs[{index}].name: no output {quoted(output.name)}; there are {listed(names)}")
-        for key in ("classification", "shared_memory_region"):
-            if key in output.parameters:
-                raise _invalid(f"outputs[{index}].parameters.{key}: not offered; outputs come as raw tensors")
+            raise _invalid(f"{where}.name: no output {quoted(output.name)}; there are {listed(names)}")
+        if "shared_memory_region" in output.parameters:
+            raise _invalid(f"{where}.parameters.shared_memory_region: not offered; outputs come as raw tensors")
+        count = _number(output.parameters, CLASSIFICATION, f"{where}.parameters")
+        if count and output.name != PROBABILITIES:
+            raise _invalid(f"{where}.parameters.{CLASSIFICATION}: only {PROBABILITIES} has classes, not {output.name}")
+        if count:
+            classes[output.name] = min(count, len(bundle.speakers))
     wanted = tuple(output.name for output in requested)
     if len(set(wanted)) < len(wanted):
         raise _invalid("outputs: an output is asked for twice")
-    return wanted or DEFAULT_OUTPUTS
+    return wanted or DEFAULT_OUTPUTS, classes
 
 
 def _inputs(request: pb.ModelInferRequest, limits: Limits) -> dict[str, NDArray[Any]]:

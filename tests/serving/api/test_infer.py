@@ -108,6 +108,23 @@ def test_rows_of_several_windows_match_identify(
         assert_row(answer, row, identified(toy_server, audio, "da"))
 
 
+@pytest.mark.parametrize("count", [1, 3, 99])
+def test_best_classes_come_by_name(client: triton.InferenceServerClient, count: int) -> None:
+    """As Triton writes them: value, index and label."""
+    wanted = [triton.InferRequestedOutput("embedding"), triton.InferRequestedOutput("probabilities", class_count=count)]
+    result = client.infer("da", inputs(padded(ROWS)), outputs=wanted, client_timeout=CALL_SECONDS)
+    named = result.as_numpy("probabilities")
+    assert named.shape == (len(ROWS), min(count, len(toy.speakers())))
+    assert result.as_numpy("embedding").shape == (len(ROWS), toy_graph.EMBEDDING)
+    plain = ask(client, padded(ROWS), "probabilities")["probabilities"]
+    for row, probabilities in zip(named, plain, strict=True):
+        values, indices, labels = zip(*(text.decode().split(":") for text in row), strict=True)
+        assert values[0] == f"{float(values[0]):f}"
+        np.testing.assert_allclose(np.array(values, float), np.sort(probabilities)[::-1][:count], atol=2e-6)
+        np.testing.assert_allclose(np.array(values, float), probabilities[np.array(indices, int)], atol=2e-6)
+        assert list(labels) == [toy.speakers()[int(index)] for index in indices]
+
+
 def test_outputs_come_in_the_order_asked(toy_server: ServerProcess) -> None:
     arrays: Arrays = {"audio": voice(1.0)[None]}
     usual = infer(toy_server, message(arrays))

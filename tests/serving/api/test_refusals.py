@@ -77,6 +77,14 @@ def parameter(where: str, name: str, **value: object) -> Spoil:
     return spoil
 
 
+def classes_of(name: str) -> Spoil:
+    def spoil(request: pb.ModelInferRequest) -> None:
+        request.outputs[0].name = name
+        request.outputs[0].parameters["classification"].int64_param = 3
+
+    return spoil
+
+
 def typed(request: pb.ModelInferRequest, field: str, count: int) -> None:
     del request.raw_input_contents[:]
     for tensor in request.inputs:
@@ -164,7 +172,13 @@ CASES = [
         INVALID,
         ("outputs", "asked for twice"),
     ),
-    Case("classification", parameter("outputs", "classification", int64_param=3), INVALID, ("outputs[0].parameters",)),
+    Case(
+        "classes by text", parameter("outputs", "classification", string_param="3"), INVALID, ("outputs[0].parameters",)
+    ),
+    Case("less than no class", parameter("outputs", "classification", int64_param=-3), INVALID, ("0 or more",)),
+    Case(
+        "classes of maps", classes_of("saliency"), INVALID, ("outputs[0].parameters", "only probabilities has classes")
+    ),
     Case(
         "shared memory in",
         parameter("inputs", "shared_memory_region", string_param="x"),

@@ -1,5 +1,6 @@
 """Server and model metadata of the Open Inference Protocol, with the real client."""
 
+import json
 import signal
 import socket
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ def test_server_metadata(client: triton.InferenceServerClient) -> None:
     answer = client.get_server_metadata()
     assert answer.name == "speakerlens"
     assert answer.version
-    assert set(answer.extensions) == {"model_configuration", "statistics", "schedule_policy"}
+    assert set(answer.extensions) == {"classification", "model_configuration", "statistics", "schedule_policy"}
 
 
 def test_model_metadata(client: triton.InferenceServerClient) -> None:
@@ -62,6 +63,14 @@ def test_model_metadata(client: triton.InferenceServerClient) -> None:
         "saliency": ("FP32", [-1, toy.MEL, -1]),
         **maps,
     }
+
+
+def test_configuration_has_the_labels(client: triton.InferenceServerClient) -> None:
+    config = client.get_model_config("da").config
+    assert {each.name: each.label_filename for each in config.output if each.label_filename} == {
+        "probabilities": "labels"
+    }
+    assert json.loads(config.parameters["labels"].string_value) == toy.speakers()
 
 
 def test_model_configuration(client: triton.InferenceServerClient) -> None:
