@@ -30,6 +30,8 @@ from speakerlens.training.data.manifest import Clip, Corpus, load_corpus, spread
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, METHOD, Calibration, calibrate
 from speakerlens.training.evaluation.scorer import fit_scorer
+from speakerlens.training.evaluation.search import METHOD as SEARCH_METHOD
+from speakerlens.training.evaluation.search import calibrate_search
 from speakerlens.training.evaluation.verification import METHOD as VERIFICATION_METHOD
 from speakerlens.training.evaluation.verification import Verification, calibrate_verification
 from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT, HIGH_HZ, LOW_HZ
@@ -189,6 +191,7 @@ def _is_same(bundle: Path, staging: Path, run: Run, options: Options) -> bool:
             same = same and manifest["verification"]["method"] == VERIFICATION_METHOD
             same = same and manifest["verification"]["false_acceptance"] == options.false_acceptance
             same = same and manifest["training_data_digest"] == run.corpus_digest
+            same = same and (manifest["search"] or {"method": SEARCH_METHOD})["method"] == SEARCH_METHOD
             same = same and (manifest["probes"] is not None) == options.probes
         return same and _digest(bundle / WEIGHTS) == _digest(staging / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError):  # damaged, or not a bundle at all
@@ -208,7 +211,7 @@ def _fill(
     names = voices.speakers if voices is not None else run.speakers
     evaluated = baseline.evaluation_set(corpus, names) if corpus is not None and names else None
     clips = [] if corpus is None else choose_utterances(corpus, parity.UTTERANCES)
-    total = 7 + parity.steps(len(clips) or parity.UTTERANCES, run.network.classes)
+    total = 8 + parity.steps(len(clips) or parity.UTTERANCES, run.network.classes)
     total += 0 if evaluated is None else evaluated.steps
     done = itertools.count(1)
 
@@ -219,12 +222,13 @@ def _fill(
         _calibrate(folder, run, corpus, options.false_acceptance) if run.speakers and corpus is not None else None
     )
     advance()
-    verification = None
-    if corpus is not None:
-        verification = calibrate_verification(run.network, corpus, corpus.speakers, options.false_acceptance)
+    rate = options.false_acceptance
+    verification = None if corpus is None else calibrate_verification(run.network, corpus, corpus.speakers, rate)
+    advance()
+    search = None if corpus is None else calibrate_search(run.network, corpus, run.speakers, rate)
     advance()
     exported = ExportedNetwork(run.network)
-    facts = _facts(run, version, calibration, verification)
+    facts = {**_facts(run, version, calibration, verification), "search": search}
     try:
         write_graphs(exported, folder, {name: json.dumps(value) for name, value in facts.items()})
     except GraphError as error:

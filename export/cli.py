@@ -150,11 +150,11 @@ def calibrated_with(bundle: Path) -> str:
     manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
     found = manifest["calibration"]
     if found is None:
-        return _compared_with(manifest["verification"])
+        return f"{_compared_with(manifest['verification'])}; {_searched_with(manifest['search'])}"
     few = "" if found["strangers"] == HELD_OUT else f", as dev has no {FEWEST_OUT_OF_SET} held-out speakers"
     return (
         f"threshold for {100 * found['false_acceptance']:g} % false acceptance from {found['stranger_utterances']} "
-        f"utterances of {found['stranger_speakers']} {found['strangers']}{few}"
+        f"utterances of {found['stranger_speakers']} {found['strangers']}{few}; {_searched_with(manifest['search'])}"
     )
 
 
@@ -166,6 +166,16 @@ def _compared_with(found: dict[str, Any] | None) -> str:
     return (
         f"no classifier; threshold for {100 * found['false_acceptance']:g} % false acceptance from "
         f"{pairs['different_pairs']} pairs of {found['persons']} persons"
+    )
+
+
+def _searched_with(found: dict[str, Any] | None) -> str:
+    """Return a sentence about the calibration of search."""
+    if found is None:
+        return f"search is not calibrated: dev has no {FEWEST_OUT_OF_SET} speakers that the network was not trained on"
+    return (
+        f"search calibrated for {100 * found['false_alarm']:g} % false alarms with {found['utterances']} recordings of "
+        f"{found['speakers']} {found['strangers']}"
     )
 
 

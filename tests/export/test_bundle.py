@@ -67,6 +67,7 @@ def test_bundle_is_complete_and_describes_itself(bundles: Path, runs: dict[str, 
     assert calibration["utterances"] == len(loaded.utterances("dev"))
     verification = manifest["verification"]
     assert (verification["strangers"], verification["false_acceptance"]) == ("held-out speakers", 0.05)
+    assert (manifest["search"]["speakers"], manifest["search"]["false_alarm"]) == (len(out_of_set), 0.05)
     assert verification["thresholds"][0]["utterances"] == 1
     assert all(-1 < each["threshold"] < 1 and each["different_pairs"] > 100 for each in verification["thresholds"])
 

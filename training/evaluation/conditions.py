@@ -88,7 +88,7 @@ def grid(kinds: Sequence[str] = CONDITION_KINDS) -> tuple[Condition, ...]:
 def supplied_grid(corpus: Corpus, split: Split) -> tuple[tuple[Condition, ...], dict[str, str]]:
     """Return the conditions that a corpus can supply, and for each missing kind the reason."""
     supplied = InterferenceSource(corpus, split).kinds
-    lacking = {kind: [part for part in _parts(kind) if part not in supplied] for kind in CONDITION_KINDS}
+    lacking = {kind: [part for part in parts(kind) if part not in supplied] for kind in CONDITION_KINDS}
     left_out = {
         kind: f"the {split} split has no {' and no '.join(_NEEDS[part] for part in parts)}"
         for kind, parts in lacking.items()
@@ -179,16 +179,16 @@ def mixtures(
         labels = torch.tensor([label_of[str(clip.speaker)] for clip in clips])
         for kind, group in by_kind:
             sounds = [
-                [_interference(corpus, source, part, clip, row) for part in _parts(kind)]
+                [draw_layer(corpus, source, part, clip, row) for part in parts(kind)]
                 for clip, row in zip(clips, speech, strict=True)
             ]
             for condition in group:
-                rows = [_mix(row, layers, condition.snr_db) for row, layers in zip(speech, sounds, strict=True)]
+                rows = [mix_layers(row, layers, condition.snr_db) for row, layers in zip(speech, sounds, strict=True)]
                 mixture = Mixture(*(pad_sequence(list(part), batch_first=True) for part in zip(*rows, strict=True)))
                 yield MixtureBatch(condition, mixture, lengths, labels, torch.tensor(indices), clips)
 
 
-def _interference(corpus: Corpus, source: InterferenceSource, kind: str, clip: Clip, speech: Tensor) -> Tensor:
+def draw_layer(corpus: Corpus, source: InterferenceSource, kind: str, clip: Clip, speech: Tensor) -> Tensor:
     """Draw the interference waveform [N] of an utterance [N] for one of `KINDS`, at an arbitrary level."""
     waveform = torch.from_numpy(source.draw(kind, len(speech), generator(corpus, kind, clip), clip.speaker))
     return late_reverberation(speech[None], waveform[None])[0] if kind == "reverb" else waveform
@@ -202,12 +202,12 @@ def generator(corpus: Corpus, kind: str, clip: Clip) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()))
 
 
-def _parts(kind: str) -> tuple[str, ...]:
+def parts(kind: str) -> tuple[str, ...]:
     """Return the `KINDS` in a condition's kind, the one at the condition's ratio last; none for "clean"."""
     return () if kind == CLEAN_KIND else tuple(kind.split("+"))
 
 
-def _mix(speech: Tensor, layers: Sequence[Tensor], snr_db: float | None) -> Mixture:
+def mix_layers(speech: Tensor, layers: Sequence[Tensor], snr_db: float | None) -> Mixture:
     """Mix one utterance [N] with layers [N]; not as a padded batch, whose sums round differently."""
     if snr_db is None:
         return Mixture(speech, speech, torch.zeros_like(speech))
