@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo serve soak bench prometheus robustness-drill test test-quick test-slow fuzz lint types protos dashboards image clean
+.PHONY: help install lock demo serve soak bench prometheus postgres robustness-drill test test-quick test-slow fuzz lint types protos dashboards image clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -66,13 +66,18 @@ bench: $(INSTALLED)  ## overload the demo's bundles 3 and 10 times, 20 minutes: 
 prometheus: $(INSTALLED)  ## fetch prometheus and promtool into the virtual environment (Debian; elsewhere, install them)
 	@deploy/prometheus/fetch.sh $(abspath $(BIN))
 
+postgres: $(INSTALLED)  ## fetch PostgreSQL's programs, for the tests, into the virtual environment (Debian; elsewhere, install them)
+	@deploy/postgres/fetch.sh $(abspath $(VENV))/postgres
+
 robustness-drill: $(INSTALLED)  ## play noise and babble to the demo's bundles, and check that the alerts fire and clear (MINUTES=2: shorter)
 	@deploy/prometheus/fetch.sh $(abspath $(BIN))
 	$(BIN)/python -m deploy.drill --minutes $(or $(MINUTES),5)
 
-# Without Prometheus' programs the tests that need them are skipped, and named at the end; .ci/run has none of that.
+# Without Prometheus' or PostgreSQL's programs the tests that need them are skipped, and named at the end; .ci/run has
+# none of that.
 test: $(INSTALLED)  ## run the tests but for the slow ones
 	@deploy/prometheus/fetch.sh $(abspath $(BIN)) || echo 'Tests that need prometheus or promtool will be skipped.' >&2
+	@deploy/postgres/fetch.sh $(abspath $(VENV))/postgres || echo 'Tests that need PostgreSQL will be skipped.' >&2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	@echo 'Not run: what is marked slow; `make test-slow` runs it.'
 

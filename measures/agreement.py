@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# How far below the threshold the mean cosine of two groups of pieces must lie, and how far below that within them, so
-# that they are two speakers' (docs/decisions/0064-enrolment.md).
-CONTRAST: Final = 0.2
-BELOW: Final = 0.0
+# How far below the threshold of verification the cosine of two groups' means must lie, so that they are two speakers':
+# groups of utterances, and groups of pieces, which are shorter. Of pieces, the mean cosine between the groups must also
+# be lower than that within them by CONTRAST; by LARGE_CONTRAST, it is enough alone. Measured on real speech, see
+# docs/decisions/0064-enrolment.md.
+UTTERANCES_BELOW: Final = 0.1
+PIECES_BELOW: Final = 0.13
+CONTRAST: Final = 0.12
+LARGE_CONTRAST: Final = 0.36
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,9 @@ def outliers(
 ) -> list[Outlier]:
     """Return the utterances that are not of one speaker with the rest; none where all agree.
 
-    The pieces are split into the two groups that agree least, by average linkage. They are two speakers' where the
-    smaller group's mean is below the threshold of verification against the mean of the larger one.
+    Utterances are split into the two groups that agree least, by average linkage, and then pieces of utterances, as
+    one utterance may hold two speakers. The smaller group is another speaker's where the groups' means differ by more
+    than one speaker's do.
 
     Args:
         utterances: index of the utterance of each piece, [n]; below 0 for what is stored of the speaker, which is
@@ -49,25 +54,63 @@ def outliers(
         thresholds: pairs, ascending: utterances in a reference (1 first), and the cosine from which an utterance is
             accepted as of the reference's speaker.
     """
+    names = np.unique(utterances)
+    whole = np.array([_direction(embeddings[utterances == name]) for name in names])
+    return _split(names, whole, thresholds) or _split_pieces(utterances, embeddings, thresholds)
+
+
+def _split(names: NDArray[np.int_], whole: Floats, thresholds: Sequence[tuple[int, float]]) -> list[Outlier]:
+    """Return the utterances, with directions [n, size], of the smaller group, if that is another speaker's."""
+    if len(names) < 2:
+        return []
+    cosines = whole @ whole.T
+    small = _not_stored(_smaller_group(cosines), names < 0)
+    limit = _threshold(thresholds, ~small) - UTTERANCES_BELOW
+    if _direction(whole[small]) @ _direction(whole[~small]) >= limit:
+        return []
+    others = _within(cosines, ~small)
+    return [
+        Outlier(int(names[index]), float(cosines[index, ~small].mean()), others, limit, within=False)
+        for index in np.flatnonzero(small & (names >= 0))
+    ]
+
+
+def _split_pieces(
+    utterances: NDArray[np.int_], embeddings: Floats, thresholds: Sequence[tuple[int, float]]
+) -> list[Outlier]:
+    """Return the utterances with a piece in the smaller group, if that is another speaker's."""
     if len(embeddings) < 2:
         return []
     cosines = embeddings @ embeddings.T
-    small = _smaller_group(cosines)
-    stored = utterances < 0
-    if stored.any() and (small & stored).sum() > (~small & stored).sum():
-        small = ~small
+    small = _not_stored(_smaller_group(cosines), utterances < 0)
     between, within = _means(cosines, small)
-    limit = [threshold for size, threshold in thresholds if size <= (~small).sum()][-1]
-    if not (between < limit - BELOW and between < within - CONTRAST):
+    limit = _threshold(thresholds, ~small) - PIECES_BELOW
+    far = _direction(embeddings[small]) @ _direction(embeddings[~small]) < limit
+    if not (within - between > LARGE_CONTRAST or (far and within - between > CONTRAST)):
         return []
     found = []
-    for utterance in np.unique(utterances[small & ~stored]):
+    for utterance in np.unique(utterances[small & (utterances >= 0)]):
         own = utterances == utterance
         mixed = bool((own & ~small).any())
         first, second = (own & small, own & ~small) if mixed else (own, ~own)
         cosine = float(cosines[np.ix_(first, second)].mean())
         found.append(Outlier(int(utterance), cosine, _within(cosines, ~small), limit, mixed))
     return found
+
+
+def _not_stored(small: NDArray[np.bool_], stored: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the group with less of what is stored, as that is the speaker's."""
+    return ~small if (small & stored).sum() > (~small & stored).sum() else small
+
+
+def _threshold(thresholds: Sequence[tuple[int, float]], reference: NDArray[np.bool_]) -> float:
+    return [threshold for size, threshold in thresholds if size <= reference.sum()][-1]
+
+
+def _direction(embeddings: Floats) -> Floats:
+    total = embeddings.sum(axis=0)
+    unit: Floats = total / max(float(np.linalg.norm(total)), 1e-12)
+    return unit
 
 
 def _smaller_group(cosines: Floats) -> NDArray[np.bool_]:

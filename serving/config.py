@@ -66,7 +66,9 @@ class Config(Settings):
     )
     keep_versions: int = _option(MODELS, 2, "newest versions of each variant to keep loaded", ge=1, le=1000)
 
-    speakers: Address | None = _option(ENROLMENT, None, "SQLite file for enrolled speakers; none by default", "FILE")
+    speakers: Address | None = _option(
+        ENROLMENT, None, "SQLite file, or postgresql:// URL, of the enrolled speakers; none by default", "FILE"
+    )
     enroll_speech_seconds: float = _option(
         ENROLMENT,
         1.0,
@@ -90,6 +92,9 @@ class Config(Settings):
     )
     keep_audio: bool = _option(
         ENROLMENT, False, "keep the recordings of enrolments, so that new versions of a model can embed them again"
+    )
+    forget_after: float = _option(
+        ENROLMENT, 0.0, "days after which enrolments are removed; 0: never", "DAYS", ge=0, le=36_500
     )
 
     host: str = _option(NETWORK, "127.0.0.1", "address of the gRPC port", min_length=1)
@@ -213,6 +218,9 @@ class Config(Settings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = _option(LOGS, "info", "least severe line of the log")
     log_format: Literal["text", "json"] = _option(LOGS, "text", "text for people, or one JSON object per line")
+    journal: Location | None = _option(
+        LOGS, None, "append one JSON line for each decision to this file: names and scores, never audio", "FILE"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Config":

@@ -30,6 +30,8 @@ from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.engine.session import fell_back, runtime_version
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
+from speakerlens.serving.gallery.monitor import StoreMonitor
+from speakerlens.serving.journal import Journal
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.metrics.http import HealthPages
 from speakerlens.serving.models.registry import Models
@@ -119,8 +121,17 @@ class Server:
         self._decoders.idle = config.codec_threads
         self._decoders.subscribe(self.metrics.count_decoder_restart)
         self._speakers = AsyncSpeakerStore(config.speakers)
-        self._service = Service(config, self.metrics, self._codec, self._speakers)
+        self._journal = None if config.journal is None else Journal(config.journal, self.metrics.count_journal)
+        self._service = Service(config, self.metrics, self._codec, self._speakers, self._journal)
         self._models = Models(self.metrics)
+        self._store_monitor = StoreMonitor(
+            self._speakers,
+            self.metrics.store,
+            self._health.report_store,
+            self._newest_digests,
+            config.forget_after,
+        )
+        self._watching_store: asyncio.Task[None] | None = None
         self._watcher = RobustnessObserver(config, self.metrics, self._models, self._scheduler)
         self._repository = Repository(config, self._models, self._scheduler, self.metrics, self._health)
         self._inference = InferenceService(self._models, self._health, config)
@@ -188,6 +199,9 @@ class Server:
             self._ports["metrics"] = f"http://{_address(config.metrics_host, self._open_metrics())}/metrics"
         await self._grpc.start()
 
+    def _newest_digests(self) -> list[str]:
+        return [model.bundle.digest for model in self._models.select([])]
+
     def _watch_certificate(self, expiry: Callable[[], float]) -> None:
         self.metrics.watch_expiry(expiry)
         self._reloads.append(expiry)
@@ -248,6 +262,7 @@ class Server:
         self.metrics.engine_fallback.set(fell_back(self._config.device, models.provider))
         self._gate.closed = None
         self._health.announce()
+        self._watching_store = asyncio.create_task(self._store_monitor.run())
         names = [model.bundle.name for model in models]
         ready = {"ready": True, **self._ports, "provider": models.provider, "models": names}
         sys.stdout.write(json.dumps(ready) + "\n")
@@ -265,8 +280,9 @@ class Server:
 
     async def drain(self) -> bool:
         """Refuse new calls and finish those in progress; return whether all were finished in time."""
-        if self._probing is not None:
-            self._probing.cancel()
+        for task in (self._probing, self._watching_store):
+            if task is not None:
+                task.cancel()
         self._gate.closed = "the server is draining"
         self._health.drain()
         log.info("draining: calls in progress have %g s", self._config.drain_seconds)
@@ -285,6 +301,8 @@ class Server:
         self._decoders.unsubscribe(self.metrics.count_decoder_restart)
         self._decoders.close()
         self._speakers.close()
+        if self._journal is not None:
+            self._journal.close()
         if self._beating is not None:
             self._beating.cancel()
         if self._tracing is not None:

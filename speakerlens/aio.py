@@ -1,7 +1,7 @@
 """The client for asyncio: `SpeakerClient` with `await`."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -16,7 +16,15 @@ from speakerlens.identification import Identification
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 from speakerlens.requests import AudioSource, Chunk, ExplainChoice, StreamMessages, StreamOptions
-from speakerlens.results import Catalogue, Comparison, Embeddings, EnrolledSpeaker, WindowResult
+from speakerlens.results import (
+    Catalogue,
+    Comparison,
+    Embeddings,
+    EnrolledSpeaker,
+    GalleryImport,
+    GalleryMigration,
+    WindowResult,
+)
 from speakerlens.search_requests import SearchStreamOptions
 from speakerlens.search_results import SearchResult, SearchWindow
 
@@ -162,10 +170,11 @@ class AsyncSpeakerClient:
         *,
         rate: int | None = None,
         variants: str | Sequence[str] = "all",
+        add: bool = False,
         timeout: float | None = None,
     ) -> EnrolledSpeaker:
-        """Enrol a speaker for `verify`; see `SpeakerClient.enroll`."""
-        request = await asyncio.to_thread(requests.enroll, speaker, utterances, rate, variants)
+        """Enrol a speaker for `verify` and search; see `SpeakerClient.enroll`."""
+        request = await asyncio.to_thread(requests.enroll, speaker, utterances, rate, variants, add)
         return await self._call(self._stub.Enroll, request, responses.new_enrolment, timeout)
 
     async def speakers(self, *, timeout: float | None = None) -> tuple[EnrolledSpeaker, ...]:
@@ -183,6 +192,32 @@ class AsyncSpeakerClient:
         """Remove an enrolled speaker; raise `NotFoundError` for unknown names."""
         request = pb.RemoveSpeakerRequest(speaker=speaker)
         await self._call(self._stub.RemoveSpeaker, request, lambda answer: None, timeout)
+
+    async def export_gallery(
+        self, speakers: Sequence[str] = (), *, timeout: float | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yield the parts of a file with the enrolled speakers; see `SpeakerClient.export_gallery`."""
+        call = self._stub.ExportGallery(pb.ExportGalleryRequest(speakers=speakers), timeout=timeout)
+        try:
+            with translated(self.address):
+                async for part in call:
+                    yield part.content
+        finally:
+            call.cancel()
+
+    async def import_gallery(self, parts: Iterable[bytes], *, timeout: float | None = None) -> GalleryImport:
+        """Enrol the speakers of an exported file; see `SpeakerClient.import_gallery`."""
+        messages = (pb.GalleryPart(content=part) for part in parts)
+        with translated(self.address):
+            return responses.gallery_import(await self._stub.ImportGallery(messages, timeout=timeout))
+
+    async def migrate_gallery(
+        self, variants: str | Sequence[str] = "all", *, timeout: float | None = None
+    ) -> GalleryMigration:
+        """Embed kept recordings with other models; see `SpeakerClient.migrate_gallery`."""
+        with translated(self.address):
+            answer = await self._stub.MigrateGallery(requests.migrate_gallery(variants), timeout=timeout)
+            return responses.gallery_migration(answer)
 
     async def models(self, *, timeout: float | None = None) -> Catalogue:
         """Return the loaded models and the limits; see `SpeakerClient.models`."""

@@ -15,7 +15,15 @@ from speakerlens.identification import Identification
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 from speakerlens.requests import AudioSource, Chunk, ExplainChoice, StreamMessages, StreamOptions
-from speakerlens.results import Catalogue, Comparison, Embeddings, EnrolledSpeaker, WindowResult
+from speakerlens.results import (
+    Catalogue,
+    Comparison,
+    Embeddings,
+    EnrolledSpeaker,
+    GalleryImport,
+    GalleryMigration,
+    WindowResult,
+)
 from speakerlens.search_requests import SearchStreamOptions
 from speakerlens.search_results import SearchResult, SearchWindow
 
@@ -275,10 +283,20 @@ class SpeakerClient:
         *,
         rate: int | None = None,
         variants: str | Sequence[str] = "all",
+        add: bool = False,
         timeout: float | None = None,
     ) -> EnrolledSpeaker:
-        """Enrol a speaker for `verify`, replacing one of the same name; errors as of `verify`."""
-        request = requests.enroll(speaker, utterances, rate, variants)
+        """Enrol a speaker for `verify` and search; errors as of `verify`.
+
+        Args:
+            speaker: name of the speaker.
+            utterances: by default with at least 1 s of speech each, and 5 s in all.
+            rate: sample rate in Hz; required for arrays.
+            variants: models to enrol with.
+            add: add the utterances to those that are stored; else they replace them.
+            timeout: seconds.
+        """
+        request = requests.enroll(speaker, utterances, rate, variants, add)
         return self._call(self._stub.Enroll, request, responses.new_enrolment, timeout)
 
     def speakers(self, *, timeout: float | None = None) -> tuple[EnrolledSpeaker, ...]:
@@ -294,6 +312,30 @@ class SpeakerClient:
         """Remove an enrolled speaker; raise `NotFoundError` for unknown names."""
         request = pb.RemoveSpeakerRequest(speaker=speaker)
         self._call(self._stub.RemoveSpeaker, request, lambda answer: None, timeout)
+
+    def export_gallery(self, speakers: Sequence[str] = (), *, timeout: float | None = None) -> Iterator[bytes]:
+        """Yield the parts of a file with the enrolled speakers, all or these; errors as of `verify`."""
+        call = self._stub.ExportGallery(pb.ExportGalleryRequest(speakers=speakers), timeout=timeout)
+        try:
+            with translated(self.address):
+                for part in call:
+                    yield part.content
+        finally:
+            call.cancel()
+
+    def import_gallery(self, parts: Iterable[bytes], *, timeout: float | None = None) -> GalleryImport:
+        """Enrol the speakers of an exported file, replacing those of the same names; errors as of `verify`."""
+        messages = (pb.GalleryPart(content=part) for part in parts)
+        with translated(self.address):
+            return responses.gallery_import(self._stub.ImportGallery(messages, timeout=timeout))
+
+    def migrate_gallery(
+        self, variants: str | Sequence[str] = "all", *, timeout: float | None = None
+    ) -> GalleryMigration:
+        """Embed kept recordings with models that their speakers are not enrolled with; errors as of `verify`."""
+        with translated(self.address):
+            answer = self._stub.MigrateGallery(requests.migrate_gallery(variants), timeout=timeout)
+            return responses.gallery_migration(answer)
 
     def models(self, *, timeout: float | None = None) -> Catalogue:
         """Return the loaded models, the execution provider and the server's limits; raise a `ClientError`."""

@@ -188,11 +188,21 @@ def verify(
 
 
 def enroll(
-    speaker: str, utterances: Sequence[AudioSource], rate: int | None, variants: str | Sequence[str]
+    speaker: str,
+    utterances: Sequence[AudioSource],
+    rate: int | None,
+    variants: str | Sequence[str],
+    add: bool = False,
 ) -> pb.EnrollRequest:
     """Build the request for an enrolment; errors as of `identify`."""
     messages = [audio_message(each, rate) for each in utterances]
-    return pb.EnrollRequest(speaker=speaker, utterances=messages, models=selectors(variants))
+    mode = pb.ENROLL_MODE_ADD if add else pb.ENROLL_MODE_UNSPECIFIED
+    return pb.EnrollRequest(speaker=speaker, utterances=messages, models=selectors(variants), mode=mode)
+
+
+def migrate_gallery(variants: str | Sequence[str]) -> pb.MigrateGalleryRequest:
+    """Build the request for a migration; errors as of `identify`."""
+    return pb.MigrateGalleryRequest(models=selectors(variants))
 
 
 class StreamMessages(Generic[_MessageT]):

@@ -22,8 +22,11 @@ from speakerlens.results import (
     Embeddings,
     EnrolledModel,
     EnrolledSpeaker,
+    EnrolledUtterance,
     Evidence,
     Explanation,
+    GalleryImport,
+    GalleryMigration,
     Limits,
     Mismatch,
     ModelFailure,
@@ -143,13 +146,38 @@ def comparison(answer: pb.VerifyResponse) -> Comparison:
 
 def new_enrolment(answer: pb.EnrollResponse) -> EnrolledSpeaker:
     """Read a new enrolment."""
-    return replace(enrolled_speaker(answer.speaker), without_speech=tuple(answer.without_speech))
+    utterances = [
+        EnrolledUtterance(audio_info(each.audio), each.agreement, each.recording) for each in answer.utterances
+    ]
+    return replace(
+        enrolled_speaker(answer.speaker),
+        without_speech=tuple(answer.without_speech),
+        utterances=tuple(utterances),
+    )
+
+
+def gallery_import(answer: pb.ImportGalleryResponse) -> GalleryImport:
+    """Read what an import stored."""
+    return GalleryImport(answer.speakers, answer.exemplars)
+
+
+def gallery_migration(answer: pb.MigrateGalleryResponse) -> GalleryMigration:
+    """Read what came of a migration."""
+    return GalleryMigration(answer.migrated, tuple(answer.must_enroll_again))
 
 
 def enrolled_speaker(message: pb.EnrolledSpeaker) -> EnrolledSpeaker:
     """Read an enrolled speaker."""
     models = (
-        EnrolledModel(each.variant, each.version, each.utterances, each.enrolled, each.usable)
+        EnrolledModel(
+            each.variant,
+            each.version,
+            each.utterances,
+            each.enrolled,
+            each.usable,
+            each.exemplars,
+            each.must_enroll_again,
+        )
         for each in message.models
     )
     return EnrolledSpeaker(message.speaker, tuple(models))

@@ -380,6 +380,21 @@ class EnrolledModel:
     """Time of the enrolment: UTC, ISO 8601."""
     usable: bool
     """Whether the bundle that computed the embeddings is loaded."""
+    exemplars: int = 0
+    """Stored embeddings: one an utterance; 0 from a server that does not say."""
+    must_enroll_again: bool = False
+    """Whether no loaded bundle has exemplars of the speaker, and no audio is kept."""
+
+
+@dataclass(frozen=True)
+class EnrolledUtterance:
+    """An utterance of a new enrolment."""
+
+    audio: AudioInfo
+    agreement: float
+    """Mean cosine to the other utterances, with the first model; 0 for a single one."""
+    recording: str
+    """Id of the kept recording; empty where the server keeps none."""
 
 
 @dataclass(frozen=True)
@@ -390,3 +405,23 @@ class EnrolledSpeaker:
     models: tuple[EnrolledModel, ...]
     without_speech: tuple[int, ...] = field(default=(), compare=False)
     """Of a new enrolment: indices of the utterances in which no window holds speech."""
+    utterances: tuple[EnrolledUtterance, ...] = field(default=(), compare=False)
+    """Of a new enrolment: what was stored."""
+
+
+@dataclass(frozen=True)
+class GalleryImport:
+    """What an imported file held."""
+
+    speakers: int
+    exemplars: int
+
+
+@dataclass(frozen=True)
+class GalleryMigration:
+    """What came of embedding kept recordings again."""
+
+    migrated: int
+    """Speakers that have exemplars of the models now and had not before."""
+    must_enroll_again: tuple[str, ...]
+    """Names of those without kept recordings."""

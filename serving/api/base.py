@@ -17,6 +17,7 @@ from speakerlens.serving.config import Config
 from speakerlens.serving.context import current_context, variant_label
 from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
 from speakerlens.serving.gallery.loaded import Galleries
+from speakerlens.serving.journal import Journal
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.identify import Pipeline
@@ -34,13 +35,19 @@ class BaseService(SpeakerIdentificationServicer):
         metrics: counts requests of a batch that are refused.
         codec: threads that build large messages.
         speakers: the enrolled speakers.
+        journal: receives every decision; None for none.
 
     Attributes:
         pipeline: answers queries; set once models are loaded, before calls are let in.
     """
 
     def __init__(
-        self, config: Config, metrics: Metrics, codec: ThreadPoolExecutor, speakers: AsyncSpeakerStore
+        self,
+        config: Config,
+        metrics: Metrics,
+        codec: ThreadPoolExecutor,
+        speakers: AsyncSpeakerStore,
+        journal: Journal | None = None,
     ) -> None:
         self.pipeline: Pipeline | None = None
         self._config = config
@@ -48,6 +55,7 @@ class BaseService(SpeakerIdentificationServicer):
         self._codec = codec
         self._streams_end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._speakers = speakers
+        self._journal = journal
         self._galleries = Galleries(speakers, self._digests)
         self._batches = BatchRunner(metrics, config)
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.api.base import deadline_of, note_variants
 from speakerlens.serving.api.batches import MAX_REQUESTS
+from speakerlens.serving.api.gallery import GalleryService
 from speakerlens.serving.api.messages import (
     batch_response_of,
     model_of,
@@ -22,18 +23,12 @@ from speakerlens.serving.api.search import SearchService
 from speakerlens.serving.api.voice_messages import (
     embed_query_of,
     embed_response_of,
-    enroll_response_of,
-    page_of,
-    replaces_of,
-    speakers_response_of,
-    utterances_of,
     verification_request_of,
     verify_response_of,
 )
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.models.registry import Model
-from speakerlens.serving.pipeline.enroll import Enroller
 from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.pipeline.query import Query
 from speakerlens.serving.pipeline.stream import LiveWindows, identify_stream
@@ -42,7 +37,7 @@ from speakerlens.serving.pipeline.verify import Verifier
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].full_name
 
 
-class Service(SearchService):
+class Service(SearchService, GalleryService):
     """The servicer; `serving.rpc.interceptor` turns its errors into statuses."""
 
     async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyResponse:  # noqa: N802
@@ -67,7 +62,10 @@ class Service(SearchService):
         return await self._built(batch_response_of, results)
 
     async def _identified(self, pipeline: Pipeline, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
-        return await self._built(response_of, await pipeline.identify(query, models))
+        response = await self._built(response_of, await pipeline.identify(query, models))
+        if self._journal is not None:
+            self._journal.identified(response)
+        return response
 
     async def IdentifyStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.IdentifyStreamRequest], context: Any
@@ -84,6 +82,8 @@ class Service(SearchService):
             async with aclosing(identify_stream(pipeline, query, live, models, credit)) as answers:
                 async for answer in answers:
                     response = await pipeline.run_in_thread(partial(stream_response_of, answer))
+                    if self._journal is not None and response.HasField("whole"):
+                        self._journal.identified(response.whole)
                     with idle_budget.waiting():
                         yield response
 
@@ -101,33 +101,10 @@ class Service(SearchService):
         verification = verification_request_of(request, deadline_of(context))
         with self._one(request) as model:
             result = await Verifier(pipeline, self._speakers).verify(verification, model)
-        return await self._built(verify_response_of, result)
-
-    async def Enroll(self, request: pb.EnrollRequest, context: Any) -> pb.EnrollResponse:  # noqa: N802
-        """Enrol a speaker."""
-        pipeline = self._loaded_pipeline()
-        utterances = utterances_of(request)
-        replaces = replaces_of(request)
-        with pipeline.models.lease(selectors_of(request.models)) as models:
-            note_variants(models)
-            enrolled = await self._enroller().enroll(
-                request.speaker, utterances, models, deadline_of(context), replaces
-            )
-        self._galleries.expire()
-        return enroll_response_of(enrolled)
-
-    async def ListSpeakers(self, request: pb.ListSpeakersRequest, context: Any) -> pb.ListSpeakersResponse:  # noqa: N802
-        """Return a page of the enrolled speakers."""
-        page = await self._enroller().page(*page_of(request))
-        return await self._built(speakers_response_of, page)
-
-    async def RemoveSpeaker(  # noqa: N802
-        self, request: pb.RemoveSpeakerRequest, context: Any
-    ) -> pb.RemoveSpeakerResponse:
-        """Remove an enrolled speaker."""
-        await self._enroller().remove(request.speaker)
-        self._galleries.expire()
-        return pb.RemoveSpeakerResponse()
+        response = await self._built(verify_response_of, result)
+        if self._journal is not None:
+            self._journal.verified(response, request.enrolled_speaker or None)
+        return response
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         """Describe one loaded model."""
@@ -148,6 +125,3 @@ class Service(SearchService):
                 max_requests=MAX_REQUESTS,
             ),
         )
-
-    def _enroller(self) -> Enroller:
-        return Enroller(self._loaded_pipeline(), self._speakers, self._config)

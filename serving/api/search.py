@@ -63,6 +63,8 @@ class SearchService(BaseService):
             async with aclosing(self._searcher().stream(options, live, model, credit)) as answers:
                 async for answer in answers:
                     response = await pipeline.run_in_thread(partial(search_stream_response_of, answer))
+                    if self._journal is not None and response.HasField("whole"):
+                        self._journal.searched(response.whole.answer)
                     with idle_budget.waiting():
                         yield response
 
@@ -71,7 +73,10 @@ class SearchService(BaseService):
     ) -> pb.SearchResponse:
         options = search_options_of(request, deadline, unspecified)
         result = await self._searcher().search(options, audio_of(request.audio), model)
-        return await self._built(search_response_of, result)
+        response = await self._built(search_response_of, result)
+        if self._journal is not None:
+            self._journal.searched(response.answer)
+        return response
 
     def _searcher(self) -> Searcher:
         return Searcher(self._loaded_pipeline(), self._galleries, self._metrics)

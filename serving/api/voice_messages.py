@@ -107,7 +107,9 @@ def utterances_of(request: pb.EnrollRequest) -> list[EncodedAudio | RawAudio]:
 def replaces_of(request: pb.EnrollRequest) -> bool:
     """Return whether the utterances replace what is stored; errors as for `embed_query_of`."""
     if request.mode not in pb.EnrollMode.values():
-        raise InvalidArgumentError(Reason.ARGUMENT, f"mode: {request.mode}; give ENROLL_MODE_REPLACE or _ADD")
+        raise InvalidArgumentError(
+            Reason.ARGUMENT, f"mode: {request.mode}; give ENROLL_MODE_REPLACE or ENROLL_MODE_ADD"
+        )
     return request.mode != pb.ENROLL_MODE_ADD
 
 

@@ -27,6 +27,11 @@ class AsyncSpeakerStore:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="speakers")
 
     @property
+    def kind(self) -> str:
+        """Return `sqlite` or `postgres`; empty without a store."""
+        return "" if self._store is None else self._store.kind
+
+    @property
     def configured(self) -> bool:
         """Return whether the server has a store."""
         return self._store is not None
@@ -41,6 +46,12 @@ class AsyncSpeakerStore:
             raise FailedPreconditionError(
                 Reason.NO_STORE, "this server keeps no speakers; start it with --speakers FILE to enrol and list them"
             )
+
+    @property
+    def opened(self) -> SpeakerStore:
+        """Return the store, for use in a function that `run` is given."""
+        assert self._store is not None, "the store was checked"
+        return self._store
 
     async def run(self, function: Callable[[SpeakerStore], T]) -> T:
         """Return the result of a function of the store; a change that has begun is finished if the call is cancelled.

@@ -12,7 +12,6 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 import psycopg_pool
-from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from speakerlens.serving.errors import Reason, ResourceExhaustedError, StartupError, UnavailableError
@@ -65,6 +64,7 @@ class PostgresStore:
         StartupError: the address is not valid, or the database is not one for this server.
     """
 
+    kind = "postgres"
     threads = CONNECTIONS
 
     def __init__(self, address: str) -> None:
@@ -99,14 +99,12 @@ class PostgresStore:
             log.warning("--speakers: the database cannot be used; calls that need it are refused until it can be")
 
     def enroll(self, exemplars: Sequence[Exemplar], recordings: Sequence[KeptRecording] = (), *, replace: bool) -> None:
-        """Add exemplars of one speaker."""
+        """Add exemplars."""
         with self._change() as (cursor, revision):
             if replace:
-                for table in ("exemplars", "recordings"):
-                    cursor.execute(
-                        sql.SQL("DELETE FROM {} WHERE speaker = %s").format(sql.Identifier(table)),
-                        (exemplars[0].speaker,),
-                    )
+                names = list({each.speaker for each in exemplars})
+                cursor.execute("DELETE FROM exemplars WHERE speaker = ANY(%s)", (names,))
+                cursor.execute("DELETE FROM recordings WHERE speaker = ANY(%s)", (names,))
             cursor.executemany(
                 "INSERT INTO recordings (id, speaker, enrolled, audio) VALUES (%s, %s, %s, %s)",
                 [(each.id, each.speaker, each.enrolled, each.audio) for each in recordings],

@@ -34,6 +34,7 @@ class SqliteStore:
         StartupError: the file is not a speaker store, has another schema version, is damaged, or is not writable.
     """
 
+    kind = "sqlite"
     threads = 1
 
     def __init__(self, path: Path) -> None:
@@ -42,12 +43,13 @@ class SqliteStore:
         self._removed: dict[int, set[str]] = {}
 
     def enroll(self, exemplars: Sequence[Exemplar], recordings: Sequence[KeptRecording] = (), *, replace: bool) -> None:
-        """Add exemplars of one speaker."""
+        """Add exemplars."""
         with self._file.change() as connection:
             revision = _advance(connection)
             if replace:
+                names = [(name,) for name in {each.speaker for each in exemplars}]
                 for table in ("exemplars", "recordings"):
-                    connection.execute(f"DELETE FROM {table} WHERE speaker = ?", (exemplars[0].speaker,))  # noqa: S608
+                    connection.executemany(f"DELETE FROM {table} WHERE speaker = ?", names)  # noqa: S608
             connection.executemany(
                 "INSERT INTO recordings VALUES (?, ?, ?, ?)",
                 [(each.id, each.speaker, each.enrolled, each.audio) for each in recordings],

@@ -22,13 +22,15 @@ class SpeakerStore(Protocol):
     it raise `ResourceExhaustedError` where its disk is full. Nothing has changed then.
 
     Attributes:
+        kind: `sqlite` or `postgres`.
         threads: that may use it at a time.
     """
 
+    kind: str
     threads: int
 
     def enroll(self, exemplars: Sequence[Exemplar], recordings: Sequence[KeptRecording] = (), *, replace: bool) -> None:
-        """Add exemplars of one speaker, atomically; `replace` removes those stored before, for every bundle."""
+        """Add exemplars, atomically; `replace` removes what is stored of their speakers, for every bundle."""
         ...
 
     def attach(self, exemplars: Sequence[Exemplar]) -> int:

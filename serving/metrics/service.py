@@ -17,6 +17,7 @@ from speakerlens.serving.errors import Reason
 from speakerlens.serving.metrics.registry import Page, QueueMetrics
 from speakerlens.serving.metrics.robustness import Robustness
 from speakerlens.serving.metrics.search import Search
+from speakerlens.serving.metrics.store import LINES, Store
 
 PHASES = ("decode", "queue", "inference", "encode")
 # The usual statuses of a variant that fails; others appear with their first event.
@@ -109,6 +110,7 @@ class Metrics:
         )
         self.robustness = Robustness(page)
         self.search = Search(page)
+        self.store = Store(page)
         prometheus.ProcessCollector(registry=self.registry)
         for reason in Reason:
             self.rejections.labels(reason)
@@ -150,6 +152,10 @@ class Metrics:
     def count_decoder_restart(self, reason: str) -> None:
         """Count a process of the decoder that was ended for a file."""
         self.decoder_restarts.labels(reason).inc()
+
+    def count_journal(self, written: bool) -> None:
+        """Count a line of the journal."""
+        self.store.journal.labels(LINES[not written]).inc()
 
     def count_rebuild(self, variant: str, worked: bool) -> None:
         """Count an attempt to reopen an engine."""

@@ -183,7 +183,7 @@ class Enroller:
                 except InvalidArgumentError as error:
                     errors[index] = error
                     return None
-                found = reference.problems + self._limits.problems(reference.evidence)
+                found = reference.problems + self._limits.problems(reference.evidence, reference.detected_s)
                 if found:
                     problems[index] = found
                 return reference
@@ -215,7 +215,9 @@ class Enroller:
         stored = [each.quality for each in own if each.quality is not None]
         self._limits.check_total([*stored, *(each.evidence for each in references)], len(own) > len(stored))
         pieces = [(index, piece) for index, each in enumerate(references) for piece in each.pieces]
-        self._limits.check_agreement([*((-1, each.embedding) for each in own), *pieces], bundle)
+        self._limits.check_agreement(
+            [*((-1 - index, each.embedding) for index, each in enumerate(own)), *pieces], bundle
+        )
 
     def _enrolled(self, name: str, enrolments: Sequence[Enrolment]) -> EnrolledSpeaker:
         sizes = {model.bundle.digest: model.bundle.embedding_size for model in self._pipeline.models}

@@ -1,7 +1,7 @@
 """What an utterance must be to serve as a speaker's reference, and what is wrong with one that is not.
 
-The seconds of speech are those in which the speech detector is sure, or those of `Evidence` where these are fewer:
-sound with a pitch that is no speech counts in the latter.
+In each utterance the speech detector must be sure of enough speech, as the seconds of `Evidence` also count other sound
+with a pitch; the seconds in all are those of `Evidence`.
 """
 
 from collections.abc import Sequence
@@ -47,15 +47,21 @@ class EnrolmentLimits:
             config.enroll_bandwidth_hz,
         )
 
-    def problems(self, evidence: Evidence) -> list[str]:
-        """Return what is wrong with one utterance, in phrases."""
+    def problems(self, evidence: Evidence, detected_s: float) -> list[str]:
+        """Return what is wrong with one utterance, in phrases.
+
+        Args:
+            evidence: in the utterance.
+            detected_s: seconds of which the speech detector is sure.
+        """
         if not self.speech_s:
             return []
-        if not evidence.speech_s:
+        speech_s = min(evidence.speech_s, detected_s)
+        if not speech_s:
             return [f"holds no speech; at least {self.speech_s:g} s each is needed"]
         found = []
-        if evidence.speech_s < self.speech_s:
-            found.append(f"{_rounded(evidence.speech_s)} s of speech; at least {self.speech_s:g} s each is needed")
+        if speech_s < self.speech_s:
+            found.append(f"{_rounded(speech_s)} s of speech; at least {self.speech_s:g} s each is needed")
         if evidence.snr_db is not None and evidence.snr_db < self.snr_db:
             found.append(f"SNR {evidence.snr_db:.1f} dB; at least {self.snr_db:g} dB is needed")
         if evidence.bandwidth_hz < self.bandwidth_hz:
@@ -89,7 +95,7 @@ class EnrolmentLimits:
 
         Args:
             pieces: index of the utterance, and embedding of length one, float32 [size], of each stretch of speech; the
-                index is -1 for what is stored of the speaker.
+                index is below 0, and different for each, for what is stored of the speaker.
             bundle: of the embeddings, with the thresholds of verification.
 
         Raises:

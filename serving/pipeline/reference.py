@@ -37,6 +37,7 @@ class Reference:
         embeddings: of length one, float32 [size], one a model; none where it was only checked.
         pieces: of length one, of the first model: those of windows with speech that do not overlap.
         problems: what is wrong with the embeddings, in phrases.
+        detected_s: seconds of which the speech detector is sure.
         samples: float32 [n] at 16 kHz; empty unless they are kept.
     """
 
@@ -44,6 +45,7 @@ class Reference:
     embeddings: tuple[Vector, ...]
     pieces: tuple[Vector, ...]
     problems: list[str]
+    detected_s: float
     samples: Vector
 
     @property
@@ -120,8 +122,14 @@ class ReferenceReader:
             if embedding is None or not embedding.any()
         ]
         directions = tuple(unit(each) for each in embeddings if each is not None)
-        info = _measured(result.audio, progress.meter)
-        return Reference(info, directions, tuple(pieces) or directions[:1], problems, _joined(progress.samples))
+        return Reference(
+            result.audio,
+            directions,
+            tuple(pieces) or directions[:1],
+            problems,
+            progress.meter.seconds(),
+            _joined(progress.samples),
+        )
 
     async def _checked(self, reader: WindowReader, audio: EncodedAudio | RawAudio, progress: _Progress) -> Reference:
         sounds = SoundMeasures()
@@ -130,7 +138,7 @@ class ReferenceReader:
             speech = await self._pipeline.run_in_thread(partial(holds_speech, window.samples))
             sounds.add(sound, speech)
         info = replace(reader.info, evidence=sounds.evidence(reader.info.seconds, reader.info.clipped_share))
-        return Reference(_measured(info, progress.meter), (), (), [], _joined([]))
+        return Reference(info, (), (), [], progress.meter.seconds(), _joined([]))
 
     async def _noted(self, windows: AsyncIterator[Window], progress: _Progress) -> AsyncIterator[Window]:
         """Yield the windows, and collect what they add."""
@@ -147,13 +155,6 @@ def kept_recording(speaker: str, enrolled: str, samples: Vector) -> KeptRecordin
     file = io.BytesIO()
     soundfile.write(file, np.clip(samples, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return KeptRecording(secrets.token_hex(16), speaker, enrolled, file.getvalue())
-
-
-def _measured(info: AudioInfo, meter: SpeechMeter) -> AudioInfo:
-    """Return the audio's facts with the seconds of speech on which detector and evidence agree."""
-    assert info.evidence is not None, "the sound was measured"
-    speech_s = min(info.evidence.speech_s, meter.seconds())
-    return replace(info, evidence=replace(info.evidence, speech_s=speech_s))
 
 
 def _joined(samples: Sequence[Vector]) -> Vector:

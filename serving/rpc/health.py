@@ -5,6 +5,7 @@
 | empty, and the services' full names | calls are accepted, and the engine of at least one model works |
 | `speakerlens.model/<variant>` | calls are accepted, and the engine of the variant's newest model works |
 | `speakerlens.bundle/<variant>` | calls are accepted, and the newest version on disk is the one that answers |
+| `speakerlens.store` | calls are accepted, and the store of enrolled speakers can be used; unknown without a store |
 
 A server that is about to stop accepts calls for a while, and is NOT_SERVING nevertheless (`--lame-duck-seconds`).
 
@@ -20,7 +21,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 OVERALL = ""
-MODEL, BUNDLE = "speakerlens.model/", "speakerlens.bundle/"
+MODEL, BUNDLE, STORE = "speakerlens.model/", "speakerlens.bundle/", "speakerlens.store"
 
 # How long a watch that begins while the server drains lasts.
 LATE_SECONDS = 1.0
@@ -44,6 +45,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._draining = False
         self._models: dict[str, bool] = {}
         self._bundles: dict[str, bool] = {}
+        self._store: bool | None = None
         self._changed = asyncio.Event()
 
     def announce(self) -> None:
@@ -59,6 +61,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def report_bundles(self, current: Mapping[str, bool]) -> None:
         """Report the variants on disk, and whether their newest version is the one that answers."""
         self._bundles = dict(current)
+        self._notify()
+
+    def report_store(self, working: bool) -> None:
+        """Report whether the store of enrolled speakers can be used."""
+        self._store = working
         self._notify()
 
     def retire(self) -> None:
@@ -108,6 +115,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             working = self._models[name.removeprefix(MODEL)]
         elif name.startswith(BUNDLE) and name.removeprefix(BUNDLE) in self._bundles:
             working = self._bundles[name.removeprefix(BUNDLE)]
+        elif name == STORE and self._store is not None:
+            working = self._store
         else:
             return SERVICE_UNKNOWN
         return SERVING if working and self._open and not self._retired else NOT_SERVING

@@ -65,13 +65,19 @@ CLIENT = {
         ("verify call.flac other.flac --variant act-da", "verify call.flac --enrolled anna --plot why.png"),
     ),
     "enroll": ClientCommand(
-        "enrol a speaker for verify, replacing one of the same name",
+        "enrol a speaker for verify and search, replacing one of the same name",
         "speakers",
         "NAME AUDIO [AUDIO ...]",
-        ("enroll anna first.flac second.flac",),
+        ("enroll anna first.flac second.flac", "enroll anna third.flac --add"),
     ),
     "speakers": ClientCommand("list the enrolled speakers", "speakers", "", ("speakers --json",)),
     "forget": ClientCommand("remove an enrolled speaker, from all models", "speakers", "NAME", ("forget anna",)),
+    "gallery": ClientCommand(
+        "write the enrolled speakers into a file, read them from one, or move them to new models",
+        "gallery",
+        "(export FILE | import FILE | migrate)",
+        ("gallery export speakers.jsonl", "gallery import speakers.jsonl", "gallery migrate --variants act-da"),
+    ),
     "models": ClientCommand(
         "list the loaded models, their speakers and the server's limits", "status", "", ("models", "models --json")
     ),

@@ -15,6 +15,7 @@ def add_enroll(parser: CommandParser) -> None:
     """Add the options of `enroll`."""
     parser.add_argument("speaker", type=speaker_name, metavar="NAME", help="name of the speaker")
     parser.add_argument("files", nargs="+", metavar="AUDIO", help="utterances; - is standard input")
+    parser.add_argument("--add", action="store_true", help="add the utterances to those that are stored")
     parser.add_variants()
     parser.add_json()
     forms.add_form(parser)
@@ -37,13 +38,16 @@ def enroll(arguments: argparse.Namespace) -> int:
     sources = [forms.in_form(arguments, content) for content in contents]
     with connect(arguments) as client:
         timeout = client.timeout * len(contents)
-        enrolled = client.enroll(arguments.speaker, sources, variants=arguments.variants, timeout=timeout)
+        enrolled = client.enroll(
+            arguments.speaker, sources, variants=arguments.variants, add=arguments.add, timeout=timeout
+        )
     if arguments.json:
         files.print_json(_document(enrolled))
     else:
         models = ", ".join(f"{each.variant}@{each.version}" for each in enrolled.models)
         plural = "s" if len(contents) > 1 else ""
-        files.print_line(f"enrolled {enrolled.speaker} from {len(contents)} utterance{plural} in {models}")
+        added = "added to" if arguments.add else "enrolled"
+        files.print_line(f"{added} {enrolled.speaker} from {len(contents)} utterance{plural} in {models}")
         for index in enrolled.without_speech:
             files.print_line(f"{files.title(arguments.files[index])}: no speech was found in it")
     return Exit.OK

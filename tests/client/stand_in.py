@@ -231,6 +231,26 @@ class StandIn(SpeakerIdentificationServicer):
         del self.enrolled[request.speaker]
         return pb.RemoveSpeakerResponse()
 
+    def ExportGallery(  # noqa: N802
+        self, request: pb.ExportGalleryRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.GalleryPart]:
+        self._refused(context)
+        for name in request.speakers or sorted(self.enrolled):
+            yield pb.GalleryPart(content=f"{name}\n".encode())
+
+    def ImportGallery(  # noqa: N802
+        self, request_iterator: Iterator[pb.GalleryPart], context: grpc.ServicerContext
+    ) -> pb.ImportGalleryResponse:
+        self._refused(context)
+        lines = b"".join(part.content for part in request_iterator).splitlines()
+        return pb.ImportGalleryResponse(speakers=len(lines), exemplars=2 * len(lines))
+
+    def MigrateGallery(  # noqa: N802
+        self, request: pb.MigrateGalleryRequest, context: grpc.ServicerContext
+    ) -> pb.MigrateGalleryResponse:
+        self._refused(context)
+        return pb.MigrateGalleryResponse(migrated=len(request.models), must_enroll_again=sorted(self.enrolled))
+
     def _found(self, speaker: str, context: grpc.ServicerContext) -> tuple[pb.EnrollRequest, pb.EnrolledSpeaker]:
         if speaker not in self.enrolled:
             context.abort(grpc.StatusCode.NOT_FOUND, f"no enrolled speaker {speaker!r}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -120,6 +121,8 @@ def test_enroll_speakers_verify_and_forget(run: Run, files: list[Path], tmp_path
     assert (code, out) == (0, "enrolled anna from 2 utterances in da@1\n")
     [bob] = documents(run("enroll", "bob", files[2], "--variants", "clean,da", "--json"))
     assert [(each["variant"], each["utterances"]) for each in bob["models"]] == [("clean", 1), ("da", 1)]
+    [stored] = bob.pop("utterances")
+    assert (stored["recording"], stored["agreement"], stored["audio"]["seconds"]) == ("", 0.0, 1.0)
     [listed] = documents(run("speakers", "--json"))
     assert [each["speaker"] for each in listed["speakers"]] == ["anna", "bob"]
     assert listed["speakers"][1] == bob
@@ -214,3 +217,30 @@ def test_many_files_go_in_calls_within_the_limit(
 
 def test_health_as_json(run: Run) -> None:
     assert documents(run("health", "--json")) == [{"serving": True}]
+
+
+def test_gallery_is_exported_and_imported(run: Run, files: list[Path], tmp_path: Path) -> None:
+    documents(run("enroll", "gina", *files[:2], "--json"))
+    file = tmp_path / "gallery.jsonl"
+    [done] = documents(run("gallery", "export", file, "--speaker", "gina", "--json"))
+    assert done == {"file": str(file), "bytes": file.stat().st_size}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.read_text().count('"speaker":"gina"') == 2 * len(TOY_VARIANTS)
+    [read] = documents(run("gallery", "import", file, "--json"))
+    assert read == {"speakers": 1, "exemplars": 2 * len(TOY_VARIANTS)}
+    [migrated] = documents(run("gallery", "migrate", "--json"))
+    assert migrated == {"migrated": 0, "must_enroll_again": []}
+    assert run("gallery", "export", tmp_path / "none" / "x", "--speaker", "gina")[0] == 7
+    assert run("gallery", "export", tmp_path / "x", "--speaker", "nobody")[0] == 4
+    assert not (tmp_path / "x").exists()
+    assert run("gallery", "import", files[0])[0] == 3
+    assert run("gallery", "migrate", "file")[0] == 2
+    run("forget", "gina")
+
+
+def test_utterances_are_added_to_an_enrolment(run: Run, files: list[Path]) -> None:
+    documents(run("enroll", "hugo", files[0], "--json"))
+    [added] = documents(run("enroll", "hugo", files[1], "--add", "--json"))
+    assert {each["exemplars"] for each in added["models"]} == {2}
+    assert len(added["utterances"]) == 1
+    run("forget", "hugo")

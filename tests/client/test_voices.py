@@ -6,7 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from speakerlens import AsyncSpeakerClient, Explain, NotFoundError, NotPossibleError, SpeakerClient
+from speakerlens import (
+    AsyncSpeakerClient,
+    Explain,
+    GalleryImport,
+    GalleryMigration,
+    NotFoundError,
+    NotPossibleError,
+    SpeakerClient,
+)
 from tests.serving import toy
 from tests.serving.harness import voice
 
@@ -65,6 +73,9 @@ def test_async_client_gives_the_same(toy_address: str) -> None:
             await asynchronous.enroll("bob", [audio], rate=RATE)
             assert [each.speaker for each in await asynchronous.speakers()] == ["bob"]
             assert (await asynchronous.verify(audio, speaker="bob", rate=RATE, variant="da")).same
+            parts = [part async for part in asynchronous.export_gallery()]
+            assert await asynchronous.import_gallery(parts) == GalleryImport(1, len(TOY_VARIANTS))
+            assert await asynchronous.migrate_gallery() == GalleryMigration(0, ())
             await asynchronous.forget("bob")
 
     asyncio.run(run())

@@ -54,7 +54,7 @@ class Postgres:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self._run("initdb", "-D", str(self.folder / "data"), "-U", "speakers", "-A", "trust", "-E", "UTF8", "--no-sync")
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[Any] | None = None
         self.start()
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -65,7 +65,7 @@ class Postgres:
     def start(self) -> None:
         # Fsync protects from a failure of the machine, not of the process.
         settings = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "max_connections=60")
-        command = [self._programs / "postgres", "-D", self.folder / "data", "-p", str(self.port)]
+        command = [str(self._programs / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)]
         for setting in settings:
             command += ["-c", setting]
         with (self.folder / "log").open("ab") as log:

@@ -1,0 +1,108 @@
+"""The journal of decisions: one JSON line each, for those who must be able to account for them.
+
+It holds names, scores and reasons, never audio or embeddings. The file is bounded: when it is full it gets the suffix
+`.1`, and the oldest of five goes.
+"""
+
+import datetime
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf.json_format import MessageToDict
+
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.serving.context import CallContext, current_context
+from speakerlens.serving.errors import StartupError
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES: Final = 64 * 2**20
+OLDER_FILES: Final = 4
+
+
+class _File(RotatingFileHandler):
+    """A file that only its owner reads."""
+
+    def _open(self) -> Any:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        return os.fdopen(descriptor, "a", encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's
+        """Raise the error of a line, which the base class would print."""
+        raise  # noqa: PLE0704 - called while the error is handled
+
+
+class Journal:
+    """Writes decisions in a thread of its own.
+
+    Args:
+        path: of the file; appended to if it exists.
+        count: called with whether a line was written.
+
+    Raises:
+        StartupError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, count: Callable[[bool], None]) -> None:
+        try:
+            self._file = _File(path, maxBytes=MAX_BYTES, backupCount=OLDER_FILES)
+        except OSError as error:
+            raise StartupError(f"--journal {path}: cannot be written: {error.strerror}") from error
+        self._count = count
+        self._failed = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+
+    def identified(self, answer: pb.IdentifyResponse) -> None:
+        """Write the answer of an identification, a line for each model."""
+        for each in answer.answers:
+            if not each.HasField("failure"):
+                scores = [{"speaker": one.speaker, "probability": one.probability} for one in each.speakers]
+                self._write("identify", each, {"known": each.known, "speakers": scores})
+
+    def verified(self, answer: pb.VerifyResponse, speaker: str | None) -> None:
+        """Write the answer of a verification; `speaker` is the enrolled one, None for a second recording."""
+        scores = {"score": answer.score, "threshold": answer.threshold, "same": answer.same}
+        self._write("verify", answer, {"speaker": speaker, **scores})
+
+    def searched(self, answer: pb.SearchAnswer) -> None:
+        """Write the answer of a search."""
+        kept = pb.SearchAnswer()
+        kept.CopyFrom(answer)
+        for name in ("variant", "version", "explanation", "difference", "outlook"):
+            kept.ClearField(name)
+        self._write("search", answer, MessageToDict(kept, preserving_proto_field_name=True))
+
+    def _write(self, kind: str, answer: Any, values: Mapping[str, Any]) -> None:
+        call: CallContext | None = current_context.get(None)
+        line = {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+            "request": None if call is None else call.id,
+            "caller": None if call is None else call.caller,
+            "kind": kind,
+            "model": f"{answer.variant}/{answer.version}",
+            **values,
+        }
+        self._thread.submit(self._append, json.dumps(line, ensure_ascii=False))
+
+    def _append(self, line: str) -> None:
+        try:
+            self._file.emit(logging.makeLogRecord({"msg": "%s", "args": (line,)}))
+        except (OSError, ValueError) as error:
+            self._count(False)
+            if not self._failed:
+                log.error("a decision could not be written to the journal: %s", error)  # noqa: TRY400 (no trace)
+            self._failed = True
+        else:
+            self._count(True)
+            self._failed = False
+
+    def close(self) -> None:
+        """Write what waits, and close the file."""
+        self._thread.shutdown()
+        self._file.close()
