@@ -148,8 +148,7 @@ def _inputs(network: ExportedNetwork) -> dict[str, Tensor]:
 def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
     """Return the graph of a module with named inputs and outputs, with dynamic batch and length.
 
-    By the exporter that records operators as they run: `torch.export` and its decompositions take thirty times as long
-    (docs/decisions/0069-export-in-a-minute.md).
+    By the exporter that records operators as they run: `torch.export` and its decompositions take thirty times as long.
     """
     content = io.BytesIO()
     with _quiet(), torch.no_grad():

@@ -57,6 +57,10 @@ _FIELDS = {
     "explain.target_speaker": "--target",
     "enrolled_speaker": "--enrolled",
 }
+# What the server says about its calls, in the words of the command line.
+_CALLS = {
+    "use Search, or Verify for two voices": "use `speakerlens search`, or `speakerlens verify` for two recordings",
+}
 _PATH = re.compile(r"([a-z_]+)(?:\[(\d+)\])?((?:\.[a-z_0-9]+)*): ")
 
 
@@ -124,6 +128,8 @@ def _in_terms_of_the_command(message: str) -> str:
         return message
     name, index, rest = match.groups()
     text = message[match.end() :]
+    for said, meant in _CALLS.items():
+        text = text.replace(said, meant)
     if name == "utterances" and index is not None:
         return f"utterance {int(index) + 1}: {text}"
     flag = _FIELDS.get(name + rest, _FIELDS.get(name))

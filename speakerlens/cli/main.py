@@ -79,7 +79,10 @@ CLIENT = {
         ("gallery export speakers.jsonl", "gallery import speakers.jsonl", "gallery migrate --variants act-da"),
     ),
     "models": ClientCommand(
-        "list the loaded models, their speakers and the server's limits", "status", "", ("models", "models --json")
+        "list the loaded models, their speakers and the server's limits",
+        "status",
+        "",
+        ("models", "models --json", "models add DOWNLOADED --bundles bundles"),
     ),
     "health": ClientCommand(
         "check whether the server is ready (exit code 0) or not (5)",
@@ -103,18 +106,22 @@ PARTS = {
     "evaluate": PartCommand("measure trained variants under interference", _TRAINING, "train", ("evaluate",)),
     "study": PartCommand("train, evaluate and compare all variants over several seeds", _TRAINING, "train", ("study",)),
     "import-wespeaker": PartCommand("make a run of a WeSpeaker ResNet", _TRAINING, "train", ("import-wespeaker",)),
-    "models add": PartCommand(
-        "add a downloaded network, a run or a bundle to a server's folder",
-        "speakerlens.export.add",
-        "train",
-        program="speakerlens models add",
-    ),
     "export": PartCommand(
         "make verified model bundles of training runs",
         "speakerlens.export.cli",
         "train",
         program="speakerlens export",
     ),
+}
+
+# Of two words, where the first alone is a command that calls a server.
+NESTED = {
+    "models add": PartCommand(
+        "add a downloaded network, a run or a bundle to a server's folder",
+        "speakerlens.export.add",
+        "train",
+        program="speakerlens models add",
+    )
 }
 
 EXAMPLES = """examples:
@@ -127,16 +134,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     name, rest = (words[0], words[1:]) if words and not words[0].startswith("-") else (None, words)
-    if name is not None and rest and f"{name} {rest[0]}" in PARTS:
-        return _run_part(f"{name} {rest[0]}", rest[1:])
+    both = " ".join(words[:2])
+    if both in NESTED:
+        return _run_part(both, NESTED[both], rest[1:])
     if name in CLIENT:
         return _call_server(parse(words))
     if name in PARTS:
-        return _run_part(name, rest)
+        return _run_part(name, PARTS[name], rest)
     if name == "completion":
         from speakerlens.cli.completion import main as completion  # noqa: PLC0415  (imported only where needed)
 
-        commands = {name: about for group in _groups().values() for name, about in group.items()}
+        commands = {name: about for group in _groups().values() for name, about in group.items() if name not in NESTED}
         # Help of training and export imports torch, which takes seconds: their flags are not completed.
         return completion(rest, commands, (*CLIENT, "serve"), main)
     return _without_command(name, words)
@@ -184,8 +192,7 @@ def _call_server(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _run_part(name: str, words: Sequence[str]) -> int:
-    command = PARTS[name]
+def _run_part(name: str, command: PartCommand, words: Sequence[str]) -> int:
     try:
         module = importlib.import_module(command.module)
         code: int = module.main([*command.words, *words], program=command.program)
@@ -204,7 +211,7 @@ def _groups() -> dict[str, dict[str, str]]:
     """Return what each command does, by its name, in groups by their titles."""
     return {
         "call a server": {name: command.about for name, command in CLIENT.items()},
-        "run a server and make its models": {name: command.about for name, command in PARTS.items()},
+        "run a server and make its models": {name: command.about for name, command in (PARTS | NESTED).items()},
         "other": {"completion": "print a completion script: bash, zsh or fish"},
     }
 

@@ -11,17 +11,19 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from speakerlens.cli.main import main
 from speakerlens.export.bundle import ExportError, schema
-from speakerlens.export.verify import verify_files
+from speakerlens.export.verify import verify_bundle, verify_files
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.rpc.health import MODEL
 from speakerlens.training.data.audio import read_audio
 from speakerlens.training.data.manifest import Corpus
 from tests.serving import toy
+from tests.serving.api.requests import inputs, requested
 from tests.serving.harness import ServerProcess, plane, raw, talk
 from tests.training.pyannote_files import write_pyannote
 from tests.training.toy import SPEAKERS, make_corpus
@@ -183,6 +185,39 @@ def test_identify_is_refused_and_search_is_named(server: ServerProcess, variant:
     with pytest.raises(grpc.RpcError) as caught:
         list(server.stub.IdentifyStream(iter([pb.IdentifyStreamRequest(start=start)]), timeout=60))
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_command_line_says_what_to_use_instead(
+    server: ServerProcess, corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = str(corpus.utterances("test")[0].path)
+    assert main(["identify", sound, "--variants", PLAIN, "--server", server.ready["grpc"]]) == 9
+    error = capsys.readouterr().err
+    assert "--variants: " in error
+    assert "use `speakerlens search`, or `speakerlens verify` for two recordings" in error
+    assert main(["verify", sound, sound, "--variant", PLAIN, "--server", server.ready["grpc"]]) == 0
+    assert "not decided" in capsys.readouterr().out
+    assert main(["verify", sound, sound, "--variant", PLAIN, "--json", "--server", server.ready["grpc"]]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["threshold"], found["same"], found["threshold_basis"]) == (None, False, "none")
+
+
+def test_inference_protocol_gives_the_embedding_alone(server: ServerProcess, foreign: ReferenceResNet) -> None:
+    audio = talk(1.0)
+    with triton.InferenceServerClient(server.ready["grpc"]) as client:
+        metadata = client.get_model_metadata(PLAIN)
+        assert [(each.name, list(each.shape)) for each in metadata.outputs] == [("embedding", [-1, 12])]
+        assert not client.get_model_config(PLAIN).config.parameters
+        result = client.infer(PLAIN, inputs({"audio": audio[None]}), outputs=requested("embedding"), client_timeout=60)
+        found = torch.from_numpy(result.as_numpy("embedding")[0].copy())
+        assert torch.nn.functional.cosine_similarity(found, foreign.embed(audio), dim=0) > 0.99999
+        for outputs in (None, requested("probabilities"), requested("embedding", "saliency")):
+            with pytest.raises(triton.InferenceServerException, match=r"has no classifier and names no .* use Search"):
+                client.infer(PLAIN, inputs({"audio": audio[None]}), outputs=outputs, client_timeout=60)
+
+
+def test_verification_can_be_repeated(bundles: Path) -> None:
+    assert verify_bundle(bundles / PLAIN / "1", lambda done, total: None)["holds"]
 
 
 def test_identify_without_models_asks_those_that_name(server: ServerProcess) -> None:

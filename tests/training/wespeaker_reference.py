@@ -54,7 +54,13 @@ class ReferenceResNet(nn.Module):
     """The network with `classes` in its projection; 0 means that it has none."""
 
     def __init__(
-        self, blocks: tuple[int, int, int, int], bottleneck: bool, classes: int, width: int = 4, mel: int = 80
+        self,
+        blocks: tuple[int, int, int, int],
+        bottleneck: bool,
+        classes: int,
+        width: int = 4,
+        mel: int = 80,
+        embedding: int = 12,
     ) -> None:
         super().__init__()
         self.blocks, self.expansion, self.mel = blocks, 4 if bottleneck else 1, mel
@@ -66,9 +72,9 @@ class ReferenceResNet(nn.Module):
                 layer.append(Block(channels, width << stage, 2 if stage and not index else 1, bottleneck))
                 channels = (width << stage) * self.expansion
             setattr(self, f"layer{stage + 1}", layer)
-        self.seg_1 = nn.Linear(2 * channels * (mel // 8), 12)
+        self.seg_1 = nn.Linear(2 * channels * (mel // 8), embedding)
         if classes:
-            self.projection = Projection(classes, 12)
+            self.projection = Projection(classes, embedding)
 
     def forward(self, features: Tensor) -> Tensor:
         """[batch, frames, mel] -> [batch, embedding]."""
@@ -91,11 +97,16 @@ class ReferenceResNet(nn.Module):
 
 
 def make(
-    blocks: tuple[int, int, int, int], bottleneck: bool, classes: int, width: int = 4, mel: int = 80
+    blocks: tuple[int, int, int, int],
+    bottleneck: bool,
+    classes: int,
+    width: int = 4,
+    mel: int = 80,
+    embedding: int = 12,
 ) -> ReferenceResNet:
     """A network with random weights and with running statistics that are not those of a new one."""
     torch.manual_seed(0)
-    network = ReferenceResNet(blocks, bottleneck, classes, width, mel).train()
+    network = ReferenceResNet(blocks, bottleneck, classes, width, mel, embedding).train()
     for _ in range(4):
         network(3 * torch.randn(4, 60, mel))
     return network.eval()
