@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 
 # A client may have its answer, and send a signal, shortly before the event loop learns that the answer was sent.
 SENT_SECONDS = 0.1
+# Of the lame duck: how long connections without calls are closed while other calls are still taken.
+LEAVING_SECONDS = 1.0
 # How long connections may take to close after the last call; a stream of reflection never ends by itself.
 CLOSING_SECONDS = 1.0
 # Between the two looks at the bundles that SIGHUP asks for.
@@ -139,6 +141,7 @@ class Server:
         self._pages = HealthPages(self._health.serving, self.metrics.page.application())
         self._probing: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._reloads: list[Callable[[], object]] = []
         tokens = Tokens(config.tokens) if config.tokens else None
         if tokens is not None:
@@ -276,7 +279,15 @@ class Server:
             return
         self._health.retire()
         log.info("stopping: health is NOT_SERVING, and calls are taken for another %g s", seconds)
-        await asyncio.wait({failing}, timeout=seconds)
+        leaving = min(LEAVING_SECONDS, seconds / 2)
+        await asyncio.wait({failing}, timeout=seconds - leaving)
+        # Who does not look at the health learns it from a connection that ends while no call is on it.
+        self._closing = asyncio.create_task(self._close_idle())
+        await asyncio.wait({failing}, timeout=leaving)
+
+    async def _close_idle(self, delay: float = 0.0) -> None:
+        await asyncio.sleep(delay)  # watchers of the health get the change
+        await close_idle(self._port, self._gate.peers, self._gate.closed_peers)
 
     async def drain(self) -> bool:
         """Refuse new calls and finish those in progress; return whether all were finished in time."""
@@ -289,9 +300,10 @@ class Server:
         # Live audio does not end by itself, so streams get half of the time.
         for end in (self._service.end_streams, self._transfers.end):
             asyncio.get_running_loop().call_later(self._config.drain_seconds / 2, end)
-        closing = asyncio.create_task(close_idle(self._port, self._gate.peers))
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close_idle(SENT_SECONDS))
         finished = await self._gate.emptied(max(self._config.drain_seconds, SENT_SECONDS))
-        closing.cancel()
+        self._closing.cancel()
         await close_port(self._port, CLOSING_SECONDS)
         await self._grpc.stop(CLOSING_SECONDS if finished else 0)
         await self._watcher.close()

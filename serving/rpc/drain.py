@@ -23,19 +23,21 @@ DESCRIPTORS = Path("/proc/self/fd")
 # States in Linux's tcp_info in which the peer has not received everything yet.
 ESTABLISHED, FIN_WAIT1, CLOSING = 1, 4, 11
 POLL_SECONDS = 0.01
-# Between two looks for connections without calls; what is written by then, such as a changed health, arrives.
-IDLE_SECONDS = 0.1
+# Between two looks for connections without calls.
+IDLE_SECONDS = 0.02
 
 # Address and port of a connection's client.
 Peer = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
 
 
-async def close_idle(port: int, busy: Callable[[], Iterable[str]]) -> None:
+async def close_idle(port: int, busy: Callable[[], Iterable[str]], closed: set[Peer]) -> None:
     """Stop listening on `port`, and close each connection once it has no call in progress, until cancelled.
 
     Args:
         port: the server's.
         busy: returns the clients of the calls in progress, each as gRPC names it (`ipv4:127.0.0.1:1234`).
+        closed: gets the client of each connection before that is closed: a call that arrives nevertheless must not
+            run, as its answer would be lost.
     """
     _stop_listening(port)
     while True:
@@ -43,11 +45,12 @@ async def close_idle(port: int, busy: Callable[[], Iterable[str]]) -> None:
         with contextlib.ExitStack() as stack:
             connections = [stack.enter_context(each) for _, each in _sockets(port, listening=False)]
             peers = {peer: each for each in connections if (peer := _client(each)) is not None}
-            calling = {_peer(name) for name in busy()}
+            calling = {peer_of(name) for name in busy()}
             # A client that is not found may be any of them.
             if not calling <= set(peers):
                 continue
-            for peer in set(peers) - calling:
+            for peer in set(peers) - calling - closed:
+                closed.add(peer)
                 with contextlib.suppress(OSError):
                     peers[peer].shutdown(socket.SHUT_WR)
 
@@ -74,7 +77,7 @@ def _client(connection: socket.socket) -> Peer | None:
     return _numeric(host), port
 
 
-def _peer(name: str) -> Peer | None:
+def peer_of(name: str) -> Peer | None:
     """Return the address in gRPC's name of a client; None for names of another form."""
     host, _, port = unquote(name).partition(":")[2].rpartition(":")
     try:

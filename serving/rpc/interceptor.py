@@ -23,6 +23,7 @@ from speakerlens.serving.context import ID_HEADER, CallContext, current_context
 from speakerlens.serving.engine.admission import Admission
 from speakerlens.serving.errors import InvalidArgumentError, Reason, RequestError, UnavailableError
 from speakerlens.serving.metrics import Metrics
+from speakerlens.serving.rpc.drain import Peer, peer_of
 from speakerlens.serving.rpc.tracing import Tracing
 from speakerlens.serving.rpc.transfer import MessageTransfer, Reservation
 
@@ -58,10 +59,12 @@ class CallGate:
 
     Attributes:
         closed: why no call is let in, None while the gate is open.
+        closed_peers: clients whose connections are being closed, and whose calls are not let in either.
     """
 
     def __init__(self) -> None:
         self.closed: str | None = "the server is starting"
+        self.closed_peers: set[Peer] = set()
         self._inside: set[Any] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -70,10 +73,12 @@ class CallGate:
         """Count a call until it leaves or ends, which is when its last answer was passed to the network.
 
         Raises:
-            UnavailableError: the gate is closed.
+            UnavailableError: the gate is closed, or the call's connection is.
         """
         if self.closed is not None:
             raise UnavailableError(Reason.NOT_SERVING, f"{self.closed}; retry, or use another replica")
+        if self.closed_peers and peer_of(context.peer()) in self.closed_peers:
+            raise UnavailableError(Reason.NOT_SERVING, "the server is about to stop; retry, or use another replica")
         self._inside.add(context)
         self._empty.clear()
         context.add_done_callback(self.leave)

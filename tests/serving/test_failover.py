@@ -149,7 +149,7 @@ def test_lame_duck_takes_calls_while_not_serving(toy_bundles: Path) -> None:
         silent.wait(CALL_SECONDS)
 
     with (
-        ServerProcess(toy_bundles, "--lame-duck-seconds=1", f"--drain-seconds={CALL_SECONDS}") as server,
+        ServerProcess(toy_bundles, "--lame-duck-seconds=3", f"--drain-seconds={CALL_SECONDS}") as server,
         SpeakerClient(server.ready["grpc"], balancing=None) as idle,
         ThreadPoolExecutor(1) as pool,
     ):
