@@ -74,7 +74,7 @@ class Ranking:
     Attributes:
         order: places in the matches, best first, [n].
         ratios: log-likelihood ratio of each match, float32 [matches]; zeros without a calibration.
-        probabilities: of each match, float64 [matches]; zeros without a calibration.
+        probabilities: of the best ones, in their order, float64 [n]; zeros without a calibration.
         scores: what the matches are ranked by: the ratios, or the cosines.
     """
 
@@ -110,7 +110,7 @@ def ranked(matches: Matches, evidence: Evidence, calibration: SearchCalibration 
         most: at least 2.
     """
     scores = matches.cosines
-    ratios, probabilities = np.zeros(len(scores), np.float32), np.zeros(len(scores))
+    ratios = np.zeros(len(scores), np.float32)
     if calibration is not None and len(scores):
         # The ratio is affine in the cosine, and depends on the speaker by the number of exemplars alone.
         counts = np.arange(int(matches.exemplars.max()) + 1)
@@ -120,11 +120,10 @@ def ranked(matches: Matches, evidence: Evidence, calibration: SearchCalibration 
         )
         scores = ratios = (ends - bases).astype(np.float32)[matches.exemplars] * matches.cosines
         ratios += bases.astype(np.float32)[matches.exemplars]
-        probabilities = calibration.probability(ratios, len(ratios))
     count = min(most, len(scores))
     best = np.argpartition(-scores, count - 1)[:count] if count else np.zeros(0, np.intp)
     order = best[np.lexsort((best, -scores[best]))]
-    return Ranking(order, ratios, probabilities, scores)
+    return Ranking(order, ratios, _probabilities(ratios, order, calibration), scores)
 
 
 def decide(
@@ -162,3 +161,17 @@ def decide(
             found = Decision.AMBIGUOUS
             reasons.append(SearchReason(ReasonCode.MARGIN, ranking.margin, least, gallery))
     return Verdict(Decision.UNRELIABLE if doubts else found, threshold, (*doubts, *reasons))
+
+
+def _probabilities(
+    ratios: NDArray[np.float32], order: NDArray[np.intp], calibration: SearchCalibration | None
+) -> NDArray[np.float64]:
+    """Return the probabilities of the matches of `order`, float64 [n]."""
+    if calibration is None or not len(order):
+        return np.zeros(len(order))
+    # The likelihoods of all others add up to that of one candidate, so that a large gallery costs one sum.
+    highest = ratios[order[0]]
+    weights = np.exp(ratios - highest)
+    weights[order] = 0.0
+    others = float(highest) + float(np.log(weights.sum(dtype=np.float64) + np.finfo(np.float64).tiny))
+    return calibration.probability(np.append(ratios[order], others), len(ratios))[:-1]

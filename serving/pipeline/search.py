@@ -309,11 +309,11 @@ def _compared(
             gallery.names[matches.speakers[place]],
             float(matches.cosines[place]),
             float(ranking.ratios[place]),
-            float(ranking.probabilities[place]),
+            float(probability),
             int(matches.exemplars[place]),
             mismatch(evidence, gallery.conditions(int(matches.speakers[place]))),
         )
-        for place in ranking.order[:top_k]
+        for place, probability in list(zip(ranking.order, ranking.probabilities, strict=True))[:top_k]
     ]
     answer = SearchAnswer(
         variant=bundle.variant,
