@@ -150,7 +150,8 @@ def calibrated_with(bundle: Path) -> str:
     manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
     found = manifest["calibration"]
     if found is None:
-        return f"{_compared_with(manifest['verification'])}; {_searched_with(manifest['search'])}"
+        compared = _compared_with(manifest["verification"])
+        return f"{compared}; {_searched_with(manifest['search'])}" if manifest["verification"] else compared
     few = "" if found["strangers"] == HELD_OUT else f", as dev has no {FEWEST_OUT_OF_SET} held-out speakers"
     return (
         f"threshold for {100 * found['false_acceptance']:g} % false acceptance from {found['stranger_utterances']} "
