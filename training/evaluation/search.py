@@ -39,6 +39,8 @@ SILENT_MISLABELS = 1 / 750
 """Share of genuine queries that may be given another speaker's name."""
 LEAST_SEEN = 0.02
 """Share of the queries that may lie outside each limit of what the calibration saw."""
+LEAST_SPEECH_S = 0.1
+"""Speech that a query without any counts as: its logarithm is a term of the quality."""
 BANDS_DB = (
     ("SNR of 20 dB or more", 20.0, 100.0),
     ("SNR 10 to 20 dB", 10.0, 20.0),
@@ -107,7 +109,8 @@ def fit_search(queries: Queries, out_of_set: Sequence[str], false_alarm: float) 
     """
     strange = np.isin(queries.speakers, out_of_set)
     trials = without_talkers(compare(queries, exemplars_of(queries)), queries, out_of_set)
-    terms = Terms(KNOTS_DB, *(float(each) for each in np.quantile(queries.speech_s, [LEAST_SEEN, 1 - LEAST_SEEN])))
+    seen = np.maximum(np.quantile(queries.speech_s, [LEAST_SEEN, 1 - LEAST_SEEN]), LEAST_SPEECH_S)
+    terms = Terms(KNOTS_DB, *seen.tolist())
     if not terms.least_s < terms.most_s:
         return None
     tried = np.isfinite(trials.cosines)
