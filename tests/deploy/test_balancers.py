@@ -1,8 +1,10 @@
 """The real nginx, HAProxy and Envoy before three real servers, one of which is killed; then all are restarted.
 
-Fetches the balancers, and skips those that cannot be had. benchmarks/failover.py has the drills, and the figures.
+Fetches the balancers, into the folder BALANCERS if that is set, and skips those that cannot be had.
+benchmarks/failover.py has the drills, and the figures.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +28,11 @@ def tools(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         (folder / "failure").write_text("" if done.returncode == 0 else done.stderr[-2000:] or "no reason given")
 
-    return made_once(tmp_path_factory, worker_id, "balancers", fetch)
+    kept = os.environ.get("BALANCERS")
+    if kept:
+        Path(kept).mkdir(parents=True, exist_ok=True)
+        fetch(Path(kept))
+    return Path(kept) if kept else made_once(tmp_path_factory, worker_id, "balancers", fetch)
 
 
 def drilled(way: str, tmp_path: Path, tools: Path | None) -> Outcome:

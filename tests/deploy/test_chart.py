@@ -1,4 +1,7 @@
-"""The Helm chart, rendered with many values: valid for Kubernetes, and accepted by the server. Fetches its tools."""
+"""The Helm chart, rendered with many values: valid for Kubernetes, and accepted by the server.
+
+Fetches its tools, into the folder CHART_TOOLS if that is set, where they are found again.
+"""
 
 import json
 import os
@@ -58,7 +61,11 @@ def tools(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
         (folder / "failure").write_text("" if done.returncode == 0 else done.stderr[-2000:] or "no reason given")
 
-    folder = made_once(tmp_path_factory, worker_id, "kubernetes-tools", fetch)
+    kept = os.environ.get("CHART_TOOLS")
+    if kept:
+        Path(kept).mkdir(parents=True, exist_ok=True)
+        fetch(Path(kept))
+    folder = Path(kept) if kept else made_once(tmp_path_factory, worker_id, "kubernetes-tools", fetch)
     failure = (folder / "failure").read_text()
     if failure:
         pytest.skip(f"helm and the others cannot be fetched: {failure}")
@@ -129,7 +136,7 @@ def test_server_accepts_its_arguments(rendered: list[Any]) -> None:
             assert path is None or str(path).startswith(mounted), path
         assert {each["name"] for each in container["volumeMounts"]} <= {each["name"] for each in pod["volumes"]}
         assert {config.port, config.metrics_port} >= {each["containerPort"] for each in container["ports"]}
-        if config.tls_certificate is not None and container["name"] == "server":
+        if config.tls_certificate is not None:
             assert "grpc" not in container["readinessProbe"], "the kubelet knows no TLS"
 
 

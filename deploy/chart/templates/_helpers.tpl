@@ -79,6 +79,41 @@ limits:
 {{- end }}
 {{- end }}
 
+{{/* What every server has, however its bundles get there. */}}
+{{- define "speakerlens.env" -}}
+{{- with .Values.speakers.passwordSecretName }}
+- name: PGPASSWORD
+  valueFrom:
+    secretKeyRef: {name: {{ . }}, key: PGPASSWORD}
+{{- end }}
+{{- with .Values.server.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "speakerlens.mounts" -}}
+- {name: tmp, mountPath: /tmp}
+{{- if .Values.tls.secretName }}
+- {name: tls, mountPath: /etc/speakerlens/tls, readOnly: true}
+{{- end }}
+{{- if .Values.tokens.secretName }}
+- {name: tokens, mountPath: /etc/speakerlens/tokens, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "speakerlens.volumes" -}}
+- name: tmp
+  emptyDir: {sizeLimit: 256Mi}
+{{- with .Values.tls.secretName }}
+- name: tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- with .Values.tokens.secretName }}
+- name: tokens
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- end }}
+
 {{- define "speakerlens.deviceQuery" -}}
 sum by (namespace, pod) (rate(speakerlens_batch_duration_seconds_sum{{ . }}[1m]))
 {{- end }}
