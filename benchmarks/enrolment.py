@@ -30,6 +30,8 @@ RATE = 16_000
 UTTERANCE_SECONDS = 8.0
 UTTERANCES = 3
 CALL_SECONDS = 120
+# Of refusals of each kind, in the results.
+EXAMPLES = 8
 
 
 class Corpus:
@@ -94,8 +96,8 @@ def _bad(kind: str, good: Samples, corpus: Corpus, other: str) -> Samples:
 
 
 def measure(server: ServerProcess, variant: str, enrolments: Iterator[tuple[str, list[Samples]]]) -> dict[str, Any]:
-    """Return by kind how many enrolments were sent and how many stored, and an example of each refusal."""
-    sent, stored, said = Counter[str](), Counter[str](), dict[str, str]()
+    """Return by kind how many enrolments were sent and how many stored, and examples of refusals."""
+    sent, stored, said = Counter[str](), Counter[str](), dict[str, list[str]]()
     for kind, utterances in enrolments:
         request = pb.EnrollRequest(
             speaker="someone",
@@ -108,10 +110,12 @@ def measure(server: ServerProcess, variant: str, enrolments: Iterator[tuple[str,
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
                 raise
-            said[kind] = str(error.details())
+            said.setdefault(kind, []).append(str(error.details()))
         else:
             stored[kind] += 1
-    return {kind: {"sent": sent[kind], "stored": stored[kind], "refused": said.get(kind)} for kind in sent}
+    return {
+        kind: {"sent": sent[kind], "stored": stored[kind], "refused": said.get(kind, [])[:EXAMPLES]} for kind in sent
+    }
 
 
 def main() -> None:

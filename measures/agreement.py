@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# How far below the threshold of verification the cosine of two groups' means must lie, so that they are two speakers':
-# groups of utterances, and groups of pieces, which are shorter. Of pieces, the mean cosine between the groups must also
-# be lower than that within them by CONTRAST; by LARGE_CONTRAST, it is enough alone. Measured on real speech, see
-# docs/decisions/0064-enrolment.md.
-UTTERANCES_BELOW: Final = 0.1
-PIECES_BELOW: Final = 0.13
+# Two groups of utterances are two speakers' where the cosine of their means is below the threshold of verification.
+# Pieces are shorter: theirs must be lower by PIECES_BELOW, or by PIECE_BELOW for one piece alone, and the mean cosine
+# between the groups lower by CONTRAST than that within them; a contrast of LARGE_CONTRAST is enough, but for one piece
+# alone. Measured on real speech, see docs/decisions/0064-enrolment.md.
+PIECES_BELOW: Final = 0.08
+PIECE_BELOW: Final = 0.29
 CONTRAST: Final = 0.12
-LARGE_CONTRAST: Final = 0.36
+LARGE_CONTRAST: Final = 0.26
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,37 @@ class Outlier:
 
 
 def outliers(
-    utterances: NDArray[np.int_], embeddings: Floats, thresholds: Sequence[tuple[int, float]]
+    utterances: Sequence[tuple[int, Floats]],
+    pieces: Sequence[tuple[int, Floats]],
+    thresholds: Sequence[tuple[int, float]],
 ) -> list[Outlier]:
     """Return the utterances that are not of one speaker with the rest; none where all agree.
 
     Utterances are split into the two groups that agree least, by average linkage, and then pieces of utterances, as
     one utterance may hold two speakers. The smaller group is another speaker's where the groups' means differ by more
-    than one speaker's do.
+    than one speaker's do; then the rest is split again.
 
     Args:
-        utterances: index of the utterance of each piece, [n]; below 0 for what is stored of the speaker, which is
-            never an outlier.
-        embeddings: of length one, [n, size].
+        utterances: index and embedding of length one, [size]; the index is below 0, and different for each, for what
+            is stored of the speaker, which is never an outlier.
+        pieces: stretches of the utterances with enough speech, likewise.
         thresholds: pairs, ascending: utterances in a reference (1 first), and the cosine from which an utterance is
             accepted as of the reference's speaker.
     """
-    names = np.unique(utterances)
-    whole = np.array([_direction(embeddings[utterances == name]) for name in names])
-    return _split(names, whole, thresholds) or _split_pieces(utterances, embeddings, thresholds)
+    found: list[Outlier] = []
+    for split, embeddings in ((_split, utterances), (_split_pieces, pieces)):
+        while True:
+            out = {each.utterance for each in found}
+            names, rest = _arrays([each for each in embeddings if each[0] not in out])
+            new = split(names, rest, thresholds)
+            if not new:
+                break
+            found += new
+    return sorted(found, key=lambda each: each.utterance)
+
+
+def _arrays(embeddings: Sequence[tuple[int, Floats]]) -> tuple[NDArray[np.int_], Floats]:
+    return np.array([index for index, _ in embeddings]), np.array([each for _, each in embeddings], np.float64)
 
 
 def _split(names: NDArray[np.int_], whole: Floats, thresholds: Sequence[tuple[int, float]]) -> list[Outlier]:
@@ -65,7 +78,7 @@ def _split(names: NDArray[np.int_], whole: Floats, thresholds: Sequence[tuple[in
         return []
     cosines = whole @ whole.T
     small = _not_stored(_smaller_group(cosines), names < 0)
-    limit = _threshold(thresholds, ~small) - UTTERANCES_BELOW
+    limit = _threshold(thresholds, ~small)
     if _direction(whole[small]) @ _direction(whole[~small]) >= limit:
         return []
     others = _within(cosines, ~small)
@@ -84,9 +97,11 @@ def _split_pieces(
     cosines = embeddings @ embeddings.T
     small = _not_stored(_smaller_group(cosines), utterances < 0)
     between, within = _means(cosines, small)
-    limit = _threshold(thresholds, ~small) - PIECES_BELOW
+    alone = min(small.sum(), (~small).sum()) == 1
+    limit = _threshold(thresholds, ~small) - (PIECE_BELOW if alone else PIECES_BELOW)
     far = _direction(embeddings[small]) @ _direction(embeddings[~small]) < limit
-    if not (within - between > LARGE_CONTRAST or (far and within - between > CONTRAST)):
+    contrast = within - between
+    if not ((far and contrast > CONTRAST) or (contrast > LARGE_CONTRAST and not alone)):
         return []
     found = []
     for utterance in np.unique(utterances[small & (utterances >= 0)]):

@@ -214,10 +214,10 @@ class Enroller:
             )
         stored = [each.quality for each in own if each.quality is not None]
         self._limits.check_total([*stored, *(each.evidence for each in references)], len(own) > len(stored))
+        known = [(-1 - index, each.embedding) for index, each in enumerate(own)]
+        utterances = [(index, each.embeddings[0]) for index, each in enumerate(references)]
         pieces = [(index, piece) for index, each in enumerate(references) for piece in each.pieces]
-        self._limits.check_agreement(
-            [*((-1 - index, each.embedding) for index, each in enumerate(own)), *pieces], bundle
-        )
+        self._limits.check_agreement([*known, *utterances], [*known, *pieces], bundle)
 
     def _enrolled(self, name: str, enrolments: Sequence[Enrolment]) -> EnrolledSpeaker:
         sizes = {model.bundle.digest: model.bundle.embedding_size for model in self._pipeline.models}

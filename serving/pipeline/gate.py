@@ -17,6 +17,8 @@ from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.config import Config
 from speakerlens.serving.errors import InvalidArgumentError, Reason
 
+Embedded = tuple[int, NDArray[np.float32]]
+
 # Share of clipped samples. Speech that is amplified by 6 dB too much has 1 to 5 %.
 MAX_CLIPPING: Final = 0.03
 
@@ -90,12 +92,13 @@ class EnrolmentLimits:
                 f"utterances: {_rounded(total)} s of speech in all; at least {self.total_s:g} s are needed",
             )
 
-    def check_agreement(self, pieces: Sequence[tuple[int, NDArray[np.float32]]], bundle: Bundle) -> None:
+    def check_agreement(self, utterances: Sequence[Embedded], pieces: Sequence[Embedded], bundle: Bundle) -> None:
         """Check that utterances are of one speaker.
 
         Args:
-            pieces: index of the utterance, and embedding of length one, float32 [size], of each stretch of speech; the
-                index is below 0, and different for each, for what is stored of the speaker.
+            utterances: index, and embedding of length one, float32 [size]; the index is below 0, and different for
+                each, for what is stored of the speaker.
+            pieces: stretches of the utterances with speech, likewise.
             bundle: of the embeddings, with the thresholds of verification.
 
         Raises:
@@ -103,9 +106,11 @@ class EnrolmentLimits:
         """
         if not self.speech_s:
             return
-        utterances = np.array([index for index, _ in pieces])
-        embeddings = np.array([embedding for _, embedding in pieces], np.float64)
-        found = outliers(utterances, embeddings, bundle.verification_thresholds)
+        found = outliers(
+            [(index, each.astype(np.float64)) for index, each in utterances],
+            [(index, each.astype(np.float64)) for index, each in pieces],
+            bundle.verification_thresholds,
+        )
         if found:
             raise refusal({each.utterance: [_disagreement(each)] for each in found})
 

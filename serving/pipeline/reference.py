@@ -22,10 +22,13 @@ from speakerlens.serving.pipeline.answers import Answer
 from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.pipeline.query import QueryOptions
-from speakerlens.serving.pipeline.vad import SpeechMeter, holds_speech
+from speakerlens.serving.pipeline.vad import SpeechMeter, holds_speech, speech_seconds
 from speakerlens.serving.pipeline.windows import Window, WindowReader
 
 Vector = NDArray[np.float32]
+
+# Speech in a window whose embedding is compared with those of others.
+PIECE_SECONDS = 0.8
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Reference:
     Attributes:
         info: the audio as received, with the evidence.
         embeddings: of length one, float32 [size], one a model; none where it was only checked.
-        pieces: of length one, of the first model: those of windows with speech that do not overlap.
+        pieces: of length one, of the first model: those of windows with enough speech that do not overlap.
         problems: what is wrong with the embeddings, in phrases.
         detected_s: seconds of which the speech detector is sure.
         samples: float32 [n] at 16 kHz; empty unless they are kept.
@@ -110,8 +113,9 @@ class ReferenceReader:
             async for output in session.windows(windows):
                 first = output.outputs[0] if output.outputs else None
                 if output.speech and isinstance(first, ModelOutput) and output.window.start >= reached:
-                    pieces.append(unit(first.prediction.embedding))
                     reached = output.window.stop
+                    if await pipeline.run_in_thread(partial(speech_seconds, output.window.samples)) >= PIECE_SECONDS:
+                        pieces.append(unit(first.prediction.embedding))
             result = await pipeline.finish(query, self._models, session, reader.info)
             for _, error in session.failures:
                 raise error  # a speaker is enrolled for all models or for none

@@ -96,3 +96,10 @@ class SpeechMeter:
                 speaking = gap <= MAX_GAP_FRAMES
                 gap = gap if speaking else 0
         return frames * FRAME / SAMPLE_RATE
+
+
+def speech_seconds(samples: NDArray[np.float32]) -> float:
+    """Return the seconds of speech in samples, float32 [n] at 16 kHz."""
+    meter = SpeechMeter()
+    meter.feed(samples)
+    return meter.seconds()
