@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         UnauthenticatedError,
     )
     from speakerlens.identification import Identification
-    from speakerlens.requests import Channel, Explain, RawSamples, StreamOptions
+    from speakerlens.requests import Channel, Explain, RawSamples
     from speakerlens.results import (
         Answer,
         AudioInfo,
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         SearchResult,
         SearchWindow,
     )
+    from speakerlens.stream_requests import StreamOptions
 
 __all__ = [
     "Answer",
@@ -133,7 +134,7 @@ _MODULES = {
     "Identification": "identification",
     "RawSamples": "requests",
     "SpeakerClient": "client",
-    "StreamOptions": "requests",
+    "StreamOptions": "stream_requests",
     "Tls": "channel",
 }
 

@@ -7,14 +7,14 @@ from typing import Any, Self, TypeVar
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from speakerlens import requests, responses, search_requests, search_responses
+from speakerlens import requests, responses, search_requests, search_responses, stream_requests
 from speakerlens.balancing import DEFAULT_BALANCING, Balancing, Target
 from speakerlens.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls, open_channel
 from speakerlens.errors import ClientError, translated
 from speakerlens.identification import Identification
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
-from speakerlens.requests import AudioSource, Chunk, ExplainChoice, StreamMessages, StreamOptions
+from speakerlens.requests import AudioSource, Chunk, ExplainChoice
 from speakerlens.results import (
     Catalogue,
     Comparison,
@@ -26,6 +26,7 @@ from speakerlens.results import (
 )
 from speakerlens.search_requests import SearchStreamOptions
 from speakerlens.search_results import SearchResult, SearchWindow
+from speakerlens.stream_requests import StreamMessages, StreamOptions
 
 _Result = TypeVar("_Result")
 
@@ -159,7 +160,7 @@ class SpeakerClient:
             ClientError: the call failed (see the class).
             ValueError: an argument is not valid. Exceptions of `chunks` are raised unchanged.
         """
-        outgoing = requests.stream(options)
+        outgoing = stream_requests.stream(options)
         return self._stream(self._stub.IdentifyStream, outgoing, chunks, responses.stream_answer, timeout)
 
     def search(

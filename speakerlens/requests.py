@@ -1,11 +1,11 @@
 """Build the messages that a client sends; independent of gRPC channels."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import IOBase
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,6 @@ from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.samples import SupportsArray, as_array, with_rate
 
 _T = TypeVar("_T")
-_MessageT = TypeVar("_MessageT")
 
 RawEncoding = Literal["int16", "float32", "mulaw", "alaw"]
 
@@ -73,7 +72,7 @@ STAGES: dict[str, pb.Stage.ValueType] = {
     "fused": pb.STAGE_FUSED,
 }
 _RESOLUTIONS = {"features": pb.RESOLUTION_FEATURES, "native": pb.RESOLUTION_NATIVE}
-_SAMPLE_FORMATS: dict[str, pb.SampleFormat.ValueType] = {
+SAMPLE_FORMATS: dict[str, pb.SampleFormat.ValueType] = {
     "int16": pb.SAMPLE_FORMAT_INT16,
     "float32": pb.SAMPLE_FORMAT_FLOAT32,
     "mulaw": pb.SAMPLE_FORMAT_MULAW,
@@ -106,23 +105,6 @@ class Explain:
 
 ExplainChoice = bool | StageName | Sequence[StageName] | Explain
 """True for the fused map, the name of a stage or several, or an `Explain`."""
-
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """The format of a stream, and what to return for it; the other fields as in `SpeakerClient.identify`."""
-
-    rate: int
-    """Hz"""
-    channels: int = 1
-    variants: str | Sequence[str] = "all"
-    top_k: int | None = None
-    explain: ExplainChoice = False
-    with_embedding: bool = False
-    channel: int | None = None
-    """The channel to use, from 1; None: the mean of all"""
-    encoding: RawEncoding = "int16"
-    """Of chunks that are bytes"""
 
 
 def identify(
@@ -205,79 +187,6 @@ def migrate_gallery(variants: str | Sequence[str]) -> pb.MigrateGalleryRequest:
     return pb.MigrateGalleryRequest(models=selectors(variants))
 
 
-class StreamMessages(Generic[_MessageT]):
-    """The messages of one stream of audio: a start, then samples.
-
-    gRPC replaces an exception of the iterator that it sends from by a cancelled call; `error` keeps it.
-
-    Args:
-        message: their type.
-        start: of the stream, complete but for the sample format.
-        encoding: of chunks that are bytes.
-
-    Raises:
-        ValueError: the encoding is not valid.
-    """
-
-    def __init__(self, message: Callable[..., _MessageT], start: Any, encoding: RawEncoding) -> None:
-        self._message = message
-        self._start = start
-        self._bytes_format = _choice(_SAMPLE_FORMATS, encoding, "encoding")
-        self._started = False
-        self.error: Exception | None = None
-
-    def messages(self, chunks: Iterable[Chunk]) -> Iterator[_MessageT]:
-        """Yield the start, once the first chunk tells the sample format, and then the chunks."""
-        try:
-            for chunk in chunks:
-                yield from self._messages(chunk)
-        except Exception as error:
-            self.error = error
-            raise
-
-    async def messages_async(self, chunks: AsyncIterable[Chunk]) -> AsyncIterator[_MessageT]:
-        """Yield the messages of chunks from an asynchronous iterator."""
-        try:
-            async for chunk in chunks:
-                for message in self._messages(chunk):
-                    yield message
-        except Exception as error:
-            self.error = error
-            raise
-
-    def _messages(self, chunk: Chunk) -> Iterator[_MessageT]:
-        if isinstance(chunk, bytes):
-            sample_format, data = self._bytes_format, chunk
-        elif (samples := as_array(chunk)) is not None:
-            sample_format, data = _samples(samples)
-        else:
-            raise ValueError(f"chunks: {type(chunk).__name__} is neither bytes nor samples")
-        if not self._started:
-            self._started = True
-            self._start.format = sample_format
-            yield self._message(start=self._start)
-        elif sample_format != self._start.format:
-            raise ValueError("chunks: all must be floats, or all 16-bit integers, or all bytes")
-        yield self._message(samples=data)
-
-
-def stream(options: StreamOptions) -> StreamMessages[pb.IdentifyStreamRequest]:
-    """Return the messages of a stream; errors as of `identify`."""
-    checked = identify(
-        b"", None, options.variants, options.top_k, options.explain, options.with_embedding
-    )  # the same fields as of a single request
-    start = pb.StreamStart(
-        sample_rate=options.rate,
-        channels=options.channels,
-        channel=channel_number(options.channel),
-        models=checked.models,
-        top_k=checked.top_k,
-        explain=checked.explain if checked.HasField("explain") else None,
-        with_embedding=checked.with_embedding,
-    )
-    return StreamMessages(pb.IdentifyStreamRequest, start, options.encoding)
-
-
 def audio_message(audio: AudioSource, rate: int | None) -> pb.Audio:
     """Build the message of audio; errors as of `identify`."""
     if isinstance(audio, Channel):
@@ -287,7 +196,7 @@ def audio_message(audio: AudioSource, rate: int | None) -> pb.Audio:
     if isinstance(audio, RawSamples):
         if rate is not None:
             raise ValueError("rate: give it to RawSamples")
-        sample_format = _choice(_SAMPLE_FORMATS, audio.encoding, "encoding")
+        sample_format = choice(SAMPLE_FORMATS, audio.encoding, "encoding")
         raw = pb.RawAudio(samples=audio.data, format=sample_format, sample_rate=audio.rate, channels=audio.channels)
         return pb.Audio(raw=raw)
     held, rate = with_rate(audio, rate)
@@ -295,7 +204,7 @@ def audio_message(audio: AudioSource, rate: int | None) -> pb.Audio:
     if samples is not None:
         if rate is None:
             raise ValueError("samples need their rate in Hz: identify(samples, rate=16000)")
-        sample_format, data = _samples(samples)
+        sample_format, data = sample_bytes(samples)
         channels = samples.shape[1] if samples.ndim == 2 else 1
         return pb.Audio(raw=pb.RawAudio(samples=data, format=sample_format, sample_rate=rate, channels=channels))
     content = _content(held)
@@ -328,7 +237,7 @@ def channel_number(channel: int | None) -> int:
     return channel or 0
 
 
-def _samples(samples: NDArray[Any]) -> tuple[pb.SampleFormat.ValueType, bytes]:
+def sample_bytes(samples: NDArray[Any]) -> tuple[pb.SampleFormat.ValueType, bytes]:
     """Return the format of samples and their bytes, interleaved and little-endian."""
     if samples.dtype == np.int16:
         return pb.SAMPLE_FORMAT_INT16, samples.astype("<i2").tobytes()
@@ -365,14 +274,15 @@ def explain_options(explain: ExplainChoice) -> pb.ExplainOptions | None:
     else:
         chosen = Explain(stages=(explain,) if isinstance(explain, str) else tuple(explain))
     return pb.ExplainOptions(
-        stages=[_choice(STAGES, stage, "stage") for stage in chosen.stages],
-        resolution=_choice(_RESOLUTIONS, chosen.resolution, "resolution"),
-        encoding=_choice(_ENCODINGS, chosen.encoding, "encoding"),
+        stages=[choice(STAGES, stage, "stage") for stage in chosen.stages],
+        resolution=choice(_RESOLUTIONS, chosen.resolution, "resolution"),
+        encoding=choice(_ENCODINGS, chosen.encoding, "encoding"),
         target_speaker=chosen.target or "",
     )
 
 
-def _choice(choices: dict[str, _T], name: str, field: str) -> _T:
+def choice(choices: dict[str, _T], name: str, field: str) -> _T:
+    """Return the value of a name; raise ValueError, which begins with the field, if there is none."""
     if name not in choices:
         raise ValueError(f"{field}: {name!r} is not one of {', '.join(choices)}")
     return choices[name]

@@ -9,12 +9,12 @@ from speakerlens.requests import (
     AudioSource,
     ExplainChoice,
     RawEncoding,
-    StreamMessages,
     audio_message,
     channel_number,
     explain_options,
     selectors,
 )
+from speakerlens.stream_requests import StreamMessages
 
 
 @dataclass(frozen=True)

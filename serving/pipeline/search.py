@@ -163,8 +163,7 @@ class Searcher:
                 speakers, or is overloaded.
         """
         names = await self._checked(options, model)
-        gallery = await self._gallery(model)
-        _check_enrolled(gallery, names, model)
+        gallery = await self._gallery(model, names)
         with self._pipeline.admit(options.query, [model], [extent_of(audio)], comparisons=2) as admitted:
             comparer = Comparer(self._pipeline, model, admitted, Stopwatch())
             utterance = await comparer.embed(options.query, audio)
@@ -184,7 +183,7 @@ class Searcher:
         """
         pipeline = self._pipeline
         names = await self._checked(options, model)
-        _check_enrolled(await self._gallery(model), names, model)
+        await self._gallery(model, names)
         query, kept = embedding_query(options.query), []
         in_real_time = arrival(pipeline.windowing([model]))
         with (
@@ -237,9 +236,10 @@ class Searcher:
     ) -> SearchAnswer:
         """Return the answer for an utterance that begins at sample `start`, with maps if they are asked for."""
         with comparer.stopwatch.encoding():
-            chosen = gallery.find(names)[0] if names else None
             answer, order = await self._pipeline.run_in_thread(
-                lambda: _compared(options, gallery, chosen, utterance, comparer.model)
+                lambda: _compared(
+                    options, gallery, gallery.find(names)[0] if names else None, utterance, comparer.model
+                )
             )
         if options.explain is None or not len(order):
             return answer
@@ -271,8 +271,11 @@ class Searcher:
             lambda: [checked_name(name, f"speakers[{index}]") for index, name in enumerate(options.speakers)]
         )
 
-    async def _gallery(self, model: Model) -> Gallery:
+    async def _gallery(self, model: Model, names: Sequence[str] = ()) -> Gallery:
+        """Return the gallery of a model; raise NotFoundError if one of the names is not in it."""
         gallery = await self._galleries.of(model.bundle)
+        if names:
+            await self._pipeline.run_in_thread(lambda: _check_enrolled(gallery, names, model))
         self._metrics.speakers.labels(model.bundle.variant, str(model.bundle.version)).set(len(gallery))
         return gallery
 

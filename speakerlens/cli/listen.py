@@ -14,10 +14,11 @@ from speakerlens.cli.options import CommandParser, connect
 from speakerlens.decoding import AudioFileError, AudioReader, open_audio
 from speakerlens.errors import ClientError
 from speakerlens.identification import Identification
-from speakerlens.requests import Chunk, StreamOptions
+from speakerlens.requests import Chunk
 from speakerlens.results import Answer, WindowResult
 from speakerlens.search_requests import SearchStreamOptions
 from speakerlens.search_results import SearchResult, SearchWindow
+from speakerlens.stream_requests import StreamOptions
 
 CHUNK_SECONDS = 0.1
 

@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from numpy.typing import NDArray
 
-from speakerlens import ClientError, ServerUnavailableError, SpeakerClient, StreamOptions, requests
+from speakerlens import ClientError, ServerUnavailableError, SpeakerClient, StreamOptions, stream_requests
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, voice
@@ -149,7 +149,7 @@ def test_lame_duck_takes_calls_while_not_serving(toy_bundles: Path) -> None:
     ):
         watcher = server.health.Watch(health_pb2.HealthCheckRequest(service=""))
         assert next(watcher).status == health_pb2.HealthCheckResponse.SERVING
-        live = server.stub.IdentifyStream(requests.stream(StreamOptions(RATE, variants="da")).messages(chunks()))
+        live = server.stub.IdentifyStream(stream_requests.stream(StreamOptions(RATE, variants="da")).messages(chunks()))
         busy = pool.submit(list, live)
         server.wait_for_metric("speakerlens_requests_in_flight", 1)
         idle.models()
