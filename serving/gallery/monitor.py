@@ -15,8 +15,9 @@ from speakerlens.serving.metrics.store import AUDIO, Store
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 1.0
-# Counting reads every row, so that it is not done at every change.
+# Counting reads every row, so that it is not done at every change, and takes at most this share of the time.
 COUNT_SECONDS: Final = 10.0
+COUNT_SHARE: Final = 0.02
 FORGET_SECONDS: Final = 600.0
 MOST: Final = 2**31
 
@@ -72,8 +73,9 @@ class StoreMonitor:
             await self._forget()
         newest = self._newest()
         if (revision, newest) != self._counted and now >= self._next_count and newest:
-            self._next_count = now + COUNT_SECONDS
             counts = await self._speakers.run(lambda store: _outdated(store, newest))
+            taken = time.monotonic() - now
+            self._next_count = now + max(COUNT_SECONDS, taken / COUNT_SHARE)
             for audio, count in zip(AUDIO, counts, strict=True):
                 self._metrics.outdated.labels(audio).set(count)
             if self._counted is None and counts[1]:

@@ -7,6 +7,7 @@ from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as triton
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.serving.gallery.file import written
 from tests.serving.api.requests import SERVICE as INFERENCE
 from tests.serving.api.requests import message, padded
 from tests.serving.fuzz.files import whole
@@ -91,6 +92,14 @@ def _methods() -> list[Method]:
             streamed=True,
         ),
         Method(f"{TYPED}ListSpeakers", (pb.ListSpeakersRequest(),)),
+        # A single part, which a call that expects one answer takes.
+        Method(f"{TYPED}ExportGallery", (pb.ExportGalleryRequest(speakers=["ada"]),)),
+        Method(
+            f"{TYPED}ImportGallery",
+            tuple(pb.GalleryPart(content=part) for part in _halves(b"".join(written([], "2026-01-01")))),
+            streamed=True,
+        ),
+        Method(f"{TYPED}MigrateGallery", (pb.MigrateGalleryRequest(models=models),)),
         Method(f"{TYPED}RemoveSpeaker", (pb.RemoveSpeakerRequest(speaker="ada"),)),
         Method(
             f"{TYPED}IdentifyStream",
@@ -120,6 +129,10 @@ def _methods() -> list[Method]:
         Method(f"{INFERENCE}ServerMetadata", (triton.ServerMetadataRequest(),)),
         Method(f"{INFERENCE}RepositoryIndex", (triton.RepositoryIndexRequest(ready=True),)),
     ]
+
+
+def _halves(content: bytes) -> tuple[bytes, bytes]:
+    return content[: len(content) // 2], content[len(content) // 2 :]
 
 
 METHODS = _methods()

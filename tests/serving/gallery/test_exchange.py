@@ -11,6 +11,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from speakerlens.client import SpeakerClient
 from speakerlens.errors import ClientError
@@ -82,6 +84,17 @@ def test_file_that_is_no_gallery_is_refused(content: bytes, sentence: str) -> No
     with pytest.raises(InvalidArgumentError, match=r"^content: ") as caught:
         read(content, 4096)
     assert sentence in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_any_altered_byte_is_refused(place: float, byte: int) -> None:
+    content = bytearray(b"".join(written([exemplar("anna"), exemplar("bob")], NOW)))
+    index = int(place * len(content))
+    assume(content[index] != byte)
+    content[index] = byte
+    with pytest.raises(InvalidArgumentError, match=r"^content: "):
+        read(bytes(content), 1024)
 
 
 @pytest.fixture(scope="module")
