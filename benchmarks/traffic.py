@@ -237,7 +237,7 @@ SCENARIOS = (
     Scenario(describe, 5),
     Scenario(reconnect, 4),
     Scenario(cancel, 6, ("OK", "CANCELLED")),
-    Scenario(tight, 6, ("OK", "DEADLINE_EXCEEDED")),
+    Scenario(tight, 6, ("OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")),
     Scenario(silence, 2, ("INVALID_ARGUMENT",)),
     Scenario(not_finite, 2, ("INVALID_ARGUMENT",)),
     Scenario(no_audio, 2, ("INVALID_ARGUMENT",)),

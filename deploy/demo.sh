@@ -49,6 +49,9 @@ step 'Export: ONNX and TorchScript with saliency in the graph, verified against 
 step 'Server: identify a clean and a corrupted utterance, with saliency maps'
 "$python" deploy/ask_once.py --bundles "$out/bundles" --out "$out" "$out/example-clean.flac" "$out/example-corrupted.flac"
 
+step 'Page: the bundles in a browser'
+"$python" -m export page "$out/bundles" --out "$out/live" || echo 'Without the page; everything else is there.' >&2
+
 cat <<END
 
 Done in $((SECONDS - started)) s. Where to look:
@@ -56,6 +59,7 @@ Done in $((SECONDS - started)) s. Where to look:
   $out/robustness.png    top-1 by SNR, interference and variant (robustness.csv has the numbers)
   $out/saliency.png      saliency maps of each variant for the corrupted utterance
   $out/answer-1.png      the server's answer to the clean utterance, drawn by the client; answer-2.png: to the corrupted
+  $out/live/             the models in a browser: $python -m http.server -b 127.0.0.1 -d $out/live
   $out/bundles/          the exported models; $out/metrics.txt: the server's last metrics page
 Next: make serve
 END

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from speakerlens.arguments import ArgumentParser
 from speakerlens.export import parity
 from speakerlens.export.bundle import MANIFEST, ExportError, Report, Written, export_run
+from speakerlens.export.page import PACKAGE, write_page
 from speakerlens.export.verify import verify_bundle
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, HELD_OUT
@@ -28,6 +29,7 @@ Turn training runs into model bundles: ONNX and TorchScript, verified against th
 
   {program} RUN [RUN ...] --out BUNDLES     write BUNDLES/<variant>/<version>/
   {program} verify BUNDLE [BUNDLE ...]      repeat a bundle's verification, on any machine
+  {program} page BUNDLES --out DIR          write a page on which the bundles run in a browser
 """
 
 
@@ -39,13 +41,15 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m expor
         program: how the command was called, for usage lines and errors.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    verifying = arguments[:1] == ["verify"]
     try:
-        if verifying:
-            _verify(_verify_parser(program).parse_args(arguments[1:]).bundles)
-        else:
-            parsed = _export_parser(program).parse_args(arguments)
-            _export(parsed.runs, parsed.out, parsed.false_acceptance, parsed.probes)
+        match arguments[:1]:
+            case ["verify"]:
+                _verify(_verify_parser(program).parse_args(arguments[1:]).bundles)
+            case ["page"]:
+                _page(_page_parser(program).parse_args(arguments[1:]))
+            case _:
+                parsed = _export_parser(program).parse_args(arguments)
+                _export(parsed.runs, parsed.out, parsed.false_acceptance, parsed.probes)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -97,6 +101,28 @@ def _verify_parser(program: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"{program} verify", description="Repeat a bundle's verification.")
     parser.add_argument("bundles", metavar="BUNDLE", type=Path, nargs="+", help="a bundle, such as bundles/act-da/1")
     return parser
+
+
+def _page_parser(program: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=f"{program} page",
+        description="Write a page on which the newest bundle of every variant runs in a browser: files, the "
+        "microphone, made interference, answers and maps. Any file server can serve it: python -m http.server -d DIR. "
+        "It holds evaluation utterances of the first bundle as examples: mind whose they are.",
+    )
+    parser.add_argument("bundles", metavar="BUNDLES", type=Path, help="folder of the bundles")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the page")
+    parser.add_argument(
+        "--runtime", metavar="DIR", type=Path, help=f"holds the files of {PACKAGE} (default: npm fetches them)"
+    )
+    return parser
+
+
+def _page(arguments: argparse.Namespace) -> None:
+    models = write_page(arguments.bundles, arguments.out, arguments.runtime)
+    sys.stdout.write(
+        f"{arguments.out}: {', '.join(models)}; serve it with: python -m http.server -b 127.0.0.1 -d {arguments.out}\n"
+    )
 
 
 def _export(runs: Sequence[Path], out: Path, false_acceptance: float, probes: bool) -> None:

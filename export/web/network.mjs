@@ -1,0 +1,175 @@
+// The bundles' graphs in ONNX Runtime: the answer and the maps of a variant, by the rules of the server.
+
+import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
+import { cut, join, resize } from "./windows.mjs";
+
+ort.env.wasm.wasmPaths = new URL("./runtime/", import.meta.url).href;
+ort.env.wasm.numThreads = 1; // more need headers that plain file servers do not send
+
+const FRAME = 512;
+const CONTEXT = 64;
+
+/** A loaded variant. */
+export class Network {
+  /** Load the graph of `model`, an entry of models.json. */
+  static async load(model) {
+    const session = await ort.InferenceSession.create(new URL(model.graph, import.meta.url).href);
+    return new Network(model, session);
+  }
+
+  constructor(model, session) {
+    this.model = model;
+    this.session = session;
+  }
+
+  /**
+   * Return the answer for samples at 16 kHz, and the maps of one speaker's score.
+   *
+   * `speech` says of each window whether it holds speech; `target` is a speaker's index, or -1 for the best.
+   */
+  async explain(samples, speech, target = -1) {
+    const { model } = this;
+    const windows = cut(samples, model.windows);
+    const counts = speech.some(Boolean) ? speech : speech.map(() => true);
+    const outputs = [];
+    for (const { samples: piece } of windows) outputs.push(await this.#run(piece, target));
+    const voting = outputs.filter((_, index) => counts[index]);
+    const logits = mean(voting.map((each) => each.logits));
+    const best = largest(logits);
+    const explained = target < 0 ? best : target;
+    for (const [index, output] of outputs.entries()) {
+      if (output.explained !== explained) outputs[index] = await this.#run(windows[index].samples, explained);
+    }
+    const embedding = voting.length === 1 ? voting[0].embedding : direction(voting.map((each) => each.embedding));
+    const probabilities = softmax(logits, model.temperature);
+    return {
+      variant: model.variant,
+      logits,
+      probabilities,
+      embedding,
+      best,
+      explained,
+      known: this.#score(logits, embedding, best) >= model.threshold,
+      order: [...logits.keys()].sort((one, other) => logits[other] - logits[one]),
+      ...this.#joined(samples.length, windows, outputs, counts),
+    };
+  }
+
+  async #run(samples, target) {
+    const audio = new ort.Tensor("float32", Float32Array.from(samples), [1, samples.length]);
+    const whole = (value) => new ort.Tensor("int64", BigInt64Array.from([BigInt(value)]), [1]);
+    const found = await this.session.run({ audio, lengths: whole(samples.length), target: whole(target) });
+    const plane = (name) => ({ values: found[name].data, columns: found[name].dims[2] });
+    return {
+      logits: Array.from(found.logits.data),
+      embedding: Array.from(found.embedding.data),
+      explained: Number(found.explained.data[0]),
+      features: plane("features"),
+      maps: this.model.stages.map((stage) => plane(`saliency_${stage.name}`)),
+    };
+  }
+
+  /** Return the features and the maps of the whole on the grid of the features, [mel x frames]. */
+  #joined(length, windows, outputs, counts) {
+    const { model } = this;
+    const rows = model.mel_centres_hz.length;
+    const frames = 1 + Math.floor((length - model.frame_length) / model.frame_shift);
+    const single = outputs.length === 1;
+    const place = (plane, index, step, scale) => ({
+      ...plane,
+      first: Math.floor(windows[index].start / step),
+      scale,
+    });
+    const features = single
+      ? outputs[0].features.values
+      : join(frames, outputs.map((each, index) => place(each.features, index, model.frame_shift, 1)));
+    const maps = {};
+    model.stages.forEach((stage, number) => {
+      const columns = single ? outputs[0].maps[number].columns : Math.ceil(frames / stage.stride);
+      const step = model.frame_shift * stage.stride;
+      const raw = single
+        ? outputs[0].maps[number].values
+        : join(columns, outputs.map((each, index) => place(each.maps[number], index, step, counts[index] ? 1 : 0)));
+      const peak = raw.reduce((most, value) => Math.max(most, value), Number.MIN_VALUE);
+      maps[stage.name] = resize(raw.map((value) => value / peak), stage.rows, columns, rows, frames);
+    });
+    const chosen = model.fused_stages.map((name) => maps[name]);
+    maps.fused = chosen[0].map((_, bin) => chosen.reduce((sum, map) => sum + map[bin], 0) / chosen.length);
+    return { features, maps, rows, frames };
+  }
+
+  /** Return what the threshold is on, for one speaker: the logit, or with it a log-likelihood ratio. */
+  #score(logits, embedding, speaker) {
+    const { scorer, score_scale: scale } = this.model;
+    if (!scorer) return logits[speaker] / scale;
+    const norm = Math.hypot(...embedding);
+    const centred = embedding.map((value, index) => value / norm - scorer.mean[index]);
+    const x = scorer.quadratic.map((_, column) =>
+      centred.reduce((sum, value, row) => sum + value * scorer.transform[row][column], 0),
+    );
+    const ratio = x.reduce(
+      (sum, value, index) => sum + value * value * scorer.quadratic[index] + value * scorer.linear[speaker][index],
+      scorer.constant[speaker],
+    );
+    return logits[speaker] + ratio;
+  }
+}
+
+/** The server's speech detector. */
+export class Detector {
+  /** Load the detector that models.json names. */
+  static async load(settings) {
+    const session = await ort.InferenceSession.create(new URL(settings.graph, import.meta.url).href);
+    return new Detector(settings, session);
+  }
+
+  constructor(settings, session) {
+    this.settings = settings;
+    this.session = session;
+  }
+
+  /** Return whether samples at 16 kHz hold speech. */
+  async holdsSpeech(samples) {
+    const { probability, peak, least_peak: leastPeak, least_frames: leastFrames, state: shape } = this.settings;
+    const loudest = samples.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+    if (loudest < leastPeak) return false;
+    const padded = new Float32Array(CONTEXT + Math.ceil(samples.length / FRAME) * FRAME);
+    samples.forEach((value, index) => (padded[CONTEXT + index] = (value * peak) / loudest));
+    let state = new ort.Tensor("float32", new Float32Array(shape.reduce((one, other) => one * other)), shape);
+    const sr = new ort.Tensor("int64", BigInt64Array.from([16_000n]), []);
+    let found = 0;
+    for (let start = 0; start + CONTEXT + FRAME <= padded.length; start += FRAME) {
+      const frame = padded.slice(start, start + CONTEXT + FRAME);
+      const input = new ort.Tensor("float32", frame, [1, CONTEXT + FRAME]);
+      const outputs = await this.session.run({ input, state, sr });
+      const [value, next] = this.session.outputNames.map((name) => outputs[name]);
+      state = next;
+      found += value.data[0] > probability;
+      if (found >= leastFrames) return true;
+    }
+    return false;
+  }
+}
+
+function mean(rows) {
+  return rows[0].map((_, index) => rows.reduce((sum, row) => sum + row[index], 0) / rows.length);
+}
+
+/** Return the mean of the embeddings' directions, times their mean length. */
+function direction(embeddings) {
+  const norms = embeddings.map((values) => Math.hypot(...values));
+  const units = embeddings.map((values, index) => values.map((value) => value / norms[index]));
+  const size = norms.reduce((sum, norm) => sum + norm, 0) / norms.length;
+  return mean(units).map((value) => value * size);
+}
+
+function largest(values) {
+  return values.reduce((best, value, index) => (value > values[best] ? index : best), 0);
+}
+
+function softmax(logits, temperature) {
+  const highest = Math.max(...logits);
+  const powers = logits.map((value) => Math.exp((value - highest) / temperature));
+  const sum = powers.reduce((one, other) => one + other, 0);
+  return powers.map((power) => power / sum);
+}
