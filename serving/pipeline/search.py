@@ -15,7 +15,7 @@ from speakerlens.serving.context import Stopwatch, Timings
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
 from speakerlens.serving.gallery.loaded import Galleries
-from speakerlens.serving.gallery.matrix import Gallery, Indices
+from speakerlens.serving.gallery.matrix import Gallery
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import ModelOutput, SoundMeasures, WindowOutput
@@ -237,9 +237,7 @@ class Searcher:
         """Return the answer for an utterance that begins at sample `start`, with maps if they are asked for."""
         with comparer.stopwatch.encoding():
             answer, order = await self._pipeline.run_in_thread(
-                lambda: _compared(
-                    options, gallery, gallery.find(names)[0] if names else None, utterance, comparer.model
-                )
+                lambda: _compared(options, gallery, names, utterance, comparer.model)
             )
         if options.explain is None or not len(order):
             return answer
@@ -298,12 +296,12 @@ def _check_enrolled(gallery: Gallery, names: Sequence[str], model: Model) -> Non
 
 
 def _compared(
-    options: SearchOptions, gallery: Gallery, chosen: Indices | None, utterance: Utterance, model: Model
+    options: SearchOptions, gallery: Gallery, names: Sequence[str], utterance: Utterance, model: Model
 ) -> tuple[SearchAnswer, NDArray[np.intp]]:
     """Return the answer without maps, and the indices of the two best speakers in the gallery."""
     bundle, calibration = model.bundle, model.bundle.search
     evidence, speech = _measured(utterance.info.evidence), bool(utterance.info.speech)
-    matches = gallery.compare(utterance.direction, chosen)
+    matches = gallery.compare(utterance.direction, gallery.find(names)[0] if names else None)
     top_k = options.top_k or DEFAULT_TOP_K
     ranking = ranked(matches, evidence, calibration, max(top_k, 2))
     verdict = decide(ranking, matches, evidence, speech, calibration)
