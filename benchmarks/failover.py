@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -269,7 +270,8 @@ def main() -> int:
     options = parser.parse_args()
     print("calls, failed/failed again, failed enrolments, by drill; enrolments run twice; callers that hang")
     print(f"{'way':15} | {'steady':18} | {'kill -9':18} | {'rolling restart':18} | twice | hang")
-    results = {}
+    record = {"environment": environment(), "callers": options.callers, "lame_duck_s": options.lame_duck}
+    results: dict[str, Any] = {}
     for way in options.ways.split(","):
         with tempfile.TemporaryDirectory() as folder:
             outcome = measure(way, options.callers, options.lame_duck, Path(folder), options.tools)
@@ -278,9 +280,8 @@ def main() -> int:
             for message, count in drill.errors.items():
                 print(f"    {name}: {count} x {message}", flush=True)
         results[way] = asdict(outcome)
-    if options.out:
-        record = {"environment": environment(), "callers": options.callers, "lame_duck_s": options.lame_duck}
-        options.out.write_text(json.dumps({**record, "ways": results}, indent=1) + "\n")
+        if options.out:  # after each, as all take ten minutes
+            options.out.write_text(json.dumps({**record, "ways": results}, indent=1) + "\n")
     return 0
 
 
