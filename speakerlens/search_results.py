@@ -70,7 +70,7 @@ class SearchAnswer:
     speaker: str | None
     """None unless the decision is a speaker."""
     candidates: tuple[Candidate, ...]
-    """Best first; empty where nobody is enrolled."""
+    """Best first; empty where no speaker is enrolled."""
     margin: float
     """Log-likelihood ratio of the best candidate minus that of the second; of their cosines without a calibration."""
     threshold: float | None

@@ -141,9 +141,9 @@ class Gallery:
             speakers: indices in `names`; None for all.
         """
         query = direction.astype(np.float32)
-        everyone, all_counts = self._speakers
+        every_speaker, all_counts = self._speakers
         if speakers is None:
-            chosen, counts, offsets = everyone, all_counts, self.starts[:-1]
+            chosen, counts, offsets = every_speaker, all_counts, self.starts[:-1]
             cosines = self.embeddings @ query
         else:
             chosen, counts = speakers, all_counts[speakers]

@@ -97,8 +97,8 @@ class SearchAnswer:
         false_alarm: share of other people's utterances that may reach it; None without a calibration.
         gallery: speakers searched.
         reasons: why no speaker is named.
-        outlook: shares of missed utterances, if asked for.
-        explanation: maps of the cosine with the best exemplar, if asked for.
+        outlook: shares of missed utterances, if requested.
+        explanation: maps of the cosine with the best exemplar, if requested.
         difference: maps of that cosine minus that with the second speaker's best exemplar, likewise.
     """
 
@@ -234,7 +234,7 @@ class Searcher:
         comparer: Comparer,
         start: int = 0,
     ) -> SearchAnswer:
-        """Return the answer for an utterance that begins at sample `start`, with maps if they are asked for."""
+        """Return the answer for an utterance that begins at sample `start`, with maps if they are requested."""
         with comparer.stopwatch.encoding():
             answer, order = await self._pipeline.run_in_thread(
                 lambda: _compared(options, gallery, names, utterance, comparer.model)

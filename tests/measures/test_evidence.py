@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from speakerlens.measures.evidence import evidence_of
+from speakerlens.measures.evidence import Evidence, Mismatch, evidence_of, mismatch
 from speakerlens.measures.sound import Sound, measure_sound
 
 SPEECH = Sound(4.0, 12.0, 0.25, 0.01, -30.0, 7500.0)
@@ -26,3 +26,10 @@ def test_overlapping_windows_count_by_the_true_duration() -> None:
 def test_silence_has_neither_snr_nor_level() -> None:
     evidence = evidence_of(measure_sound(np.zeros(16_000, np.float32)))
     assert (evidence.speech_s, evidence.snr_db, evidence.level_db, evidence.bandwidth_hz) == (0.0, None, None, 0.0)
+
+
+def test_mismatch_is_the_difference_to_the_mean_of_the_references() -> None:
+    one, other = Evidence(2.0, 20.0, 8000.0, 0.0, -20.0), Evidence(4.0, None, 8000.0, 0.2, -30.0)
+    found = mismatch(Evidence(1.0, 5.0, 4000.0, 0.0, None), [one, other])
+    assert found == Mismatch(-2.0, -15.0, -4000.0, -0.1, None)
+    assert mismatch(one, []) is None

@@ -193,7 +193,7 @@ class _DecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decision.Val
     DECISION_AMBIGUOUS: _Decision.ValueType  # 3
     """Two speakers are too close to each other for a decision."""
     DECISION_UNRELIABLE: _Decision.ValueType  # 4
-    """The audio is outside of what the calibration has seen, or there is none; the candidates are told all the same."""
+    """The audio is outside of what the calibration has seen, or there is none; the answer has candidates all the same."""
 
 class Decision(_Decision, metaclass=_DecisionEnumTypeWrapper): ...
 
@@ -205,7 +205,7 @@ DECISION_UNKNOWN: Decision.ValueType  # 2
 DECISION_AMBIGUOUS: Decision.ValueType  # 3
 """Two speakers are too close to each other for a decision."""
 DECISION_UNRELIABLE: Decision.ValueType  # 4
-"""The audio is outside of what the calibration has seen, or there is none; the candidates are told all the same."""
+"""The audio is outside of what the calibration has seen, or there is none; the answer has candidates all the same."""
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
 
 class _ReasonCode:
@@ -261,7 +261,7 @@ class _CalibrationBasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cali
     CALIBRATION_BASIS_OUT_OF_SET_SPEAKERS: _CalibrationBasis.ValueType  # 1
     """Speakers that the network was not trained on."""
     CALIBRATION_BASIS_NONE: _CalibrationBasis.ValueType  # 2
-    """Nobody's: the bundle has no calibration."""
+    """The bundle has no calibration."""
 
 class CalibrationBasis(_CalibrationBasis, metaclass=_CalibrationBasisEnumTypeWrapper):
     """Whose utterances the calibration of searches was fitted on."""
@@ -270,7 +270,7 @@ CALIBRATION_BASIS_UNSPECIFIED: CalibrationBasis.ValueType  # 0
 CALIBRATION_BASIS_OUT_OF_SET_SPEAKERS: CalibrationBasis.ValueType  # 1
 """Speakers that the network was not trained on."""
 CALIBRATION_BASIS_NONE: CalibrationBasis.ValueType  # 2
-"""Nobody's: the bundle has no calibration."""
+"""The bundle has no calibration."""
 Global___CalibrationBasis: _TypeAlias = CalibrationBasis  # noqa: Y015
 
 class _EnrollMode:

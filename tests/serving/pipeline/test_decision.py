@@ -72,7 +72,7 @@ def test_decision_has_its_reasons(
 
 
 def test_threshold_rises_with_the_gallery() -> None:
-    """The best of a thousand strangers is closer than the best of two."""
+    """The best of a thousand impostors is closer than the best of two."""
     found = []
     for size in (2, 1000):
         matches = matches_of([0.35, *[0.0] * (size - 1)])
