@@ -84,9 +84,9 @@ class Run:
         Raises:
             UserError: the run has none.
         """
-        if self.corpus is None:
+        if self.corpus_folder is None:
             raise UserError(f"{self.folder}: was imported without a corpus; name one with --corpus")
-        return self.corpus
+        return self.corpus_folder
 
     @property
     def finished(self) -> bool:

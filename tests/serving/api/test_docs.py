@@ -27,8 +27,10 @@ def test_example_runs(toy_server: ServerProcess, tmp_path: Path) -> None:
         code = code.replace(written, here)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, second, *named = done.stdout.splitlines()
     assert first.startswith("1 speaker ")
+    assert [line.split()[0] in toy.speakers() for line in named] == [True] * 3
+    assert named[0].split()[0] == toy.speakers()[int(first.split()[2])]
     assert second == f"(1, {toy_graph.EMBEDDING}) (1, {toy.MEL}, {1 + (16_000 - toy_graph.FRAME) // toy_graph.SHIFT})"
 
 
