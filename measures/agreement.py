@@ -11,12 +11,12 @@ Floats = NDArray[np.float64]
 
 # Two groups of utterances are two speakers' where the cosine of their means is below the threshold of verification.
 # Pieces are shorter: theirs must be lower by PIECES_BELOW, or by PIECE_BELOW for one piece alone, and the mean cosine
-# between the groups lower by CONTRAST than that within them; a contrast of LARGE_CONTRAST is enough, but for one piece
-# alone. Measured on real speech, see docs/decisions/0064-enrolment.md.
-PIECES_BELOW: Final = 0.08
+# between the groups lower by CONTRAST than that within them; a contrast of LARGE_CONTRAST is enough. Measured on real
+# speech, see docs/decisions/0064-enrolment.md.
+PIECES_BELOW: Final = 0.13
 PIECE_BELOW: Final = 0.29
-CONTRAST: Final = 0.12
-LARGE_CONTRAST: Final = 0.26
+CONTRAST: Final = 0.2
+LARGE_CONTRAST: Final = 0.42
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _split_pieces(
     limit = _threshold(thresholds, ~small) - (PIECE_BELOW if alone else PIECES_BELOW)
     far = _direction(embeddings[small]) @ _direction(embeddings[~small]) < limit
     contrast = within - between
-    if not ((far and contrast > CONTRAST) or (contrast > LARGE_CONTRAST and not alone)):
+    if not ((far and contrast > CONTRAST) or contrast > LARGE_CONTRAST):
         return []
     found = []
     for utterance in np.unique(utterances[small & (utterances >= 0)]):

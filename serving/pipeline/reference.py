@@ -17,8 +17,9 @@ from speakerlens.serving.context import Stopwatch
 from speakerlens.serving.engine.admission import Admitted
 from speakerlens.serving.gallery.exemplar import KeptRecording, unit
 from speakerlens.serving.models.registry import Model
-from speakerlens.serving.pipeline.aggregate import ModelOutput, SoundMeasures
+from speakerlens.serving.pipeline.aggregate import ModelOutput, SoundMeasures, WindowOutput
 from speakerlens.serving.pipeline.answers import Answer
+from speakerlens.serving.pipeline.concurrency import RunInThread
 from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.pipeline.query import QueryOptions
@@ -29,6 +30,8 @@ Vector = NDArray[np.float32]
 
 # Speech in a window whose embedding is compared with those of others.
 PIECE_SECONDS = 0.8
+# What the last window must hold that no piece before does, to be compared as well.
+LEAST_NEW_SAMPLES = SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,40 @@ class _Progress:
         return new
 
 
+class _Pieces:
+    """Embeddings of the first model, of windows with enough speech that do not overlap, and of the last window.
+
+    Attributes:
+        found: of length one, float32 [size].
+    """
+
+    def __init__(self, run_in_thread: RunInThread) -> None:
+        self.found: list[Vector] = []
+        self._run_in_thread = run_in_thread
+        self._reached = 0
+        self._left_out: WindowOutput | None = None
+
+    async def add(self, output: WindowOutput) -> None:
+        """Add the next window, unless it overlaps the last that was added."""
+        if output.window.start < self._reached:
+            self._left_out = output
+            return
+        self._left_out = None
+        self._reached = output.window.stop
+        first = output.outputs[0] if output.outputs else None
+        if not output.speech or not isinstance(first, ModelOutput):
+            return
+        if await self._run_in_thread(partial(speech_seconds, output.window.samples)) >= PIECE_SECONDS:
+            self.found.append(unit(first.prediction.embedding))
+
+    async def end(self) -> None:
+        """Add the last window as well, if a good part of it is new."""
+        last = self._left_out
+        if last is not None and last.window.stop - self._reached >= LEAST_NEW_SAMPLES:
+            self._reached = last.window.start
+            await self.add(last)
+
+
 class ReferenceReader:
     """Reads the utterances of one enrolment.
 
@@ -106,16 +143,12 @@ class ReferenceReader:
         reader = WindowReader(audio, limit, shape, least, query.field, query.deadline)
         if not compute:
             return await self._checked(reader, audio, progress)
-        pieces: list[Vector] = []
-        reached = 0
+        pieces = _Pieces(pipeline.run_in_thread)
         with pipeline.session(query, self._models, self._admitted) as session:
             windows = self._noted(pipeline.read(reader, audio, self._admitted, session.stopwatch), progress)
             async for output in session.windows(windows):
-                first = output.outputs[0] if output.outputs else None
-                if output.speech and isinstance(first, ModelOutput) and output.window.start >= reached:
-                    reached = output.window.stop
-                    if await pipeline.run_in_thread(partial(speech_seconds, output.window.samples)) >= PIECE_SECONDS:
-                        pieces.append(unit(first.prediction.embedding))
+                await pieces.add(output)
+            await pieces.end()
             result = await pipeline.finish(query, self._models, session, reader.info)
             for _, error in session.failures:
                 raise error  # a speaker is enrolled for all models or for none
@@ -129,7 +162,7 @@ class ReferenceReader:
         return Reference(
             result.audio,
             directions,
-            tuple(pieces) or directions[:1],
+            tuple(pieces.found) or directions[:1],
             problems,
             progress.meter.seconds(),
             _joined(progress.samples),
