@@ -142,6 +142,33 @@ def test_scale_at_the_bound_of_its_search_warns(
     assert f"{toy_corpus}: the scale {1 / temperature:g} is at the bound of its search" in line
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_network_without_classifier_only_embeds(
+    calibrated: bool, toy_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = make((1, 1, 1, 1), False, classes=3)
+    write(tmp_path, reference)
+    more = ["--no-classifier", "--corpus", str(toy_corpus)] if calibrated else []
+    assert main(["import-wespeaker", str(tmp_path), *more, "--out", str(tmp_path / "run")]) == 0
+    assert "without a classifier" in capsys.readouterr().out
+    run = load_run(tmp_path / "run")
+    assert (run.speakers, run.network.classes, run.finished) == ((), 0, True)
+    assert run.corpus_folder == (toy_corpus.resolve() if calibrated else None)
+    assert len(run.corpus_digest) == 64
+    logits, embedding = answers(run, sounds()[0])
+    assert logits.shape == (0,)
+    expected = reference.embed(sounds()[0])
+    assert (embedding - expected).norm() < 1e-4 * expected.norm()
+    assert main(["evaluate", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert "has no classifier whose accuracy could be measured" in capsys.readouterr().err
+
+
+def test_speakers_without_a_corpus_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, make((1, 1, 1, 1), False, classes=3))
+    assert main(["import-wespeaker", str(tmp_path), "--enrol", "--out", str(tmp_path / "run")]) == 2
+    assert "--speakers and --enrol make a classifier, which needs --corpus" in capsys.readouterr().err
+
+
 def test_imported_run_is_evaluated(toy_corpus: Path, tmp_path: Path) -> None:
     assert import_run(tmp_path, toy_corpus, write(tmp_path, make((1, 2, 1, 1), True, 3, width=2)), "ada\nbob\ncyd") == 0
     assert main(["evaluate", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
