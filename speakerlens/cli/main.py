@@ -105,7 +105,9 @@ PARTS = {
     "train": PartCommand("train one variant", _TRAINING, "train", ("train",)),
     "evaluate": PartCommand("measure trained variants under interference", _TRAINING, "train", ("evaluate",)),
     "study": PartCommand("train, evaluate and compare all variants over several seeds", _TRAINING, "train", ("study",)),
-    "import-wespeaker": PartCommand("make a run of a ResNet of WeSpeaker or pyannote", _TRAINING, "train", ("import-wespeaker",)),
+    "import-wespeaker": PartCommand(
+        "make a run of a ResNet of WeSpeaker or pyannote", _TRAINING, "train", ("import-wespeaker",)
+    ),
     "export": PartCommand(
         "make verified model bundles of training runs",
         "speakerlens.export.cli",
