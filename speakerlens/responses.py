@@ -31,7 +31,9 @@ from speakerlens.results import (
     Mismatch,
     ModelFailure,
     ModelInfo,
+    Outlook,
     Plane,
+    SearchCalibration,
     Segment,
     SpeakerScore,
     StageInfo,
@@ -330,6 +332,20 @@ def _model(model: pb.Model) -> ModelInfo:
         training_data_digest=model.training_data_digest,
         calibration=_calibration(model.calibration) if model.HasField("calibration") else None,
         without_classifier=model.without_classifier,
+        search=_search_calibration(model.search) if model.HasField("search") else None,
+    )
+
+
+def _search_calibration(calibration: pb.SearchCalibration) -> SearchCalibration:
+    return SearchCalibration(
+        false_alarm=calibration.false_alarm,
+        speakers=calibration.speakers,
+        recordings=calibration.recordings,
+        least_speech_s=calibration.least_speech_s,
+        least_snr_db=calibration.least_snr_db,
+        least_bandwidth_hz=calibration.least_bandwidth_hz,
+        margin=calibration.margin,
+        outlook=tuple(Outlook(each.condition, each.miss, each.low, each.high) for each in calibration.outlook),
     )
 
 

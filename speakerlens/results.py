@@ -279,6 +279,35 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Outlook:
+    """Share of the utterances of enrolled speakers that are missed under a condition, with its 95 % interval."""
+
+    condition: str
+    miss: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SearchCalibration:
+    """How the decisions of a model's searches were calibrated."""
+
+    false_alarm: float
+    """Share of utterances of other people whose best candidate may reach the threshold, at any size of gallery."""
+    speakers: int
+    """Speakers that the network was not trained on, whose recordings it rests on."""
+    recordings: int
+    least_speech_s: float
+    """Of what the calibration has seen: below one of these three an answer is unreliable."""
+    least_snr_db: float
+    least_bandwidth_hz: float
+    margin: float
+    """The least lead over the second candidate, of the log-likelihood ratio."""
+    outlook: tuple[Outlook, ...]
+    """Share of enrolled speakers' utterances that are missed, by condition, in a gallery of ten."""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """A loaded model."""
 
@@ -296,6 +325,8 @@ class ModelInfo:
     """None from an older server, and of a model without a classifier."""
     without_classifier: bool = False
     """The model names no speakers: it embeds, verifies and searches."""
+    search: SearchCalibration | None = None
+    """None where searches are not calibrated."""
 
 
 @dataclass(frozen=True)

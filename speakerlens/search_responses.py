@@ -5,10 +5,10 @@ from typing import Any
 from speakerlens.errors import ClientError, ServerFailureError, of_failure
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.responses import audio_info, evidence_of, explanation, mismatch_of, timings
+from speakerlens.results import Outlook
 from speakerlens.search_results import (
     Candidate,
     Decision,
-    Outlook,
     SearchAnswer,
     SearchReason,
     SearchResult,

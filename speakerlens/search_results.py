@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from speakerlens.results import AudioInfo, Evidence, Explanation, Mismatch, Timings
+from speakerlens.results import AudioInfo, Evidence, Explanation, Mismatch, Outlook, Timings
 
 
 class Decision(StrEnum):
@@ -31,16 +31,6 @@ class SearchReason:
     """The limit that it does not keep; 0 where the code has none."""
     text: str
     """A sentence for people."""
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """Share of the utterances of enrolled speakers that are missed under a condition, with its 95 % interval."""
-
-    condition: str
-    miss: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

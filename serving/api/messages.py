@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 
 from speakerlens.measures.evidence import Evidence, Mismatch
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.serving.api.calibration_messages import search_calibration_of
 from speakerlens.serving.bundle import SAMPLE_RATE, Calibration, ThresholdBasis
 from speakerlens.serving.context import Timings
 from speakerlens.serving.engine.queue import Priority
@@ -371,6 +372,7 @@ def model_of(model: Model) -> pb.Model:
         training_data_digest=bundle.training_data_digest,
         calibration=None if bundle.calibration is None else _calibration(bundle.calibration, bundle.verification_basis),
         without_classifier=not bundle.has_classifier,
+        search=None if bundle.search is None else search_calibration_of(bundle.search),
     )
 
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 GRID = np.linspace(-4.0, 12.0, 401)
 """Standardised cosines that the best of impostors is tabulated at."""
+CONFIDENCE = 0.9
+"""With which other speakers reach the value in no greater share, one-sided."""
 TAIL_FROM, TAIL_THROUGH = 0.95, 0.995
 """Quantiles of impostors that a normal tail goes through."""
 
@@ -25,53 +27,59 @@ def best_of(rows: Sequence[Array], speakers: NDArray[np.str_], galleries: Sequen
 
     Args:
         rows: standardised cosines of each query's impostors.
-        speakers: whose queries they are; with few speakers the values are higher, as their mean is uncertain.
+        speakers: whose queries they are; with few speakers, who differ, the values are higher.
         galleries: N.
         false_alarm: the share.
     """
-    means = np.array([row.mean() for row in rows])
-    of_speakers = np.array([means[speakers == name].mean() for name in np.unique(speakers)])
-    uncertain = 2 * float(np.var(of_speakers, ddof=1)) / len(of_speakers) if len(of_speakers) > 1 else 0.0
-    nodes, weights = np.polynomial.hermite_e.hermegauss(3)
-    shifts, weights = math.sqrt(uncertain) * nodes, weights / weights.sum()
+    names, of = np.unique(speakers, return_inverse=True)
+    own = (of == np.arange(len(names))[:, None]) / np.bincount(of)[:, None]
     most = min(len(row) for row in rows)
-    drawn = [_reached_by_subset(rows, shifts, gallery) @ weights for gallery in galleries if gallery < most]
-    drawn.append(_reached_by_subset(rows, shifts, most) @ weights)
-    found = [_crossing(reached, false_alarm) for reached in drawn]
-    model = _random_effects(rows, shifts)
+    small = [gallery for gallery in galleries if gallery < most]
+    found = [_crossing(_upper(own @ _reached_by_subset(rows, gallery)), false_alarm) for gallery in (*small, most)]
+    model = _random_effects(rows)
     modelled = [
-        _crossing(-np.expm1(gallery * np.log1p(-model)).mean(axis=1) @ weights, false_alarm)
-        for gallery in (most, *(each for each in galleries if each >= most))
+        _crossing(_upper(own @ -np.expm1(gallery * np.log1p(-model))), false_alarm)
+        for gallery in (most, *galleries[len(small) :])
     ]
     return np.array([*found[:-1], *(found[-1] + each - modelled[0] for each in modelled[1:])])
 
 
-def _reached_by_subset(rows: Sequence[Array], shifts: Array, gallery: int) -> Array:
-    """Return the share of queries with an impostor above each of `GRID`, [grid, shifts], in subsets of the impostors.
+def _upper(shares: Array) -> Array:
+    """Return an upper bound of the mean over speakers of shares [speakers, grid], by Student's t.
+
+    With few speakers the share is uncertain, and the promise has to hold for others.
+    """
+    count = len(shares)
+    if count == 1:
+        return np.asarray(shares[0])
+    factor = float(scipy.stats.t.ppf(CONFIDENCE, count - 1)) / math.sqrt(count)
+    return np.asarray(shares.mean(axis=0) + factor * shares.std(axis=0, ddof=1))
+
+
+def _reached_by_subset(rows: Sequence[Array], gallery: int) -> Array:
+    """Return the chance of an impostor above each of `GRID`, [queries, grid], in subsets of each query's impostors.
 
     The mean over all subsets of that size has a closed form, and is without bias for other galleries.
     """
-    total = np.zeros((len(GRID), len(shifts)))
-    for row in rows:
+    chances = np.empty((len(rows), len(GRID)))
+    for place, row in enumerate(rows):
         # By how many are below: all of a subset are with the chance C(below, gallery) / C(all, gallery).
-        counts = np.arange(len(row) + 1)
-        logarithms = scipy.special.gammaln(counts + 1.0)
+        logarithms = scipy.special.gammaln(np.arange(len(row) + 1) + 1.0)
         subsets = logarithms[gallery:] - logarithms[: len(row) + 1 - gallery]
         above = np.ones(len(row) + 1)
         above[gallery:] -= np.exp(subsets - subsets[-1])
-        total += above[np.searchsorted(np.sort(row), GRID[:, None] - shifts)]
-    return total / len(rows)
+        chances[place] = above[np.searchsorted(np.sort(row), GRID)]
+    return chances
 
 
-def _random_effects(rows: Sequence[Array], shifts: Array) -> Array:
-    """Return the chance that one impostor is above each of `GRID`, [grid, queries, shifts]: an effect of each query."""
+def _random_effects(rows: Sequence[Array]) -> Array:
+    """Return the chance that one impostor is above each of `GRID`, [queries, grid]: an effect of each query."""
     means = np.array([row.mean() for row in rows])
     within, variance = float(np.mean([row.var() / len(row) for row in rows])), float(means.var())
     # Each query's mean, drawn to that of all by what of its variance is due to the few impostors.
     effects = (means - means.mean()) * (max(variance - within, 0.0) / max(variance, 1e-12))
     residuals = np.sort(np.concatenate([row - effect for row, effect in zip(rows, effects, strict=True)]))
-    tails = _tail(residuals, GRID[:, None, None] - effects[:, None] - shifts)
-    return np.minimum(tails, 1 - 1e-12)
+    return np.minimum(_tail(residuals, GRID - effects[:, None]), 1 - 1e-12)
 
 
 def _crossing(reached: Array, share: float) -> float:

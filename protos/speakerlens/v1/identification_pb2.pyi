@@ -2277,6 +2277,7 @@ class Model(_message.Message):
     TRAINING_DATA_DIGEST_FIELD_NUMBER: _builtins.int
     CALIBRATION_FIELD_NUMBER: _builtins.int
     WITHOUT_CLASSIFIER_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
     version: _builtins.int
     sample_rate: _builtins.int
@@ -2292,6 +2293,10 @@ class Model(_message.Message):
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageInfo]: ...
     @_builtins.property
     def calibration(self) -> Global___Calibration: ...
+    @_builtins.property
+    def search(self) -> Global___SearchCalibration:
+        """Left out where the model has none: then Search answers UNRELIABLE."""
+
     def __init__(
         self,
         *,
@@ -2306,14 +2311,67 @@ class Model(_message.Message):
         training_data_digest: _builtins.str = ...,
         calibration: Global___Calibration | None = ...,
         without_classifier: _builtins.bool = ...,
+        search: Global___SearchCalibration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "code_revision", b"code_revision", "embedding_size", b"embedding_size", "mel_bins", b"mel_bins", "sample_rate", b"sample_rate", "speakers", b"speakers", "stages", b"stages", "training_data_digest", b"training_data_digest", "variant", b"variant", "version", b"version", "without_classifier", b"without_classifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "code_revision", b"code_revision", "embedding_size", b"embedding_size", "mel_bins", b"mel_bins", "sample_rate", b"sample_rate", "search", b"search", "speakers", b"speakers", "stages", b"stages", "training_data_digest", b"training_data_digest", "variant", b"variant", "version", b"version", "without_classifier", b"without_classifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class SearchCalibration(_message.Message):
+    """How the decisions of searches were calibrated."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FALSE_ALARM_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    SPEAKERS_FIELD_NUMBER: _builtins.int
+    RECORDINGS_FIELD_NUMBER: _builtins.int
+    LEAST_SPEECH_S_FIELD_NUMBER: _builtins.int
+    LEAST_SNR_DB_FIELD_NUMBER: _builtins.int
+    LEAST_BANDWIDTH_HZ_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    OUTLOOK_FIELD_NUMBER: _builtins.int
+    false_alarm: _builtins.float
+    """Share of utterances of other people whose best candidate may reach the threshold, at any size of gallery."""
+    basis: Global___CalibrationBasis.ValueType
+    speakers: _builtins.int
+    """Speakers that the network was not trained on, and recordings of them, that it rests on."""
+    recordings: _builtins.int
+    least_speech_s: _builtins.float
+    """Of what the calibration has seen: below one of these an answer is UNRELIABLE."""
+    least_snr_db: _builtins.float
+    least_bandwidth_hz: _builtins.float
+    margin: _builtins.float
+    """The least lead over the second candidate, of the log-likelihood ratio."""
+    @_builtins.property
+    def outlook(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outlook]:
+        """Share of enrolled speakers' utterances that are missed, by condition, in a gallery of ten."""
+
+    def __init__(
+        self,
+        *,
+        false_alarm: _builtins.float = ...,
+        basis: Global___CalibrationBasis.ValueType = ...,
+        speakers: _builtins.int = ...,
+        recordings: _builtins.int = ...,
+        least_speech_s: _builtins.float = ...,
+        least_snr_db: _builtins.float = ...,
+        least_bandwidth_hz: _builtins.float = ...,
+        margin: _builtins.float = ...,
+        outlook: _abc.Iterable[Global___Outlook] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "false_alarm", b"false_alarm", "least_bandwidth_hz", b"least_bandwidth_hz", "least_snr_db", b"least_snr_db", "least_speech_s", b"least_speech_s", "margin", b"margin", "outlook", b"outlook", "recordings", b"recordings", "speakers", b"speakers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchCalibration: _TypeAlias = SearchCalibration  # noqa: Y015
 
 @_typing.final
 class Calibration(_message.Message):

@@ -76,7 +76,7 @@ def test_promised_false_alarms_hold_for_other_voices(gallery: int) -> None:
     thresholds = calibration.cosine_threshold(gallery, queries.speech_s, queries.estimated_db)
     alarms = (cosines.max(axis=2) >= thresholds[:, None]).mean(axis=1)
     for band in (queries.estimated_db >= 24, (queries.estimated_db >= 5) & (queries.estimated_db < 24)):
-        assert 0.02 < float(alarms[band].mean()) < 0.08
+        assert 0.01 < float(alarms[band].mean()) < 0.07
 
 
 def test_several_exemplars_do_not_raise_the_false_alarms() -> None:
@@ -87,7 +87,7 @@ def test_several_exemplars_do_not_raise_the_false_alarms() -> None:
     trials = compare(queries, exemplars_of(enrolled), (3,))
     best = trials.cosines.max(axis=1)
     thresholds = calibration.cosine_threshold(20, queries.speech_s, queries.estimated_db, 3)
-    assert 0.02 < float((best >= thresholds).mean()) < 0.1
+    assert 0.01 < float((best >= thresholds).mean()) < 0.1
     assert (thresholds > calibration.cosine_threshold(20, queries.speech_s, queries.estimated_db)).all()
 
 
@@ -129,7 +129,7 @@ def test_logistic_fit_is_that_of_a_reference_optimiser() -> None:
 def test_best_of_independent_normal_impostors_is_their_quantile() -> None:
     rng = np.random.default_rng(0)
     rows = [rng.normal(size=400) for _ in range(100)]
-    found = best_of(rows, np.array(["a", "b"] * 50), (1, 10, 100), 0.05)
+    found = best_of(rows, np.array(names("x", 100)), (1, 10, 100), 0.05)
     expected = scipy.stats.norm.ppf(0.95 ** (1 / np.array([1, 10, 100])))
     np.testing.assert_allclose(found, expected, atol=0.12)
 
@@ -137,8 +137,7 @@ def test_best_of_independent_normal_impostors_is_their_quantile() -> None:
 def test_few_speakers_who_differ_make_thresholds_higher() -> None:
     rng = np.random.default_rng(0)
     rows = [rng.normal(mean, 1, 50) for mean in (-1.0, 0.0, 1.0) for _ in range(20)]
-    speakers = np.repeat(["a", "b", "c"], 20)
-    [apart] = best_of(rows, speakers, (1,), 0.05)
+    [apart] = best_of(rows, np.repeat(["a", "b", "c"], 20), (1,), 0.05)
     [many] = best_of(rows, np.array(names("x", 60)), (1,), 0.05)
     assert apart > many
 
