@@ -44,11 +44,16 @@ try {
     }
     for (const model of settings.models) {
       const answer = await (await Network.load(model)).explain(samples, speech);
-      const kept = masked(samples, answer.maps.fused, answer.frames, model);
       await report("answer", { ...answer, file, speech, fused: Array.from(answer.maps.fused), maps: undefined,
-        features: undefined, kept: Array.from(kept) });
+        features: undefined });
     }
   }
+  const tones = Float32Array.from({ length: 32_000 }, (_, index) =>
+    Math.sin(2 * Math.PI * 500 * index / 16_000) + Math.sin(2 * Math.PI * 4_000 * index / 16_000));
+  const [model, frames] = [settings.models[0], 198];
+  const low = Float32Array.from({ length: model.mel_centres_hz.length * frames }, (_, bin) =>
+    model.mel_centres_hz[Math.floor(bin / frames)] < 1_500 && bin % frames < frames / 2);
+  await report("kept", Array.from(masked(tones, low, frames, model)));
   const inner = document.getElementById("page").contentDocument;
   const status = () => inner.getElementById("status").textContent;
   const settled = async (wanted) => {
@@ -143,7 +148,7 @@ def reports(
         profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
         address = f"http://127.0.0.1:{files.server_port}/harness.html"
         browser = subprocess.Popen([str(CHROMIUM), *flags, profile, address], stderr=subprocess.DEVNULL)
-        found: dict[str, list[Any]] = {"answer": [], "page": []}
+        found: dict[str, list[Any]] = {"answer": [], "kept": [], "page": []}
         try:
             while not found["page"]:
                 name, value = _Handler.found.get(timeout=BROWSER_SECONDS)
@@ -168,6 +173,7 @@ def recordings(bundles: Path) -> dict[str, NDArray[np.float64]]:
 @pytest.mark.skipif(CHROMIUM is None or shutil.which("npm") is None, reason="chromium or npm is not installed")
 def test_numbers_equal_the_server_s(reports: dict[str, list[Any]], bundles: Path, server: ServerProcess) -> None:
     assert len(reports["answer"]) == 2 * len(recordings(bundles))
+    errors = []
     for found in reports["answer"]:
         path = next(iter(bundles.glob("*"))).parent / found["file"]
         samples = recordings(bundles)[path.name]
@@ -180,7 +186,10 @@ def test_numbers_equal_the_server_s(reports: dict[str, list[Any]], bundles: Path
         assert found["known"] == answer.known
         [saliency] = answer.explanation.saliency
         expected = plane(saliency)
-        assert _relative_error(np.reshape(found["fused"], expected.shape), expected) < 1e-4, found["file"]
+        errors.append(_relative_error(np.reshape(found["fused"], expected.shape), expected))
+    # As for every runtime in parity.json: rounding may turn the gradient of single ReLUs on or off.
+    assert max(errors) < 1e-3
+    assert np.median(errors) < 1e-4
 
 
 def _relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -196,17 +205,14 @@ def encoded(samples: NDArray[np.float64]) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None or shutil.which("npm") is None, reason="chromium or npm is not installed")
-def test_kept_sound_lies_where_the_map_is(reports: dict[str, list[Any]], bundles: Path) -> None:
-    for found in reports["answer"]:
-        samples, kept = recordings(bundles)[found["file"]], np.array(found["kept"])
-        fused = np.reshape(found["fused"], (found["rows"], found["frames"]))
-        assert 0 < np.square(kept).sum() < np.square(samples).sum()
-        # The gain of a frame is a mean of the map's column, weighted by the spectrum.
-        loud = [slice(160 * frame, 160 * frame + 400) for frame in range(found["frames"])]
-        energy = np.array([np.square(samples[each]).sum() for each in loud])
-        share = np.array([np.square(kept[each]).sum() for each in loud]) / np.maximum(energy, 1e-9)
-        audible = energy > 0.01 * energy.max()
-        assert np.corrcoef(share[audible], np.square(fused).max(axis=0)[audible])[0, 1] > 0.5
+def test_kept_sound_lies_where_the_map_is(reports: dict[str, list[Any]]) -> None:
+    """Tones of 500 Hz and 4 kHz, of which a map has the low one in the first second."""
+    kept = np.array(reports["kept"][0])
+    low, high = (np.sin(2 * np.pi * hertz * np.arange(len(kept)) / 16_000) for hertz in (500, 4_000))
+    first, second = slice(1_000, 15_000), slice(17_000, 31_000)
+    np.testing.assert_allclose(kept[first], low[first], atol=0.02)
+    assert abs(kept[first] @ high[first]) < 0.001 * (high[first] @ high[first])
+    assert np.abs(kept[second]).max() < 0.001
 
 
 @pytest.mark.slow
