@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +39,14 @@ from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.robustness.observer import RobustnessObserver
 from speakerlens.serving.robustness.probes import Prober
 from speakerlens.serving.rpc.auth import AuthInterceptor, Tokens
-from speakerlens.serving.rpc.channels import channel_arguments, exposure, fitting_connections
+from speakerlens.serving.rpc.channels import (
+    address_of,
+    cannot_listen,
+    channel_arguments,
+    check_address,
+    exposure,
+    fitting_connections,
+)
 from speakerlens.serving.rpc.drain import close_idle, close_port
 from speakerlens.serving.rpc.health import Health
 from speakerlens.serving.rpc.interceptor import BuiltinServicesInterceptor, CallGate, CallInterceptor
@@ -186,8 +192,8 @@ class Server:
         warning = exposure(config)
         if warning:
             log.warning("%s", warning)
-        _check_address(config.host, config.port, "--port")
-        address = _address(config.host, config.port)
+        check_address(config.host, config.port, "--port")
+        address = address_of(config.host, config.port)
         try:
             if credentials is None:
                 port = self._grpc.add_insecure_port(address)
@@ -196,10 +202,10 @@ class Server:
         except RuntimeError as error:
             raise StartupError(f"--port {config.port}: cannot listen on {address}: {error}") from error
         self._port = port
-        self._ports["grpc"] = _address(config.host, port)
+        self._ports["grpc"] = address_of(config.host, port)
         if config.metrics:
             self._beating = asyncio.create_task(self._pages.beat())
-            self._ports["metrics"] = f"http://{_address(config.metrics_host, self._open_metrics())}/metrics"
+            self._ports["metrics"] = f"http://{address_of(config.metrics_host, self._open_metrics())}/metrics"
         await self._grpc.start()
 
     def _newest_digests(self) -> list[str]:
@@ -214,7 +220,7 @@ class Server:
         try:
             return self.metrics.page.serve(host, port, self._pages)
         except OSError as error:
-            raise _cannot_listen("--metrics-port", host, port, error) from error
+            raise cannot_listen("--metrics-port", host, port, error) from error
 
     async def work(self, hangup: asyncio.Event) -> None:
         """Load the models, accept calls, and follow the files on disk, until it is cancelled.
@@ -323,33 +329,8 @@ class Server:
         return finished
 
 
-def _check_address(host: str, port: int, flag: str) -> None:
-    """Bind an address briefly: gRPC's own error does not say what is wrong with it.
-
-    Raises:
-        StartupError: the address cannot be bound.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-    except OSError as error:
-        raise _cannot_listen(flag, host, port, error) from error
-
-
 def _transfers(config: Config, held_bytes: int) -> MessageTransfer:
     return MessageTransfer(config.transfer_seconds, config.max_message_bytes, held_bytes)
-
-
-def _cannot_listen(flag: str, host: str, port: int, error: OSError) -> StartupError:
-    return StartupError(f"{flag} {port}: cannot listen on {_address(host, port)}: {error.strerror}")
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _is_set(event: asyncio.Event, seconds: float) -> bool:

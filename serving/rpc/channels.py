@@ -1,8 +1,9 @@
-"""Limits and keepalive of connections, and a warning where they are open to everyone."""
+"""Addresses to listen on, limits and keepalive of connections, and a warning where they are open to everyone."""
 
 import ipaddress
 import logging
 import resource
+import socket
 
 from speakerlens.serving.config import Config
 from speakerlens.serving.errors import StartupError
@@ -86,6 +87,33 @@ def exposure(config: Config) -> str | None:
     if config.tokens is None and config.tls_client_ca is None:
         faults.append("for everyone who can reach it (--tokens, or --tls-client-ca)")
     return f"gRPC listens on {config.host} {' and '.join(faults)}" if faults else None
+
+
+def check_address(host: str, port: int, flag: str) -> None:
+    """Bind an address briefly: gRPC's own error does not say what is wrong with it.
+
+    Raises:
+        StartupError: the address cannot be bound.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        raise cannot_listen(flag, host, port, error) from error
+
+
+def cannot_listen(flag: str, host: str, port: int, error: OSError) -> StartupError:
+    """Return the error of a port that cannot be bound."""
+    return StartupError(f"{flag} {port}: cannot listen on {address_of(host, port)}: {error.strerror}")
+
+
+def address_of(host: str, port: int) -> str:
+    """Return HOST:PORT, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_loopback(host: str) -> bool:
