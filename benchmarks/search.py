@@ -5,7 +5,7 @@
 
 SPEECH has a folder of recordings for each speaker, NOISE recordings without one. The first form prepares a corpus with
 12 speakers held out, trains the three variants and measures them; the second takes runs on a corpus made so. Speakers
-are enrolled, calibrate, or test; nobody has two of these roles (see `benchmarks.search_trials`).
+are enrolled, calibrate, or test, and none has two of these roles (see `benchmarks.search_trials`).
 
 Writes benchmarks/results/search.json and prints its tables.
 """

@@ -1,6 +1,6 @@
 """Measure calibrated search of one network on real speech, for `benchmarks.search`.
 
-Roles, nobody in two of them: *enrolled* are the network's speakers and the outsiders of the train split; the outsiders
+Each speaker has one role: *enrolled* are the network's speakers and the outsiders of the train split; the outsiders
 of dev and test are divided into those who *calibrate* and those who *test* in several ways; figures are their means.
 """
 
