@@ -71,7 +71,11 @@ class Drill:
     enrolments: int = 0
     enrolments_failed: int = 0
     slowest_s: float = 0.0
-    errors: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, int] = field(default_factory=dict)
+
+    def note(self, message: str) -> None:
+        """Count a failed call by its message."""
+        self.errors[message] = self.errors.get(message, 0) + 1
 
 
 @dataclass
@@ -157,7 +161,8 @@ class Callers:
                     drill.failed += bool(errors)
                     drill.failed_again += len(errors) == 2
                     drill.slowest_s = max(drill.slowest_s, time.monotonic() - started)
-                    drill.errors.update(_general(str(each)) for each in errors)
+                    for each in errors:
+                        drill.note(_general(str(each)))
 
     def _enroll(self) -> None:
         with open_channel(Target.parse(self._address), False, None, self._policy) as channel:
@@ -176,7 +181,7 @@ class Callers:
                     drill.enrolments += 1
                     drill.enrolments_failed += bool(failure)
                     if failure:
-                        drill.errors[failure] += 1
+                        drill.note(failure)
 
 
 def measure(way: str, callers: int, lame_duck: float, folder: Path, tools: Path | None) -> Outcome:
