@@ -1,7 +1,7 @@
 """The client for asyncio: `SpeakerClient` with `await`."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -206,9 +206,9 @@ class AsyncSpeakerClient:
         finally:
             call.cancel()
 
-    async def import_gallery(self, parts: Iterable[bytes], *, timeout: float | None = None) -> GalleryImport:
+    async def import_gallery(self, parts: AsyncIterable[bytes], *, timeout: float | None = None) -> GalleryImport:
         """Enrol the speakers of an exported file; see `SpeakerClient.import_gallery`."""
-        messages = (pb.GalleryPart(content=part) for part in parts)
+        messages = (pb.GalleryPart(content=part) async for part in parts)
         with translated(self.address):
             return responses.gallery_import(await self._stub.ImportGallery(messages, timeout=timeout))
 

@@ -1,7 +1,7 @@
 """Embeddings, comparisons and enrolment by the Python clients, against a real server."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 import pytest
@@ -74,8 +74,13 @@ def test_async_client_gives_the_same(toy_address: str) -> None:
             assert [each.speaker for each in await asynchronous.speakers()] == ["bob"]
             assert (await asynchronous.verify(audio, speaker="bob", rate=RATE, variant="da")).same
             parts = [part async for part in asynchronous.export_gallery()]
-            assert await asynchronous.import_gallery(parts) == GalleryImport(1, len(TOY_VARIANTS))
+            assert await asynchronous.import_gallery(_pieces(parts)) == GalleryImport(1, len(TOY_VARIANTS))
             assert await asynchronous.migrate_gallery() == GalleryMigration(0, ())
             await asynchronous.forget("bob")
 
     asyncio.run(run())
+
+
+async def _pieces(parts: list[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
