@@ -19,6 +19,8 @@ from speakerlens.serving.errors import InvalidArgumentError, Reason
 
 Embedded = tuple[int, NDArray[np.float32]]
 
+# Of the speech in words with pauses, the detector is sure of about this share.
+SURE_SHARE: Final = 0.7
 # Share of clipped samples. Speech that is amplified by 6 dB too much has 1 to 5 %.
 MAX_CLIPPING: Final = 0.03
 
@@ -58,7 +60,7 @@ class EnrolmentLimits:
         """
         if not self.speech_s:
             return []
-        speech_s = min(evidence.speech_s, detected_s)
+        speech_s = min(evidence.speech_s, detected_s / SURE_SHARE)
         if not speech_s:
             return [f"holds no speech; at least {self.speech_s:g} s each is needed"]
         found = []
