@@ -193,9 +193,9 @@ def test_numbers_equal_the_server_s(reports: dict[str, list[Any]], bundles: Path
         [saliency] = answer.explanation.saliency
         expected = plane(saliency)
         errors.append(_relative_error(np.reshape(found["fused"], expected.shape), expected))
-    # As for every runtime in parity.json: rounding may turn the gradient of single ReLUs on or off.
-    assert max(errors) < 1e-3
-    assert np.median(errors) < 1e-4
+    # Rounding differs in WebAssembly, and turns the gradient of single ReLUs on or off (docs/decisions/0074-page.md).
+    assert max(errors) < 5e-3
+    assert np.median(errors) < 1e-3
 
 
 def _relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
