@@ -9,11 +9,13 @@ import yaml
 from speakerlens.balancing import REPEATABLE
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.api.identification import SERVICE
-from speakerlens.serving.api.inference import SERVICE as INFERENCE
 from speakerlens.serving.metrics.http import LIVE, READY, HealthPages
 from speakerlens.serving.metrics.registry import Page
 from tests.conftest import ROOT
 from tests.deploy import naming
+
+# As text: the server's messages of this protocol cannot be loaded beside those of Triton's client, as in other tests.
+INFERENCE = "inference.GRPCInferenceService"
 
 CHART = ROOT / "deploy" / "chart"
 

@@ -28,7 +28,7 @@ def facts(exemplars: list[Exemplar]) -> list[tuple[object, ...]]:
              *e.embedding) for e in exemplars]  # fmt: skip
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.process)])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reopen]:
     """Return a function that opens one store again and again, as another server does."""
     address = str(tmp_path / "speakers.db") if request.param == "sqlite" else request.getfixturevalue("database")
