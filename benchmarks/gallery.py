@@ -1,4 +1,4 @@
-"""What searching a large gallery costs beside the network: time of a query, memory, reading and refreshing.
+"""What searching a large gallery costs, without the network: time of a query, memory, reading and refreshing.
 
     python -m benchmarks.gallery
 

@@ -26,8 +26,8 @@ LONG_FACTOR: Final = 4.0
 LONG_SECONDS: Final = 1.0
 # Work before a call counts this much more than estimated. Bulk work takes every fifth batch and turn, where some waits.
 CAUTION: Final = 2.0
-BULK_SHARE: Final = 0.25
 INTERACTIVE_TURNS: Final = 4
+BULK_SHARE: Final = 1 / INTERACTIVE_TURNS
 # Share of the time to the deadline that may be taken when a call is let in before its own work is known.
 DOOR_SHARE = 0.8
 # Remaining work counts this much when it is asked whether a call can still meet its deadline: it may go faster.
