@@ -3,7 +3,6 @@
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,8 @@ import torch
 from rich.console import Console
 
 from speakerlens.arguments import ArgumentParser
-from speakerlens.export.bundle import MANIFEST, ExportError, Options, Written, export_loaded, export_run
-from speakerlens.export.cli import calibrated_with, cores, progress_bar
+from speakerlens.export.bundle import MANIFEST, Options, Written, export_loaded, export_run
+from speakerlens.export.cli import calibrated_with, cores, exit_code, progress_bar
 from speakerlens.export.verify import verify_files
 from speakerlens.training.checkpoint import CHECKPOINT
 from speakerlens.training.data.manifest import load_corpus
@@ -56,22 +55,15 @@ def main(arguments: Sequence[str] | None = None, program: str = "speakerlens mod
     parser.add_argument("--name", metavar="NAME", help="of the model (default: after the folder)")
     parser.add_argument("--corpus", metavar="DIR", type=Path, help="a corpus to calibrate and test the network on")
     parsed = parser.parse_args(arguments)
-    try:
-        added = add(parsed.path, parsed.bundles, parsed.name, parsed.corpus)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except ExportError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
+    return exit_code(lambda: _add(parsed))
+
+
+def _add(parsed: argparse.Namespace) -> None:
+    added = add(parsed.path, parsed.bundles, parsed.name, parsed.corpus)
     console = Console()
     state = "was already there" if added.reused else "added and verified"
     console.print(f"{added.folder}: {state}; {calibrated_with(added.folder)}", highlight=False, soft_wrap=True)
     console.print(f"serve it: speakerlens serve --bundles {parsed.bundles}", highlight=False, soft_wrap=True)
-    return 0
 
 
 def add(path: Path, bundles: Path, name: str | None = None, corpus: Path | None = None) -> Written:

@@ -5,7 +5,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -40,16 +40,14 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m expor
         arguments: the words after `program`; None: those of the process.
         program: how the command was called, for usage lines and errors.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return exit_code(lambda: _run(words, program))
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Run a command and return its exit code; write the sentence of a known error to standard error."""
     try:
-        match arguments[:1]:
-            case ["verify"]:
-                _verify(_verify_parser(program).parse_args(arguments[1:]).bundles)
-            case ["page"]:
-                _page(_page_parser(program).parse_args(arguments[1:]))
-            case _:
-                parsed = _export_parser(program).parse_args(arguments)
-                _export(parsed.runs, parsed.out, parsed.false_acceptance, parsed.probes)
+        command()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -60,6 +58,17 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m expor
         sys.stderr.write("interrupted\n")
         return 130
     return 0
+
+
+def _run(words: Sequence[str], program: str) -> None:
+    match words[:1]:
+        case ["verify"]:
+            _verify(_verify_parser(program).parse_args(words[1:]).bundles)
+        case ["page"]:
+            _page(_page_parser(program).parse_args(words[1:]))
+        case _:
+            parsed = _export_parser(program).parse_args(words)
+            _export(parsed.runs, parsed.out, parsed.false_acceptance, parsed.probes)
 
 
 def _export_parser(program: str) -> ArgumentParser:
