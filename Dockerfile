@@ -30,12 +30,14 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
  && python -m pip --python /opt/speakerlens/bin/python install --no-cache-dir --only-binary :all: --require-hashes -r requirements/serve-cpu.txt \
  && python -m pip --python /opt/speakerlens/bin/python install --no-cache-dir --no-deps --no-index /wheels/speakerlens-*.whl
 
+# serve-gpu has CUDA 13, serve-gpu-cuda12 CUDA 12 (docs/gpu.md).
 FROM project AS installed-gpu
-COPY requirements/serve-gpu.txt requirements/
+ARG GPU_LOCK=serve-gpu
+COPY requirements/serve-gpu*.txt requirements/
 RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
     if [ -s /run/secrets/ca.pem ]; then export PIP_CERT=/run/secrets/ca.pem; fi \
  && python -m venv --without-pip /opt/speakerlens \
- && python -m pip --python /opt/speakerlens/bin/python install --no-cache-dir --only-binary :all: --require-hashes -r requirements/serve-gpu.txt \
+ && python -m pip --python /opt/speakerlens/bin/python install --no-cache-dir --only-binary :all: --require-hashes -r requirements/${GPU_LOCK}.txt \
  && python -m pip --python /opt/speakerlens/bin/python install --no-cache-dir --no-deps --no-index /wheels/speakerlens-*.whl
 
 FROM ${BASE_IMAGE} AS runtime
@@ -60,6 +62,10 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
 ENTRYPOINT ["python", "-m", "speakerlens.serving"]
 
 FROM runtime AS gpu
+# Refuses to start where CUDA does not work. NVIDIA's container runtime reads the other two.
+ENV SPEAKERLENS_DEVICE=cuda \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=installed-gpu /opt/speakerlens /opt/speakerlens
 
 # The last stage is the default of a build without --target.

@@ -43,6 +43,7 @@ lock: | $(BIN)/uv  ## pin every dependency with its hashes, in requirements/ (UP
 	$(COMPILE) requirements/build.in --output-file requirements/build.txt
 	$(COMPILE) pyproject.toml --extra cpu --extra postgres --output-file requirements/serve-cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --extra postgres --output-file requirements/serve-gpu.txt
+	$(COMPILE) pyproject.toml --extra gpu-cuda12 --extra postgres --output-file requirements/serve-gpu-cuda12.txt
 	$(COMPILE) pyproject.toml requirements/build.in $(foreach extra,cpu client formats postgres otel train demo dev,--extra $(extra)) $(WITH_TORCH) \
 		--output-file requirements/dev.txt
 

@@ -19,7 +19,6 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -110,15 +109,14 @@ async def traced(stub: Any, request: pb.IdentifyRequest, profile: Profile) -> di
 async def measure(bundles: Path, profile: Profile) -> dict[str, Any]:
     """Serve the bundles and return the figures of an Identify request without and with maps."""
     output = io.StringIO()
-    with redirect_stdout(output):
-        server = Server(Config(bundles=bundles, port=0, metrics_port=0, probe_seconds=0.0, device="cpu"))
-        await server.listen()
-        working = asyncio.create_task(server.work(asyncio.Event()))
-        async with asyncio.timeout(START_SECONDS):
-            while not output.getvalue().endswith("\n"):
-                await asyncio.wait({working}, timeout=0.01)
-                if working.done():
-                    working.result()
+    server = Server(Config(bundles=bundles, port=0, metrics_port=0, probe_seconds=0.0, device="cpu"), "", output)
+    await server.listen()
+    working = asyncio.create_task(server.work(asyncio.Event()))
+    async with asyncio.timeout(START_SECONDS):
+        while not output.getvalue().endswith("\n"):
+            await asyncio.wait({working}, timeout=0.01)
+            if working.done():
+                working.result()
     address = json.loads(output.getvalue())["grpc"]
     plain = pb.IdentifyRequest(audio=raw(talk(2.0)))
     explained = pb.IdentifyRequest(audio=raw(talk(2.0)), explain=pb.ExplainOptions())

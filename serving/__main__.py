@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from speakerlens.serving.config import PROGRAM, parse
 from speakerlens.serving.errors import StartupError
-from speakerlens.serving.logging import configure
+from speakerlens.serving.logging import configure, own_stdout
 from speakerlens.serving.memory import limit_arenas
 
 # How long threads have to end after the drain; one that waits for a dead disk never does.
@@ -26,10 +26,11 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     config = parse(sys.argv[1:] if argv is None else argv, program=program)
     limit_arenas()
     configure(config.log_level, config.log_format)
+    output = own_stdout()
     try:
         from speakerlens.serving.server import serve  # noqa: PLC0415  (--help must work without an ONNX Runtime)
 
-        finished = asyncio.run(serve(config))
+        finished = asyncio.run(serve(config, output))
     except StartupError as error:
         if config.log_format == "json":
             logging.getLogger("serving").critical("%s", error)

@@ -29,6 +29,7 @@ CLIENT_PREFIX = PREFIX + "CLIENT_"
 # that Service is, not where this server should listen.
 LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
 LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
+DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 METAVARS = {int: "N", float: "SECONDS", str: "NAME", Path: "PATH"}
 
 MODELS, NETWORK, SECURITY = "models", "network", "security"
@@ -47,9 +48,16 @@ def _path(value: Any) -> Any:
     return value
 
 
+def _device(value: Any) -> Any:
+    if isinstance(value, str) and not DEVICE.fullmatch(value):
+        raise ValueError(f"must be auto, cpu, cuda or cuda:N, with the number N of a GPU, not {value!r}")
+    return value
+
+
 Location = Annotated[Path, BeforeValidator(_path)]
 # Of a store: a path, or a URL.
 Address = Annotated[str, BeforeValidator(_path)]
+DeviceName = Annotated[str, BeforeValidator(_device)]
 
 
 def _option(group: str, default: Any, about: str, metavar: str | None = None, **bounds: Any) -> Any:
@@ -156,8 +164,15 @@ class Config(Settings):
         le=DAY,
     )
 
-    device: Literal["auto", "cpu", "cuda"] = _option(
-        COMPUTE, "auto", "where models run; auto: CUDA where it works, else the CPU"
+    device: DeviceName = _option(
+        COMPUTE, "auto", "where models run: auto (CUDA where it works, else the CPU), cpu, cuda, or cuda:N", "DEVICE"
+    )
+    max_device_bytes: int = _option(
+        COMPUTE,
+        0,
+        "GPU memory that each graph may take, in bytes, of which a model has three; 0: no limit",
+        ge=0,
+        le=2**50,
     )
     threads: int = _option(COMPUTE, 0, "threads of ONNX Runtime per model; 0: one per core", ge=0, le=1024)
     codec_threads: int = _option(

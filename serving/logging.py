@@ -7,11 +7,12 @@ themselves stands between the lines as it is.
 import faulthandler
 import json
 import logging
+import os
 import sys
 import threading
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from speakerlens.serving.context import current_context
 
@@ -32,6 +33,17 @@ def configure(level: str, kind: str) -> None:
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
     sys.unraisablehook = _unraisable
+
+
+def own_stdout() -> TextIO:
+    """Return the process's standard output, for its one line; what anything else prints goes to stderr from now on.
+
+    ONNX Runtime, CUDA's libraries and codecs print from Python and from C.
+    """
+    sys.stdout.flush()
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return output
 
 
 class JsonFormatter(logging.Formatter):

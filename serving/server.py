@@ -5,11 +5,10 @@ import json
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -26,7 +25,7 @@ from speakerlens.serving.api.inference import SERVICE as INFERENCE
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.admission import Admission
 from speakerlens.serving.engine.scheduler import Scheduler
-from speakerlens.serving.engine.session import fell_back, runtime_version
+from speakerlens.serving.engine.session import find_device, runtime_version
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
 from speakerlens.serving.gallery.monitor import StoreMonitor
@@ -68,8 +67,12 @@ SECOND_LOOK_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 1e8
 
 
-async def serve(config: Config) -> bool:
+async def serve(config: Config, output: TextIO) -> bool:
     """Serve until SIGTERM or SIGINT, then finish the calls in progress; a second signal ends the process at once.
+
+    Args:
+        config: what the operator set.
+        output: gets one line of JSON when the server is ready: the bound addresses, the models and the provider.
 
     Returns:
         False where the time for that ran out and calls were aborted.
@@ -80,12 +83,11 @@ async def serve(config: Config) -> bool:
     stop, hangup = _signals()
     asyncio.get_running_loop().set_default_executor(_Threads(thread_name_prefix="disk"))
     stopping = asyncio.create_task(stop.wait())
-    scanning = asyncio.create_task(asyncio.to_thread(scan, config.bundles))
-    await asyncio.wait({scanning, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if not scanning.done():
+    checking = asyncio.create_task(asyncio.to_thread(_check, config))
+    await asyncio.wait({checking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not checking.done():
         return True
-    scanning.result()
-    server = Server(config)
+    server = Server(config, checking.result(), output)
     await server.listen()
     working = asyncio.create_task(server.work(hangup))
     failing = asyncio.create_task(server.failed())
@@ -103,6 +105,16 @@ async def serve(config: Config) -> bool:
     return finished
 
 
+def _check(config: Config) -> str:
+    """Check folder and device before a port is bound; return why CUDA, if it is installed, is not used.
+
+    Raises:
+        StartupError: there is no bundle, or the device does not work.
+    """
+    scan(config.bundles)
+    return find_device(config.device).unused
+
+
 class _Threads(ThreadPoolExecutor):
     """Threads for the disk; their end is not waited for, as that of one on a dead network disk never comes."""
 
@@ -114,8 +126,10 @@ class _Threads(ThreadPoolExecutor):
 class Server:
     """The listening ports and what answers on them; construct it on the event loop."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, unused_cuda: str, output: TextIO) -> None:
         self._config = config
+        self._unused_cuda = unused_cuda
+        self._output = output
         self.metrics = Metrics(config.metric_exemplars)
         self._scheduler = Scheduler(config.device)
         self._gate = CallGate()
@@ -261,21 +275,21 @@ class Server:
         raise StartupError(f"{what} after an unexpected error, see the log; the server ends")
 
     def _open(self) -> None:
-        """Accept calls, and print one JSON line on stdout: the bound addresses, the models and the provider."""
+        """Accept calls, and write the line that says so."""
         models = self._models
         self._service.pipeline = Pipeline(
             models, self._config, self.metrics, self._codec, self._watcher, self._admission
         )
         self._inference.inference = Inference(self._service.pipeline, self._config, self.metrics)
         self.metrics.engine_info.labels(models.provider, runtime_version()).set(1)
-        self.metrics.engine_fallback.set(fell_back(self._config.device, models.provider))
+        self.metrics.engine_fallback.set(bool(self._unused_cuda))
         self._gate.closed = None
         self._health.announce()
         self._watching_store = asyncio.create_task(self._store_monitor.run())
         names = [model.bundle.name for model in models]
         ready = {"ready": True, **self._ports, "provider": models.provider, "models": names}
-        sys.stdout.write(json.dumps(ready) + "\n")
-        sys.stdout.flush()
+        self._output.write(json.dumps(ready) + "\n")
+        self._output.flush()
         log.info("serving %s on %s, gRPC %s", ", ".join(names), models.provider, self._ports["grpc"])
 
     async def step_aside(self, failing: asyncio.Task[None]) -> None:

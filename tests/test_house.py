@@ -32,6 +32,7 @@ SHARED = {
     "speakerlens.decoder_pool",
     "speakerlens.decoder_process",
     "speakerlens.palette",
+    "speakerlens.cuda",
 }
 """Leaves that every part may import."""
 TORCH_SIDE = {"torch", "onnx", "onnxscript", "safetensors", "tensorboard", "yaml"}

@@ -15,6 +15,7 @@ LOCKS = {
     "dev": ("cpu", "client", "postgres", "otel", "train", "demo", "dev"),
     "serve-cpu": ("cpu", "postgres"),
     "serve-gpu": ("gpu", "postgres"),
+    "serve-gpu-cuda12": ("gpu-cuda12", "postgres"),
 }
 every_lock = pytest.mark.parametrize("name", [*LOCKS, "build"])
 

@@ -4,17 +4,12 @@ Utterances are padded with zeros to the length of a bucket. The graph's `lengths
 the frames of the padding are cut off.
 """
 
-import contextlib
-import ctypes
 import functools
-import io
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic
 
 import numpy as np
@@ -36,10 +31,10 @@ from speakerlens.serving.engine.graphs import (
 )
 from speakerlens.serving.errors import StartupError
 
-# ONNX Runtime reads it on import, and would report usage otherwise.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     import onnxruntime as ort
+
+    from speakerlens.cuda import CUDA, CudaError, Device, choose, one_line
 except ImportError as error:
     raise StartupError(
         f'no ONNX Runtime ({error}): install one with pip install "speakerlens[cpu]", or "speakerlens[gpu]" for CUDA'
@@ -47,20 +42,6 @@ except ImportError as error:
 
 log = logging.getLogger(__name__)
 
-# The CUDA libraries of NVIDIA's wheels are not on the loader's path. Does nothing in a build without CUDA; what it
-# prints must not come before the server's first line on stdout.
-with contextlib.redirect_stdout(io.StringIO()) as _preload_output:
-    ort.preload_dlls()
-
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-CUDA_OPTIONS = {
-    # An exhaustive search costs seconds for every new length of audio.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    # Doubling the arena at each growth keeps memory that one long request once needed.
-    "arena_extend_strategy": "kSameAsRequested",
-    # Bundles were verified in full float32.
-    "use_tf32": "0",
-}
 # One region large enough for most batches, of which only the used part takes memory: small ones are never joined.
 ARENA = {"initial_chunk_size_bytes": 64 * 2**20}
 # Parts of the messages of ONNX Runtime, its arena and CUDA when memory ran out; their errors have no own type.
@@ -81,9 +62,10 @@ class GraphSession(Generic[JobT, ResultT]):
     Args:
         spec: which graph.
         bundle: where it is.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: on the CPU; 0 is one per core.
         limits: of batches.
+        device_bytes: most GPU memory that a graph may take; 0: no limit.
 
     Attributes:
         measured: cost and seconds of a job after the warm-up; zeros before it.
@@ -100,10 +82,12 @@ class GraphSession(Generic[JobT, ResultT]):
         device: str,
         threads: int,
         limits: BatchLimits = DEFAULT_LIMITS,
+        device_bytes: int = 0,
     ) -> None:
         self._spec = spec
         self._bundle = bundle
         self._device = device
+        self._device_bytes = device_bytes
         self._threads = threads
         self.measured = (0.0, 0.0)
         self.open()
@@ -117,7 +101,7 @@ class GraphSession(Generic[JobT, ResultT]):
     def open(self) -> None:
         """Open the graph, after closing what was open before; raises as the class does."""
         self._session: Any = None  # its memory is needed
-        session = _open(self._bundle, self._spec.file, self._device, self._threads)
+        session = _open(self._bundle, self._spec.file, find_device(self._device), self._device_bytes, self._threads)
         _check(session, self._bundle, self._spec)
         self._session = session
 
@@ -147,7 +131,7 @@ class GraphSession(Generic[JobT, ResultT]):
             outputs = self._session.run(names, inputs.arrays)
         except Exception as error:
             if any(words in str(error).lower() for words in MEMORY_WORDS):
-                raise MemoryError(f"{self._spec.file}: {_line(error)}") from error
+                raise MemoryError(f"{self._spec.file}: {one_line(error)}") from error
             raise
         results = []
         for row, job in enumerate(inputs.jobs):
@@ -177,7 +161,7 @@ class GraphSession(Generic[JobT, ResultT]):
         except BundleError:
             raise
         except Exception as error:  # the errors of ONNX Runtime have no common base
-            raise BundleError(f"{self._spec.file} fails at warm-up: {_line(error)}") from error
+            raise BundleError(f"{self._spec.file} fails at warm-up: {one_line(error)}") from error
         return len(shapes)
 
     def _try(self, rows: int, samples: int) -> None:
@@ -199,21 +183,30 @@ class Engine:
 
     Args:
         bundle: what to load.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: of each graph on the CPU; 0 is one per core.
         limits: of batches.
+        device_bytes: most GPU memory that a graph may take; 0: no limit.
 
     Raises:
         BundleError: a graph cannot be opened, or does not fit its bundle.
         StartupError: CUDA was asked for and does not work here.
     """
 
-    def __init__(self, bundle: Bundle, device: str, threads: int, limits: BatchLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str,
+        threads: int,
+        limits: BatchLimits = DEFAULT_LIMITS,
+        device_bytes: int = 0,
+    ) -> None:
         self._bundle = bundle
         plain = PREDICT_SPEC if bundle.has_classifier else EMBED_SPEC
-        self.predict = GraphSession(plain, bundle, device, threads, limits)
-        self.explainer = GraphSession(EXPLAIN_SPEC, bundle, device, threads, limits) if bundle.has_classifier else None
-        self.verify = GraphSession(VERIFY_SPEC, bundle, device, threads, limits)
+        how = (bundle, device, threads, limits, device_bytes)
+        self.predict = GraphSession(plain, *how)
+        self.explainer = GraphSession(EXPLAIN_SPEC, *how) if bundle.has_classifier else None
+        self.verify = GraphSession(VERIFY_SPEC, *how)
         graphs: tuple[GraphSession[Any, Any] | None, ...] = (self.predict, self.explainer, self.verify)
         self._graphs = tuple(graph for graph in graphs if graph is not None)
 
@@ -254,7 +247,22 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
-def _open(bundle: Bundle, name: str, device: str, threads: int) -> Any:
+def find_device(device: str) -> Device:
+    """Return where models run with `auto`, `cpu`, `cuda` or `cuda:N`; log once why CUDA, if installed, is not used.
+
+    Raises:
+        StartupError: CUDA was asked for and does not work here.
+    """
+    try:
+        found = choose(device)
+    except CudaError as error:
+        raise StartupError(str(error)) from error
+    if found.unused:
+        _warn_of_cpu(found.unused)
+    return found
+
+
+def _open(bundle: Bundle, name: str, device: Device, device_bytes: int, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -274,52 +282,18 @@ def _open(bundle: Bundle, name: str, device: str, threads: int) -> Any:
         raise BundleError(f"{name} cannot be opened: {error}") from error
     if external:
         raise BundleError(f"{name} has weights in a file of their own; export it with all weights inside")
-    if device != "cpu":
-        session, reason = _open_cuda(content, options)
-        if session is not None:
-            return session
-        if device == "cuda":
-            raise StartupError(f"--device cuda: this ONNX Runtime runs on {CPU} here: {reason}")
-        if CUDA in ort.get_available_providers():
-            _warn_of_cpu(reason)
-    try:
-        return ort.InferenceSession(content, options, providers=[CPU])
-    except Exception as error:
-        raise BundleError(f"{name} cannot be opened: {_line(error)}") from error
-
-
-def _open_cuda(content: bytes, options: Any) -> tuple[Any, str]:
-    """Return a session that runs with CUDA, or None and why there is none."""
-    if CUDA not in ort.get_available_providers():
-        return None, "it is built without CUDA; install speakerlens[gpu]"
     try:
         # ONNX Runtime's own fallback prints to stdout, and moves a session to the CPU while it serves.
-        session = ort.InferenceSession(content, options, providers=[(CUDA, CUDA_OPTIONS), CPU], enable_fallback=0)
-    except Exception as error:  # noqa: BLE001 - the errors of ONNX Runtime have no common base
-        return None, _line(error)
-    if session.get_providers()[0] == CUDA:
-        return session, ""
-    return None, _missing_library() or " ".join(_preload_output.getvalue().split())[:300] or "no CUDA device"
-
-
-def _missing_library() -> str:
-    """Return the loader's message where a library that CUDA needs is missing, else nothing."""
-    try:
-        ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"))
-    except OSError as error:
-        return _line(error)
-    return ""
+        return ort.InferenceSession(content, options, providers=device.providers(device_bytes), enable_fallback=0)
+    except Exception as error:
+        where = f" with CUDA on GPU {device.index}" if device.provider == CUDA else ""
+        raise BundleError(f"{name} cannot be opened{where}: {one_line(error)}") from error
 
 
 @functools.cache
 def _warn_of_cpu(reason: str) -> None:
     """Log once per reason that models run on the CPU although CUDA was hoped for."""
-    log.warning("this ONNX Runtime is built for CUDA, and models run on the CPU: %s", reason)
-
-
-def fell_back(device: str, provider: str) -> bool:
-    """Return whether models run on the CPU, with `--device auto`, in an ONNX Runtime that is built for CUDA."""
-    return device == "auto" and provider != CUDA and CUDA in ort.get_available_providers()
+    log.warning("CUDA is installed and not used, models run on the CPU: %s", reason)
 
 
 @functools.cache
@@ -353,7 +327,3 @@ def _fact(text: str | None) -> Any:
         return json.loads(text or "null")
     except ValueError:
         return None
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

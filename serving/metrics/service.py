@@ -98,7 +98,7 @@ class Metrics:
         )
         self.engine_info = page.gauge("engine_info", "1 for the engine in use.", "provider", "version")
         self.engine_fallback = page.gauge(
-            "engine_fallback", "1 if models run on the CPU in an ONNX Runtime that is built for CUDA."
+            "engine_fallback", "1 if models run on the CPU although CUDA or a driver of NVIDIA is installed."
         )
         self.engine_rebuilds = page.counter(
             "engine_rebuilds", "Attempts to reopen the engine of a variant after it broke.", "variant", "outcome"

@@ -38,7 +38,7 @@ def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple
     opened = None
     if bundle.digest != known:
         log.info("loading %s", bundle.name)
-        engine = Engine(bundle, config.device, config.threads, limits_of(config))
+        engine = Engine(bundle, config.device, config.threads, limits_of(config), config.max_device_bytes)
         engine.warm_up()
         opened = bundle, engine
     # The files that were checked and those that were opened are the same only if none changed in between.

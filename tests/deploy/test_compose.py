@@ -114,4 +114,4 @@ def test_image_is_built_from_what_is_not_ignored() -> None:
         if line.startswith("COPY ") and "--from" not in line:
             *sources, _ = line.split()[1:]
             assert {source.partition("/")[0] for source in sources} <= kept, line
-            assert all((ROOT / source).exists() for source in sources), line
+            assert all(list(ROOT.glob(source)) for source in sources), line

@@ -9,13 +9,13 @@ import sys
 from functools import cache
 
 _PROGRAM = """
-import asyncio, json, sys
+import asyncio, io, json, sys
 from speakerlens.serving.config import parse
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.server import serve
 for line in sys.stdin:
     try:
-        asyncio.run(asyncio.wait_for(serve(parse(json.loads(line), {})), 60))
+        asyncio.run(asyncio.wait_for(serve(parse(json.loads(line), {}), io.StringIO()), 60))
         answer = None
     except StartupError as error:
         answer = str(error)

@@ -8,6 +8,8 @@ import pytest
 
 from speakerlens.serving.config import Config, flag_of, parse
 
+DEVICES = "must be auto, cpu, cuda or cuda:N, with the number N of a GPU"
+
 
 def test_defaults() -> None:
     config = parse([], {})
@@ -71,7 +73,8 @@ def test_the_image_checks_health_on_its_own_port(value: str | None, port: int) -
         (["--port=http"], {}, "--port must be a whole number, not 'http'"),
         ([], {"SPEAKERLENS_MAX_BATCH": "0"}, "SPEAKERLENS_MAX_BATCH: --max-batch must be at least 1, not 0"),
         (["--max-seconds=nan"], {}, "--max-seconds must be a finite number, not nan"),
-        (["--device=tpu"], {}, "--device must be one of auto, cpu, cuda, not 'tpu'"),
+        (["--device=tpu"], {}, f"--device: {DEVICES}, not 'tpu'"),
+        (["--device=cuda:-1"], {}, f"--device: {DEVICES}, not 'cuda:-1'"),
         (["--host="], {}, "--host must not be empty"),
         (["--bundles="], {}, "--bundles must not be empty"),
         (["--tls-key=k"], {}, "--tls-key needs --tls-certificate"),
@@ -155,7 +158,7 @@ def test_booleans(argv: list[str], word: str, wanted: bool) -> None:
         ("host = 7\n", "{file}, line 1: --host must be text, not 7"),
         ('host = ""\n', "{file}, line 1: --host must not be empty"),
         ('tokens = ""\n', "{file}, line 1: --tokens: a path must not be empty"),
-        ('device = "tpu"\n', "{file}, line 1: --device must be one of auto, cpu, cuda, not 'tpu'"),
+        ('device = "tpu"\n', "{file}, line 1: --device: " + DEVICES + ", not 'tpu'"),
         ("max_seconds = nan\n", "{file}, line 1: --max-seconds must be a finite number, not nan"),
         ("port = 1\nport = 2\n", "{file}: not valid TOML: Cannot overwrite a value (at line 2, column 9)"),
         ("port: 1\n", "{file}: not valid TOML: Expected '=' after a key in a key/value pair (at line 1, column 5)"),

@@ -1,5 +1,6 @@
 """Start, drain and stop of real processes."""
 
+import json
 import os
 import signal
 import socket
@@ -176,7 +177,27 @@ def test_a_missing_cuda_device_is_a_startup_error(toy_bundles: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     text = failing("--bundles", str(toy_bundles), "--device=cuda")
-    assert text.startswith("--device cuda: this ONNX Runtime runs on CPUExecutionProvider")
+    assert text.startswith(f"--device cuda: ONNX Runtime {onnxruntime.__version__} is built without CUDA; install ")
+
+
+def test_what_libraries_print_is_not_on_stdout(toy_bundles: Path) -> None:
+    """From Python and from C, before the line that says the server is ready."""
+    code = (
+        "import os, sys, onnxruntime as ort\n"
+        "make = ort.SessionOptions\n"
+        "ort.SessionOptions = lambda: (print('EP Error'), os.write(1, b'*** falling back\\n'), make())[-1]\n"
+        "from speakerlens.serving.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "--bundles", str(toy_bundles), "--port=0", "--metrics-port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["ready"] is True
+        process.terminate()
+        out, log = process.communicate(timeout=60)
+    assert out == ""
+    assert "EP Error" in log
+    assert "*** falling back" in log
 
 
 def test_a_missing_runtime_is_one_line_of_error(toy_bundles: Path, tmp_path: Path) -> None:

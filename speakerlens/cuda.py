@@ -1,0 +1,262 @@
+"""Choose where ONNX Runtime computes: all that CUDA needs is checked, and named, before a model is opened.
+
+Checked are, in this order: ONNX Runtime's build, NVIDIA's driver, the GPU, the libraries of CUDA, cuDNN, and a small
+graph that runs. Whatever is missing, ONNX Runtime itself reports as a graph that cannot be opened, or not at all.
+"""
+
+import base64
+import contextlib
+import ctypes
+import functools
+import importlib.metadata
+import io
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# ONNX Runtime reads it on import, and would report usage otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
+
+# Its warnings about devices that it does not find say less than the check below; errors are still written, to stderr.
+ort.set_default_logger_severity(3)
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# By CUDA's major version: the first driver, and the least compute capability of a GPU that its libraries support.
+DRIVERS = {12: "525", 13: "580"}
+CAPABILITIES = {13: (7, 5)}
+CUDNN = 9
+OPTIONS = {
+    # An exhaustive search costs seconds for every new length of audio.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # Doubling the arena at each growth keeps memory that one long request once needed.
+    "arena_extend_strategy": "kSameAsRequested",
+    # Bundles were verified in full float32.
+    "use_tf32": "0",
+}
+# A convolution, for cuDNN, and a matrix product, for cuBLAS; x [1, 1, 4] in, [1, 1, 2] out.
+SMALL_GRAPH = base64.b64decode(
+    "CAg6lQEKDwoBeAoBdxIBYyIEQ29udgoRCgFjCgFtEgF5IgZNYXRNdWwSBXNtYWxsKhkIAQgBCAMQAUIBd0oMAACAPwAAgD8AAIA/"
+    "KhsIAggCEAFCAW1KEAAAgD8AAIA/AACAPwAAgD9aFwoBeBISChAIARIMCgIIAQoCCAEKAggEYhcKAXkSEgoQCAESDAoCCAEKAggB"
+    "CgIIAkIECgAQEg=="
+)
+# In messages of ONNX Runtime, among names of its templates and files.
+FAILURE = re.compile(r"\b(CUDA|CUDNN|CUDNN_FE|CUBLAS|CUBLAS_LT|CURAND|CUFFT) failure -?\d+: [^;]*")
+# CUdevice_attribute of the compute capability.
+_MAJOR, _MINOR = 75, 76
+_NAME_BYTES = 256
+
+
+class CudaError(Exception):
+    """CUDA cannot be used here: one sentence that says what was found and what is needed."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where models run.
+
+    Attributes:
+        provider: ONNX Runtime's execution provider, `CPU` or `CUDA`.
+        index: number of the GPU among those that are visible, from 0.
+        unused: why CUDA, which is installed, is not used; empty where it is not installed, or not wanted.
+    """
+
+    provider: str
+    index: int = 0
+    unused: str = ""
+
+    def providers(self, memory_bytes: int = 0) -> list[Any]:
+        """Return the execution providers of a session, with their options.
+
+        Args:
+            memory_bytes: most GPU memory that the session's arena may take; 0: no limit.
+        """
+        if self.provider == CPU:
+            return [CPU]
+        limit = {"gpu_mem_limit": str(memory_bytes)} if memory_bytes else {}
+        return [(CUDA, OPTIONS | {"device_id": str(self.index)} | limit), CPU]
+
+
+@functools.cache
+def choose(device: str) -> Device:
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; the first call for a GPU takes up to seconds.
+
+    Raises:
+        CudaError: CUDA was asked for and does not work here.
+    """
+    if device == "cpu":
+        return Device(CPU)
+    index = int(device.partition(":")[2] or 0)
+    try:
+        check(index)
+    except CudaError as error:
+        if device != "auto":
+            raise CudaError(f"--device {device}: {error}") from error
+        return Device(CPU, unused=str(error) if CUDA in ort.get_available_providers() or _has_driver() else "")
+    return Device(CUDA, index)
+
+
+def check(index: int = 0) -> None:
+    """Check that models can run on a GPU, and load the libraries they need.
+
+    Args:
+        index: of the GPU.
+
+    Raises:
+        CudaError: they cannot.
+    """
+    if CUDA not in ort.get_available_providers():
+        raise CudaError(f"ONNX Runtime {ort.__version__} is built without CUDA; {_how_to_install()}")
+    major = int(ort.cuda_version.partition(".")[0])
+    printed = _preload()
+    if sys.platform == "linux":  # elsewhere the libraries have other names, and only the small graph tells
+        driver = _check_driver(major)
+        _check_gpu(driver, index, major)
+        _check_libraries(major, printed)
+        _check_cudnn(major)
+    _run_small_graph(index)
+
+
+def _how_to_install() -> str:
+    """Return what to do about an ONNX Runtime without CUDA."""
+    installed = {each.metadata["Name"] for each in importlib.metadata.distributions()}
+    if {"onnxruntime", "onnxruntime-gpu"} <= installed:
+        return (
+            "both onnxruntime and onnxruntime-gpu are installed, and the files of one replaced the other's: uninstall "
+            "both, then install speakerlens[gpu]"
+        )
+    return "install speakerlens[gpu] in place of speakerlens[cpu]"
+
+
+def _has_driver() -> bool:
+    """Return whether NVIDIA's driver is installed, with or without a GPU that works."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _preload() -> str:
+    """Load the libraries of NVIDIA's packages, which are not on the loader's path; return what is printed meanwhile."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        ort.preload_dlls()
+    return " ".join(printed.getvalue().split())
+
+
+def _check_driver(major: int) -> Any:
+    """Return the driver's library; raise `CudaError` if it is missing or too old for CUDA `major`."""
+    needed = (
+        f"ONNX Runtime {ort.__version__} needs CUDA {major}, driver {DRIVERS.get(major, 'of that version')} or newer"
+    )
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise CudaError(
+            f"no NVIDIA driver is found ({error}); {needed}, and a container the NVIDIA runtime (docker run --gpus all)"
+        ) from error
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    found = divmod(version.value // 10, 100)
+    if found[0] < major:
+        older = "; speakerlens[gpu-cuda12] works with it" if found[0] == 12 else ""
+        raise CudaError(f"the NVIDIA driver supports CUDA {found[0]}.{found[1]}; {needed}{older}")
+    return driver
+
+
+def _check_gpu(driver: Any, index: int, major: int) -> None:
+    """Raise `CudaError` if the driver finds no GPU with this number, or one that CUDA `major` does not support."""
+    status = driver.cuInit(0)
+    count = ctypes.c_int()
+    status = status or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status or not count.value:
+        why = f" ({_error_name(driver, status)})" if status else ""
+        raise CudaError(
+            f"the NVIDIA driver finds no GPU that it can use{why}; one is needed, and in a container it must be named "
+            "by --gpus or NVIDIA_VISIBLE_DEVICES"
+        )
+    if index >= count.value:
+        names = "only cuda:0" if count.value == 1 else f"cuda:0 to cuda:{count.value - 1}"
+        raise CudaError(f"there is no GPU {index}; the driver finds {names}")
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(_NAME_BYTES)
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    driver.cuDeviceGetName(name, _NAME_BYTES, device)
+    capability = []
+    for attribute in (_MAJOR, _MINOR):
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        capability.append(value.value)
+    least = CAPABILITIES.get(major, (0, 0))
+    if tuple(capability) < least:
+        raise CudaError(
+            f"{_text(name.value)} has compute capability {capability[0]}.{capability[1]}; CUDA {major} needs "
+            f"{least[0]}.{least[1]} or more, speakerlens[gpu-cuda12] less"
+        )
+
+
+def _error_name(driver: Any, status: int) -> str:
+    """Return the driver's name of an error, such as CUDA_ERROR_NO_DEVICE."""
+    name = ctypes.c_char_p()
+    driver.cuGetErrorName(status, ctypes.byref(name))
+    return _text(name.value) if name.value else f"error {status}"
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")
+
+
+def _check_libraries(major: int, printed: str) -> None:
+    """Raise `CudaError` if a library is missing that ONNX Runtime's provider is linked with; the loader names it."""
+    try:
+        ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        more = f" ({printed[:300]})" if printed else ""
+        raise CudaError(f"a library is missing, {error}{more}; {_packages(major)} has those of CUDA {major}") from error
+
+
+def _check_cudnn(major: int) -> None:
+    """Raise `CudaError` if cuDNN is missing, or of another version; a graph without it could only be refused."""
+    name = f"libcudnn.so.{CUDNN}"
+    try:
+        cudnn = ctypes.CDLL(name)
+    except OSError as error:
+        raise CudaError(f"cuDNN {CUDNN} is missing ({error}); {_packages(major)} has it for CUDA {major}") from error
+    cudnn.cudnnGetCudartVersion.restype = ctypes.c_size_t
+    found = int(cudnn.cudnnGetCudartVersion()) // 1000
+    if found != major:
+        raise CudaError(
+            f"{name} is built for CUDA {found}; ONNX Runtime {ort.__version__} needs cuDNN {CUDNN} for CUDA {major}"
+        )
+
+
+def _packages(major: int) -> str:
+    return "speakerlens[gpu-cuda12]" if major == 12 else "speakerlens[gpu]"
+
+
+def _run_small_graph(index: int) -> None:
+    """Raise `CudaError` if a small graph does not run on the GPU, whatever the reason."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        # Without `enable_fallback` ONNX Runtime would print to stdout, and go on with the CPU.
+        providers = Device(CUDA, index).providers()
+        session = ort.InferenceSession(SMALL_GRAPH, options, providers=providers, enable_fallback=0)
+        placed = session.get_providers()[0] == CUDA
+        if placed:
+            session.run(None, {"x": np.ones((1, 1, 4), np.float32)})
+    except Exception as error:  # the errors of ONNX Runtime have no common base
+        raise CudaError(f"the GPU does not compute: {one_line(error)}") from error
+    if not placed:
+        raise CudaError("ONNX Runtime leaves CUDA out without saying why")
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message as one line: what CUDA says, if it is in there, else its beginning."""
+    text = " ".join(str(error).split())
+    failure = FAILURE.search(text)
+    return failure[0].strip(" ;") if failure else text[:300]
