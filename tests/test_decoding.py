@@ -336,6 +336,7 @@ def test_pool_starts_again_after_an_interrupted_exchange(monkeypatch: pytest.Mon
             pool.acquire()
     again = pool.acquire()
     assert again.pid != busy.pid
+    pool.release(busy)
     pool.release(again)
     pool.close()
 

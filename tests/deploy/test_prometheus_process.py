@@ -32,6 +32,7 @@ def test_process_scrapes_and_evaluates(tmp_path: Path) -> None:
         with pytest.raises(QueryError, match="parse error"):
             prometheus.query("height_metres{")
     page.shutdown()
+    page.server_close()
     thread.join(5)
 
 

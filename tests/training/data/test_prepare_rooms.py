@@ -122,7 +122,7 @@ def write_speech(folder: Path) -> None:
 
 def test_folder_of_rooms_is_used_in_a_corpus(tmp_path: Path) -> None:
     assert prepare(tmp_path / "rooms", 3) == 0
-    rows = list(csv.DictReader((tmp_path / "rooms" / "rooms.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "rooms" / "rooms.csv").read_text().splitlines()))
     assert [row["file"] for row in rows] == [f"room-{number:05d}.flac" for number in range(3)]
     for row in rows:
         response = read_audio(tmp_path / "rooms" / row["file"])
