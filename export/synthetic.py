@@ -1,8 +1,8 @@
 """Speech-like signals, for verifying graphs where a user has no recordings: nothing else is measured on them."""
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from speakerlens.training.data.audio import SAMPLE_RATE
 
@@ -33,7 +33,7 @@ def synthetic_voice(seed: int, seconds: float = 3.2) -> NDArray[np.float32]:
         for hertz, width in zip(_FORMANTS_HZ[rng.integers(len(_FORMANTS_HZ))], _BANDWIDTHS_HZ, strict=True):
             radius = np.exp(-np.pi * width / SAMPLE_RATE)
             turn = 2 * np.pi * hertz * tract / SAMPLE_RATE
-            piece = lfilter([1 - radius], [1.0, -2 * radius * np.cos(turn), radius**2], piece)
+            piece = scipy.signal.lfilter([1 - radius], [1.0, -2 * radius * np.cos(turn), radius**2], piece)
         samples[start : start + step] = piece * np.hanning(len(piece) + 2)[1:-1]
     level: NDArray[np.float32] = (0.2 * samples / np.abs(samples).max() + 1e-4 * rng.normal(size=count)).astype(
         np.float32
