@@ -82,7 +82,7 @@ def bundles(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, wor
 @pytest.fixture(scope="session")
 def server(bundles: Path) -> Iterator[ServerProcess]:
     """Yield a real server process with these bundles."""
-    with ServerProcess(bundles) as process:
+    with ServerProcess(bundles, fresh=True) as process:
         yield process
 
 

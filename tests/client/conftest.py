@@ -45,7 +45,7 @@ def toy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProce
     folder = tmp_path_factory.mktemp("client")
     for seed, variant in enumerate(TOY_VARIANTS):
         toy.write_bundle(folder / "bundles", variant, 1, seed)
-    with ServerProcess(folder / "bundles", f"--speakers={folder / 'speakers.db'}") as process:
+    with ServerProcess(folder / "bundles", f"--speakers={folder / 'speakers.db'}", fresh=True) as process:
         yield process
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
+from tests.serving.forked import ForkedProcess
 
 # As long as a busy machine may need; on a quiet one it starts in a second.
 START_SECONDS = 180
@@ -34,22 +35,31 @@ OWN_FLAGS = ("--port=0", "--metrics-port=0", "--window-seconds=10", "--probe-sec
 class ServerProcess:
     """`python -m serving` on ports of its own choice; a context manager that insists on a clean end."""
 
-    def __init__(self, bundles: Path, *flags: str, wait: bool = True, within: Sequence[str] = ()) -> None:
-        """`within`: a command that ends by executing the one it is given."""
-        command = [
-            *within,
-            sys.executable,
-            "-m",
-            "serving",
-            "--bundles",
-            str(bundles),
-            *OWN_FLAGS,
-            *flags,
-        ]
+    def __init__(
+        self, bundles: Path, *flags: str, wait: bool = True, within: Sequence[str] = (), fresh: bool = False
+    ) -> None:
+        """Start the server.
+
+        Args:
+            bundles: what it serves.
+            flags: of the command line, besides `OWN_FLAGS`.
+            wait: whether to wait until it serves.
+            within: a command that ends by executing the one it is given.
+            fresh: whether it has an interpreter of its own, and is not a fork of one with the same imports.
+        """
+        arguments = ["--bundles", str(bundles), *OWN_FLAGS, *flags]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SPEAKERLENS_")}
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
+        self.process: ForkedProcess | subprocess.Popen[str]
+        if fresh or within or not hasattr(os, "fork"):
+            self.process = subprocess.Popen(
+                [*within, sys.executable, "-m", "serving", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+        else:
+            self.process = ForkedProcess(arguments, environment)
         self.log = ""
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()

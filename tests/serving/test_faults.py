@@ -185,7 +185,7 @@ def test_wall_clock_jumps_change_nothing(toy_bundles: Path, tmp_path: Path, monk
     offset.write_bytes(struct.pack("l", 0))
     monkeypatch.setenv("CLOCK_OFFSET", str(offset))
     monkeypatch.setenv("LD_PRELOAD", str(library))
-    server = ServerProcess(toy_bundles, "--watch=0.1")
+    server = ServerProcess(toy_bundles, "--watch=0.1", fresh=True)  # the loader reads LD_PRELOAD at the start
     monkeypatch.delenv("LD_PRELOAD")
     with server:
         for seconds in (DAY, -DAY):

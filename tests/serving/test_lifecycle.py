@@ -44,7 +44,7 @@ def failing_process(*flags: str) -> str:
 
 
 def test_sigterm_finishes_calls_and_refuses_new_ones(toy_bundles: Path) -> None:
-    with ServerProcess(toy_bundles) as server:
+    with ServerProcess(toy_bundles, fresh=True) as server:
         watcher = server.health.Watch(health_pb2.HealthCheckRequest(service=""))
         assert next(watcher).status == health_pb2.HealthCheckResponse.SERVING
         slow = server.stub.Identify.future(slow_request(), timeout=CALL_SECONDS)
@@ -63,7 +63,7 @@ def test_sigterm_finishes_calls_and_refuses_new_ones(toy_bundles: Path) -> None:
 
 
 def test_a_second_sigterm_ends_the_process(toy_bundles: Path) -> None:
-    server = ServerProcess(toy_bundles, WHOLE)
+    server = ServerProcess(toy_bundles, WHOLE, fresh=True)
     slow = server.stub.Identify.future(slow_request(30))
     server.wait_for_metric("speakerlens_requests_in_flight", 1)
     server.process.send_signal(signal.SIGTERM)
@@ -89,7 +89,7 @@ def test_calls_are_aborted_when_the_drain_time_is_over(toy_bundles: Path) -> Non
 
 def test_an_idle_server_stops_without_drain_time(toy_bundles: Path) -> None:
     """The context manager asserts status 0, also after answered calls."""
-    with ServerProcess(toy_bundles, "--drain-seconds=0") as server:
+    with ServerProcess(toy_bundles, "--drain-seconds=0", fresh=True) as server:
         server.identify(pb.IdentifyRequest(audio=raw(voice(1.0))))
     assert "aborted" not in server.log
 

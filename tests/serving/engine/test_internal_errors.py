@@ -148,7 +148,7 @@ def test_a_server_whose_scheduler_failed_ends(
     trigger = tmp_path / "now"
     (tmp_path / "sitecustomize.py").write_text(PATCH.format(trigger=str(trigger)), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[3]}")
-    server = ServerProcess(toy_bundles)
+    server = ServerProcess(toy_bundles, fresh=True)  # PYTHONPATH is read at the start
     request = pb.IdentifyRequest(audio=raw(voice(1.0)), models=[pb.ModelSelector(variant="da")])
     assert server.identify(request).answers
     trigger.touch()
