@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo serve soak bench prometheus postgres robustness-drill test test-quick test-slow fuzz lint types protos dashboards image clean
+.PHONY: help install lock demo serve soak bench check-gpu prometheus postgres robustness-drill test test-quick test-slow fuzz lint types protos dashboards image clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -63,6 +63,9 @@ soak: $(INSTALLED)  ## 20 minutes of mixed traffic against a real server: its an
 bench: $(INSTALLED)  ## overload the demo's bundles 3 and 10 times, 20 minutes: goodput, deadlines kept, refusals, recovery
 	@test -d $(DEMO)/bundles || { echo 'No bundles yet: run `make demo` first.' >&2; exit 1; }
 	$(BIN)/python -m benchmarks.overload $(DEMO)/bundles --variant act-da --out $(BUILD)/overload
+
+check-gpu: $(INSTALLED)  ## check this machine's GPU with the demo's bundles, or BUNDLES; says what it skips without one
+	$(BIN)/python -m benchmarks.gpu $(or $(BUNDLES),$(DEMO)/bundles) --out $(BUILD)/gpu.json
 
 prometheus: $(INSTALLED)  ## fetch prometheus and promtool into the virtual environment (Debian; elsewhere, install them)
 	@deploy/prometheus/fetch.sh $(abspath $(BIN))

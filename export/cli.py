@@ -4,6 +4,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -63,7 +64,8 @@ def exit_code(command: Callable[[], None]) -> int:
 def _run(words: Sequence[str], program: str) -> None:
     match words[:1]:
         case ["verify"]:
-            _verify(_verify_parser(program).parse_args(words[1:]).bundles)
+            parsed = _verify_parser(program).parse_args(words[1:])
+            _verify(parsed.bundles, parsed.device)
         case ["page"]:
             _page(_page_parser(program).parse_args(words[1:]))
         case _:
@@ -106,9 +108,22 @@ def _share(text: str) -> float:
     return share
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, with the number N of a GPU, not {text}")
+    return text
+
+
 def _verify_parser(program: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"{program} verify", description="Repeat a bundle's verification.")
     parser.add_argument("bundles", metavar="BUNDLE", type=Path, nargs="+", help="a bundle, such as bundles/act-da/1")
+    parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        type=_device,
+        default="cpu",
+        help="where the graphs run: cpu, cuda, or cuda:N with the number N of a GPU (default: %(default)s)",
+    )
     return parser
 
 
@@ -237,14 +252,14 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _verify(bundles: Sequence[Path]) -> None:
+def _verify(bundles: Sequence[Path], device: str) -> None:
     console = Console()
     _use_one_thread()
     for bundle in bundles:
         with progress_bar(console) as progress:
             task = progress.add_task(str(bundle), total=None)
-            verified = verify_bundle(bundle, _shown(progress, task), cores())
-        console.print(f"{bundle}: holds", highlight=False, soft_wrap=True)
+            verified = verify_bundle(bundle, _shown(progress, task), cores(), device)
+        console.print(f"{bundle}: holds on {device}", highlight=False, soft_wrap=True)
         console.print(parity.table(verified))
 
 

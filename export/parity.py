@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
+from speakerlens.cuda import Device
 from speakerlens.export.boundary import BoundaryReferences
 from speakerlens.export.onnx_graphs import VERIFY
 from speakerlens.export.runtimes import (
     MAPS,
+    ON_CPU,
     SCRIPT_VERIFY,
     Case,
     Outputs,
@@ -71,6 +73,7 @@ def verify(
     utterances: Sequence[NDArray[np.float32]],
     advance: Callable[[], None] = lambda: None,
     workers: int = 1,
+    device: Device = ON_CPU,
 ) -> dict[str, Any]:
     """Compare a bundle's graphs with the eager network.
 
@@ -80,6 +83,7 @@ def verify(
         utterances: at least one, 16 kHz, each float32 [samples].
         advance: called after each of `steps()` steps.
         workers: threads.
+        device: where the graphs run; the eager network and TorchScript run on the CPU.
 
     Returns:
         Content of `parity.json`: `holds`, `tolerances`, `utterances`, and `figures`, one for each runtime, output,
@@ -87,7 +91,7 @@ def verify(
         that runtime; for maps that exceed a tolerance against the nearest ReLU-boundary reference
         (`export/boundary.py`), and as `raw_…` against the eager map.
     """
-    runtimes, verifiers = load_runtimes(folder, network.classes), load_verifiers(folder)
+    runtimes, verifiers = load_runtimes(folder, network.classes, device), load_verifiers(folder, device)
     boundary = BoundaryReferences(network)
     lengths = [SECONDS[index % len(SECONDS)] for index in range(len(utterances))]
     cases = make_cases(utterances, lengths, network.classes)

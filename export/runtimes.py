@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from speakerlens.cuda import CPU, Device
 from speakerlens.export.graph import Explanation, Prediction, Verification
 from speakerlens.export.onnx_graphs import EXPLAIN, PREDICT, VERIFY
 from speakerlens.export.torchscript import FILE as SCRIPT
@@ -24,6 +25,7 @@ from speakerlens.training.model.saliency import cosine_layercam, layercam
 SCRIPT_PREDICT, SCRIPT_VERIFY = f"{SCRIPT} predict", f"{SCRIPT} verify"
 MAPS = ("saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4")
 _EMBEDDING = ("embedding",)
+ON_CPU = Device(CPU)
 
 Outputs = dict[str, NDArray[Any]]
 """Outputs of one utterance by name, without the batch dimension."""
@@ -47,27 +49,30 @@ def runtime_names(classes: int) -> tuple[str, ...]:
     return (*((PREDICT, EXPLAIN, SCRIPT) if classes else (PREDICT, SCRIPT_PREDICT)), VERIFY, SCRIPT_VERIFY)
 
 
-def load_runtimes(folder: Path, classes: int) -> dict[str, Runtime]:
-    """Return the runtimes that take a target class, by the name of their file; without classes they ignore it."""
+def load_runtimes(folder: Path, classes: int, device: Device = ON_CPU) -> dict[str, Runtime]:
+    """Return the runtimes that take a target class, by the name of their file; without classes they ignore it.
+
+    `device` is where graphs run; TorchScript runs on the CPU.
+    """
     script = read_torchscript(folder)
     if not classes:
         return {
-            PREDICT: _graph(folder / PREDICT, _EMBEDDING, None),
+            PREDICT: _graph(folder / PREDICT, _EMBEDDING, None, device),
             SCRIPT_PREDICT: _scripted(
                 lambda audio, lengths, _: (script.predict(audio, lengths).embedding,), _EMBEDDING
             ),
         }
     return {
-        PREDICT: _graph(folder / PREDICT, Prediction._fields, None),
-        EXPLAIN: _graph(folder / EXPLAIN, Explanation._fields, "target"),
+        PREDICT: _graph(folder / PREDICT, Prediction._fields, None, device),
+        EXPLAIN: _graph(folder / EXPLAIN, Explanation._fields, "target", device),
         SCRIPT: _scripted(script, Explanation._fields),
     }
 
 
-def load_verifiers(folder: Path) -> dict[str, Runtime]:
-    """Return the runtimes that take a reference embedding, by their name in `parity.json`."""
+def load_verifiers(folder: Path, device: Device = ON_CPU) -> dict[str, Runtime]:
+    """Return the runtimes that take a reference embedding, by their name in `parity.json`; `device` as above."""
     return {
-        VERIFY: _graph(folder / VERIFY, Verification._fields, "reference"),
+        VERIFY: _graph(folder / VERIFY, Verification._fields, "reference", device),
         SCRIPT_VERIFY: _scripted(read_torchscript(folder).verify, Verification._fields),
     }
 
@@ -98,9 +103,9 @@ def run_batch(runtime: Runtime, cases: Sequence[Case]) -> list[Outputs]:
     return [{name: values[row] for name, values in outputs.items()} for row in range(len(cases))]
 
 
-def _graph(path: Path, outputs: Sequence[str], third_input: str | None) -> Runtime:
+def _graph(path: Path, outputs: Sequence[str], third_input: str | None, device: Device) -> Runtime:
     """Return the runtime of an ONNX graph; `third_input` is its input in addition to audio and lengths."""
-    session = _session(path)
+    session = _session(path, device)
 
     def run(audio: Tensor, lengths: Tensor, other: Tensor) -> Mapping[str, NDArray[Any]]:
         feeds = {"audio": audio.numpy(), "lengths": lengths.numpy()}
@@ -122,8 +127,8 @@ def _scripted(function: Callable[..., Sequence[Tensor]], outputs: Sequence[str])
     return run
 
 
-def _session(path: Path) -> ort.InferenceSession:
+def _session(path: Path, device: Device) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1  # several batches and several processes run at a time
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(str(path), options, providers=device.providers(), enable_fallback=0)

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from speakerlens.cuda import CudaError, choose
 from speakerlens.export import parity
 from speakerlens.export.bundle import (
     BASELINE,
@@ -31,27 +32,34 @@ from speakerlens.training.errors import UserError
 from speakerlens.training.model.network import SpeakerNetwork
 
 
-def verify_bundle(folder: Path, advance: Callable[[int, int], None], workers: int = 1) -> dict[str, Any]:
+def verify_bundle(
+    folder: Path, advance: Callable[[int, int], None], workers: int = 1, device: str = "cpu"
+) -> dict[str, Any]:
     """Check a bundle's manifest, digests and graphs, and compare the graphs with the eager network of its weights.
 
     Args:
         folder: the bundle.
         advance: called after each step with the number of finished steps and the total.
         workers: threads.
+        device: where the graphs run: `cpu`, `cuda` or `cuda:N`; the eager network runs on the CPU.
 
     Returns:
         The new figures, as in `parity.json`.
 
     Raises:
-        UserError: there is no bundle.
+        UserError: there is no bundle, or CUDA does not work here.
         ExportError: a check fails; the message names it.
     """
+    try:
+        where = choose(device)
+    except CudaError as error:
+        raise UserError(str(error)) from error
     manifest = verify_files(folder)
     utterances = [read_audio(folder / entry["file"]) for entry in manifest["utterances"]]
     network = _rebuild(folder, manifest)
     try:
         done, total = itertools.count(1), parity.steps(len(utterances), network.classes)
-        verified = parity.verify(network, folder, utterances, lambda: advance(next(done), total), workers)
+        verified = parity.verify(network, folder, utterances, lambda: advance(next(done), total), workers, where)
     except RuntimeError as error:  # of ONNX Runtime or TorchScript, which cannot load or run a file
         raise ExportError(f"{folder}: cannot be run: {str(error).splitlines()[0]}") from error
     if not verified["holds"]:

@@ -46,7 +46,10 @@ SMALL_GRAPH = base64.b64decode(
     "CgIIAkIECgAQEg=="
 )
 # In messages of ONNX Runtime, among names of its templates and files.
-FAILURE = re.compile(r"\b(CUDA|CUDNN|CUDNN_FE|CUBLAS|CUBLAS_LT|CURAND|CUFFT) failure -?\d+: [^;]*")
+FAILURE = re.compile(
+    r"\b(CUDA|CUDNN|CUDNN_FE|CUBLAS|CUBLAS_LT|CURAND|CUFFT) failure -?\d+: [^;]*"
+    r"|(Failed to allocate memory|Available memory of) .*"
+)
 # CUdevice_attribute of the compute capability.
 _MAJOR, _MINOR = 75, 76
 _NAME_BYTES = 256

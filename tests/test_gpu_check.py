@@ -1,0 +1,65 @@
+"""The check of a machine with a GPU, on a machine without one: its own logic, and what it says it skipped."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+from speakerlens.cuda import CPU, CudaError, Device
+from tests.serving import toy
+
+
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_name: str) -> Device:
+        raise CudaError("no NVIDIA driver is found")
+
+    monkeypatch.setattr(gpu, "choose", refuse)
+    monkeypatch.setattr(gpu, "CALLS", 1)
+    monkeypatch.setattr(gpu, "BATCHES", (1, 3))
+
+
+def check(bundles: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("sys.argv", ["gpu", str(bundles), "--out", str(out)])
+    return gpu.main()
+
+
+def test_check_without_a_gpu_says_what_it_skipped(
+    tmp_path: Path, without_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.write_bundle(tmp_path / "bundles", "v", 1)
+    out = tmp_path / "record" / "gpu.json"
+    assert check(tmp_path / "bundles", out, monkeypatch) == 0
+    report = json.loads(out.read_text())
+    assert (report["device"], report["gpu"], report["failed"]) == (CPU, None, [])
+    assert "no NVIDIA driver is found" in report["skipped"][0]
+    assert len(report["skipped"]) == 3
+    (bundle,) = report["bundles"]
+    assert set(bundle["outputs"]) == {"predict.onnx", "explain.onnx", "verify.onnx"}
+    assert all(error == 0 for errors in bundle["outputs"].values() for error in errors.values())
+    assert all(placed["on_cuda"] == 0 < sum(placed["on_cpu"].values()) for placed in bundle["placement"].values())
+    assert bundle["recovery"]["same as before"] is True
+    assert bundle["warm-up"]["shapes a graph"] > 1
+    assert "skipped: everything on a GPU" in capsys.readouterr().out
+
+
+def test_check_fails_where_outputs_or_batches_differ(
+    tmp_path: Path, without_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy.write_bundle(tmp_path / "bundles", "v", 1)
+    monkeypatch.setattr(gpu, "differences", lambda *_: {"logits": 2e-4, "saliency_s1": 5e-4})
+    monkeypatch.setattr(gpu, "batches", lambda *_: ({1: 1.0}, 1.0))
+    assert check(tmp_path / "bundles", tmp_path / "gpu.json", monkeypatch) == 1
+    failed = json.loads((tmp_path / "gpu.json").read_text())["failed"]
+    assert len(failed) == 6
+    assert "v/1: explain.onnx: logits differs from the CPU's by 2.0e-04, more than 1e-04" in failed
+
+
+def test_check_without_bundles_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check(tmp_path, tmp_path / "gpu.json", monkeypatch) == 2
+
+
+def test_nan_is_an_infinite_error() -> None:
+    assert gpu.relative([float("nan")], [1.0]) == float("inf")  # type: ignore[arg-type]
+    assert gpu.relative([1.1], [1.0]) == pytest.approx(0.1)  # type: ignore[arg-type]
