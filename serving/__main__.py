@@ -1,12 +1,14 @@
 """`python -m serving`: serve model bundles until SIGTERM or Ctrl-C."""
 
 import asyncio
+import json
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from speakerlens.serving.config import PROGRAM, parse
 from speakerlens.serving.errors import StartupError
@@ -17,8 +19,17 @@ from speakerlens.serving.memory import limit_arenas
 THREADS_SECONDS = 3.0
 
 
-def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
-    """Run the server; `program` is how it was called, for usage lines and errors.
+def main(
+    argv: Sequence[str] | None = None,
+    program: str = PROGRAM,
+    announce: Callable[[Mapping[str, Any]], str] = json.dumps,
+) -> int:
+    """Run the server.
+
+    Args:
+        argv: the flags; None: of the command line.
+        program: how it was called, for usage lines and errors.
+        announce: returns the line to print once calls are accepted, from the addresses, the models and the provider.
 
     Returns:
         Exit status: 0 after a stop by signal; 1 if the server could not start, or calls were aborted when it stopped.
@@ -30,7 +41,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     try:
         from speakerlens.serving.server import serve  # noqa: PLC0415  (--help must work without an ONNX Runtime)
 
-        finished = asyncio.run(serve(config, output))
+        finished = asyncio.run(serve(config, output, announce))
     except StartupError as error:
         if config.log_format == "json":
             logging.getLogger("serving").critical("%s", error)

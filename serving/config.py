@@ -105,8 +105,15 @@ class Config(Settings):
         ENROLMENT, 0.0, "days after which enrolments are removed; 0: never", "DAYS", ge=0, le=36_500
     )
 
-    host: str = _option(NETWORK, "127.0.0.1", "address of the gRPC port", min_length=1)
+    host: str = _option(NETWORK, "127.0.0.1", "address of the ports for calls", min_length=1)
     port: int = _option(NETWORK, 50051, "gRPC port; 0: chosen by the system", **PORT)
+    http_port: int | None = _option(
+        NETWORK,
+        None,
+        "port for JSON, live audio by WebSocket and a page in the browser, at the address of --host; 0: chosen by the "
+        "system; none by default (needs the extra http)",
+        **PORT,
+    )
     metrics: bool = _option(NETWORK, True, "serve Prometheus metrics over HTTP on their own port")
     metrics_host: str = _option(NETWORK, "127.0.0.1", "address of the metrics port", min_length=1)
     metrics_port: int = _option(NETWORK, 8000, "port of /metrics; 0: chosen by the system", **PORT)
@@ -279,7 +286,7 @@ def flag_of(name: str) -> str:
 def _parser(program: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=program,
-        description="Serve speaker identification with saliency maps over gRPC, and Prometheus metrics over HTTP.",
+        description="Serve speaker identification with saliency maps over gRPC and HTTP, and metrics for Prometheus.",
         epilog=f"Each option can also be set by an environment variable, as --max-batch by {PREFIX}MAX_BATCH, and in "
         "the file, as max_batch. A flag wins over the environment, the environment over the file.",
     )

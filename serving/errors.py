@@ -49,6 +49,7 @@ class Reason(StrEnum):
     OTHER_BUNDLE = "other_bundle"
     NO_CLASSIFIER = "no_classifier"
     ANSWER_SIZE = "answer_size"
+    REQUEST_SIZE = "request_size"
     UNAUTHENTICATED = "unauthenticated"
 
 

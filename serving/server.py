@@ -5,10 +5,10 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -53,6 +53,9 @@ from speakerlens.serving.rpc.tls import server_credentials
 from speakerlens.serving.rpc.tracing import Tracing
 from speakerlens.serving.rpc.transfer import MessageTransfer
 
+if TYPE_CHECKING:
+    from speakerlens.serving.http.server import HttpServer
+
 log = logging.getLogger(__name__)
 
 # A client may have its answer, and send a signal, shortly before the event loop learns that the answer was sent.
@@ -67,12 +70,13 @@ SECOND_LOOK_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 1e8
 
 
-async def serve(config: Config, output: TextIO) -> bool:
+async def serve(config: Config, output: TextIO, announce: Callable[[Mapping[str, Any]], str] = json.dumps) -> bool:
     """Serve until SIGTERM or SIGINT, then finish the calls in progress; a second signal ends the process at once.
 
     Args:
         config: what the operator set.
-        output: gets one line of JSON when the server is ready: the bound addresses, the models and the provider.
+        output: gets one line when the server is ready.
+        announce: returns that line, from the bound addresses, the models and the provider.
 
     Returns:
         False where the time for that ran out and calls were aborted.
@@ -87,7 +91,7 @@ async def serve(config: Config, output: TextIO) -> bool:
     await asyncio.wait({checking, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not checking.done():
         return True
-    server = Server(config, checking.result(), output)
+    server = Server(config, checking.result(), lambda facts: print(announce(facts), file=output, flush=True))
     await server.listen()
     working = asyncio.create_task(server.work(hangup))
     failing = asyncio.create_task(server.failed())
@@ -126,10 +130,10 @@ class _Threads(ThreadPoolExecutor):
 class Server:
     """The listening ports and what answers on them; construct it on the event loop."""
 
-    def __init__(self, config: Config, unused_cuda: str, output: TextIO) -> None:
+    def __init__(self, config: Config, unused_cuda: str, announce: Callable[[Mapping[str, Any]], object]) -> None:
         self._config = config
         self._unused_cuda = unused_cuda
-        self._output = output
+        self._announce = announce
         self.metrics = Metrics(config.metric_exemplars)
         self._scheduler = Scheduler(config.device)
         self._gate = CallGate()
@@ -170,11 +174,14 @@ class Server:
         self._ports: dict[str, str] = {}
         self._transfers = _transfers(config, config.max_held_bytes)
         self._tracing = Tracing(config.trace_endpoint) if config.trace_endpoint else None
+        calls = CallInterceptor(
+            services, self._gate, self._admission, self.metrics, self._transfers, ALWAYS, self._tracing
+        )
+        connections = fitting_connections(config.max_connections)
+        self._http = None if config.http_port is None else self._door(calls, tokens, connections)
         self._grpc = grpc.aio.server(
             interceptors=[
-                CallInterceptor(
-                    services, self._gate, self._admission, self.metrics, self._transfers, ALWAYS, self._tracing
-                ),
+                calls,
                 *([AuthInterceptor(tokens)] if tokens is not None else []),
                 # A budget of its own, as health needs no token: slow requests to it leave the others' budget alone.
                 BuiltinServicesInterceptor(services, _transfers(config, config.max_held_bytes // 4)),
@@ -182,7 +189,7 @@ class Server:
             options=[
                 # Two servers on one port would share its calls without a warning.
                 ("grpc.so_reuseport", 0),
-                *channel_arguments(config, fitting_connections(config.max_connections)),
+                *channel_arguments(config, connections),
             ],
         )
         identification_pb2_grpc.add_SpeakerIdentificationServicer_to_server(self._service, self._grpc)
@@ -190,6 +197,24 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if config.reflection:
             reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+
+    def _door(self, calls: CallInterceptor, tokens: Tokens | None, connections: int) -> "HttpServer":
+        """Bind the port of HTTP.
+
+        Raises:
+            StartupError: it cannot be bound, a certificate is not valid, or the extra is not installed.
+        """
+        try:
+            from speakerlens.serving.http.calls import Runner  # noqa: PLC0415  (an extra)
+            from speakerlens.serving.http.door import door  # noqa: PLC0415
+            from speakerlens.serving.http.server import HttpServer  # noqa: PLC0415
+        except ImportError as error:
+            raise StartupError(
+                f'--http-port needs Starlette and uvicorn ({error}): install them with pip install "speakerlens[http]"'
+            ) from error
+        config = self._config
+        runner = Runner(calls.run, tokens, config.max_message_bytes, config.transfer_seconds)
+        return HttpServer(door(runner, self._service, self._models, self._health.serving), config, connections)
 
     async def listen(self) -> None:
         """Bind the ports; health is NOT_SERVING, and calls are refused as UNAVAILABLE, until the models are loaded.
@@ -217,6 +242,10 @@ class Server:
             raise StartupError(f"--port {config.port}: cannot listen on {address}: {error}") from error
         self._port = port
         self._ports["grpc"] = address_of(config.host, port)
+        if self._http is not None:
+            scheme = "http" if credentials is None else "https"
+            self._ports["http"] = f"{scheme}://{address_of(config.host, self._http.port)}/"
+            self._http.start()
         if config.metrics:
             self._beating = asyncio.create_task(self._pages.beat())
             self._ports["metrics"] = f"http://{address_of(config.metrics_host, self._open_metrics())}/metrics"
@@ -287,9 +316,7 @@ class Server:
         self._health.announce()
         self._watching_store = asyncio.create_task(self._store_monitor.run())
         names = [model.bundle.name for model in models]
-        ready = {"ready": True, **self._ports, "provider": models.provider, "models": names}
-        self._output.write(json.dumps(ready) + "\n")
-        self._output.flush()
+        self._announce({"ready": True, **self._ports, "provider": models.provider, "models": names})
         log.info("serving %s on %s, gRPC %s", ", ".join(names), models.provider, self._ports["grpc"])
 
     async def step_aside(self, failing: asyncio.Task[None]) -> None:
@@ -325,6 +352,8 @@ class Server:
         finished = await self._gate.emptied(max(self._config.drain_seconds, SENT_SECONDS))
         self._closing.cancel()
         await close_port(self._port, CLOSING_SECONDS)
+        if self._http is not None:
+            await self._http.close(CLOSING_SECONDS if finished else 0)
         await self._grpc.stop(CLOSING_SECONDS if finished else 0)
         await self._watcher.close()
         await self._models.close()

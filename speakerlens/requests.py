@@ -101,6 +101,8 @@ class Explain:
     encoding: Literal["float32", "float16", "uint8", "png"] = "float32"
     target: str | None = None
     """Explain the score of this speaker; None: of the best speaker."""
+    listen: bool = False
+    """Return the sound that each map keeps and removes, and its faithfulness (`identify` and `identify_batch`)."""
 
 
 ExplainChoice = bool | StageName | Sequence[StageName] | Explain
@@ -278,6 +280,7 @@ def explain_options(explain: ExplainChoice) -> pb.ExplainOptions | None:
         resolution=choice(_RESOLUTIONS, chosen.resolution, "resolution"),
         encoding=choice(_ENCODINGS, chosen.encoding, "encoding"),
         target_speaker=chosen.target or "",
+        listen=chosen.listen,
     )
 
 

@@ -28,6 +28,7 @@ from speakerlens.results import (
     GalleryImport,
     GalleryMigration,
     Limits,
+    Listening,
     Mismatch,
     ModelFailure,
     ModelInfo,
@@ -282,7 +283,13 @@ def explanation(message: pb.Explanation) -> Explanation:
         target_speaker=message.target_speaker,
         maps={_stage(plane.stage): _plane(plane, _stage(plane.stage)) for plane in message.saliency},
         log_mel=_plane(message.log_mel, "log-mel") if message.HasField("log_mel") else None,
+        listening={_stage(each.stage): _listening(each) for each in message.listening},
     )
+
+
+def _listening(message: pb.Listening) -> Listening:
+    scores = message.score, message.kept_score, message.removed_score
+    return Listening(message.kept, message.removed, *scores, message.increase, message.drop)
 
 
 def _plane(plane: pb.Plane, name: str) -> Plane:

@@ -79,6 +79,30 @@ class SpeakerScore:
     """Pre-softmax score."""
 
 
+@dataclass(frozen=True)
+class Listening:
+    """A map as sound, and the probability of the explained speaker for it."""
+
+    kept: bytes
+    """What the map keeps of the audio: FLAC, 16 kHz."""
+    removed: bytes
+    """The rest of the audio: FLAC, 16 kHz."""
+    score: float
+    """Probability for the audio."""
+    kept_score: float
+    """For what is kept; 0 for silence."""
+    removed_score: float
+    """For what is removed; 0 for silence."""
+    increase: bool
+    """Whether what is kept has a higher probability; the mean over utterances is the average increase."""
+    drop: float
+    """max(0, score - kept_score) / score; the mean over utterances is the average drop in confidence."""
+
+    def __repr__(self) -> str:
+        parts = f"{self.kept_score:.1%} for what is kept, {self.removed_score:.1%} for what is removed"
+        return f"<Listening {self.score:.1%}, {parts}>"
+
+
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """Saliency maps for the score of `target_speaker`."""
@@ -88,6 +112,8 @@ class Explanation:
     """Saliency by stage (`s1` … `s4`, `fused`), in the order of the request."""
     log_mel: Plane | None
     """The input features of the network; None if the server sent none."""
+    listening: Mapping[str, Listening] = field(default_factory=dict)
+    """The sound of each map, by stage; empty unless requested."""
 
     def __repr__(self) -> str:
         return f"<Explanation of {self.target_speaker or 'a score'}: {', '.join(self.maps)}>"

@@ -12,10 +12,10 @@ from tests.conftest import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FOLDER = ROOT / "requirements"
 LOCKS = {
-    "dev": ("cpu", "client", "postgres", "otel", "train", "demo", "dev"),
-    "serve-cpu": ("cpu", "postgres"),
-    "serve-gpu": ("gpu", "postgres"),
-    "serve-gpu-cuda12": ("gpu-cuda12", "postgres"),
+    "dev": ("cpu", "client", "formats", "http", "postgres", "otel", "train", "demo", "docs", "dev"),
+    "serve-cpu": ("cpu", "postgres", "http"),
+    "serve-gpu": ("gpu", "postgres", "http"),
+    "serve-gpu-cuda12": ("gpu-cuda12", "postgres", "http"),
 }
 every_lock = pytest.mark.parametrize("name", [*LOCKS, "build"])
 

@@ -29,6 +29,7 @@ from speakerlens.serving.api.voice_messages import (
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.models.registry import Model
+from speakerlens.serving.pipeline import listen
 from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.pipeline.query import Query
 from speakerlens.serving.pipeline.stream import LiveWindows, identify_stream
@@ -62,7 +63,7 @@ class Service(SearchService, GalleryService):
         return await self._built(batch_response_of, results)
 
     async def _identified(self, pipeline: Pipeline, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
-        response = await self._built(response_of, await pipeline.identify(query, models))
+        response = await self._built(response_of, await listen.identify(pipeline, query, models))
         if self._journal is not None:
             self._journal.identified(response)
         return response

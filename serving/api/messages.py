@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 from speakerlens.measures.evidence import Evidence, Mismatch
+from speakerlens.measures.listening import drop
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.api.calibration_messages import search_calibration_of
 from speakerlens.serving.bundle import SAMPLE_RATE, Calibration, ThresholdBasis
@@ -15,7 +16,15 @@ from speakerlens.serving.errors import InvalidArgumentError, Reason
 from speakerlens.serving.models.registry import Model, Selector
 from speakerlens.serving.pipeline.answers import Answer, Failed, Identification, Segment, WindowAnswer
 from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
-from speakerlens.serving.pipeline.explain import Encoding, ExplainOptions, Explanation, Plane, Resolution, StageName
+from speakerlens.serving.pipeline.explain import (
+    Encoding,
+    ExplainOptions,
+    Explanation,
+    Listening,
+    Plane,
+    Resolution,
+    StageName,
+)
 from speakerlens.serving.pipeline.query import Query, QueryOptions
 from speakerlens.serving.pipeline.stream import StreamFormat
 from speakerlens.serving.rpc.interceptor import error_status
@@ -94,7 +103,7 @@ def query_of(
         audio=audio_of(request.audio),
         models=selectors_of(request.models),
         top_k=request.top_k,
-        explain=explain_of(request.explain) if request.HasField("explain") else None,
+        explain=explain_of(request.explain, listen=True) if request.HasField("explain") else None,
         with_embedding=request.with_embedding,
         priority=priority_of(request.priority, unspecified),
         deadline=deadline,
@@ -212,8 +221,16 @@ def _sample_type(field: str, number: int) -> str:
     return SAMPLE_TYPES[number]
 
 
-def explain_of(options: pb.ExplainOptions) -> ExplainOptions:
-    """Return which maps to compute and how to encode them; errors as for `query_of`."""
+def explain_of(options: pb.ExplainOptions, listen: bool = False) -> ExplainOptions:
+    """Return which maps to compute and how to encode them; `listen` is whether the call can return their sound.
+
+    Raises:
+        InvalidArgumentError: a field has an invalid value.
+    """
+    if options.listen and not listen:
+        raise InvalidArgumentError(
+            Reason.ARGUMENT, "explain.listen: only Identify and IdentifyBatch return the sound of maps"
+        )
     if len(options.stages) > len(STAGES):
         raise InvalidArgumentError(
             Reason.ARGUMENT, f"explain.stages: {len(options.stages)} are asked for; there are {len(STAGES)}"
@@ -237,6 +254,7 @@ def explain_of(options: pb.ExplainOptions) -> ExplainOptions:
         resolution=RESOLUTIONS[options.resolution],
         encoding=ENCODINGS[options.encoding],
         target_speaker=options.target_speaker or None,
+        listen=options.listen,
     )
 
 
@@ -337,6 +355,20 @@ def explanation_of(explanation: Explanation) -> pb.Explanation:
         target_speaker=explanation.target_speaker,
         saliency=[_plane(plane) for plane in explanation.saliency],
         log_mel=_plane(explanation.log_mel),
+        listening=[_listening(each) for each in explanation.listening],
+    )
+
+
+def _listening(listening: Listening) -> pb.Listening:
+    return pb.Listening(
+        stage=STAGE_NUMBERS[listening.stage],
+        kept=listening.kept,
+        removed=listening.removed,
+        score=listening.score,
+        kept_score=listening.kept_score,
+        removed_score=listening.removed_score,
+        increase=listening.kept_score > listening.score,
+        drop=drop(listening.score, listening.kept_score),
     )
 
 

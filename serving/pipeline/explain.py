@@ -59,12 +59,13 @@ class Encoding(Enum):
 
 @dataclass(frozen=True)
 class ExplainOptions:
-    """Which maps to return and how; `target_speaker` None explains the top-1 speaker."""
+    """Which maps to return and how; `target_speaker` None explains the top-1 speaker; `listen` returns their sound."""
 
     stages: tuple[StageName, ...] = ("fused",)
     resolution: Resolution = Resolution.FEATURES
     encoding: Encoding = Encoding.FLOAT32
     target_speaker: str | None = None
+    listen: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,40 @@ class Plane:
 
 
 @dataclass(frozen=True)
+class Listening:
+    """The sound that a map keeps and removes, and the target's probability for it.
+
+    Attributes:
+        stage: of the map.
+        kept: FLAC, 16 kHz.
+        removed: likewise.
+        score: the target's probability for the audio, 0 to 1.
+        kept_score: for what is kept; 0 for silence.
+        removed_score: for what is removed; 0 for silence.
+    """
+
+    stage: StageName
+    kept: bytes
+    removed: bytes
+    score: float
+    kept_score: float
+    removed_score: float
+
+
+@dataclass(frozen=True)
 class Explanation:
-    """Saliency maps of one speaker's score, and the log-mel features they explain."""
+    """Saliency maps of one speaker's score, and the log-mel features they explain.
+
+    Attributes:
+        displayed: where the maps are to be listened to, their values at [mel, frames], 0 to 1.
+        listening: one for each map, if the query asks for it.
+    """
 
     target_speaker: str
     saliency: tuple[Plane, ...]
     log_mel: Plane
+    displayed: tuple[NDArray[np.float32], ...] = ()
+    listening: tuple[Listening, ...] = ()
 
 
 def explain(bundle: Bundle, answer: ExplainedPrediction, options: ExplainOptions, start: int = 0) -> Explanation:
@@ -130,7 +159,8 @@ def encoded(bundle: Bundle, answer: Mapped, options: ExplainOptions, speaker: st
         planes.append(encode(name, values, options.encoding, frequencies, times + offset))
     frequencies, times = feature_axes(bundle, frames)
     log_mel = encode(None, answer.features, options.encoding, frequencies, times + offset)
-    return Explanation(speaker, tuple(planes), log_mel)
+    heard = tuple(displayed(bundle, answer, name) for name in options.stages) if options.listen else ()
+    return Explanation(speaker, tuple(planes), log_mel, heard)
 
 
 def displayed(bundle: Bundle, answer: Mapped, name: StageName) -> NDArray[np.float32]:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from speakerlens.containers import Extent, extent
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.config import MIN_SECONDS, Config
@@ -108,8 +111,20 @@ class Pipeline:
             return DurationLimit(self._config.max_seconds)
         return DurationLimit(self._config.max_explained_seconds, " where maps are asked for")
 
-    async def identify(self, query: Query, models: Sequence[Model]) -> Identification:
-        """Answer a query with each of `models`, which must be leased.
+    async def identify(
+        self,
+        query: Query,
+        models: Sequence[Model],
+        samples: list[tuple[int, NDArray[np.float32]]] | None = None,
+        counted: bool = True,
+    ) -> Identification:
+        """Answer a query.
+
+        Args:
+            query: the query.
+            models: answer it; leased.
+            samples: gets the windows of the audio, each with its first sample, at 16 kHz; None: they are not kept.
+            counted: whether the answer counts in the metrics, as that of a caller.
 
         Raises:
             RequestError: the query or its audio is invalid, or the server is overloaded.
@@ -121,9 +136,10 @@ class Pipeline:
             least = max(self.min_samples(model) for model in models)
             limit, shape = self.duration_limit(query), self.windowing(models)
             reader = WindowReader(query.audio, limit, shape, least, query.field, query.deadline)
-            async for _ in session.windows(self.read(reader, query.audio, admitted, session.stopwatch)):
-                pass
-            return await self.finish(query, models, session, reader.info)
+            async for output in session.windows(self.read(reader, query.audio, admitted, session.stopwatch)):
+                if samples is not None:
+                    samples.append((output.window.start, output.window.samples))
+            return await self.finish(query, models, session, reader.info, counted)
 
     @contextmanager
     def admit(
@@ -205,9 +221,14 @@ class Pipeline:
                 self.count_failure(model, error, alone=len(session.failures) == len(models))
 
     async def finish(
-        self, query: QueryOptions, models: Sequence[Model], session: RequestSession, info: AudioInfo
+        self,
+        query: QueryOptions,
+        models: Sequence[Model],
+        session: RequestSession,
+        info: AudioInfo,
+        counted: bool = True,
     ) -> Identification:
-        """Return the answers for the whole audio once its windows are computed; count and report them.
+        """Return the answers for the whole audio once its windows are computed; count, if `counted`, and report them.
 
         Raises:
             RequestError: every model failed.
@@ -229,7 +250,8 @@ class Pipeline:
         if session.detected[0]:
             self._costs.detecting.record(*session.detected)
         result = Identification(answers, info, session.stopwatch.timings())
-        self._count(query, result)
+        if counted:
+            self._count(query, result)
         explained = query.explain is not None
         self.observer.record(
             MonitoredAnswer(

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from speakerlens.serving.context import current_context
-from speakerlens.serving.errors import Reason, StartupError, UnauthenticatedError
+from speakerlens.serving.errors import Reason, RequestError, StartupError, UnauthenticatedError
 from speakerlens.serving.rpc.interceptor import HANDLERS
 from speakerlens.serving.rpc.reload import ReloadingFile, warn_if_public
 
@@ -108,7 +108,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         try:
             caller = self._tokens.caller(_authorization(handler_call_details.invocation_metadata))
         except UnauthenticatedError as error:
-            return _refusing(handler.response_streaming, error)
+            return refusing(handler.response_streaming, error)
         call = current_context.get(None)
         if call is not None:
             call.caller = caller
@@ -132,7 +132,7 @@ def _authorization(metadata: Any) -> str:
     return values[0] if len(values) == 1 and isinstance(values[0], str) else ""
 
 
-def _refusing(streaming: bool, error: UnauthenticatedError) -> Any:
+def refusing(streaming: bool, error: RequestError) -> Any:
     """Return a handler that fails with `error`."""
 
     async def refuse(_request: Any, context: Any) -> Any:

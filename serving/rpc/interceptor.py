@@ -90,8 +90,8 @@ class CallGate:
             self._empty.set()
 
     def peers(self) -> set[str]:
-        """Return the clients of the calls in progress, as gRPC names them."""
-        return {context.peer() for context in self._inside}
+        """Return the clients of the calls in progress, as gRPC names them; calls by other protocols name none."""
+        return {context.peer() for context in self._inside} - {""}
 
     async def emptied(self, seconds: float) -> bool:
         """Wait until no call is inside; return whether that happened within `seconds`."""
@@ -149,19 +149,37 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # Only known methods have a handler, which bounds the label `method`.
         if handler is None:
             return None
-        gate = None if handler_call_details.method in self._always else self._gate
 
         async def run(incoming: Any, context: Any) -> bytes | None:
-            end_span = self._tracing.begin(service, call, metadata) if self._tracing else None
-            try:
-                with self._transfers.budget.reservation() as reservation:
-                    call.reserve_answer = reservation.reserve_answer
-                    return await self._run(call, handler, gate, incoming, context, reservation)
-            finally:
-                if end_span is not None:
-                    end_span()
+            return await self.run(service, call, handler, incoming, context, metadata)
 
         return HANDLERS[True, handler.response_streaming](run)
+
+    async def run(
+        self, service: str, call: CallContext, handler: Any, incoming: Any, context: Any, metadata: Any
+    ) -> bytes | None:
+        """Run one call, whichever protocol it came by; its error, if any, becomes the status of `context`.
+
+        Args:
+            service: full name of the service.
+            call: the call, which is the current context.
+            handler: of the method, as gRPC builds them.
+            incoming: the serialised requests, an async iterator.
+            context: the part of gRPC's servicer context that calls use.
+            metadata: of the call, for the parent of its span.
+
+        Returns:
+            The serialised answer; None where answers were streamed, or the call failed.
+        """
+        gate = None if f"/{service}/{call.method}" in self._always else self._gate
+        end_span = self._tracing.begin(service, call, metadata) if self._tracing else None
+        try:
+            with self._transfers.budget.reservation() as reservation:
+                call.reserve_answer = reservation.reserve_answer
+                return await self._run(call, handler, gate, incoming, context, reservation)
+        finally:
+            if end_span is not None:
+                end_span()
 
     async def _run(
         self,
@@ -216,7 +234,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
         if not handler.response_streaming:
             # On the event loop: protobuf holds the interpreter's lock in any thread (85 ms for 34 MB).
-            payload: bytes = (await behaviour(request, context)).SerializeToString()
+            payload: bytes = handler.response_serializer(await behaviour(request, context))
             del request
             self._transfers.hand_over(context, payload, reservation, partial(self._gate.leave, context))
             return payload
@@ -224,7 +242,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async with contextlib.aclosing(behaviour(request, context)) as responses:
             first = True
             async for response in responses:
-                await self._transfers.deliver(context, response.SerializeToString(), reservation, first)
+                await self._transfers.deliver(context, handler.response_serializer(response), reservation, first)
                 first = False
         return None
 

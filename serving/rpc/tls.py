@@ -1,4 +1,4 @@
-"""TLS of the gRPC port: certificates that are reloaded when they change, and optional client certificates."""
+"""TLS of the ports for calls: certificates that are reloaded when they change, and optional client certificates."""
 
 import math
 import ssl
@@ -63,6 +63,30 @@ def server_credentials(
     )
 
 
+def tls_context(config: Config) -> ssl.SSLContext | None:
+    """Return a context for the HTTP port with the same files, None where no certificate is configured.
+
+    The files are checked before each handshake, as for gRPC.
+
+    Raises:
+        StartupError: as for `server_credentials`.
+    """
+    if config.tls_certificate is None or config.tls_key is None:
+        return None
+    pair = _Pair(config.tls_certificate, config.tls_key, config.tls_client_ca)
+    try:
+        watched = ReloadingFile("TLS files of HTTP", pair.paths, pair.context)
+    except (OSError, ValueError) as error:
+        raise StartupError(str(error)) from error
+    listening = watched.value()
+
+    def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = watched.value()
+
+    listening.sni_callback = renew  # OpenSSL calls it in every handshake, with or without a name
+    return listening
+
+
 class _Pair:
     """The files of a certificate, checked with OpenSSL: gRPC does not report what is wrong with them."""
 
@@ -80,7 +104,21 @@ class _Pair:
         """
         certificate = _content("--tls-certificate", self.certificate)
         key = _content("--tls-key", self.key)
+        self.context()
+        authority = None if self.authority is None else _content("--tls-client-ca", self.authority)
+        try:
+            expiry = earliest_expiry(certificate)
+        except ValueError:
+            expiry = math.nan  # of an old kind of PEM that OpenSSL can read
+        return _Certificates(grpc.ssl_server_certificate_configuration([(key, certificate)], authority), expiry)
+
+    def context(self) -> ssl.SSLContext:
+        """Return a context of OpenSSL with the files; errors as for `read`."""
+        for flag, path in (("--tls-certificate", self.certificate), ("--tls-key", self.key)):
+            _content(flag, path)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
         try:
             # Without a password, OpenSSL would ask for one on the terminal.
             context.load_cert_chain(self.certificate, self.key, password="")
@@ -88,21 +126,14 @@ class _Pair:
             files = f"--tls-certificate {self.certificate} and --tls-key {self.key}"
             reason = getattr(error, "reason", None) or "not PEM, or an encrypted key"
             raise ValueError(f"{files} are not a pair: {reason.lower().replace('_', ' ')}") from error
-        authority = None if self.authority is None else self._authority(self.authority, context)
-        try:
-            expiry = earliest_expiry(certificate)
-        except ValueError:
-            expiry = math.nan  # of an old kind of PEM that OpenSSL can read
-        return _Certificates(grpc.ssl_server_certificate_configuration([(key, certificate)], authority), expiry)
-
-    @staticmethod
-    def _authority(path: Path, context: ssl.SSLContext) -> bytes:
-        content = _content("--tls-client-ca", path)
-        try:
-            context.load_verify_locations(path)
-        except OSError as error:
-            raise ValueError(f"--tls-client-ca {path}: no certificate in PEM") from error
-        return content
+        if self.authority is not None:
+            _content("--tls-client-ca", self.authority)
+            context.verify_mode = ssl.CERT_REQUIRED
+            try:
+                context.load_verify_locations(self.authority)
+            except OSError as error:
+                raise ValueError(f"--tls-client-ca {self.authority}: no certificate in PEM") from error
+        return context
 
 
 def _content(flag: str, path: Path) -> bytes:

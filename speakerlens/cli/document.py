@@ -12,10 +12,13 @@ The shape of the object is part of the public interface; keys are added, never c
                   "turn": one such object,                                        of a live window
                   "explanation": {"target_speaker",                               with --explain
                                   "log_mel": PLANE or null,
-                                  "maps": {"fused": PLANE, …}}}, …],
+                                  "maps": {"fused": PLANE, …},
+                                  "listening": {"fused": {"score",                with --listen
+                                      "kept_score", "removed_score",
+                                      "drop", "increase": bool}, …}}}, …],
      "failures": [{"variant", "version", "code", "message"}, …],                  errors of models, if any
      "timings": {"decode_s", "queue_s", "inference_s", "encode_s"},
-     "plot": path, "arrays": path}                                                with --plot, --save
+     "plot": path, "arrays": path, "sound": path}                                 with --plot, --save, --listen
 
     PLANE = {"rows", "columns", "seconds": [first, last], "hertz": [first, last],  the axes' outermost centres
              "mean", "peak": {"value", "seconds", "hertz"}}
@@ -264,6 +267,15 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
         "target_speaker": explanation.target_speaker,
         "log_mel": _plane(explanation.log_mel) if explanation.log_mel else None,
         "maps": {stage: _plane(plane) for stage, plane in explanation.maps.items()},
+        **({"listening": _listening(explanation)} if explanation.listening else {}),
+    }
+
+
+def _listening(explanation: Explanation) -> dict[str, Any]:
+    keys = ("score", "kept_score", "removed_score", "drop")
+    return {
+        stage: {**{key: _number(getattr(each, key)) for key in keys}, "increase": each.increase}
+        for stage, each in explanation.listening.items()
     }
 
 

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import importlib
+import io
 import json
 import os
 import sys
@@ -10,12 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import soundfile
+
 from speakerlens.captions import CaptionedMaps
 from speakerlens.cli import document
 from speakerlens.cli.failures import CommandError, Exit, complain, usage_error
 from speakerlens.identification import Identification
 
 STDIN = "-"
+# Of the file of --listen, in Hz, and between two sounds in it.
+SAMPLE_RATE, PAUSE_SAMPLES = 16_000, 8_000
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 Show = Callable[[str, Identification, dict[str, Path]], None]
@@ -101,7 +107,7 @@ def print_line(line: str) -> None:
 
 
 class Writers:
-    """Writes the files of `--plot` and `--save`.
+    """Writes the files of `--plot`, `--save` and `--listen`.
 
     Args:
         arguments: of the command.
@@ -118,6 +124,8 @@ class Writers:
             self._writers["plot"] = (arguments.plot, _plots(arguments.plot))
         if arguments.save:
             self._writers["arrays"] = (arguments.save, _arrays(arguments.save))
+        if getattr(arguments, "listen", None):
+            self._writers["sound"] = (arguments.listen, _sounds(arguments.listen))
 
     def write(self, number: int, file: str, content: bytes, maps: Sequence[CaptionedMaps]) -> dict[str, Path]:
         """Write the files of the utterance with this number, from 1; return their paths by kind.
@@ -158,6 +166,23 @@ def _arrays(path: Path) -> Write:
         raise usage_error(f"--save {path}: the name must end in .npz")
     _check_folder("--save", path)
     return lambda target, _file, _content, maps: document.save_arrays(target, maps)
+
+
+def _sounds(path: Path) -> Write:
+    if path.suffix.lower() != ".flac":
+        raise usage_error(f"--listen {path}: the name must end in .flac")
+    _check_folder("--listen", path)
+
+    def write(target: Path, _file: str, _content: bytes, maps: Sequence[CaptionedMaps]) -> None:
+        pause = np.zeros(PAUSE_SAMPLES, np.float32)
+        parts = [pause]
+        for each in maps:
+            for listening in each.explanation.listening.values():
+                for sound in (listening.kept, listening.removed):
+                    parts += [soundfile.read(io.BytesIO(sound), dtype="float32")[0], pause]
+        soundfile.write(target, np.concatenate(parts[1:] or parts), SAMPLE_RATE, subtype="PCM_16")
+
+    return write
 
 
 def _check_folder(option: str, path: Path) -> None:

@@ -94,8 +94,14 @@ CLIENT = {
 
 _TRAINING = "speakerlens.training.cli"
 PARTS = {
+    "demo": PartCommand(
+        "serve three demo models, and a page in the browser to try them; no training",
+        "speakerlens.demo",
+        "cpu,http",
+        program="speakerlens demo",
+    ),
     "serve": PartCommand(
-        "serve model bundles over gRPC", "speakerlens.serving.__main__", "cpu", program="speakerlens serve"
+        "serve model bundles over gRPC and HTTP", "speakerlens.serving.__main__", "cpu", program="speakerlens serve"
     ),
     "bundles": PartCommand(
         "fetch model bundles over HTTPS or from S3", "speakerlens.cli.bundles", "cpu", program="speakerlens bundles"
@@ -127,6 +133,7 @@ NESTED = {
 }
 
 EXAMPLES = """examples:
+  speakerlens demo
   speakerlens serve --bundles bundles
   speakerlens identify call.flac --plot why.png
   source <(speakerlens completion bash)"""

@@ -69,6 +69,13 @@ class CommandParser(ArgumentParser):
         if target:
             text = "explain the score of this speaker, not of the best one"
             group.add_argument("--target", metavar="SPEAKER", help=text)
+            group.add_argument(
+                "--listen",
+                type=Path,
+                metavar="OUT.flac",
+                help="write what each map keeps of the sound and then what it removes, model by model, and print what "
+                "the models answer for both; numbered as plots are",
+            )
         group.add_argument(
             "--plot",
             type=Path,
@@ -145,10 +152,11 @@ def connect(arguments: argparse.Namespace) -> SpeakerClient:
 
 def explain_of(arguments: argparse.Namespace, target: str | None = None) -> bool | Explain:
     """Return which maps the options request; False for none."""
-    if not (arguments.explain or arguments.stages or target or arguments.plot or arguments.save):
+    listen = getattr(arguments, "listen", None) is not None
+    if not (arguments.explain or arguments.stages or target or arguments.plot or arguments.save or listen):
         return False
     stages = cast(Sequence[StageName], (arguments.stages or "fused").split(","))
-    return Explain(stages=stages, target=target)
+    return Explain(stages=stages, target=target, listen=listen)
 
 
 def positive(text: str) -> int:

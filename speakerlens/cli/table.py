@@ -92,8 +92,12 @@ def print_search(name: str, result: SearchResult) -> None:
 
 
 def _print_remarks(answer: Answer) -> None:
-    if answer.timeline:
+    if len(answer.timeline) > 1:  # of one, the table above says all
         _print_timeline(answer)
+    for stage, each in (answer.explanation.listening if answer.explanation else {}).items():
+        kept = f"{each.kept_score:.1%} for what the {stage} map keeps (drop {each.drop:.0%})"
+        line = f"{answer.name}: {each.score:.1%}, {kept}, {each.removed_score:.1%} for what it removes"
+        _print(Text(line))
     if not answer.known:
         line = f"{answer.name}: no speaker reaches the model's threshold; the best is {answer.best.speaker}"
         _print(Text(line))
@@ -127,11 +131,17 @@ def print_catalogue(address: str, catalogue: Catalogue) -> None:
             f"{model.sample_rate} Hz",
             _threshold(model),
         ]
-        table.add_row(*_texts([*cells, model.code_revision[:12]]))
+        table.add_row(*_texts([*cells, _revision(model.code_revision)]))
     _print(table)
     limits = catalogue.limits
     line = f"{limits.min_seconds:g} to {limits.max_seconds:g} s and at most {limits.max_bytes / 2**20:g} MiB a request"
     _print(Text(f"{catalogue.provider}; {line}"))
+
+
+def _revision(text: str) -> str:
+    """Return the revision of the code once where training and export were of the same, such as `1ba2fa3`."""
+    revisions = {part.rpartition(" ")[2] for part in text.split(", ")}
+    return revisions.pop() if len(revisions) == 1 else text
 
 
 def _threshold(model: ModelInfo) -> str:

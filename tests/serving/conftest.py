@@ -23,5 +23,5 @@ def toy_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_server(toy_bundles: Path) -> Iterator[ServerProcess]:
     """Shared by tests that leave it as they found it."""
-    with ServerProcess(toy_bundles, "--max-seconds=60", fresh=True) as server:
+    with ServerProcess(toy_bundles, "--max-seconds=60", "--http-port=0", fresh=True) as server:
         yield server

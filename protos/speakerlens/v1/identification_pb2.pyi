@@ -431,10 +431,15 @@ class ExplainOptions(_message.Message):
     RESOLUTION_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
     TARGET_SPEAKER_FIELD_NUMBER: _builtins.int
+    LISTEN_FIELD_NUMBER: _builtins.int
     resolution: Global___Resolution.ValueType
     encoding: Global___Encoding.ValueType
     target_speaker: _builtins.str
     """Explain this speaker's score instead of the best speaker's."""
+    listen: _builtins.bool
+    """Return the sound that each map keeps and removes, and how faithful the map is by it. Of Identify and IdentifyBatch;
+    the sound is computed again as bulk work.
+    """
     @_builtins.property
     def stages(self) -> _containers.RepeatedScalarFieldContainer[Global___Stage.ValueType]:
         """Which maps; none means STAGE_FUSED."""
@@ -446,10 +451,11 @@ class ExplainOptions(_message.Message):
         resolution: Global___Resolution.ValueType = ...,
         encoding: Global___Encoding.ValueType = ...,
         target_speaker: _builtins.str = ...,
+        listen: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding", "resolution", b"resolution", "stages", b"stages", "target_speaker", b"target_speaker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding", "listen", b"listen", "resolution", b"resolution", "stages", b"stages", "target_speaker", b"target_speaker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -646,6 +652,7 @@ class Explanation(_message.Message):
     TARGET_SPEAKER_FIELD_NUMBER: _builtins.int
     SALIENCY_FIELD_NUMBER: _builtins.int
     LOG_MEL_FIELD_NUMBER: _builtins.int
+    LISTENING_FIELD_NUMBER: _builtins.int
     target_speaker: _builtins.str
     """The speaker whose score the maps explain."""
     @_builtins.property
@@ -654,20 +661,71 @@ class Explanation(_message.Message):
     def log_mel(self) -> Global___Plane:
         """The log-mel features that the network saw, in the same encoding as the maps."""
 
+    @_builtins.property
+    def listening(self) -> _containers.RepeatedCompositeFieldContainer[Global___Listening]:
+        """One per map, in the order of `saliency`; present when asked for."""
+
     def __init__(
         self,
         *,
         target_speaker: _builtins.str = ...,
         saliency: _abc.Iterable[Global___Plane] | None = ...,
         log_mel: Global___Plane | None = ...,
+        listening: _abc.Iterable[Global___Listening] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["log_mel", b"log_mel"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_mel", b"log_mel", "saliency", b"saliency", "target_speaker", b"target_speaker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["listening", b"listening", "log_mel", b"log_mel", "saliency", b"saliency", "target_speaker", b"target_speaker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class Listening(_message.Message):
+    """A map as sound: it weighs the short-time spectrum of the audio, in the original phase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    KEPT_SCORE_FIELD_NUMBER: _builtins.int
+    REMOVED_SCORE_FIELD_NUMBER: _builtins.int
+    INCREASE_FIELD_NUMBER: _builtins.int
+    DROP_FIELD_NUMBER: _builtins.int
+    stage: Global___Stage.ValueType
+    kept: _builtins.bytes
+    """FLAC at 16 kHz, one channel, 16 bits: what the map keeps of the audio, and what it removes."""
+    removed: _builtins.bytes
+    score: _builtins.float
+    """Probability of the target speaker for the audio, for what is kept, and for what is removed; 0 for silence."""
+    kept_score: _builtins.float
+    removed_score: _builtins.float
+    increase: _builtins.bool
+    """Whether what is kept has a higher probability. Its mean over utterances is the average increase."""
+    drop: _builtins.float
+    """Drop in confidence, max(0, score - kept_score) / score. Its mean over utterances is the average drop."""
+    def __init__(
+        self,
+        *,
+        stage: Global___Stage.ValueType = ...,
+        kept: _builtins.bytes = ...,
+        removed: _builtins.bytes = ...,
+        score: _builtins.float = ...,
+        kept_score: _builtins.float = ...,
+        removed_score: _builtins.float = ...,
+        increase: _builtins.bool = ...,
+        drop: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop", b"drop", "increase", b"increase", "kept", b"kept", "kept_score", b"kept_score", "removed", b"removed", "removed_score", b"removed_score", "score", b"score", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Listening: _TypeAlias = Listening  # noqa: Y015
 
 @_typing.final
 class Plane(_message.Message):

@@ -7,11 +7,20 @@ at each ratio. Writes robustness.json, robustness.csv, robustness.png, saliency.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from speakerlens.training.compute import choose_device
@@ -226,7 +235,37 @@ def _about(runs: Runs, corpus: Corpus) -> dict[str, object]:
     }
 
 
+class LineProgress(Progress):
+    """Progress where there is no terminal, such as in a log: a line for every tenth of a task."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console=console, disable=True)
+        self._printed: dict[TaskID, int] = {}
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Advance a task by some steps."""
+        super().advance(task_id, advance)
+        self._print(task_id)
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        """Update a task."""
+        super().update(task_id, **fields)
+        self._print(task_id)
+
+    def _print(self, task_id: TaskID) -> None:
+        task = self._tasks[task_id]
+        if not task.total:
+            return
+        tenth = int(10 * task.completed / task.total)
+        if tenth > self._printed.get(task_id, 0):
+            self._printed[task_id] = tenth
+            line = f"{task.description}: {task.completed:.0f} of {task.total:.0f}, {task.elapsed or 0:.0f} s"
+            self.console.print(line, highlight=False)
+
+
 def _progress(console: Console) -> Progress:
+    if not console.is_terminal:
+        return LineProgress(console)
     return Progress(
         TextColumn("{task.description:14}"),
         BarColumn(),

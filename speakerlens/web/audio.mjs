@@ -15,8 +15,8 @@ export async function decode(content) {
   return samples;
 }
 
-/** Start recording the microphone; return a function that stops it and returns the samples at 16 kHz. */
-export async function record() {
+/** Record the microphone, and pass each block on; return a function that stops it and returns the samples at 16 kHz. */
+export async function record(pass = () => {}) {
   const stream = await navigator.mediaDevices.getUserMedia({
     audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false },
   });
@@ -24,7 +24,10 @@ export async function record() {
   await context.audioWorklet.addModule(new URL("./recorder.mjs", import.meta.url));
   const node = new AudioWorkletNode(context, "recorder");
   const blocks = [];
-  node.port.onmessage = ({ data }) => blocks.push(data);
+  node.port.onmessage = ({ data }) => {
+    blocks.push(data);
+    pass(data);
+  };
   context.createMediaStreamSource(stream).connect(node);
   return async () => {
     stream.getTracks().forEach((track) => track.stop());
@@ -53,13 +56,15 @@ export const MADE = {
   clicks: (length) => noise(length).map((value, index) => (index % 2000 < 40 ? value : 0)),
 };
 
-/** Return speech with interference, repeated or cut to its length, at a signal-to-noise ratio in decibels. */
+/** Return speech with interference, repeated or cut to its length, at a signal-to-noise ratio in decibels, unclipped. */
 export function mix(speech, interference, snr) {
   const power = (samples) => samples.reduce((sum, value) => sum + value * value, 0) / samples.length;
   const repeated = speech.map((_, index) => interference[index % interference.length]);
   const noise = power(repeated);
   const gain = noise > 0 ? Math.sqrt(power(speech) / (noise * 10 ** (snr / 10))) : 0;
-  return speech.map((value, index) => value + gain * repeated[index]);
+  const mixed = speech.map((value, index) => value + gain * repeated[index]);
+  const peak = mixed.reduce((most, value) => Math.max(most, Math.abs(value)), 1);
+  return mixed.map((value) => value / peak);
 }
 
 /**
@@ -96,23 +101,27 @@ export function masked(samples, map, frames, { mel_centres_hz: centres, frame_le
   return samples.map((_, index) => total[SIZE + index] / (weights[SIZE + index] || 1));
 }
 
-/** Return samples as a WAV file. */
-export function wav(samples) {
-  const bytes = new DataView(new ArrayBuffer(44 + 2 * samples.length));
-  const text = (at, word) => [...word].forEach((letter, index) => bytes.setUint8(at + index, letter.charCodeAt(0)));
+/** Return samples at 16 kHz as a WAV file, of 16 bits or, exactly, of 32-bit floats. */
+export function wav(samples, exact = false) {
+  const width = exact ? 4 : 2;
+  const bytes = new DataView(new ArrayBuffer(44 + width * samples.length));
+  const text = (place, value) => [...value].forEach((each, index) => bytes.setUint8(place + index, each.charCodeAt(0)));
   text(0, "RIFF");
-  bytes.setUint32(4, 36 + 2 * samples.length, true);
+  bytes.setUint32(4, 36 + width * samples.length, true);
   text(8, "WAVEfmt ");
   bytes.setUint32(16, 16, true);
-  bytes.setUint16(20, 1, true);
+  bytes.setUint16(20, exact ? 3 : 1, true);
   bytes.setUint16(22, 1, true);
   bytes.setUint32(24, RATE, true);
-  bytes.setUint32(28, 2 * RATE, true);
-  bytes.setUint16(32, 2, true);
-  bytes.setUint16(34, 16, true);
+  bytes.setUint32(28, width * RATE, true);
+  bytes.setUint16(32, width, true);
+  bytes.setUint16(34, 8 * width, true);
   text(36, "data");
-  bytes.setUint32(40, 2 * samples.length, true);
-  samples.forEach((value, index) => bytes.setInt16(44 + 2 * index, Math.round(32_767 * Math.max(-1, Math.min(1, value))), true));
+  bytes.setUint32(40, width * samples.length, true);
+  samples.forEach((value, index) => {
+    if (exact) bytes.setFloat32(44 + 4 * index, value, true);
+    else bytes.setInt16(44 + 2 * index, Math.round(32_767 * Math.max(-1, Math.min(1, value))), true);
+  });
   return new Blob([bytes.buffer], { type: "audio/wav" });
 }
 

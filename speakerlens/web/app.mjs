@@ -2,6 +2,7 @@
 
 import { decode, MADE, masked, mix, record, wav } from "./audio.mjs";
 import { draw } from "./draw.mjs";
+import { fetched, signIn } from "./remote.mjs";
 import { RATE } from "./windows.mjs";
 
 const MOST_SECONDS = 30;
@@ -10,31 +11,17 @@ const BEST = "the best speaker";
 const part = (id) => document.getElementById(id);
 const controls = ["example", "interference", "snr", "stage", "target"];
 
-const settings = await (await fetch("models.json")).json();
-const worker = new Worker("worker.mjs", { type: "module" });
-const waiting = new Map();
 const cards = new Map();
 const sounds = new Map();
+let settings;
+let models;
 let speech = null;
 let mixture = null;
 let own = null;
 let ownInterference = null;
 let asked = 0;
 let playing = null;
-
-worker.addEventListener("message", ({ data: { id, result, error } }) => {
-  const { resolve, reject } = waiting.get(id);
-  waiting.delete(id);
-  error === undefined ? resolve(result) : reject(new Error(error));
-});
-
-function call(name, parameters) {
-  return new Promise((resolve, reject) => {
-    const id = crypto.randomUUID?.() ?? String(Math.random());
-    waiting.set(id, { resolve, reject });
-    worker.postMessage({ id, call: name, ...parameters });
-  });
-}
+let recording = null;
 
 function say(text) {
   part("status").textContent = text;
@@ -85,7 +72,7 @@ function link() {
 async function example(name) {
   if (!sounds.has(name)) {
     const { file } = settings.examples.find((each) => each.name === name);
-    sounds.set(name, await decode(await (await fetch(file)).arrayBuffer()));
+    sounds.set(name, await decode(await (await fetched(file)).arrayBuffer()));
   }
   return sounds.get(name);
 }
@@ -117,18 +104,20 @@ async function ask() {
     mixture = added ? mix(speech, added, Number(part("snr").value)) : speech;
     part("player").src = URL.createObjectURL(wav(mixture));
     say("Asking the models …");
-    const samples = mixture;
-    const found = await call("speech", { samples, windows: settings.models[0].windows });
-    for (const each of cards.values()) {
-      const target = each.model.speakers.indexOf(part("target").value);
-      const answer = await call("explain", { variant: each.model.variant, samples, speech: found, target });
+    const target = part("target").value === BEST ? null : part("target").value;
+    for await (const [variant, answer] of models.answers(mixture, target)) {
       if (number !== asked) return;
-      show(each, answer);
+      show(cards.get(variant), answer);
     }
-    say([...cards.values()].map(({ model, answer }) => `${model.variant}: ${verdict(model, answer)}`).join("; "));
+    tell();
   } catch (error) {
     if (number === asked) say(`This recording cannot be answered: ${error.message}`);
   }
+}
+
+function tell() {
+  const answered = [...cards.values()].filter(({ answer }) => answer);
+  say(answered.map(({ model, answer }) => `${model.variant}: ${verdict(model, answer)}`).join("; "));
 }
 
 function verdict(model, answer) {
@@ -147,14 +136,19 @@ function show(each, answer) {
       return line;
     }),
   );
-  const why = `${part("stage").value} map: why ${model.speakers[answer.explained]}?`;
+  const why = `${stageOf(answer)} map: why ${model.speakers[answer.explained]}?`;
   card.querySelector("canvas").setAttribute("aria-label", `${why} ${verdict(model, answer)}`);
   card.querySelector("canvas").title = why;
   redraw(each, null);
 }
 
 function redraw({ card, model, answer }, position) {
-  if (answer) draw(card.querySelector("canvas"), answer, answer.maps[part("stage").value], model, settings.hue, position);
+  if (answer) draw(card.querySelector("canvas"), answer, answer.maps[stageOf(answer)], model, settings.hue, position);
+}
+
+/** Return the stage to show: live answers have the fused map only. */
+function stageOf(answer) {
+  return part("stage").value in answer.maps ? part("stage").value : "fused";
 }
 
 function stop() {
@@ -190,7 +184,7 @@ function play(variant, what) {
 
 function heard({ model, answer }, what) {
   if (what === "all") return mixture;
-  const kept = masked(mixture, answer.maps[part("stage").value], answer.frames, model);
+  const kept = masked(mixture, answer.maps[stageOf(answer)], answer.frames, model);
   return what === "kept" ? kept : mixture.map((value, index) => value - kept[index]);
 }
 
@@ -201,6 +195,32 @@ async function open(file) {
 
 function failed(error) {
   say(`This file cannot be read: ${error.message || "the browser does not know its format"}`);
+}
+
+/** Begin or end a recording; models at a server answer while it lasts. */
+async function toggleRecording() {
+  if (recording) {
+    const { finish, live } = recording;
+    recording = null;
+    part("record").textContent = "Record";
+    own = { name: "your recording", samples: await finish() };
+    live?.end();
+    await ask();
+    return;
+  }
+  asked++;
+  stop();
+  const live = models.live?.(
+    (pairs) => {
+      if (!recording) return;
+      for (const [variant, answer] of pairs) show(cards.get(variant), answer);
+      tell();
+    },
+    (error) => recording && say(`The server ended the live answers: ${error.message}`),
+  );
+  recording = { live, finish: await record((block) => live?.send(block)) };
+  part("record").textContent = "Stop recording";
+  say("Recording: speak for a few seconds.");
 }
 
 function listen() {
@@ -226,24 +246,9 @@ function listen() {
     event.preventDefault();
     if (event.dataTransfer.files[0]) open(event.dataTransfer.files[0]).catch(failed);
   });
-  let finish = null;
-  part("record").addEventListener("click", async () => {
-    try {
-      if (finish) {
-        const samples = await finish();
-        finish = null;
-        part("record").textContent = "Record";
-        own = { name: "your recording", samples };
-        await ask();
-      } else {
-        finish = await record();
-        part("record").textContent = "Stop recording";
-        say("Recording: speak for a few seconds.");
-      }
-    } catch (error) {
-      say(`The microphone cannot be used: ${error.message}`);
-    }
-  });
+  part("record").addEventListener("click", () =>
+    toggleRecording().catch((error) => say(`The microphone cannot be used: ${error.message}`)),
+  );
   part("link").addEventListener("click", async () => {
     history.replaceState(null, "", link());
     try {
@@ -260,13 +265,35 @@ function listen() {
   addEventListener("resize", () => cards.forEach((each) => redraw(each, null)));
 }
 
-setUp();
-restore();
-listen();
-try {
-  const loads = settings.models.map((model) => call("load", { model }));
-  await Promise.all([...loads, call("detector", { settings: settings.detector })]);
-  await ask();
-} catch (error) {
-  say(`The models cannot be loaded: ${error.message}`);
+/** Read the settings; at a server that asks for a token, have the user give it first. */
+async function begin() {
+  try {
+    settings = await (await fetched("models.json")).json();
+    part("token-form").hidden = true;
+    if (!settings.models.length) throw new Error("the server has no models that name speakers, or is starting");
+    part("where").textContent = settings.server
+      ? "The models run at this server: what you record or open is sent to it, and not stored."
+      : "Every model below runs in this page. Nothing that you record or open leaves your computer.";
+    part("api").hidden = !settings.server;
+    setUp();
+    restore();
+    const { connect } = await import(settings.server ? "./remote.mjs" : "./local.mjs");
+    models = await connect(settings);
+    listen();
+    await ask();
+  } catch (error) {
+    part("token-form").hidden = error.status !== 401;
+    say(error.status === 401 ? "This server asks for a token." : `The models cannot be loaded: ${error.message}`);
+  }
 }
+
+part("sign-in").addEventListener("click", () => {
+  signIn(part("token").value.trim());
+  begin();
+});
+part("token").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault();
+  part("sign-in").click();
+});
+await begin();

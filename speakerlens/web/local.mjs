@@ -1,0 +1,30 @@
+// The models in this page: their graphs run in a worker.
+
+/** Load the models; return what answers. */
+export async function connect(settings) {
+  const worker = new Worker("worker.mjs", { type: "module" });
+  const waiting = new Map();
+  worker.addEventListener("message", ({ data: { id, result, error } }) => {
+    const { resolve, reject } = waiting.get(id);
+    waiting.delete(id);
+    error === undefined ? resolve(result) : reject(new Error(error));
+  });
+  const call = (name, parameters) =>
+    new Promise((resolve, reject) => {
+      const id = crypto.randomUUID?.() ?? String(Math.random());
+      waiting.set(id, { resolve, reject });
+      worker.postMessage({ id, call: name, ...parameters });
+    });
+  const loads = settings.models.map((model) => call("load", { model }));
+  await Promise.all([...loads, call("detector", { settings: settings.detector })]);
+  return {
+    /** Yield [variant, answer] for each model, as it is there; `target` is a speaker's name, or null for the best. */
+    async *answers(samples, target) {
+      const speech = await call("speech", { samples, windows: settings.models[0].windows });
+      for (const { variant, speakers } of settings.models) {
+        const label = target === null ? -1 : speakers.indexOf(target);
+        yield [variant, await call("explain", { variant, samples, speech, target: label })];
+      }
+    },
+  };
+}
