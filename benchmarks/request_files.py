@@ -109,7 +109,8 @@ async def traced(stub: Any, request: pb.IdentifyRequest, profile: Profile) -> di
 async def measure(bundles: Path, profile: Profile) -> dict[str, Any]:
     """Serve the bundles and return the figures of an Identify request without and with maps."""
     output = io.StringIO()
-    server = Server(Config(bundles=bundles, port=0, metrics_port=0, probe_seconds=0.0, device="cpu"), "", output)
+    config = Config(bundles=bundles, port=0, metrics_port=0, probe_seconds=0.0, device="cpu")
+    server = Server(config, "", lambda facts: output.write(json.dumps(facts) + "\n"))
     await server.listen()
     working = asyncio.create_task(server.work(asyncio.Event()))
     async with asyncio.timeout(START_SECONDS):

@@ -117,6 +117,7 @@ class HttpServer:
             ws_per_message_deflate=False,  # a few KB would unpack to the largest message
             lifespan="off",
             log_config=None,
+            log_level="error",  # what clients send wrongly is no line of the log
             access_log=False,
             proxy_headers=False,
             server_header=False,

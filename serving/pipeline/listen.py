@@ -80,8 +80,8 @@ async def _listening(
     scores = await asyncio.gather(
         *(_score(pipeline, query, model, explanation.target_speaker, sound) for sound in (whole, part, rest))
     )
-    files = [await pipeline.run_in_thread(partial(_flac, sound)) for sound in (part, rest)]
-    return Listening(stage, *files, *scores)
+    keeps, removes = [await pipeline.run_in_thread(partial(_flac, sound)) for sound in (part, rest)]
+    return Listening(stage, keeps, removes, *scores)
 
 
 async def _score(pipeline: Pipeline, query: Query, model: Model, speaker: str, samples: NDArray[np.float32]) -> float:

@@ -40,7 +40,7 @@ def guarded(toy_bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("guarded")
     flags = [f"--tokens={write(folder, f'a:{ALICE}')}", f"--speakers={folder / 'speakers.sqlite'}", *LIMITS]
     with (
-        ServerProcess(toy_bundles, "--http-port=0", *flags) as server,
+        ServerProcess(toy_bundles, "--http-port=0", *flags, fresh=True) as server,
         httpx.Client(
             base_url=server.ready["http"],
             headers={"authorization": f"Bearer {ALICE}"},
