@@ -4,14 +4,16 @@
     python -m benchmarks.search --runs FOLDER/act-da,FOLDER/da,FOLDER/clean
 
 SPEECH has a folder of recordings for each speaker, NOISE recordings without one. The first form prepares a corpus with
-12 speakers held out, trains the three variants and measures them; the second takes runs on a corpus made so. Speakers
-are enrolled, calibrate, or test, and none has two of these roles (see `benchmarks.search_trials`).
+12 speakers held out, trains the three variants and measures them; the second takes runs on a corpus made so. `--seed`
+draws who is held out. Speakers are enrolled, calibrate, or test, and none has two of these roles (see
+`benchmarks.search_trials`).
 
-Writes benchmarks/results/search.json and prints its tables.
+Prints all tables, and writes what a reader needs of them to benchmarks/results/search.json.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.environment import environment
-from benchmarks.search_trials import measure
+from benchmarks.search_trials import DECIDED, SYNTHETIC_TITLE, measure
 from speakerlens.training.checkpoint import load_run
 from speakerlens.training.data.manifest import load_corpus
 
@@ -38,13 +40,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--noise", type=Path, metavar="DIR", help="recordings without a speaker")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for corpus and runs; what is there is used again")
     parser.add_argument("--config", type=Path, default=Path("training/configs/speakers.yaml"), help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the corpus: who is held out (%(default)s)")
     parser.add_argument("--runs", metavar="RUN,...", help="finished runs, instead of training")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="(%(default)s)")
     arguments = parser.parse_args(words)
     if arguments.runs:
         runs = [Path(run) for run in arguments.runs.split(",")]
     elif arguments.speech and arguments.noise and arguments.work:
-        runs = _trained(arguments.speech, arguments.noise, arguments.work, arguments.config)
+        runs = _trained(arguments.speech, arguments.noise, arguments.work, arguments.config, arguments.seed)
     else:
         parser.error("either --runs, or --speech, --noise and --work")
     torch.set_num_threads(1)
@@ -55,19 +58,24 @@ def main(words: Sequence[str] | None = None) -> int:
         if run.corpus_folder is None:
             parser.error(f"{folder}: has no corpus")
         found = measure(run, load_corpus(run.corpus_folder), lambda step, name=run.variant: _say(name, step))  # type: ignore[misc]
-        variants[run.variant] = {**found, "updates": run.step, "cpu_s": round(time.process_time() - begun)}
-        print(report(run.variant, variants[run.variant]), flush=True)
-        arguments.out.write_text(json.dumps({"environment": environment(), "variants": variants}, indent=1) + "\n")
+        print(report(run.variant, found), flush=True)
+        variants[run.variant] = {
+            **summary(found),
+            "updates": run.step,
+            "cpu_s": round(time.process_time() - begun),
+            "environment": environment(),
+        }
+        arguments.out.write_text(document(variants), "utf-8")
     return 0
 
 
-def _trained(speech: Path, noise: Path, work: Path, config: Path) -> list[Path]:
+def _trained(speech: Path, noise: Path, work: Path, config: Path, seed: int) -> list[Path]:
     """Prepare the corpus and train each variant, where they are not there yet; return the run folders."""
     corpus = work / "corpus"
     program = [sys.executable, "-m", "speakerlens"]
     if not corpus.exists():
         prepare = ["prepare", "folder", "--speech", str(speech), "--noise", str(noise), "--out", str(corpus)]
-        subprocess.run([*program, *prepare, "--outsiders", str(OUTSIDERS)], check=True)
+        subprocess.run([*program, *prepare, "--outsiders", str(OUTSIDERS), "--seed", str(seed)], check=True)
     for variant in VARIANTS:
         train = ["train", "--config", str(config), "--variant", variant, "--corpus", str(corpus)]
         if not (work / variant).exists():
@@ -77,6 +85,59 @@ def _trained(speech: Path, noise: Path, work: Path, config: Path) -> list[Path]:
 
 def _say(variant: str, step: str) -> None:
     print(f"{variant}: {step}", file=sys.stderr, flush=True)
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a variant's tables: the promise by condition, the decisions, and copied thresholds."""
+    tables = {}
+    for title, rows in found["tables"].items():
+        whole = "," not in title or title.endswith((DECIDED, SYNTHETIC_TITLE))
+        chosen = [row for row in rows if whole or row["band"] in ("all", "clean")]  # the rest is printed
+        tables[title] = [{name: _rounded(value) for name, value in row.items()} for row in chosen]
+    silent = [
+        row for row in found["silent_mislabels"] if row["threshold"] != "calibrated" or row["margin"] in (0.0, "own")
+    ]
+    silent += _best_without_a_wrong_name(found["silent_mislabels"])
+    return {
+        **{name: value for name, value in found.items() if name not in ("tables", "silent_mislabels")},
+        "tables": tables,
+        "silent_mislabels": [{name: _rounded(value) for name, value in row.items()} for row in silent],
+    }
+
+
+def _best_without_a_wrong_name(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each gallery the row with the highest recall of those without a wrong name, marked as chosen."""
+    best: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if row["threshold"] == "calibrated" and not row["wrong"] and row["margin"] != "own":
+            least = best.setdefault(row["gallery"], row)
+            best[row["gallery"]] = max(least, row, key=lambda each: float(each["recall"]))
+    return [{**row, "chosen": "on the test itself: the best without a wrong name"} for row in best.values()]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def document(variants: dict[str, Any]) -> str:
+    """Return the variants as JSON, with a line for each row of a table."""
+    rows: list[str] = []
+
+    def held(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: held(each) for name, each in value.items()}
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return [held_row(each) for each in value]
+        return value
+
+    def held_row(row: dict[str, Any]) -> str:
+        rows.append(json.dumps(row))
+        return f"row {len(rows) - 1}"
+
+    text = json.dumps({"variants": held(variants)}, indent=1)
+    return re.sub(r'"row (\d+)"', lambda found: rows[int(found[1])], text) + "\n"
 
 
 def report(variant: str, found: dict[str, Any]) -> str:

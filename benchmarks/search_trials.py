@@ -32,6 +32,8 @@ DRAWS = 12
 """Galleries drawn of each size."""
 PUBLISHED = 0.25
 """Cosine from which SpeechBrain's verification with its VoxCeleb ECAPA-TDNN says "same" by default."""
+DECIDED, SYNTHETIC_TITLE = ", as decided", ", synthetic"
+"""Ends of the titles of tables: of answers that name a speaker, and of galleries that are drawn."""
 _OFFSETS = {"known": 0, "enrolled": 100_000, "genuine": 200_000, "calibrate": 300_000, "test": 400_000}
 
 Array = NDArray[np.float64]
@@ -102,7 +104,15 @@ BANDS: tuple[tuple[str, Callable[[Queries], Mask]], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """Results of queries: who, and whether the best reaches the threshold, and leads by the margin, bool [n]."""
+    """Results of queries, [n].
+
+    Attributes:
+        best: the best candidate.
+        reached: whether it reaches the threshold.
+        named: whether the answer names it: the query is within the limits of the calibration, and it leads enough.
+        leads: over the second, in nats.
+        cosines: of the best.
+    """
 
     best: NDArray[np.str_]
     reached: Mask
@@ -122,8 +132,14 @@ def _search(
     threshold = calibration.cosine_threshold(len(names), queries.speech_s, queries.estimated_db)
     reached = highest >= (threshold if copied is None else copied)
     leads = ordered[:, -1] - ordered[:, -2]
-    named = reached & (leads >= (calibration.margin(len(names)) if copied is None else 0.0))
+    named = reached & (leads >= calibration.margin(len(names))) & reliable(calibration, queries)
     return _Found(names[cosines.argmax(axis=1)], reached, named, leads, highest)
+
+
+def reliable(calibration: SearchCalibration, queries: Queries) -> Mask:
+    """Return which queries are within the limits of what the calibration saw; others are `UNRELIABLE`."""
+    rows = zip(queries.speech_s, queries.estimated_db, queries.bandwidth_hz, strict=True)
+    return np.array([not calibration.reliable(*map(float, row)) for row in rows], bool)
 
 
 class _Table:
@@ -187,7 +203,7 @@ def measure(run: Run, corpus: Corpus, progress: Callable[[str], None]) -> dict[s
             silent += _galleries(tables, calibration, voices, test, size, rng)
         _one_to_one(tables, calibration, voices, test)
         _unseen(tables, calibration, test)
-        _synthetic(tables[f"gallery {SYNTHETIC}, synthetic"], voices, rng)
+        _synthetic(tables[f"gallery {SYNTHETIC}{SYNTHETIC_TITLE}"], voices, rng)
     progress("searched")
     nominal = calibrate_verification(run.network, corpus, run.speakers, PROMISED).thresholds[0].threshold
     single = (np.full(len(queries), nominal) for queries in (voices.test, voices.genuine))
@@ -195,7 +211,7 @@ def measure(run: Run, corpus: Corpus, progress: Callable[[str], None]) -> dict[s
     return {
         "promised": PROMISED,
         "divisions": len(chosen),
-        "outsiders": len(voices.outsiders),
+        "outsiders": list(voices.outsiders),
         "enrolled": len(np.unique(voices.enrolled.speakers)),
         "margin": float(np.mean([each["margin"]["base"] for each in sections])),
         "tables": {name: table.rows() for name, table in tables.items()},
@@ -223,8 +239,8 @@ def _galleries(
             tables[f"gallery {size}{title}"].add_alarms(test, found.reached)
             tables[f"gallery {size}{title}"].add_missed(genuine, hit & right.reached)
             if copied is None:
-                tables[f"gallery {size}, with margin"].add_alarms(test, found.named)
-                tables[f"gallery {size}, with margin"].add_missed(genuine, hit & right.named)
+                tables[f"gallery {size}{DECIDED}"].add_alarms(test, found.named)
+                tables[f"gallery {size}{DECIDED}"].add_missed(genuine, hit & right.named)
             own = calibration.margin(size)
             for margin in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, own) if copied is None else (0.0,):
                 accepted = right.reached & (right.leads >= margin)

@@ -134,13 +134,15 @@ def verify(caller: Caller) -> None:
 
 
 def enroll_and_forget(caller: Caller) -> None:
-    """Enrol a speaker, verify, and remove the speaker."""
+    """Enrol a speaker, verify, search, and remove the speaker."""
     name = f"soak-{caller.rng.getrandbits(64):016x}"
     utterances = [caller.audio(USUAL) for _ in range(2)]
     caller.stub.Enroll(pb.EnrollRequest(speaker=name, utterances=utterances), timeout=LIMIT_SECONDS)
     caller.stub.Verify(
         pb.VerifyRequest(audio=caller.audio(USUAL), enrolled_speaker=name, model=caller.one()), timeout=LIMIT_SECONDS
     )
+    searched = pb.SearchRequest(audio=caller.audio(USUAL), model=caller.one())
+    assert caller.stub.Search(searched, timeout=LIMIT_SECONDS).answer.candidates
     listed = caller.stub.ListSpeakers(pb.ListSpeakersRequest(), timeout=LIMIT_SECONDS).speakers
     assert name in [each.speaker for each in listed]
     caller.stub.RemoveSpeaker(pb.RemoveSpeakerRequest(speaker=name), timeout=LIMIT_SECONDS)

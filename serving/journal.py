@@ -8,7 +8,7 @@ import datetime
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES: Final = 64 * 2**20
 OLDER_FILES: Final = 4
+
+_Window = pb.WindowAnswer | pb.SearchWindowAnswer
 
 
 class _File(RotatingFileHandler):
@@ -58,25 +60,39 @@ class Journal:
         self._failed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
-    def identified(self, answer: pb.IdentifyResponse) -> None:
-        """Write the answer of an identification, a line for each model."""
-        for each in answer.answers:
+    def identified(self, answers: Iterable[pb.ModelAnswer], window: _Window | None = None) -> None:
+        """Write the answers of an identification, a line for each model; `window` is the part of a stream, if any."""
+        for each in answers:
             if not each.HasField("failure"):
                 scores = [{"speaker": one.speaker, "probability": one.probability} for one in each.speakers]
-                self._write("identify", each, {"known": each.known, "speakers": scores})
+                self._write("identify", each, {**_times(window), "known": each.known, "speakers": scores})
+
+    def identified_in_stream(self, answer: pb.IdentifyStreamResponse) -> None:
+        """Write the answers for a window of a stream, or for its whole; a window without speech has none."""
+        if answer.HasField("window"):
+            self.identified(answer.window.answers, answer.window)
+        else:
+            self.identified(answer.whole.answers)
 
     def verified(self, answer: pb.VerifyResponse, speaker: str | None) -> None:
         """Write the answer of a verification; `speaker` is the enrolled one, None for a second recording."""
         scores = {"score": answer.score, "threshold": answer.threshold, "same": answer.same}
         self._write("verify", answer, {"speaker": speaker, **scores})
 
-    def searched(self, answer: pb.SearchAnswer) -> None:
-        """Write the answer of a search."""
+    def searched_in_stream(self, answer: pb.SearchStreamResponse) -> None:
+        """Write the answer for a window of a stream, or for its whole; a window without speech has none."""
+        if answer.HasField("whole"):
+            self.searched(answer.whole.answer)
+        elif answer.window.HasField("answer"):
+            self.searched(answer.window.answer, answer.window)
+
+    def searched(self, answer: pb.SearchAnswer, window: _Window | None = None) -> None:
+        """Write the answer of a search; `window` is the part of a stream, if any."""
         kept = pb.SearchAnswer()
         kept.CopyFrom(answer)
         for name in ("variant", "version", "explanation", "difference", "outlook"):
             kept.ClearField(name)
-        self._write("search", answer, MessageToDict(kept, preserving_proto_field_name=True))
+        self._write("search", answer, {**_times(window), **MessageToDict(kept, preserving_proto_field_name=True)})
 
     def _write(self, kind: str, answer: Any, values: Mapping[str, Any]) -> None:
         call: CallContext | None = current_context.get(None)
@@ -106,3 +122,8 @@ class Journal:
         """Write what waits, and close the file."""
         self._thread.shutdown()
         self._file.close()
+
+
+def _times(window: _Window | None) -> dict[str, float]:
+    """Return where a window begins and ends, in seconds from the start of its stream; nothing for a whole."""
+    return {} if window is None else {"start_s": window.start_s, "end_s": window.end_s}

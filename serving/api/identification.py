@@ -65,7 +65,7 @@ class Service(SearchService, GalleryService):
     async def _identified(self, pipeline: Pipeline, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
         response = await self._built(response_of, await listen.identify(pipeline, query, models))
         if self._journal is not None:
-            self._journal.identified(response)
+            self._journal.identified(response.answers)
         return response
 
     async def IdentifyStream(  # noqa: N802
@@ -83,8 +83,8 @@ class Service(SearchService, GalleryService):
             async with aclosing(identify_stream(pipeline, query, live, models, credit)) as answers:
                 async for answer in answers:
                     response = await pipeline.run_in_thread(partial(stream_response_of, answer))
-                    if self._journal is not None and response.HasField("whole"):
-                        self._journal.identified(response.whole)
+                    if self._journal is not None:
+                        self._journal.identified_in_stream(response)
                     with idle_budget.waiting():
                         yield response
 

@@ -63,8 +63,8 @@ class SearchService(BaseService):
             async with aclosing(self._searcher().stream(options, live, model, credit)) as answers:
                 async for answer in answers:
                     response = await pipeline.run_in_thread(partial(search_stream_response_of, answer))
-                    if self._journal is not None and response.HasField("whole"):
-                        self._journal.searched(response.whole.answer)
+                    if self._journal is not None:
+                        self._journal.searched_in_stream(response)
                     with idle_budget.waiting():
                         yield response
 

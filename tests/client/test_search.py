@@ -81,6 +81,12 @@ def test_search_names_the_speaker_and_says_why_not(address: str, query: Path) ->
         assert isinstance(first, SearchResult)
         assert first.speaker == "anna"
         assert "audio" in str(second)
+        models = {each.variant: each for each in client.models().models}
+        calibrated = models["da"].search
+        assert calibrated is not None
+        assert (calibrated.speakers, calibrated.least_snr_db) == (SECTION["speakers"], SECTION["limits"]["snr_db"])
+        assert [each.miss for each in calibrated.outlook] == [each["miss"] for each in SECTION["outlook"]]
+        assert models["clean"].search is None
         compared = client.verify(query, speaker="anna", variant="da")
         assert compared.mismatch is not None
         assert compared.mismatch.bandwidth_hz == 0

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 USER = "nobody"
+ORDINARY_USER: dict[str, Any] = {"user": USER, "group": "nogroup", "extra_groups": []}
 DATABASES = "/usr/lib/postgresql"
 
 
@@ -29,6 +30,21 @@ def programs() -> Path | None:
     return None if path is None else Path(path).resolve().parent
 
 
+def open_to_ordinary_user(folder: Path, free: Path) -> Path:
+    """Return the folder of the programs; of their copy in `free` where the ordinary user may not enter it.
+
+    PostgreSQL refuses to run as root, and what was fetched may lie below a home that is closed to others.
+    """
+    if os.getuid() != 0:
+        return folder
+    try:
+        subprocess.run([folder / "initdb", "--version"], check=False, capture_output=True, cwd="/", **ORDINARY_USER)
+    except PermissionError:
+        prefix = folder.parents[3]  # of usr/lib/postgresql/VERSION/bin
+        return shutil.copytree(prefix, free / "usr", symlinks=True) / folder.relative_to(prefix)
+    return folder
+
+
 class Postgres:
     """A database server on a port of its own; `start` and `kill` may be repeated."""
 
@@ -38,15 +54,12 @@ class Postgres:
             if os.environ.get("REQUIRE_POSTGRES"):
                 pytest.fail("PostgreSQL's programs are missing; deploy/postgres/fetch.sh fetches them")
             pytest.skip("needs PostgreSQL (make postgres fetches it)")
-        self._programs = folder
-        self._own: dict[str, Any] = {"user": USER, "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
-        libraries = folder.parents[3] / "lib" / f"{os.uname().machine}-linux-gnu"
-        self._own["env"] = {
-            **os.environ,
-            "LC_ALL": "C",
-            "LD_LIBRARY_PATH": str(libraries) if libraries.exists() else "",
-        }
+        self._own: dict[str, Any] = ORDINARY_USER if os.getuid() == 0 else {}
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+        self._programs = folder = open_to_ordinary_user(folder, self.folder)
+        libraries = folder.parents[3] / "lib" / f"{os.uname().machine}-linux-gnu"
+        environment = {"LC_ALL": "C", "LD_LIBRARY_PATH": str(libraries) if libraries.exists() else ""}
+        self._own = {**self._own, "env": {**os.environ, **environment}}
         self.folder.chmod(0o700)
         if os.getuid() == 0:
             shutil.chown(self.folder, USER)

@@ -33,6 +33,8 @@ SEEN = (
     "count(count by (variant) (speakerlens_drift_psi)) == 3",
     "count(count by (method) (speakerlens_requests_total)) >= 6",
     'count(speakerlens_requests_total{code!="OK"}) >= 3',
+    "count(count by (variant) (speakerlens_gallery_speakers)) == 3",
+    "count(speakerlens_store_up) == 1 and count(count by (audio) (speakerlens_outdated_speakers)) == 2",
     "speakerlens:errors:ratio_rate5m",
     f"min_over_time(up[{WINDOW_SECONDS // 4}s]) == 1",
 )

@@ -159,6 +159,26 @@ def test_maps_explain_the_score_and_the_difference(server: ServerProcess) -> Non
     assert not one.HasField("difference")
 
 
+def test_model_says_what_its_searches_rest_on(server: ServerProcess) -> None:
+    """The numbers are those of the section in the bundle; a bundle without one has no message."""
+    models = {
+        each.variant: server.stub.GetModel(pb.GetModelRequest(model=each), timeout=CALL_SECONDS).model
+        for each in (DA, CLEAN)
+    }
+    assert not models["clean"].HasField("search")
+    found = models["da"].search
+    assert found.basis == pb.CALIBRATION_BASIS_OUT_OF_SET_SPEAKERS
+    assert (found.speakers, found.recordings) == (SECTION["speakers"], SECTION["utterances"])
+    assert (found.false_alarm, found.margin) == pytest.approx((SECTION["false_alarm"], CALIBRATION.margin()))
+    limits = (found.least_speech_s, found.least_snr_db, found.least_bandwidth_hz)
+    assert limits == tuple(SECTION["limits"][name] for name in ("speech_s", "snr_db", "bandwidth_hz"))
+    assert [(each.condition, each.miss, each.low, each.high) for each in found.outlook] == [
+        (each["condition"], each["miss"], each["low"], each["high"]) for each in SECTION["outlook"]
+    ]
+    listed = server.stub.ListModels(pb.ListModelsRequest(), timeout=CALL_SECONDS).models
+    assert {each.variant: each.HasField("search") for each in listed} == {"da": True, "clean": False}
+
+
 def test_identical_exemplars_have_no_difference_to_explain(server: ServerProcess, store: Store) -> None:
     direction = unit(embedding(QUERY, "clean"))
     for name in ("twin 1", "twin 2"):

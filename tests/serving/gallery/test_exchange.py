@@ -185,6 +185,30 @@ def test_journal_has_a_line_for_each_decision(world: tuple[ServerProcess, Path])
     assert max(len(line) for line in (folder / "journal").read_text().splitlines()) < 4000, "no audio, no embedding"
 
 
+def test_journal_has_a_line_for_each_window_of_a_stream(world: tuple[ServerProcess, Path]) -> None:
+    server, folder = world
+    enroll(server, "frida")
+    path, model = folder / "journal", pb.ModelSelector(variant="da")
+    before = len(path.read_text().splitlines())
+    samples = np.concatenate([VOICE, np.zeros(13 * 16_000)]).astype("<f4").tobytes()
+    form = {"format": pb.SAMPLE_FORMAT_FLOAT32, "sample_rate": 16_000}
+    search = [pb.SearchStreamRequest(start=pb.SearchStreamStart(**form, model=model))]
+    identify = [pb.IdentifyStreamRequest(start=pb.StreamStart(**form, models=[model]))]
+    searched = list(server.stub.SearchStream(iter([*search, pb.SearchStreamRequest(samples=samples)])))
+    identified = list(server.stub.IdentifyStream(iter([*identify, pb.IdentifyStreamRequest(samples=samples)])))
+    expected = [
+        (kind, each.window.start_s, each.window.end_s) if each.HasField("window") else (kind, None, None)
+        for kind, answers in (("search", searched), ("identify", identified))
+        for each in answers
+        if not each.HasField("window") or each.window.speech
+    ]
+    assert any(each.HasField("window") and not each.window.speech for each in searched), "a window without a decision"
+    server.wait_for_metric('speakerlens_journal_lines_total{outcome="written"}', before + len(expected))
+    lines = [json.loads(line) for line in path.read_text().splitlines()[before:]]
+    assert [(each["kind"], each.get("start_s"), each.get("end_s")) for each in lines] == expected
+    assert all(line.get("decision", "").startswith("DECISION_") for line in lines if line["kind"] == "search")
+
+
 def test_old_enrolments_are_forgotten(tmp_path: Path) -> None:
     toy.write_bundle(tmp_path / "bundles", "da", 1, seed=2)
     store = SqliteStore(tmp_path / "speakers.db")
