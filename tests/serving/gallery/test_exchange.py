@@ -191,9 +191,9 @@ def test_journal_has_a_line_for_each_window_of_a_stream(world: tuple[ServerProce
     path, model = folder / "journal", pb.ModelSelector(variant="da")
     before = len(path.read_text().splitlines())
     samples = np.concatenate([VOICE, np.zeros(13 * 16_000)]).astype("<f4").tobytes()
-    form = {"format": pb.SAMPLE_FORMAT_FLOAT32, "sample_rate": 16_000}
-    search = [pb.SearchStreamRequest(start=pb.SearchStreamStart(**form, model=model))]
-    identify = [pb.IdentifyStreamRequest(start=pb.StreamStart(**form, models=[model]))]
+    form = pb.SAMPLE_FORMAT_FLOAT32
+    search = [pb.SearchStreamRequest(start=pb.SearchStreamStart(format=form, sample_rate=16_000, model=model))]
+    identify = [pb.IdentifyStreamRequest(start=pb.StreamStart(format=form, sample_rate=16_000, models=[model]))]
     searched = list(server.stub.SearchStream(iter([*search, pb.SearchStreamRequest(samples=samples)])))
     identified = list(server.stub.IdentifyStream(iter([*identify, pb.IdentifyStreamRequest(samples=samples)])))
     expected = [
