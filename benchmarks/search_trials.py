@@ -18,6 +18,7 @@ from speakerlens.measures.search import SearchCalibration
 from speakerlens.training.checkpoint import Run
 from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.evaluation.intervals import wilson
+from speakerlens.training.evaluation.predictions import predict_split
 from speakerlens.training.evaluation.queries import Queries, embed_recordings, join_clips, turns
 from speakerlens.training.evaluation.search import fit_search
 from speakerlens.training.evaluation.trials import TALKED_OVER, exemplars_of
@@ -205,7 +206,8 @@ def measure(run: Run, corpus: Corpus, progress: Callable[[str], None]) -> dict[s
         _unseen(tables, calibration, test)
         _synthetic(tables[f"gallery {SYNTHETIC}{SYNTHETIC_TITLE}"], voices, rng)
     progress("searched")
-    nominal = calibrate_verification(run.network, corpus, run.speakers, PROMISED).thresholds[0].threshold
+    predicted = predict_split(run.network, corpus, "dev", run.speakers, lambda: None)
+    nominal = calibrate_verification(predicted, run.network.classes, PROMISED).thresholds[0].threshold
     single = (np.full(len(queries), nominal) for queries in (voices.test, voices.genuine))
     _pairs(tables["Verify, the threshold of the bundle"], voices, voices.test, *single)
     return {

@@ -29,6 +29,7 @@ from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, write_audio
 from speakerlens.training.data.manifest import Clip, Corpus, load_corpus, spread
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, METHOD, Calibration, calibrate
+from speakerlens.training.evaluation.predictions import predict_split
 from speakerlens.training.evaluation.scorer import fit_scorer
 from speakerlens.training.evaluation.search import METHOD as SEARCH_METHOD
 from speakerlens.training.evaluation.search import calibrate_search
@@ -45,6 +46,8 @@ SCORER = "scorer.npz"
 # Nine frames: the shortest audio with two columns at the last stage, which the standard deviation needs.
 MIN_SAMPLES = FRAME_LENGTH + 8 * FRAME_SHIFT
 
+
+_CALIBRATION_STEPS = 3
 
 Report = Callable[[int, int], None]
 """Called after each step with the number of finished steps and the total."""
@@ -76,6 +79,14 @@ class Written(NamedTuple):
 
     folder: Path
     reused: bool
+
+
+class _Calibrated(NamedTuple):
+    """What was set on the dev split; None where the network or the split has not what it takes."""
+
+    classifier: Calibration | None = None
+    verification: Verification | None = None
+    search: dict[str, Any] | None = None
 
 
 def export_run(
@@ -211,24 +222,16 @@ def _fill(
     names = voices.speakers if voices is not None else run.speakers
     evaluated = baseline.evaluation_set(corpus, names) if corpus is not None and names else None
     clips = [] if corpus is None else choose_utterances(corpus, parity.UTTERANCES)
-    total = 8 + parity.steps(len(clips) or parity.UTTERANCES, run.network.classes)
-    total += 0 if evaluated is None else evaluated.steps
+    total = 5 + parity.steps(len(clips) or parity.UTTERANCES, run.network.classes)
+    total += (0 if corpus is None else _CALIBRATION_STEPS) + (0 if evaluated is None else evaluated.steps)
     done = itertools.count(1)
 
     def advance() -> None:
         report(next(done), total)
 
-    calibration = (
-        _calibrate(folder, run, corpus, options.false_acceptance) if run.speakers and corpus is not None else None
-    )
-    advance()
-    rate = options.false_acceptance
-    verification = None if corpus is None else calibrate_verification(run.network, corpus, corpus.speakers, rate)
-    advance()
-    search = None if corpus is None else calibrate_search(run.network, corpus, run.speakers, rate)
-    advance()
+    calibrated = _Calibrated() if corpus is None else _calibrate(folder, run, corpus, options, advance)
     exported = ExportedNetwork(run.network)
-    facts = {**_facts(run, version, calibration, verification), "search": search}
+    facts = _facts(run, version, calibrated)
     try:
         write_graphs(exported, folder, {name: json.dumps(value) for name, value in facts.items()})
     except GraphError as error:
@@ -249,7 +252,7 @@ def _fill(
     write_json(folder / PARITY, verified)
     measured = baseline.empty()
     if corpus is not None and evaluated is not None and evaluated.clean:
-        temperature = 1.0 if calibration is None else calibration.temperature
+        temperature = 1.0 if calibrated.classifier is None else calibrated.classifier.temperature
         measured = baseline.measure(folder, corpus, evaluated, names, temperature, advance, voices)
         answer = baseline.answerer(folder, len(names)) if voices is None else baseline.comparer(folder, voices)
         measured["probes"] = expected(folder, facts, answer)
@@ -262,20 +265,28 @@ def _fill(
     advance()
 
 
-def _calibrate(folder: Path, run: Run, corpus: Corpus, false_acceptance: float) -> Calibration:
-    """Calibrate the classifier; write its scorer into the bundle's folder, if the threshold is on that."""
-    scorer = fit_scorer(run.network, corpus, run.speakers)
-    calibration = calibrate(run.network, corpus, run.speakers, false_acceptance, scorer=scorer)
-    if scorer is not None and calibration.score != "logit":
-        np.savez(folder / SCORER, **vars(scorer))
-    return calibration
+def _calibrate(folder: Path, run: Run, corpus: Corpus, options: Options, advance: Callable[[], None]) -> _Calibrated:
+    """Calibrate on the dev split, in `_CALIBRATION_STEPS` steps; write the classifier's scorer, if it is used."""
+    rate, network = options.false_acceptance, run.network
+    predicted = predict_split(network, corpus, "dev", run.speakers or corpus.speakers, lambda: None)
+    advance()
+    classifier = None
+    if run.speakers:
+        scorer = fit_scorer(network, corpus, run.speakers)
+        classifier = calibrate(network, corpus, run.speakers, rate, scorer=scorer, predicted=predicted)
+        if scorer is not None and classifier.score != "logit":
+            np.savez(folder / SCORER, **vars(scorer))
+    advance()
+    verification = calibrate_verification(predicted, network.classes, rate)
+    search = calibrate_search(network, corpus, run.speakers, rate)
+    advance()
+    return _Calibrated(classifier, verification, search)
 
 
-def _facts(
-    run: Run, version: int, calibration: Calibration | None, verification: Verification | None
-) -> dict[str, Any]:
+def _facts(run: Run, version: int, calibrated: _Calibrated) -> dict[str, Any]:
     """Return the part of `bundle.json` that does not depend on the other files."""
     network, mel_bins = run.config.network, run.config.network.mel_bins
+    calibration, verification, search = calibrated
     return {
         "schema_version": SCHEMA_VERSION,
         "variant": run.variant,
@@ -317,6 +328,7 @@ def _facts(
             "thresholds": [asdict(threshold) for threshold in verification.thresholds],
             "method": VERIFICATION_METHOD,
         },
+        "search": search,
         "training_data_digest": run.corpus_digest,
         "code_revision": f"training {run.code_revision}, export {code_revision()}",
         "versions": {name: metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")},

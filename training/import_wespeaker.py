@@ -114,7 +114,7 @@ def _enrol(
     """Return the network with a classifier fitted on the corpus."""
     model = source.model(source.config(1.0), len(speakers)).to(device)
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("enrolling", total=enrolment_steps(corpus, speakers))
+        task = progress.add_task("enrolling", total=enrolment_steps(corpus, speakers, device))
         scale = enrol(model, corpus, speakers, lambda: progress.advance(task))
     return source.config(scale), model
 

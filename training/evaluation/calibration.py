@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from speakerlens.measures.scorer import Scorer
-from speakerlens.training.data.manifest import Corpus, Split
-from speakerlens.training.errors import UserError
+from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.evaluation.conditions import CLEAN
 from speakerlens.training.evaluation.intervals import Interval, wilson
 from speakerlens.training.evaluation.metrics import (
@@ -36,7 +35,7 @@ from speakerlens.training.evaluation.metrics import (
     threshold_for,
 )
 from speakerlens.training.evaluation.noise import predict_noise
-from speakerlens.training.evaluation.predictions import SplitPredictions, choose_clips, predict
+from speakerlens.training.evaluation.predictions import SplitPredictions, predict_split
 from speakerlens.training.model.network import SpeakerNetwork
 
 Strangers = Literal["held-out speakers", "known speakers with their own class left out"]
@@ -193,6 +192,7 @@ def calibrate(
     false_acceptance: float = FALSE_ACCEPTANCE,
     advance: Callable[[], None] = lambda: None,
     scorer: Scorer | None = None,
+    predicted: Sequence[SplitPredictions] | None = None,
 ) -> Calibration:
     """Choose temperature, score and threshold on the dev split.
 
@@ -201,13 +201,16 @@ def calibrate(
         corpus: its dev utterances must all be of `speakers`.
         speakers: in the order of the network's classes.
         false_acceptance: share of out-of-set utterances that may be accepted, between 0 and 1.
-        advance: called after each of `prediction_steps(corpus, "dev", speakers)` batches.
+        advance: called after each of `prediction_steps` batches.
         scorer: adds to the logit, where more clean utterances of known speakers are accepted then.
+        predicted: from `predict_split` on the dev split, where that was done before.
 
     Raises:
         UserError: the dev split is empty, or has an utterance of a speaker who is not among `speakers`.
     """
-    trials = _run(network, corpus, "dev", speakers, advance)
+    if predicted is None:
+        predicted = predict_split(network, corpus, "dev", speakers, advance)
+    trials = _trials(predicted)
     noise = predict_noise(network, corpus, "dev")
     ways: dict[Score, Scored] = {"logit": _by_logit(network)}
     if scorer is not None:
@@ -257,12 +260,12 @@ def measure_calibration(
         network: the calibrated one.
         corpus: the same; speakers: the same.
         calibration: from `calibrate`.
-        advance: called after each of `prediction_steps(corpus, "test", speakers)` batches.
+        advance: called after each of `prediction_steps` batches.
 
     Raises:
         UserError: the test split is empty, or has an utterance of a speaker who is not among `speakers`.
     """
-    trials = _run(network, corpus, "test", speakers, advance)
+    trials = _trials(predict_split(network, corpus, "test", speakers, advance))
     logits, labels = trials.known.logits, trials.known.labels
     scores = trials.scores(_by_logit(network))
     correct = logits.argmax(dim=1) == labels
@@ -288,20 +291,14 @@ def measure_calibration(
     )
 
 
-def _run(
-    network: SpeakerNetwork, corpus: Corpus, split: Split, speakers: Sequence[str], advance: Callable[[], None]
-) -> _Trials:
-    """Run the network on the known and the out-of-set speakers of a split."""
-    clips, out_of_set = choose_clips(corpus, split, speakers)
-    if not clips:
-        raise UserError(f"{corpus.root}: its {split} split is empty; calibration needs at least one utterance there")
-    known = predict(network, corpus, split, clips, speakers, advance)
-    if out_of_set:
-        names = sorted({str(clip.speaker) for clip in out_of_set})
-        others = predict(network, corpus, split, out_of_set, names, advance)
-        return _Trials(known, len(clips), others, HELD_OUT, len(names), len(out_of_set))
-    count = len({clip.speaker for clip in clips})
-    return _Trials(known, len(clips), known, OWN_CLASS_LEFT_OUT, count, len(clips))
+def _trials(predicted: Sequence[SplitPredictions]) -> _Trials:
+    """Return the trials in the predictions of a split."""
+    known, clips = predicted[0], len(set(predicted[0].clips))
+    if len(predicted) > 1:
+        others = predicted[1]
+        count = len({clip.speaker for clip in others.clips})
+        return _Trials(known, clips, others, HELD_OUT, count, len(set(others.clips)))
+    return _Trials(known, clips, known, OWN_CLASS_LEFT_OUT, len({clip.speaker for clip in known.clips}), clips)
 
 
 def _operating_points(

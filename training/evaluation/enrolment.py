@@ -16,10 +16,9 @@ from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.calibration import calibrate
 from speakerlens.training.evaluation.conditions import CLEAN, batches, mixtures
 from speakerlens.training.evaluation.predictions import prediction_steps
+from speakerlens.training.evaluation.workers import batch_size
 from speakerlens.training.model.heads import AAMHead
 from speakerlens.training.model.network import SpeakerNetwork
-
-_BATCH = 16
 
 
 def enrol(network: SpeakerNetwork, corpus: Corpus, speakers: Sequence[str], advance: Callable[[], None]) -> float:
@@ -29,7 +28,7 @@ def enrol(network: SpeakerNetwork, corpus: Corpus, speakers: Sequence[str], adva
         network: in evaluation mode, with an AAM head of as many classes as speakers, whose scale is 1.
         corpus: its train utterances are the enrolment, its dev utterances choose the factor.
         speakers: in the order of the classes; those of the corpus, all of them.
-        advance: called after each of `enrolment_steps(corpus, speakers)` batches.
+        advance: called after each of `enrolment_steps` batches.
 
     Raises:
         UserError: a speaker has no train utterance, or the dev split is empty.
@@ -44,9 +43,10 @@ def enrol(network: SpeakerNetwork, corpus: Corpus, speakers: Sequence[str], adva
     return 1.0 / calibrate(network, corpus, speakers, advance=advance).temperature
 
 
-def enrolment_steps(corpus: Corpus, speakers: Sequence[str]) -> int:
+def enrolment_steps(corpus: Corpus, speakers: Sequence[str], device: torch.device) -> int:
     """Return the number of batches in `enrol`."""
-    return len(batches(corpus.utterances("train"), _BATCH)) + prediction_steps(corpus, "dev", speakers)
+    means = len(batches(corpus.utterances("train"), batch_size(device)))
+    return means + prediction_steps(corpus, "dev", speakers, device)
 
 
 def class_means(
@@ -57,7 +57,7 @@ def class_means(
     sums: Tensor | None = None
     counts = torch.zeros(len(speakers), 1)
     with torch.inference_mode():
-        for made in mixtures(corpus, "train", speakers, (CLEAN,), _BATCH):
+        for made in mixtures(corpus, "train", speakers, (CLEAN,), batch_size(device)):
             batch = made.to(device)
             directions = F.normalize(network(batch.mixture.audio, batch.lengths)[1]).cpu()
             if sums is None:

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, Clip, Corpus, Split, spread
+from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.conditions import CLEAN, Condition, batches, mixtures, supplied_grid
+from speakerlens.training.evaluation.workers import batch_size
 from speakerlens.training.model.network import SpeakerNetwork
 
 FEWEST_OUT_OF_SET = 3
 """Out-of-set speakers that a split needs for its thresholds to rest on them."""
 
 _SNRS_DB = (20.0, 10.0, 0.0)
-_BATCH = 16
 _MOST_UTTERANCES = 1000  # of a split: with more, the figures change less than between two sets of speakers
 
 
@@ -54,13 +55,40 @@ def choose_clips(corpus: Corpus, split: Split, speakers: Sequence[str]) -> tuple
     return known, spread(out_of_set, _MOST_UTTERANCES) if enough else []
 
 
-def prediction_steps(corpus: Corpus, split: Split, speakers: Sequence[str]) -> int:
-    """Return the number of batches in both groups of `choose_clips`."""
+def prediction_steps(corpus: Corpus, split: Split, speakers: Sequence[str], device: torch.device) -> int:
+    """Return the number of batches in `predict_split`."""
     return sum(
-        len(batches(group, _BATCH)) * len(conditions)
+        len(batches(group, batch_size(device))) * len(conditions)
         for clips in choose_clips(corpus, split, speakers)
         for group, conditions in _plan(corpus, split, clips)
     )
+
+
+def predict_split(
+    network: SpeakerNetwork, corpus: Corpus, split: Split, speakers: Sequence[str], advance: Callable[[], None]
+) -> list[SplitPredictions]:
+    """Return predictions for the known speakers of a split, and for the out-of-set ones where there are enough.
+
+    Labels count from 0 in `speakers`, and in the sorted names of the out-of-set speakers.
+
+    Args:
+        network: in evaluation mode, on any device.
+        corpus: its utterances of the split must all be of `speakers`.
+        split: whose clips are chosen, as in `choose_clips`.
+        speakers: in the order of the network's classes.
+        advance: called after each of `prediction_steps` batches.
+
+    Raises:
+        UserError: the split is empty, or has an utterance of a speaker who is not among `speakers`.
+    """
+    known, out_of_set = choose_clips(corpus, split, speakers)
+    if not known:
+        raise UserError(f"{corpus.root}: its {split} split is empty; calibration needs at least one utterance there")
+    predicted = [predict(network, corpus, split, known, speakers, advance)]
+    if out_of_set:
+        names = sorted({str(clip.speaker) for clip in out_of_set})
+        predicted.append(predict(network, corpus, split, out_of_set, names, advance))
+    return predicted
 
 
 def predict(
@@ -78,7 +106,7 @@ def predict(
     kinds: list[str] = []
     with torch.inference_mode():
         for group, conditions in _plan(corpus, split, clips):
-            for made in mixtures(corpus, split, names, conditions, _BATCH, group):
+            for made in mixtures(corpus, split, names, conditions, batch_size(device), group):
                 batch = made.to(device)
                 outputs = network(batch.mixture.audio, batch.lengths)
                 logits.append(outputs[0].cpu())

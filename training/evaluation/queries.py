@@ -27,12 +27,12 @@ from speakerlens.training.evaluation.conditions import (
     parts,
     supplied_grid,
 )
+from speakerlens.training.evaluation.workers import batch_size
 from speakerlens.training.model.network import SpeakerNetwork
 
 SECONDS = (1.0, 2.0, 4.0)
 LONGEST_S = max(SECONDS)
 SNRS_DB = (20.0, 10.0, 0.0, 15.0, 5.0, -5.0)
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def embed_recordings(
     with torch.inference_mode():
         for number, length, condition, samples in made:
             waiting[length].append((number, condition, samples))
-            if len(waiting[length]) == _BATCH:
+            if len(waiting[length]) == batch_size(device):
                 embed(length)
         for length in SECONDS:
             if waiting[length]:

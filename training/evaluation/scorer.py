@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from speakerlens.measures.scorer import Scorer
 from speakerlens.training.data.manifest import Corpus, spread
 from speakerlens.training.evaluation.conditions import CLEAN, mixtures
+from speakerlens.training.evaluation.workers import batch_size
 from speakerlens.training.model.network import SpeakerNetwork
 
 # Utterances of the train split that are embedded, spread over the speakers; fewer of each than FEWEST are no model.
 _MOST_UTTERANCES, _FEWEST = 1000, 4
-_BATCH = 16
 # How much the covariance within speakers is drawn to the sphere of the same size.
 _SHRINKAGE = 0.1
 
@@ -44,7 +44,7 @@ def fit_scorer(network: SpeakerNetwork, corpus: Corpus, speakers: Sequence[str])
     device = next(network.parameters()).device
     embeddings, labels = [], []
     with torch.inference_mode():
-        for made in mixtures(corpus, "train", speakers, (CLEAN,), _BATCH, clips):
+        for made in mixtures(corpus, "train", speakers, (CLEAN,), batch_size(device), clips):
             batch = made.to(device)
             embeddings.append(F.normalize(network(batch.mixture.audio, batch.lengths)[1].cpu().double()))
             labels.append(made.labels)

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from speakerlens.training.data.manifest import Clip, Corpus, spread
+from speakerlens.training.data.manifest import Clip, spread
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.metrics import threshold_for
-from speakerlens.training.evaluation.predictions import choose_clips, predict
-from speakerlens.training.model.network import SpeakerNetwork
+from speakerlens.training.evaluation.predictions import SplitPredictions
 
 METHOD = (
     "cosine between the embedding of a dev utterance and the mean of the length-normalised embeddings of others of one "
@@ -88,30 +87,24 @@ class _Embeddings:
 
 
 def calibrate_verification(
-    network: SpeakerNetwork,
-    corpus: Corpus,
-    speakers: Sequence[str],
-    false_acceptance: float,
+    predicted: Sequence[SplitPredictions], classes: int, false_acceptance: float
 ) -> Verification:
     """Choose the thresholds on the dev split.
 
     Args:
-        network: in evaluation mode, on any device.
-        corpus: its dev utterances must all be of `speakers`.
-        speakers: in the order of the network's classes.
+        predicted: from `predict_split` on the dev split.
+        classes: of the network; 0 for one without a classifier, which was trained on none of these speakers.
         false_acceptance: share of different persons' pairs that may be accepted, between 0 and 1.
 
     Raises:
         UserError: the dev split has fewer than two persons.
     """
-    known, out_of_set = (_limit(clips) for clips in choose_clips(corpus, "dev", speakers))
-    embedded = _embed(network, corpus, known, out_of_set)
+    embedded = _embeddings(predicted)
     persons = int(embedded.persons.max()) + 1
     if persons < 2:
-        raise UserError(f"{corpus.root}: its dev split has one person only; verification needs at least two")
+        raise UserError("the dev split has one person only; verification needs at least two")
     thresholds = (_threshold(embedded, size, false_acceptance) for size in REFERENCES)
-    # A network without a classifier was trained on none of these speakers.
-    whose: Strangers = "held-out speakers" if out_of_set or not network.classes else "known speakers"
+    whose: Strangers = "held-out speakers" if len(predicted) > 1 or not classes else "known speakers"
     return Verification(tuple(each for each in thresholds if each), false_acceptance, whose, persons)
 
 
@@ -126,20 +119,19 @@ def _limit(clips: Sequence[Clip]) -> list[Clip]:
     return [clip for person in chosen for clip in spread(by_person[person], _MOST_CLIPS)]
 
 
-def _embed(
-    network: SpeakerNetwork,
-    corpus: Corpus,
-    known: Sequence[Clip],
-    out_of_set: Sequence[Clip],
-) -> _Embeddings:
-    names = sorted({str(clip.speaker) for clip in (*known, *out_of_set)})
-    groups = [predict(network, corpus, "dev", clips, names, lambda: None) for clips in (known, out_of_set) if clips]
-    numbers = {clip: number for number, clip in enumerate((*known, *out_of_set))}
+def _embeddings(predicted: Sequence[SplitPredictions]) -> _Embeddings:
+    """Return the embeddings of a bounded number of clips, with consecutive numbers for persons and clips."""
+    chosen = [_limit(sorted(set(each.clips), key=lambda clip: (clip.path, clip.start))) for each in predicted]
+    numbers = {clip: number for number, clip in enumerate(clip for clips in chosen for clip in clips)}
+    names = sorted({str(clip.speaker) for clip in numbers})
+    rows = [(clip, group, row) for group, each in enumerate(predicted) for row, clip in enumerate(each.clips)]
+    kept = [(clip, group, row) for clip, group, row in rows if clip in numbers]
+    embeddings = torch.stack([predicted[group].embeddings[row] for _, group, row in kept])
     return _Embeddings(
-        directions=F.normalize(torch.cat([each.embeddings for each in groups]).double()),
-        persons=torch.cat([each.labels for each in groups]),
-        clips=torch.tensor([numbers[clip] for each in groups for clip in each.clips]),
-        out_of_set=torch.tensor([numbers[clip] >= len(known) for each in groups for clip in each.clips]),
+        directions=F.normalize(embeddings.double()),
+        persons=torch.tensor([names.index(str(clip.speaker)) for clip, _, _ in kept]),
+        clips=torch.tensor([numbers[clip] for clip, _, _ in kept]),
+        out_of_set=torch.tensor([group > 0 for _, group, _ in kept]),
     )
 
 

@@ -112,14 +112,14 @@ def test_threshold_accepts_the_given_share_of_out_of_set(tones: Corpus) -> None:
     assert found.threshold == pytest.approx(1 - 0.23, abs=0.005)
     assert (found.strangers, found.stranger_speakers, found.stranger_utterances) == ("held-out speakers", 3, 20)
     assert (found.false_acceptance, found.utterances) == (0.1, 6)
-    assert len(steps) == prediction_steps(tones, "dev", tuple(KNOWN))
+    assert len(steps) == prediction_steps(tones, "dev", tuple(KNOWN), torch.device("cpu"))
 
 
 def test_the_report_counts_what_the_threshold_does_on_test(tones: Corpus) -> None:
     calibration = dataclasses.replace(calibrate(network(), tones, tuple(KNOWN)), threshold=0.8)
     steps: list[int] = []
     report = measure_calibration(network(), tones, tuple(KNOWN), calibration, lambda: steps.append(1))
-    assert len(steps) == prediction_steps(tones, "test", tuple(KNOWN))
+    assert len(steps) == prediction_steps(tones, "test", tuple(KNOWN), torch.device("cpu"))
     clean = next(point for point in report.points if point.condition == "clean")
     assert clean.false_acceptance == pytest.approx(1 / 3)  # the one at 0.1 octaves
     assert clean.false_acceptance_interval[0] < 1 / 3 < clean.false_acceptance_interval[1]
