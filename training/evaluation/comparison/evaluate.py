@@ -6,6 +6,7 @@ at each ratio. Writes robustness.json, robustness.csv, robustness.png, saliency.
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from speakerlens.measures.scorer import Scorer
 from speakerlens.training.compute import choose_device
 from speakerlens.training.data.audio import write_audio
 from speakerlens.training.data.manifest import Corpus
@@ -48,6 +50,7 @@ from speakerlens.training.evaluation.maps.deletion import DELETION_SNRS_DB, TARG
 from speakerlens.training.evaluation.maps.example import Calibrated, Example, first_example
 from speakerlens.training.evaluation.maps.probes import Probes, choose_probes
 from speakerlens.training.evaluation.metrics import expected_calibration_error, reliability
+from speakerlens.training.evaluation.predictions import SplitPredictions, predict_split
 from speakerlens.training.evaluation.scorer import fit_scorer
 from speakerlens.training.evaluation.workers import Networks, device_and_front_end, for_each
 from speakerlens.training.files import make_folder
@@ -141,14 +144,25 @@ def calibrate_all(networks: Networks, corpus: Corpus, speakers: Sequence[str]) -
     if not corpus.utterances("dev"):
         return found
 
-    def work(name: str) -> None:
-        scorer = fit_scorer(networks[name], corpus, speakers)
-        made = calibrate(networks[name], corpus, speakers, scorer=scorer)
-        used = None if made.score == "logit" else scorer
+    scorers: dict[str, Scorer | None] = {}
+    predicted: dict[str, list[SplitPredictions]] = {}
+
+    def predict(name: str) -> None:
+        predicted[name] = predict_split(networks[name], corpus, "dev", speakers, lambda: None)
+
+    def fit(name: str) -> None:
+        scorers[name] = fit_scorer(networks[name], corpus, speakers)
+
+    def finish(name: str) -> None:
+        made = calibrate(networks[name], corpus, speakers, scorer=scorers[name], predicted=predicted[name])
+        used = None if made.score == "logit" else scorers[name]
         found[name] = Calibrated(made.temperature, made.threshold, made.utterances, used)
 
     device, _ = device_and_front_end(networks)
-    for_each(networks, work, device, lambda: None)
+    # The longest steps first, so that no core is left with one at the end.
+    steps = [partial(step, name) for step in (predict, fit) for name in networks]
+    for_each(steps, lambda step: step(), device, lambda: None)
+    for_each(networks, finish, device, lambda: None)
     return found
 
 
