@@ -19,7 +19,8 @@ VOICE, OTHER = talk(6.0, seed=2), talk(6.0, seed=7)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("enroll")
-    toy.write_bundle(folder / "bundles", "da", 1, seed=2)
+    # Six seconds keep its device busy for a twentieth of a second.
+    toy.write_bundle(folder / "bundles", "da", 1, seed=2, slow_seconds=5.95)
     flags = (f"--speakers={folder / 'speakers.db'}", "--enroll-speech-seconds=1", "--keep-audio")
     with ServerProcess(folder / "bundles", *flags) as process:
         yield process
