@@ -270,6 +270,8 @@ def test_what_cannot_be_exported_is_refused(runs: dict[str, Path], tmp_path: Pat
 
 
 def test_failed_export_leaves_no_files(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for calibration in ("_calibrate", "calibrate_verification", "calibrate_search"):
+        monkeypatch.setattr(f"speakerlens.export.bundle.{calibration}", lambda *_: None)
     monkeypatch.setattr("speakerlens.export.bundle.write_graphs", lambda *_: (_ for _ in ()).throw(GraphError("no")))
     with pytest.raises(ExportError, match="no"):
         export_run(runs["clean"], tmp_path / "bundles", lambda done, total: None)

@@ -142,7 +142,7 @@ def test_expected_results_are_those_of_the_eager_network(folder: Path, runs: dic
 def test_export_without_probes_has_none(
     folder: Path, manifest: dict[str, Any], runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The graphs and their verification are copied: other tests cover them."""
+    """Graphs, verification and calibration are copied: other tests cover them."""
 
     def copied(_network: ExportedNetwork, out: Path, *_rest: object) -> None:
         for name in ("predict.onnx", "explain.onnx", "verify.onnx", "model.ts"):
@@ -158,6 +158,8 @@ def test_export_without_probes_has_none(
     monkeypatch.setattr("speakerlens.export.bundle.calibrate", lambda *_, **__: Calibration(**calibration))
     verified = Verification(**{**verification, "thresholds": thresholds})
     monkeypatch.setattr("speakerlens.export.bundle.calibrate_verification", lambda *_: verified)
+    monkeypatch.setattr("speakerlens.export.bundle.calibrate_search", lambda *_: manifest["search"])
+    monkeypatch.setattr("speakerlens.export.bundle.fit_scorer", lambda *_: None)
     monkeypatch.setattr("speakerlens.export.bundle.write_graphs", copied)
     monkeypatch.setattr("speakerlens.export.bundle.write_torchscript", copied)
     monkeypatch.setattr("speakerlens.export.parity.verify", lambda *_: {"holds": True})
