@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,17 @@ def make_folder(path: Path) -> None:
     except OSError as error:
         reason = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
         raise UserError(f"{path}: cannot be made a folder ({reason}); choose another") from error
+
+
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """Check before the work that no folder is in the way of the files it will write.
+
+    Raises:
+        UserError: a folder is.
+    """
+    for name in names:
+        if (folder / name).is_dir():
+            raise UserError(f"{folder / name}: cannot be written (a folder is in the way); remove it and run again")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -70,7 +70,7 @@ def wilson(hits: float, trials: int) -> Interval:
 
     scipy computes it for whole counts only; here `hits` may be a mean over several conditions.
     """
-    z2 = float(scipy.stats.norm.ppf(0.5 + LEVEL / 2)) ** 2
+    z2 = float(scipy.special.ndtri(0.5 + LEVEL / 2)) ** 2
     share = hits / trials
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = math.sqrt(z2) / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))

@@ -52,7 +52,7 @@ def _upper(shares: Array) -> Array:
     count = len(shares)
     if count == 1:
         return np.asarray(shares[0])
-    factor = float(scipy.stats.t.ppf(CONFIDENCE, count - 1)) / math.sqrt(count)
+    factor = float(scipy.special.stdtrit(count - 1, CONFIDENCE)) / math.sqrt(count)
     return np.asarray(shares.mean(axis=0) + factor * shares.std(axis=0, ddof=1))
 
 

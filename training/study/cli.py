@@ -19,13 +19,13 @@ from speakerlens.training.compute import choose_device
 from speakerlens.training.config import load_config
 from speakerlens.training.data.manifest import load_corpus
 from speakerlens.training.errors import UserError
-from speakerlens.training.files import make_folder
+from speakerlens.training.files import check_files, make_folder
 from speakerlens.training.study.analysis import Study, analyse
 from speakerlens.training.study.logs import starts
 from speakerlens.training.study.measurements import choose_evaluation_set, measure
-from speakerlens.training.study.outputs import write_numbers
+from speakerlens.training.study.outputs import STUDY, TABLES, write_numbers
 from speakerlens.training.study.plan import make_plan
-from speakerlens.training.study.report import write_report
+from speakerlens.training.study.report import REPORT, write_report
 from speakerlens.training.study.runner import default_jobs, train
 from speakerlens.training.variants import VARIANTS
 
@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     choose_evaluation_set(plan)  # fails here rather than after hours of training
     console = Console()
     with _locked(arguments.out) as lock:
+        check_files(plan.out, (REPORT, STUDY, *(f"{name}.csv" for name in TABLES)))
         code = train(plan, jobs, device.type, console, lock)
         if code:
             return code

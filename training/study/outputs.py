@@ -21,6 +21,7 @@ from speakerlens.training.study.calibration import FIGURES
 from speakerlens.training.study.map_quality import LocalisationResults, finite_mean
 
 STUDY = "study.json"
+TABLES = ("accuracy", "dev", "deletion", "localisation", "faithfulness", "randomisation", "grid", "calibration")
 
 Record = dict[str, object]
 
@@ -42,16 +43,8 @@ def write_numbers(study: Study) -> list[Path]:
 
 def tables(study: Study) -> dict[str, list[Record]]:
     """Return the measures of every run, by the name of their table; empty tables are left out."""
-    results = {
-        "accuracy": list(_accuracy(study)),
-        "dev": list(_dev(study)),
-        "deletion": list(_deletion(study)),
-        "localisation": list(_localisation(study)),
-        "faithfulness": list(_faithfulness(study)),
-        "randomisation": list(_randomisation(study)),
-        "grid": list(_grid(study)),
-        "calibration": list(_calibration(study)),
-    }
+    makers = (_accuracy, _dev, _deletion, _localisation, _faithfulness, _randomisation, _grid, _calibration)
+    results = {name: list(make(study)) for name, make in zip(TABLES, makers, strict=True)}
     return {name: records for name, records in results.items() if records}
 
 
