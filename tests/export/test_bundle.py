@@ -13,7 +13,16 @@ import pytest
 import torch
 
 from speakerlens.export.boundary import BoundaryReferences
-from speakerlens.export.bundle import ExportError, Options, Report, choose_utterances, export_run, file_digests, schema
+from speakerlens.export.bundle import (
+    ExportError,
+    Options,
+    Report,
+    _Calibrated,
+    choose_utterances,
+    export_run,
+    file_digests,
+    schema,
+)
 from speakerlens.export.cli import main
 from speakerlens.export.onnx_graphs import GraphError, check_graph
 from speakerlens.export.verify import verify_bundle
@@ -270,8 +279,7 @@ def test_what_cannot_be_exported_is_refused(runs: dict[str, Path], tmp_path: Pat
 
 
 def test_failed_export_leaves_no_files(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for calibration in ("_calibrate", "calibrate_verification", "calibrate_search"):
-        monkeypatch.setattr(f"speakerlens.export.bundle.{calibration}", lambda *_: None)
+    monkeypatch.setattr("speakerlens.export.bundle._calibrate", lambda *_: _Calibrated())
     monkeypatch.setattr("speakerlens.export.bundle.write_graphs", lambda *_: (_ for _ in ()).throw(GraphError("no")))
     with pytest.raises(ExportError, match="no"):
         export_run(runs["clean"], tmp_path / "bundles", lambda done, total: None)

@@ -159,6 +159,7 @@ def test_export_without_probes_has_none(
     verified = Verification(**{**verification, "thresholds": thresholds})
     monkeypatch.setattr("speakerlens.export.bundle.calibrate_verification", lambda *_: verified)
     monkeypatch.setattr("speakerlens.export.bundle.calibrate_search", lambda *_: manifest["search"])
+    monkeypatch.setattr("speakerlens.export.bundle.predict_split", lambda *_: ())
     monkeypatch.setattr("speakerlens.export.bundle.fit_scorer", lambda *_: None)
     monkeypatch.setattr("speakerlens.export.bundle.write_graphs", copied)
     monkeypatch.setattr("speakerlens.export.bundle.write_torchscript", copied)
