@@ -67,7 +67,7 @@ async def _send(port: int, size: int, rate: float, seconds: float) -> list[float
         grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
         for _ in range(CONNECTIONS)
     ]
-    calls = [channel.unary_unary(METHOD) for channel in channels]
+    calls: list[Any] = [channel.unary_unary(METHOD) for channel in channels]
     message, latencies = os.urandom(size), []
 
     async def one(number: int) -> None:

@@ -36,6 +36,7 @@ from speakerlens.training.evaluation.search import calibrate_search
 from speakerlens.training.evaluation.verification import METHOD as VERIFICATION_METHOD
 from speakerlens.training.evaluation.verification import Verification, calibrate_verification
 from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT, HIGH_HZ, LOW_HZ
+from speakerlens.training.model.inference import for_inference
 from speakerlens.training.model.network import STAGES, STRIDES
 from speakerlens.training.model.saliency import FUSED_STAGES
 
@@ -267,7 +268,7 @@ def _fill(
 
 def _calibrate(folder: Path, run: Run, corpus: Corpus, options: Options, advance: Callable[[], None]) -> _Calibrated:
     """Calibrate on the dev split, in `_CALIBRATION_STEPS` steps; write the classifier's scorer, if it is used."""
-    rate, network = options.false_acceptance, run.network
+    rate, network = options.false_acceptance, for_inference(run.network)
     predicted = predict_split(network, corpus, "dev", run.speakers or corpus.speakers, lambda: None)
     advance()
     classifier = None

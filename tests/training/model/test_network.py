@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from speakerlens.training.config import HeadConfig, NetworkConfig
+from speakerlens.training.model.inference import for_inference
 from speakerlens.training.model.network import SpeakerNetwork, pool_statistics
 
 RESNET34 = NetworkConfig((3, 4, 6, 3), 32, 256)
@@ -46,6 +47,24 @@ def test_resnet50_has_the_names_and_size_of_wespeaker() -> None:
     assert encoder.seg_1.weight.shape == (256, 2 * 4 * 256 * 10)
     strides = [encoder.get_submodule(f"layer2.0.conv{number}").stride for number in (1, 2, 3)]
     assert strides == [(1, 1), (2, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_copy_for_inference_has_the_same_outputs(block: Literal["basic", "bottleneck"]) -> None:
+    torch.manual_seed(0)
+    network = SpeakerNetwork(NetworkConfig((1, 1, 2, 1), 4, 8, block=block), HeadConfig(), 5)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as after training: no two channels are normalised alike
+            for values in (module.weight, module.bias, module.running_mean, module.running_var):
+                assert values is not None
+                torch.nn.init.uniform_(values, 0.5, 1.5)
+    network.eval()
+    copied = for_inference(network)
+    audio, lengths = 0.1 * torch.randn(3, 12_000), torch.tensor([12_000, 9000, 5000])
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in copied.modules())
+    with torch.no_grad():
+        for ours, theirs in zip(copied(audio, lengths), network(audio, lengths), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_statistics_are_those_of_the_valid_columns() -> None:

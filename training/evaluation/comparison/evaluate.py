@@ -54,6 +54,7 @@ from speakerlens.training.evaluation.predictions import SplitPredictions, predic
 from speakerlens.training.evaluation.scorer import fit_scorer
 from speakerlens.training.evaluation.workers import Networks, device_and_front_end, for_each
 from speakerlens.training.files import make_folder
+from speakerlens.training.model.inference import for_inference
 from speakerlens.training.provenance import machine, moment, tested, versions
 from speakerlens.training.run_log import read_log, training_seconds
 
@@ -103,7 +104,7 @@ def evaluate(runs: Runs, corpus: Corpus, progress: Progress) -> tuple[Evaluation
         UserError: the corpus has no interference, or a network's scores are not finite.
     """
     names, speakers = tuple(runs), next(iter(runs.values())).speakers
-    networks = {name: run.network for name, run in runs.items()}
+    networks = {name: for_inference(run.network) for name, run in runs.items()}
     conditions, left_out = supplied_grid(corpus, "test")
     kinds = tuple(dict.fromkeys(condition.kind for condition in conditions[1:]))
     if not kinds:
