@@ -19,7 +19,7 @@ from speakerlens.training.checkpoint import Run
 from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.evaluation.intervals import wilson
 from speakerlens.training.evaluation.predictions import predict_split
-from speakerlens.training.evaluation.queries import Queries, embed_recordings, join_clips, turns
+from speakerlens.training.evaluation.queries import TELEPHONE, Queries, embed_recordings, join_clips, turns
 from speakerlens.training.evaluation.search import fit_search
 from speakerlens.training.evaluation.trials import TALKED_OVER, exemplars_of
 from speakerlens.training.evaluation.verification import calibrate_verification
@@ -65,7 +65,7 @@ def embed_voices(run: Run, corpus: Corpus) -> Voices:
 
     def embedded(role: str, clips: Iterable[Any], most: int, split: Any, all_lengths: bool) -> Queries:
         conditions = turns(corpus, split) if all_lengths else None
-        found = embed_recordings(run.network, corpus, split, join_clips(clips, most), conditions)
+        found = embed_recordings(run.network, corpus, split, join_clips(clips, most), conditions, run.telephone)
         return Queries(**{**vars(found), "recordings": found.recordings + _OFFSETS[role]})
 
     known = embedded("known", corpus.utterances("dev"), 2, "dev", False)
@@ -100,6 +100,7 @@ BANDS: tuple[tuple[str, Callable[[Queries], Mask]], ...] = (
     ("noise", lambda q: q.kinds == "noise"),
     ("babble", lambda q: q.kinds == "babble"),
     ("speaker", lambda q: q.kinds == "speaker"),
+    ("telephone", lambda q: q.kinds == TELEPHONE.kind),
 )
 
 

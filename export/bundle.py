@@ -279,7 +279,7 @@ def _calibrate(folder: Path, run: Run, corpus: Corpus, options: Options, advance
             np.savez(folder / SCORER, **vars(scorer))
     advance()
     verification = calibrate_verification(predicted, network.classes, rate)
-    search = calibrate_search(network, corpus, run.speakers, rate)
+    search = calibrate_search(network, corpus, run.speakers, rate, run.telephone)
     advance()
     return _Calibrated(classifier, verification, search)
 

@@ -1,7 +1,9 @@
 """Whether pieces of speech are of one speaker, by how their embeddings agree with each other."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -10,9 +12,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 # Two groups of utterances are two speakers' where the cosine of their means is below the threshold of verification.
+# That is of utterances as short as the corpus has them; where all have several windows, it is higher by LONG_ABOVE. A
+# stretch of two windows is another speaker's where its cosine to the other utterances is below it by STRETCH_BELOW.
 # Pieces are shorter: theirs must be lower by PIECES_BELOW, or by PIECE_BELOW for one piece alone, and the mean cosine
 # between the groups lower by CONTRAST than that within them; a contrast of LARGE_CONTRAST is enough. Measured on real
 # speech, see docs/decisions/0064-enrolment.md.
+LONG_ABOVE: Final = 0.085
+STRETCH_BELOW: Final = 0.1
 PIECES_BELOW: Final = 0.13
 PIECE_BELOW: Final = 0.29
 CONTRAST: Final = 0.2
@@ -25,7 +31,8 @@ class Outlier:
 
     Attributes:
         utterance: its index.
-        cosine: mean to the other utterances' pieces; between its own two groups of pieces if `within`.
+        cosine: mean to the other utterances' pieces; if `within`, between its own two groups of pieces, or of its
+            farthest stretch to the other utterances.
         others: mean among the others' pieces.
         limit: the least cosine that would have been accepted.
         within: whether the utterance itself holds two speakers.
@@ -42,12 +49,14 @@ def outliers(
     utterances: Sequence[tuple[int, Floats]],
     pieces: Sequence[tuple[int, Floats]],
     thresholds: Sequence[tuple[int, float]],
+    stretches: Sequence[tuple[int, Floats]] = (),
 ) -> list[Outlier]:
     """Return the utterances that are not of one speaker with the rest; none where all agree.
 
-    Utterances are split into the two groups that agree least, by average linkage, and then pieces of utterances, as
-    one utterance may hold two speakers. The smaller group is another speaker's where the groups' means differ by more
-    than one speaker's do; then the rest is split again.
+    Utterances are split into the two groups that agree least, by average linkage. The smaller group is another
+    speaker's where the groups' means differ by more than one speaker's do; then the rest is split again. One utterance
+    may hold two speakers: each of its stretches is compared with the other utterances; and pieces are split as the
+    utterances are, of one utterance alone, or where several hold both speakers.
 
     Args:
         utterances: index and embedding of length one, [size]; the index is below 0, and different for each, for what
@@ -55,17 +64,52 @@ def outliers(
         pieces: stretches of the utterances with enough speech, likewise.
         thresholds: pairs, ascending: utterances in a reference (1 first), and the cosine from which an utterance is
             accepted as of the reference's speaker.
+        stretches: two successive windows of an utterance each, likewise; of those that have several windows.
     """
-    found: list[Outlier] = []
-    for split, embeddings in ((_split, utterances), (_split_pieces, pieces)):
-        while True:
-            out = {each.utterance for each in found}
-            names, rest = _arrays([each for each in embeddings if each[0] not in out])
-            new = split(names, rest, thresholds)
-            if not new:
-                break
-            found += new
+    counts = Counter(index for index, _ in stretches)
+    raised = [(size, limit + LONG_ABOVE) for size, limit in thresholds]
+    # What is stored has passed before, and its length is not known.
+    comparable = all(index in counts or index < 0 for index, _ in utterances)
+    found = _repeated(_split, utterances, raised if comparable else thresholds, [])
+    found += _strange_stretches(utterances, stretches, thresholds, {each.utterance for each in found})
+    compared = {index for index, count in counts.items() if count > 1 and len(utterances) > 1}
+    found = _repeated(partial(_split_pieces, compared=compared), pieces, thresholds, found)
     return sorted(found, key=lambda each: each.utterance)
+
+
+def _repeated(
+    split: Callable[[NDArray[np.int_], Floats, Sequence[tuple[int, float]]], list[Outlier]],
+    embeddings: Sequence[tuple[int, Floats]],
+    thresholds: Sequence[tuple[int, float]],
+    found: list[Outlier],
+) -> list[Outlier]:
+    """Return the outliers with those of `split`, which is repeated on the rest until it finds no more."""
+    while True:
+        out = {each.utterance for each in found}
+        new = split(*_arrays([each for each in embeddings if each[0] not in out]), thresholds)
+        if not new:
+            return found
+        found = found + new
+
+
+def _strange_stretches(
+    utterances: Sequence[tuple[int, Floats]],
+    stretches: Sequence[tuple[int, Floats]],
+    thresholds: Sequence[tuple[int, float]],
+    out: set[int],
+) -> list[Outlier]:
+    """Return the utterances, but for those in `out`, with a stretch that is not of the other utterances' speaker."""
+    names, whole = _arrays([each for each in utterances if each[0] not in out])
+    found = []
+    for name in np.unique(names[names >= 0]):
+        others, own = names != name, [each for index, each in stretches if index == name]
+        if not others.any() or len(own) < 2:
+            continue
+        cosine = float(min(each @ _direction(whole[others]) for each in own))
+        limit = _threshold(thresholds, others) - STRETCH_BELOW
+        if cosine < limit:
+            found.append(Outlier(int(name), cosine, _within(whole @ whole.T, others), limit, within=True))
+    return found
 
 
 def _arrays(embeddings: Sequence[tuple[int, Floats]]) -> tuple[NDArray[np.int_], Floats]:
@@ -89,9 +133,12 @@ def _split(names: NDArray[np.int_], whole: Floats, thresholds: Sequence[tuple[in
 
 
 def _split_pieces(
-    utterances: NDArray[np.int_], embeddings: Floats, thresholds: Sequence[tuple[int, float]]
+    utterances: NDArray[np.int_], embeddings: Floats, thresholds: Sequence[tuple[int, float]], compared: set[int]
 ) -> list[Outlier]:
-    """Return the utterances with a piece in the smaller group, if that is another speaker's."""
+    """Return the utterances with a piece in the smaller group, if that is another speaker's.
+
+    Those in `compared`, whose stretches agree with the other utterances, must be several with a large contrast.
+    """
     if len(embeddings) < 2:
         return []
     cosines = embeddings @ embeddings.T
@@ -101,7 +148,12 @@ def _split_pieces(
     limit = _threshold(thresholds, ~small) - (PIECE_BELOW if alone else PIECES_BELOW)
     far = _direction(embeddings[small]) @ _direction(embeddings[~small]) < limit
     contrast = within - between
-    if not ((far and contrast > CONTRAST) or contrast > LARGE_CONTRAST):
+    # A part of one utterance among others is what stretches are compared for.
+    parted = set(utterances[small].tolist())
+    closer = parted <= compared
+    if closer and len(parted) < 2:
+        return []
+    if not ((far and not closer and contrast > CONTRAST) or contrast > LARGE_CONTRAST):
         return []
     found = []
     for utterance in np.unique(utterances[small & (utterances >= 0)]):

@@ -20,6 +20,7 @@ from speakerlens.training.data.manifest import Corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.model.network import SpeakerNetwork
 from speakerlens.training.schedule import Progress, Schedule
+from speakerlens.training.variants import VARIANTS
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.yaml"
@@ -87,6 +88,12 @@ class Run:
         if self.corpus_folder is None:
             raise UserError(f"{self.folder}: was imported without a corpus; name one with --corpus")
         return self.corpus_folder
+
+    @property
+    def telephone(self) -> bool:
+        """Whether speech through a telephone's codec or a narrow band was in the training."""
+        variant, perturbation = VARIANTS.get(self.variant), self.config.perturbation
+        return variant is not None and variant.copies != "none" and perturbation.codec + perturbation.band > 0
 
     @property
     def finished(self) -> bool:

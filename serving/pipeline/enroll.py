@@ -217,7 +217,8 @@ class Enroller:
         known = [(-1 - index, each.embedding) for index, each in enumerate(own)]
         utterances = [(index, each.embeddings[0]) for index, each in enumerate(references)]
         pieces = [(index, piece) for index, each in enumerate(references) for piece in each.pieces]
-        self._limits.check_agreement([*known, *utterances], [*known, *pieces], bundle)
+        stretches = [(index, stretch) for index, each in enumerate(references) for stretch in each.stretches]
+        self._limits.check_agreement([*known, *utterances], [*known, *pieces], stretches, bundle)
 
     def _enrolled(self, name: str, enrolments: Sequence[Enrolment]) -> EnrolledSpeaker:
         sizes = {model.bundle.digest: model.bundle.embedding_size for model in self._pipeline.models}

@@ -94,13 +94,20 @@ class EnrolmentLimits:
                 f"utterances: {_rounded(total)} s of speech in all; at least {self.total_s:g} s are needed",
             )
 
-    def check_agreement(self, utterances: Sequence[Embedded], pieces: Sequence[Embedded], bundle: Bundle) -> None:
+    def check_agreement(
+        self,
+        utterances: Sequence[Embedded],
+        pieces: Sequence[Embedded],
+        stretches: Sequence[Embedded],
+        bundle: Bundle,
+    ) -> None:
         """Check that utterances are of one speaker.
 
         Args:
             utterances: index, and embedding of length one, float32 [size]; the index is below 0, and different for
                 each, for what is stored of the speaker.
-            pieces: stretches of the utterances with speech, likewise.
+            pieces: windows of the utterances with speech, likewise.
+            stretches: two successive windows each, likewise.
             bundle: of the embeddings, with the thresholds of verification.
 
         Raises:
@@ -112,6 +119,7 @@ class EnrolmentLimits:
             [(index, each.astype(np.float64)) for index, each in utterances],
             [(index, each.astype(np.float64)) for index, each in pieces],
             bundle.verification_thresholds,
+            [(index, each.astype(np.float64)) for index, each in stretches],
         )
         if found:
             raise refusal({each.utterance: [_disagreement(each)] for each in found})
@@ -126,8 +134,8 @@ def refusal(problems: dict[int, list[str]], reason: Reason = Reason.ENROLMENT) -
 def _disagreement(outlier: Outlier) -> str:
     if outlier.within:
         return (
-            f"more than one speaker: cosine {outlier.cosine:.2f} between its parts, where one speaker's have at least "
-            f"{outlier.limit:.2f}"
+            f"more than one speaker: cosine {outlier.cosine:.2f} of a part of it to the rest, where one speaker's have "
+            f"at least {outlier.limit:.2f}"
         )
     return (
         f"another speaker than the others: mean cosine {outlier.cosine:.2f} to them, which have {outlier.others:.2f} "

@@ -42,6 +42,7 @@ class Reference:
         info: the audio as received, with the evidence.
         embeddings: of length one, float32 [size], one a model; none where it was only checked.
         pieces: of length one, of the first model: those of windows with enough speech that do not overlap.
+        stretches: of length one, of the first model: of each two successive windows with speech, their mean direction.
         problems: what is wrong with the embeddings, in phrases.
         detected_s: seconds of which the speech detector is sure.
         samples: float32 [n] at 16 kHz; empty unless they are kept.
@@ -50,6 +51,7 @@ class Reference:
     info: AudioInfo
     embeddings: tuple[Vector, ...]
     pieces: tuple[Vector, ...]
+    stretches: tuple[Vector, ...]
     problems: list[str]
     detected_s: float
     samples: Vector
@@ -81,16 +83,30 @@ class _Pieces:
 
     Attributes:
         found: of length one, float32 [size].
+        stretches: mean directions of each two successive windows with speech, likewise.
     """
 
     def __init__(self, run_in_thread: RunInThread) -> None:
         self.found: list[Vector] = []
+        self.stretches: list[Vector] = []
+        self._before: Vector | None = None
         self._run_in_thread = run_in_thread
         self._reached = 0
         self._left_out: WindowOutput | None = None
 
     async def add(self, output: WindowOutput) -> None:
-        """Add the next window, unless it overlaps the last that was added."""
+        """Add the next window: to the stretches, and to the pieces unless it overlaps the last of them."""
+        self._add_stretch(output)
+        await self._add_piece(output)
+
+    def _add_stretch(self, output: WindowOutput) -> None:
+        first = output.outputs[0] if output.outputs else None
+        now = unit(first.prediction.embedding) if output.speech and isinstance(first, ModelOutput) else None
+        if now is not None and self._before is not None:
+            self.stretches.append(unit(now + self._before))
+        self._before = now
+
+    async def _add_piece(self, output: WindowOutput) -> None:
         if output.window.start < self._reached:
             self._left_out = output
             return
@@ -107,7 +123,7 @@ class _Pieces:
         last = self._left_out
         if last is not None and last.window.stop - self._reached >= LEAST_NEW_SAMPLES:
             self._reached = last.window.start
-            await self.add(last)
+            await self._add_piece(last)
 
 
 class ReferenceReader:
@@ -163,6 +179,7 @@ class ReferenceReader:
             result.audio,
             directions,
             tuple(pieces.found) or directions[:1],
+            tuple(pieces.stretches),
             problems,
             progress.meter.seconds(),
             _joined(progress.samples),
@@ -175,7 +192,7 @@ class ReferenceReader:
             speech = await self._pipeline.run_in_thread(partial(holds_speech, window.samples))
             sounds.add(sound, speech)
         info = replace(reader.info, evidence=sounds.evidence(reader.info.seconds, reader.info.clipped_share))
-        return Reference(info, (), (), [], progress.meter.seconds(), _joined([]))
+        return Reference(info, (), (), (), [], progress.meter.seconds(), _joined([]))
 
     async def _noted(self, windows: AsyncIterator[Window], progress: _Progress) -> AsyncIterator[Window]:
         """Yield the windows, and collect what they add."""

@@ -2,7 +2,7 @@
 
 Utterances of one speaker are joined until they last `LONGEST_S`. Each recording is cut to every length of `SECONDS`
 that it has, and tested under each kind of interference that the split can supply, at the lengths and at the ratios of
-`SNRS_DB` in turn. The measures are those that a server takes of a request.
+`SNRS_DB` in turn; on request also in the band of a telephone. The measures are those that a server takes of a request.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +19,7 @@ from speakerlens.measures.sound import measure_sound
 from speakerlens.training.data.audio import SAMPLE_RATE, read_sound
 from speakerlens.training.data.interference import InterferenceSource
 from speakerlens.training.data.manifest import Clip, Corpus, Split
+from speakerlens.training.data.perturbation import limit_band
 from speakerlens.training.evaluation.conditions import (
     CLEAN,
     Condition,
@@ -33,6 +34,8 @@ from speakerlens.training.model.network import SpeakerNetwork
 SECONDS = (1.0, 2.0, 4.0)
 LONGEST_S = max(SECONDS)
 SNRS_DB = (20.0, 10.0, 0.0, 15.0, 5.0, -5.0)
+TELEPHONE = Condition("telephone", None)
+"""Speech without interference, in the band of a telephone line."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Queries:
         directions: embeddings of length one, float64 [n, size].
         speakers: names, [n]; recordings: the number of each one's recording, int64 [n].
         seconds: length that it was cut to, float64 [n].
-        kinds: "clean" or the kind of interference, [n]; snr_db: the mixture's ratio, NaN where clean, float64 [n].
+        kinds: "clean", "telephone" or the kind of interference, [n]; snr_db: the mixture's ratio, NaN without one,
+            float64 [n].
         speech_s: measured net speech, float64 [n]; estimated_db: measured SNR, NaN in silence; bandwidth_hz: measured.
     """
 
@@ -112,6 +116,7 @@ def embed_recordings(
     split: Split,
     recordings: Sequence[Recording],
     conditions: Callable[[int], Sequence[Condition]] | None = None,
+    telephone: bool = False,
 ) -> Queries:
     """Return the queries of some recordings.
 
@@ -121,11 +126,12 @@ def embed_recordings(
         split: of the interference.
         recordings: of any split.
         conditions: those of the recording with that number, each at every length; None for those of the module.
+        telephone: whether each recording is tested in the band of a telephone, too.
 
     Raises:
         UserError: a file cannot be read.
     """
-    made = _pieces(corpus, split, recordings, conditions or turns(corpus, split), conditions is None)
+    made = _pieces(corpus, split, recordings, conditions or turns(corpus, split), conditions is None, telephone)
     device = next(network.parameters()).device
     rows: list[tuple[int, float, Condition, float, float, float]] = []
     directions: list[Tensor] = []
@@ -182,6 +188,7 @@ def _pieces(
     recordings: Sequence[Recording],
     conditions: Callable[[int], Sequence[Condition]],
     in_turn: bool,
+    telephone: bool,
 ) -> Iterator[tuple[int, float, Condition, Tensor]]:
     """Yield number, length, condition and samples [N] of each query; corrupted ones of one length if `in_turn`."""
     source = InterferenceSource(corpus, split)
@@ -190,8 +197,9 @@ def _pieces(
             np.concatenate([read_sound(each.path, each.start, each.duration) for each in recording.clips])
         )[: round(LONGEST_S * SAMPLE_RATE)]
         layers: dict[str, Tensor] = {}
-        for place, condition in enumerate(conditions(number)):
-            for part in parts(condition.kind):
+        tested = (*conditions(number), TELEPHONE) if telephone else conditions(number)
+        for place, condition in enumerate(tested):
+            for part in () if condition == TELEPHONE else parts(condition.kind):
                 if part not in layers:
                     layers[part] = draw_layer(corpus, source, part, recording.clips[0], speech)
             # A recording that is shorter than a length takes part as it is, once.
@@ -201,5 +209,8 @@ def _pieces(
                 lengths = (lengths[(number + place) % len(lengths)],)
             for length in lengths:
                 stop = round(length * SAMPLE_RATE)
+                if condition == TELEPHONE:
+                    yield number, length, condition, torch.from_numpy(limit_band(speech[:stop].numpy(), "telephone"))
+                    continue
                 own = [layers[part][:stop] for part in parts(condition.kind)]
                 yield number, length, condition, mix_layers(speech[:stop], own, condition.snr_db).audio

@@ -14,6 +14,8 @@ from torch import nn
 
 from speakerlens.export.bundle import schema
 from speakerlens.measures.search import SearchCalibration
+from speakerlens.training.checkpoint import Run
+from speakerlens.training.config import Config, NetworkConfig, PerturbationConfig
 from speakerlens.training.data.audio import SAMPLE_RATE, write_audio
 from speakerlens.training.data.manifest import Clip, Corpus, Kind, write_corpus
 from speakerlens.training.evaluation import search
@@ -198,6 +200,43 @@ def test_recordings_are_cut_embedded_and_measured(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.arctan2(*clean.directions.T[::-1]) * 2000, pitches, atol=2)
     assert (clean.bandwidth_hz < 2000).all()
     assert (exemplars_of(found).seconds == LONGEST_S).all()
+    assert "telephone" not in found.kinds
+
+
+def test_telephone_speech_is_a_query_and_no_exemplar(tmp_path: Path) -> None:
+    """A network that was trained on it is calibrated for its bandwidth, which is else too narrow."""
+    clips = []
+    for number, speaker in enumerate(("ada", "bob")):
+        path = tmp_path / f"{speaker}.flac"
+        hiss = np.random.default_rng(number).normal(0, 0.1, 4 * SAMPLE_RATE)
+        write_audio(path, hiss.astype(np.float32))
+        clips.append(Clip(path, "utterance", "dev", 0.0, 4.0, speaker))
+    corpus = write_corpus(tmp_path, clips)
+    recordings = [Recording(str(each.speaker), (each,)) for each in clips]
+    network = cast(SpeakerNetwork, PitchNetwork())
+    found = embed_recordings(network, corpus, "dev", recordings, telephone=True)
+    called = found.select(found.kinds == "telephone")
+    assert sorted(called.speakers) == ["ada", "bob"]
+    assert set(called.seconds) < set(SECONDS)
+    assert np.isnan(called.snr_db).all()
+    assert (called.bandwidth_hz <= 3750).all()
+    assert (found.select(found.kinds == "clean").bandwidth_hz > 7000).all()
+    assert set(exemplars_of(found).kinds) == {"clean"}
+    assert search._limits(found)["bandwidth_hz"] <= 3500
+
+
+@pytest.mark.parametrize(
+    ("variant", "codec", "band", "telephone"),
+    [("da", 0.5, 0.0, True), ("act-da", 0.0, 0.25, True), ("da", 0.0, 0.0, False), ("clean", 0.5, 0.25, False),
+     ("wespeaker-resnet34", 0.5, 0.0, False)],
+)  # fmt: skip
+def test_run_knows_whether_it_trained_on_telephone_speech(
+    variant: str, codec: float, band: float, telephone: bool
+) -> None:
+    network = NetworkConfig(blocks=(1, 1, 1, 1), width=4, embedding=8)
+    config = Config(network=network, updates=1, perturbation=PerturbationConfig(codec=codec, band=band))
+    run = Run(Path(), variant, config, (), cast(SpeakerNetwork, None), None, "", 1, 1, "")
+    assert run.telephone is telephone
 
 
 def test_corpus_without_outsiders_has_no_calibration(tmp_path: Path) -> None:
