@@ -18,6 +18,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
 COPY measures measures
 COPY serving serving
+COPY scoring scoring
 COPY speakerlens speakerlens
 RUN python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 

@@ -44,7 +44,7 @@ lock: | $(BIN)/uv  ## pin every dependency with its hashes, in requirements/ (UP
 	$(COMPILE) pyproject.toml --extra cpu --extra postgres --extra http --output-file requirements/serve-cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --extra postgres --extra http --output-file requirements/serve-gpu.txt
 	$(COMPILE) pyproject.toml --extra gpu-cuda12 --extra postgres --extra http --output-file requirements/serve-gpu-cuda12.txt
-	$(COMPILE) pyproject.toml requirements/build.in $(foreach extra,cpu client formats http postgres otel train demo docs dev,--extra $(extra)) $(WITH_TORCH) \
+	$(COMPILE) pyproject.toml requirements/build.in $(foreach extra,cpu client formats archive http postgres otel train demo docs dev,--extra $(extra)) $(WITH_TORCH) \
 		--output-file requirements/dev.txt
 
 demo: $(INSTALLED)  ## train, evaluate, export, serve and ask, on synthetic speech (FRESH=1: from the start)

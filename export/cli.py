@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
@@ -20,6 +20,7 @@ from speakerlens.arguments import ArgumentParser
 from speakerlens.export import parity
 from speakerlens.export.bundle import MANIFEST, ExportError, Report, Written, export_run
 from speakerlens.export.page import PACKAGE, write_page
+from speakerlens.export.triton import Backend, write_models
 from speakerlens.export.verify import verify_bundle
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, HELD_OUT
@@ -31,6 +32,7 @@ Turn training runs into model bundles: ONNX and TorchScript, verified against th
   {program} RUN [RUN ...] --out BUNDLES     write BUNDLES/<variant>/<version>/
   {program} verify BUNDLE [BUNDLE ...]      repeat a bundle's verification, on any machine
   {program} page BUNDLES --out DIR          write a page on which the bundles run in a browser
+  {program} triton BUNDLE [...] --out DIR   write models for a Triton Inference Server
 """
 
 
@@ -68,6 +70,8 @@ def _run(words: Sequence[str], program: str) -> None:
             _verify(parsed.bundles, parsed.device)
         case ["page"]:
             _page(_page_parser(program).parse_args(words[1:]))
+        case ["triton"]:
+            _triton(_triton_parser(program).parse_args(words[1:]))
         case _:
             parsed = _export_parser(program).parse_args(words)
             _export(parsed.runs, parsed.out, parsed.false_acceptance, parsed.probes)
@@ -140,6 +144,33 @@ def _page_parser(program: str) -> ArgumentParser:
         "--runtime", metavar="DIR", type=Path, help=f"holds the files of {PACKAGE} (default: npm fetches them)"
     )
     return parser
+
+
+def _triton_parser(program: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=f"{program} triton",
+        description="Write bundles into a model repository of a Triton Inference Server: the graphs, with dynamic "
+        "batching and labels. Decoding, windows, speech detection and calibration are left to its clients.",
+    )
+    parser.add_argument("bundles", metavar="BUNDLE", type=Path, nargs="+", help="a bundle, such as bundles/act-da/1")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the model repository")
+    parser.add_argument(
+        "--backend",
+        choices=get_args(Backend),
+        default="onnxruntime",
+        help="onnxruntime batches requests of the same length; python pads those of any length together, and needs "
+        "the package onnxruntime in Triton's Python (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-batch", metavar="N", type=int, default=8, help="utterances in one batch (default: %(default)s)"
+    )
+    return parser
+
+
+def _triton(arguments: argparse.Namespace) -> None:
+    for bundle in arguments.bundles:
+        names = write_models(bundle, arguments.out, arguments.backend, arguments.max_batch)
+        sys.stdout.write(f"{arguments.out}: {', '.join(names)}\n")
 
 
 def _page(arguments: argparse.Namespace) -> None:

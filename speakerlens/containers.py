@@ -27,6 +27,13 @@ from speakerlens.signatures import (
     unreadable,
 )
 
+SUFFIXES = frozenset(
+    ".wav .flac .ogg .oga .opus .mp2 .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist .voc".split()
+)
+"""Suffixes of audio files."""
+FFMPEG_SUFFIXES = frozenset(".m4a .m4b .mp4 .mov .3gp .aac .webm .mka .mkv .amr .wma .asf".split())
+"""Those of files that the extra `formats` adds."""
+
 _FIRST_PAGE = re.compile(rb"OggS\x00[\x02\x03\x06\x07]", re.DOTALL)
 _STREAMINFO = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.DOTALL)
 _OGG_OTHERS = ((b"Speex   ", "Speex"), (b"\x80theora", "Theora video"), (b"fishead\0", "Skeleton"))

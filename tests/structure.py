@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 Graph = Mapping[str, frozenset[str]]
 """Module name to the names of the project's modules that it imports."""
 
-PARTS = ("serving", "training", "export", "measures", "protos")
+PARTS = ("serving", "scoring", "training", "export", "measures", "protos")
 
 
 @cache

@@ -15,6 +15,7 @@ ALLOWED = {
     "training": {"training", "measures"},
     "export": {"export", "training", "measures", "protos"},
     "serving": {"serving", "measures", "protos"},
+    "scoring": {"scoring", "serving", "measures"},
     "measures": {"measures"},
     "protos": {"protos"},
     "speakerlens": {"speakerlens", "protos"},
@@ -23,6 +24,7 @@ ALLOWED = {
 SHARED = {
     "speakerlens.settings",
     "speakerlens.arguments",
+    "speakerlens.samples",
     "speakerlens._version",
     "speakerlens.containers",
     "speakerlens.chunks",
@@ -71,7 +73,7 @@ def test_shared_modules_import_nothing_of_the_project() -> None:
     assert {name: graph[name] - SHARED for name in SHARED} == dict.fromkeys(SHARED, frozenset())
 
 
-@pytest.mark.parametrize("part", ["serving", "measures", "protos", "speakerlens"])
+@pytest.mark.parametrize("part", ["serving", "scoring", "measures", "protos", "speakerlens"])
 def test_the_serving_side_knows_no_torch(part: str) -> None:
     for name, file in modules().items():
         if part_of(name) == part and name not in SHARED:  # which imports yaml only where YAML is read
@@ -82,7 +84,7 @@ def test_serving_runs_without_the_training_side() -> None:
     absent = sorted(TORCH_SIDE | {"speakerlens.training", "speakerlens.export"})
     program = (
         f"import sys\nfor name in {absent!r}: sys.modules[name] = None\n"
-        "import speakerlens.serving.server, speakerlens, speakerlens.cli.main\n"
+        "import speakerlens.serving.server, speakerlens.scoring, speakerlens, speakerlens.cli.main\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 

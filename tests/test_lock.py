@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FOLDER = ROOT / "requirements"
 LOCKS = {
-    "dev": ("cpu", "client", "formats", "http", "postgres", "otel", "train", "demo", "docs", "dev"),
+    "dev": ("cpu", "client", "formats", "archive", "http", "postgres", "otel", "train", "demo", "docs", "dev"),
     "serve-cpu": ("cpu", "postgres", "http"),
     "serve-gpu": ("gpu", "postgres", "http"),
     "serve-gpu-cuda12": ("gpu-cuda12", "postgres", "http"),

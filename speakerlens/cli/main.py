@@ -103,6 +103,12 @@ PARTS = {
     "serve": PartCommand(
         "serve model bundles over gRPC and HTTP", "speakerlens.serving.__main__", "cpu", program="speakerlens serve"
     ),
+    "score": PartCommand(
+        "score an archive of recordings into one table, without a server",
+        "speakerlens.scoring.cli",
+        "cpu",
+        program="speakerlens score",
+    ),
     "bundles": PartCommand(
         "fetch model bundles over HTTPS or from S3", "speakerlens.cli.bundles", "cpu", program="speakerlens bundles"
     ),

@@ -107,7 +107,7 @@ def own_flags() -> set[str]:
 
 
 def _added() -> Iterator[str]:
-    for part in ("speakerlens", "training", "export", "deploy", "benchmarks", "serving", "tests"):
+    for part in ("speakerlens", "training", "export", "deploy", "benchmarks", "serving", "scoring", "tests"):
         for file in (ROOT / part).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text("utf-8"))):
                 if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":

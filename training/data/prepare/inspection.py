@@ -12,17 +12,10 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from speakerlens.containers import has_ffmpeg
+from speakerlens.containers import FFMPEG_SUFFIXES, SUFFIXES, has_ffmpeg
 from speakerlens.training.data.audio import SAMPLE_RATE, AudioFacts, measure_audio
 from speakerlens.training.data.prepare.survey import is_utf8
 from speakerlens.training.errors import UserError
-
-SUFFIXES = frozenset(
-    ".wav .flac .ogg .oga .opus .mp2 .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist .voc".split()
-)
-"""Suffixes of audio files; files with other suffixes, such as transcripts, are counted and passed over."""
-FFMPEG_SUFFIXES = frozenset(".m4a .m4b .mp4 .mov .3gp .aac .webm .mka .mkv .amr .wma .asf".split())
-"""Those that the extra `formats` adds."""
 
 _LEFT_BY_SYSTEMS = ("__MACOSX", "Thumbs.db", "desktop.ini")
 _READERS = 16
