@@ -25,7 +25,7 @@ LABELS = "labels.txt"
 PYTHON_MODEL = "triton_model.py"
 # A batch waits this long for others while the device is free; longer than the requests of one client are apart.
 QUEUE_DELAY_US = 2_000
-_TYPES = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.INT64: "TYPE_INT64"}
+_TYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.INT64: "TYPE_INT64"}
 
 
 def write_models(bundle: Path, out: Path, backend: Backend = "onnxruntime", max_batch: int = 8) -> list[str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from os import PathLike
@@ -95,7 +95,7 @@ class Scorer:
         """Return the execution provider, such as CPUExecutionProvider."""
         return self._local.models[0].provider
 
-    def score(self, sources: Iterable[Source], names: Iterable[str] | None = None) -> Iterator[Row]:
+    def score(self, sources: Iterable[Source], names: Iterable[str] | None = None) -> Generator[Row, None, None]:
         """Yield the rows of recordings, in their order: one for each model, or one with an error for all.
 
         Recordings are read a few hundred at a time, and rows come as soon as those are computed, so that memory does
@@ -118,7 +118,9 @@ class Scorer:
         """Return the rows of recordings as a table of pyarrow; arguments and errors as of `score`."""
         return arrow_table(self.score(sources, names))
 
-    def score_each(self, sources: Iterable[Source], names: Iterable[str] | None = None) -> Iterator[list[Row]]:
+    def score_each(
+        self, sources: Iterable[Source], names: Iterable[str] | None = None
+    ) -> Generator[list[Row], None, None]:
         """Yield the rows of each recording together; arguments and errors as of `score`."""
         working: deque[Future[list[list[Row]]]] = deque()
         try:

@@ -4,9 +4,9 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -93,7 +93,7 @@ class Parquet:
                 writer.write_table(self._arrow.concat_tables(held))
 
 
-FORMATS = {".parquet": Parquet, ".jsonl": JsonLines, ".csv": Csv}
+FORMATS: Final[dict[str, Callable[[], Format]]] = {".parquet": Parquet, ".jsonl": JsonLines, ".csv": Csv}
 """The formats, by the suffix of the file."""
 
 
@@ -135,7 +135,7 @@ def arrow_table(rows: Iterable[Row]) -> Any:
     return pa.table(columns(rows), schema=arrow_schema())
 
 
-def write_whole(file: Path, write: Any) -> None:
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with another name, then rename: a reader, or a second writer, finds a whole file or none."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
