@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from speakerlens.arguments import ArgumentParser
+from speakerlens.scoring.archive import Archive, Totals
 from speakerlens.scoring.inputs import InputError
-from speakerlens.scoring.job import Job, Totals
-from speakerlens.scoring.pool import JobError, Pool
+from speakerlens.scoring.pool import Pool, ScoringError
 from speakerlens.serving.bundle import BundleError
 from speakerlens.serving.errors import StartupError
 
@@ -34,7 +34,7 @@ A run that was ended, however it ended, goes on where it was when the same comma
 
 exit codes:
   0  every recording was scored
-  2  wrong usage, or the table is of another job
+  2  wrong usage, or the table is of other recordings, or was made with other options
   3  the table is complete, and some recordings could not be scored: it has the reason in the columns code and error
   7  nothing can be scored or written any more; the same command goes on"""
 
@@ -86,13 +86,13 @@ def _logged(file: Path | None) -> Iterator[None]:
 
 
 def _try(arguments: argparse.Namespace) -> Totals | int:
-    """Run the job; return what it counted, or the exit code of its error."""
+    """Score the archive; return what it counted, or the exit code of its error."""
     try:
         return _run(arguments)
     except (InputError, BundleError, StartupError, ValueError) as error:
         log.error("%s", error)  # noqa: TRY400 - a sentence
         return USAGE
-    except JobError as error:
+    except ScoringError as error:
         log.error("%s", error)  # noqa: TRY400
         return FAILURE
     except OSError as error:
@@ -119,35 +119,35 @@ def _run(arguments: argparse.Namespace) -> Totals:
         "stages": arguments.stages,
         "window_seconds": arguments.window_seconds,
     }
-    job = Job(arguments.source, arguments.out, {"bundles": [bundle.digest for bundle in bundles], **options})
-    done = job.finished()
+    archive = Archive(arguments.source, arguments.out, {"bundles": [bundle.digest for bundle in bundles], **options})
+    done = archive.finished()
     if done is not None:
         log.info("%s is complete already", arguments.out)
-        job.clear()
+        archive.clear()
         return done
-    with job.begun() as left:
+    with archive.begun() as left:
         computing = {"device": arguments.device, "threads": arguments.threads, "max_batch": arguments.max_batch}
-        plan = job.plan(arguments.bundle, {**options, **computing})
+        plan = archive.plan(arguments.bundle, {**options, **computing})
         environments = _environments(arguments.device, arguments.workers)
         pool = Pool(plan, environments, left)
-        word = "going on" if job.resumed else "scoring"
-        log.info("%s: %d recordings, %d processes", word, job.total, len(environments))
-        progress = Progress(job, lambda: pool.restarts)
+        word = "going on" if archive.resumed else "scoring"
+        log.info("%s: %d recordings, %d processes", word, archive.total, len(environments))
+        progress = Progress(archive, lambda: pool.restarts)
         for each in pool.run():
             if each is not None:
-                job.record(each)
+                archive.record(each)
                 progress.name(each.named)
             progress.tell()
         progress.tell(last=True)
-        job.finish(plan)
-    return job.totals
+        archive.finish(plan)
+    return archive.totals
 
 
 class Progress:
-    """Lines of the log: how far a job is, and which recordings failed."""
+    """Lines of the log: how far it is, and which recordings failed."""
 
-    def __init__(self, job: Job, restarts: Callable[[], int]) -> None:
-        self._job = job
+    def __init__(self, archive: Archive, restarts: Callable[[], int]) -> None:
+        self._archive = archive
         self._restarts = restarts
         self._begun = self._told = time.monotonic()
         self._before: int | None = None
@@ -164,19 +164,19 @@ class Progress:
 
     def tell(self, last: bool = False) -> None:
         """Say how far it is, every PROGRESS_SECONDS and at the end."""
-        now, totals = time.monotonic(), self._job.totals
+        now, totals = time.monotonic(), self._archive.totals
         if self._before is None:
             self._before = totals.recordings  # of earlier runs
         if not last and now - self._told < PROGRESS_SECONDS:
             return
         self._told = now
         rate = (totals.recordings - self._before) / max(now - self._begun, 1e-9)
-        left = (self._job.total - totals.recordings) / rate if rate else 0.0
+        left = (self._archive.total - totals.recordings) / rate if rate else 0.0
         log.info(
             "%d of %d recordings (%.1f %%), %d failed, %.1f a second, %s left%s",
             totals.recordings,
-            self._job.total,
-            100 * totals.recordings / max(1, self._job.total),
+            self._archive.total,
+            100 * totals.recordings / max(1, self._archive.total),
             sum(totals.failed.values()),
             rate,
             _clock(left),

@@ -1,4 +1,4 @@
-"""The recordings of a job, frozen in a file when it begins, and the shards that it is cut into."""
+"""The recordings of an archive, frozen in a file when it begins, and the shards that it is cut into."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ BLOCK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Shard:
-    """Consecutive recordings of a job: its number, where its names begin in the file, and how many it has."""
+    """Consecutive recordings of an archive: its number, where its names begin in the file, and how many it has."""
 
     number: int
     offset: int
@@ -33,7 +33,7 @@ class Shard:
 
 
 class InputError(Exception):
-    """A list or folder of recordings that cannot be used: one sentence."""
+    """Recordings, or options, with which nothing can be scored: one sentence."""
 
 
 def write_inputs(source: str, file: Path) -> tuple[int, str]:
@@ -112,7 +112,7 @@ def _paths(lines: list[bytes]) -> Iterator[bytes]:
 
 
 def shards(file: Path) -> Iterator[Shard]:
-    """Yield the shards of a job's recordings, in order."""
+    """Yield the shards of an archive's recordings, in order."""
     number = offset = position = count = 0
     with file.open("rb") as content:
         rest = b""

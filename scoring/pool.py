@@ -1,4 +1,4 @@
-"""The processes of a job: each has shards ahead, and what a process that ends had in work goes to another."""
+"""The processes of an archive: each has shards ahead, and what a process that ends had in work goes to another."""
 
 import multiprocessing
 import os
@@ -23,8 +23,8 @@ WAIT_SECONDS = 1.0
 ENDING_SECONDS = 10.0
 
 
-class JobError(Exception):
-    """A job that cannot go on: one sentence."""
+class ScoringError(Exception):
+    """Scoring cannot go on: one sentence."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Pool:
         """Yield each shard that is done, in any order, and None about every second.
 
         Raises:
-            JobError: nothing can be scored or written any more. What is done stays so.
+            ScoringError: nothing can be scored or written any more. What is done stays so.
         """
         try:
             while True:
@@ -153,7 +153,7 @@ class Pool:
             case At(index):
                 worker.at = index
             case Stopped(reason):
-                raise JobError(reason)
+                raise ScoringError(reason)
             case Done(shard):
                 worker.tasks = deque(each for each in worker.tasks if each.shard != shard)
                 worker.at = None
@@ -168,7 +168,7 @@ class Pool:
         if not worker.started:
             self._false_starts += 1
             if self._false_starts == STARTS:
-                raise JobError(f"the process that scores ends before it begins: {_ending(worker.process.exitcode)}")
+                raise ScoringError(f"the process that scores ends before it begins: {_ending(worker.process.exitcode)}")
         elif worker.tasks:
             worker.tasks[0] = self._blamed(worker.tasks[0], worker.at)
         self._waiting.extendleft(reversed(worker.tasks))

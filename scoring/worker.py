@@ -1,4 +1,4 @@
-"""A process of a job: scores shards with a scorer of its own, and writes each as a part of the table."""
+"""A process of an archive: scores shards with a scorer of its own, and writes each as a part of the table."""
 
 import ctypes
 import signal

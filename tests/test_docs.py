@@ -9,7 +9,8 @@ from tests.conftest import ROOT
 from tests.test_readme import anchors
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / ".github").rglob("*.md"))]
-FOLDERS = "serving scoring training export measures protos speakerlens deploy benchmarks tests docs requirements".split()
+PARTS = "serving scoring training export measures protos speakerlens".split()
+FOLDERS = [*PARTS, "deploy", "benchmarks", "tests", "docs", "requirements"]
 PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./-]*")
 SOURCES = [file for part in FOLDERS if part not in {"docs", "requirements"} for file in (ROOT / part).rglob("*.py")]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -14,7 +14,7 @@ AHEAD = 3 * GROUP_SOURCES + 1
 
 
 def stand_in(connection: Connection, plan: Plan) -> None:
-    """Behaves as a worker that notes each path it is given; `deadly` ends it, `broken` stops the job."""
+    """Behaves as a worker that notes each path it is given; `deadly` ends it, `broken` stops the archive."""
     if "never" in plan.options:
         os.kill(os.getpid(), signal.SIGKILL)
     connection.send(Started("none"))

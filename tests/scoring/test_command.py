@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,13 +72,18 @@ def test_folder_is_scored_and_bad_files_are_named(score: Score, toys: Path, arch
     for text in (done.stderr, journal.read_text()):
         assert f"{GOOD + 4} of {GOOD + 4} recordings (100.0 %), 4 failed" in text
         assert all(f"{name}: INVALID_ARGUMENT: " in text for name in bad)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["score.log", "x.parquet", "x.parquet.job.json"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["score.log", "x.parquet", "x.parquet.json"]
     again = score(archive, out, toys)
     assert (again.returncode, json.loads(again.stdout)["rows"]) == (3, summary["rows"])
     assert "is complete already" in again.stderr
     other = score(archive, out, toys, "--no-embeddings")
-    assert other.returncode == 7
-    assert "is there already, and not of this job" in other.stderr
+    assert other.returncode == 2
+    assert "is there already, of other recordings or options" in other.stderr
+    (archive / "day-3").mkdir()
+    shutil.copy(next(archive.rglob("0*.wav")), archive / "day-3" / "new.wav")
+    other = score(archive, out, toys)
+    shutil.rmtree(archive / "day-3")
+    assert (other.returncode, "of other recordings" in other.stderr) == (2, True)
 
 
 def test_lists_and_formats_have_the_same_rows(
@@ -102,7 +108,7 @@ def test_lists_and_formats_have_the_same_rows(
 
 
 def children(pid: int) -> list[int]:
-    """Workers of a job: processes started by multiprocessing."""
+    """Workers of an archive: processes started by multiprocessing."""
     found = subprocess.run(["pgrep", "-P", str(pid), "-f", "spawn_main"], capture_output=True, text=True, check=False)
     return [int(each) for each in found.stdout.split()]
 
@@ -144,7 +150,7 @@ def test_killed_worker_and_killed_run_lose_nothing(
     assert len(kept) == 3
     assert not out.exists()
     other = score(source, out, toys / "clean/1")
-    assert other.returncode == 7
+    assert other.returncode == 2
     assert "was begun with another value of embeddings" in other.stderr
     pipe.unlink()
     pipe.write_bytes(good[0].read_bytes())
@@ -170,4 +176,4 @@ def test_wrong_source_exits_with_2(
     done = score(tmp_path / source, tmp_path / "x.jsonl", toys)
     assert done.returncode == 2
     assert words in done.stderr
-    assert not (tmp_path / "x.jsonl").exists()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["audio", "empty"]

@@ -1,4 +1,4 @@
-"""The processes of a job: what one that ends had in work goes to another, and a recording that ends them is found."""
+"""The processes of an archive: what one that ends had in work goes to another; a recording that ends them is found."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from speakerlens.scoring import pool as pools
 from speakerlens.scoring.inputs import SHARD_SOURCES, paths_of, shards, write_inputs
-from speakerlens.scoring.pool import JobError, Pool
+from speakerlens.scoring.pool import Pool, ScoringError
 from speakerlens.scoring.worker import Plan
 from tests.scoring.stand_in import stand_in
 
@@ -43,15 +43,15 @@ def test_recordings_that_end_a_process_are_found(tmp_path: Path) -> None:
     assert pool.pids == []
 
 
-def test_job_ends_when_nothing_can_be_written(tmp_path: Path) -> None:
+def test_scoring_ends_when_nothing_can_be_written(tmp_path: Path) -> None:
     pool = make(tmp_path, ["one", "broken", "two"])
-    with pytest.raises(JobError, match="the disk is full"):
+    with pytest.raises(ScoringError, match="the disk is full"):
         list(pool.run())
     assert pool.pids == []
 
 
-def test_job_ends_when_no_process_begins(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="ends before it begins: signal SIGKILL"):
+def test_scoring_ends_when_no_process_begins(tmp_path: Path) -> None:
+    with pytest.raises(ScoringError, match="ends before it begins: signal SIGKILL"):
         list(make(tmp_path, ["one"], never=True).run())
 
 

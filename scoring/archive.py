@@ -1,13 +1,14 @@
-"""A job: a list of recordings scored into one table, which goes on where it was when it is started again.
+"""An archive: a list of recordings scored into one table, which goes on where it was when it is started again.
 
-Beside the table OUT lies the folder OUT.work while the job is not done: its description, the recordings, and a part for
+Beside the table OUT lies the folder OUT.work while it is not done: its description, the recordings, and a part for
 each shard that is done. A part is there as a whole or not at all. At the end the parts become the table, and the
-description with what was counted stays as OUT.job.json.
+description with what was counted stays as OUT.json.
 """
 
 import fcntl
 import json
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from speakerlens._version import __version__
-from speakerlens.scoring.inputs import Shard, shards, write_inputs
-from speakerlens.scoring.pool import JobError
+from speakerlens.scoring.inputs import InputError, Shard, shards, write_inputs
+from speakerlens.scoring.pool import ScoringError
 from speakerlens.scoring.worker import Done, Plan, part_of
 from speakerlens.scoring.writing import format_of, write_whole
 
-RECORD_SUFFIX, WORK_SUFFIX = ".job.json", ".work"
+RECORD_SUFFIX, WORK_SUFFIX = ".json", ".work"
 
 
 @dataclass
@@ -42,8 +43,8 @@ class Totals:
         self.failed += done.failed
 
 
-class Job:
-    """A job and its files.
+class Archive:
+    """An archive and its files.
 
     Args:
         source: of the recordings: a folder, a list, or `-`.
@@ -71,10 +72,10 @@ class Job:
         self._counts = self.work / "counts"
 
     def finished(self) -> Totals | None:
-        """Return what was counted, if the table is there and was made by the same job.
+        """Return what was counted, if the table is there and was made of the same recordings in the same way.
 
         Raises:
-            JobError: the table is there, and not of this job.
+            InputError: the table is there, and is another one.
         """
         if not self.out.exists():
             return None
@@ -82,48 +83,56 @@ class Job:
             record = json.loads(self._record.read_text("utf-8"))
         except (OSError, ValueError):
             record = {}
-        if record.get("job") != self._job(record.get("job", {}).get("inputs")):
-            raise JobError(f"{self.out} is there already, and not of this job; name another file, or remove it")
+        with tempfile.NamedTemporaryFile(dir=self.out.parent, prefix=f".{self.out.name}.") as listed:
+            _, digest = write_inputs(self._source, Path(listed.name))
+        if record.get("archive") != self._archive(digest):
+            raise InputError(
+                f"{self.out} is there already, of other recordings or options; name another file, or remove it"
+            )
         totals = record["totals"]
         return Totals(**{**totals, "failed": Counter(totals["failed"])})
 
     @contextmanager
     def begun(self) -> Iterator[Iterator[Shard]]:
-        """Begin the job, or go on with it; enter with the shards that are left.
+        """Begin the archive, or go on with it; enter with the shards that are left.
 
         Raises:
-            InputError: there are no recordings.
-            JobError: it was begun in another way, or another process works on it.
+            InputError: there are no recordings, or it was begun in another way.
+            ScoringError: another process works on it.
         """
         self._parts.mkdir(parents=True, exist_ok=True)
         with (self.work / "lock").open("wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise JobError(f"{self.out}: another process works on it") from None
+                raise ScoringError(f"{self.out}: another process works on it") from None
             self._freeze()
             yield self._left()
 
     def _freeze(self) -> None:
         """Write the recordings, or check that they are those of before; a folder is not searched again."""
-        described = self.work / "job.json"
+        described = self.work / "archive.json"
         if not described.exists():
-            self.total, digest = write_inputs(self._source, self.inputs)
-            content = json.dumps({"job": self._job(digest), "recordings": self.total}, indent=1)
+            try:
+                self.total, digest = write_inputs(self._source, self.inputs)
+            except InputError:
+                self.clear()
+                raise
+            content = json.dumps({"archive": self._archive(digest), "recordings": self.total}, indent=1)
             write_whole(described, lambda file: file.write_text(content, "utf-8"))
             return
         before = json.loads(described.read_text("utf-8"))
-        digest = before["job"]["inputs"]
+        digest = before["archive"]["inputs"]
         if not (self._source != "-" and Path(self._source).is_dir()):
             _, digest = write_inputs(self._source, self.work / "inputs.now")
-        if changed := _changed(before["job"], self._job(digest)):
-            raise JobError(
+        if changed := _changed(before["archive"], self._archive(digest)):
+            raise InputError(
                 f"{self.out} was begun with another value of {changed}; finish it as it was begun, name another file, "
                 f"or remove {self.work}"
             )
         self.total, self.resumed = before["recordings"], True
 
-    def _job(self, inputs: str | None) -> dict[str, Any]:
+    def _archive(self, inputs: str | None) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(json.dumps(self._description))
         return {"speakerlens": __version__, "source": self._source, "inputs": inputs, **plain}
 
@@ -161,7 +170,7 @@ class Job:
             OSError: it cannot be written. The parts stay.
         """
         parts = (part_of(plan, shard) for shard in shards(self.inputs))
-        described = json.loads((self.work / "job.json").read_text("utf-8"))
+        described = json.loads((self.work / "archive.json").read_text("utf-8"))
         totals = vars(self.totals)
         record = json.dumps({**described, "totals": totals, "ended": time.strftime("%FT%TZ", time.gmtime())}, indent=1)
         write_whole(self._record, lambda file: file.write_text(record + "\n", "utf-8"))
@@ -169,7 +178,7 @@ class Job:
         self.clear()
 
     def clear(self) -> None:
-        """Remove the folder beside the table, of a job that is done."""
+        """Remove the folder beside the table, of an archive that is done."""
         shutil.rmtree(self.work, ignore_errors=True)
 
     def plan(self, bundle: Path, options: dict[str, Any]) -> Plan:
