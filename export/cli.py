@@ -181,21 +181,40 @@ def _page(arguments: argparse.Namespace) -> None:
 
 
 def _export(runs: Sequence[Path], out: Path, false_acceptance: float, probes: bool) -> None:
-    """Export each run in its own process, as many in parallel as there are cores.
+    """Export each run: several in processes of their own, as many in parallel as there are cores; one in this process.
 
     Tracing is single-threaded Python, and most of the rest runs on single utterances, so processes use the cores better
-    than threads.
+    than threads. To start one takes seconds, as torch is imported again.
     """
-    console = Console()
-    context = multiprocessing.get_context("spawn")
-    reports: Queue[tuple[TaskID, int, int]] = context.Queue()
     processes = min(len(runs), cores())
     workers = max(1, cores() // processes)
-    with (
-        ProcessPoolExecutor(processes, context, _start_process, (reports,)) as pool,
-        progress_bar(console) as progress,
-    ):
+    with progress_bar(Console()) as progress:
         tasks = [progress.add_task(run.name, total=None) for run in runs]
+        if processes > 1:
+            _export_in_processes(runs, out, false_acceptance, probes, progress, tasks, workers)
+            return
+        _use_one_thread()
+        for run, task in zip(runs, tasks, strict=True):
+            _print_written(
+                export_run(run, out, _shown(progress, task), false_acceptance, probes, workers), progress.console
+            )
+
+
+def _export_in_processes(
+    runs: Sequence[Path],
+    out: Path,
+    false_acceptance: float,
+    probes: bool,
+    progress: Progress,
+    tasks: Sequence[TaskID],
+    workers: int,
+) -> None:
+    forks = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload(["speakerlens.export.cli"])  # torch is imported once for all of them
+    reports: Queue[tuple[TaskID, int, int]] = context.Queue()
+    with ProcessPoolExecutor(min(len(runs), cores()), context, _start_process, (reports,)) as pool:
         waiting = {
             pool.submit(_export_one, run, out, false_acceptance, probes, task, workers)
             for run, task in zip(runs, tasks, strict=True)
@@ -206,10 +225,13 @@ def _export(runs: Sequence[Path], out: Path, false_acceptance: float, probes: bo
                 task, done, total = reports.get()
                 progress.update(task, completed=done, total=total)
             for future in finished:
-                written = future.result()
-                state = "already there, with the same weights" if written.reused else "written and verified"
-                line = f"{written.folder}: {state}; {calibrated_with(written.folder)}"
-                progress.console.print(line, highlight=False, soft_wrap=True)
+                _print_written(future.result(), progress.console)
+
+
+def _print_written(written: Written, console: Console) -> None:
+    """Print a line about a bundle."""
+    state = "already there, with the same weights" if written.reused else "written and verified"
+    console.print(f"{written.folder}: {state}; {calibrated_with(written.folder)}", highlight=False, soft_wrap=True)
 
 
 def _export_one(
