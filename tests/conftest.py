@@ -18,8 +18,12 @@ from tests.sharing import made_once
 
 VARIANTS = ("clean", "act-da")
 ROOT = Path(__file__).resolve().parents[1]
-# These take longest and begin first, so that two workers end together.
-FIRST = ("test_readme", "test_study", "test_end_to_end", "test_trained_bundles", "test_imported", "test_fit")
+# These take longest and begin first, so that the workers end together.
+FIRST = (
+    *("test_end_to_end", "test_study", "test_distributed", "test_readme", "test_damaged", "test_stream", "test_add"),
+    *("test_probing", "test_traffic", "test_verify", "test_long_audio", "test_watch", "test_evaluate", "test_restart"),
+    *("test_queries", "test_database", "test_lifecycle", "test_stopping", "test_rules", "test_transfer"),
+)
 
 # A shell has its background jobs ignore Ctrl-C, which programs under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test, and put the files that take longest first."""
     for item in items:
         mark(item)
-    items.sort(key=lambda item: item.path.stem not in FIRST)
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")
@@ -57,13 +61,13 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str)
         for setting in (
             "data.batch_size=16",
             "data.crop_seconds=1.0",
-            "intervals.dev=60",
+            "intervals.dev=40",
             "optimiser.warmup=0.2",
             "network.blocks=[1,2,2,1]",
             "network.width=4",
         )
     ]
-    config = ("--config", "training/configs/demo.yaml", "--updates", "60", *settings)
+    config = ("--config", "training/configs/demo.yaml", "--updates", "40", *settings)
 
     def train(out: Path) -> None:
         for variant in VARIANTS:
