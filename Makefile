@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo serve soak bench check-gpu prometheus postgres robustness-drill test test-quick test-slow fuzz lint types protos dashboards image clean
+.PHONY: help install lock demo serve soak bench check-gpu prometheus postgres robustness-drill test test-quick test-slow fuzz lint types protos dashboards image image-test sbom audit release-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -111,8 +111,21 @@ protos: $(INSTALLED)  ## regenerate the code of the wire contract
 dashboards: $(INSTALLED)  ## write Grafana's JSON from deploy/grafana
 	$(BIN)/python -m deploy.grafana
 
-image: ## build the serving image for CPUs (needs docker)
-	docker build --target cpu -t speakerlens:cpu .
+image:  ## build the serving image for CPUs, with docker where it runs, else buildah (TARGET=gpu: with CUDA)
+	$(PYTHON) -m deploy.image $(or $(TARGET),cpu)
+
+image-test: $(INSTALLED)  ## build the image twice, run it without rights, and compare its answers (GPU=1: build that one, too)
+	$(BIN)/python -m deploy.image.check $(if $(BUNDLES),--bundles $(BUNDLES)) $(if $(GPU),--gpu) --out $(BUILD)/image.json
+
+sbom: $(INSTALLED)  ## write the images' bills of materials, CycloneDX, from the locks
+	$(foreach lock,serve-cpu serve-gpu serve-gpu-cuda12,$(BIN)/python deploy/image/sbom.py requirements/$(lock).txt --out $(BUILD)/sbom/$(lock).cdx.json &&) true
+
+audit: $(INSTALLED)  ## look up the locks' packages in PyPI's advisories, with pip-audit in an environment of its own
+	test -x $(BUILD)/audit/bin/pip-audit || { $(PYTHON) -m venv $(BUILD)/audit && $(BUILD)/audit/bin/python -m pip install --quiet 'pip-audit>=2.9'; }
+	$(BUILD)/audit/bin/pip-audit --disable-pip --no-deps $(foreach lock,serve-cpu serve-gpu dev,--requirement requirements/$(lock).txt)
+
+release-check: $(INSTALLED)  ## check version, contracts and packages, and install them into empty environments
+	$(BIN)/python -m deploy.release
 
 clean:  ## remove everything made here but the virtual environment
 	rm -rf $(BUILD)

@@ -1,7 +1,5 @@
 """Flags, environment and file, and errors that name the flag."""
 
-import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,20 +48,6 @@ def test_links_of_a_kubernetes_service_are_ignored(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         parse(["--port=tcp://10.0.0.1:50051"], {})
     assert "--port must be a whole number" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("value", "port"), [(None, 50051), ("", 50051), ("7", 7), ("tcp://10.0.0.1:7", 50051)])
-def test_the_image_checks_health_on_its_own_port(value: str | None, port: int) -> None:
-    text = (Path(__file__).parents[2] / "Dockerfile").read_text(encoding="utf-8")
-    lines = text.splitlines()
-    start = next(index for index, line in enumerate(lines) if line.startswith("HEALTHCHECK"))
-    command = json.loads(lines[start + 1].strip().removeprefix("CMD "))
-    assert command[:2] == ["/bin/sh", "-c"]
-    environ = {} if value is None else {"SPEAKERLENS_PORT": value}
-    shown = command[2].replace("exec speakerlens", "echo")
-    done = subprocess.run([*command[:2], shown], env=environ, capture_output=True, text=True, timeout=10, check=True)
-    assert done.stdout == f"health --server 127.0.0.1:{port} --timeout 4\n"
-    assert parse([], environ).port == port
 
 
 @pytest.mark.parametrize(
