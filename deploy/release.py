@@ -33,7 +33,8 @@ DATA = (
     "speakerlens/protos/bundle.schema.json",
     "speakerlens/protos/speakerlens/v1/identification.proto",
     "speakerlens/measures/",
-    "speakerlens/export/web/",
+    "speakerlens/web/",
+    "speakerlens/demo.tar.xz",
     "speakerlens/training/configs/demo.yaml",
     "speakerlens/training/study/",
 )

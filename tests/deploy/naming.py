@@ -40,6 +40,7 @@ FOREIGN_FLAGS = {
         "cap-drop",
         "tmpfs",
         "gpus",
+        "health-cmd",
     },
     "pip": {"no-cache-dir", "require-hashes", "only-binary", "no-deps", "no-build-isolation", "wheel-dir", "python"}
     | {"no-index", "without-pip", "index-url", "extra-index-url"},
@@ -67,6 +68,7 @@ FOREIGN_FLAGS = {
         "wait",
     },
     "perf_analyzer": {"input-data", "concurrency-range"},
+    "twine, gh and cosign": {"strict", "owner", "certificate-identity-regexp", "certificate-oidc-issuer"},
     "git and pytest": {"no-scope", "dist", "no-loadscope-reorder", "tags"},
 }
 # Ports of other programs, and of examples.
