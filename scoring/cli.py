@@ -191,6 +191,8 @@ def _clock(seconds: float) -> str:
 
 def _environments(device: str, workers: int | None) -> list[dict[str, str]]:
     """Return the variables of each process: one for each GPU, or one for each core."""
+    if device.startswith("cuda:"):
+        return [{}] * (workers or 1)
     gpus = [] if device == "cpu" else _gpus()
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     if gpus:
@@ -226,7 +228,9 @@ def _parser(program: str) -> ArgumentParser:
     parser.add_argument(
         "--workers", type=_positive, metavar="N", help="processes (default: one for each GPU, else for each core)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, or cuda:N for one GPU (default: %(default)s)"
+    )
     parser.add_argument(
         "--threads", type=_positive, default=1, metavar="N", help="threads of a process on the CPU (default: 1)"
     )

@@ -39,7 +39,7 @@ class Scorer:
 
     Args:
         bundle: folder of one bundle, or of several: then the newest of each variant scores.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: of ONNX Runtime for each model on the CPU; 0: one per core.
         variants: which models of the folder, in this order; none: all.
         embeddings: whether rows have the embedding.

@@ -1,0 +1,44 @@
+"""Score an archive on a Ray cluster.
+
+    pip install "speakerlens[cpu,ray]"
+    python deploy/ray/score.py LIST BUNDLE OUT [WORKERS]
+
+LIST has the path of a recording on each line. LIST, the recordings, BUNDLE and OUT, a folder of Parquet files, must be
+there under these names on every machine. Ray runs the part of a worker that ends again.
+"""
+
+import sys
+
+import pyarrow as pa
+import ray
+
+from speakerlens.scoring import Scorer
+
+
+class Score:
+    """One worker: keeps the models open between batches."""
+
+    def __init__(self, bundle: str) -> None:
+        self._scorer = Scorer(bundle, threads=1)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return the rows of a batch of paths."""
+        return self._scorer.table(batch["text"].to_pylist())
+
+
+def main(paths: str, bundle: str, out: str, workers: str = "2") -> None:
+    """Score a list; on GPUs, with `num_gpus=1` instead of `num_cpus=1`."""
+    recordings = ray.data.read_text(paths).repartition(target_num_rows_per_block=512)
+    rows = recordings.map_batches(
+        Score,
+        fn_constructor_args=(bundle,),
+        batch_format="pyarrow",
+        batch_size=512,
+        num_cpus=1,
+        concurrency=int(workers),
+    )
+    rows.write_parquet(out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
