@@ -5,8 +5,8 @@ BUILD ?= build
 DEMO := $(BUILD)/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Processes that run tests side by side: one more than there are cores, as some tests wait for a server's clock.
-WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
+# Processes that run tests side by side: more than there are cores, as many tests wait for a clock or a process.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock demo serve soak bench check-gpu prometheus postgres robustness-drill test test-quick test-slow fuzz lint types protos dashboards image image-test sbom audit release-check clean
