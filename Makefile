@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo serve soak bench check-gpu prometheus postgres robustness-drill test test-quick test-slow fuzz lint types protos dashboards image image-test sbom audit release-check clean
+.PHONY: help install lock demo docs serve soak bench check-gpu prometheus postgres robustness-drill test test-quick test-slow fuzz lint types protos dashboards image image-test sbom audit release-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -110,6 +110,9 @@ protos: $(INSTALLED)  ## regenerate the code of the wire contract
 
 dashboards: $(INSTALLED)  ## write Grafana's JSON from deploy/grafana
 	$(BIN)/python -m deploy.grafana
+
+docs: $(INSTALLED)  ## write the pages of docs/ as a site into build/site
+	$(BIN)/mkdocs build --strict --quiet --site-dir $(abspath $(BUILD))/site
 
 image:  ## build the serving image for CPUs, with docker where it runs, else buildah (TARGET=gpu: with CUDA)
 	$(PYTHON) -m deploy.image $(or $(TARGET),cpu)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from speakerlens import page, palette
+from speakerlens.measures import speech
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import make_folder
 
@@ -29,8 +30,15 @@ RUNTIME = {
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
 WINDOW_SECONDS = 3.0  # of the server, unless it is told otherwise
-# As in serving/pipeline/vad.py.
-DETECTOR = {"probability": 0.3, "peak": 0.5, "least_peak": 0.001, "least_frames": 10, "state": [2, 1, 128]}
+DETECTOR = {
+    "frame": speech.FRAME,
+    "context": speech.CONTEXT,
+    "state": speech.STATE,
+    "probability": speech.PROBABILITY,
+    "least_frames": speech.LEAST_FRAMES,
+    "peak": speech.PEAK,
+    "least_peak": speech.LEAST_PEAK,
+}
 
 
 def write_page(bundles: Path, out: Path, runtime: Path | None = None) -> list[str]:

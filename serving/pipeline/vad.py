@@ -12,14 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speakerlens.measures.speech import CONTEXT, FRAME, LEAST_FRAMES, LEAST_PEAK, PEAK, PROBABILITY, STATE
 from speakerlens.serving.bundle import SAMPLE_RATE
 
-FRAME, CONTEXT = 512, 64
-STATE = (2, 1, 128)
-PROBABILITY = 0.3
-# The detector is less sure of quiet speech: the window is scaled to one peak; below -60 dBFS it counts as silence.
-PEAK, LEAST_PEAK = 0.5, 0.001
-LEAST_FRAMES = 10
 # Of what counts as seconds of speech: probability of a frame that begins it, of one that continues it, and frames
 # between two that belong to it.
 SURE, LIKELY = 0.5, 0.35

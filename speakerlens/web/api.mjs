@@ -20,14 +20,14 @@ function typeOf(schema) {
   return element("span", schema.contentEncoding ?? schema.contentMediaType ?? schema.format ?? schema.type);
 }
 
-function table(heads, rows) {
+function table(of, heads, rows) {
   const head = element("tr", "", ...heads.map((each) => element("th", each)));
   const body = rows.map((cells) => element("tr", "", ...cells.map((each) => element("td", "", each))));
   const made = element("table", "", element("thead", "", head), element("tbody", "", ...body));
   const frame = element("div", "", made);
   [frame.className, frame.tabIndex] = ["wide", 0];
   frame.setAttribute("role", "region");
-  frame.setAttribute("aria-label", heads[0]);
+  frame.setAttribute("aria-label", `${heads[0]}s of ${of}`);
   return frame;
 }
 
@@ -37,12 +37,12 @@ function call(path, method, operation) {
   shown.lastChild.className = "text";
   if (operation.parameters) {
     const rows = operation.parameters.map((each) => [each.name, each.in, typeOf(each.schema), each.description ?? ""]);
-    shown.append(table(["Parameter", "In", "Type", "Meaning"], rows));
+    shown.append(table(operation.summary, ["Parameter", "In", "Type", "Meaning"], rows));
   }
   for (const [type, { schema }] of Object.entries(operation.requestBody?.content ?? {})) {
     const parts = Object.entries(schema.properties ?? {}).map(([name, each]) => [name, typeOf(each)]);
     shown.append(element("p", `${type}: `, schema.$ref ? typeOf(schema) : ""));
-    if (parts.length) shown.append(table(["Part", "Type"], parts));
+    if (parts.length) shown.append(table(`the form of ${operation.summary}`, ["Part", "Type"], parts));
   }
   const answer = operation.responses["200"]?.content["application/json"].schema;
   if (answer) shown.append(element("p", "Answer: ", typeOf(answer)));
@@ -56,7 +56,7 @@ function type(name, schema) {
   const fields = Object.entries(schema.properties ?? {});
   if (fields.length) {
     const rows = fields.map(([field, each]) => [field, typeOf(each), each.description ?? ""]);
-    shown.append(table(["Field", "Type", "Meaning"], rows));
+    shown.append(table(name, ["Field", "Type", "Meaning"], rows));
   }
   return shown;
 }

@@ -2,7 +2,7 @@
 
 import { RATE } from "./windows.mjs";
 
-const [LEFT, BOTTOM, TOP] = [44, 30, 6];
+const [LEFT, BOTTOM, TOP] = [50, 30, 6];
 const LOUDEST_GREY = 0.6;
 const MOST_OPAQUE = 0.92;
 const TICKS_HZ = [250, 500, 1000, 2000, 4000, 8000];

@@ -6,9 +6,6 @@ import { cut, join, resize } from "./windows.mjs";
 ort.env.wasm.wasmPaths = new URL("./runtime/", import.meta.url).href;
 ort.env.wasm.numThreads = 1; // more need headers that plain file servers do not send
 
-const FRAME = 512;
-const CONTEXT = 64;
-
 /** A loaded variant. */
 export class Network {
   /** Load the graph of `model`, an entry of models.json. */
@@ -130,17 +127,18 @@ export class Detector {
 
   /** Return whether samples at 16 kHz hold speech. */
   async holdsSpeech(samples) {
-    const { probability, peak, least_peak: leastPeak, least_frames: leastFrames, state: shape } = this.settings;
+    const { frame: size, context, probability, peak, state: shape } = this.settings;
+    const { least_peak: leastPeak, least_frames: leastFrames } = this.settings;
     const loudest = samples.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
     if (loudest < leastPeak) return false;
-    const padded = new Float32Array(CONTEXT + Math.ceil(samples.length / FRAME) * FRAME);
-    samples.forEach((value, index) => (padded[CONTEXT + index] = (value * peak) / loudest));
+    const padded = new Float32Array(context + Math.ceil(samples.length / size) * size);
+    samples.forEach((value, index) => (padded[context + index] = (value * peak) / loudest));
     let state = new ort.Tensor("float32", new Float32Array(shape.reduce((one, other) => one * other)), shape);
     const sr = new ort.Tensor("int64", BigInt64Array.from([16_000n]), []);
     let found = 0;
-    for (let start = 0; start + CONTEXT + FRAME <= padded.length; start += FRAME) {
-      const frame = padded.slice(start, start + CONTEXT + FRAME);
-      const input = new ort.Tensor("float32", frame, [1, CONTEXT + FRAME]);
+    for (let start = 0; start + context + size <= padded.length; start += size) {
+      const frame = padded.slice(start, start + context + size);
+      const input = new ort.Tensor("float32", frame, [1, context + size]);
       const outputs = await this.session.run({ input, state, sr });
       const [value, next] = this.session.outputNames.map((name) => outputs[name]);
       state = next;

@@ -21,6 +21,7 @@ from speakerlens.training.evaluation.conditions import CLEAN, Condition, supplie
 from speakerlens.training.evaluation.maps.attributions import FUSIONS, METHODS
 from speakerlens.training.evaluation.maps.deletion import DELETION_SNRS_DB, DeletionIndices, deletion_indices
 from speakerlens.training.evaluation.maps.faithfulness import Faithfulness, Masking, faithfulness
+from speakerlens.training.evaluation.maps.listening import LISTENED_MAPS, ListenedMaps, listened_maps
 from speakerlens.training.evaluation.maps.localisation import Localisation, localisation
 from speakerlens.training.evaluation.maps.probes import Counter, Probes, Progress, choose_probes
 from speakerlens.training.evaluation.maps.randomisation import Randomised, randomisation
@@ -33,7 +34,7 @@ from speakerlens.training.study.plan import Plan, PlannedRun
 from speakerlens.training.study.store import Measure, MeasureStore, Work
 
 FEW_PROBES = 30
-"""Utterances for faithfulness and randomisation, which run the network hundreds of times on each."""
+"""Utterances for faithfulness, listening and randomisation, which run the network hundreds of times on each."""
 
 FAITHFUL_METHODS = tuple(dict.fromkeys((*METHODS, *FUSIONS)))
 
@@ -87,8 +88,8 @@ class Calibrated:
 class Measurements:
     """All measurements, by run, in the order of the plan.
 
-    Faithfulness and randomisation are of the first seed's runs only. Localisation is empty where the test split has no
-    other talkers. `code_revisions` are of the code that measured, by measure.
+    Faithfulness, listening and randomisation are of the first seed's runs only. Localisation is empty where the test
+    split has no other talkers. `code_revisions` are of the code that measured, by measure.
     """
 
     evaluation_set: EvaluationSet
@@ -96,6 +97,7 @@ class Measurements:
     deletion: Mapping[PlannedRun, tuple[DeletionIndices, ...]]
     localisation: Mapping[PlannedRun, tuple[Localisation, ...]]
     faithfulness: Mapping[PlannedRun, tuple[Faithfulness, ...]]
+    listening: Mapping[PlannedRun, tuple[ListenedMaps, ...]]
     randomisation: Mapping[PlannedRun, tuple[Randomised, ...]]
     spectra: Mapping[PlannedRun, tuple[MapSpectrum, ...]]
     calibration: Mapping[PlannedRun, Calibrated]
@@ -158,6 +160,11 @@ def measure(plan: Plan, device: torch.device, console: Console) -> Measurements:
             lambda networks, tick: _by_network(
                 networks, faithfulness(networks, few, tests.masked, tick, FAITHFUL_METHODS)
             ),
+            first,
+        ),
+        store.each(
+            Measure("listening", 1, tuple[ListenedMaps, ...], tests.masked, {**few_names, "methods": LISTENED_MAPS}),
+            lambda networks, tick: _by_network(networks, listened_maps(networks, few, tests.masked, tick)),
             first,
         ),
         store.each(

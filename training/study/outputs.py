@@ -21,7 +21,17 @@ from speakerlens.training.study.calibration import FIGURES
 from speakerlens.training.study.map_quality import LocalisationResults, finite_mean
 
 STUDY = "study.json"
-TABLES = ("accuracy", "dev", "deletion", "localisation", "faithfulness", "randomisation", "grid", "calibration")
+TABLES = (
+    "accuracy",
+    "dev",
+    "deletion",
+    "localisation",
+    "faithfulness",
+    "listening",
+    "randomisation",
+    "grid",
+    "calibration",
+)
 
 Record = dict[str, object]
 
@@ -43,7 +53,17 @@ def write_numbers(study: Study) -> list[Path]:
 
 def tables(study: Study) -> dict[str, list[Record]]:
     """Return the measures of every run, by the name of their table; empty tables are left out."""
-    makers = (_accuracy, _dev, _deletion, _localisation, _faithfulness, _randomisation, _grid, _calibration)
+    makers = (
+        _accuracy,
+        _dev,
+        _deletion,
+        _localisation,
+        _faithfulness,
+        _listening,
+        _randomisation,
+        _grid,
+        _calibration,
+    )
     results = {name: list(make(study)) for name, make in zip(TABLES, makers, strict=True)}
     return {name: records for name, records in results.items() if records}
 
@@ -104,6 +124,13 @@ def _faithfulness(study: Study) -> Iterator[Record]:
                 "deletion": finite_mean(row.deletion.areas),
                 "insertion": finite_mean(row.insertion.areas),
             }
+
+
+def _listening(study: Study) -> Iterator[Record]:
+    for run, rows in study.measured.listening.items():
+        for row in rows:
+            condition = {"interference": row.kind, "snr_db": row.snr_db, "map": row.method}
+            yield {"seed": run.seed, "variant": run.variant, **condition, **asdict(row.measures)}
 
 
 def _randomisation(study: Study) -> Iterator[Record]:

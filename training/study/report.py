@@ -87,6 +87,7 @@ def write_report(study: Study, device: torch.device) -> Path:
         probes=len(evaluated.probes),
         localisation_tables=tables.localisation_tables(study),
         faithfulness_tables=tables.faithfulness_tables(study),
+        listening_tables=tables.listening_tables(study),
         few=min(FEW_PROBES, len(evaluated.probes)),
         masked=listed([str(condition) for condition in evaluated.masked]),
         fused=listed([STAGES[stage].upper() for stage in FUSED_STAGES]),

@@ -1,9 +1,12 @@
 """The report's tables."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
+import numpy as np
 from markupsafe import Markup
 
+from speakerlens.measures.listening import Listened
 from speakerlens.training.evaluation.conditions import LABELS, SNRS_DB
 from speakerlens.training.evaluation.formatting import Entry, Table, entry, map_name, number, percent
 from speakerlens.training.evaluation.intervals import Estimate
@@ -232,6 +235,28 @@ def faithfulness_tables(study: Study) -> list[Table]:
         )
 
     return [table("Methods", results.methods), table("Fusions of LayerCAM's stages", results.fusions)]
+
+
+def listening_tables(study: Study) -> list[Table]:
+    """Return the faithfulness of each map by its sound; a table per variant."""
+    tables = []
+    for run, rows in study.measured.listening.items():
+        by_map: dict[str, list[Listened]] = {}
+        for row in rows:
+            by_map.setdefault(row.method, []).append(row.measures)
+        names = [field.name for field in fields(Listened)]
+        means = {
+            name: [float(np.mean([getattr(each, measure) for each in measures])) for measure in names]
+            for name, measures in by_map.items()
+        }
+        caption = (
+            f"{run.variant}: by the sound that each map keeps and removes, mean over the conditions. AI, share of "
+            "utterances whose kept sound has a higher probability; AD, drop in probability; AG, gain; FF, probability "
+            "minus that of the removed sound; Fid-In, share with the same class. All but AD are better when higher."
+        )
+        rows_of_table = tuple((map_name(name), tuple(map(number, of))) for name, of in means.items())
+        tables.append(Table(caption, ("map", "AI", "AD", "AG", "FF", "Fid-In"), rows_of_table))
+    return tables
 
 
 def _ranked(results: Ranked, by_variant: list[float]) -> tuple[Entry, ...]:

@@ -46,6 +46,7 @@ def measurements_of(
         deletion={run: tuple(_indices(run, condition, deletion) for condition in tested.probed) for run in plan.runs},
         localisation={run: (_located(run, {name: turns(run, name) for name in TURN_MAPS}),) for run in plan.runs},
         faithfulness={},
+        listening={},
         randomisation={},
         spectra={},
         calibration={},

@@ -207,7 +207,7 @@ def test_report_says_what_was_run(found: Any, corpus: Corpus, html: str) -> None
     assert about["seeds"] == [3, 4]
     assert [variant["name"] for variant in about["variants"]] == list(VARIANTS)
     assert about["trained"]["code_revision"] == about["measured"]["code_revision"] == [about["code_revision"]]
-    assert about["measures"].keys() > {"accuracy", "deletion", "faithfulness", "spectrum", "calibration"}
+    assert about["measures"].keys() > {"accuracy", "deletion", "faithfulness", "listening", "spectrum", "calibration"}
     assert all(len(variant["minutes"]) == SEEDS for variant in about["variants"])
     assert f"updates: {UPDATES}" in about["config"]
     text = Page(html).text
