@@ -22,6 +22,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.training.evaluation.intervals import wilson
 from tests.serving.harness import ServerProcess, raw
 
 Samples = NDArray[np.float32]
@@ -31,7 +32,8 @@ UTTERANCE_SECONDS = 8.0
 UTTERANCES = 3
 CALL_SECONDS = 120
 # Of refusals of each kind, in the results.
-EXAMPLES = 8
+EXAMPLES = 2
+GOOD, ALL_BAD = "good", "all bad ones"
 
 
 class Corpus:
@@ -73,7 +75,7 @@ def cases(corpus: Corpus, chance: random.Random, names: list[str], count: int) -
         name, other = chance.sample(names, 2)
         utterances = corpus.utterances(name)
         good = [next(utterances) for _ in range(UTTERANCES)]
-        yield "good", good
+        yield GOOD, good
         kind = kinds[number % len(kinds)]
         place = chance.randrange(UTTERANCES)
         yield kind, [*good[:place], _bad(kind, good[place], corpus, other), *good[place + 1 :]]
@@ -96,7 +98,7 @@ def _bad(kind: str, good: Samples, corpus: Corpus, other: str) -> Samples:
 
 
 def measure(server: ServerProcess, variant: str, enrolments: Iterator[tuple[str, list[Samples]]]) -> dict[str, Any]:
-    """Return by kind how many enrolments were sent and how many stored, and examples of refusals."""
+    """Return by kind how many enrolments were sent and how many stored, with a 95 % interval, and some refusals."""
     sent, stored, said = Counter[str](), Counter[str](), dict[str, list[str]]()
     for kind, utterances in enrolments:
         request = pb.EnrollRequest(
@@ -113,8 +115,16 @@ def measure(server: ServerProcess, variant: str, enrolments: Iterator[tuple[str,
             said.setdefault(kind, []).append(str(error.details()))
         else:
             stored[kind] += 1
+    bad = [kind for kind in sent if kind != GOOD]
+    sent[ALL_BAD], stored[ALL_BAD] = (sum(counts[kind] for kind in bad) for counts in (sent, stored))
     return {
-        kind: {"sent": sent[kind], "stored": stored[kind], "refused": said.get(kind, [])[:EXAMPLES]} for kind in sent
+        kind: {
+            "sent": count,
+            "stored": stored[kind],
+            "share_stored": [round(end, 4) for end in wilson(stored[kind], count)],
+            "refused": said.get(kind, [])[:EXAMPLES],
+        }
+        for kind, count in sent.items()
     }
 
 

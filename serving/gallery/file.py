@@ -102,6 +102,8 @@ class GalleryReader:
         """
         if not self._number and not self._rest:
             raise InvalidArgumentError(Reason.ARGUMENT, "content: empty; send a file that was exported")
+        if not self._number:
+            raise self._refused("no gallery; send a file that was exported")
         if self._rest or not self._ended:
             raise InvalidArgumentError(
                 Reason.ARGUMENT, f"content: ends after line {self._number}, without the line that closes a gallery"

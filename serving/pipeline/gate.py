@@ -61,8 +61,11 @@ class EnrolmentLimits:
         if not self.speech_s:
             return []
         speech_s = min(evidence.speech_s, detected_s / SURE_SHARE)
+        clipped = []
+        if evidence.clipping > MAX_CLIPPING:
+            clipped = [f"{evidence.clipping:.1%} of the samples are clipped; at most {MAX_CLIPPING:.0%} may be"]
         if not speech_s:
-            return [f"holds no speech; at least {self.speech_s:g} s each is needed"]
+            return [f"holds no speech; at least {self.speech_s:g} s each is needed", *clipped]
         found = []
         if speech_s < self.speech_s:
             found.append(f"{_rounded(speech_s)} s of speech; at least {self.speech_s:g} s each is needed")
@@ -73,9 +76,7 @@ class EnrolmentLimits:
                 f"bandwidth {evidence.bandwidth_hz:.0f} Hz, as of a telephone; at least {self.bandwidth_hz:g} Hz is "
                 "needed"
             )
-        if evidence.clipping > MAX_CLIPPING:
-            found.append(f"{evidence.clipping:.1%} of the samples are clipped; at most {MAX_CLIPPING:.0%} may be")
-        return found
+        return found + clipped
 
     def check_total(self, evidence: Sequence[Evidence], unknown: bool = False) -> None:
         """Check the seconds of speech in all utterances together.

@@ -255,9 +255,7 @@ class Searcher:
         """Check the options, and return the canonical names of the speakers to search."""
         check_explained(options.explain, model)
         if not 0 <= options.top_k <= MAX_CANDIDATES:
-            raise InvalidArgumentError(
-                Reason.ARGUMENT, f"top_k: {options.top_k}; give 1 to {MAX_CANDIDATES}, or 0 for {DEFAULT_TOP_K}"
-            )
+            raise InvalidArgumentError(Reason.ARGUMENT, f"top_k: {options.top_k}; give 1 to {MAX_CANDIDATES}")
         if len(options.speakers) > MAX_NAMES:
             raise InvalidArgumentError(
                 Reason.ARGUMENT,

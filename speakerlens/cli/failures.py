@@ -2,7 +2,9 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any
 
 from speakerlens.errors import (
@@ -61,7 +63,8 @@ _FIELDS = {
 _CALLS = {
     "use Search, or Verify for two voices": "use `speakerlens search`, or `speakerlens verify` for two recordings",
 }
-_PATH = re.compile(r"([a-z_]+)(?:\[(\d+)\])?((?:\.[a-z_0-9]+)*): ")
+# At the start of a message, or of the next utterance's problems in it.
+_PATH = re.compile(r"(?:^|(?<=\. )(?=utterances\[))([a-z_]+)(?:\[(\d+)\])?((?:\.[a-z_0-9]+)*): ")
 
 
 class CommandError(Exception):
@@ -109,11 +112,18 @@ _CALL_EXITS: dict[type[ClientError], tuple[Exit, bool]] = {
 }
 
 
-def call_error(error: ClientError) -> CommandError:
-    """Return the command's error for a failed call."""
+def call_error(error: ClientError, names: Mapping[str, str] = MappingProxyType({})) -> CommandError:
+    """Return the command's error for a failed call.
+
+    Args:
+        error: of the call.
+        names: what the command calls fields of the request, such as `utterances[0]`, beside its usual flags.
+    """
     exit_code, stops = _CALL_EXITS.get(type(error), (Exit.FAILURE, False))
     detail = str(error)
-    return CommandError(exit_code, error.status.name, _in_terms_of_the_command(detail), detail=detail, stops=stops)
+    return CommandError(
+        exit_code, error.status.name, _in_terms_of_the_command(detail, names), detail=detail, stops=stops
+    )
 
 
 def complain(sentence: str) -> None:
@@ -121,18 +131,17 @@ def complain(sentence: str) -> None:
     sys.stderr.write(f"speakerlens: {' '.join(sentence.split())}\n")
 
 
-def _in_terms_of_the_command(message: str) -> str:
-    """Replace the path of a request's field, at the start of a server's message, by the flag that sets it."""
-    match = _PATH.match(message)
-    if match is None:
-        return message
-    name, index, rest = match.groups()
-    text = message[match.end() :]
+def _in_terms_of_the_command(message: str, names: Mapping[str, str]) -> str:
+    """Replace the paths of a request's fields, which a server's message is about, by their flags or files."""
+
+    def named(match: re.Match[str]) -> str:
+        name, index, rest = match.groups()
+        known = names.get(name if index is None else f"{name}[{index}]", _FIELDS.get(name + rest, _FIELDS.get(name)))
+        if known is None:
+            return match[0]
+        return f"{known}: " if known else ""
+
+    text = _PATH.sub(named, message)
     for said, meant in _CALLS.items():
         text = text.replace(said, meant)
-    if name == "utterances" and index is not None:
-        return f"utterance {int(index) + 1}: {text}"
-    flag = _FIELDS.get(name + rest, _FIELDS.get(name))
-    if flag is None:
-        return message
-    return f"{flag}: {text}" if flag else text
+    return text

@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from speakerlens.cli import files
-from speakerlens.cli.failures import CommandError, Exit, usage_error
+from speakerlens.cli.failures import CommandError, Exit, call_error, usage_error
 from speakerlens.cli.options import CommandParser, connect, speaker_name
+from speakerlens.errors import ClientError
 
 PART_BYTES = 256 * 1024
 ACTIONS = ("export", "import", "migrate")
@@ -38,18 +39,18 @@ def gallery(arguments: argparse.Namespace) -> int:
     """Export, import or migrate the enrolled speakers.
 
     Raises:
-        CommandError: the command cannot start, or the file cannot be read or written.
-        ClientError: the call failed.
+        CommandError: the command cannot start, the file cannot be read or written, or the call failed.
     """
     if (arguments.action == "migrate") == (arguments.file is not None):
         raise usage_error("gallery export FILE, gallery import FILE, or gallery migrate")
     if arguments.speaker and arguments.action != "export":
         raise usage_error("--speaker belongs to gallery export")
-    if arguments.action == "export":
-        return _export(arguments)
-    if arguments.action == "import":
-        return _import(arguments)
-    return _migrate(arguments)
+    action = {"export": _export, "import": _import, "migrate": _migrate}[arguments.action]
+    try:
+        return action(arguments)
+    except ClientError as error:
+        names = {"speakers": "--speaker", "content": files.title(arguments.file or "")}
+        raise call_error(error, names) from error
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -66,8 +67,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    [content] = files.read_all([arguments.file])
     with connect(arguments) as client:
-        done = client.import_gallery(_parts(files.read(arguments.file)))
+        done = client.import_gallery(_parts(content))
     if arguments.json:
         files.print_json({"speakers": done.speakers, "exemplars": done.exemplars})
     else:
@@ -93,11 +95,17 @@ def _parts(content: bytes) -> Iterator[bytes]:
 
 
 def _write(file: str, parts: Iterable[bytes]) -> int:
-    """Write a file that only its owner reads, whole or not at all, and return its size in bytes."""
+    """Write a file that only its owner reads, whole or not at all, and return its size in bytes.
+
+    A link is followed; a device or a pipe is written to and stays what it is.
+    """
     try:
         if file == files.STDIN:
             return sum(sys.stdout.buffer.write(part) for part in parts)
-        path = Path(file)
+        path = Path(file).resolve()
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with path.open("wb") as written:
+                return sum(written.write(part) for part in parts)
         descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:
             with os.fdopen(descriptor, "wb") as written:

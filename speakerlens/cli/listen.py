@@ -69,7 +69,8 @@ def listen(arguments: argparse.Namespace) -> int:
                 else:
                     files.print_line(_window_line(answer))
         except ClientError as error:
-            raise call_error(error) from error
+            file = files.title(arguments.file)
+            raise call_error(error, {"audio": file, "samples": file}) from error
         except ValueError as error:
             raise usage_error(str(error)) from error
         except (OSError, AudioFileError) as error:
@@ -108,7 +109,8 @@ def _source(arguments: argparse.Namespace) -> tuple[int, int, Iterator[Chunk]]:
 
 
 def _unreadable(file: str, error: Exception) -> CommandError:
-    return CommandError(Exit.INPUT, "UNREADABLE", f"{files.title(file)}: {error}")
+    reason = error.strerror if isinstance(error, OSError) else None
+    return CommandError(Exit.INPUT, "UNREADABLE", f"{files.title(file)}: {reason or error}")
 
 
 def _blocks(file: AudioReader) -> Iterator[Chunk]:

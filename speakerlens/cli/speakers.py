@@ -6,8 +6,9 @@ from typing import Any
 
 from speakerlens import requests
 from speakerlens.cli import files, forms
-from speakerlens.cli.failures import Exit, usage_error
+from speakerlens.cli.failures import Exit, call_error, usage_error
 from speakerlens.cli.options import CommandParser, connect, speaker_name
+from speakerlens.errors import ClientError
 from speakerlens.results import EnrolledSpeaker
 
 
@@ -26,8 +27,7 @@ def enroll(arguments: argparse.Namespace) -> int:
     """Enrol a speaker from all the files, or not at all.
 
     Raises:
-        CommandError: the command cannot start, or a file cannot be read.
-        ClientError: the call failed.
+        CommandError: the command cannot start, a file cannot be read, or the call failed.
     """
     files.check(arguments.files)
     try:
@@ -38,9 +38,13 @@ def enroll(arguments: argparse.Namespace) -> int:
     sources = [forms.in_form(arguments, content) for content in contents]
     with connect(arguments) as client:
         timeout = client.timeout * len(contents)
-        enrolled = client.enroll(
-            arguments.speaker, sources, variants=arguments.variants, add=arguments.add, timeout=timeout
-        )
+        try:
+            enrolled = client.enroll(
+                arguments.speaker, sources, variants=arguments.variants, add=arguments.add, timeout=timeout
+            )
+        except ClientError as error:
+            titles = {f"utterances[{index}]": files.title(file) for index, file in enumerate(arguments.files)}
+            raise call_error(error, titles) from error
     if arguments.json:
         files.print_json(_document(enrolled))
     else:

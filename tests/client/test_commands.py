@@ -226,9 +226,60 @@ def test_gallery_is_exported_and_imported(run: Run, files: list[Path], tmp_path:
     assert run("gallery", "export", tmp_path / "none" / "x", "--speaker", "gina")[0] == 7
     assert run("gallery", "export", tmp_path / "x", "--speaker", "nobody")[0] == 4
     assert not (tmp_path / "x").exists()
-    assert run("gallery", "import", files[0])[0] == 3
     assert run("gallery", "migrate", "file")[0] == 2
     run("forget", "gina")
+
+
+def test_gallery_is_written_through_links_and_into_devices(run: Run, files: list[Path], tmp_path: Path) -> None:
+    """Neither is replaced by a file."""
+    documents(run("enroll", "gina", *files[:2], "--json"))
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    documents(run("gallery", "export", tmp_path / "link", "--json"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text().count("\n") > 2
+    device = tmp_path / "full"
+    device.symlink_to("/dev/full")
+    code, _, err = run("gallery", "export", device)
+    assert (code, err) == (7, f"speakerlens: {device}: No space left on device\n")
+    assert Path("/dev/full").is_char_device()
+    run("forget", "gina")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "{file}: No such file or directory"),
+        (b"", "{file}: empty; send a file that was exported"),
+        (b"hello", "{file}: line 1: no gallery; send a file that was exported"),
+        (b"hello\n", "{file}: line 1: no gallery; send a file that was exported"),
+    ],
+)
+def test_import_of_a_wrong_file_names_it(run: Run, tmp_path: Path, content: bytes | None, sentence: str) -> None:
+    file = tmp_path / "g.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    code, _, err = run("gallery", "import", file)
+    assert (code, err) == (3, f"speakerlens: {sentence.format(file=file)}\n")
+    assert run("gallery", "import", tmp_path)[2] == f"speakerlens: {tmp_path}: Is a directory\n"
+
+
+def test_bad_utterances_are_named_by_their_files(run: Run, files: list[Path], tmp_path: Path) -> None:
+    bad = {"short": np.full(1600, 0.1), "silent": np.zeros(32_000), "nan": np.append(np.full(31_999, 0.1), np.nan)}
+    for name, samples in bad.items():
+        sf.write(tmp_path / f"{name}.wav", samples, 16_000, subtype="FLOAT")
+    names = [tmp_path / f"{name}.wav" for name in bad]
+    code, _, err = run("enroll", "ina", names[0], files[0], names[1], names[2])
+    assert code == 3
+    assert all(f"{name}: " in err for name in names), err
+    assert "utterances[" not in err
+    assert str(files[0]) not in err
+
+
+def test_errors_of_live_audio_name_the_file(run: Run, tmp_path: Path) -> None:
+    silent = tmp_path / "silent.wav"
+    sf.write(silent, np.zeros(32_000), 16_000)
+    assert run("listen", silent)[2].startswith(f"speakerlens: {silent}: silent: ")
+    assert run("listen", tmp_path)[2] == f"speakerlens: {tmp_path}: Is a directory\n"
 
 
 def test_utterances_are_added_to_an_enrolment(run: Run, files: list[Path]) -> None:

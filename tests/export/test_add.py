@@ -94,6 +94,9 @@ def test_bundle_with_a_corpus_is_calibrated_and_probed(bundles: Path) -> None:
     bundle = read_bundle(bundles / CALIBRATED / "1")
     assert bundle.verification_thresholds
     assert bundle.verification_basis == "out-of-set speakers"
+    assert bundle.search is not None
+    # The network was trained on none of the corpus' speakers.
+    assert bundle.search.speakers == len(SPEAKERS)
     assert bundle.probes is not None
     assert bundle.probes.voices is not None
     assert bundle.probes.voices.speakers == SPEAKERS
