@@ -76,12 +76,16 @@ def tables() -> ModuleType:
     return _client_extra("cli.table", "tables need rich (--json needs nothing)")
 
 
-def show_tables() -> Show:
-    """Return what prints answers as tables; raise a `CommandError` if rich is not installed."""
+def show_tables(least_segments: int = 1) -> Show:
+    """Return what prints answers as tables, and timelines of at least so many segments.
+
+    Raises:
+        CommandError: rich is not installed.
+    """
     table = tables()
 
     def show(file: str, result: Identification, written: dict[str, Path]) -> None:
-        table.print_identification(title(file), result)
+        table.print_identification(title(file), result, least_segments)
         for path in written.values():
             print_line(f"wrote {title(str(path))}")
 

@@ -17,6 +17,8 @@ from speakerlens.results import Limits
 
 # Few, so that the first answers come soon; the server computes about as many together.
 FILES_PER_CALL = 8
+# Of a timeline of one segment, the table says all.
+LEAST_SEGMENTS = 2
 # Of a message besides the audio: more than any request needs.
 OVERHEAD_BYTES = 4096
 
@@ -49,7 +51,7 @@ def identify(arguments: argparse.Namespace) -> int:
     """
     options = _options(arguments)
     each = arguments.channel == forms.EACH
-    show = files.show_json if arguments.json else files.show_tables()
+    show = files.show_json if arguments.json else files.show_tables(LEAST_SEGMENTS)
     writers = files.Writers(arguments, len(arguments.files) * (2 if each else 1))
     exit_code = Exit.OK
     with connect(arguments) as client:

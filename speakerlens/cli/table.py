@@ -22,8 +22,14 @@ from speakerlens.results import (
 from speakerlens.search_results import SearchResult
 
 
-def print_identification(name: str, result: Identification) -> None:
-    """Print one file's answers: a block of rows per model, the best speaker first."""
+def print_identification(name: str, result: Identification, least_segments: int = 1) -> None:
+    """Print one file's answers: a block of rows per model, the best speaker first.
+
+    Args:
+        name: of the file.
+        result: the answers.
+        least_segments: a timeline with fewer is not printed.
+    """
     explained = any(answer.explanation for answer in result.answers)
     audio = result.audio
     _print_audio(name, audio)
@@ -50,7 +56,7 @@ def print_identification(name: str, result: Identification) -> None:
     for failure in result.failures:
         _print(Text(f"{failure.name} failed ({failure.code}): {failure.message}"))
     for answer in answers:
-        _print_remarks(answer)
+        _print_remarks(answer, least_segments)
 
 
 def _print_audio(name: str, audio: AudioInfo) -> None:
@@ -91,8 +97,8 @@ def print_search(name: str, result: SearchResult) -> None:
             _print(Text(f"enrolled speakers are missed in {share}: {outlook.condition}"))
 
 
-def _print_remarks(answer: Answer) -> None:
-    if len(answer.timeline) > 1:  # of one, the table above says all
+def _print_remarks(answer: Answer, least_segments: int) -> None:
+    if len(answer.timeline) >= least_segments:
         _print_timeline(answer)
     for stage, each in (answer.explanation.listening if answer.explanation else {}).items():
         kept = f"{each.kept_score:.1%} for what the {stage} map keeps (drop {each.drop:.0%})"
