@@ -22,7 +22,7 @@ COPY measures measures
 COPY serving serving
 COPY scoring scoring
 COPY speakerlens speakerlens
-COPY deploy/image deploy/image
+COPY deploy/image/install.sh deploy/image/trim.py deploy/image/sbom.py deploy/image/precompile.py deploy/image/
 RUN python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
 # A virtual environment is all that a final image takes from these stages. Every dependency has its hash in requirements/.

@@ -33,7 +33,7 @@ from speakerlens import Identification, SpeakerClient
 MEGABYTE = 1e6
 MOST_MB = 150.0
 MOST_HEALTH_SECONDS = 0.1
-START_SECONDS, STOP_SECONDS = 120.0, 30.0
+START_SECONDS, STOP_SECONDS, CALL_SECONDS = 600.0, 60.0, 120.0
 # The same code and graphs on the same processor, with the versions of the lock here and there.
 TOLERANCE = 1e-5
 HOME = "/opt/speakerlens"
@@ -142,11 +142,11 @@ def running(container: Container, bundles: Path, insist: Any) -> dict[str, Any]:
         ready = round(time.monotonic() - started, 2)
         insist(json.loads(line).get("ready") is True, f"the first line on stdout is {line!r}")
         audio = example(bundles)
-        with SpeakerClient(f"127.0.0.1:{port}") as client:
+        with SpeakerClient(f"127.0.0.1:{port}", timeout=CALL_SECONDS) as client:
             answer = client.identify(audio, rate=16_000, explain=True)
         difference = compared(answer, outside(bundles, audio))
         insist(difference <= TOLERANCE, f"answers differ from those of a server outside by {difference:.1e}")
-        command = _health_command(builder.config("speakerlens:cpu"), container.environment, metrics_port, port)
+        command = _health_command(container.config, container.environment, metrics_port, port)
         status, seconds = container.run("python", "-c", HEALTH, *command).split()
         insist(status == "0", "the health check fails while the server serves")
         insist(float(seconds) <= MOST_HEALTH_SECONDS, f"a health check takes {seconds} s of processor time")
@@ -192,7 +192,7 @@ def outside(bundles: Path, audio: NDArray[np.float32]) -> Identification:
         text=True,
     )
     try:
-        with SpeakerClient(json.loads(_first_line(process))["grpc"]) as client:
+        with SpeakerClient(json.loads(_first_line(process))["grpc"], timeout=CALL_SECONDS) as client:
             return client.identify(audio, rate=16_000, explain=True)
     finally:
         process.terminate()

