@@ -64,7 +64,7 @@ def write_inputs(source: str, file: Path) -> tuple[int, str]:
                 digest.update(line)
                 count += 1
     except OSError as error:
-        raise InputError(f"{source}: {error.strerror}") from error
+        raise InputError(f"{error.filename or source}: {error.strerror}") from error
     if not count:
         what = "a file of these kinds: " + " ".join(sorted(AUDIO)) if folder else "a path"
         raise InputError(f"{source}: empty; there must be {what}")

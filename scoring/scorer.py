@@ -1,6 +1,7 @@
 """The public class that scores recordings in this process."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,12 +18,14 @@ from speakerlens.scoring.sources import Source, groups, named, read
 from speakerlens.scoring.writing import arrow_table
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.queue import Priority
-from speakerlens.serving.errors import UnavailableError
+from speakerlens.serving.errors import RequestError, UnavailableError
 from speakerlens.serving.pipeline.concurrency import map_concurrent
 from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.explain import ExplainOptions, StageName
 from speakerlens.serving.pipeline.identify import extent_of
 from speakerlens.serving.pipeline.query import Query
+
+log = logging.getLogger(__name__)
 
 # Groups in work at a time, so that the device has work while the next group is read.
 GROUPS = 3
@@ -157,7 +160,10 @@ class Scorer:
             result = await pipeline.identify(query, self._local.models)
         except UnavailableError:
             raise
-        except Exception as error:  # noqa: BLE001 - one recording does not stop the others
+        except RequestError as error:
+            return [failed_row(name, error)]
+        except Exception as error:  # one recording does not stop the others
+            log.exception("%s failed unexpectedly", name)
             return [failed_row(name, error)]
         files = {}
         if self._maps is not None:

@@ -29,13 +29,9 @@ class Score:
 def main(paths: str, bundle: str, out: str, workers: str = "2") -> None:
     """Score a list; on GPUs, with `num_gpus=1` instead of `num_cpus=1`."""
     recordings = ray.data.read_text(paths).repartition(target_num_rows_per_block=512)
+    pool = ray.data.ActorPoolStrategy(size=int(workers))
     rows = recordings.map_batches(
-        Score,
-        fn_constructor_args=(bundle,),
-        batch_format="pyarrow",
-        batch_size=512,
-        num_cpus=1,
-        concurrency=int(workers),
+        Score, fn_constructor_args=(bundle,), batch_format="pyarrow", batch_size=512, num_cpus=1, compute=pool
     )
     rows.write_parquet(out)
 

@@ -21,7 +21,7 @@ SERVICE, JOB = list(yaml.safe_load_all((ROOT / "deploy" / "training" / "job.yaml
 POD: dict[str, Any] = JOB["spec"]["template"]["spec"]
 (TRAINING,) = POD["containers"]
 ARGUMENTS: list[str] = TRAINING["args"]
-UPDATES = 400
+UPDATES = 200
 
 
 def value(name: str) -> str:
@@ -77,28 +77,33 @@ def steps(run: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_lost_machine_is_replaced_and_the_run_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [0, 1], ids=["first", "second"])
+def test_lost_machine_is_replaced_and_the_run_goes_on(tmp_path: Path, lost: int) -> None:
     make_corpus(tmp_path / "corpus")
     write_config(tmp_path, TOY_CONFIG.replace("checkpoint: 2", "checkpoint: 20"))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    machines = [start(tmp_path, port), start(tmp_path, port)]
-    deadline = time.monotonic() + 600
+    machines, replaced = [start(tmp_path, port), start(tmp_path, port)], 0
+    deadline = time.monotonic() + 900
     try:
         while len(steps(tmp_path / "run")) < 50:
             assert time.monotonic() < deadline, (tmp_path / "printed").read_text()
             time.sleep(0.1)
-        os.killpg(machines[1].pid, signal.SIGKILL)
-        machines[1].wait()
-        lost = len(steps(tmp_path / "run"))
-        machines[1] = start(tmp_path, port)
-        codes = [each.wait(max(1.0, deadline - time.monotonic())) for each in machines]
+        os.killpg(machines[lost].pid, signal.SIGKILL)
+        at = len(steps(tmp_path / "run"))
+        while any(machine.poll() != 0 for machine in machines):  # as the Job's controller replaces pods that fail
+            assert time.monotonic() < deadline, (tmp_path / "printed").read_text()
+            for number, machine in enumerate(machines):
+                if machine.poll():
+                    machines[number] = start(tmp_path, port)
+                    replaced += 1
+            time.sleep(0.1)
     finally:
         for each in machines:
             if each.poll() is None:
                 os.killpg(each.pid, signal.SIGKILL)
                 each.wait()
-    assert codes == [0, 0], (tmp_path / "printed").read_text()
-    assert lost < UPDATES
+    assert at < UPDATES
+    assert 1 <= replaced <= JOB["spec"]["backoffLimit"]
     assert load_run(tmp_path / "run").step == UPDATES
     assert sorted(set(steps(tmp_path / "run"))) == list(range(1, UPDATES + 1))

@@ -88,7 +88,8 @@ def serve(root: Path, models: Path, log: Path) -> tuple[subprocess.Popen[bytes],
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     libraries = f"{root / 'server' / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
-    words = [home / "bin" / "tritonserver", f"--model-repository={models}", f"--backend-directory={home / 'backends'}"]
+    words = [str(home / "bin" / "tritonserver"), f"--model-repository={models}"]
+    words.append(f"--backend-directory={home / 'backends'}")
     flags = [f"--grpc-port={port}", "--allow-http=false", "--allow-metrics=false"]
     with log.open("wb") as output:
         environment = {**os.environ, "LD_LIBRARY_PATH": libraries}
