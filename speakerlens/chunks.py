@@ -16,6 +16,8 @@ MAX_CHUNKS = 1_000
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 _DS64_BYTES = 28
 _DESCRIPTION_BYTES = 64
+_FORM_BYTES = 16
+_PCM = 1
 _STREAMED = 0x7FFF_0000
 _STREAMED_WIDE = 2**62
 """Declared sizes, of 32 and 64 bits, that mean "unknown" from here on: ffmpeg writes 0xFFFFFFFF to a pipe, sox
@@ -140,6 +142,10 @@ class Walk:
         form = self._seen[description]
         self._layout.description = bytes(self._data[form.body : form.end][:_DESCRIPTION_BYTES])
         self._layout.samples = self._seen[samples].body
+        if description[:4] == b"fmt ":
+            self._check_form()
+        if bytes(self._data[:4]) == b"BW64":  # RF64 by its later name, which libsndfile does not know
+            self._layout.patches.append((0, b"RF64"))
         if self._form.name == "W64":
             self._layout.patches.append((16, struct.pack("<q", self._layout.end)))
         self._layout.patches = [(offset, patch) for offset, patch in self._layout.patches if offset < self._layout.end]
@@ -181,8 +187,10 @@ class Walk:
 
     def _check_second(self, chunk: _Chunk) -> None:
         """Refuse a second file or second samples after the first."""
-        if chunk.name[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff", b"riff"):
+        if chunk.name[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b"riff"):
             raise AudioFileError(f"two {self._form.name} files in one: another begins at byte {chunk.at:,}")
+        if chunk.name[:4] in (b"fLaC", b"OggS"):
+            raise AudioFileError(f"two files in one: after the {self._form.name}, another begins at byte {chunk.at:,}")
         if chunk.name == self._form.needed[1]:
             raise self._twice(chunk)
 
@@ -193,7 +201,8 @@ class Walk:
         if long_size is not None and size == 0xFFFF_FFFF:
             size = struct.unpack_from("<Q", self._data, long_size.body + 8)[0]
         elif size < 0:
-            if (self._form.name, size) != ("CAF", -1):
+            declared = size + self._header.size * self._form.inclusive
+            if self._form.header[-1] != "q" or declared not in (0, -1):
                 raise self._misfit(chunk)
             size = 0
         if size == 0xFFFF_FFFF and self._form.header[-1] == "I":  # never filled in, however much follows
@@ -214,6 +223,24 @@ class Walk:
                 declared = min(declared, 0xFFFF_FFFF)
             self._layout.patches.append((chunk.at, self._header.pack(chunk.name, declared)))
         return len(self._data)
+
+    def _check_form(self) -> None:
+        """Check the format of a WAV: a decoder would guess what is missing, and believe the bits for the rest."""
+        form = self._layout.description
+        if len(form) < _FORM_BYTES:
+            raise self._damaged(f"its chunk 'fmt ' has {len(form)} bytes, not {_FORM_BYTES} or more")
+        order = ">" if self._form.header[0] == ">" else "<"
+        coding, channels, rate, byte_rate, frame_bytes, bits = struct.unpack_from(f"{order}HHIIHH", form)
+        if not channels or not rate:
+            raise self._damaged(f"its chunk 'fmt ' says {channels} channels and {rate} Hz")
+        said = -(-bits // 8) * channels
+        wider = bits == 24 and frame_bytes == 4 * channels  # which decoders know
+        usual = said == frame_bytes or bits == 16 or wider
+        if coding == _PCM and not usual and byte_rate == rate * frame_bytes:
+            raise self._damaged(
+                f"its chunk 'fmt ' says {bits} bits a sample and {channels} channel(s), and "
+                f"{frame_bytes} bytes for all channels"
+            )
 
     def _check_list(self, parent: _Chunk) -> None:
         """Check that the chunks inside a LIST chunk end within it."""

@@ -22,6 +22,7 @@ from speakerlens.signatures import (
     header_name,
     is_adts,
     is_mpeg,
+    mpeg_frame_bytes,
     mpeg_start,
     other_audio,
     unreadable,
@@ -36,11 +37,17 @@ FFMPEG_SUFFIXES = frozenset(".m4a .m4b .mp4 .mov .3gp .aac .webm .mka .mkv .amr 
 
 _FIRST_PAGE = re.compile(rb"OggS\x00[\x02\x03\x06\x07]", re.DOTALL)
 _STREAMINFO = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.DOTALL)
+_RIFF_WAVE = re.compile(rb"RIFF.{4}WAVE", re.DOTALL)
+# A first frame of MP3 that counts the frames, and where in the frame the count may be (MPEG 1 and 2, stereo and mono).
+_COUNTS = (re.compile(rb"Xing\0\0\0[\0-\x0f]"), re.compile(rb"Info\0\0\0[\0-\x0f]"), re.compile(rb"VBRI\x00\x01"))
+_COUNT_PLACES = (13, 21, 36)
 _OGG_OTHERS = ((b"Speex   ", "Speex"), (b"\x80theora", "Theora video"), (b"fishead\0", "Skeleton"))
 _MAX_BLOCKS = 10_000
 _MAX_TAGS = 10
 _STREAMINFO_BYTES = 34
 _MAGIC_BYTES = 40
+_ID3V1_BYTES = 128
+_NIST_BYTES = 1_024
 # What is assumed of files whose header does not say it.
 _USUAL_RATE = 16_000
 _SELDOM_COMPRESSED = ("WAV", "RF64", "W64", "AIFF", "CAF", "AU", "NIST", "VOC")
@@ -93,15 +100,15 @@ def layout(data: memoryview) -> Layout:
         return found
     # Decoders of FLAC and MP3 know the tag, and MP3 may need its length.
     for beginning, container in SINGLE.items():
-        if magic.startswith(beginning) and (container == "FLAC" or not start):
-            return _CHECKS[container](body) or Layout(container, 0, len(data))
+        if magic.startswith(beginning):
+            return _CHECKS[container](body) or Layout(container, 0 if container == "FLAC" else start, len(data))
     if is_adts(magic):
         return ffmpeg_layout("AAC", "aac", len(data))
     if is_mpeg(magic):
-        return Layout("MP3", 0, len(data))
+        return _mp3_layout(data, start)
     if start:
         raise AudioFileError(f"damaged MP3: after its ID3 tag, no audio at byte {start:,}")
-    if (other := other_audio(magic)) and other[1]:
+    if (other := other_audio(bytes(data[:HEADER_BYTES]))) and other[1]:
         return ffmpeg_layout(*other, len(data))
     if middle := mpeg_start(bytes(data[: 4 * HEADER_BYTES])):
         return Layout("MP3", middle, len(data))
@@ -142,7 +149,7 @@ def _tags_end(data: memoryview) -> int:
     raise AudioFileError(f"damaged MP3: it has more than {_MAX_TAGS} ID3 tags")
 
 
-def _check_flac(data: memoryview) -> None:
+def _check_flac(data: memoryview) -> Layout | None:
     at = 4
     for _ in range(_MAX_BLOCKS):
         if at + 4 > len(data):
@@ -159,8 +166,36 @@ def _check_flac(data: memoryview) -> None:
             break
     else:
         raise AudioFileError(f"damaged FLAC: it has more than {_MAX_BLOCKS:,} metadata blocks")
-    if second := _STREAMINFO.search(data, at):
-        raise AudioFileError(f"two FLAC files in one: another begins at byte {second.start():,}")
+    _check_one(data, at, "FLAC")
+    end = len(data)
+    if end - at > _ID3V1_BYTES and bytes(data[end - _ID3V1_BYTES :][:3]) == b"TAG":
+        return Layout("FLAC", 0, end - _ID3V1_BYTES)  # the decoder would take the tag for a damaged frame
+    return None
+
+
+def _mp3_layout(data: memoryview, start: int) -> Layout:
+    """Check an MP3 file whose first frame begins at `start`.
+
+    A decoder ends after as many frames as the first one counts, so a second file after it would be lost.
+    """
+    first = mpeg_frame_bytes(data[start : start + 4])
+    for count in _COUNTS:
+        for found in count.finditer(data, start + first):
+            for place in _COUNT_PLACES:
+                at = found.start() - place
+                if at >= start + first and mpeg_frame_bytes(data[at : at + 4]):
+                    raise AudioFileError(f"two MP3 files in one: another begins at byte {at:,}")
+    _check_one(data, start, "MP3")
+    return Layout("MP3", 0, len(data))
+
+
+def _check_one(data: memoryview, at: int, name: str) -> None:
+    """Refuse a WAV or FLAC file after the beginning of another file, from `at` on."""
+    for header in (_STREAMINFO, _RIFF_WAVE):
+        if second := header.search(data, at):
+            which = "two FLAC files" if name == "FLAC" and header is _STREAMINFO else "two files"
+            after = "" if which == "two FLAC files" else f"after the {name}, "
+            raise AudioFileError(f"{which} in one: {after}another begins at byte {second.start():,}")
 
 
 def _check_ogg(data: memoryview) -> Layout | None:
@@ -173,25 +208,29 @@ def _check_ogg(data: memoryview) -> Layout | None:
             f"several Ogg streams in one file, the second from byte {second.start():,}: use each as a file of its own"
         )
     payload = first[27 + first[26] :]
+    _check_one(data, len(first), "OGG")
     for magic, name in _OGG_OTHERS:
         if payload.startswith(magic):
             return ffmpeg_layout(f"OGG with {name}", "ogg", len(data))
     return None
 
 
-def _check_au(data: memoryview) -> None:
+def _check_au(data: memoryview) -> Layout | None:
     if len(data) < 24:
         raise AudioFileError(f"damaged AU: {len(data)} bytes, less than its header")
     order = ">" if data[0] == ord(".") else "<"
     header, size = struct.unpack_from(f"{order}II", data, 4)
     if not 24 <= header <= len(data):
         raise AudioFileError(f"damaged AU: its header says {header:,} bytes, and the file has {len(data):,}")
+    if not size or header + size > len(data):  # never filled in, or more than there is
+        return Layout("AU", 0, len(data), [(8, b"\xff" * 4)])
     _check_end(data, header + size, "AU")
+    return None
 
 
 def _check_nist(data: memoryview) -> None:
     size = bytes(data[8:16]).strip()
-    if not size.isdigit() or int(size) > len(data):
+    if not size.isdigit() or not _NIST_BYTES <= int(size) <= len(data):
         raise AudioFileError(f"damaged NIST SPHERE: its header does not fit into {len(data):,} bytes")
     fields = dict(re.findall(rb"^(\w+) -i (\d{1,12})\s*$", bytes(data[: min(int(size), 65_536)]), re.MULTILINE))
     count, channels, width = (

@@ -22,7 +22,7 @@ from speakerlens.chunks import Layout
 from speakerlens.containers import has_ffmpeg, layout
 from speakerlens.decoder_pool import DecoderStoppedError, StepLimits, Worker, shared_pool
 from speakerlens.plain_samples import PlainForm, plain_form
-from speakerlens.signatures import CONVERT, AudioFileError
+from speakerlens.signatures import CONVERT, HEADER_BYTES, AudioFileError, header_name
 
 __all__ = ["BLOCK_FRAMES", "AudioFileError", "AudioReader", "DecoderStoppedError", "StepLimits", "open_audio"]
 
@@ -31,6 +31,15 @@ BLOCK_FRAMES = 2**16
 # Containers that libsndfile reads in part, and FFmpeg's names of them.
 _SHARED_CONTAINERS = {"WAV": "wav", "RF64": "wav", "W64": "w64", "AIFF": "aiff", "CAF": "caf", "OGG": "ogg", "AU": "au"}
 _VAGUE = ("", "unspecified internal error", "format not recognised", "internal error")
+# What libsndfile says, and what it means here.
+_MEANINGS = {
+    "internal error : sf_info struct incomplete": "its sample rate or number of channels is impossible",
+    "file does not exist or is not a regular file (possibly a pipe?)": "too few sound frames, or a wrong count of them",
+    "error : unknown error in flac decoder": "its metadata or its frames are damaged",
+    "file contains data in an unimplemented format": "its coding is not known",
+    "supported file format but file is malformed": "its headers are damaged",
+    "error : flac decoder lost sync": "a frame is damaged, or what follows is none",
+}
 
 
 class AudioReader(ABC):
@@ -147,6 +156,9 @@ def _reader(
     found = layout(data)
     form = plain_form(found)
     if form is not None:
+        inner = header_name(bytes(data[found.samples : found.samples + HEADER_BYTES]))
+        if inner is not None:
+            raise AudioFileError(f"{found.container} whose samples are a whole {inner} file: take that out of it")
         if descriptor is not None:
             return PlainReader(found, form, os.dup(descriptor))
         return PlainReader(found, form, data)
@@ -339,6 +351,7 @@ class DecodedReader(AudioReader):
 
     def _refused(self, reason: str) -> AudioFileError:
         reason = reason.strip().rstrip(".")
+        reason = _MEANINGS.get(reason.lower(), reason)
         if self._opened:
             return AudioFileError(f"damaged {self.container} after {self._decoded / self.rate:.2f} s: {reason}")
         library = "audio that FFmpeg" if self._found.demuxer else "that libsndfile"

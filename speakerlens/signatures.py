@@ -20,6 +20,7 @@ _RIFF: dict[tuple[bytes, bytes], Kind] = {
     (b"RIFF", b"WAVE"): "WAV",
     (b"RIFX", b"WAVE"): "RIFX",
     (b"RF64", b"WAVE"): "RF64",
+    (b"BW64", b"WAVE"): "RF64",
     (b"FORM", b"AIFF"): "AIFF",
     (b"FORM", b"AIFC"): "AIFF",
 }
@@ -34,6 +35,9 @@ SINGLE: dict[bytes, str] = {
     b"Creative Voice File\x1a": "VOC",
 }
 """Containers with headers of their own, by how they begin."""
+_INNER = ((b"WAVEfmt ", "WAV"), (b"fLaC\x00\x00\x00\x22", "FLAC"), (b"OggS\x00\x02\x00\x00", "OGG"))
+"""Headers that are found behind others too: of a form that was uploaded, of blank lines, of a tag."""
+_ID3 = re.compile(rb"ID3[\2-\4]")
 _START = 16
 _AUDIO = (
     (0, b"#!AMR", "AMR", "amr"),
@@ -49,17 +53,29 @@ _AUDIO = (
     (0, b"FLV\x01", "FLV", "flv"),
     (0, b"DSD ", "DSD", "dsf"),
     (0, b"FRM8", "DSD", "iff"),
-    (0, b"BW64", "BW64", ""),
     (0, b".RMF", "RealMedia", "rm"),
+    (0, b".ra\xfd", "RealAudio", "rm"),
+    (0, b"MPCK", "Musepack", "mpc8"),
+    (0, b"MP+", "Musepack", "mpc"),
+    (0, b"\x7f\xfe\x80\x01", "DTS", "dts"),
+    (0, b"ajkg", "Shorten", "shn"),
+    (0, b"OFR ", "OptimFROG", ""),
+    (0, b"d\xa3\x01\x00", "IRCAM", ""),
+    (0, b"d\xa3\x02\x00", "IRCAM", ""),
     (0, b"\x00\x00\x01\xba", "MPEG", "mpeg"),
     (8, b"8SVX", "8SVX", ""),
     (8, b"AVI ", "AVI", "avi"),
 )
+_BOXES = (b"ftyp", b"moof", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+"""What a file of the MP4 family may begin with."""
+_TS_PACKET, _TS_SYNC = 188, 0x47
 _BRANDS = {b"M4A ": "M4A", b"M4B ": "M4A", b"qt  ": "QuickTime", b"3gp": "3GP", b"3g2": "3GP"}
 _PAGE = "an HTML page, not audio: the download went wrong, or needs a login"
 _OTHERS = (
     (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer and not the file it stands for: run git lfs pull"),
     (b"PK\x03\x04", "a ZIP archive, not audio"),
+    (b"\x1f\x8b\x08\x00", "gzip data, not audio: unpack it first"),
+    (b"\x1f\x8b\x08\x08", "gzip data, not audio: unpack it first"),
     (b"\x1f\x8b\x08", "gzip data, not audio: unpack it first"),
     (b"BZh", "bzip2 data, not audio: unpack it first"),
     (b"\xfd7zXZ\x00", "xz data, not audio: unpack it first"),
@@ -67,6 +83,8 @@ _OTHERS = (
     (b"Rar!\x1a\x07", "a RAR archive, not audio"),
     (b"%PDF", "a PDF document, not audio"),
     (b"\x89PNG", "a PNG picture, not audio"),
+    (b"\xff\xd8\xff\xe0", "a JPEG picture, not audio"),
+    (b"\xff\xd8\xff\xe1", "a JPEG picture, not audio"),
     (b"\xff\xd8\xff", "a JPEG picture, not audio"),
     (b"GIF8", "a GIF picture, not audio"),
     (b"MThd", "MIDI notes, not recorded audio"),
@@ -80,6 +98,9 @@ _OTHERS = (
     (b"#extm3u", "a playlist, not the audio it lists"),
     (b"[playlist]", "a playlist, not the audio it lists"),
 )
+_PICTURES = (b"heic", b"heix", b"mif1", b"msf1", b"avif")
+# RIFF, OggS, fLaC, ID3, frames of MP3 and AAC, WebM, MP4.
+_BASE64 = re.compile(rb"(?:data:[^,]{0,80},)?(?:UklGR|T2dnUw|ZkxhQ|SUQz|//[sMIoEk]|GkXfo|AAAA[A-Z]GZ0eX)[\w+/=\s-]{32}")
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{16,512}\Z")
 _MPEG_KBITS = {
     (3, 3): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -115,9 +136,9 @@ def header_name(start: bytes) -> str | None:
     for beginning, container in SINGLE.items():
         if start.startswith(beginning):
             return container
-    if start[:3] == b"ID3" and start[3:4] in (b"\2", b"\3", b"\4"):
-        return "MP3"
-    if found := other_audio(start):
+    if inner := next((container for header, container in _INNER if header in start), None):
+        return inner
+    if found := (_ID3.match(start) and ("MP3", "")) or other_audio(start):
         return found[0]
     for frame_bytes, name in ((mpeg_frame_bytes, "MP3"), (adts_frame_bytes, "AAC")):
         size = frame_bytes(start)
@@ -133,6 +154,12 @@ def other_content(start: bytes, least: int = 4) -> str | None:
         start: the first bytes.
         least: how many bytes must tell it.
     """
+    if start[:4] in (b"RIFF", b"FORM") and start[8:12].isalnum():
+        return f"a {start[:4].decode()} file of the form {quoted(start[8:12])}, which is not audio that is read"
+    if _BASE64.match(start):
+        return "a file as base64 text: decode it first"
+    if start[4:8] == b"ftyp" and start[8:12] in _PICTURES:
+        return "a HEIF picture, not audio"
     text = start[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, sentence in _OTHERS:
         if len(magic) >= least and (start.startswith(magic) or text.startswith(magic)):
@@ -157,7 +184,9 @@ def other_audio(start: bytes) -> tuple[str, str] | None:
     for offset, magic, name, demuxer in _AUDIO:
         if start.startswith(magic, offset):
             return name, demuxer
-    if start[4:8] in (b"ftyp", b"moof", b"styp", b"moov", b"mdat") and start[:2] == b"\0\0":
+    if len(start) > 2 * _TS_PACKET and set(start[::_TS_PACKET]) == {_TS_SYNC} and len(set(start)) > 1:
+        return "MPEG transport stream", "mpegts"
+    if start[4:8] in _BOXES and start[:2] == b"\0\0" and start[8:12] not in _PICTURES:
         brand = start[8:12]
         return _BRANDS.get(brand) or _BRANDS.get(brand[:3], "MP4"), "mov"
     return None
@@ -224,7 +253,8 @@ def unreadable(data: memoryview) -> AudioFileError:
         return _zeros(data)
     if sentence := other_content(start, 0):
         return AudioFileError(sentence)
-    begins = f"the text {quoted(start[:_START])}" if _TEXT.match(start) else f"the bytes {start[:_START].hex(' ')}"
+    text = _TEXT.match(start) or _TEXT.match(start[:_START])
+    begins = f"the text {quoted(start[:_START])}" if text else f"the bytes {start[:_START].hex(' ')}"
     return AudioFileError(
         f"not audio in a container that is read ({READ}): begins with {begins}; samples without a header are raw audio"
     )

@@ -1,5 +1,6 @@
 """Containers of audio: what is refused before a decoder sees it, and what a decoder is shown."""
 
+import base64
 import io
 import os
 import struct
@@ -20,6 +21,12 @@ from tests.serving.fuzz.chunks import LIES, SAMPLES, STYLES, file_of, needed
 from tests.serving.fuzz.files import FORMS, whole
 
 WAV = STYLES["WAV"]
+FORM_OF = {
+    "WAV": ("WAV", "PCM_16", 16_000, 1),
+    "FLAC": ("FLAC", "PCM_16", 16_000, 1),
+    "OGG": ("OGG", "VORBIS", 16_000, 1),
+    "MP3": ("MP3", "MPEG_LAYER_III", 44_100, 1),
+}
 READER = """
 import sys
 from speakerlens.decoding import AudioFileError, open_audio
@@ -262,6 +269,90 @@ def test_header_is_named_by_its_first_bytes() -> None:
         for _ in range(2_000):
             assert header_name(rng.integers(-amplitude, amplitude + 1, 6).astype("<i2").tobytes()) is None
     assert [header_name(bytes(size)) for size in (0, 3, HEADER_BYTES)] == [None] * 3
+
+
+def test_second_file_after_one_of_another_kind_is_refused() -> None:
+    """A decoder would end with the first one."""
+    files = {kind: whole()[FORMS.index(form)] for kind, form in FORM_OF.items()}
+    mp3 = files["MP3"]
+    assert refusal(mp3 * 2).endswith(f"two MP3 files in one: another begins at byte {len(mp3):,}")
+    for kind, data in files.items():
+        for other in ("FLAC", "WAV") if kind != "WAV" else ("FLAC", "OGG"):
+            assert f"another begins at byte {len(data):,}" in refusal(data + files[other]), (kind, other)
+
+
+def test_tags_around_a_file_are_passed_over() -> None:
+    flac, ogg = (whole()[FORMS.index(FORM_OF[kind])] for kind in ("FLAC", "OGG"))
+    np.testing.assert_array_equal(samples(flac + b"TAG" + bytes(125)), samples(flac))
+    np.testing.assert_array_equal(samples(b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10) + ogg), samples(ogg))
+
+
+def test_size_of_au_never_filled_in_is_taken_from_the_file() -> None:
+    big = SAMPLES.astype(">i2").tobytes()
+    for size in (0, 2**31, 2**32 - 1):
+        np.testing.assert_array_equal(samples(b".snd" + struct.pack(">5I", 24, size, 3, 16_000, 1) + big), SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (struct.pack("<HHIIH", 1, 1, 16_000, 32_000, 2), "has 14 bytes, not 16 or more"),
+        (struct.pack("<HHIIHH", 1, 0, 16_000, 32_000, 2, 16), "says 0 channels"),
+        (struct.pack("<HHIIHH", 1, 1, 0, 0, 2, 16), "and 0 Hz"),
+        *((struct.pack("<HHIIHH", 1, 1, 16_000, 32_000, 2, bits), f"says {bits} bits") for bits in (0, 4, 20, 24)),
+    ],
+)
+def test_format_of_a_wav_that_contradicts_itself_is_refused(form: bytes, words: str) -> None:
+    """A decoder would read the samples as others."""
+    chunks = [WAV.chunk(b"fmt ", form, None), WAV.chunk(b"data", SAMPLES.tobytes(), None)]
+    assert words in refusal(file_of("WAV", chunks))
+
+
+def test_file_in_the_samples_of_a_wav_is_refused() -> None:
+    """As programs write that take any bytes for samples."""
+    for kind, form in FORM_OF.items():
+        inner = whole()[FORMS.index(form)]
+        chunks = [WAV.chunk(b"fmt ", needed("WAV")[0][1], None), WAV.chunk(b"data", inner, None)]
+        assert f"a whole {kind} file" in refusal(file_of("WAV", chunks))
+
+
+def test_bw64_is_read_as_rf64() -> None:
+    np.testing.assert_array_equal(samples(b"BW64" + made("RF64")[4:]), SAMPLES)
+    assert shown(b"BW64" + made("RF64")[4:]).startswith(b"RF64")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (base64.b64encode(b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(99)), "base64 text"),
+        (b"data:audio/ogg;base64," + base64.b64encode(b"OggS\x00\x02" + bytes(99)), "base64 text"),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 " + bytes(99), "'WEBP'"),
+        (b"\x00\x00\x00\x20ftypheic" + bytes(99), "a HEIF picture"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: audio/wav\r\n\r\n\xff\xfe", "the text 'HTTP/1.1 200 OK"),
+        (b"OFR \x0f\x00\x00\x00" + bytes(99), "OptimFROG audio"),
+    ],
+)
+def test_more_bytes_are_named_for_what_they_are(data: bytes, words: str) -> None:
+    assert words in refusal(data)
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n", bytes(4), b"--form\r\nContent-Type: audio/wav\r\n\r\n"])
+def test_header_behind_other_bytes_is_named(before: bytes) -> None:
+    for kind, form in FORM_OF.items():
+        if kind != "MP3":
+            assert header_name((before + whole()[FORMS.index(form)])[:HEADER_BYTES]) == kind
+    assert header_name(b"\x00\x00\x00\x08wide\x00\x00\x10\x00mdat") == "MP4"
+    packet = b"\x47\x40\x11\x10" + bytes(184)
+    assert header_name((packet * 11)[:HEADER_BYTES]) == "MPEG transport stream"
+
+
+def test_no_error_of_a_library_is_passed_on_where_it_is_vague() -> None:
+    au = b".snd" + struct.pack(">5I", 24, 4_000, 3, 0, 1) + SAMPLES.tobytes()
+    mp3 = whole()[FORMS.index(FORM_OF["MP3"])]
+    for data in (au, mp3[:300]):
+        sentence = refusal(data)
+        for vague in ("Internal error", "SF_INFO", "regular file"):
+            assert vague not in sentence
 
 
 @pytest.mark.parametrize(("kind", "rate", "channels"), [("WAV", 8_000, 2), ("FLAC", 192_000, 3), ("FLAC", 44_100, 1)])
