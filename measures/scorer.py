@@ -28,10 +28,19 @@ class Scorer:
 
     def scores(self, embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the ratio of each speaker in nats, float64 [..., speakers], for embeddings [..., embedding]."""
-        values = embeddings.astype(np.float64)
-        units = values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
-        x = (units - self.mean) @ self.transform.astype(np.float64)
+        x = self._transformed(embeddings)
         ratios: NDArray[np.float64] = (
             (x**2 @ self.quadratic)[..., None] + x @ self.linear.T.astype(np.float64) + self.constant
         )
         return ratios
+
+    def score(self, embedding: NDArray[np.floating], speaker: int) -> float:
+        """Return the ratio of one speaker in nats for an embedding [embedding]."""
+        x = self._transformed(embedding)
+        return float(x**2 @ self.quadratic + x @ self.linear[speaker] + self.constant[speaker])
+
+    def _transformed(self, embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
+        values = embeddings.astype(np.float64)
+        units = values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
+        x: NDArray[np.float64] = (units - self.mean) @ self.transform.astype(np.float64)
+        return x

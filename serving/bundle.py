@@ -203,6 +203,11 @@ class Bundle:
         values = logits.astype(np.float64)
         return values / self.score_scale if scorer is None else values + scorer.scores(embedding)
 
+    def open_set_score(self, logits: NDArray[np.float32], embedding: NDArray[np.float32], speaker: int) -> float:
+        """Return the score of one speaker, as `open_set_scores` does."""
+        scorer, value = self.classification.scorer, float(logits[speaker])
+        return value / self.score_scale if scorer is None else value + scorer.score(embedding, speaker)
+
     @property
     def has_classifier(self) -> bool:
         """Whether the network names speakers; otherwise it only embeds and compares."""

@@ -35,6 +35,8 @@ from speakerlens.serving.pipeline.query import Query
 from speakerlens.serving.pipeline.stream import LiveWindows, identify_stream
 from speakerlens.serving.pipeline.verify import Verifier
 
+# The message of an answer without maps about shorter audio, which has a short timeline, is built on the event loop.
+INLINE_SECONDS: Final = 60.0
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].full_name
 
 
@@ -63,7 +65,11 @@ class Service(SearchService, GalleryService):
         return await self._built(batch_response_of, results)
 
     async def _identified(self, pipeline: Pipeline, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
-        response = await self._built(response_of, await listen.identify(pipeline, query, models))
+        result = await listen.identify(pipeline, query, models)
+        if query.explain is None and result.audio.seconds <= INLINE_SECONDS:
+            response = response_of(result)
+        else:
+            response = await self._built(response_of, result)
         if self._journal is not None:
             self._journal.identified(response.answers)
         return response

@@ -140,14 +140,31 @@ class WindowAggregator:
         self._bundle = bundle
         self._spoken, self._silent = _Mean(), _Mean()
         self._timeline = Timeline()
+        self._windows = 0
+        # The first window, until another follows: most audio has a single one, whose output is taken as it is.
+        self._first: tuple[Window, Prediction | None, bool] | None = None
 
     @property
     def votes(self) -> int:
         """Return the number of windows with a vote."""
+        self._settle()
         return self._spoken.count
 
     def add(self, window: Window, prediction: Prediction | None, speech: bool) -> None:
         """Add the next window in time; its prediction may be None where the window does not hold speech."""
+        self._windows += 1
+        if self._windows == 1:
+            self._first = window, prediction, speech
+            return
+        self._settle()
+        self._add(window, prediction, speech)
+
+    def _settle(self) -> None:
+        if self._first is not None:
+            first, self._first = self._first, None
+            self._add(*first)
+
+    def _add(self, window: Window, prediction: Prediction | None, speech: bool) -> None:
         if not speech or prediction is None:
             self._timeline.add_pause(window.start, window.stop)
             if prediction is not None and not self.votes:
@@ -165,15 +182,18 @@ class WindowAggregator:
 
         Where none has one, all windows that have a prediction count; at least one must.
         """
+        if self._first is not None and self._first[1] is not None:
+            return self._first[1]
         return (self._spoken if self.votes else self._silent).result()
 
     def turn(self) -> SpeakerTurn | None:
         """Return the turn that is going on; None in a pause."""
+        self._settle()
         return self._timeline.current()
 
     def timeline(self) -> tuple[SpeakerTurn, ...]:
         """Return the speaker turns; empty for a single window."""
-        return self._timeline.turns() if self._timeline.windows > 1 else ()
+        return self._timeline.turns() if self._windows > 1 else ()
 
 
 def stitched(

@@ -114,8 +114,8 @@ def answer_of(query: QueryOptions, model: Model, output: ModelOutput | Exception
     if not bundle.has_classifier:
         embedding = prediction.embedding if query.with_embedding else None
         return Answer(bundle.variant, bundle.version, (), False, None, embedding, threshold_basis=ThresholdBasis.NONE)
-    probabilities = softmax(prediction.logits / bundle.temperature)
-    best = np.argsort(-prediction.logits, kind="stable")[: query.top_k or DEFAULT_TOP_K]
+    best = largest(prediction.logits, query.top_k or DEFAULT_TOP_K)
+    probabilities = softmax(prediction.logits / bundle.temperature)[best]
     explanation = None
     if query.explain is not None and isinstance(prediction, ExplainedPrediction):
         explanation = explain(bundle, prediction, query.explain, start)
@@ -123,8 +123,8 @@ def answer_of(query: QueryOptions, model: Model, output: ModelOutput | Exception
         variant=bundle.variant,
         version=bundle.version,
         speakers=tuple(
-            SpeakerScore(bundle.speakers[label], float(probabilities[label]), float(prediction.logits[label]))
-            for label in best
+            SpeakerScore(bundle.speakers[label], probability, float(prediction.logits[label]))
+            for label, probability in zip(best.tolist(), probabilities.tolist(), strict=True)
         ),
         known=known(model, prediction),
         explanation=explanation,
@@ -142,5 +142,14 @@ def _segment(model: Model, turn: SpeakerTurn) -> Segment:
 
 def known(model: Model, prediction: Prediction) -> bool:
     """Return whether the score of the speaker with the best logit reaches the open-set threshold."""
-    scores = model.bundle.open_set_scores(prediction.logits, prediction.embedding)
-    return bool(scores[prediction.logits.argmax()] >= model.bundle.classification.threshold)
+    best = int(prediction.logits.argmax())
+    score = model.bundle.open_set_score(prediction.logits, prediction.embedding, best)
+    return score >= model.bundle.classification.threshold
+
+
+def largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Return the places of the `count` largest values, at most all, in descending order; of equal ones the first."""
+    places: NDArray[np.int64] = np.arange(len(values))
+    if count < len(values):
+        places = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    return places[np.argsort(-values[places], kind="stable")][:count]

@@ -30,7 +30,8 @@ from speakerlens.serving.errors import (
 )
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model, Models
-from speakerlens.serving.pipeline.answers import Answer, Identification, answer_of
+from speakerlens.serving.pipeline.aggregate import ModelOutput
+from speakerlens.serving.pipeline.answers import Answer, Failed, Identification, answer_of
 from speakerlens.serving.pipeline.concurrency import FULL
 from speakerlens.serving.pipeline.decode import (
     MAX_CHANNELS,
@@ -46,10 +47,13 @@ from speakerlens.serving.pipeline.observer import MonitoredAnswer, MonitoringSco
 from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, Query, QueryOptions
 from speakerlens.serving.pipeline.samples import SAMPLE_TYPES
 from speakerlens.serving.pipeline.session import RequestSession
-from speakerlens.serving.pipeline.vad import open_detector
+from speakerlens.serving.pipeline.vad_network import open_network
 from speakerlens.serving.pipeline.windows import Window, Windowing, WindowReader, windowing
 
 T = TypeVar("T")
+
+# An answer without maps about up to this many speakers takes less time than handing it to a thread.
+INLINE_SPEAKERS = 4096
 
 
 class Costs:
@@ -92,7 +96,7 @@ class Pipeline:
         self._config = config
         self._metrics = metrics
         self._codec = codec
-        open_detector()  # before the first request needs it
+        open_network()  # before the first request needs it
         self.observer = observer
         self._admission = admission
         self._costs = Costs()
@@ -235,9 +239,7 @@ class Pipeline:
         """
         outputs = await session.whole()
         with session.stopwatch.encoding():
-            answers = await self.run_in_thread(
-                lambda: tuple(answer_of(query, model, each) for model, each in zip(models, outputs, strict=True))
-            )
+            answers = await self._answers(query, models, outputs)
         whole = session.sounds.whole
         info = replace(
             info,
@@ -267,6 +269,16 @@ class Pipeline:
         )
         return result
 
+    async def _answers(
+        self, query: QueryOptions, models: Sequence[Model], outputs: Sequence[ModelOutput | Exception]
+    ) -> tuple[Answer | Failed, ...]:
+        def answers() -> tuple[Answer | Failed, ...]:
+            return tuple(answer_of(query, model, each) for model, each in zip(models, outputs, strict=True))
+
+        if query.explain is None and sum(len(model.bundle.speakers) for model in models) <= INLINE_SPEAKERS:
+            return answers()
+        return await self.run_in_thread(answers)
+
     async def run_in_thread(self, function: Callable[[], T], /) -> T:
         """Run a function in a thread of the codec and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._codec, function)
@@ -276,15 +288,14 @@ class Pipeline:
     ) -> AsyncIterator[Window]:
         """Yield the windows of a recording, decoding each when it is requested and when it is the request's turn."""
         decoding = 0.0
-        while True:
+        while not reader.finished:
             with stopwatch.decoding():
                 async with admitted.turn():
                     started = time.monotonic()
                     window = await self.run_in_thread(reader.next)
                     decoding += time.monotonic() - started
-            if window is None:
-                break
-            yield window
+            if window is not None:
+                yield window
         extent, info = extent_of(audio), reader.info
         stated, decoded = extent.frames * extent.channels, info.seconds * info.sample_rate * info.channels
         if decoded / 32 < stated < 32 * decoded:  # nothing is learned from a header that is far from the audio

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,9 +45,6 @@ ResultT = TypeVar("ResultT")
 
 # Windows of one request in the queues or on the device.
 WINDOWS_AT_ONCE = 4
-# Measuring the sound starts this much after the computing: submitting to the device needs the interpreter's lock, too.
-HEAD_START_SECONDS = 0.002
-
 
 MeasureSound = Callable[[NDArray[np.float32]], Sound | None]
 """Measures samples, float32 [n] at 16 kHz; None if that failed. Thread-safe."""
@@ -83,7 +79,7 @@ class RequestSession:
 
     Attributes:
         computed_at: arrival of the last result, on the clock of `time.monotonic`; None before the first.
-        detected: windows in which speech was looked for, and the seconds that this took.
+        detected: windows in which speech was looked for, and the seconds that this and measuring their sound took.
         kept: the window that was kept.
         sounds: measures of the windows so far.
         speech: whether any window so far holds speech.
@@ -149,49 +145,40 @@ class RequestSession:
         return [await self._whole_output(state) for state in self._states]
 
     async def _compute_window(self, window: Window) -> WindowOutput:
-        stopwatch = Stopwatch(self.stopwatch)
-        measuring: list[asyncio.Future[Sound | None]] = []
-
-        def begin() -> None:
-            if self._measure is not None and not measuring:
-                measure = partial(self._measure, window.samples)
-                measuring.append(asyncio.ensure_future(self._run_in_thread(measure)))
-
-        timer = asyncio.get_running_loop().call_later(HEAD_START_SECONDS, begin)
-        try:
-            speech, outputs = await self._detect_and_compute(window, stopwatch)
-        finally:
-            timer.cancel()
-        begin()
-        return WindowOutput(window, speech, outputs, stopwatch, await measuring[0] if measuring else None)
-
-    async def _detect_and_compute(
-        self, window: Window, stopwatch: Stopwatch
-    ) -> tuple[bool, tuple[ModelOutput | Exception, ...]]:
-        """Return whether a window holds speech, and the models' outputs, or none where they are not needed.
+        """Detect speech in a window, measure its sound, and compute the models' outputs where they are needed.
 
         Until speech is found, every window is computed, as all count where none has speech. With maps, a window without
         speech is computed for its features.
         """
+        stopwatch = Stopwatch(self.stopwatch)
         if self.speech and self._query.explain is None:
-            speech = await self._holds_speech(window, stopwatch)
-            return speech, await self._compute_models(window, stopwatch) if speech else ()
-        speech, outputs = await asyncio.gather(
-            self._holds_speech(window, stopwatch), self._compute_models(window, stopwatch)
-        )
-        self.speech = self.speech or speech
-        return speech, outputs
+            speech, sound = await self._listen(window, stopwatch)
+            outputs = await self._compute_models(window, stopwatch) if speech else ()
+        else:
+            # The device comes first: submitting to it needs the interpreter's lock, too.
+            outputs, (speech, sound) = await asyncio.gather(
+                self._compute_models(window, stopwatch), self._listen(window, stopwatch)
+            )
+            self.speech = self.speech or speech
+        return WindowOutput(window, speech, outputs, stopwatch, sound)
 
-    async def _holds_speech(self, window: Window, stopwatch: Stopwatch) -> bool:
+    async def _listen(self, window: Window, stopwatch: Stopwatch) -> tuple[bool, Sound | None]:
+        """Return whether a window holds speech, and the measures of its sound, both from one visit to a thread."""
+
+        def listen() -> tuple[bool, Sound | None]:
+            return holds_speech(window.samples), None if self._measure is None else self._measure(window.samples)
+
         with stopwatch.decoding():
             async with self._admitted.turn():
                 started = time.monotonic()
-                speech = await self._run_in_thread(lambda: holds_speech(window.samples))
+                found = await self._run_in_thread(listen)
                 windows, seconds = self.detected
                 self.detected = windows + 1, seconds + time.monotonic() - started
-        return speech
+        return found
 
     async def _compute_models(self, window: Window, stopwatch: Stopwatch) -> tuple[ModelOutput | Exception, ...]:
+        if len(self._states) == 1:
+            return (await self._try_model(self._states[0], window, stopwatch),)
         return tuple(await asyncio.gather(*(self._try_model(state, window, stopwatch) for state in self._states)))
 
     async def _try_model(self, state: _ModelState, window: Window, stopwatch: Stopwatch) -> ModelOutput | Exception:
@@ -241,7 +228,9 @@ class RequestSession:
             if isinstance(prediction, ExplainedPrediction):
                 state.pieces.append((output.window, Piece(output.window.start, prediction, output.speech)))
             if each is not None:
-                outputs.append(replace(each, turn=state.aggregator.turn()) if isinstance(each, ModelOutput) else each)
+                if self._admitted.live and isinstance(each, ModelOutput):
+                    each = replace(each, turn=state.aggregator.turn())  # noqa: PLW2901
+                outputs.append(each)
         return replace(output, outputs=tuple(outputs))
 
     async def _whole_output(self, state: _ModelState) -> ModelOutput | Exception:

