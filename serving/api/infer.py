@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from speakerlens.containers import Extent
 from speakerlens.protos.inference import inference_pb2 as pb
-from speakerlens.serving.api.inference_messages import AUDIO, infer_response_of
+from speakerlens.serving.api.inference_messages import AUDIO, infer_response_of, stages_of
 from speakerlens.serving.api.inference_request import InferRequest, Limits, infer_request_of
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.config import Config
@@ -76,7 +76,7 @@ class Inference:
         started = time.monotonic()
         read, jobs = await self._pipeline.run_in_thread(lambda: self._read(request, model, deadline))
         decoded = time.monotonic()
-        explain = ExplainOptions() if read.explains else None
+        explain = ExplainOptions(stages_of(read.outputs)) if read.explains else None
         options = QueryOptions(explain=explain, priority=read.priority, deadline=read.deadline)
         extents = [Extent("raw", len(job.audio), SAMPLE_RATE, 1) for job in jobs]
         with self._pipeline.admit(options, [model], extents) as admitted:
@@ -112,7 +112,7 @@ class Inference:
 
     async def _compute_row(self, read: InferRequest, model: Model, admitted: Admitted, row: int, job: Job) -> Row:
         speaker = None if job.target == PREDICTED else model.bundle.speakers[job.target]
-        explain = ExplainOptions(target_speaker=speaker) if read.explains else None
+        explain = ExplainOptions(stages_of(read.outputs), target_speaker=speaker) if read.explains else None
         query = QueryOptions(explain=explain, priority=read.priority, deadline=read.deadline, field=_field(row))
         with self._pipeline.session(query, [model], admitted) as session:
             async for _ in session.windows(cut(job.audio, self._pipeline.windowing([model]))):

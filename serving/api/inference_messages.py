@@ -12,10 +12,10 @@ from numpy.typing import DTypeLike, NDArray
 from speakerlens.protos.inference import inference_pb2 as pb
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.config import Config
-from speakerlens.serving.engine.graphs import SALIENCY, ExplainedPrediction, Prediction
+from speakerlens.serving.engine.graphs import SALIENCY, ExplainedPrediction, Prediction, mapped_stages
 from speakerlens.serving.models.registry import Model, Timing
 from speakerlens.serving.pipeline.aggregate import softmax
-from speakerlens.serving.pipeline.explain import displayed
+from speakerlens.serving.pipeline.explain import StageName, displayed
 
 Datatype = Literal["FP32", "INT64"]
 
@@ -78,6 +78,13 @@ def outputs(bundle: Bundle) -> tuple[Tensor, ...]:
 def is_map(name: str) -> bool:
     """Return whether an output is a saliency map, which needs the explain graph."""
     return name not in DEFAULT_OUTPUTS
+
+
+def stages_of(names: Iterable[str]) -> tuple[StageName, ...]:
+    """Return the stages whose maps these outputs are, `fused` among them or not."""
+    stages: tuple[StageName, ...] = ("fused", "s1", "s2", "s3", "s4")
+    maps = dict(zip((FUSED, *SALIENCY), stages, strict=True))
+    return tuple(dict.fromkeys(maps[name] for name in names if name in maps))
 
 
 def metadata_of(model: Model, versions: Iterable[int]) -> pb.ModelMetadataResponse:
@@ -210,8 +217,9 @@ def _values(bundle: Bundle, predictions: Sequence[Prediction], samples: int, nam
     explained = [each for each in predictions if isinstance(each, ExplainedPrediction)]
     if name == FUSED:
         return _padded([displayed(bundle, each, "fused") for each in explained], bundle.frames(samples))
-    index = SALIENCY.index(name)
-    return _padded([each.saliency[index] for each in explained], bundle.columns(samples, bundle.stages[index]))
+    stage = bundle.stages[SALIENCY.index(name)]
+    maps = [values for each in explained for spec, values in mapped_stages(bundle, each) if spec == stage]
+    return _padded(maps, bundle.columns(samples, stage))
 
 
 def _best_classes(values: NDArray[Any], labels: Sequence[str], count: int) -> list[list[str]]:

@@ -2,22 +2,29 @@
 
 A network without a classifier has no graph that explains a speaker, and its prediction has no logits.
 
+A file is opened once for each lowest stage of LOWEST_STAGES, cut down to what the maps from there on need: the gradient
+of a lower stage goes through all above it (3 s on a ResNet-34: S4 costs as much as no map, S2 to S4 1.6 times as much,
+all 1.9 times). All arrays of jobs and results are without padding.
+
 A new graph is a new `GraphSpec`, an attribute of `serving.engine.session.Engine`, and a batcher in
-`serving.models.loader`. All arrays of jobs and results are without padding.
+`serving.models.loader`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.serving.bundle import EXPLAIN, PREDICT, VERIFY, Bundle
+from speakerlens.serving.bundle import EXPLAIN, PREDICT, STAGES, VERIFY, Bundle, StageSpec
 
 # The `target` that explains the predicted speaker.
 PREDICTED = -1
 SALIENCY = ("saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4")
+# The stages from which maps can be had without those below, the dearest first.
+LOWEST_STAGES = ("s1", "s2", "s4")
 
 
 class Utterance(Protocol):
@@ -53,6 +60,7 @@ class GraphSpec(Generic[JobT, ResultT]):
         make_result: returns the result of a job from its row.
         example: returns a job for a waveform, for the warm-up.
         shapes: returns the shapes of a result's `arrays()` for a number of samples.
+        brief: whether the warm-up computes one shape alone, as another graph of the same file computes all.
     """
 
     file: str
@@ -62,6 +70,7 @@ class GraphSpec(Generic[JobT, ResultT]):
     make_result: Callable[[Bundle, JobT, Row], ResultT]
     example: Callable[[Bundle, NDArray[np.float32]], JobT]
     shapes: Callable[[Bundle, int], list[tuple[int, ...]]]
+    brief: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class Mapped(Protocol):
 
     @property
     def saliency(self) -> tuple[NDArray[np.float32], ...]:
-        """Raw LayerCAM map of each stage, S1 first, float32 [rows, columns]."""
+        """Raw LayerCAM map of each stage from the lowest that was asked for on, float32 [rows, columns]."""
 
 
 @dataclass(frozen=True)
@@ -163,17 +172,20 @@ def _explained(bundle: Bundle, job: Job, row: Row) -> ExplainedPrediction:
 def _maps(bundle: Bundle, samples: int, row: Row) -> tuple[NDArray[np.float32], tuple[NDArray[np.float32], ...]]:
     """Return features and maps without the frames of the padding."""
     saliency = tuple(
-        row[name][:, : bundle.columns(samples, stage)] for name, stage in zip(SALIENCY, bundle.stages, strict=True)
+        row[name][:, : bundle.columns(samples, stage)]
+        for name, stage in zip(SALIENCY, bundle.stages, strict=True)
+        if name in row
     )
     return row["features"][:, : bundle.frames(samples)], saliency
 
 
-def _explained_shapes(bundle: Bundle, samples: int) -> list[tuple[int, ...]]:
-    return [*_score_shapes(bundle, samples), *_map_shapes(bundle, samples)]
+def _explained_shapes(lowest: str, bundle: Bundle, samples: int) -> list[tuple[int, ...]]:
+    return [*_score_shapes(bundle, samples), *_map_shapes(lowest, bundle, samples)]
 
 
-def _map_shapes(bundle: Bundle, samples: int) -> list[tuple[int, ...]]:
-    maps = [(stage.rows, bundle.columns(samples, stage)) for stage in bundle.stages]
+def _map_shapes(lowest: str, bundle: Bundle, samples: int) -> list[tuple[int, ...]]:
+    stages = bundle.stages[STAGES.index(lowest) :]
+    maps = [(stage.rows, bundle.columns(samples, stage)) for stage in stages]
     return [(bundle.mel_bins, bundle.frames(samples)), *maps]
 
 
@@ -189,8 +201,24 @@ def _comparison(bundle: Bundle, job: ComparedJob, row: Row) -> Comparison:
     return Comparison(row["embedding"], float(row["score"]), *_maps(bundle, len(job.audio), row))
 
 
-def _compared_shapes(bundle: Bundle, samples: int) -> list[tuple[int, ...]]:
-    return [(bundle.embedding_size,), *_map_shapes(bundle, samples)]
+def _compared_shapes(lowest: str, bundle: Bundle, samples: int) -> list[tuple[int, ...]]:
+    return [(bundle.embedding_size,), *_map_shapes(lowest, bundle, samples)]
+
+
+def mapped_stages(bundle: Bundle, answer: Mapped) -> list[tuple[StageSpec, NDArray[np.float32]]]:
+    """Return the stages of which an answer has maps, S1 first, each with its raw map [rows, columns]."""
+    return list(zip(bundle.stages[-len(answer.saliency) :], answer.saliency, strict=True))
+
+
+def has_fused(bundle: Bundle, answer: Mapped) -> bool:
+    """Return whether an answer has the maps of every fused stage."""
+    return {*bundle.fused_stages} <= {stage.name for stage, _ in mapped_stages(bundle, answer)}
+
+
+def lowest_stage(bundle: Bundle, stages: Collection[str]) -> str:
+    """Return which of LOWEST_STAGES has maps of all these stages, `fused` among them or not, at the least cost."""
+    wanted = {*stages, *(bundle.fused_stages if "fused" in stages else ())} - {"fused"}
+    return [lowest for lowest in LOWEST_STAGES if all(lowest <= stage for stage in wanted)][-1]
 
 
 PREDICT_SPEC: Final = GraphSpec(
@@ -211,24 +239,32 @@ EMBED_SPEC: Final = GraphSpec(
     example=_job,
     shapes=_score_shapes,
 )
-EXPLAIN_SPEC: Final = GraphSpec(
-    file=EXPLAIN,
-    outputs=("logits", "embedding", "features", *SALIENCY),
-    inputs={"target": ("tensor(int64)", 1)},
-    make_inputs=_targets,
-    make_result=_explained,
-    example=_job,
-    shapes=_explained_shapes,
-)
-VERIFY_SPEC: Final = GraphSpec(
-    file=VERIFY,
-    outputs=("embedding", "score", "features", *SALIENCY),
-    inputs={"reference": ("tensor(float)", 2)},
-    make_inputs=_references,
-    make_result=_comparison,
-    example=_compared_job,
-    shapes=_compared_shapes,
-)
+EXPLAIN_SPECS: Final[Mapping[str, GraphSpec[Job, ExplainedPrediction]]] = {
+    lowest: GraphSpec(
+        file=EXPLAIN,
+        outputs=("logits", "embedding", "features", *SALIENCY[STAGES.index(lowest) :]),
+        inputs={"target": ("tensor(int64)", 1)},
+        make_inputs=_targets,
+        make_result=_explained,
+        example=_job,
+        shapes=partial(_explained_shapes, lowest),
+        brief=lowest != LOWEST_STAGES[0],
+    )
+    for lowest in LOWEST_STAGES
+}
+VERIFY_SPECS: Final[Mapping[str, GraphSpec[ComparedJob, Comparison]]] = {
+    lowest: GraphSpec(
+        file=VERIFY,
+        outputs=("embedding", "score", "features", *SALIENCY[STAGES.index(lowest) :]),
+        inputs={"reference": ("tensor(float)", 2)},
+        make_inputs=_references,
+        make_result=_comparison,
+        example=_compared_job,
+        shapes=partial(_compared_shapes, lowest),
+        brief=lowest != LOWEST_STAGES[0],
+    )
+    for lowest in LOWEST_STAGES
+}
 
 
 def check_finite(name: str, result: Arrays) -> None:

@@ -5,10 +5,9 @@ the frames of the padding are cut off.
 """
 
 import functools
-import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -17,12 +16,17 @@ from numpy.typing import NDArray
 
 from speakerlens.serving.bundle import SAMPLE_RATE, Bundle, BundleError
 from speakerlens.serving.engine.buckets import DEFAULT_LIMITS, BatchLimits, Buckets, cpu_buckets, cuda_buckets
+from speakerlens.serving.engine.cutting import cut
 from speakerlens.serving.engine.external import has_external_weights
+from speakerlens.serving.engine.fit import check_fits
 from speakerlens.serving.engine.graphs import (
     EMBED_SPEC,
-    EXPLAIN_SPEC,
+    EXPLAIN_SPECS,
+    LOWEST_STAGES,
     PREDICT_SPEC,
-    VERIFY_SPEC,
+    VERIFY_SPECS,
+    ComparedJob,
+    Comparison,
     ExplainedPrediction,
     GraphSpec,
     Job,
@@ -35,6 +39,7 @@ try:
     import onnxruntime as ort
 
     from speakerlens.cuda import CUDA, CudaError, Device, choose, one_line
+    from speakerlens.serving.engine.weights import SharedWeights
 except ImportError as error:
     raise StartupError(
         f'no ONNX Runtime ({error}): install one with pip install "speakerlens[cpu]", or "speakerlens[gpu]" for CUDA'
@@ -66,6 +71,7 @@ class GraphSession(Generic[JobT, ResultT]):
         threads: on the CPU; 0 is one per core.
         limits: of batches.
         device_bytes: most GPU memory that a graph may take; 0: no limit.
+        weights: shared with the bundle's other graphs; None for its own.
 
     Attributes:
         measured: cost and seconds of a job after the warm-up; zeros before it.
@@ -83,6 +89,7 @@ class GraphSession(Generic[JobT, ResultT]):
         threads: int,
         limits: BatchLimits = DEFAULT_LIMITS,
         device_bytes: int = 0,
+        weights: SharedWeights | None = None,
     ) -> None:
         self._spec = spec
         self._bundle = bundle
@@ -90,7 +97,7 @@ class GraphSession(Generic[JobT, ResultT]):
         self._device_bytes = device_bytes
         self._threads = threads
         self.measured = (0.0, 0.0)
-        self.open()
+        self.open(weights or SharedWeights())
         self.buckets: Buckets = (cuda_buckets if self.provider == CUDA else cpu_buckets)(limits)
 
     @property
@@ -98,11 +105,12 @@ class GraphSession(Generic[JobT, ResultT]):
         """The execution provider that runs the graph, such as CPUExecutionProvider."""
         return str(self._session.get_providers()[0])
 
-    def open(self) -> None:
+    def open(self, weights: SharedWeights) -> None:
         """Open the graph, after closing what was open before; raises as the class does."""
         self._session: Any = None  # its memory is needed
-        session = _open(self._bundle, self._spec.file, find_device(self._device), self._device_bytes, self._threads)
-        _check(session, self._bundle, self._spec)
+        device = find_device(self._device)
+        session = _open(self._bundle, self._spec, device, self._device_bytes, self._threads, weights)
+        check_fits(session, self._bundle, self._spec)
         self._session = session
 
     def cost(self, job: JobT) -> int:
@@ -151,6 +159,8 @@ class GraphSession(Generic[JobT, ResultT]):
         """
         shortest = self._bundle.min_samples
         shapes = [(rows, samples) for rows, samples in self.buckets.warm if samples >= shortest] or [(1, shortest)]
+        if self._spec.brief and self.provider != CUDA:
+            shapes = [max(shape for shape in shapes if shape[0] == 1)]
         try:
             for rows, samples in shapes:
                 self._try(rows, samples)
@@ -179,7 +189,7 @@ class GraphSession(Generic[JobT, ResultT]):
 
 
 class Engine:
-    """The open graphs of a bundle; `explainer` is None without a classifier.
+    """The open graphs of a bundle.
 
     Args:
         bundle: what to load.
@@ -187,6 +197,11 @@ class Engine:
         threads: of each graph on the CPU; 0 is one per core.
         limits: of batches.
         device_bytes: most GPU memory that a graph may take; 0: no limit.
+
+    Attributes:
+        predict: logits and embedding, or the embedding only.
+        explainers: maps of a speaker's score, by the lowest stage; empty without a classifier.
+        verifiers: maps of a cosine, by the lowest stage.
 
     Raises:
         BundleError: a graph cannot be opened, or does not fit its bundle.
@@ -203,23 +218,36 @@ class Engine:
     ) -> None:
         self._bundle = bundle
         plain = PREDICT_SPEC if bundle.has_classifier else EMBED_SPEC
-        how = (bundle, device, threads, limits, device_bytes)
+        how = (bundle, device, threads, limits, device_bytes, SharedWeights())
         self.predict = GraphSession(plain, *how)
-        self.explainer = GraphSession(EXPLAIN_SPEC, *how) if bundle.has_classifier else None
-        self.verify = GraphSession(VERIFY_SPEC, *how)
-        graphs: tuple[GraphSession[Any, Any] | None, ...] = (self.predict, self.explainer, self.verify)
-        self._graphs = tuple(graph for graph in graphs if graph is not None)
+        self.explainers: Mapping[str, GraphSession[Job, ExplainedPrediction]] = {
+            lowest: GraphSession(EXPLAIN_SPECS[lowest], *how)
+            for lowest in (LOWEST_STAGES if bundle.has_classifier else ())
+        }
+        self.verifiers: Mapping[str, GraphSession[ComparedJob, Comparison]] = {
+            lowest: GraphSession(VERIFY_SPECS[lowest], *how) for lowest in LOWEST_STAGES
+        }
+        self._graphs: tuple[GraphSession[Any, Any], ...] = (
+            self.predict,
+            *self.explainers.values(),
+            *self.verifiers.values(),
+        )
 
     @property
     def explain(self) -> GraphSession[Job, ExplainedPrediction]:
-        """The graph that explains a speaker, of a model with a classifier."""
-        assert self.explainer is not None, "a model without a classifier explains no speaker"
-        return self.explainer
+        """The graph that explains a speaker with the maps of all stages, of a model with a classifier."""
+        assert self.explainers, "a model without a classifier explains no speaker"
+        return self.explainers[LOWEST_STAGES[0]]
+
+    @property
+    def verify(self) -> GraphSession[ComparedJob, Comparison]:
+        """The graph that compares two voices with the maps of all stages."""
+        return self.verifiers[LOWEST_STAGES[0]]
 
     @property
     def provider(self) -> str:
         """The execution provider that runs the graphs, such as CPUExecutionProvider."""
-        return self.verify.provider
+        return self.predict.provider
 
     def warm_up(self) -> None:
         """Compute every shape that traffic will have on every graph.
@@ -237,8 +265,9 @@ class Engine:
         Raises:
             BundleError: a graph does not work.
         """
+        weights = SharedWeights()
         for graph in self._graphs:
-            graph.open()
+            graph.open(weights)
         self.warm_up()
 
 
@@ -262,18 +291,15 @@ def find_device(device: str) -> Device:
     return found
 
 
-def _open(bundle: Bundle, name: str, device: Device, device_bytes: int, threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Threads that wait for each other by spinning take the cores from all others of the server: 18 ms of processor time
-    # instead of 11 for 3 s of audio where they are busy.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    _share_arena()
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    # Memory patterns by shape help where the same few shapes come again, and only take memory otherwise.
-    options.enable_mem_pattern = False
+def _open(
+    bundle: Bundle,
+    spec: GraphSpec[Any, Any],
+    device: Device,
+    device_bytes: int,
+    threads: int,
+    weights: SharedWeights,
+) -> Any:
+    name = spec.file
     content = (bundle.folder / name).read_bytes()
     try:
         # They would be read from the working directory, without a digest, and stay mapped while the graph is open.
@@ -282,12 +308,35 @@ def _open(bundle: Bundle, name: str, device: Device, device_bytes: int, threads:
         raise BundleError(f"{name} cannot be opened: {error}") from error
     if external:
         raise BundleError(f"{name} has weights in a file of their own; export it with all weights inside")
+    content, providers = cut(content, spec.outputs), device.providers(device_bytes)
     try:
-        # ONNX Runtime's own fallback prints to stdout, and moves a session to the CPU while it serves.
-        return ort.InferenceSession(content, options, providers=device.providers(device_bytes), enable_fallback=0)
+        if device.provider == CUDA:
+            # ONNX Runtime's own fallback prints to stdout, and moves a session to the CPU while it serves.
+            return ort.InferenceSession(content, _options(threads, True), providers=providers, enable_fallback=0)
+        return weights.open(content, functools.partial(_options, threads), providers)
     except Exception as error:
         where = f" with CUDA on GPU {device.index}" if device.provider == CUDA else ""
         raise BundleError(f"{name} cannot be opened{where}: {one_line(error)}") from error
+
+
+def _options(threads: int, computes: bool) -> Any:
+    """Return the options of a session, which computes or only optimises its graph."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that wait for each other by spinning take the cores from all others of the server: 18 ms of processor time
+    # instead of 11 for 3 s of audio where they are busy.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    # Memory patterns by shape help where the same few shapes come again, and only take memory otherwise.
+    options.enable_mem_pattern = False
+    if computes:
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    else:
+        options.intra_op_num_threads = 1
+        options.enable_cpu_mem_arena = False
+    return options
 
 
 @functools.cache
@@ -304,26 +353,3 @@ def _share_arena() -> None:
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(ARENA))
-
-
-def _check(session: Any, bundle: Bundle, spec: GraphSpec[Any, Any]) -> None:
-    actual = {node.name: (node.type, len(node.shape)) for node in session.get_inputs()}
-    expected = {"audio": ("tensor(float)", 2), "lengths": ("tensor(int64)", 1), **spec.inputs}
-    if actual != expected:
-        raise BundleError(f"{spec.file} takes {actual}, not {expected}")
-    missing = sorted(set(spec.outputs) - {node.name for node in session.get_outputs()})
-    if missing:
-        raise BundleError(f"{spec.file} has no output {', '.join(missing)}")
-    metadata = session.get_modelmeta().custom_metadata_map
-    # The graph of another network gives results of the right shapes as well, under the wrong names.
-    for key, value in (("variant", bundle.variant), ("version", bundle.version), ("speakers", list(bundle.speakers))):
-        if _fact(metadata.get(key)) != value:
-            raise BundleError(f"{spec.file} is of another bundle: its metadata disagrees with bundle.json about {key}")
-
-
-def _fact(text: str | None) -> Any:
-    """Return a value of a graph's metadata, which is JSON; None if it is missing or not JSON."""
-    try:
-        return json.loads(text or "null")
-    except ValueError:
-        return None

@@ -65,10 +65,14 @@ def build_model(bundle: Bundle, engine: Engine, scheduler: Scheduler, config: Co
         engine.provider,
         recovery,
         _queue(f"{bundle.name} predict", engine.predict, scheduler, config, predict, recovery),
-        None
-        if engine.explainer is None
-        else _queue(f"{bundle.name} explain", engine.explainer, scheduler, config, explain, recovery),
-        _queue(f"{bundle.name} verify", engine.verify, scheduler, config, verify, recovery),
+        {
+            lowest: _queue(f"{bundle.name} explain", graph, scheduler, config, explain, recovery)
+            for lowest, graph in engine.explainers.items()
+        },
+        {
+            lowest: _queue(f"{bundle.name} verify", graph, scheduler, config, verify, recovery)
+            for lowest, graph in engine.verifiers.items()
+        },
         statistics,
     )
 

@@ -4,13 +4,21 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.graphs import ComparedJob, Comparison, ExplainedPrediction, Job, Prediction
+from speakerlens.serving.engine.graphs import (
+    ComparedJob,
+    Comparison,
+    ExplainedPrediction,
+    Job,
+    Prediction,
+    lowest_stage,
+)
 from speakerlens.serving.engine.queue import Observer
 from speakerlens.serving.engine.recovery import EngineRecovery
 from speakerlens.serving.errors import (
@@ -116,30 +124,43 @@ class CountingObserver:
 class Model:
     """One loaded model: its bundle, execution provider, engine recovery, queues and statistics.
 
-    Without a classifier there is nothing to explain a speaker with, and `explainer` is None.
+    `explainers` and `verifiers` are by the lowest stage that they have maps of. Without a classifier `explainers` is
+    empty.
     """
 
     bundle: Bundle
     provider: str
     recovery: EngineRecovery
     predict: Batcher[Job, Prediction]
-    explainer: Batcher[Job, ExplainedPrediction] | None
-    verify: Batcher[ComparedJob, Comparison]
+    explainers: Mapping[str, Batcher[Job, ExplainedPrediction]]
+    verifiers: Mapping[str, Batcher[ComparedJob, Comparison]]
     statistics: Statistics
 
     @property
     def explain(self) -> Batcher[Job, ExplainedPrediction]:
-        """The queue of the graph that explains a speaker, of a model with a classifier."""
-        assert self.explainer is not None, "a model without a classifier explains no speaker"
-        return self.explainer
+        """The queue for the fused map of a speaker's score, of a model with a classifier."""
+        return self.explaining(("fused",))
+
+    @property
+    def verify(self) -> Batcher[ComparedJob, Comparison]:
+        """The queue for the fused map of a cosine."""
+        return self.verifying(("fused",))
+
+    def explaining(self, stages: Collection[str]) -> Batcher[Job, ExplainedPrediction]:
+        """Return the cheapest queue for maps of these stages, or `fused`, of a model with a classifier."""
+        assert self.explainers, "a model without a classifier explains no speaker"
+        return self.explainers[lowest_stage(self.bundle, stages)]
+
+    def verifying(self, stages: Collection[str]) -> Batcher[ComparedJob, Comparison]:
+        """Return the cheapest queue for maps of a cosine at these stages, or `fused`."""
+        return self.verifiers[lowest_stage(self.bundle, stages)]
 
     async def close(self) -> None:
         """Stop the queues; the engine is freed with the last reference to it."""
         await self.recovery.close()
-        await self.predict.close()
-        if self.explainer is not None:
-            await self.explainer.close()
-        await self.verify.close()
+        queues: list[Batcher[Any, Any]] = [self.predict, *self.explainers.values(), *self.verifiers.values()]
+        for queue in queues:
+            await queue.close()
 
 
 class Models:

@@ -16,7 +16,7 @@ from speakerlens.measures.evidence import Evidence, evidence_of
 from speakerlens.measures.sound import Sound, join
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.context import Stopwatch
-from speakerlens.serving.engine.graphs import Mapped, Prediction
+from speakerlens.serving.engine.graphs import Mapped, Prediction, mapped_stages
 from speakerlens.serving.pipeline.timeline import SpeakerTurn, Timeline
 from speakerlens.serving.pipeline.windows import Window
 
@@ -211,12 +211,12 @@ def stitched(
         samples: length of the audio at 16 kHz.
 
     Returns:
-        Log-mel features [mel, frames] and the raw map [rows, columns] of each stage, float32.
+        Log-mel features [mel, frames] and the raw map [rows, columns] of each stage that the windows have, float32.
     """
     frames = bundle.frames(samples)
     features = _joined(frames, [(piece.start // bundle.frame_shift, piece.prediction.features) for piece in pieces])
     maps = []
-    for index, stage in enumerate(bundle.stages):
+    for index, (stage, _) in enumerate(mapped_stages(bundle, pieces[0].prediction)):
         step = bundle.frame_shift * stage.stride
         parts = [(piece.start // step, piece.prediction.saliency[index] * np.float32(piece.votes)) for piece in pieces]
         maps.append(_joined(-(-frames // stage.stride), parts))

@@ -110,7 +110,7 @@ class Comparer:
         target = np.asarray(reference if single else orthogonal, np.float32)
 
         async def compare(item: tuple[Window, bool]) -> Comparison:
-            return await self._compare(ComparedJob(item[0].samples, target))
+            return await self._compare(options, ComparedJob(item[0].samples, target))
 
         try:
             comparisons = await map_concurrent(utterance.windows, compare, WINDOWS_AT_ONCE)
@@ -122,9 +122,9 @@ class Comparer:
                 lambda: encoded(bundle, _joined(bundle, utterance, comparisons, target), options, name, start)
             )
 
-    async def _compare(self, job: ComparedJob) -> Comparison:
+    async def _compare(self, options: ExplainOptions, job: ComparedJob) -> Comparison:
         admitted = self._admitted
-        done = await self.model.verify.submit(job, admitted.latest, admitted.priority, admitted.due)
+        done = await self.model.verifying(options.stages).submit(job, admitted.latest, admitted.priority, admitted.due)
         admitted.advance()
         self.stopwatch.computed(done.queue_s, done.inference_s)
         check_finite(self.model.bundle.name, done.result)

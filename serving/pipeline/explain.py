@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.serving.bundle import SAMPLE_RATE, Bundle, StageSpec
-from speakerlens.serving.engine.graphs import ExplainedPrediction, Mapped
+from speakerlens.serving.engine.graphs import ExplainedPrediction, Mapped, mapped_stages
 
 StageName = Literal["s1", "s2", "s3", "s4", "fused"]
 
@@ -149,9 +149,7 @@ def encoded(bundle: Bundle, answer: Mapped, options: ExplainOptions, speaker: st
     planes = []
     for name in options.stages:
         if options.resolution is Resolution.NATIVE:
-            spec, values = next(
-                (spec, values) for spec, values in zip(bundle.stages, answer.saliency, strict=True) if spec.name == name
-            )
+            spec, values = next((spec, values) for spec, values in mapped_stages(bundle, answer) if spec.name == name)
             frequencies, times = native_axes(bundle, spec, values.shape[1], frames)
         else:
             values = displayed(bundle, answer, name)
@@ -168,7 +166,7 @@ def displayed(bundle: Bundle, answer: Mapped, name: StageName) -> NDArray[np.flo
     chosen = bundle.fused_stages if name == "fused" else (name,)
     shown = [
         resize(normalised(values), bundle.mel_bins, answer.features.shape[1])
-        for spec, values in zip(bundle.stages, answer.saliency, strict=True)
+        for spec, values in mapped_stages(bundle, answer)
         if spec.name in chosen
     ]
     mean: NDArray[np.float32] = np.ascontiguousarray(sum(shown[1:], shown[0]) / np.float32(len(shown)))

@@ -183,7 +183,8 @@ class Pipeline:
             cost += self._costs.encoding[query.explain is not None].seconds(seconds)
             for model in models:
                 cost += (model.predict if again else _queue(query, model)).inference.seconds(computed)
-                cost += again * model.verify.inference.seconds(computed)
+                if again and query.explain is not None:
+                    cost += again * model.verifying(query.explain.stages).inference.seconds(computed)
         steps = (1 + again) * windows + 1
         with self._admission.admit(cost, steps, query.deadline, query.priority, live) as admitted:
             yield admitted
@@ -370,7 +371,7 @@ def _refused_by_header(audio: Extent, most: float) -> bool:
 
 
 def _queue(query: QueryOptions, model: Model) -> Batcher[Job, Any]:
-    return model.explain if query.explain else model.predict
+    return model.predict if query.explain is None else model.explaining(query.explain.stages)
 
 
 def _refusals(query: QueryOptions, models: Sequence[Model]) -> list[RequestError | None]:

@@ -203,7 +203,8 @@ class RequestSession:
         return error
 
     async def _compute(self, state: _ModelState, window: Window, target: int, stopwatch: Stopwatch) -> Prediction:
-        queue: Batcher[Job, Any] = state.model.predict if self._query.explain is None else state.model.explain
+        explain = self._query.explain
+        queue: Batcher[Job, Any] = state.model.predict if explain is None else state.model.explaining(explain.stages)
         admitted, urgent = self._admitted, self._urgent(window)
         priority = self._query.priority if urgent or not (admitted.long or admitted.live) else Priority.BULK
         done = await queue.submit(Job(window.samples, target), admitted.latest, priority, admitted.due)

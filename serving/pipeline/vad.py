@@ -61,9 +61,10 @@ class SpeechMeter:
         state = np.zeros(STATE, np.float32)  # after some long pauses the detector no longer finds speech
         self._rest = np.concatenate([self._rest, samples])
         scale, count = np.float32(PEAK / self._peak), (len(self._rest) - CONTEXT) // FRAME
-        frames = _frames_of(self._rest[: CONTEXT + count * FRAME] * scale) if count else []
         for start in range(0, count, METERED_AT_ONCE):
-            likely, state = probabilities(frames[start : start + METERED_AT_ONCE], state)
+            stop = min(start + METERED_AT_ONCE, count)
+            frames = _frames_of(self._rest[start * FRAME : stop * FRAME + CONTEXT] * scale)
+            likely, state = probabilities(frames, state)
             self._probabilities += likely.tolist()
         self._rest = self._rest[count * FRAME :]
 

@@ -22,7 +22,7 @@ from speakerlens.measures.sound import Sound, measure_sound
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.config import Config
 from speakerlens.serving.context import current_context
-from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
+from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction, has_fused
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.metrics import Metrics, Robustness
 from speakerlens.serving.models.registry import Model, Models
@@ -171,7 +171,11 @@ class AnswerMeter:
                 self._drift.add(model.bundle, drift_measures(sound, answer.seconds))
             explained = output.prediction
             # The map of a speaker chosen by the caller does not show how the model reached its own answer.
-            if isinstance(explained, ExplainedPrediction) and explained.target == explained.logits.argmax():
+            if (
+                isinstance(explained, ExplainedPrediction)
+                and explained.target == explained.logits.argmax()
+                and has_fused(model.bundle, explained)
+            ):
                 self.record_map(model, explained, request_id)
 
     def record_map(self, model: Model, prediction: ExplainedPrediction, request_id: str | None) -> None:
