@@ -15,9 +15,15 @@ def cut(content: bytes, outputs: Collection[str]) -> bytes:
         ValueError: `content` is not an ONNX graph.
     """
     model = parse_model(content)
-    graph = model.graph
-    if {value.name for value in graph.output} <= set(outputs):
+    if {value.name for value in model.graph.output} <= set(outputs):
         return content
+    cut_graph(model.graph, outputs)
+    left: bytes = model.SerializeToString()
+    return left
+
+
+def cut_graph(graph: Any, outputs: Collection[str]) -> None:
+    """Do so in place, to a `GraphProto`."""
     makers = {name: node for node in graph.node for name in node.output if name}
     needed: set[str] = set()
     waiting = [value.name for value in graph.output if value.name in outputs]
@@ -31,8 +37,6 @@ def cut(content: bytes, outputs: Collection[str]) -> bytes:
     _keep(graph.output, lambda value: value.name in outputs)
     _keep(graph.node, lambda node: bool(needed.intersection(node.output)))
     _keep(graph.initializer, lambda tensor: tensor.name in needed)
-    cut_down: bytes = model.SerializeToString()
-    return cut_down
 
 
 def _outer_names(node: Any) -> list[str]:

@@ -159,10 +159,9 @@ class GraphSession(Generic[JobT, ResultT]):
         """
         shortest = self._bundle.min_samples
         shapes = [(rows, samples) for rows, samples in self.buckets.warm if samples >= shortest] or [(1, shortest)]
-        if self._spec.brief and self.provider != CUDA:
-            shapes = [max(shape for shape in shapes if shape[0] == 1)]
+        brief = self._spec.brief and self.provider != CUDA
         try:
-            for rows, samples in shapes:
+            for rows, samples in [] if brief else shapes:
                 self._try(rows, samples)
             longest = max(samples for rows, samples in shapes if rows == 1)
             started = time.monotonic()
@@ -172,7 +171,7 @@ class GraphSession(Generic[JobT, ResultT]):
             raise
         except Exception as error:  # the errors of ONNX Runtime have no common base
             raise BundleError(f"{self._spec.file} fails at warm-up: {one_line(error)}") from error
-        return len(shapes)
+        return 1 if brief else len(shapes)
 
     def _try(self, rows: int, samples: int) -> None:
         """Compute one row of `samples` samples and shorter ones in the other rows; check the shapes of the results."""
@@ -308,12 +307,13 @@ def _open(
         raise BundleError(f"{name} cannot be opened: {error}") from error
     if external:
         raise BundleError(f"{name} has weights in a file of their own; export it with all weights inside")
-    content, providers = cut(content, spec.outputs), device.providers(device_bytes)
+    providers = device.providers(device_bytes)
     try:
-        if device.provider == CUDA:
-            # ONNX Runtime's own fallback prints to stdout, and moves a session to the CPU while it serves.
-            return ort.InferenceSession(content, _options(threads, True), providers=providers, enable_fallback=0)
-        return weights.open(content, functools.partial(_options, threads), providers)
+        if device.provider != CUDA:
+            return weights.open(content, spec.outputs, functools.partial(_options, threads), providers)
+        # ONNX Runtime's own fallback prints to stdout, and moves a session to the CPU while it serves.
+        content = cut(content, spec.outputs)
+        return ort.InferenceSession(content, _options(threads, True), providers=providers, enable_fallback=0)
     except Exception as error:
         where = f" with CUDA on GPU {device.index}" if device.provider == CUDA else ""
         raise BundleError(f"{name} cannot be opened{where}: {one_line(error)}") from error
