@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 FLOAT: Final = 1  # TensorProto.FLOAT
@@ -126,6 +126,26 @@ def node(op_type: str, inputs: Sequence[str], outputs: Sequence[str], **attribut
         for name, value in attributes.items()
     ]
     return message("Node", op_type=op_type, input=inputs, output=outputs, attribute=listed)
+
+
+def has_external_weights(content: bytes) -> bool:
+    """Return whether a graph has a tensor whose values are in another file, also in a subgraph or a function.
+
+    Raises:
+        ValueError: `content` is not an ONNX graph.
+    """
+    return _is_external(parse_model(content))
+
+
+def _is_external(part: Message) -> bool:
+    if part.DESCRIPTOR.name == "Tensor":
+        return part.HasField("data_location") or bool(part.external_data)  # type: ignore[attr-defined]
+    return any(
+        _is_external(each)
+        for field, value in part.ListFields()
+        if field.message_type is not None
+        for each in ([value] if isinstance(value, Message) else value)
+    )
 
 
 @cache

@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 
 from speakerlens.serving.bundle import SAMPLE_RATE, Bundle, BundleError
 from speakerlens.serving.engine.buckets import DEFAULT_LIMITS, BatchLimits, Buckets, cpu_buckets, cuda_buckets
-from speakerlens.serving.engine.cutting import cut
-from speakerlens.serving.engine.external import has_external_weights
-from speakerlens.serving.engine.fit import check_fits
 from speakerlens.serving.engine.graphs import (
     EMBED_SPEC,
     EXPLAIN_SPECS,
@@ -32,14 +29,16 @@ from speakerlens.serving.engine.graphs import (
     Job,
     JobT,
     ResultT,
+    check_fits,
 )
+from speakerlens.serving.engine.onnx_messages import has_external_weights
 from speakerlens.serving.errors import StartupError
 
 try:
     import onnxruntime as ort
 
     from speakerlens.cuda import CUDA, CudaError, Device, choose, one_line
-    from speakerlens.serving.engine.weights import SharedWeights
+    from speakerlens.serving.engine.weights import SharedWeights, cut
 except ImportError as error:
     raise StartupError(
         f'no ONNX Runtime ({error}): install one with pip install "speakerlens[cpu]", or "speakerlens[gpu]" for CUDA'

@@ -7,9 +7,9 @@ import onnxruntime as ort
 import pytest
 
 from speakerlens.serving.bundle import Bundle
-from speakerlens.serving.engine.cutting import cut
 from speakerlens.serving.engine.graphs import LOWEST_STAGES, ComparedJob, Job, lowest_stage
 from speakerlens.serving.engine.session import Engine
+from speakerlens.serving.engine.weights import cut
 from speakerlens.serving.models.reader import read_bundle
 from tests.serving.harness import talk
 
