@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ class Server:
 
     def processor_seconds(self) -> float:
         """Return the processor time of all its threads so far, those that ended included."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        # Linux's clock of another process's processor time, as clock_getcpuclockid(3) makes it.
+        return time.clock_gettime(~self.process.pid << 3 | 2)
 
     def close(self) -> None:
         """Stop it."""

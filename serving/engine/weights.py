@@ -4,7 +4,7 @@ ONNX Runtime computes every node of a graph, whatever outputs are fetched, so a 
 
 ONNX Runtime rearranges the weights of convolutions for the processor when it opens a graph, so that every session has
 its own. Here a file is optimised once, cut, and opened again with weights of a pool, one for each content. Without
-this, a ResNet-34 of 29 MB took 222 MB for three graphs (docs/decisions/0075-pay-for-what-is-asked.md).
+this, a ResNet-34 of 29 MB took 222 MB for three graphs (docs/decisions/0082-pay-for-what-is-asked.md).
 """
 
 import hashlib
