@@ -1,6 +1,8 @@
 """Graphs that are cut down to some outputs, and weights that they share."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -24,15 +26,18 @@ def engine(bundle: Bundle) -> Engine:
     return Engine(bundle, "cpu", 1)
 
 
+def computed(graphs: Mapping[str, Any], lowest: str, job: object) -> Any:
+    """The result of the graph with maps from a stage on."""
+    [result] = graphs[lowest].compute(graphs[lowest].prepare([job]))
+    return result
+
+
 @pytest.mark.parametrize("lowest", LOWEST_STAGES)
 def test_maps_of_a_cut_graph_equal_those_of_all_stages(engine: Engine, bundle: Bundle, lowest: str) -> None:
     job = Job(talk(1.3))
     compared = ComparedJob(job.audio, np.ones(bundle.embedding_size, np.float32))
     for graphs, each in ((engine.explainers, job), (engine.verifiers, compared)):
-        [part], [whole] = (
-            graph.compute(graph.prepare([each]))  # type: ignore[attr-defined]
-            for graph in (graphs[lowest], graphs["s1"])  # type: ignore[index]
-        )
+        part, whole = computed(graphs, lowest, each), computed(graphs, "s1", each)
         assert len(part.saliency) == 4 - int(lowest[1]) + 1
         for found, expected in zip(part.saliency, whole.saliency[-len(part.saliency) :], strict=True):
             np.testing.assert_array_equal(found, expected)

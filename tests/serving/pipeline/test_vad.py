@@ -5,8 +5,9 @@ from importlib import resources
 import numpy as np
 import onnxruntime as ort
 
+from speakerlens.measures.speech import STATE
 from speakerlens.serving.pipeline import vad
-from speakerlens.serving.pipeline.vad_network import STATE, probabilities
+from speakerlens.serving.pipeline.vad_network import probabilities
 from tests.serving.harness import talk
 
 
