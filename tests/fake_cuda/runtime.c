@@ -8,6 +8,8 @@
 #define GIB ((size_t)1 << 30)
 // Before each block of memory, in which CUDA aligns to 256 bytes.
 #define HEADER 256
+// Larger blocks are counted, and are no memory: they are taken to leave none to others.
+#define REAL (GIB / 2)
 
 static size_t used;
 
@@ -60,11 +62,12 @@ int cudaMalloc(void **block, size_t size) {
   *block = NULL;
   if (broken()) return broken();
   if (used + size > total()) return cudaErrorMemoryAllocation;
-  char *whole = aligned_alloc(HEADER, (size + 2 * HEADER - 1) / HEADER * HEADER);
+  size_t real = size < REAL ? size : 0;
+  char *whole = aligned_alloc(HEADER, (real + 2 * HEADER - 1) / HEADER * HEADER);
   if (!whole) return cudaErrorMemoryAllocation;
   *(size_t *)whole = size;
   used += size;
-  memset(whole + HEADER, 0, size);
+  memset(whole + HEADER, 0, real);
   *block = whole + HEADER;
   return 0;
 }

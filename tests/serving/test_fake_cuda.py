@@ -87,8 +87,10 @@ def test_graphs_are_placed_on_cuda_without_copies(machine: Path, bundles: Path, 
     assert done.returncode == 1, done.stderr
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["device"] == CUDA
-    assert report["failed"]
-    assert all("differs from the CPU's by" in line for line in report["failed"])
+    # Results are whatever was in memory.
+    assert any("differs from the CPU's by" in line for line in report["failed"])
+    of_results = (" differs from ", "an engine that is opened again computes something else")
+    assert [line for line in report["failed"] if not any(each in line for each in of_results)] == []
     for bundle in report["bundles"]:
         assert set(bundle["placement"]) == {"predict.onnx", "explain.onnx", "verify.onnx"}
         for name, placed in bundle["placement"].items():
