@@ -111,7 +111,7 @@ def test_verification_on_the_gpu_is_of_the_gpu(machine: Path, bundles: Path) -> 
 
 
 def test_server_uses_the_gpu(machine: Path, toys: Path) -> None:
-    with ServerProcess(toys, "--device=cuda:0") as server:
+    with ServerProcess(toys, "--device=cuda:0", fresh=True) as server:
         assert server.ready["provider"] == CUDA
         assert server.metrics()["speakerlens_engine_fallback"] == 0
         assert server.identify(pb.IdentifyRequest(audio=raw(voice(1.0)))).answers
@@ -131,7 +131,7 @@ def test_missing_library_is_named(machine: Path, toys: Path, library: str, sente
     (machine / library).unlink()
     line = refusal(toys, "--device=cuda")
     assert line.startswith(f"error: --device cuda: {sentence}")
-    with ServerProcess(toys, "--device=auto") as server:
+    with ServerProcess(toys, "--device=auto", fresh=True) as server:
         assert server.ready["provider"] == "CPUExecutionProvider"
         assert server.metrics()["speakerlens_engine_fallback"] == 1
         assert server.log.count(sentence) == 1
@@ -170,7 +170,7 @@ def breakable(
 ) -> Iterator[tuple[ServerProcess, Path]]:
     """A server, and the file that breaks its GPU while it exists."""
     monkeypatch.setenv("FAKE_CUDA_BROKEN_FILE", str(tmp_path / "broken"))
-    with ServerProcess(toys, "--device=cuda") as server:
+    with ServerProcess(toys, "--device=cuda", fresh=True) as server:
         yield server, tmp_path / "broken"
 
 
