@@ -50,7 +50,7 @@ FAILURE = re.compile(
     r"\b(CUDA|CUDNN|CUDNN_FE|CUBLAS|CUBLAS_LT|CURAND|CUFFT) failure -?\d+: [^;]*"
     r"|(Failed to allocate memory|Available memory of) .*"
 )
-# CUdevice_attribute of the compute capability.
+# CUdevice_attribute: the compute capability.
 _MAJOR, _MINOR = 75, 76
 _NAME_BYTES = 256
 
