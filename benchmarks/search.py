@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.environment import environment
-from benchmarks.search_trials import DECIDED, SYNTHETIC_TITLE, measure
+from benchmarks.search_trials import DECIDED, GALLERIES, SYNTHETIC_TITLE, measure
 from speakerlens.training.checkpoint import load_run
 from speakerlens.training.data.manifest import load_corpus
 
@@ -91,7 +91,8 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     """Return what is kept of a variant's tables: the promise by condition, the decisions, and copied thresholds."""
     tables = {}
     for title, rows in found["tables"].items():
-        whole = "," not in title or title.endswith((DECIDED, SYNTHETIC_TITLE))
+        whole = title in {f"gallery {size}{end}" for size in GALLERIES for end in ("", DECIDED)}
+        whole = whole or title.endswith(SYNTHETIC_TITLE)
         chosen = [row for row in rows if whole or row["band"] in ("all", "clean")]  # the rest is printed
         tables[title] = [{name: _rounded(value) for name, value in row.items()} for row in chosen]
     silent = [
