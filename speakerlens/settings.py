@@ -28,6 +28,7 @@ Place = tuple[str | int, ...]
 
 # Of a YAML file, with its aliases resolved.
 DEEPEST, MOST_VALUES = 50, 100_000
+LARGEST_FILE = 2**24
 LONGEST_QUOTE = 60
 PROBLEMS = {
     "bool_type": "must be true or false, not {shown}",
@@ -274,7 +275,11 @@ def _shown(value: Any) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # of a device there is no end
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise SettingsError(f"{path}: larger than {LARGEST_FILE:,} bytes, not a file of settings")
+        return content.decode("utf-8")
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

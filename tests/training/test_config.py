@@ -93,6 +93,7 @@ WRONG = [
     ("  embedding: 8", "  embedding: 8\n  embedding: 9", 5, 'the key "embedding" is given twice in network'),
     ("kind: aam", "kind: arc", 8, "head.kind must be one of aam, softmax, not 'arc'"),
     ("margin: 0.1", "margin: .nan", 8, "head.margin must be a finite number, not nan"),
+    ("scale: 16", "scale: 1.0e-300", 8, "head.scale must be at least 1, not 1e-300"),
     ("margin: 0.1", "margin_from: 0.9", 8, "margin_until (0.5) must not be below margin_from (0.9)"),
     ("head: {kind: aam, scale: 16, margin: 0.1}", "head: aam", 8, "head must be a section of keys, not 'aam'"),
     (
@@ -189,6 +190,12 @@ def test_file_without_keys_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x\.yaml"):
         load_config(path)
+
+
+def test_device_is_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"x\.yaml: larger than 16,777,216 bytes"):
+        load_config(tmp_path / "x.yaml")
 
 
 def test_missing_file_is_reported(tmp_path: Path) -> None:

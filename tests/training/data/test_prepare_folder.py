@@ -462,6 +462,17 @@ def test_flac_without_a_length_is_measured(tmp_path: Path, speech: Path) -> None
     np.testing.assert_array_equal(read_audio(converted.path), read_audio(path))
 
 
+def test_what_is_no_file_is_counted(tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (speech / "bo" / "gone.wav").symlink_to("nowhere.wav")
+    (speech / "bo" / "loop").symlink_to("..")
+    (speech / "bo" / "zero.wav").symlink_to("/dev/zero")
+    os.mkfifo(speech / "ana" / "pipe.wav")
+    assert prepare("--speech", speech, "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    for words in ("2 links that lead to no file", "1 links to folders", "1 pipes, sockets or devices"):
+        assert words in said
+
+
 def test_files_of_other_suffixes_are_counted(
     tmp_path: Path, speech: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

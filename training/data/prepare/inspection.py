@@ -1,5 +1,6 @@
 """Source files of a corpus: find them below a folder, and read each of them whole once, in threads."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,8 @@ class Listing:
 
     Attributes:
         audio: absolute paths of audio files, sorted.
-        others: how many other files there are, by suffix; "" for files without one.
+        others: how many other files there are, by suffix, or by what they are if not regular; "" for files without a
+            suffix.
     """
 
     audio: list[Path]
@@ -79,7 +81,11 @@ def list_files(folder: Path) -> Listing:
     suffixes = SUFFIXES | FFMPEG_SUFFIXES if has_ffmpeg() else SUFFIXES
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
-        if any(map(is_left_over, parts)) or not path.is_file():
+        if any(map(is_left_over, parts)):
+            continue
+        if not path.is_file():
+            if kind := _irregular(path):
+                listing.others[kind] += 1
             continue
         suffix = path.suffix.lower()
         if suffix in suffixes:
@@ -87,6 +93,15 @@ def list_files(folder: Path) -> Listing:
         else:
             listing.others[suffix] += 1
     return listing
+
+
+def _irregular(path: Path) -> str:
+    """Return what is neither a file nor a folder that is listed; empty for such a folder."""
+    if path.is_dir():
+        if path.is_symlink():
+            return "links to folders"
+        return "" if os.access(path, os.R_OK | os.X_OK) else "folders that may not be read"
+    return "links that lead to no file" if path.is_symlink() else "pipes, sockets or devices"
 
 
 def passed_over(others: Counter[str]) -> str:
