@@ -8,6 +8,7 @@ there under these names on every machine. Ray runs the part of a worker that end
 """
 
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import ray
@@ -23,17 +24,18 @@ class Score:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return the rows of a batch of paths."""
-        return self._scorer.table(batch["text"].to_pylist())
+        return self._scorer.table(batch["path"].to_pylist())
 
 
 def main(paths: str, bundle: str, out: str, workers: str = "2") -> None:
-    """Score a list; on GPUs, with `num_gpus=1` instead of `num_cpus=1`."""
-    recordings = ray.data.read_text(paths).repartition(target_num_rows_per_block=512)
+    """Score a list; on GPUs, with `num_gpus=1`."""
+    names = Path(paths).read_text("utf-8").splitlines()
+    recordings = ray.data.from_arrow([pa.table({"path": names[at : at + 512]}) for at in range(0, len(names), 512)])
     pool = ray.data.ActorPoolStrategy(size=int(workers))
     rows = recordings.map_batches(
-        Score, fn_constructor_args=(bundle,), batch_format="pyarrow", batch_size=512, num_cpus=1, compute=pool
+        Score, fn_constructor_args=(bundle,), batch_format="pyarrow", batch_size=512, num_cpus=0.9, compute=pool
     )
-    rows.write_parquet(out)
+    rows.write_parquet(out, ray_remote_args={"num_cpus": 0.1})  # where the workers have all cores
 
 
 if __name__ == "__main__":
