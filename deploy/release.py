@@ -14,6 +14,7 @@ Exit status 1 if a part fails. What cannot be checked here (no npm, no tag yet) 
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -218,7 +219,12 @@ PARTS: dict[str, Callable[[argparse.Namespace], str]] = {
 
 
 def _run(*command: str, cwd: Path = ROOT) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    # What lies on PYTHONPATH would count as installed in an empty environment.
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    try:
+        done = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CheckError(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
         raise CheckError(f"{' '.join(command[:4])}: {(done.stdout + done.stderr)[-2000:]}")
     return done.stdout
