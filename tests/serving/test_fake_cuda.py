@@ -107,7 +107,7 @@ def test_verification_on_the_gpu_is_of_the_gpu(machine: Path, bundles: Path) -> 
     command = [sys.executable, "-m", "export", "verify", folder, "--device", "cuda"]
     done = subprocess.run(command, cwd=ROOT, check=False, timeout=600, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "predict.onnx" in done.stderr
+    assert "comparisons with the eager network do not hold" in done.stderr
 
 
 def test_server_uses_the_gpu(machine: Path, toys: Path) -> None:
@@ -124,7 +124,6 @@ def test_server_uses_the_gpu(machine: Path, toys: Path) -> None:
         ("libcuda.so.1", "no NVIDIA driver is found (libcuda.so.1: cannot open shared object file"),
         ("libcudnn.so.9", "cuDNN 9 is missing (libcudnn.so.9: cannot open shared object file"),
         ("libcublasLt.so.13", "a library is missing, libcublasLt.so.13: cannot open shared object file"),
-        ("libcudart.so.13", "a library is missing, libcudart.so.13: cannot open shared object file"),
     ],
 )
 def test_missing_library_is_named(machine: Path, toys: Path, library: str, sentence: str) -> None:
