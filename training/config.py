@@ -54,7 +54,7 @@ class HeadConfig(_Section):
     """The objective on the embedding: additive angular margin (ArcFace, Deng et al. 2019) or plain softmax."""
 
     kind: Literal["aam", "softmax"] = "aam"
-    scale: Annotated[float, Field(ge=1, le=1000)] = 32.0
+    scale: Annotated[float, Field(ge=0.001, le=1000)] = 32.0
     """Factor on the cosines (`aam` only)"""
     margin: Annotated[float, Field(ge=0, le=1.5)] = 0.2
     """Angle in radians added between an utterance and its own speaker, once fully grown (`aam` only)"""

@@ -81,7 +81,7 @@ FOREIGN_PORTS = {
     29500: "torchrun",
     443: "HTTPS",
 }
-EXAMPLE_PORTS = {50050, 50052, 50053, 8001, 8002, 8003, 7000}
+EXAMPLE_PORTS = {50050, 50052, 50053, 8001, 8002, 8003, 7000, 8080}
 
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9]+(?:[-.][a-z0-9]+)*)")
 VARIABLE = re.compile(rf"\b{PREFIX}[A-Z][A-Z_]*[A-Z]\b")

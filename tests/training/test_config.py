@@ -93,7 +93,7 @@ WRONG = [
     ("  embedding: 8", "  embedding: 8\n  embedding: 9", 5, 'the key "embedding" is given twice in network'),
     ("kind: aam", "kind: arc", 8, "head.kind must be one of aam, softmax, not 'arc'"),
     ("margin: 0.1", "margin: .nan", 8, "head.margin must be a finite number, not nan"),
-    ("scale: 16", "scale: 1.0e-300", 8, "head.scale must be at least 1, not 1e-300"),
+    ("scale: 16", "scale: 1.0e-300", 8, "head.scale must be at least 0.001, not 1e-300"),
     ("margin: 0.1", "margin_from: 0.9", 8, "margin_until (0.5) must not be below margin_from (0.9)"),
     ("head: {kind: aam, scale: 16, margin: 0.1}", "head: aam", 8, "head must be a section of keys, not 'aam'"),
     (

@@ -360,9 +360,13 @@ def test_another_configuration_is_refused(words: list[str], out: Path, capsys: p
 
 
 @pytest.mark.process  # the study starts them
-def test_command_of_the_readme_is_accepted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_of_the_documentation_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
-    line = re.search(r"speakerlens (study [^`]*)`", (ROOT / "README.md").read_text("utf-8"))
+    line = re.search(
+        r"speakerlens (study --config training/configs/study.yaml .*)", (ROOT / "docs/training.md").read_text("utf-8")
+    )
     assert line is not None
     words = shlex.split(line[1])
     words[words.index("--corpus") + 1] = "build/no such corpus"

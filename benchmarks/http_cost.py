@@ -1,4 +1,4 @@
-"""Processor time of a call by HTTP beside the same call by gRPC: `python -m benchmarks.http BUNDLES [--rounds N]`.
+"""Processor time of a call by HTTP beside the same call by gRPC: `python -m benchmarks.http_cost BUNDLES [--rounds N]`.
 
 It is that of all threads of the server, and the calls alternate between the protocols. Decoding and a network run in
 every call, so that the difference is what the door costs.
@@ -71,7 +71,7 @@ def calls(address: str, url: str, variant: str) -> dict[str, Callable[[], object
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print one JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.http", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.http_cost", description=__doc__)
     parser.add_argument("bundles", type=Path)
     parser.add_argument("--variant", default="da")
     parser.add_argument("--rounds", type=int, default=30)
