@@ -37,11 +37,13 @@ class Galleries:
         self._loaded = loaded
         self._galleries: dict[str, tuple[Gallery, int]] = {}
         self._looked: dict[str, float] = {}
+        self._expired = 0
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def expire(self) -> None:
         """Look up the revision before the next use, as this server has changed the store."""
         self._looked.clear()
+        self._expired += 1
 
     async def of(self, bundle: Bundle) -> Gallery:
         """Return the gallery of a bundle, at most LOOK_SECONDS old.
@@ -54,10 +56,11 @@ class Galleries:
         async with self._locks[bundle.digest]:
             looked = self._looked.get(bundle.digest)
             if looked is None or time.monotonic() - looked >= LOOK_SECONDS:
-                now = time.monotonic()
+                now, expired = time.monotonic(), self._expired
                 known = self._galleries.get(bundle.digest)
                 self._galleries[bundle.digest] = await self._store.run(lambda store: _refreshed(store, bundle, known))
-                self._looked[bundle.digest] = now
+                if expired == self._expired:  # else what was read may lack this server's change
+                    self._looked[bundle.digest] = now
                 self._drop({bundle.digest, *self._loaded()})
             return self._galleries[bundle.digest][0]
 

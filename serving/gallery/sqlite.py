@@ -74,7 +74,10 @@ class SqliteStore:
             revision = _advance(connection)
             removed = connection.execute("DELETE FROM exemplars WHERE speaker = ?", (speaker,)).rowcount > 0
             connection.execute("DELETE FROM recordings WHERE speaker = ?", (speaker,))
-            self._note_removal(connection, revision, {speaker})
+            if removed:
+                _note_removal(connection, revision)
+        if removed:
+            self._remember_removed(revision, {speaker})
         return removed
 
     def forget(self, before: str) -> int:
@@ -85,7 +88,9 @@ class SqliteStore:
             removed = connection.execute("DELETE FROM exemplars WHERE enrolled < ?", (before,)).rowcount
             connection.execute("DELETE FROM recordings WHERE enrolled < ?", (before,))
             if removed:
-                self._note_removal(connection, revision, {name for (name,) in old})
+                _note_removal(connection, revision)
+        if removed:
+            self._remember_removed(revision, {name for (name,) in old})
         return removed
 
     def find(self, speaker: str) -> list[Exemplar]:
@@ -144,12 +149,8 @@ class SqliteStore:
         """Return a revision of the file as one of the store."""
         return (self._file.generation << REVISION_BITS) + revision
 
-    def _note_removal(self, connection: sqlite3.Connection, revision: int, speakers: set[str]) -> None:
-        connection.execute("INSERT INTO removals VALUES (?)", (revision,))
-        connection.execute(
-            "DELETE FROM removals WHERE revision NOT IN (SELECT revision FROM removals ORDER BY revision DESC LIMIT ?)",
-            (MAX_REMOVALS,),
-        )
+    def _remember_removed(self, revision: int, speakers: set[str]) -> None:
+        """Remember the names of a committed removal; another change may have the revision of one that failed."""
         self._removed[self._numbered(revision)] = speakers
         while len(self._removed) > MAX_REMOVALS:
             del self._removed[next(iter(self._removed))]
@@ -168,6 +169,14 @@ class SqliteStore:
             yield from connection.execute(query, values)
         except sqlite3.Error as error:
             raise refusal(error, "nothing was read") from error
+
+
+def _note_removal(connection: sqlite3.Connection, revision: int) -> None:
+    connection.execute("INSERT INTO removals VALUES (?)", (revision,))
+    connection.execute(
+        "DELETE FROM removals WHERE revision NOT IN (SELECT revision FROM removals ORDER BY revision DESC LIMIT ?)",
+        (MAX_REMOVALS,),
+    )
 
 
 def _advance(connection: sqlite3.Connection) -> int:

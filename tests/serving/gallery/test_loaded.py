@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,25 @@ async def test_gallery_follows_the_store(tmp_path: Path, monkeypatch: pytest.Mon
     assert await galleries.of(bundle) is gallery  # type: ignore[arg-type]
     mine.close()
     other.close()
+
+
+async def test_change_during_a_read_is_seen_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database has several connections, so that an enrolment may be finished while a gallery is read."""
+    store, bundle = AsyncSpeakerStore(str(tmp_path / "speakers.db")), OneBundle()
+    galleries = Galleries(store, lambda: ["digest"])
+    read = loaded._refreshed
+
+    def refreshed(opened: SpeakerStore, *others: Any) -> Any:
+        found = read(opened, *others)
+        enrolled(opened, "anna", 1)
+        galleries.expire()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded, "_refreshed", refreshed)
+        assert (await galleries.of(bundle)).names == ()  # type: ignore[arg-type]
+    assert (await galleries.of(bundle)).names == ("anna",)  # type: ignore[arg-type]
+    store.close()
 
 
 async def test_gallery_of_an_unloaded_bundle_is_dropped(tmp_path: Path) -> None:

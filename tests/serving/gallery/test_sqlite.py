@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,25 @@ def test_file_carries_the_mark_of_its_kind(path: Path) -> None:
     """Files of other versions of the server have the same mark, where SQLite's format keeps it."""
     SqliteStore(path).close()
     assert path.read_bytes()[68:72] == b"SpkL"
+
+
+def test_removal_that_failed_is_not_remembered(path: Path) -> None:
+    """Another server's removal gets its revision, and must not be taken for it."""
+    store, other = SqliteStore(path), SqliteStore(path)
+    for name in ("anna", "bo"):
+        store.enroll([exemplar(name)], replace=True)
+    before = store.revision()
+    store._file._connection.execute("PRAGMA busy_timeout = 0")
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT revision FROM state").fetchone()
+        with pytest.raises(UnavailableError, match="nothing was changed"):
+            store.remove("anna")
+    other.remove("bo")
+    assert store.changed_since(before) is None, "everything is to be read again"
+    before = other.revision()
+    assert not store.remove("nobody")
+    assert other.changed_since(before) == set(), "nothing was removed"
 
 
 def test_closed_store_answers_no_more(path: Path) -> None:
