@@ -481,4 +481,4 @@ class GalleryMigration:
     migrated: int
     """Speakers that have exemplars of the models now and had not before."""
     must_enroll_again: tuple[str, ...]
-    """Names of those without kept recordings."""
+    """Names of those that have exemplars of none of the models: no audio is kept that these can embed."""

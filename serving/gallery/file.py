@@ -5,6 +5,7 @@ cut short or altered is refused.
 """
 
 import base64
+import datetime
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from speakerlens.measures.evidence import Evidence
+from speakerlens.serving.bundle import VARIANT_NAME
 from speakerlens.serving.errors import InvalidArgumentError, Reason, quoted
 from speakerlens.serving.gallery.exemplar import MAX_NUMBER, Exemplar, embedding_of
 
@@ -153,20 +155,32 @@ class GalleryReader:
         if not all(type(each) is int and 0 < each <= MAX_NUMBER for each in numbers):
             raise self._refused("version and utterances must be numbers from 1")
         speaker, variant, bundle, enrolled, embedding = map(str, texts)
+        if not VARIANT_NAME.fullmatch(variant):
+            raise self._refused("variant must be the name of one: small letters, digits and -, at most 63")
         if len(bundle) != DIGEST_CHARACTERS or set(bundle) - set("0123456789abcdef"):
             raise self._refused("bundle must be a SHA-256 in hexadecimal")
         self.exemplars.append(
             Exemplar(
                 speaker,
-                variant[:DIGEST_CHARACTERS],
+                variant,
                 int(values["version"]),
                 bundle,
                 int(values["utterances"]),
-                enrolled[:DIGEST_CHARACTERS],
+                self._time(enrolled),
                 self._embedding(embedding),
                 self._quality(values.get("quality")),
             )
         )
+
+    def _time(self, text: str) -> str:
+        """Return a time as the stores have it, as times are compared as texts when old enrolments are removed."""
+        try:
+            time = datetime.datetime.fromisoformat(text)
+            if time.tzinfo is not None:
+                return time.astimezone(datetime.UTC).isoformat(timespec="seconds")
+        except (ValueError, OverflowError):
+            pass
+        raise self._refused("enrolled must be a time with a time zone, such as 2026-11-28T10:00:00+00:00")
 
     def _embedding(self, text: str) -> Any:
         try:

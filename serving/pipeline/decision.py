@@ -46,7 +46,7 @@ TEXTS = {
     ReasonCode.NO_SPEECH: "no window of the audio holds speech",
     ReasonCode.TOO_NOISY: "SNR {value:.1f} dB; the calibration has seen no less than {limit:.1f} dB",
     ReasonCode.TOO_NARROW: "the sound ends at {value:.0f} Hz; the calibration has seen no less than {limit:.0f} Hz",
-    ReasonCode.EMPTY_GALLERY: "no speaker is enrolled with this model",
+    ReasonCode.EMPTY_GALLERY: "no speaker to search is enrolled with this model",
     ReasonCode.UNCALIBRATED: "the model has no calibration for searches, so that cosines are all that can be said",
 }
 

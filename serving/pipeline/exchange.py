@@ -2,11 +2,11 @@
 
 import datetime
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
 from typing import Final
 
 from speakerlens.serving.engine.queue import Priority
@@ -15,6 +15,7 @@ from speakerlens.serving.errors import (
     InvalidArgumentError,
     Reason,
     ResourceExhaustedError,
+    quoted,
 )
 from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
 from speakerlens.serving.gallery.exemplar import Exemplar, KeptRecording, unit
@@ -44,7 +45,8 @@ class Migration:
 
     Attributes:
         migrated: speakers that have exemplars of the models now and had not before.
-        must_enroll_again: names of those without kept recordings, up to MAX_NAMES.
+        must_enroll_again: names of those that have exemplars of none of the models, as no recording is kept that they
+            can embed; up to MAX_NAMES.
     """
 
     migrated: set[str] = field(default_factory=set)
@@ -71,7 +73,7 @@ class Exchange:
             RequestError: the server has no store, or cannot read it.
         """
         self._speakers.check()
-        names = [checked_name(each, f"speakers[{index}]") for index, each in enumerate(speakers)]
+        names = list(dict.fromkeys(checked_name(each, f"speakers[{index}]") for index, each in enumerate(speakers)))
         await self._speakers.run(lambda store: _check_enrolled(store, names))
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         parts = written(_exported(self._speakers, names), now)
@@ -101,17 +103,10 @@ class Exchange:
                     Reason.HELD, f"content: above {most_bytes} bytes; export and import the speakers in several files"
                 )
             await self._pipeline.run_in_thread(partial(reader.feed, part))
-        exemplars = reader.finish()
-        if not exemplars:
-            return 0, 0
-        self._check(exemplars)
-        exemplars = [replace(each, speaker=checked_name(each.speaker, "content: speaker")) for each in exemplars]
-        for name, group in groupby(sorted((e.speaker, e.bundle) for e in exemplars)):
-            if len(list(group)) > MAX_EXEMPLARS:
-                raise InvalidArgumentError(
-                    Reason.ARGUMENT, f"content: more than {MAX_EXEMPLARS} exemplars of a speaker for {name[1][:12]}…"
-                )
-        await self._speakers.run(lambda store: store.enroll(exemplars, replace=True))
+        sizes = {model.bundle.digest: model.bundle.embedding_size for model in self._pipeline.models}
+        exemplars = await self._pipeline.run_in_thread(lambda: _checked(reader.finish(), sizes))
+        if exemplars:
+            await self._speakers.run(lambda store: store.enroll(exemplars, replace=True))
         return len({each.speaker for each in exemplars}), len(exemplars)
 
     async def migrate(self, models: Sequence[Model], deadline: float | None) -> Migration:
@@ -124,19 +119,19 @@ class Exchange:
             deadline: on the clock of `time.monotonic`, None without one.
 
         Raises:
-            RequestError: the server has no store, or a recording could not be embedded.
+            RequestError: the server has no store, or is overloaded.
         """
         result = Migration()
-        loaded = [model.bundle.digest for model in self._pipeline.models]
         for model in models:
             async with aclosing(self._without([model.bundle.digest])) as found:
                 async for name, recorded in found:
                     if recorded and await self._migrated(name, model, deadline):
                         result.migrated.add(name)
-        async with aclosing(self._without(loaded)) as found:
-            async for name, recorded in found:
-                if not recorded and len(result.must_enroll_again) < MAX_NAMES:
-                    result.must_enroll_again.append(name)
+        async with aclosing(self._without([model.bundle.digest for model in models])) as found:
+            async for name, _ in found:
+                if len(result.must_enroll_again) == MAX_NAMES:
+                    break
+                result.must_enroll_again.append(name)
         log.info("migration: %d speakers were embedded again, %d must enrol again", len(result.migrated),
                  len(result.must_enroll_again))  # fmt: skip
         return result
@@ -153,7 +148,7 @@ class Exchange:
         recordings = await self._speakers.run(lambda store: store.recordings(name))
         known = {each.recording: each.quality for each in await self._speakers.run(lambda store: store.find(name))}
 
-        async def embed(recording: KeptRecording) -> Exemplar:
+        async def embed(recording: KeptRecording) -> Exemplar | None:
             query = Query(
                 audio=EncodedAudio(recording.audio),
                 with_embedding=True,
@@ -162,39 +157,64 @@ class Exchange:
                 monitoring=MonitoringScope.NOTHING,
                 field="recording",
             )
-            result = await retry_when_full(lambda: self._pipeline.identify(query, [model]))
+            try:
+                result = await retry_when_full(lambda: self._pipeline.identify(query, [model]))
+            except (InvalidArgumentError, FloatingPointError) as error:
+                # One that was enrolled with other limits, or for another network, does not stop the migration.
+                log.warning("%s cannot embed a kept recording: %s", model.bundle.name, error)
+                return None
             [answer] = result.answers
             assert isinstance(answer, Answer), "a single model fails by raising"
             assert answer.embedding is not None, "it was asked for"
             bundle = model.bundle
+            if not answer.embedding.any():
+                log.warning("%s makes an embedding of length zero of a kept recording", bundle.name)
+                return None
             return Exemplar(
                 name, bundle.variant, bundle.version, bundle.digest, 1, recording.enrolled, unit(answer.embedding),
                 known.get(recording.id), recording.id,
             )  # fmt: skip
 
-        exemplars = await map_concurrent(recordings, embed, RECORDINGS_AT_ONCE)
+        embedded = await map_concurrent(recordings, embed, RECORDINGS_AT_ONCE)
+        exemplars = [each for each in embedded if each is not None]
         return bool(exemplars) and await self._speakers.run(lambda store: store.attach(exemplars)) > 0
 
-    def _check(self, exemplars: Sequence[Exemplar]) -> None:
-        """Check that a loaded model can use some of the exemplars, and that sizes are right."""
-        sizes = {model.bundle.digest: model.bundle.embedding_size for model in self._pipeline.models}
-        for each in exemplars:
-            if len(each.embedding) != sizes.get(each.bundle, len(each.embedding)):
-                raise InvalidArgumentError(
-                    Reason.ARGUMENT,
-                    f"content: an embedding of {len(each.embedding)} numbers, where {each.variant}/{each.version} has "
-                    f"{sizes[each.bundle]}",
-                )
-        bundles = {(each.variant, each.version, each.bundle) for each in exemplars}
-        if not any(digest in sizes for *_, digest in bundles):
-            names = ", ".join(
-                f"{variant}/{version} ({digest[:12]}…)" for variant, version, digest in sorted(bundles)[:5]
+
+def _checked(exemplars: Sequence[Exemplar], sizes: Mapping[str, int]) -> list[Exemplar]:
+    """Return the exemplars of a file under canonical names.
+
+    Args:
+        exemplars: of the file.
+        sizes: of the embeddings of each loaded bundle, by its digest.
+
+    Raises:
+        InvalidArgumentError: a name or a size is not valid, or a speaker has too many.
+        FailedPreconditionError: no loaded model can use any of them.
+    """
+    for each in exemplars:
+        if len(each.embedding) != sizes.get(each.bundle, len(each.embedding)):
+            raise InvalidArgumentError(
+                Reason.ARGUMENT,
+                f"content: an embedding of {len(each.embedding)} numbers, where {each.variant}/{each.version} has "
+                f"{sizes[each.bundle]}",
             )
-            raise FailedPreconditionError(
-                Reason.OTHER_BUNDLE,
-                f"content: embeddings of {names}, none of which is loaded, and embeddings of two models cannot be "
-                "compared; load the bundle that made them",
+    bundles = {(each.variant, each.version, each.bundle) for each in exemplars}
+    if bundles and not any(digest in sizes for *_, digest in bundles):
+        names = ", ".join(f"{variant}/{version} ({digest[:12]}…)" for variant, version, digest in sorted(bundles)[:5])
+        raise FailedPreconditionError(
+            Reason.OTHER_BUNDLE,
+            f"content: embeddings of {names}, none of which is loaded, and embeddings of two models cannot be "
+            "compared; load the bundle that made them",
+        )
+    named = [replace(each, speaker=checked_name(each.speaker, "content: speaker")) for each in exemplars]
+    for (speaker, bundle), count in Counter((each.speaker, each.bundle) for each in named).items():
+        if count > MAX_EXEMPLARS:
+            raise InvalidArgumentError(
+                Reason.ARGUMENT,
+                f"content: {count} exemplars of {quoted(speaker)} for {bundle[:12]}…; at most {MAX_EXEMPLARS} are "
+                "kept of a speaker",
             )
+    return named
 
 
 def _without(bundles: Sequence[str], after: str, store: SpeakerStore) -> list[tuple[str, bool]]:

@@ -85,7 +85,7 @@ def _migrate(arguments: argparse.Namespace) -> int:
         return Exit.OK
     files.print_line(f"embedded the kept recordings of {done.migrated} speakers again")
     for name in done.must_enroll_again:
-        files.print_line(f"{files.title(name)} must enrol again: no recording is kept")
+        files.print_line(f"{files.title(name)} must enrol again: no recording is kept that can be embedded")
     return Exit.OK
 
 

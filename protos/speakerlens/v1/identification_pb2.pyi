@@ -2221,7 +2221,7 @@ class MigrateGalleryResponse(_message.Message):
     """Speakers that have exemplars of the models now and had not before."""
     @_builtins.property
     def must_enroll_again(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of those without kept audio."""
+        """Names of those that have exemplars of none of the models: no audio is kept that these can embed."""
 
     def __init__(
         self,
