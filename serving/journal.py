@@ -7,6 +7,7 @@ It holds names, scores and reasons, never audio or embeddings. The file is bound
 import datetime
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -76,7 +77,9 @@ class Journal:
 
     def verified(self, answer: pb.VerifyResponse, speaker: str | None) -> None:
         """Write the answer of a verification; `speaker` is the enrolled one, None for a second recording."""
-        scores = {"score": answer.score, "threshold": answer.threshold, "same": answer.same}
+        # Without a calibration it is infinity, which JSON has not.
+        threshold = answer.threshold if math.isfinite(answer.threshold) else None
+        scores = {"score": answer.score, "threshold": threshold, "same": answer.same}
         self._write("verify", answer, {"speaker": speaker, **scores})
 
     def searched_in_stream(self, answer: pb.SearchStreamResponse) -> None:

@@ -62,7 +62,8 @@ class SearchAnswer:
     candidates: tuple[Candidate, ...]
     """Best first; empty where no speaker is enrolled."""
     margin: float
-    """Log-likelihood ratio of the best candidate minus that of the second; of their cosines without a calibration."""
+    """Log-likelihood ratio of the best candidate minus that of the second, or of their cosines without a calibration; 0
+    with one candidate."""
     threshold: float | None
     """On the log-likelihood ratio; None without a calibration."""
     false_alarm: float | None

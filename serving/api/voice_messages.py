@@ -157,9 +157,11 @@ def page_of(request: pb.ListSpeakersRequest) -> tuple[str, int]:
     try:
         after = base64.b64decode(request.page_token, altchars=b"-_", validate=True).decode()
     except ValueError:
+        after = "\0"
+    if "\0" in after:  # in no name, and PostgreSQL refuses it
         raise InvalidArgumentError(
             Reason.ARGUMENT, f"page_token: {quoted(request.page_token)}; give the next_page_token of the answer before"
-        ) from None
+        )
     return after, min(request.page_size or MAX_PAGE, MAX_PAGE)
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ from speakerlens.serving.errors import InvalidArgumentError
 from speakerlens.serving.gallery.exemplar import KeptRecording
 from speakerlens.serving.gallery.file import GalleryReader, written
 from speakerlens.serving.gallery.sqlite import SqliteStore
+from speakerlens.serving.journal import Journal
 from tests.serving import toy
 from tests.serving.gallery.test_store import exemplar
 from tests.serving.harness import CALL_SECONDS, ServerProcess, raw, talk
@@ -221,6 +223,14 @@ def test_journal_has_a_line_for_each_window_of_a_stream(world: tuple[ServerProce
     lines = [json.loads(line) for line in path.read_text().splitlines()[before:]]
     assert [(each["kind"], each.get("start_s"), each.get("end_s")) for each in lines] == expected
     assert all(line.get("decision", "").startswith("DECISION_") for line in lines if line["kind"] == "search")
+
+
+def test_journal_of_a_model_without_a_threshold_is_json(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", lambda written: None)
+    journal.verified(pb.VerifyResponse(variant="da", version=1, score=0.5, threshold=math.inf), "anna")
+    journal.close()
+    [line] = (tmp_path / "journal").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["threshold"] is None
 
 
 def test_old_enrolments_are_forgotten(tmp_path: Path) -> None:
