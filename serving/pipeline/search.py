@@ -156,17 +156,18 @@ class Searcher:
         self._metrics = metrics.search
 
     async def search(self, options: SearchOptions, audio: EncodedAudio | RawAudio, model: Model) -> SearchResult:
-        """Search with one model, which must be leased.
+        """Search with one model, which must be leased, the speakers that are enrolled when the audio is embedded.
 
         Raises:
             RequestError: the options or the audio are invalid, a named speaker is not enrolled, or the server keeps no
                 speakers, or is overloaded.
         """
         names = await self._checked(options, model)
-        gallery = await self._gallery(model, names)
+        await self._gallery(model, names)
         with self._pipeline.admit(options.query, [model], [extent_of(audio)], comparisons=2) as admitted:
             comparer = Comparer(self._pipeline, model, admitted, Stopwatch())
             utterance = await comparer.embed(options.query, audio)
+            gallery = await self._gallery(model)  # who was removed meanwhile must not be named
             answer = await self._answer(options, names, gallery, utterance, comparer)
         self._count(answer)
         return SearchResult(answer, utterance.info, comparer.stopwatch.timings())

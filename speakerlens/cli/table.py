@@ -91,7 +91,7 @@ def print_search(name: str, result: SearchResult) -> None:
     _print(Text(f"{result.name}, {searched} searched{promise}: {result.speaker or result.decision}"))
     for reason in result.reasons:
         _print(Text(f"{reason.code}: {reason.text}"))
-    if result.speaker is None:
+    if result.speaker is None and result.gallery:
         for outlook in result.outlook:
             share = f"{outlook.miss:.0%} ({outlook.low:.0%} to {outlook.high:.0%})"
             _print(Text(f"enrolled speakers are missed in {share}: {outlook.condition}"))

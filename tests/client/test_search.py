@@ -18,6 +18,9 @@ from speakerlens import (
     SearchWindow,
     SpeakerClient,
 )
+from speakerlens.cli import table
+from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.search_responses import search_result
 from tests.serving.enrolled import QUERY, SECTION, search_server
 from tests.serving.harness import ServerProcess, voice
 
@@ -202,3 +205,17 @@ def test_listen_names_enrolled_speakers_live(command: Command, address: str, rec
     assert whole["gallery"] == 1
     for wrong in (("--speakers", "bo"), ("--search", "--variants", "da")):
         assert command("listen", recording, *wrong, "--server", address).returncode == 2
+
+
+def test_misses_are_not_listed_for_an_empty_gallery(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = pb.SearchAnswer(
+        variant="da",
+        version=1,
+        decision=pb.DECISION_UNKNOWN,
+        basis=pb.CALIBRATION_BASIS_OUT_OF_SET_SPEAKERS,
+        outlook=[pb.Outlook(condition="2 s of speech or more", miss=0.1, high=0.2)],
+    )
+    for gallery, listed in ((0, False), (3, True)):
+        answer.gallery = gallery
+        table.print_search("call.flac", search_result(pb.SearchResponse(answer=answer)))
+        assert ("are missed in" in capsys.readouterr().out) is listed
