@@ -1,4 +1,4 @@
-"""What scoring an archive costs: the scorer beside the bare graph and beside calls of `IdentifyBatch`; its memory.
+"""Compare the cost of the scorer with the bare graph and with `IdentifyBatch`, and measure its memory.
 
     python -m benchmarks.archive BUNDLE RECORDINGS [--rounds 5] [--count 200]
     python -m benchmarks.archive BUNDLE RECORDINGS --memory 100000

@@ -208,7 +208,7 @@ def measure(run: Run, corpus: Corpus, progress: Callable[[str], None]) -> dict[s
         _synthetic(tables[f"gallery {SYNTHETIC}{SYNTHETIC_TITLE}"], voices, rng)
     progress("searched")
     predicted = predict_split(run.network, corpus, "dev", run.speakers, lambda: None)
-    nominal = calibrate_verification(predicted, run.network.classes, PROMISED).thresholds[0].threshold
+    nominal = calibrate_verification(corpus, predicted, run.network.classes, PROMISED).thresholds[0].threshold
     single = (np.full(len(queries), nominal) for queries in (voices.test, voices.genuine))
     _pairs(tables["Verify, the threshold of the bundle"], voices, voices.test, *single)
     return {

@@ -47,7 +47,6 @@ SCORER = "scorer.npz"
 # Nine frames: the shortest audio with two columns at the last stage, which the standard deviation needs.
 MIN_SAMPLES = FRAME_LENGTH + 8 * FRAME_SHIFT
 
-
 _CALIBRATION_STEPS = 3
 
 Report = Callable[[int, int], None]
@@ -83,7 +82,7 @@ class Written(NamedTuple):
 
 
 class _Calibrated(NamedTuple):
-    """What was set on the dev split; None where the network or the split has not what it takes."""
+    """What was set on the dev split; None where the network or the split has too little for it."""
 
     classifier: Calibration | None = None
     verification: Verification | None = None
@@ -278,7 +277,7 @@ def _calibrate(folder: Path, run: Run, corpus: Corpus, options: Options, advance
         if scorer is not None and classifier.score != "logit":
             np.savez(folder / SCORER, **vars(scorer))
     advance()
-    verification = calibrate_verification(predicted, network.classes, rate)
+    verification = calibrate_verification(corpus, predicted, network.classes, rate)
     search = calibrate_search(network, corpus, run.speakers, rate, run.telephone)
     advance()
     return _Calibrated(classifier, verification, search)

@@ -1,7 +1,7 @@
 """An archive: a list of recordings scored into one table, which goes on where it was when it is started again.
 
-Beside the table OUT lies the folder OUT.work while it is not done: its description, the recordings, and a part for
-each shard that is done. A part is there as a whole or not at all. At the end the parts become the table, and the
+Until the table OUT is complete, the folder OUT.work holds its description, the list of recordings, and a part for each
+finished shard. A part is there as a whole or not at all. At the end the parts become the table, and the
 description with what was counted stays as OUT.json.
 """
 
@@ -178,7 +178,7 @@ class Archive:
         self.clear()
 
     def clear(self) -> None:
-        """Remove the folder beside the table, of an archive that is done."""
+        """Remove the work folder of a finished archive."""
         shutil.rmtree(self.work, ignore_errors=True)
 
     def plan(self, bundle: Path, options: dict[str, Any]) -> Plan:

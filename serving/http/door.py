@@ -81,7 +81,7 @@ def door(runner: Runner, service: Any, models: Models, ready: Callable[[], bool]
 
 
 class _SameOrigin:
-    """Refuses requests that another site's page makes in somebody's browser: they come with that browser's reach."""
+    """Refuses requests from pages of other sites: a user's browser would send them from inside the user's network."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from speakerlens.training.data.manifest import Clip, spread
+from speakerlens.training.data.manifest import Clip, Corpus, spread
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.metrics import threshold_for
 from speakerlens.training.evaluation.predictions import SplitPredictions
@@ -87,12 +87,13 @@ class _Embeddings:
 
 
 def calibrate_verification(
-    predicted: Sequence[SplitPredictions], classes: int, false_acceptance: float
+    corpus: Corpus, predicted: Sequence[SplitPredictions], classes: int, false_acceptance: float
 ) -> Verification:
     """Choose the thresholds on the dev split.
 
     Args:
-        predicted: from `predict_split` on the dev split.
+        corpus: whose dev split it is.
+        predicted: from `predict_split` on that split.
         classes: of the network; 0 for one without a classifier, which was trained on none of these speakers.
         false_acceptance: share of different persons' pairs that may be accepted, between 0 and 1.
 
@@ -102,7 +103,7 @@ def calibrate_verification(
     embedded = _embeddings(predicted)
     persons = int(embedded.persons.max()) + 1
     if persons < 2:
-        raise UserError("the dev split has one person only; verification needs at least two")
+        raise UserError(f"{corpus.root}: its dev split has one person only; verification needs at least two")
     thresholds = (_threshold(embedded, size, false_acceptance) for size in REFERENCES)
     whose: Strangers = "held-out speakers" if len(predicted) > 1 or not classes else "known speakers"
     return Verification(tuple(each for each in thresholds if each), false_acceptance, whose, persons)

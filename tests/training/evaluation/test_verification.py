@@ -55,7 +55,7 @@ def predict(clips: Sequence[Clip], names: Sequence[str]) -> SplitPredictions:
 def found(material: Corpus, false_acceptance: float = 0.1) -> Verification:
     known, out_of_set = choose_clips(material, "dev", KNOWN)
     groups = [predict(known, KNOWN)] + ([predict(out_of_set, OUT_OF_SET)] if out_of_set else [])
-    return calibrate_verification(groups, 3, false_acceptance)
+    return calibrate_verification(material, groups, 3, false_acceptance)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
