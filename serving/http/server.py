@@ -33,7 +33,7 @@ class Connection(HttpToolsProtocol):
         """Accept a connection, or close it where there are too many."""
         super().connection_made(transport)
         self._header_bytes = 0
-        self._lingering = False
+        self._in_body = False
         self._timer: asyncio.TimerHandle | None = None
         if len(self.connections) > self.max_connections:
             transport.abort()
@@ -42,14 +42,14 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self._got_headers()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes to the parser, unless they are the headers of a request for too long."""
-        if self._timer is None and (self.cycle is None or self.cycle.response_complete) and not self._lingering:
-            self._expect_headers()
-        if self._timer is not None:
+        if not self._in_body:
+            if self._timer is None:
+                self._expect_headers()
             self._header_bytes += len(data)
             # A body may begin in the same bytes.
             if self._header_bytes - len(data) > HEADER_BYTES:
@@ -59,33 +59,32 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin a request."""
-        self._got_headers()
+        self._stop_timer()
+        self._in_body = True
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body; after the answer, let the client send on for a short time only."""
-        if self.cycle.response_complete and not self._lingering:
-            self._lingering = True
+        if self.cycle.response_complete and self._timer is None:
             self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End a request."""
-        if self._lingering:
-            self._lingering = False
-            self._got_headers()
+        self._stop_timer()
+        self._in_body = False
         super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:
         """Leave the connection to the WebSocket."""
-        self._got_headers()
+        self._stop_timer()
         super().handle_websocket_upgrade()
 
     def _expect_headers(self) -> None:
         self._header_bytes = 0
         self._timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
-    def _got_headers(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import httpx
@@ -98,6 +99,29 @@ def test_bodies_above_the_limit_are_refused(guarded: Guarded) -> None:
     ):
         assert (answer.status_code, answer.json()["code"]) == (413, "RESOURCE_EXHAUSTED")
     assert guarded.server.metrics()['speakerlens_rejections_total{reason="request_size"}'] >= 3
+
+
+def test_rest_of_a_refused_body_is_no_next_request(guarded: Guarded) -> None:
+    """It is read for a while, and the connection answers the request after it."""
+    place = urlsplit(guarded.server.ready["http"])
+    address = (str(place.hostname), int(place.port or 0))
+    with socket.create_connection(address) as connection, connection.makefile("rb") as answers:
+        head = f"host: x\r\nauthorization: Bearer {ALICE}\r\ncontent-type: application/json\r\n"
+        connection.sendall(f"POST /v1/identify HTTP/1.1\r\n{head}content-length: {4 * MAX_BYTES}\r\n\r\n".encode())
+        assert one_answer(answers) == 413
+        for _ in range(4):
+            connection.sendall(b"x" * MAX_BYTES)
+            time.sleep(0.05)
+        connection.sendall(f"GET /v1/models HTTP/1.1\r\n{head}\r\n".encode())
+        assert one_answer(answers) == 200
+
+
+def one_answer(answers: BinaryIO) -> int:
+    """Read one answer; return its status."""
+    status = int(answers.readline().split()[1])
+    headers = dict(line.lower().split(b": ", 1) for line in iter(answers.readline, b"\r\n"))
+    answers.read(int(headers[b"content-length"]))
+    return status
 
 
 def test_a_body_that_does_not_arrive_is_refused(guarded: Guarded) -> None:
