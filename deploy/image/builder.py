@@ -1,5 +1,6 @@
 """Build images and look into them, with docker where its engine runs, else with buildah."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -48,34 +49,66 @@ def base_image() -> str:
     return OWN_BASE
 
 
-def build(target: str, tag: str, *options: str) -> None:
+def frozen(folder: Path) -> dict[str, Any]:
+    """Copy what an image is built from, as it is now, so that several builds have the same sources whoever writes.
+
+    Args:
+        folder: an empty one.
+
+    Returns:
+        The commit, whether files differ from it, the number of files, and a digest of names, modes and contents.
+
+    Raises:
+        BuildError: this is no checkout of git.
+    """
+    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")]
+    paths = ["Dockerfile", ".dockerignore", *kept]
+    names = run("git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard", "--", *paths).split("\0")
+    digest, count = hashlib.sha256(), 0
+    for name in sorted(set(filter(None, names))):
+        source, target = ROOT / name, folder / name
+        if not source.is_symlink() and not source.is_file():  # removed, and git does not know yet
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target, follow_symlinks=False)
+        linked = source.is_symlink()
+        content = bytes(target.readlink()) if linked else target.read_bytes()
+        kind = "link" if linked else "program" if os.access(target, os.X_OK) else "file"
+        digest.update(f"{name}\0{kind}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+        count += 1
+    changed = run("git", "-C", str(ROOT), "status", "--porcelain", "--", *paths)
+    return {"commit": revision(), "changed": bool(changed), "files": count, "sha256": digest.hexdigest()}
+
+
+def revision() -> str:
+    """Return the commit, or `unknown` outside of git."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def build(target: str, tag: str, *options: str, sources: Path = ROOT) -> None:
     """Build a stage of the Dockerfile.
 
     Args:
         target: the stage, such as `cpu`.
         tag: name of the image.
         options: of the program, such as `--no-cache`.
+        sources: what it is built from, as `frozen` copies it.
 
     Raises:
         BuildError: the build fails.
     """
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"],  # noqa: S607
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    words = [f"--build-arg=VERSION={version()}", f"--build-arg=REVISION={revision or 'unknown'}"]
+    words = [f"--build-arg=VERSION={version()}", f"--build-arg=REVISION={revision()}"]
     words += [f"--build-arg=BASE_IMAGE={base_image()}", f"--target={target}", f"--tag={tag}", *options]
     authority = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
     if authority:
         words.append(f"--secret=id=ca,src={authority}")
     if program() == "docker":
-        run("docker", "build", *words, str(ROOT))
+        run("docker", "build", *words, str(sources))
     else:
         # The layers' times are those of their files. The format of docker keeps the health check.
-        run("buildah", "bud", "--isolation=chroot", "--layers", "--format=docker", *words, str(ROOT))
+        run("buildah", "bud", "--isolation=chroot", "--layers", "--format=docker", *words, str(sources))
 
 
 def config(tag: str) -> dict[str, Any]:
@@ -111,8 +144,11 @@ def layers(tag: str) -> list[tuple[str, int]]:
     return list(zip(made, sizes, strict=True))
 
 
-def _digits(part: dict[str, str]) -> str:
-    return part["digest"].removeprefix("sha256:")
+def digests(tag: str) -> list[str]:
+    """Return the digest of each layer of an image, without compression."""
+    if program() == "docker":
+        return list(json.loads(run("docker", "image", "inspect", tag))[0]["RootFS"]["Layers"])
+    return list(json.loads(run("buildah", "inspect", "--type", "image", tag))["Docker"]["rootfs"]["diff_ids"])
 
 
 def files(tag: str, path: str) -> dict[str, str]:

@@ -6,17 +6,21 @@
 Fails unless: the process is user 10001 without capabilities, and can write to /tmp alone; standard output is one line
 of JSON, and so is each line of the log; answers and maps are those of a server outside; the health check succeeds while
 it serves, costs little and fails after SIGTERM; SIGTERM ends it with status 0; the layers beyond the base have at most
-150 MB; a second build without a cache gives the same files.
+150 MB; a second build of the same sources, without a cache, gives the same files. Both builds read one copy of the
+sources, so that files may change meanwhile.
 """
 
 import argparse
+import datetime
 import json
 import os
+import platform
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,9 @@ from deploy.image import builder
 from deploy.image.container import USER, Container, rights
 from deploy.image.sbom import ROOT, version
 from speakerlens import Identification, SpeakerClient
+from speakerlens.demo import unpack
 
+DEMO = Path("build/demo/bundles")
 MEGABYTE = 1e6
 MOST_MB = 150.0
 MOST_HEALTH_SECONDS = 0.1
@@ -52,18 +58,19 @@ def main() -> int:
         "--bundles",
         metavar="DIR",
         type=Path,
-        default=Path("build/demo/bundles"),
-        help="folder of <variant>/<version> (default: %(default)s, of `make demo`)",
+        help="folder of <variant>/<version> (default: build/demo/bundles, else those of `speakerlens demo`)",
     )
     parser.add_argument("--out", metavar="FILE", type=Path, default=Path("build/image.json"))
     parser.add_argument("--gpu", action="store_true", help="build the gpu image as well: some gigabytes")
     parser.add_argument("--once", action="store_true", help="no second build")
     arguments = parser.parse_args()
-    if not list(arguments.bundles.glob("*/*/bundle.json")):
-        print(f"error: {arguments.bundles}: no bundle there; expected <variant>/<version>/bundle.json", file=sys.stderr)
+    bundles = arguments.bundles or (DEMO if DEMO.exists() else unpack())
+    if not list(bundles.glob("*/*/bundle.json")):
+        print(f"error: {bundles}: no bundle there; expected <variant>/<version>/bundle.json", file=sys.stderr)
         return 2
     try:
-        report = check(arguments.bundles, gpu=arguments.gpu, twice=not arguments.once)
+        with tempfile.TemporaryDirectory() as sources:
+            report = check(bundles, Path(sources), gpu=arguments.gpu, twice=not arguments.once)
     except builder.BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -75,10 +82,19 @@ def main() -> int:
     return 1 if report["failed"] else 0
 
 
-def check(bundles: Path, *, gpu: bool, twice: bool) -> dict[str, Any]:
-    """Return the record of the images."""
+def check(bundles: Path, sources: Path, *, gpu: bool, twice: bool) -> dict[str, Any]:
+    """Return the record of the images, which are built from a copy of the sources in an empty folder."""
     failed: list[str] = []
-    report: dict[str, Any] = {"program": builder.program(), "base": builder.base_image(), "failed": failed}
+    report: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load average": [round(load, 1) for load in os.getloadavg()],
+        "program": builder.program(),
+        "base": builder.base_image(),
+        "bundles": sorted(str(file.parent.relative_to(bundles)) for file in bundles.glob("*/*/bundle.json")),
+        "failed": failed,
+    }
+    _report(report, "sources", builder.frozen(sources))
 
     def insist(holds: bool, what: str) -> None:
         if not holds:
@@ -86,7 +102,7 @@ def check(bundles: Path, *, gpu: bool, twice: bool) -> dict[str, Any]:
 
     tag = "speakerlens:cpu"
     started = time.monotonic()
-    builder.build("cpu", tag)
+    builder.build("cpu", tag, sources=sources)
     report["seconds to build"] = round(time.monotonic() - started, 1)
     _report(report, "cpu", sizes(tag))
     beyond = report["cpu"]["beyond the base, MB"]
@@ -104,13 +120,15 @@ def check(bundles: Path, *, gpu: bool, twice: bool) -> dict[str, Any]:
         _report(report, "running", running(container, bundles, insist))
     if twice:
         again = "speakerlens:again"
-        builder.build("cpu", again, "--no-cache")
+        builder.build("cpu", again, "--no-cache", sources=sources)
         one, two = builder.files(tag, HOME), builder.files(again, HOME)
         different = sorted(path for path in one.keys() | two.keys() if one.get(path) != two.get(path))
-        _report(report, "files of two builds", {"all": len(one), "different": different[:20]})
+        same = builder.digests(tag) == builder.digests(again)
+        found = {"all": len(one), "different": len(different), "such as": different[:20], "layers are the same": same}
+        _report(report, "files of two builds", found)
         insist(not different, f"{len(different)} files differ between two builds, such as {different[:3]}")
     if gpu:
-        builder.build("gpu", "speakerlens:gpu")
+        builder.build("gpu", "speakerlens:gpu", sources=sources)
         _report(report, "gpu", sizes("speakerlens:gpu"))
     return report
 
