@@ -2,6 +2,7 @@
 
     python -m benchmarks.archive BUNDLE RECORDINGS [--rounds 5] [--count 200]
     python -m benchmarks.archive BUNDLE RECORDINGS --memory 100000
+    python -m benchmarks.archive BUNDLE RECORDINGS --ray 2000 [--rounds 3]
 
 BUNDLE is one bundle, RECORDINGS a folder with FLAC files. The first form scores the same recordings in turn with
 
@@ -10,7 +11,8 @@ BUNDLE is one bundle, RECORDINGS a folder with FLAC files. The first form scores
 * a server and one client with `IdentifyBatch`, 32 recordings in a call, from WAV.
 
 Figures are seconds of processor time of all processes together, in the median over the rounds, so that other work on
-the machine counts little. Writes benchmarks/results/archive.json.
+the machine counts little. The last form scores N recordings by deploy/ray/score.py, with one worker and with two in
+turn, and needs the extra `ray`. Writes benchmarks/results/archive.json.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.pipeline.windows import WindowCutter, windowing
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "archive.json"
 CALL = 32
 WINDOW_SECONDS = 3.0
@@ -54,11 +57,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--memory", type=int, metavar="N", help="score N short recordings, and watch the memory")
+    parser.add_argument("--ray", type=int, metavar="N", help="score N recordings with one worker of Ray, and with two")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.memory:
             found = {"memory": memory(arguments.bundle, arguments.recordings, arguments.memory, Path(folder))}
+        elif arguments.ray:
+            found = {"ray": ray(arguments, Path(folder))}
         else:
             found = {"cost": cost(arguments, Path(folder))}
     before = json.loads(arguments.out.read_text("utf-8")) if arguments.out.exists() else {}
@@ -190,6 +196,7 @@ def memory(bundle: Path, recordings: Path, count: int, folder: Path) -> dict[str
             workers = [_resident(pid) for pid in _children(process.pid)]
             if parts and (not seen or parts > seen[-1][0]):
                 seen.append((parts, _resident(process.pid), max(workers, default=0.0)))
+                print(*(round(each) for each in seen[-1]), file=sys.stderr, flush=True)
             time.sleep(0.5)
     steps = [seen[min(len(seen) - 1, round(share * (len(seen) - 1)))] for share in np.linspace(0, 1, 11)]
     return {
@@ -198,6 +205,71 @@ def memory(bundle: Path, recordings: Path, count: int, folder: Path) -> dict[str
         "seconds": round(time.monotonic() - begun),
         "parts_command_worker_mib": [(parts, round(one), round(other)) for parts, one, other in steps],
     }
+
+
+def ray(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return what one and two workers of Ray take for the same recordings, by the clock and of the processor."""
+    files = sorted(arguments.recordings.rglob("*.flac"))[: arguments.count]
+    listed = folder / "list"
+    listed.write_text("".join(f"{files[number % len(files)]}\n" for number in range(arguments.ray)))
+    rounds: dict[str, list[dict[str, float]]] = {"1": [], "2": []}
+    for number in range(arguments.rounds):
+        for workers, runs in rounds.items():
+            out = folder / f"{number}-{workers}"
+            words = [str(ROOT / "deploy" / "ray" / "score.py"), str(listed), str(arguments.bundle), str(out), workers]
+            begun = time.monotonic()
+            with subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL) as process:
+                used = _used_until_end(process)
+            if process.returncode:
+                raise RuntimeError(f"deploy/ray/score.py ended with {process.returncode}")
+            seconds = {"clock_s": time.monotonic() - begun, **used}
+            runs.append({name: round(value, 1) for name, value in seconds.items()})
+            print(workers, runs[-1], file=sys.stderr, flush=True)
+    medians = {name: statistics.median(run["scoring_s"] for run in runs) for name, runs in rounds.items()}
+    return {
+        "recordings": arguments.ray,
+        "rounds_by_workers": rounds,
+        "recordings_per_s": {name: round(arguments.ray / value, 1) for name, value in medians.items()},
+        "two_over_one": round(medians["1"] / medians["2"], 2),
+    }
+
+
+def _used_until_end(process: "subprocess.Popen[bytes]") -> dict[str, float]:
+    """Return the processor time of a job of Ray, of its workers in it, and how long these computed, by the clock."""
+    used: dict[int, float] = {}
+    workers: set[int] = set()
+    begun = ended = time.monotonic()
+    while process.poll() is None:
+        waiting = [process.pid]
+        while waiting:
+            pid = waiting.pop()
+            waiting += _children_of_all(pid)
+            with contextlib.suppress(OSError):
+                values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                now = sum(map(int, values[11:13])) / TICK
+                if "ray::MapWorker" in Path(f"/proc/{pid}/cmdline").read_text():
+                    if pid not in workers:
+                        begun = time.monotonic() if not workers else begun
+                        workers.add(pid)
+                    if now > used.get(pid, 0.0):
+                        ended = time.monotonic()
+                used[pid] = now
+        time.sleep(0.2)
+    return {
+        "cpu_s": sum(used.values()),
+        "cpu_of_workers_s": sum(used[pid] for pid in workers),
+        "scoring_s": ended - begun,
+    }
+
+
+def _children_of_all(pid: int) -> list[int]:
+    """Return the children of all threads of a process."""
+    with contextlib.suppress(OSError):
+        threads = [each.name for each in Path(f"/proc/{pid}/task").iterdir()]
+        return [
+            int(child) for each in threads for child in Path(f"/proc/{pid}/task/{each}/children").read_text().split()
+        ]
+    return []
 
 
 def _children(pid: int) -> list[int]:

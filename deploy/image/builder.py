@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -107,7 +108,10 @@ def build(target: str, tag: str, *options: str, sources: Path = ROOT) -> None:
     if program() == "docker":
         run("docker", "build", *words, str(sources))
     else:
-        # The layers' times are those of their files. The format of docker keeps the health check.
+        # One time for the image and its folders, so that two builds have the same layers; files have it already.
+        (epoch,) = re.findall(r"SOURCE_DATE_EPOCH=(\d+)", (sources / "Dockerfile").read_text("utf-8"))
+        words += [f"--timestamp={epoch}"]
+        # The format of docker keeps the health check.
         run("buildah", "bud", "--isolation=chroot", "--layers", "--format=docker", *words, str(sources))
 
 

@@ -114,6 +114,11 @@ class Pod:
         """Return where the pod's gRPC port is."""
         return f"127.0.0.1:{self._ports['grpc']}"
 
+    @property
+    def http(self) -> str:
+        """Return where the pod's HTTP port is."""
+        return f"127.0.0.1:{self._ports['http']}"
+
     def delete(self) -> int:
         """Delete the pod as the kubelet does, and return the exit status of its process."""
         self._deleted = True

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from speakerlens import demo
 from speakerlens.cli.main import CLIENT, PARTS
 from speakerlens.serving.config import CLIENT_PREFIX, PREFIX, Config, flag_of
 from tests.conftest import ROOT
@@ -14,7 +15,7 @@ from tests.serving.metrics.test_docs import documented
 
 DEPLOYED = [
     ROOT / "Dockerfile",
-    ROOT / "deploy" / "compose.yaml",
+    *(ROOT / "deploy").glob("compose*.yaml"),
     *(ROOT / "deploy" / "chart").glob("*.yaml"),
     *(ROOT / "deploy" / "chart" / "templates").iterdir(),
     *(ROOT / "deploy" / "chart" / "files").iterdir(),
@@ -81,7 +82,7 @@ FOREIGN_PORTS = {
     29500: "torchrun",
     443: "HTTPS",
 }
-EXAMPLE_PORTS = {50050, 50052, 50053, 8001, 8002, 8003, 7000, 8080}
+EXAMPLE_PORTS = {50050, 50052, 50053, 8001, 8002, 8003, 7000}
 
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9]+(?:[-.][a-z0-9]+)*)")
 VARIABLE = re.compile(rf"\b{PREFIX}[A-Z][A-Z_]*[A-Z]\b")
@@ -151,8 +152,8 @@ def variables() -> set[str]:
 
 
 def ports() -> set[int]:
-    """Return the default ports of the server."""
-    return {int(Config.model_fields[name].default) for name in ("port", "metrics_port")}
+    """Return the default ports of the server, and that of HTTP: a server of its own has none by default."""
+    return {int(Config.model_fields[name].default) for name in ("port", "metrics_port")} | {demo.DEFAULT_PORT}
 
 
 def metrics() -> set[str]:

@@ -16,6 +16,7 @@ import yaml
 
 from speakerlens.serving import config as serving_config
 from tests.conftest import ROOT
+from tests.deploy.manifests import with_component
 from tests.sharing import made_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
@@ -28,7 +29,13 @@ FULL: dict[str, Any] = {
     "tokens": {"secretName": "tokens"},
     "speakers": {"address": "postgresql://speakerlens@db/speakerlens", "passwordSecretName": "database"},
     "autoscaling": {"kind": "keda"},
-    "gateway": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["speakers.example.org"]},
+    "http": {"enabled": True},
+    "gateway": {
+        "enabled": True,
+        "parentRefs": [{"name": "public"}],
+        "hostnames": ["speakers.example.org"],
+        "httpHostnames": ["page.example.org"],
+    },
     "monitoring": {"serviceMonitor": True, "prometheusRule": True, "dashboards": True, "labels": {"release": "p"}},
     "kserve": {"enabled": True},
     "server": {"traceEndpoint": "http://otel:4317", "extraArgs": ["--shadow-share=0.1"]},
@@ -42,6 +49,7 @@ FULL: dict[str, Any] = {
 FETCHED = {
     "bundles": {"source": "fetch", "fetch": {"sources": [f"s3://models/da/3#sha256={'0' * 64}"], "secretName": "s3"}}
 }
+GATEWAY = "gateway.enabled=true,gateway.parentRefs[0].name=public"
 IMAGE = {"bundles": {"source": "image", "image": "registry.example.org/bundles:7"}, "autoscaling": {"kind": "hpa"}}
 # Files of values of the chart, and further values.
 VALUES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -135,7 +143,10 @@ def test_server_accepts_its_arguments(rendered: list[Any]) -> None:
         for path in (config.bundles, config.tls_certificate, config.tls_key, config.tls_client_ca, config.tokens):
             assert path is None or str(path).startswith(mounted), path
         assert {each["name"] for each in container["volumeMounts"]} <= {each["name"] for each in pod["volumes"]}
-        assert {config.port, config.metrics_port} >= {each["containerPort"] for each in container["ports"]}
+        assert {config.port, config.metrics_port, config.http_port} >= {
+            each["containerPort"] for each in container["ports"]
+        }
+        assert (config.http_port is not None) == any(each["name"] == "http" for each in container["ports"])
         if config.tls_certificate is not None:
             assert "grpc" not in container["readinessProbe"], "the kubelet knows no TLS"
 
@@ -164,6 +175,34 @@ def test_base_is_the_charts_default(tools: Path) -> None:
     assert len(list(yaml.safe_load_all(done.stdout))) == len(committed)
 
 
+def test_component_of_http_is_the_charts(tools: Path, tmp_path: Path) -> None:
+    """With kubectl; the namespace is what kustomize adds."""
+    folder = ROOT / "deploy" / "kustomize"
+    parts = {
+        "resources": [os.path.relpath(folder / "base", tmp_path)],
+        "components": [os.path.relpath(folder / "components" / "http", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(parts))
+    build = [str(tools / "venv" / "bin" / "kubectl"), "kustomize", "--load-restrictor=LoadRestrictionsNone"]
+    done = subprocess.run([*build, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    wanted = yaml.safe_load_all(template(tools, "--set", "http.enabled=true").stdout)
+    built = yaml.safe_load_all(done.stdout)
+    assert sorted(map(json.dumps, map(_sorted, built))) == sorted(map(json.dumps, map(_sorted, wanted)))
+    assert {each["kind"]: each for each in yaml.safe_load_all(done.stdout)} == {
+        each["kind"]: each for each in with_component("http").values()
+    }
+
+
+def _sorted(part: Any) -> Any:
+    """Return mappings in the order of their keys, and lists of mappings in one order, too."""
+    if isinstance(part, dict):
+        return {name: _sorted(part[name]) for name in sorted(part)}
+    if isinstance(part, list):
+        return [_sorted(each) for each in part]
+    return part
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -173,6 +212,12 @@ def test_base_is_the_charts_default(tools: Path) -> None:
         ("bundles.source=image", "bundles.image must name it"),
         ("bundles.source=fetch", "must name at least one bundle"),
         ("gateway.enabled=true", "must name a Gateway"),
+        (f"{GATEWAY},gateway.httpHostnames={{a}}", "http.enabled must be true"),
+        (f"{GATEWAY},http.enabled=true,gateway.httpHostnames={{a}}", "must name others"),
+        (
+            f"{GATEWAY},http.enabled=true,gateway.httpHostnames={{a}},gateway.hostnames={{a}}",
+            "a is in gateway.hostnames",
+        ),
     ],
 )
 def test_wrong_values_are_refused_by_name(tools: Path, values: str, sentence: str) -> None:

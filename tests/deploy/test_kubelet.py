@@ -3,24 +3,22 @@
 import json
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from speakerlens import ClientError, SpeakerClient, StreamOptions
 from speakerlens.serving import config as serving_config
 from tests.conftest import ROOT
 from tests.deploy.kubelet import Pod
+from tests.deploy.manifests import base, with_component
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, voice
 
-BASE = ROOT / "deploy" / "kustomize" / "base" / "speakerlens.yaml"
-MANIFESTS: dict[str, dict[str, Any]] = {}
-for each in yaml.safe_load_all(BASE.read_text("utf-8")):
-    MANIFESTS[f"{each['kind']}/{each['metadata']['name']}"] = each
+MANIFESTS = base()
 DEPLOYMENT = MANIFESTS["Deployment/speakerlens"]
+WITH_HTTP = with_component("http")["Deployment/speakerlens"]
 POD = DEPLOYMENT["spec"]["template"]["spec"]
 (SERVER,) = POD["containers"]
 SCALE = 0.2
@@ -81,11 +79,16 @@ def test_services_and_policies_select_the_pods() -> None:
     assert opened == {each["containerPort"] for each in SERVER["ports"]}
 
 
+def models_over_http(pod: Pod) -> list[str]:
+    with urllib.request.urlopen(f"http://{pod.http}/v1/models", timeout=CALL_SECONDS) as answer:
+        return [each["variant"] for each in json.load(answer)["models"]]
+
+
 def test_pod_that_is_deleted_under_load_loses_nothing(tmp_path: Path) -> None:
     toy.write_bundle(tmp_path / "bundles", "v", 1)
     (tmp_path / "tmp").mkdir()
     mounts = {"/bundles": tmp_path / "bundles", "/tmp": tmp_path / "tmp"}  # noqa: S108
-    pods = [Pod(DEPLOYMENT, mounts, SCALE) for _ in range(2)]
+    pods = [Pod(WITH_HTTP, mounts, SCALE) for _ in range(2)]
     over, failed, answered = threading.Event(), list[str](), list[int]()
     samples = voice(1.0)
     silent = threading.Event()
@@ -116,6 +119,7 @@ def test_pod_that_is_deleted_under_load_loses_nothing(tmp_path: Path) -> None:
 
     try:
         until(lambda: all(pod.ready for pod in pods))
+        assert models_over_http(pods[0]) == ["v"]
         with SpeakerClient([pod.address for pod in pods]) as client, SpeakerClient(pods[0].address) as one:
             threads = [threading.Thread(target=identify, args=(client,), daemon=True) for _ in range(4)]
             threads.append(threading.Thread(target=speak, args=(one,), daemon=True))

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -9,10 +10,12 @@ import yaml
 from speakerlens.balancing import REPEATABLE
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.api.identification import SERVICE
+from speakerlens.serving.config import Config, parse
 from speakerlens.serving.metrics.http import LIVE, READY, HealthPages
 from speakerlens.serving.metrics.registry import Page
 from tests.conftest import ROOT
 from tests.deploy import naming
+from tests.deploy.manifests import base, with_component
 
 # As text: the server's messages of this protocol cannot be loaded beside those of Triton's client, as in other tests.
 INFERENCE = "inference.GRPCInferenceService"
@@ -52,6 +55,40 @@ def test_ports_are_the_servers() -> None:
     assert unknown(naming.PORT, set(map(str, known))) == []
 
 
+def opened(deployment: dict[str, Any]) -> tuple[Config, dict[str, int]]:
+    """Return what the server of a Deployment makes of its arguments, and the ports that the manifest names."""
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return parse(container["args"], {}), {each["name"]: each["containerPort"] for each in container["ports"]}
+
+
+def test_http_port_is_off_by_default() -> None:
+    assert yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))["http"] == {"enabled": False}
+    config, ports = opened(base()["Deployment/speakerlens"])
+    assert config.http_port is None
+    assert ports == {"grpc": config.port, "metrics": config.metrics_port}
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text("utf-8"))["services"]["server"]
+    assert parse(compose["command"], compose.get("environment", {})).http_port is None
+
+
+def test_http_port_is_the_same_wherever_it_is_opened() -> None:
+    resources = with_component("http")
+    config, ports = opened(resources["Deployment/speakerlens"])
+    assert config.http_port in naming.ports()
+    assert ports == {"grpc": config.port, "metrics": config.metrics_port, "http": config.http_port}
+    (service,) = [each for each in resources["Service/speakerlens"]["spec"]["ports"] if each["name"] == "http"]
+    assert (service["port"], service["targetPort"]) == (config.http_port, "http")
+    ingress = resources["NetworkPolicy/speakerlens"]["spec"]["ingress"]
+    calls, monitoring = [{each["port"] for each in rule["ports"]} for rule in ingress]
+    assert calls == {config.port, config.http_port}, "who may call may call over HTTP"
+    assert monitoring == {config.metrics_port}
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.http.yaml").read_text("utf-8"))["services"]["server"]
+    port = parse([], compose["environment"]).http_port
+    assert compose["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert port == config.http_port
+    texts = [(CHART / "templates" / f"{name}.yaml").read_text("utf-8") for name in ("deployment", "service", "gateway")]
+    assert all(f"{port}" in text for text in texts)
+
+
 def test_metrics_are_known() -> None:
     assert unknown(naming.METRIC, naming.metrics(), naming.DEPLOYED) == []
     assert unknown(naming.METRIC, naming.metrics(), naming.DOCUMENTS) == []
@@ -73,10 +110,16 @@ def page(path: str, ready: bool) -> tuple[str, bytes]:
 def test_pages_of_probes_and_checks_are_served() -> None:
     """The metrics port answers everything else with the metrics, so a wrong path would look right."""
     known = {LIVE, READY, "/metrics"}
+    patched = "/spec/"  # a place in a manifest, of a patch
     files = [file for file in naming.DEPLOYED if file.suffix in (".yaml", ".cfg", ".conf")]
     found = naming.named(re.compile(r"(?:GET |path: |httpGet: \{path: )(/[\w/]*)"), files)
     assert {LIVE, READY, "/metrics"} <= set(found)
-    assert sorted(f"{place}: {path}" for path, place in found.items() if path not in known) == []
+    assert (
+        sorted(
+            f"{place}: {path}" for path, place in found.items() if path not in known and not path.startswith(patched)
+        )
+        == []
+    )
     assert page(READY, ready=True) == ("200 OK", b"ok\n")
     assert page(READY, ready=False)[0].startswith("503")
     assert page(LIVE, ready=False) == ("200 OK", b"ok\n")

@@ -68,7 +68,7 @@ def test_workflow_checks_before_it_publishes() -> None:
     }
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert all(f"\n{target}:" in makefile for target in targets)
-    assert "release-check" in targets
+    assert {"test", "release-check", "image-test", "sbom"} <= targets
 
 
 @pytest.mark.slow
