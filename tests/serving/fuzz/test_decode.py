@@ -49,8 +49,8 @@ class Worker:
         return str(outcome)
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        with self._process:  # closes the pipes
+            self._process.kill()
 
 
 @pytest.fixture(scope="module")
