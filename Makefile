@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo docs serve soak bench check-gpu prometheus postgres robustness-drill test test-quick test-slow fuzz lint types protos dashboards image image-test sbom audit release-check clean
+.PHONY: help install lock demo docs serve soak bench bench-overload check-gpu prometheus postgres robustness-drill test test-quick test-slow fuzz lint types protos dashboards image image-test sbom audit release-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -35,6 +35,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 WITH_TORCH := $(addprefix --no-emit-package ,torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas \
 	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx)
+# grad-cam asks for these, and LayerCAM uses none of them; torchvision would bring another torch.
+UNUSED := $(addprefix --no-emit-package ,torchvision opencv-python opencv-python-headless scikit-learn joblib threadpoolctl narwhals)
 
 $(BIN)/uv:
 	$(MAKE) install
@@ -46,6 +48,8 @@ lock: | $(BIN)/uv  ## pin every dependency with its hashes, in requirements/ (UP
 	$(COMPILE) pyproject.toml --extra gpu-cuda12 --extra postgres --extra http --output-file requirements/serve-gpu-cuda12.txt
 	$(COMPILE) pyproject.toml requirements/build.in $(foreach extra,cpu client formats archive http postgres otel train demo docs dev,--extra $(extra)) $(WITH_TORCH) \
 		--output-file requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra bench --extra train --constraints requirements/dev.txt $(WITH_TORCH) $(UNUSED) \
+		--output-file requirements/bench.txt
 
 demo: $(INSTALLED)  ## train, evaluate, export, serve and ask, on synthetic speech (FRESH=1: from the start)
 ifeq ($(FRESH),1)
@@ -60,7 +64,13 @@ serve: $(INSTALLED)  ## serve the demo's bundles until Ctrl-C
 soak: $(INSTALLED)  ## 20 minutes of mixed traffic against a real server: its answers and its memory (MINUTES=5: shorter)
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),20)
 
-bench: $(INSTALLED)  ## overload the demo's bundles 3 and 10 times, 20 minutes: goodput, deadlines kept, refusals, recovery
+# What the lock of everything else has is installed already; the peers' other dependencies are not used.
+bench: $(INSTALLED)  ## ours beside what else there is: explaining, serving, growth, training, archives (ONLY=PREFIX)
+	@test -d $(DEMO)/bundles || { echo 'No bundles yet: run `make demo` first.' >&2; exit 1; }
+	$(PIP) install --quiet --no-deps --require-hashes -r requirements/bench.txt
+	$(BIN)/python -m benchmarks.peers --bundles $(DEMO)/bundles --build $(BUILD)/peers $(if $(ONLY),--only $(ONLY)) $(if $(FRESH),--fresh)
+
+bench-overload: $(INSTALLED)  ## overload the demo's bundles 3 and 10 times, 20 minutes: goodput, deadlines kept, refusals, recovery
 	@test -d $(DEMO)/bundles || { echo 'No bundles yet: run `make demo` first.' >&2; exit 1; }
 	$(BIN)/python -m benchmarks.overload $(DEMO)/bundles --variant act-da --out $(BUILD)/overload
 

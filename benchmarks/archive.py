@@ -33,6 +33,7 @@ import numpy as np
 import soundfile
 
 from benchmarks.environment import environment
+from benchmarks.processes import TICK, processor_seconds, resident_mib
 from speakerlens import SpeakerClient
 from speakerlens.scoring import Scorer
 from speakerlens.scoring.local import find_bundles
@@ -46,7 +47,6 @@ RESULTS = Path(__file__).parent / "results" / "archive.json"
 CALL = 32
 WINDOW_SECONDS = 3.0
 SHORT_SECONDS = 0.6
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:
@@ -102,9 +102,9 @@ def cost(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         }
         for _ in range(arguments.rounds + 1):  # the first warms up
             for name, way in ways.items():
-                begun = _used()
+                begun = processor_seconds(os.getpid())
                 way()
-                rows.setdefault(name, []).append(_used() - begun)
+                rows.setdefault(name, []).append(processor_seconds(os.getpid()) - begun)
     median = {name: statistics.median(values[1:]) for name, values in rows.items()}
     return {
         "bundle": bundle.name,
@@ -161,23 +161,6 @@ def _call(client: SpeakerClient, files: list[Path]) -> None:
         assert not any(isinstance(each, grpc.RpcError) for each in answers)
 
 
-def _used() -> float:
-    """Return the processor time of this process and of those below it, ended or not."""
-    total = 0
-    parents = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                values = (folder / "stat").read_text().rpartition(")")[2].split()
-                parents[int(folder.name)] = int(values[1]), sum(map(int, values[11:15]))
-    for each in parents:
-        above = each
-        while above in parents and above != os.getpid():
-            above = parents[above][0]
-        total += parents[each][1] if above == os.getpid() else 0
-    return total / TICK
-
-
 def memory(bundle: Path, recordings: Path, count: int, folder: Path) -> dict[str, Any]:
     """Return the resident memory of the command and of its worker, in MiB, while they score short recordings."""
     files = []
@@ -193,9 +176,9 @@ def memory(bundle: Path, recordings: Path, count: int, folder: Path) -> dict[str
     with subprocess.Popen([sys.executable, "-m", "speakerlens", *words], stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             parts = len(list((folder / "x.parquet.work" / "parts").glob("[0-9]*")))
-            workers = [_resident(pid) for pid in _children(process.pid)]
+            workers = [resident_mib(pid) for pid in _children(process.pid)]
             if parts and (not seen or parts > seen[-1][0]):
-                seen.append((parts, _resident(process.pid), max(workers, default=0.0)))
+                seen.append((parts, resident_mib(process.pid), max(workers, default=0.0)))
                 print(*(round(each) for each in seen[-1]), file=sys.stderr, flush=True)
             time.sleep(0.5)
     steps = [seen[min(len(seen) - 1, round(share * (len(seen) - 1)))] for share in np.linspace(0, 1, 11)]
@@ -276,12 +259,6 @@ def _children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
-
-
-def _resident(pid: int) -> float:
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    return 0.0
 
 
 if __name__ == "__main__":

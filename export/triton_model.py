@@ -25,7 +25,13 @@ class TritonPythonModel:
         if args["model_instance_kind"] == "GPU":
             options = {"device_id": args["model_instance_device_id"], "cudnn_conv_algo_search": "HEURISTIC"}
             providers.insert(0, ("CUDAExecutionProvider", options))
-        self._session = onnxruntime.InferenceSession(folder / "model.onnx", providers=providers)
+        options = onnxruntime.SessionOptions()
+        # The name that Triton's own backend for ONNX Runtime has for it; 0 is one thread per core.
+        threads = config["parameters"].get("intra_op_thread_count", {"string_value": "0"})
+        options.intra_op_num_threads = int(threads["string_value"])
+        # Instances that spin for their threads take the cores from each other.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=providers)
         self._inputs = [each["name"] for each in config["input"]]
         self._outputs = [each["name"] for each in config["output"]]
         manifest = json.loads((folder / "bundle.json").read_text("utf-8"))

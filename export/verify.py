@@ -56,7 +56,7 @@ def verify_bundle(
         raise UserError(str(error)) from error
     manifest = verify_files(folder)
     utterances = [read_audio(folder / entry["file"]) for entry in manifest["utterances"]]
-    network = _rebuild(folder, manifest)
+    network = rebuild_network(folder, manifest)
     try:
         done, total = itertools.count(1), parity.steps(len(utterances), network.classes)
         verified = parity.verify(network, folder, utterances, lambda: advance(next(done), total), workers, where)
@@ -133,7 +133,7 @@ def _recorded_parity_holds(folder: Path) -> bool:
     return isinstance(recorded, dict) and recorded.get("holds") is True
 
 
-def _rebuild(folder: Path, manifest: dict[str, Any]) -> SpeakerNetwork:
+def rebuild_network(folder: Path, manifest: dict[str, Any]) -> SpeakerNetwork:
     """Return the eager network with a bundle's weights."""
     facts = manifest["network"]
     first, second, third, fourth = facts["blocks"]

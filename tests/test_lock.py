@@ -15,6 +15,7 @@ LOCKS = {
     "dev": ("cpu", "client", "formats", "archive", "http", "postgres", "otel", "train", "demo", "docs", "dev"),
     "serve-cpu": ("cpu", "postgres", "http"),
     "serve-gpu": ("gpu", "postgres", "http"),
+    "bench": ("bench", "train"),
     "serve-gpu-cuda12": ("gpu-cuda12", "postgres", "http"),
 }
 every_lock = pytest.mark.parametrize("name", [*LOCKS, "build"])

@@ -2,12 +2,8 @@
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import sysconfig
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,13 +13,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from benchmarks import triton_server
 from speakerlens.export.cli import main
 from tests.serving import toy
 from tests.serving.harness import talk
 
-# Its Python backend reads arrays of numpy 1.
-SERVER, LIBRARIES = "nvidia-pytriton==0.7.0", ("numpy<2", "onnxruntime==1.23.2")
-READY_SECONDS = 180
 # Reads a configuration as Triton does; apart, as its messages cannot be loaded beside the server's.
 CHECK = """
 import json, sys
@@ -71,45 +65,17 @@ def test_missing_bundle_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixtu
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the server and the libraries of its Python backend."""
     root = Path(os.environ.get("TRITON_TOOLS") or tmp_path_factory.mktemp("triton"))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if not (root / "server").exists():
-        subprocess.run([*pip, "--no-deps", "--target", root / "server", SERVER], check=True)
-        subprocess.run([*pip, "--target", root / "libraries", *LIBRARIES], check=True)
-    home = root / "server" / "pytriton" / "tritonserver"
-    stub = home / "python_backend_stubs" / f"{sys.version_info[0]}.{sys.version_info[1]}" / "triton_python_backend_stub"
-    shutil.copy(stub, home / "backends" / "python")
-    for file in (home / "backends" / "python" / stub.name, home / "bin" / "tritonserver"):
-        file.chmod(0o755)
+    triton_server.fetch(root)
     return root
-
-
-def serve(root: Path, models: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
-    home = root / "server" / "pytriton" / "tritonserver"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    libraries = f"{root / 'server' / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
-    words = [str(home / "bin" / "tritonserver"), f"--model-repository={models}"]
-    words.append(f"--backend-directory={home / 'backends'}")
-    flags = [f"--grpc-port={port}", "--allow-http=false", "--allow-metrics=false"]
-    with log.open("wb") as output:
-        environment = {**os.environ, "LD_LIBRARY_PATH": libraries}
-        process = subprocess.Popen([*words, *flags], stdout=output, stderr=subprocess.STDOUT, env=environment)
-    return process, f"127.0.0.1:{port}"
 
 
 @pytest.fixture
 def served(triton: Path, tmp_path: Path) -> Iterator[str]:
     folder = toy.write_bundle(tmp_path / "bundles", "clean", 1)
     assert main(["triton", str(folder), "--out", str(tmp_path / "models"), "--backend", "python"]) == 0
-    for program in (tmp_path / "models").glob("*/1/model.py"):  # its interpreter has no variable for this
-        text = program.read_text()
-        program.write_text(f"import sys\nsys.path.insert(0, {str(triton / 'libraries')!r})\n{text}")
-    process, address = serve(triton, tmp_path / "models", tmp_path / "log")
-    deadline = time.monotonic() + READY_SECONDS
-    while b"Started GRPCInferenceService" not in (tmp_path / "log").read_bytes():
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    triton_server.let_import(tmp_path / "models", triton)
+    process, address = triton_server.start(triton, tmp_path / "models", tmp_path / "log")
+    triton_server.wait_ready(process, tmp_path / "log")
     yield address
     process.terminate()
     process.wait(60)
@@ -154,7 +120,7 @@ def test_real_server_accepts_the_configuration(triton: Path, tmp_path: Path) -> 
     """Its backend for ONNX is not in the package; that it is looked for shows that the configuration was accepted."""
     folder = toy.write_bundle(tmp_path / "bundles", "clean", 1)
     assert main(["triton", str(folder), "--out", str(tmp_path / "models")]) == 0
-    process, _ = serve(triton, tmp_path / "models", tmp_path / "log")
-    process.wait(READY_SECONDS)
+    process, _ = triton_server.start(triton, tmp_path / "models", tmp_path / "log")
+    process.wait(triton_server.READY_SECONDS)
     log = (tmp_path / "log").read_text()
     assert log.count("unable to find backend library for backend 'onnxruntime'") >= 3, log

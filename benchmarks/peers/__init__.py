@@ -1,0 +1,1 @@
+"""Ours beside what a user would pick instead, all tables in one run: `python -m benchmarks.peers`."""
