@@ -14,6 +14,7 @@ ASSETS = (
     "app.mjs",
     "audio.mjs",
     "draw.mjs",
+    "engine.mjs",
     "local.mjs",
     "network.mjs",
     "recorder.mjs",
@@ -48,7 +49,8 @@ def model_entry(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def page_settings(models: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, str]], min_samples: int) -> Any:
     """Return the content of `models.json`, but for what only graphs in the browser need."""
-    return {"models": list(models), "examples": list(examples), "min_samples": min_samples, "hue": palette.SALIENCY}
+    themes = {name: theme._asdict() for name, theme in palette.THEMES.items()}
+    return {"models": list(models), "examples": list(examples), "min_samples": min_samples, "themes": themes}
 
 
 def example_files(folder: Path, manifest: Mapping[str, Any]) -> list[tuple[str, str, Path]]:

@@ -41,6 +41,21 @@ _LOUDEST_GREY = 0.6  # sRGB, light enough for the hue above it
 _MOST_OPAQUE = 0.92
 
 
+class Theme(NamedTuple):
+    """Colours of a map over a spectrogram: of the quietest and the loudest bins, and the hue of the map."""
+
+    quiet: str
+    loud: str
+    saliency: str
+
+
+THEMES = {
+    "light": Theme("#FFFFFF", "#999999", SALIENCY),
+    "dark": Theme("#16181C", "#666666", "#D99BFF"),
+}
+"""Of the page, by the scheme that the browser asks for; files that are drawn have the light one."""
+
+
 def rank(variant: str) -> tuple[int, str]:
     """Return the key that sorts variants: clean, da, act-da, the controls, then all others by name."""
     names = list(LOOKS)

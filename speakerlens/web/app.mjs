@@ -9,6 +9,7 @@ const MOST_SECONDS = 30;
 const SHOWN_SPEAKERS = 3;
 const BEST = "the best speaker";
 const part = (id) => document.getElementById(id);
+const dark = matchMedia("(prefers-color-scheme: dark)");
 const controls = ["example", "interference", "snr", "stage", "target"];
 
 const cards = new Map();
@@ -116,6 +117,7 @@ async function ask() {
 }
 
 function tell() {
+  sayWhere();
   const answered = [...cards.values()].filter(({ answer }) => answer);
   say(answered.map(({ model, answer }) => `${model.variant}: ${verdict(model, answer)}`).join("; "));
 }
@@ -143,7 +145,8 @@ function show(each, answer) {
 }
 
 function redraw({ card, model, answer }, position) {
-  if (answer) draw(card.querySelector("canvas"), answer, answer.maps[stageOf(answer)], model, settings.hue, position);
+  const theme = settings.themes[dark.matches ? "dark" : "light"];
+  if (answer) draw(card.querySelector("canvas"), answer, answer.maps[stageOf(answer)], model, theme, position);
 }
 
 /** Return the stage to show: live answers have the fused map only. */
@@ -263,6 +266,15 @@ function listen() {
     ask();
   });
   addEventListener("resize", () => cards.forEach((each) => redraw(each, null)));
+  dark.addEventListener("change", () => cards.forEach((each) => redraw(each, null)));
+}
+
+/** Say where the models run, and by what. */
+function sayWhere() {
+  const by = models?.engine ? ` by ${models.engine}` : "";
+  part("where").textContent = settings.server
+    ? "The models run at this server: what you record or open is sent to it, and not stored."
+    : `Every model below runs in this page${by}. Nothing that you record or open leaves your computer.`;
 }
 
 /** Read the settings; at a server that asks for a token, have the user give it first. */
@@ -271,14 +283,12 @@ async function begin() {
     settings = await (await fetched("models.json")).json();
     part("token-form").hidden = true;
     if (!settings.models.length) throw new Error("the server has no models that name speakers, or is starting");
-    part("where").textContent = settings.server
-      ? "The models run at this server: what you record or open is sent to it, and not stored."
-      : "Every model below runs in this page. Nothing that you record or open leaves your computer.";
+    sayWhere();
     part("api").hidden = !settings.server;
     setUp();
     restore();
     const { connect } = await import(settings.server ? "./remote.mjs" : "./local.mjs");
-    models = await connect(settings);
+    models = await connect(settings, new URLSearchParams(location.hash.slice(1)).get("engine"));
     listen();
     await ask();
   } catch (error) {

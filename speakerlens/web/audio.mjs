@@ -10,9 +10,21 @@ export async function decode(content) {
   const decoded = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(content);
   const samples = new Float32Array(decoded.length);
   for (let channel = 0; channel < decoded.numberOfChannels; channel++) {
-    decoded.getChannelData(channel).forEach((value, index) => (samples[index] += value / decoded.numberOfChannels));
+    even(decoded.getChannelData(channel)).forEach((value, index) => (samples[index] += value / decoded.numberOfChannels));
   }
   return samples;
+}
+
+/**
+ * Return samples with one scale for both signs.
+ *
+ * Chromium divides integer samples above zero by one less than those below: 16 bits by 32,767 and 32,768. Such samples
+ * are recognised by their values, as only those are all multiples of both.
+ */
+export function even(samples) {
+  const multiple = (value, full) => Math.abs(value * full - Math.round(value * full)) <= 1e-6 * Math.abs(value * full);
+  const full = [127, 32_767].find((each) => samples.every((value) => multiple(value, value > 0 ? each : each + 1)));
+  return full ? samples.map((value) => (value > 0 ? Math.round(value * full) / (full + 1) : value)) : samples;
 }
 
 /** Record the microphone, and pass each block on; return a function that stops it and returns the samples at 16 kHz. */

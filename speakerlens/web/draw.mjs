@@ -3,12 +3,11 @@
 import { RATE } from "./windows.mjs";
 
 const [LEFT, BOTTOM, TOP] = [50, 30, 6];
-const LOUDEST_GREY = 0.6;
 const MOST_OPAQUE = 0.92;
 const TICKS_HZ = [250, 500, 1000, 2000, 4000, 8000];
 
-/** Draw an answer; `position_s` is where the playhead stands, or null. */
-export function draw(canvas, answer, map, model, hue, position) {
+/** Draw an answer in the colours of `theme`; `position` is where the playhead stands, in seconds, or null. */
+export function draw(canvas, answer, map, model, theme, position) {
   const ratio = devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
   [canvas.width, canvas.height] = [width * ratio, height * ratio];
@@ -16,7 +15,7 @@ export function draw(canvas, answer, map, model, hue, position) {
   context.scale(ratio, ratio);
   const [across, down] = [width - LEFT - 4, height - BOTTOM - TOP];
   context.imageSmoothingEnabled = false;
-  context.drawImage(picture(answer, map, hue), LEFT, TOP, across, down);
+  context.drawImage(picture(answer, map, theme), LEFT, TOP, across, down);
   const style = getComputedStyle(canvas);
   context.fillStyle = context.strokeStyle = style.color;
   context.font = `12px ${style.fontFamily}`;
@@ -39,27 +38,31 @@ export function draw(canvas, answer, map, model, hue, position) {
   }
 }
 
-function picture(answer, map, hue) {
+function picture(answer, map, theme) {
   const { rows, frames, features } = answer;
   const sorted = Float32Array.from(features).sort();
   const quantile = (share) => sorted[Math.round(share * (sorted.length - 1))];
   const [quiet, loud] = [quantile(0.01), quantile(0.998)];
-  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(hue.slice(at, at + 2), 16));
+  const colours = Object.fromEntries(Object.entries(theme).map(([name, text]) => [name, channels(text)]));
   const peak = map.reduce((most, value) => Math.max(most, value), Number.MIN_VALUE);
   const image = new ImageData(frames, rows);
   for (let row = 0; row < rows; row++) {
     for (let column = 0; column < frames; column++) {
       const level = Math.max(0, Math.min(1, (features[row * frames + column] - quiet) / (loud - quiet || 1)));
-      const grey = 255 * (1 - (1 - LOUDEST_GREY) * level);
       const opacity = Math.max(0, (MOST_OPAQUE * map[row * frames + column]) / peak);
       const place = 4 * ((rows - 1 - row) * frames + column);
-      image.data[place] = grey * (1 - opacity) + red * opacity;
-      image.data[place + 1] = grey * (1 - opacity) + green * opacity;
-      image.data[place + 2] = grey * (1 - opacity) + blue * opacity;
+      for (let channel = 0; channel < 3; channel++) {
+        const ground = colours.quiet[channel] * (1 - level) + colours.loud[channel] * level;
+        image.data[place + channel] = ground * (1 - opacity) + colours.saliency[channel] * opacity;
+      }
       image.data[place + 3] = 255;
     }
   }
   const drawn = new OffscreenCanvas(frames, rows);
   drawn.getContext("2d").putImageData(image, 0, 0);
   return drawn;
+}
+
+function channels(colour) {
+  return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 }

@@ -1,12 +1,14 @@
 // The models in this page: their graphs run in a worker.
 
-/** Load the models; return what answers. */
-export async function connect(settings) {
+/** Load the models; return what answers, and says by `engine` where. `wanted` is the name of an engine, or null. */
+export async function connect(settings, wanted) {
   const worker = new Worker("worker.mjs", { type: "module" });
   const waiting = new Map();
-  worker.addEventListener("message", ({ data: { id, result, error } }) => {
+  let engine = "";
+  worker.addEventListener("message", ({ data: { id, result, error, ...said } }) => {
     const { resolve, reject } = waiting.get(id);
     waiting.delete(id);
+    engine = said.engine ?? engine;
     error === undefined ? resolve(result) : reject(new Error(error));
   });
   const call = (name, parameters) =>
@@ -15,9 +17,11 @@ export async function connect(settings) {
       waiting.set(id, { resolve, reject });
       worker.postMessage({ id, call: name, ...parameters });
     });
-  const loads = settings.models.map((model) => call("load", { model }));
-  await Promise.all([...loads, call("detector", { settings: settings.detector })]);
+  await call("load", { settings, engine: wanted });
   return {
+    get engine() {
+      return engine;
+    },
     /** Yield [variant, answer] for each model, as it is there; `target` is a speaker's name, or null for the best. */
     async *answers(samples, target) {
       const speech = await call("speech", { samples, windows: settings.models[0].windows });

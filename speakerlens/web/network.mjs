@@ -1,21 +1,18 @@
 // The bundles' graphs in ONNX Runtime: the answer and the maps of a variant, by the rules of the server.
 
-import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 import { cut, join, resize } from "./windows.mjs";
-
-ort.env.wasm.wasmPaths = new URL("./runtime/", import.meta.url).href;
-ort.env.wasm.numThreads = 1; // more need headers that plain file servers do not send
 
 /** A loaded variant. */
 export class Network {
-  /** Load the graph of `model`, an entry of models.json. */
-  static async load(model) {
-    const session = await ort.InferenceSession.create(new URL(model.graph, import.meta.url).href);
-    return new Network(model, session);
+  /** Load the graph of `model`, an entry of models.json, into an engine of engine.mjs. */
+  static async load(model, { ort, providers }) {
+    const options = { executionProviders: providers };
+    return new Network(model, ort, await ort.InferenceSession.create(new URL(model.graph, import.meta.url).href, options));
   }
 
-  constructor(model, session) {
+  constructor(model, ort, session) {
     this.model = model;
+    this.ort = ort;
     this.session = session;
   }
 
@@ -53,6 +50,7 @@ export class Network {
   }
 
   async #run(samples, target) {
+    const { ort } = this;
     const audio = new ort.Tensor("float32", Float32Array.from(samples), [1, samples.length]);
     const whole = (value) => new ort.Tensor("int64", BigInt64Array.from([BigInt(value)]), [1]);
     const found = await this.session.run({ audio, lengths: whole(samples.length), target: whole(target) });
@@ -114,19 +112,21 @@ export class Network {
 
 /** The server's speech detector. */
 export class Detector {
-  /** Load the detector that models.json names. */
-  static async load(settings) {
-    const session = await ort.InferenceSession.create(new URL(settings.graph, import.meta.url).href);
-    return new Detector(settings, session);
+  /** Load the detector that models.json names; it runs on the processor, as its hundreds of steps are tiny. */
+  static async load(settings, { ort }) {
+    const options = { executionProviders: ["wasm"] };
+    return new Detector(settings, ort, await ort.InferenceSession.create(new URL(settings.graph, import.meta.url).href, options));
   }
 
-  constructor(settings, session) {
+  constructor(settings, ort, session) {
     this.settings = settings;
+    this.ort = ort;
     this.session = session;
   }
 
   /** Return whether samples at 16 kHz hold speech. */
   async holdsSpeech(samples) {
+    const { ort } = this;
     const { frame: size, context, probability, peak, state: shape } = this.settings;
     const { least_peak: leastPeak, least_frames: leastFrames } = this.settings;
     const loudest = samples.reduce((most, value) => Math.max(most, Math.abs(value)), 0);

@@ -1,30 +1,54 @@
 // Runs the networks beside the page, so that it stays responsive.
 
+import { start } from "./engine.mjs";
 import { Detector, Network } from "./network.mjs";
 import { cut } from "./windows.mjs";
 
-const networks = new Map();
+let settings;
+let engine;
+let networks;
 let detector;
 
+async function load() {
+  networks = new Map();
+  for (const model of settings.models) networks.set(model.variant, await Network.load(model, engine));
+  detector = await Detector.load(settings.detector, engine);
+}
+
+/** Load the networks in WebAssembly after an error of WebGPU, which a driver may refuse or take away. */
+async function fallBack(error) {
+  if (engine.name !== "WebGPU") throw error;
+  console.warn(`WebGPU failed: ${error?.message ?? error}`);
+  engine = await start("WebAssembly");
+  await load();
+}
+
 const calls = {
-  async load({ model }) {
-    networks.set(model.variant, await Network.load(model));
-  },
-  async detector({ settings }) {
-    detector = await Detector.load(settings);
+  async load(wanted) {
+    settings = wanted.settings;
+    engine = await start(wanted.engine);
+    await load().catch(fallBack);
   },
   async speech({ samples, windows }) {
     const found = [];
     for (const window of cut(samples, windows)) found.push(await detector.holdsSpeech(window.samples));
     return found;
   },
-  explain: ({ variant, samples, speech, target }) => networks.get(variant).explain(samples, speech, target),
+  explain({ variant, samples, speech, target }) {
+    const explained = () => networks.get(variant).explain(samples, speech, target);
+    return explained().catch((error) => fallBack(error).then(explained));
+  },
 };
 
-addEventListener("message", async ({ data: { id, call, ...parameters } }) => {
+async function answer({ id, call, ...parameters }) {
   try {
-    postMessage({ id, result: await calls[call](parameters) });
+    const result = await calls[call](parameters);
+    postMessage({ id, result, engine: engine.name });
   } catch (error) {
     postMessage({ id, error: String(error?.message ?? error) });
   }
-});
+}
+
+// One after the other: a session runs once at a time.
+let last = Promise.resolve();
+addEventListener("message", ({ data }) => (last = last.then(() => answer(data))));

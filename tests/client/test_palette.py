@@ -69,6 +69,27 @@ def test_saliency_is_perceptually_even_in_one_hue(sound: float) -> None:
     assert (over[:, :3] == over[0, :3]).all()
 
 
+@pytest.mark.parametrize("name", palette.THEMES)
+@pytest.mark.parametrize("sound", [0.0, 0.5, 1.0])
+def test_maps_of_both_themes_are_even(name: str, sound: float) -> None:
+    quiet, loud, hue = (rgb(colour) for colour in palette.THEMES[name])
+    ground = quiet * (1 - sound) + loud * sound
+    opacity = np.linspace(0, 0.92, 11)[:, None]
+    shown = lab(ground * (1 - opacity) + hue * opacity)
+    steps = np.linalg.norm(np.diff(shown, axis=0), axis=1)
+    assert steps.max() < 3 * steps.min()
+    assert (np.abs(np.diff(shown[:, 0])) > 1).all()
+    assert (np.sign(np.diff(shown[:, 0])) == (-1 if name == "light" else 1)).all()
+    for vision in VISIONS:
+        assert nearest(list(palette.THEMES[name]), vision) > 25
+
+
+def test_light_theme_is_that_of_files() -> None:
+    pixels = np.rint(np.array([rgb(colour) for colour in palette.THEMES["light"]]) * 255)
+    assert (palette.grey(np.array([[0.0, 1.0]]))[0, :, :3] == pixels[:2]).all()
+    assert (palette.saliency(np.ones((1, 1)))[0, 0, :3] == pixels[2]).all()
+
+
 def test_spectrogram_is_grey_and_even() -> None:
     pixels = palette.grey(np.linspace(0, 1, 11)[None])[0, :, :3]
     assert (np.ptp(pixels, axis=1) == 0).all()

@@ -29,13 +29,15 @@ HARNESS = """<!doctype html>
 <iframe id="page" src="index.html#interference=siren&snr=0" width="1200" height="900"></iframe>
 <script type="module">
 import { decode, masked } from "./audio.mjs";
+import { start } from "./engine.mjs";
 import { Detector, Network } from "./network.mjs";
 import { cut } from "./windows.mjs";
 const report = (name, value) => fetch(`/report/${name}`, { method: "POST", body: JSON.stringify(value) });
 addEventListener("unhandledrejection", (event) => report("error", String(event.reason)));
 try {
   const settings = await (await fetch("models.json")).json();
-  const detector = await Detector.load(settings.detector);
+  const engine = await start();
+  const detector = await Detector.load(settings.detector, engine);
   for (const file of await (await fetch("sounds.json")).json()) {
     const samples = await decode(await (await fetch(file)).arrayBuffer());
     const speech = [];
@@ -43,7 +45,7 @@ try {
       speech.push(await detector.holdsSpeech(window.samples));
     }
     for (const model of settings.models) {
-      const answer = await (await Network.load(model)).explain(samples, speech);
+      const answer = await (await Network.load(model, engine)).explain(samples, speech);
       await report("answer", { ...answer, file, speech, fused: Array.from(answer.maps.fused), maps: undefined,
         features: undefined });
     }
