@@ -1,6 +1,6 @@
 """Build the messages that a client sends; independent of gRPC channels."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import IOBase
 from os import PathLike
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from speakerlens.samples import SupportsArray, as_array, with_rate
+from speakerlens.samples import PACKED, SupportsArray, as_array, packed, with_rate
 
 _T = TypeVar("_T")
 
-RawEncoding = Literal["int16", "float32", "mulaw", "alaw"]
+RawEncoding = Literal["int16", "float32", "mulaw", "alaw", "uint8", "int24", "int32", "float64"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class RawSamples:
 
     data: bytes
     encoding: RawEncoding = "mulaw"
-    """Interleaved; `int16` and `float32` are little-endian, `mulaw` and `alaw` those of ITU-T G.711"""
+    """Interleaved and little-endian; `int24` has three bytes a sample, `uint8` its zero at 128, `mulaw` and `alaw` are
+    those of ITU-T G.711"""
     rate: int = 8_000
     """Hz"""
     channels: int = 1
@@ -52,12 +53,13 @@ AudioSource = (
     | Samples
     | tuple[Samples, int]
     | tuple[int, Samples]
+    | Mapping[str, Any]
     | RawSamples
     | Channel
 )
 """A file's path, a file's content, an open file, or samples: floats in [-1, 1], or int16, int32 or uint8, [samples],
-[samples, channels] or [channels, samples], alone or with their rate in Hz; or samples as bytes, or one channel of any
-of these."""
+[samples, channels] or [channels, samples], alone or with their rate in Hz, in a pair or a dictionary
+(`speakerlens.samples.with_rate`); or samples as bytes, or one channel of any of these."""
 
 Chunk = bytes | Samples
 """Samples of a stream: bytes in the encoding of its options, or samples as of an utterance."""
@@ -96,7 +98,7 @@ class Explain:
     are float32 in every case.
     """
 
-    stages: Sequence[StageName] = ("fused",)
+    stages: StageName | Sequence[StageName] = ("fused",)
     resolution: Literal["features", "native"] = "features"
     encoding: Literal["float32", "float16", "uint8", "png"] = "float32"
     target: str | None = None
@@ -198,8 +200,11 @@ def audio_message(audio: AudioSource, rate: int | None) -> pb.Audio:
     if isinstance(audio, RawSamples):
         if rate is not None:
             raise ValueError("rate: give it to RawSamples")
-        sample_format = choice(SAMPLE_FORMATS, audio.encoding, "encoding")
-        raw = pb.RawAudio(samples=audio.data, format=sample_format, sample_rate=audio.rate, channels=audio.channels)
+        data, encoding = packed(audio.data, audio.encoding)
+        if encoding not in SAMPLE_FORMATS:
+            raise ValueError(f"encoding: {encoding!r} is not one of {', '.join((*SAMPLE_FORMATS, *PACKED))}")
+        form = SAMPLE_FORMATS[encoding]
+        raw = pb.RawAudio(samples=data, format=form, sample_rate=audio.rate, channels=audio.channels)
         return pb.Audio(raw=raw)
     held, rate = with_rate(audio, rate)
     samples = as_array(held)
@@ -220,7 +225,9 @@ def _content(file: object) -> bytes:
     if isinstance(file, bytes | bytearray | memoryview):
         return bytes(file)
     if isinstance(file, str | PathLike):
-        return Path(file).read_bytes()
+        if "://" in str(file):
+            raise ValueError(f"audio: {file} is an address; download the file, and give its path or its content")
+        return Path(file).expanduser().read_bytes()
     if isinstance(file, IOBase) or callable(getattr(file, "read", None)):
         content = file.read()  # type: ignore[attr-defined]
         if isinstance(content, bytes):
@@ -267,16 +274,17 @@ def _selector(name: str) -> pb.ModelSelector:
 
 def explain_options(explain: ExplainChoice) -> pb.ExplainOptions | None:
     """Build the message of which maps to return; raise ValueError for a choice that is not valid."""
-    if explain is False or explain is None:
-        return None
+    if explain is None or isinstance(explain, bool | np.bool_):
+        return explain_options(Explain()) if explain else None
     if isinstance(explain, Explain):
         chosen = explain
-    elif explain is True:
-        chosen = Explain()
+    elif isinstance(explain, str | Sequence):
+        chosen = Explain(stages=explain)
     else:
-        chosen = Explain(stages=(explain,) if isinstance(explain, str) else tuple(explain))
+        raise ValueError(f"explain: {explain!r} is none of True, a stage's name, several names, and Explain")
+    stages = (chosen.stages,) if isinstance(chosen.stages, str) else chosen.stages
     return pb.ExplainOptions(
-        stages=[choice(STAGES, stage, "stage") for stage in chosen.stages],
+        stages=[choice(STAGES, stage, "stage") for stage in stages],
         resolution=choice(_RESOLUTIONS, chosen.resolution, "resolution"),
         encoding=choice(_ENCODINGS, chosen.encoding, "encoding"),
         target_speaker=chosen.target or "",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,10 @@ class Plane:
     """[columns] centre of each column, in seconds from the start of the audio"""
     picture: bytes | None = None
     """The PNG of the server, if requested; its levels encode the values."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the values, as numpy asks for them."""
+        return np.array(self.values, dtype, copy=copy)
 
     def __repr__(self) -> str:
         low, high = (float(self.frequencies_hz[place]) for place in (0, -1)) if len(self.frequencies_hz) else (0.0, 0.0)
@@ -354,6 +358,15 @@ class ModelInfo:
     search: SearchCalibration | None = None
     """None where searches are not calibrated."""
 
+    @property
+    def name(self) -> str:
+        """Variant and version, such as `act-da@3`."""
+        return f"{self.variant}@{self.version}"
+
+    def __repr__(self) -> str:
+        names = "no speakers" if self.without_classifier else f"{len(self.speakers)} speakers"
+        return f"<ModelInfo {self.name}: {names}, {len(self.stages)} stages, {self.sample_rate} Hz>"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -373,6 +386,9 @@ class Catalogue:
     models: tuple[ModelInfo, ...]
     provider: str
     limits: Limits
+
+    def __repr__(self) -> str:
+        return f"<Catalogue on {self.provider}: {', '.join(model.name for model in self.models) or 'no models'}>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -424,6 +440,10 @@ class Comparison:
     def name(self) -> str:
         """Variant and version, such as `act-da@3`."""
         return f"{self.variant}@{self.version}"
+
+    def __repr__(self) -> str:
+        found = "the same speaker" if self.same else "other speakers"
+        return f"<Comparison by {self.name}: {found}, {self.score:.3f} against {self.threshold:.3f}>"
 
 
 @dataclass(frozen=True)

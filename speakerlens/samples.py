@@ -1,12 +1,15 @@
 """Samples in the forms that speech libraries hold them, as one: arrays [samples] or [samples, channels]."""
 
 from array import array
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 MAX_CHANNELS = 8
+PACKED = {"uint8": 1, "int24": 3, "int32": 4, "float64": 8}  # bytes a sample
+_BYTES = ("B", "b", "c")  # formats of a memoryview on a file's content
 # Full scale of integers that are no 16-bit samples, and what is subtracted first.
 _SCALES = {np.dtype(np.int32): (2.0**31, 0.0), np.dtype(np.uint8): (2.0**7, 2.0**7), np.dtype(np.int8): (2.0**7, 0.0)}
 
@@ -19,20 +22,51 @@ class SupportsArray(Protocol):
         """Return the values as an array."""
 
 
-def with_rate(audio: object, rate: int | None) -> tuple[object, int | None]:
-    """Return audio and its rate, taken from a pair such as `(samples, rate)` or `(rate, samples)` if it is one.
+def with_rate(audio: object, rate: object) -> tuple[object, int | None]:
+    """Return audio and its rate, taken from where libraries keep both together.
+
+    Args:
+        audio: samples or a file; or `(samples, rate)`, `(rate, samples)`, `{"waveform": samples, "sample_rate": rate}`,
+            `{"array": samples, "sampling_rate": rate}` as datasets of Hugging Face have it, or an open
+            `soundfile.SoundFile`.
+        rate: in Hz, a whole number of any type, or None.
 
     Raises:
-        ValueError: a rate is given beside the pair.
+        ValueError: the rate is no whole number, or one is given beside that of the audio.
     """
-    if not isinstance(audio, tuple) or len(audio) != 2:
-        return audio, rate
-    samples, own = (audio[1], audio[0]) if isinstance(audio[0], int | np.integer) else audio
-    if not isinstance(own, int | np.integer) or isinstance(samples, int | float):
-        return audio, rate
-    if rate is not None and rate != own:
-        raise ValueError(f"rate: {rate} is given, and {own} with the samples")
-    return samples, int(own)
+    given = _hertz(rate) if rate is not None else None
+    held = _held(audio)
+    if held is None:
+        return audio, given
+    samples, own = held[0], _hertz(held[1])
+    if given is not None and given != own:
+        raise ValueError(f"rate: {given} is given, and {own} with the samples")
+    return samples, own
+
+
+def _held(audio: object) -> tuple[object, object] | None:
+    """Return samples and their rate from an object that has both; None for any other."""
+    if isinstance(audio, tuple) and len(audio) == 2:
+        first, second = audio
+        if _is_number(first) != _is_number(second):
+            return (second, first) if _is_number(first) else (first, second)
+    if isinstance(audio, Mapping):
+        samples = next((audio[key] for key in ("array", "waveform", "raw") if key in audio), None)
+        rate = next((audio[key] for key in ("sampling_rate", "sample_rate") if key in audio), None)
+        if samples is not None and rate is not None:
+            return samples, rate
+    rate, read = getattr(audio, "samplerate", None), getattr(audio, "read", None)
+    return (read(dtype="float32"), rate) if rate is not None and callable(read) else None
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float | np.integer | np.floating)
+
+
+def _hertz(rate: object) -> int:
+    if isinstance(rate, bool) or not _is_number(rate) or not float(rate).is_integer():
+        raise ValueError(f"rate: {rate!r} is no whole number of Hz")
+    return int(rate)
 
 
 def as_array(audio: object) -> NDArray[Any] | None:
@@ -46,7 +80,7 @@ def as_array(audio: object) -> NDArray[Any] | None:
     Raises:
         ValueError: the type or the shape is none of samples.
     """
-    if isinstance(audio, array):
+    if isinstance(audio, array) or (isinstance(audio, memoryview) and audio.format not in _BYTES):
         values = np.asarray(audio)
     elif isinstance(audio, list | tuple):
         values = _listed(audio)
@@ -55,7 +89,10 @@ def as_array(audio: object) -> NDArray[Any] | None:
     else:
         return None
     if values.ndim not in (1, 2):
-        raise ValueError(f"samples must be [samples], [samples, channels] or [channels, samples], not {_shape(values)}")
+        batch = "; take one of a batch, such as samples[0]" if values.ndim == 3 else ""
+        raise ValueError(
+            f"samples must be [samples], [samples, channels] or [channels, samples], not {_shape(values)}{batch}"
+        )
     if values.ndim == 2 and values.shape[1] > MAX_CHANNELS:
         if values.shape[0] > MAX_CHANNELS:
             raise ValueError(f"samples {_shape(values)}: one dimension must be the channels, {MAX_CHANNELS} at most")
@@ -73,6 +110,8 @@ def _listed(audio: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
         values = np.asarray(audio)
     except ValueError:
         raise ValueError("samples in a list must be numbers, and as many in each channel") from None
+    if values.dtype.kind in "USO":
+        raise ValueError("a list must hold the samples, as floats, of one utterance; for several, see identify_batch")
     if values.size and np.issubdtype(values.dtype, np.integer):
         raise ValueError(
             "whole numbers in a list have no full scale; make an array, such as np.array(samples, np.int16)"
@@ -93,3 +132,33 @@ def _read(audio: SupportsArray) -> NDArray[Any]:
 
 def _shape(values: NDArray[Any]) -> str:
     return str(list(values.shape))
+
+
+def packed(data: bytes, encoding: str) -> tuple[bytes, str]:
+    """Return samples of an encoding that servers do not know as float32; others as they are.
+
+    Args:
+        data: little-endian samples.
+        encoding: uint8, int24 (three bytes a sample), int32 or float64; or any other.
+
+    Returns:
+        The bytes and the name of their encoding.
+
+    Raises:
+        ValueError: the bytes are not whole samples.
+    """
+    if encoding not in PACKED:
+        return data, encoding
+    width = PACKED[encoding]
+    if len(data) % width:
+        raise ValueError(f"data: {len(data)} bytes are no whole number of {encoding} samples")
+    if encoding == "float64":
+        values = np.frombuffer(data, "<f8")
+    elif encoding == "uint8":
+        values = (np.frombuffer(data, np.uint8) - 2.0**7) / 2.0**7
+    else:
+        # The bytes of a sample are the highest of 32 bits, so that the sign is in its place.
+        words = np.zeros((len(data) // width, 4), np.uint8)
+        words[:, 4 - width :] = np.frombuffer(data, np.uint8).reshape(-1, width)
+        values = words.reshape(-1).view("<i4") / 2.0**31
+    return values.astype("<f4").tobytes(), "float32"

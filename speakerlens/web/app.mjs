@@ -140,7 +140,7 @@ function show(each, answer) {
   );
   const why = `${stageOf(answer)} map: why ${model.speakers[answer.explained]}?`;
   card.querySelector("canvas").setAttribute("aria-label", `${why} ${verdict(model, answer)}`);
-  card.querySelector("canvas").title = why;
+  card.querySelector(".why").textContent = why;
   redraw(each, null);
 }
 

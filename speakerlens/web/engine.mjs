@@ -9,7 +9,17 @@ const GPU = { name: "WebGPU", file: "./runtime/ort.jspi.bundle.min.mjs", provide
  * `wanted` is "WebGPU", "WebAssembly", or null for WebGPU where it is of use: emulated by the processor it is slower.
  */
 export async function start(wanted = null) {
-  const engine = wanted !== WASM.name && (await usable(wanted === GPU.name)) ? GPU : WASM;
+  if (wanted !== WASM.name && (await usable(wanted === GPU.name))) {
+    try {
+      return await open(GPU);
+    } catch (error) {
+      console.warn(`WebGPU cannot be used: ${error?.message ?? error}`);
+    }
+  }
+  return open(WASM);
+}
+
+async function open(engine) {
   const ort = await import(engine.file);
   ort.env.wasm.wasmPaths = new URL("./runtime/", import.meta.url).href;
   ort.env.wasm.numThreads = 1; // more need headers that plain file servers do not send

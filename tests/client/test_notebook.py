@@ -46,6 +46,21 @@ def test_shown_in_a_line_each(result: Identification) -> None:
     assert re.fullmatch(r"<Plane \d+ x \d+, \d+ to \d+ Hz, to [\d.]+ s>", repr(explanation.maps["fused"]))
 
 
+def test_other_results_are_shown_in_a_line(client: SpeakerClient, flac: bytes) -> None:
+    catalogue = client.models()
+    for each in (catalogue, *catalogue.models, client.verify(flac, flac), client.embed(flac)):
+        assert len(repr(each)) < 300
+        assert repr(each).startswith(f"<{type(each).__name__}")
+
+
+def test_map_is_an_array_to_numpy(result: Identification) -> None:
+    explanation = result["act-da"].explanation
+    assert explanation is not None
+    plane = explanation.maps["fused"]
+    np.testing.assert_array_equal(np.asarray(plane), plane.values)
+    assert np.asarray(plane, np.float64).dtype == np.float64
+
+
 def test_notebook_shows_answers_maps_and_a_player(result: Identification, flac: bytes) -> None:
     page = result._repr_html_()
     assert page.count("<tr>") == 1 + len(result.answers)

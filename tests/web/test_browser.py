@@ -1,5 +1,7 @@
 """The page at a server's door in a real browser: keyboard, live audio, playback, a token, and accessibility."""
 
+import base64
+import io
 import shutil
 import subprocess
 import tarfile
@@ -24,6 +26,11 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 AXE = "axe-core@4.14.1"
 WAIT_MS = 120_000
 SERIOUS = ("serious", "critical")
+# Keeps what the page plays, so that a test can read it.
+KEEP_SOUNDS = """globalThis.sounds = [];
+const address = URL.createObjectURL;
+URL.createObjectURL = (blob) => (sounds.push(blob), address.call(URL, blob));"""
+LAST_SOUND = "async () => Array.from(new Uint8Array(await sounds.at(-1).arrayBuffer()))"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None or shutil.which("npm") is None, reason="chromium or npm is not installed"),
@@ -78,6 +85,7 @@ def opened(browser: Any, server: ServerProcess) -> Iterator[Any]:
     """The page, signed in by keyboard alone; everything it asks for is of the server."""
     context = browser.new_context(permissions=["microphone"], viewport={"width": 1400, "height": 900})
     page = context.new_page()
+    page.add_init_script(KEEP_SOUNDS)
     hosts: set[str] = set()
     errors: list[str] = []
     page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
@@ -134,6 +142,51 @@ def test_the_keyboard_is_enough(opened: Any) -> None:
     opened.keyboard.press("Enter")
     opened.locator('[data-play="kept"][aria-pressed="false"]').first.wait_for()
     assert changed != before
+
+
+def test_interference_and_target_change_answers(opened: Any) -> None:
+    before = answered(opened)
+    opened.locator("#interference").select_option("white noise")
+    noisy = answered(opened, other_than=before)
+    opened.locator("#snr").fill("-5")
+    assert opened.locator("#snr-value").inner_text() == "-5 dB"
+    noisier = answered(opened, other_than=noisy)
+    assert len({before, noisy, noisier}) == 3
+    other = opened.locator("#target option").nth(3).inner_text()
+    with opened.expect_response("**/v1/identify") as asked:
+        opened.locator("#target").select_option(other)
+    assert {each["explanation"]["target_speaker"] for each in asked.value.json()["answers"]} == {other}
+    assert answered(opened) == noisier, "another target explains the same answer"
+    opened.locator("#stage").select_option("s4")
+    opened.get_by_text(f"s4 map: why {other}?").first.wait_for()
+
+
+def test_played_sound_lies_where_the_map_is(opened: Any) -> None:
+    answered(opened)
+    with opened.expect_response("**/v1/identify") as asked:
+        opened.locator("#interference").select_option("siren")
+    answer = next(each for each in asked.value.json()["answers"] if each["variant"] == "clean")
+    fused = next(each for each in answer["explanation"]["saliency"] if each["stage"] == "STAGE_FUSED")
+    levels = np.frombuffer(base64.b64decode(fused["values"]), np.uint8).reshape(fused["rows"], fused["columns"])
+    answered(opened)
+    played = {}
+    for what in ("all", "kept", "removed"):
+        opened.locator(f'[data-play="{what}"]').first.click()
+        played[what] = soundfile.read(io.BytesIO(bytes(opened.evaluate(LAST_SOUND))))[0]
+    np.testing.assert_allclose(played["kept"] + played["removed"], played["all"], atol=3 / 2**15)
+    shares = {what: share_in(levels > 64, fused["frequencies_hz"], sound) for what, sound in played.items()}
+    assert shares["removed"] < shares["all"] < shares["kept"]
+    assert shares["kept"] > 1.5 * shares["removed"]
+
+
+def share_in(part: NDArray[np.bool_], centres_hz: list[float], sound: NDArray[np.float64]) -> float:
+    """Return the share of a sound's energy that lies in a part of the plane, [mel, frames] of 10 ms."""
+    frames = np.lib.stride_tricks.sliding_window_view(sound, 400)[::160] * np.hanning(400)
+    power = np.abs(np.fft.rfft(frames)) ** 2
+    rows = np.abs(np.fft.rfftfreq(400, 1 / 16_000)[:, None] - np.asarray(centres_hz)).argmin(axis=1)
+    columns = min(len(power), part.shape[1])
+    inside = part[rows][:, :columns].T
+    return float((power[:columns] * inside).sum() / power[:columns].sum())
 
 
 def test_live_audio_is_answered_while_it_is_recorded(opened: Any) -> None:
