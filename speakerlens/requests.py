@@ -281,7 +281,8 @@ def explain_options(explain: ExplainChoice) -> pb.ExplainOptions | None:
     elif isinstance(explain, str | Sequence):
         chosen = Explain(stages=explain)
     else:
-        raise ValueError(f"explain: {explain!r} is none of True, a stage's name, several names, and Explain")
+        names = "True, a stage's name, several names, and Explain"
+        raise ValueError(f"explain: {explain!r} is none of {names}")  # noqa: TRY004, as of all arguments
     stages = (chosen.stages,) if isinstance(chosen.stages, str) else chosen.stages
     return pb.ExplainOptions(
         stages=[choice(STAGES, stage, "stage") for stage in stages],

@@ -170,6 +170,10 @@ class SingleCall:
             if not is_accepted(content_type):
                 context.narrower = OTHER_TYPE
                 raise InvalidArgumentError(Reason.MALFORMED, f"content-type: send {JSON} or {FORM}")
+            if headers.get("content-encoding", "identity").strip().lower() != "identity":
+                # A few KB would unpack to the largest request (docs/decisions/0048).
+                context.narrower = OTHER_TYPE
+                raise InvalidArgumentError(Reason.MALFORMED, "content-encoding: compressed bodies are not read")
             limit = self._runner.max_bytes
             if content_type.lower().startswith(JSON):
                 limit = limit * BASE64_CHARACTERS // 3

@@ -77,6 +77,8 @@ def door(runner: Runner, service: Any, models: Models, ready: Callable[[], bool]
         Route("/{name}", pages.asset),
     ]
     application = Starlette(routes=routes, exception_handlers={HTTPException: _no_such_address})
+    # Behind a balancer that ends TLS, the address of a redirect would have plain HTTP, and get the token.
+    application.router.redirect_slashes = False
     return _SameOrigin(application)
 
 

@@ -111,9 +111,11 @@ def _fault(kind: type[Message], text: str) -> str:
 def _parse_form(kind: type[MessageT], content_type: str, body: bytes) -> MessageT:
     """Return the message of a form: the part `request` as JSON, and a file for each field of audio."""
     files: list[tuple[str, bytes]] = []
-    rest = b""
+    rest: bytes | None = None
     audio = _audio_fields(kind)
     for name, content in _parts(content_type, body):
+        if name == REST and rest is not None:
+            raise InvalidArgumentError(Reason.MALFORMED, f"the form has {REST} twice")
         if name == REST:
             rest = content
         elif name in audio:
@@ -122,7 +124,7 @@ def _parse_form(kind: type[MessageT], content_type: str, body: bytes) -> Message
             raise InvalidArgumentError(
                 Reason.MALFORMED, f"the form has a part {quoted(name)}; parts are {listed([REST, *audio])}"
             )
-    message = parse_json(kind, rest)
+    message = parse_json(kind, rest or b"")
     filled: dict[str, int] = {}
     for name, content in files:
         place = filled.get(name, 0)
@@ -134,6 +136,8 @@ def _parse_form(kind: type[MessageT], content_type: str, body: bytes) -> Message
             raise InvalidArgumentError(Reason.MALFORMED, f"the form has {name} twice")
         else:
             target = field
+        if target.WhichOneof("source"):
+            raise InvalidArgumentError(Reason.MALFORMED, f"the form has {name} as a file and in {REST}")
         target.encoded = content
     return message
 

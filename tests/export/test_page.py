@@ -24,9 +24,18 @@ from tests.serving.harness import ServerProcess, plane
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 BROWSER_SECONDS = 180
+# Files whose samples the page reads as the server does, bit for bit.
+KINDS = {
+    "8.wav": "PCM_U8",
+    "16.wav": "PCM_16",
+    "24.wav": "PCM_24",
+    "32.wav": "PCM_32",
+    "float.wav": "FLOAT",
+    "16.flac": "PCM_16",
+}
 # Drives the page in a frame, and asks the network's module directly for the numbers.
 HARNESS = """<!doctype html>
-<iframe id="page" src="index.html#interference=siren&snr=0" width="1200" height="900"></iframe>
+<iframe id="page" src="index.html#interference=siren&snr=0&engine=WebGPU" width="1200" height="900"></iframe>
 <script type="module">
 import { decode, masked } from "./audio.mjs";
 import { start } from "./engine.mjs";
@@ -50,6 +59,9 @@ try {
         features: undefined });
     }
   }
+  for (const file of await (await fetch("kinds.json")).json()) {
+    await report("decoded", [file, Array.from(await decode(await (await fetch(file)).arrayBuffer()))]);
+  }
   const tones = Float32Array.from({ length: 32_000 }, (_, index) =>
     Math.sin(2 * Math.PI * 500 * index / 16_000) + Math.sin(2 * Math.PI * 4_000 * index / 16_000));
   const [model, frames] = [settings.models[0], 198];
@@ -71,7 +83,8 @@ try {
     canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data).size);
   const unnamed = [...inner.querySelectorAll("input, select, button, canvas")].filter((part) =>
     !part.labels?.length && !part.textContent.trim() && !part.ariaLabel).map((part) => part.outerHTML);
-  await report("page", { first, second, hosts, drawn, unnamed });
+  const where = inner.getElementById("where").textContent;
+  await report("page", { first, second, where, hosts, drawn, unnamed });
 } catch (error) {
   await report("error", `${error} ${error.stack}`);
 }
@@ -146,6 +159,10 @@ def reports(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     (out / "harness.html").write_text(HARNESS, encoding="utf-8")
     for name, samples in recordings(bundles).items():
         soundfile.write(out / name, samples, 16_000, subtype="PCM_16")
+    sound = recordings(bundles)["short.wav"][:4_000]
+    for name, subtype in KINDS.items():
+        soundfile.write(out / name, sound, 16_000, subtype=subtype)
+    (out / "kinds.json").write_text(json.dumps(list(KINDS)), encoding="utf-8")
     (out / "sounds.json").write_text(json.dumps(list(recordings(bundles))), encoding="utf-8")
     handler = functools.partial(_Handler, directory=str(out))
     _Handler.found = queue.Queue()
@@ -155,11 +172,13 @@ def reports(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
         address = f"http://127.0.0.1:{files.server_port}/harness.html"
         browser = subprocess.Popen([str(CHROMIUM), *flags, profile, address], stderr=subprocess.DEVNULL)
-        found: dict[str, list[Any]] = {"answer": [], "kept": [], "page": []}
+        found: dict[str, list[Any]] = {"answer": [], "decoded": [], "kept": [], "page": []}
         try:
             while not found["page"]:
                 name, value = _Handler.found.get(timeout=BROWSER_SECONDS)
                 assert name != "error", value
+                if name == "decoded":
+                    value.append(soundfile.read(out / value[0])[0])
                 found[name].append(value)
         finally:
             browser.kill()
@@ -200,6 +219,14 @@ def test_numbers_equal_the_server_s(reports: dict[str, list[Any]], bundles: Path
     assert np.median(errors) < 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None or shutil.which("npm") is None, reason="chromium or npm is not installed")
+def test_samples_are_read_as_the_server_reads_them(reports: dict[str, list[Any]]) -> None:
+    assert len(reports["decoded"]) == len(KINDS)
+    for name, samples, expected in reports["decoded"]:
+        np.testing.assert_array_equal(samples, expected.astype(np.float32), err_msg=name)
+
+
 def _relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
     """Return the L2 norm of the difference over that of what is expected."""
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
@@ -229,6 +256,7 @@ def test_page_answers_draws_and_asks_no_other_host(reports: dict[str, list[Any]]
     [found] = reports["page"]
     assert all(variant in found["first"] for variant in ("clean: ", "act-da: "))
     assert found["first"] != found["second"], "without interference the answers are others"
+    assert "in this page by WebAssembly." in found["where"], "there is no GPU"
     assert len(set(found["hosts"])) == 1
     assert all(colours > 50 for colours in found["drawn"])
     assert found["unnamed"] == []

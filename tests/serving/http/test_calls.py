@@ -1,6 +1,7 @@
 """JSON and forms: the same answers, refusals and metrics as by gRPC."""
 
 import base64
+import gzip
 import io
 import json
 import socket
@@ -177,6 +178,11 @@ def test_malformed_json_is_refused(client: httpx.Client, body: bytes, said: str)
             b'--x\r\ncontent-disposition: form-data; name="audio"\r\n\r\nA\r\n' * 2 + b"--x--",
             400,
         ),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\ncontent-disposition: form-data; name="request"\r\n\r\n{}\r\n' * 2 + b"--x--",
+            400,
+        ),
     ],
 )
 def test_other_bodies_are_refused(client: httpx.Client, content_type: str, body: bytes, status: int) -> None:
@@ -185,10 +191,26 @@ def test_other_bodies_are_refused(client: httpx.Client, content_type: str, body:
     assert (answer.status_code, answer.json()["code"]) == (status, "INVALID_ARGUMENT")
 
 
+@pytest.mark.parametrize("source", [{"encoded": "AAAA"}, {"raw": {"samples": "AAAA"}}])
+def test_audio_that_is_sent_twice_is_refused(client: httpx.Client, source: dict[str, Any]) -> None:
+    request = json.dumps({"audio": source})
+    answer = client.post("/v1/identify", files={"audio": b"A"}, data={"request": request})
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == "the form has audio as a file and in request"
+
+
+def test_compressed_bodies_are_refused(client: httpx.Client) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = client.post("/v1/identify", content=gzip.compress(b"{}"), headers=headers)
+    assert answer.status_code == 415
+    assert "compressed bodies are not read" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("GET", "/nothing", 404),
+        ("POST", "/v1/identify/", 404),
         ("GET", "/../etc/passwd", 404),
         ("GET", "/page.py", 404),
         ("GET", "/examples/..%2fbundle.json", 404),
