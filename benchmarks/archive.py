@@ -7,6 +7,7 @@
 BUNDLE is one bundle, RECORDINGS a folder with FLAC files. The first form scores the same recordings in turn with
 
 * the bare graph: ONNX Runtime on windows that are cut beforehand, in the batches that the engine would form;
+* a plain loop: each file whole and alone through ONNX Runtime;
 * `Scorer` in this process, from WAV files, and from FLAC files, which are decoded in processes of their own;
 * a server and one client with `IdentifyBatch`, 32 recordings in a call, from WAV.
 
@@ -30,6 +31,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import onnxruntime
 import soundfile
 
 from benchmarks.environment import environment
@@ -87,6 +89,7 @@ def cost(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     engine = Engine(bundle, "cpu", 1)
     engine.warm_up()
     batches = list(_batches(wav, engine))
+    session = onnxruntime.InferenceSession(bundle.folder / "predict.onnx", _one_thread())
     rows: dict[str, list[float]] = {}
     with Scorer(arguments.bundle, "cpu", 1) as scorer, _server(arguments.bundle, folder) as client:
 
@@ -96,6 +99,7 @@ def cost(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         ways: dict[str, Callable[[], object]] = {
             "graph": graph,
+            "plain loop": lambda: _plainly(session, wav),
             "scorer, wav": lambda: list(scorer.score(wav)),
             "scorer, flac": lambda: list(scorer.score(flac)),
             "IdentifyBatch": lambda: _call(client, wav),
@@ -117,6 +121,19 @@ def cost(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "audio_s_per_cpu_s": {name: round(seconds / value) for name, value in median.items()},
         "share_of_graph": {name: round(median["graph"] / value, 3) for name, value in median.items()},
     }
+
+
+def _plainly(session: onnxruntime.InferenceSession, files: list[Path]) -> None:
+    """Score each file whole and alone, as a few lines with ONNX Runtime do."""
+    for file in files:
+        samples = soundfile.read(file, dtype="float32")[0]
+        session.run(None, {"audio": samples[None], "lengths": np.array([len(samples)])})
+
+
+def _one_thread() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return options
 
 
 def _batches(files: list[Path], engine: Engine) -> Iterator[Any]:

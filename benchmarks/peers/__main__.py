@@ -51,14 +51,20 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _cells(arguments: argparse.Namespace) -> Cells:
-    from benchmarks.peers import explaining, serving  # noqa: PLC0415
-    from benchmarks.peers.networks import newest  # noqa: PLC0415
+    from benchmarks.peers import archives, explaining, growth, serving, updates
+    from benchmarks.peers.made import RESNET34, made_once
+    from benchmarks.peers.networks import newest
 
-    bundles = {"small": newest(arguments.bundles, arguments.variant)}
-    if arguments.resnet34:
-        bundles["resnet34"] = arguments.resnet34
+    small = newest(arguments.bundles, arguments.variant)
+    bundles = {"small": small}
+    if arguments.resnet34 or not arguments.quick:
+        made = arguments.build / "resnet34" / "1"
+        bundles["resnet34"] = arguments.resnet34 or made_once(small, made, RESNET34, 1_000)
     yield from explaining.cells(bundles, arguments.quick)
     yield from serving.cells(bundles, arguments.build / "triton", arguments.quick)
+    yield from growth.cells(small, arguments.build, arguments.quick)
+    yield from updates.cells(arguments.bundles.parent / "corpus", arguments.quick)
+    yield from archives.cells(bundles, arguments.bundles.parent / "corpus", arguments.quick)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ UNUSED = (
 
 def ours(bundle: Path, rows: int, threads: int, lowest: str) -> Function:
     """Return the server's own session for the maps from a lowest stage on; for none, `predict.onnx`."""
-    from speakerlens.serving.engine.graphs import EXPLAIN_SPECS, PREDICT_SPEC  # noqa: PLC0415
-    from speakerlens.serving.engine.session import GraphSession  # noqa: PLC0415
-    from speakerlens.serving.models.reader import read_bundle  # noqa: PLC0415
+    from speakerlens.serving.engine.graphs import EXPLAIN_SPECS, PREDICT_SPEC
+    from speakerlens.serving.engine.session import GraphSession
+    from speakerlens.serving.models.reader import read_bundle
 
     spec: Any = EXPLAIN_SPECS[lowest] if lowest else PREDICT_SPEC
     session = GraphSession(spec, read_bundle(bundle), "cpu", threads)._session  # noqa: SLF001 - the bare graph
@@ -47,9 +47,9 @@ def ours(bundle: Path, rows: int, threads: int, lowest: str) -> Function:
 
 def eager(bundle: Path, rows: int, threads: int, bf16: bool, compiled: bool) -> Function:
     """Return autograd's LayerCAM; with bfloat16 in the encoder, or compiled by `torch.compile`."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from speakerlens.training.model.saliency import layercam_map, score_target, tapped  # noqa: PLC0415
+    from speakerlens.training.model.saliency import layercam_map, score_target, tapped
 
     network, audio = _network(bundle, threads), torch.from_numpy(batch_of(bundle, rows))
     with torch.no_grad():
@@ -90,8 +90,8 @@ def eager(bundle: Path, rows: int, threads: int, bf16: bool, compiled: bool) -> 
 
 def captum(bundle: Path, rows: int, threads: int) -> Function:
     """Return Captum's gradient x activation of the four taps, summed over channels."""
-    import torch  # noqa: PLC0415
-    from captum.attr import LayerGradientXActivation  # noqa: PLC0415
+    import torch
+    from captum.attr import LayerGradientXActivation
 
     network, audio = _network(bundle, threads), torch.from_numpy(batch_of(bundle, rows))
     model = _scorer(network)
@@ -111,8 +111,8 @@ def grad_cam(bundle: Path, rows: int, threads: int) -> Function:
     """Return LayerCAM of pytorch-grad-cam, without its resizing to the input by OpenCV."""
     for name in UNUSED:
         sys.modules.setdefault(name, _Empty(name))
-    import torch  # noqa: PLC0415
-    from pytorch_grad_cam import LayerCAM  # noqa: PLC0415
+    import torch
+    from pytorch_grad_cam import LayerCAM
 
     network, audio = _network(bundle, threads), torch.from_numpy(batch_of(bundle, rows))
     method = LayerCAM(_scorer(network), _taps(network))
@@ -138,7 +138,7 @@ def grad_cam(bundle: Path, rows: int, threads: int) -> Function:
 
 def openvino(bundle: Path, rows: int, threads: int, precision: str) -> Function:
     """Return OpenVINO's runtime on our `explain.onnx`; `precision` is f32 or bf16, which it may decline."""
-    import openvino as ov  # noqa: PLC0415
+    import openvino as ov
 
     core = ov.Core()
     hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
@@ -211,10 +211,10 @@ def _error(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def _network(bundle: Path, threads: int) -> Any:
-    import torch  # noqa: PLC0415
+    import torch
 
-    from benchmarks.peers.networks import manifest_of  # noqa: PLC0415
-    from speakerlens.export.verify import rebuild_network  # noqa: PLC0415
+    from benchmarks.peers.networks import manifest_of
+    from speakerlens.export.verify import rebuild_network
 
     torch.set_num_threads(threads)
     network = rebuild_network(bundle, manifest_of(bundle))
@@ -223,7 +223,7 @@ def _network(bundle: Path, threads: int) -> Any:
 
 def _scorer(network: Any) -> Any:
     """Return a module from features [batch, mel, frames] to logits, all frames valid."""
-    import torch  # noqa: PLC0415
+    import torch
 
     class Scorer(torch.nn.Module):
         def __init__(self) -> None:

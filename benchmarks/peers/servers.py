@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ import onnxruntime
 from benchmarks import triton_server
 from benchmarks.peers import model
 from benchmarks.peers.load import Target
-from benchmarks.peers.networks import speech
+from benchmarks.peers.networks import RATE, SECONDS, speech
 from benchmarks.peers.workers import SkippedError
 from benchmarks.processes import processor_seconds
 from speakerlens.export.bundle import MANIFEST
@@ -52,6 +52,28 @@ class Served:
 
 
 @dataclass(frozen=True)
+class Ours:
+    """Our server: its process and address."""
+
+    pid: int
+    address: str
+
+    def processor_seconds(self) -> float:
+        """Return the processor time of all its processes so far."""
+        return processor_seconds(self.pid)
+
+    def target(self, bundle: Path, explain: pb.ExplainOptions | None, seconds: float) -> Target:
+        """Return a request about speech of a bundle, in samples of 16 bits."""
+        samples = (speech(bundle, seconds) * 32_767).astype("<i2")
+        raw = pb.RawAudio(samples=samples.tobytes(), format=pb.SAMPLE_FORMAT_INT16, sample_rate=RATE)
+        models = [pb.ModelSelector(variant=bundle.parent.name)]
+        request = pb.IdentifyRequest(audio=pb.Audio(raw=raw), models=models, explain=explain)
+        path = "/speakerlens.v1.SpeakerIdentification/Identify"
+        least = 100 if explain is None else 10_000
+        return Target("grpc", self.address, path, request.SerializeToString(), least)
+
+
+@dataclass(frozen=True)
 class Setting:
     """A bundle, what is asked, the threads of a graph and how many graphs there are; `tools`: where Triton is kept."""
 
@@ -63,31 +85,27 @@ class Setting:
 
 
 @contextmanager
-def ours(setting: Setting) -> Iterator[Served]:
-    """Serve with this project's server; its own rule chooses instances where as many are wanted as there are cores."""
-    flags = ["--port=0", "--metrics-port=0", "--probe-seconds=0", "--log-level=error"]
-    if setting.instances == 1:
-        flags.append(f"--threads={setting.threads}")
+def ours(bundles: Sequence[Path], flags: Sequence[str] = ()) -> Iterator[Ours]:
+    """Serve bundles with this project's server."""
+    always = ["--port=0", "--metrics-port=0", "--probe-seconds=0", "--log-level=error", "--max-message-bytes=67108864"]
     with tempfile.TemporaryDirectory() as folder:
-        variant = setting.bundle.parent.name
-        (Path(folder) / variant).mkdir()
-        (Path(folder) / variant / setting.bundle.name).symlink_to(setting.bundle.resolve())
-        words = [sys.executable, "-m", "speakerlens", "serve", "--bundles", folder, *flags]
+        for bundle in bundles:
+            (Path(folder) / bundle.parent.name).mkdir()
+            (Path(folder) / bundle.parent.name / bundle.name).symlink_to(bundle.resolve())
+        words = [sys.executable, "-m", "speakerlens", "serve", "--bundles", folder, *always, *flags]
         with _process(words) as process:
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
                 raise SkippedError("our server did not start")
-            raw = pb.RawAudio(
-                samples=speech(setting.bundle).tobytes(), format=pb.SAMPLE_FORMAT_FLOAT32, sample_rate=16_000
-            )
-            request = pb.IdentifyRequest(
-                audio=pb.Audio(raw=raw), models=[pb.ModelSelector(variant=variant)], explain=EXPLAINED[setting.kind]
-            )
-            path = "/speakerlens.v1.SpeakerIdentification/Identify"
-            least = 100 if setting.kind == "predict" else 10_000
-            target = Target("grpc", json.loads(line)["grpc"], path, request.SerializeToString(), least)
-            yield Served(process.pid, target)
+            yield Ours(process.pid, json.loads(line)["grpc"])
+
+
+@contextmanager
+def speakerlens(setting: Setting) -> Iterator[Served]:
+    """Serve with ours, whose own rule uses the cores: threads and instances are left to it."""
+    with ours([setting.bundle]) as served:
+        yield Served(served.pid, served.target(setting.bundle, EXPLAINED[setting.kind], SECONDS))
 
 
 @contextmanager
@@ -156,7 +174,7 @@ def litserve(setting: Setting) -> Iterator[Served]:
 
 
 SERVERS: dict[str, Callable[[Setting], AbstractContextManager[Served]]] = {
-    "ours": ours,
+    "ours": speakerlens,
     "Triton": triton,
     "mosec": mosec,
     "LitServe": litserve,

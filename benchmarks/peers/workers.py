@@ -37,7 +37,7 @@ class Worker:
         self._pipe, theirs = context.Pipe()
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        self._process = context.Process(target=_work, args=(theirs, make, arguments), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, make, arguments), daemon=False)
         self._process.start()
         theirs.close()
         if before is None:
@@ -55,6 +55,12 @@ class Worker:
         self._pipe.send(calls)
         wall, cpu = self._receive(None)
         return Sample(wall / calls, cpu / calls)
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        assert self._process.pid is not None
+        return self._process.pid
 
     def close(self) -> None:
         """End the process."""
