@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo docs serve soak bench bench-overload check-gpu prometheus postgres robustness-drill test test-quick test-slow fuzz lint types protos dashboards image image-test sbom audit release-check clean
+.PHONY: help install lock demo docs serve soak bench bench-overload bench-gpu check-gpu prometheus postgres robustness-drill test test-quick test-slow fuzz lint types protos dashboards image image-test sbom audit release-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -76,6 +76,9 @@ bench-overload: $(INSTALLED)  ## overload the demo's bundles 3 and 10 times, 20 
 
 check-gpu: $(INSTALLED)  ## check this machine's GPU with the demo's bundles, or BUNDLES; says what it skips without one
 	$(BIN)/python -m benchmarks.gpu $(or $(BUNDLES),$(DEMO)/bundles) --out $(BUILD)/gpu.json
+
+bench-gpu: $(INSTALLED)  ## the speed of a bundle on this machine's GPU, under 8 minutes (BUNDLE=DIR/variant/1)
+	$(BIN)/python -m benchmarks.gpu_speed $(or $(BUNDLE),$(DEMO)/bundles/act-da/1) --out $(BUILD)/gpu_speed.json
 
 prometheus: $(INSTALLED)  ## fetch prometheus and promtool into the virtual environment (Debian; elsewhere, install them)
 	@deploy/prometheus/fetch.sh $(abspath $(BIN))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.results import Results, machine_name
+from benchmarks.peers.workers import SkippedError
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the first import of onnxruntime
 
@@ -44,7 +45,11 @@ def main(words: list[str] | None = None) -> int:
         if not name.startswith(tuple(arguments.only)) or (name in results.cells and not arguments.fresh):
             continue
         begun = time.monotonic()
-        cell = measure()
+        try:
+            cell = measure()
+        except SkippedError as error:
+            print(f"{name}: skipped, {error}", flush=True)
+            continue
         results.add(name, {**cell, "seconds": round(time.monotonic() - begun, 1)})
         print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
     return 0

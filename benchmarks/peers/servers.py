@@ -31,6 +31,7 @@ from speakerlens.protos.inference import inference_pb2 as oip
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 
 READY_SECONDS = 120
+SERVICE = "/speakerlens.v1.SpeakerIdentification"
 STAGES = (pb.STAGE_S1, pb.STAGE_S2, pb.STAGE_S3, pb.STAGE_S4)
 EXPLAINED = {
     "predict": None,
@@ -63,14 +64,23 @@ class Ours:
         return processor_seconds(self.pid)
 
     def target(self, bundle: Path, explain: pb.ExplainOptions | None, seconds: float) -> Target:
-        """Return a request about speech of a bundle, in samples of 16 bits."""
-        samples = (speech(bundle, seconds) * 32_767).astype("<i2")
-        raw = pb.RawAudio(samples=samples.tobytes(), format=pb.SAMPLE_FORMAT_INT16, sample_rate=RATE)
-        models = [pb.ModelSelector(variant=bundle.parent.name)]
-        request = pb.IdentifyRequest(audio=pb.Audio(raw=raw), models=models, explain=explain)
-        path = "/speakerlens.v1.SpeakerIdentification/Identify"
-        least = 100 if explain is None else 10_000
-        return Target("grpc", self.address, path, request.SerializeToString(), least)
+        """Return a request about speech of a bundle."""
+        request = _request(bundle, explain, seconds, 0.0)
+        return Target("grpc", self.address, f"{SERVICE}/Identify", request.SerializeToString(), _least(explain))
+
+    def batch_target(self, bundle: Path, explain: pb.ExplainOptions | None, seconds: float, count: int) -> Target:
+        """Return a request about different stretches of speech, together."""
+        requests = [_request(bundle, explain, seconds, 0.37 * number) for number in range(count)]
+        body = pb.IdentifyBatchRequest(requests=requests).SerializeToString()
+        return Target("grpc", self.address, f"{SERVICE}/IdentifyBatch", body, count * _least(explain))
+
+
+def _request(bundle: Path, explain: pb.ExplainOptions | None, seconds: float, start: float) -> pb.IdentifyRequest:
+    """Return a request about speech of a bundle, in samples of 16 bits."""
+    samples = (speech(bundle, seconds, start) * 32_767).astype("<i2")
+    raw = pb.RawAudio(samples=samples.tobytes(), format=pb.SAMPLE_FORMAT_INT16, sample_rate=RATE)
+    models = [pb.ModelSelector(variant=bundle.parent.name)]
+    return pb.IdentifyRequest(audio=pb.Audio(raw=raw), models=models, explain=explain)
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,7 @@ def triton(setting: Setting) -> Iterator[Served]:
             for each, (kind, values) in tensors.items():
                 request.inputs.add(name=each, datatype=kind, shape=[1, len(values)])
                 request.raw_input_contents.append(values.tobytes())
-            path, least = "/inference.GRPCInferenceService/ModelInfer", _least(setting.kind)
+            path, least = "/inference.GRPCInferenceService/ModelInfer", _least(EXPLAINED[setting.kind])
             target = Target("grpc", address, path, request.SerializeToString(), least)
             yield Served(process.pid, target)
         except RuntimeError as error:
@@ -196,7 +206,7 @@ def _http(setting: Setting, package: str, path: str, body: bytes, flags: list[st
     words = [sys.executable, "-m", f"benchmarks.peers.{package}_app", f"--port={port}", *flags]
     with _process(words, variables) as process:
         _wait_port(process, port)
-        target = Target("http", f"127.0.0.1:{port}", path, body, _least(setting.kind))
+        target = Target("http", f"127.0.0.1:{port}", path, body, _least(EXPLAINED[setting.kind]))
         yield Served(process.pid, target)
 
 
@@ -229,6 +239,6 @@ def _wait_port(process: "subprocess.Popen[str]", port: int) -> None:
             return
 
 
-def _least(kind: str) -> int:
-    """Return the least bytes of an answer: logits alone, or maps."""
-    return 100 if kind == "predict" else 10_000
+def _least(explain: object) -> int:
+    """Return the least bytes of an answer: scores alone, or maps."""
+    return 10_000 if explain else 100

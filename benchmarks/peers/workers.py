@@ -9,11 +9,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.peers.measuring import Sample
+from benchmarks.processes import processor_seconds
 
 Make = Callable[..., Callable[[], Any]]
 """Returns a function to measure; a module's function, as it is found by its name in another process."""
 
-OPEN_SECONDS = 120
+# Processor time that a way may take to be made and called once, in which compilers work; on a busy machine it is long.
+OPEN_SECONDS = 90
 
 
 class SkippedError(Exception):
@@ -45,7 +47,7 @@ class Worker:
         else:
             os.environ["OMP_NUM_THREADS"] = before
         try:
-            self.result = self._receive(OPEN_SECONDS)
+            self.result = self._opened()
         except SkippedError:
             self.close()
             raise
@@ -53,7 +55,7 @@ class Worker:
     def run(self, calls: int = 1) -> Sample:
         """Call the function some times; return the means of a call."""
         self._pipe.send(calls)
-        wall, cpu = self._receive(None)
+        wall, cpu = self._receive()
         return Sample(wall / calls, cpu / calls)
 
     @property
@@ -68,10 +70,14 @@ class Worker:
         self._process.terminate()
         self._process.join()
 
-    def _receive(self, seconds: float | None) -> Any:
+    def _opened(self) -> Any:
+        while not self._pipe.poll(1.0):
+            if processor_seconds(self.pid) > OPEN_SECONDS:
+                raise SkippedError(f"not ready after {OPEN_SECONDS} s of processor time")
+        return self._receive()
+
+    def _receive(self) -> Any:
         try:
-            if not self._pipe.poll(seconds):
-                raise SkippedError(f"not ready after {seconds} s")
             fault, value = self._pipe.recv()
         except EOFError:
             raise SkippedError("its process ended") from None
