@@ -2,25 +2,29 @@
 
     python benchmarks/perf_analyzer.py HOST:PORT MODEL [--concurrency 1 4 16] [--seconds 3] [--window-ms 2000]
 
-It requests every output including maps, so it measures explained requests. The program comes from an old wheel of
-tritonclient, for Linux on x86-64, and is kept in build/tools; of its dependencies only libb64 is a system package. Exit
-status 3: a dependency is missing, and stderr names it.
+It sends speech, and requests every output including maps, so it measures explained requests. The program comes from an
+old wheel of tritonclient, for Linux on x86-64, and is kept in build/tools; of its dependencies only libb64 is a system
+package. Exit status 3: a dependency is missing, and stderr names it.
 """
 
 import argparse
 import csv
+import io
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 RATE = 16_000
+DEMO = Path(__file__).resolve().parents[1] / "speakerlens" / "demo.tar.xz"
 TOOLS = Path(__file__).resolve().parents[1] / "build" / "tools" / "perf-analyzer"
 # The last wheel with the program in it.
 WHEELS = ("tritonclient==2.49.0", "nvidia-cuda-runtime-cu12==12.9.79")
@@ -82,12 +86,16 @@ def _try(command: list[str], folder: Path, complaint: str) -> None:
         raise MissingError(f"{complaint} ({' '.join(done.stderr.split())[-300:]})")
 
 
-def audio(seconds: float, seed: int) -> list[float]:
-    """Tones in noise: something that is not silence."""
-    rng = np.random.default_rng(seed)
-    time_s = np.arange(round(seconds * RATE)) / RATE
-    tones = sum(np.sin(2 * np.pi * frequency * time_s) for frequency in rng.uniform(100, 1500, 5))
-    return [round(float(value), 5) for value in 0.08 * tones + 0.02 * rng.normal(size=len(time_s))]
+def speech(seconds: float, count: int) -> list[list[float]]:
+    """Return stretches of the synthetic voices in the package's demo, 16 kHz, each from another place."""
+    with tarfile.open(DEMO) as archive:
+        names = sorted(name for name in archive.getnames() if name.startswith("act-da/") and name.endswith(".flac"))
+        files = [archive.extractfile(name) for name in names]
+        joined = np.concatenate([soundfile.read(io.BytesIO(file.read()))[0] for file in files if file is not None])
+    samples = round(seconds * RATE)
+    whole = np.resize(joined, len(joined) + samples)
+    starts = np.linspace(0, len(joined), count, endpoint=False).astype(int)
+    return [np.round(whole[start : start + samples], 5).tolist() for start in starts]
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, str]]:
@@ -101,8 +109,8 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, str]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         inputs, table = Path(folder) / "inputs.json", Path(folder) / "table.csv"
-        utterances = [{"audio": {"content": (clip := audio(arguments.seconds, seed)), "shape": [len(clip)]}}
-                      for seed in range(4)]  # fmt: skip
+        clips = speech(arguments.seconds, 4)
+        utterances = [{"audio": {"content": clip, "shape": [len(clip)]}} for clip in clips]
         inputs.write_text(json.dumps({"data": utterances}), encoding="utf-8")
         for callers in arguments.concurrency:
             command = [
