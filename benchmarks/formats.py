@@ -48,9 +48,6 @@ def in_half(content: bytes, kind: str) -> bytes:
             elif index not in chosen and name in made_half:
                 node.input[place] = cast(name, TensorProto.FLOAT)
         nodes.append(node)
-    for value in graph.output:
-        if value.name in made_half:
-            raise ValueError(f"{value.name}: an output of a convolution; it would change its type")
     del graph.node[:]
     graph.node.extend(nodes)
     del graph.value_info[:]
@@ -66,8 +63,9 @@ def _chosen(graph: onnx.GraphProto) -> set[int]:
     """Return the indices of the nodes to compute in half precision; those between must be fed by a chosen one."""
     chosen: set[int] = set()
     made: set[str] = set()
+    outputs = {value.name for value in graph.output}  # these keep their type
     for index, node in enumerate(graph.node):  # in the order of computation
-        if node.name.startswith(FRONT_END):
+        if node.name.startswith(FRONT_END) or outputs.intersection(node.output):
             continue
         fed = any(name in made for name in (node.input[:1] if node.op_type == "Slice" else node.input))
         if node.op_type in CONVOLUTIONS or (node.op_type in BETWEEN and fed):

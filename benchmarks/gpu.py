@@ -3,7 +3,7 @@
     make check-gpu BUNDLES=DIR
     python -m benchmarks.gpu DIR --device cuda --out build/gpu.json
 
-For each bundle:
+For each bundle, in float32, and with convolutions in float16 (benchmarks/formats.py):
 
 * placement: the nodes of each graph on the GPU and on the CPU; those on the CPU may only compute shapes, and nothing
   may be copied between;
@@ -36,6 +36,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from benchmarks.environment import environment
+from benchmarks.formats import in_half
 from speakerlens.cuda import CPU, CUDA, CudaError, Device, choose
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.graphs import Job
@@ -44,6 +45,7 @@ from speakerlens.serving.models.reader import read_bundle
 
 RATE = 16_000
 SECONDS = 3
+HALF_SUFFIX = ".fp16.onnx"
 BATCHES = (1, 2, 4, 8, 16, 32)
 CALLS = 10
 # Relative L2 error against the CPU: of scores and of maps, in which one ReLU at its kink flips a few bins.
@@ -127,34 +129,15 @@ def gpus() -> list[str]:
 
 def _check_bundle(bundle: Bundle, device: Device, name: str, report: dict[str, Any]) -> dict[str, Any]:
     """Return the figures of one bundle; add what fails, and what cannot be checked, to the report."""
-    graphs = sorted(file.name for file in bundle.folder.glob("*.onnx"))
-    halves = [each for each in graphs if is_half(bundle.folder / each)]
-    if not halves:
-        report["skipped"].append(f"{bundle.name}: half precision, of which the bundle has no graph")
     found: dict[str, Any] = {"placement": {}, "outputs": {}, "batches": {}}
 
     def insist(holds: bool, what: str) -> None:
         if not holds:
             report["failed"].append(f"{bundle.name}: {what}")
 
-    for graph in graphs:
-        path = bundle.folder / graph
-        placed = placement(path, device)
-        found["placement"][graph] = asdict(placed)
-        if device.provider == CUDA:
-            insist(placed.copies == 0, f"{graph} copies between GPU and CPU {placed.copies} times")
-            foreign = sorted(set(placed.on_cpu) - SHAPES)
-            insist(not foreign, f"{graph} computes on the CPU: {', '.join(foreign)}")
-        scores, maps = TOLERANCES["half" if graph in halves else "float32"]
-        errors = differences(path, device)
-        found["outputs"][graph] = errors
-        for output, error in errors.items():
-            limit = maps if output.startswith("saliency") else scores
-            insist(error <= limit, f"{graph}: {output} differs from the CPU's by {error:.1e}, more than {limit:.0e}")
-        speed, error = batches(path, device)
-        found["batches"][graph] = {"milliseconds an utterance": speed, "error against alone": error}
-        limit = maps if graph in halves else ALONE
-        insist(error <= limit, f"{graph}: an utterance in a batch differs from the same alone by {error:.1e}")
+    with tempfile.TemporaryDirectory() as folder:
+        for path in [*sorted(bundle.folder.glob("*.onnx")), *halves(bundle.folder, Path(folder))]:
+            _check_graph(path, bundle.folder / path.name.replace(HALF_SUFFIX, ".onnx"), device, found, insist)
     engine, found["warm-up"] = warmed_up(bundle, "cpu" if device.provider == CPU else name)
     found["recovery"] = recovery(bundle, engine, device)
     insist(found["recovery"]["same as before"], "an engine that is opened again computes something else")
@@ -165,9 +148,38 @@ def _check_bundle(bundle: Bundle, device: Device, name: str, report: dict[str, A
     return found
 
 
-def is_half(graph: Path) -> bool:
-    """Return whether a graph's weights are of half precision: by its file's name, such as `explain.fp16.onnx`."""
-    return any(part in graph.stem.lower() for part in ("fp16", "half", "bf16"))
+def _check_graph(
+    path: Path, whole: Path, device: Device, found: dict[str, Any], insist: Callable[[bool, str], None]
+) -> None:
+    """Add the figures of a graph, whose results are compared with those of `whole`, in float32, on the CPU."""
+    graph = path.name
+    half = path != whole
+    placed = placement(path, device)
+    found["placement"][graph] = asdict(placed)
+    if device.provider == CUDA:
+        insist(placed.copies == 0, f"{graph} copies between GPU and CPU {placed.copies} times")
+        foreign = sorted(set(placed.on_cpu) - SHAPES)
+        insist(not foreign, f"{graph} computes on the CPU: {', '.join(foreign)}")
+    scores, maps = TOLERANCES["half" if half else "float32"]
+    errors = differences(whole, path, device)
+    found["outputs"][graph] = errors
+    for output, error in errors.items():
+        limit = maps if output.startswith("saliency") else scores
+        insist(error <= limit, f"{graph}: {output} differs from the CPU's by {error:.1e}, more than {limit:.0e}")
+    speed, error = batches(path, device)
+    found["batches"][graph] = {"milliseconds an utterance": speed, "error against alone": error}
+    limit = maps if half else ALONE
+    insist(error <= limit, f"{graph}: an utterance in a batch differs from the same alone by {error:.1e}")
+
+
+def halves(bundle: Path, folder: Path) -> list[Path]:
+    """Write the bundle's graphs with convolutions in float16 into a folder, and link its utterances there."""
+    (folder / "utterances").symlink_to((bundle / "utterances").resolve())
+    made = []
+    for graph in sorted(bundle.glob("*.onnx")):
+        made.append(folder / f"{graph.stem}{HALF_SUFFIX}")
+        made[-1].write_bytes(in_half(graph.read_bytes(), "fp16"))
+    return made
 
 
 def session_of(graph: Path, device: Device, profile: Path | None = None) -> ort.InferenceSession:
@@ -218,16 +230,24 @@ def placement(graph: Path, device: Device) -> Placement:
     )
 
 
-def differences(graph: Path, device: Device) -> dict[str, float]:
-    """Return the relative L2 error of each output on the device against the CPU, the worst of eight utterances."""
-    sessions = [session_of(graph, each) for each in (Device(CPU), device)]
-    given = inputs(sessions[0], graph.parent, 8)
+def differences(whole: Path, graph: Path, device: Device) -> dict[str, float]:
+    """Return the error of each output on the device against the CPU, the worst of eight utterances.
+
+    `whole` is the graph for the CPU, in float32.
+    """
+    sessions = [session_of(whole, Device(CPU)), session_of(graph, device)]
+    given = inputs(sessions[0], whole.parent, 8)
     names = [each.name for each in sessions[0].get_outputs()]
     expected, found = (session.run(names, given) for session in sessions)
     return {
-        name: max(relative(row, other) for row, other in zip(one, two, strict=True))
+        name: max(_error(name, row, other) for row, other in zip(one, two, strict=True))
         for name, one, two in zip(names, found, expected, strict=True)
     }
+
+
+def _error(name: str, answer: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return the relative L2 error; of a cosine, which may be near 0, the absolute one."""
+    return abs(float(answer) - float(expected)) if name == "score" else relative(answer, expected)
 
 
 def batches(graph: Path, device: Device) -> tuple[dict[int, float], float]:

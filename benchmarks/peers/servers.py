@@ -4,13 +4,14 @@ import base64
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -214,16 +215,21 @@ def _http(setting: Setting, package: str, path: str, body: bytes, flags: list[st
 def _process(words: list[str], variables: dict[str, str] | None = None) -> Iterator["subprocess.Popen[str]"]:
     environment = {**os.environ, **(variables or {})}
     with subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        words,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             yield process
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            with suppress(ProcessLookupError):  # LitServe's workers outlive it
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait_port(process: "subprocess.Popen[str]", port: int) -> None:

@@ -92,7 +92,8 @@ def test_graphs_are_placed_on_cuda_without_copies(machine: Path, bundles: Path, 
     of_results = (" differs from ", "an engine that is opened again computes something else")
     assert [line for line in report["failed"] if not any(each in line for each in of_results)] == []
     for bundle in report["bundles"]:
-        assert set(bundle["placement"]) == {"predict.onnx", "explain.onnx", "verify.onnx"}
+        kinds = (".onnx", ".fp16.onnx")
+        assert set(bundle["placement"]) == {f"{n}{kind}" for n in ("predict", "explain", "verify") for kind in kinds}
         for name, placed in bundle["placement"].items():
             assert placed["copies"] == 0, name
             assert set(placed["on_cpu"]) <= SHAPES, name
