@@ -6,8 +6,8 @@
 * version: one version in the code, the chart and the citation; the changelog has it, if there is a tag of it;
 * protos: `buf lint`, and `buf breaking` against the last tag;
 * packages: an sdist, and the wheel that is built from it, pass `twine check` and hold what the program reads;
-* environments: the wheel in empty environments, with the versions of the lock: the client's command; a server that
-  answers that client; training's commands.
+* environments: the wheel in empty environments, with the versions of the lock: commands of client, server and
+  training; the server of one, with the demo's bundles, answers the client of another.
 
 Exit status 1 if a part fails. What cannot be checked here (no npm, no tag yet) is said, and does not fail.
 """
@@ -181,20 +181,58 @@ def wheel_of(dist: Path) -> Path:
 def check_environments(arguments: argparse.Namespace) -> str:
     """Install the wheel into empty environments, and run what it is for."""
     wheel = wheel_of(arguments.dist)
-    done = []
-    for extra in arguments.extras.split(","):
-        with tempfile.TemporaryDirectory() as text:
-            folder = Path(text)
-            (folder / "lock.txt").write_text(constraints((ROOT / "requirements" / "dev.txt").read_text("utf-8")))
-            words = ["--constraint", str(folder / "lock.txt")]
-            words += ["--constraint", str(ROOT / "requirements" / "constraints.txt")]
-            home = environment(folder / "home", [f"{wheel}[{extra}]"], words)
+    done, homes = [], dict[str, Path]()
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        (folder / "lock.txt").write_text(constraints((ROOT / "requirements" / "dev.txt").read_text("utf-8")))
+        words = ["--constraint", str(folder / "lock.txt")]
+        words += ["--constraint", str(ROOT / "requirements" / "constraints.txt")]
+        for extra in arguments.extras.split(","):
+            homes[extra] = home = environment(folder / extra, [f"{wheel}[{extra}]"], words)
             _run(str(home / "bin" / "python"), "-m", "pip", "check", cwd=folder)
             for program, *rest in COMMANDS[extra]:
                 _run(str(home / "bin" / program), *rest, cwd=folder)
             packages = json.loads(_run(str(home / "bin" / "python"), "-m", "pip", "list", "--format=json", cwd=folder))
-        done.append(f"{extra} with {len(packages)} packages")
+            done.append(f"{extra} with {len(packages)} packages")
+        if {"client", "cpu"} <= homes.keys():
+            done.append(answered(homes["cpu"] / "bin", homes["client"] / "bin", folder))
     return ", ".join(done)
+
+
+def answered(server: Path, client: Path, folder: Path) -> str:
+    """Start the server of one environment on the demo's bundles, and ask it with the client of another.
+
+    Args:
+        server: programs of the server's environment.
+        client: programs of the client's.
+        folder: for the bundles.
+
+    Raises:
+        CheckError: the server does not start, or the client's command fails.
+    """
+    unpack = "import pathlib, sys; from speakerlens.demo import unpack; unpack(pathlib.Path(sys.argv[1]))"
+    bundles = folder / "bundles"
+    _run(str(server / "python"), "-c", unpack, str(bundles), cwd=folder)
+    file = min(bundles.glob("*/*/utterances/*.flac"))
+    words = [str(server / "speakerlens"), "serve", f"--bundles={bundles}", "--port=0", "--no-metrics"]
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(
+            [*words, "--probe-seconds=0"], cwd=folder, env=_clean(), stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise CheckError(f"speakerlens serve: {(folder / 'log').read_text('utf-8')[-2000:]}")
+            asked = (str(client / "speakerlens"), "identify", str(file), "--json", "--timeout=120", "--server")
+            answer = json.loads(_run(*asked, json.loads(line)["grpc"], cwd=folder))
+        finally:
+            process.terminate()
+    if process.returncode:
+        raise CheckError(f"speakerlens serve ended with status {process.returncode} after SIGTERM")
+    return f"the server answers the client with {len(answer['answers'])} models"
 
 
 def constraints(lock: str) -> str:
@@ -219,15 +257,18 @@ PARTS: dict[str, Callable[[argparse.Namespace], str]] = {
 
 
 def _run(*command: str, cwd: Path = ROOT) -> str:
-    # What lies on PYTHONPATH would count as installed in an empty environment.
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     try:
-        done = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=cwd, env=_clean(), capture_output=True, text=True, check=False)
     except OSError as error:
         raise CheckError(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
         raise CheckError(f"{' '.join(command[:4])}: {(done.stdout + done.stderr)[-2000:]}")
     return done.stdout
+
+
+def _clean() -> dict[str, str]:
+    """Return the variables without those whose folders would count as installed in an empty environment."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 def _runs(*command: str) -> bool:

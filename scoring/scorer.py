@@ -157,7 +157,7 @@ class Scorer:
         query = Query(audio=audio, explain=self._explain, with_embedding=self._embeddings, priority=Priority.BULK)
         pipeline = self._local.pipeline
         try:
-            result = await pipeline.identify(query, self._local.models)
+            result = await pipeline.identify(query, self._local.models, counted=False)  # no metrics are read here
         except UnavailableError:
             raise
         except RequestError as error:

@@ -71,4 +71,5 @@ def test_one_retry_is_enough_behind_a_balancer(name: str, tmp_path: Path, tools:
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_client_behind_a_balancer_loses_nothing(name: str, tmp_path: Path, tools: Path) -> None:
     outcome = drilled(f"{name}-client", tmp_path, tools)
-    assert {name: drill.failed for name, drill in outcome.drills.items()} == {"steady": 0, "kill": 0, "rolling": 0}
+    failed = {name: drill.failed for name, drill in outcome.drills.items()}
+    assert failed == {"steady": 0, "kill": 0, "rolling": 0}, [drill.errors for drill in outcome.drills.values()]

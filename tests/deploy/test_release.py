@@ -74,7 +74,8 @@ def test_workflow_checks_before_it_publishes() -> None:
 @pytest.mark.slow
 @pytest.mark.process
 def test_packages_install_into_empty_environments(tmp_path: Path) -> None:
-    """Of the client and the server; training's, with torch, are in `make release-check`."""
+    """Of the client and the server, which answers; training's, with torch, are in `make release-check`."""
     command = [sys.executable, "-m", "deploy.release", "--only", "packages,environments", "--extras", "client,cpu"]
     done = subprocess.run([*command, "--dist", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+    assert "the server answers the client with 3 models" in done.stdout
