@@ -5,9 +5,9 @@
     python -m benchmarks.peers --bundles build/demo/bundles --resnet34 DIR/clean/1 --only explaining training
 
 Tables: explaining, serving, growth, training, archive. Cells that the file of results has are not measured again,
-unless --fresh. What is compared takes turns; quoted are medians of processor time and of the clock, and ratios within a
-round. A cell is marked as disturbed where other processes took more than 5 % of the cores. Peers are packages of the
-extra `bench`; those that are not installed are named as skipped.
+unless --fresh; a run that had too little time goes on where it was. What is compared takes turns; quoted are medians of
+processor time and of the clock, and ratios within a round. A cell is marked as disturbed where other processes took
+more than 5 % of the cores. Peers are packages of the extra `bench`; those that are not installed are named as skipped.
 """
 
 import argparse
@@ -36,15 +36,20 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[""], metavar="PREFIX", help="cells whose names begin so")
     parser.add_argument("--quick", action="store_true", help="one short round of a part, to try the program")
     parser.add_argument("--fresh", action="store_true", help="measure again what the file of results has")
+    parser.add_argument("--minutes", type=float, default=18, help="begin no cell after these (%(default)s)")
     parser.add_argument("--build", type=Path, default=Path("build/peers"), help="what is made and fetched")
     parser.add_argument("--out", type=Path, help="the file of results, <machine>.json in benchmarks/results")
     arguments = parser.parse_args(words)
     out = arguments.out or RESULTS / f"{machine_name()}.json"
     results = Results(out)
+    until = time.monotonic() + 60 * arguments.minutes
     for name, measure in _cells(arguments):
         if not name.startswith(tuple(arguments.only)) or (name in results.cells and not arguments.fresh):
             continue
         begun = time.monotonic()
+        if begun > until:
+            print(f"{name}: left for the next run", flush=True)
+            continue
         try:
             cell = measure()
         except SkippedError as error:

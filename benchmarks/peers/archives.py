@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import archive
 from benchmarks.peers.measuring import Others
 
-COUNT, ROUNDS = 100, 3
+COUNTS, ROUNDS = {"small": 100, "resnet34": 10}, 3
 
 
 def cells(bundles: dict[str, Path], corpus: Path, quick: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
@@ -19,7 +19,7 @@ def cells(bundles: dict[str, Path], corpus: Path, quick: bool) -> Iterator[tuple
     if next(corpus.rglob("*.flac"), None) is None:
         return
     for network, bundle in bundles.items():
-        count = 8 if quick else COUNT if network == "small" else COUNT // 4
+        count = 8 if quick else COUNTS[network]
         yield f"archive/{network}", partial(_cell, bundle, corpus, count, 1 if quick else ROUNDS)
 
 

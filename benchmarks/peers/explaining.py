@@ -195,7 +195,7 @@ def _cell(bundle: Path, rows: int, threads: int, quick: bool) -> dict[str, Any]:
         calls = 1 if quick else max(1, round(0.1 / slowest))
         with Others(time.monotonic) as others:
             ways = {name: partial(worker.run, calls) for name, worker in workers.items()}
-            rounds = interleave(ways, 2 if quick else 9, seconds=20)
+            rounds = interleave(ways, 2 if quick else 9, seconds=12)
     expected = workers[REFERENCE].result
     figures = summary(rounds, REFERENCE)
     for name, worker in workers.items():

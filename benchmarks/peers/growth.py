@@ -19,7 +19,7 @@ from benchmarks.processes import resident_mib
 CALLERS = (1, 4, 16, 64, 256)
 LENGTHS = (1, 3, 10, 30, 60, 180, 600)
 CLASSES = (30, 1_000, 10_000, 100_000)
-BUNDLES = (1, 2, 4, 8)
+BUNDLES = (1, 2, 4)
 # Audio that a slice answers about, in seconds of audio, and the most and fewest calls of it.
 SLICE_AUDIO = 120
 CALLS = (3, 40)

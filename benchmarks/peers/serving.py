@@ -18,10 +18,10 @@ from benchmarks.peers.workers import SkippedError
 CALLERS = (1, 8, 32, 128)
 KINDS = ("predict", "explain", "fused")
 # Of one server under one number of callers, in one round; more where all callers need more for an answer each.
-SLICE_SECONDS = 1.5
+SLICE_SECONDS = 1.0
 ROUNDS = 3
 # A round that takes longer than this for all servers is the last of its cell.
-LONG_SECONDS = 20
+LONG_SECONDS = 15
 REFERENCE = "ours"
 
 

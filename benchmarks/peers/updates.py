@@ -129,7 +129,7 @@ def _cell(corpus: Path, updates: int, quick: bool) -> dict[str, Any]:
     try:
         with Others(time.monotonic) as others:
             rounds = interleave(
-                {name: partial(_run, worker) for name, worker in workers.items()}, 1 if quick else 5, seconds=60
+                {name: partial(_run, worker) for name, worker in workers.items()}, 1 if quick else 3, seconds=60
             )
     finally:
         for worker in workers.values():

@@ -15,7 +15,7 @@ Make = Callable[..., Callable[[], Any]]
 """Returns a function to measure; a module's function, as it is found by its name in another process."""
 
 # Processor time that a way may take to be made and called once, in which compilers work; on a busy machine it is long.
-OPEN_SECONDS = 90
+OPEN_SECONDS = 60
 
 
 class SkippedError(Exception):
