@@ -11,14 +11,15 @@ from typing import Any
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "grpcio", "numpy")
 
 
-def environment() -> dict[str, Any]:
-    """Return date, machine, package versions, load, and the commit, with a + if files differ from it."""
+def environment(*more: str) -> dict[str, Any]:
+    """Return date, machine, versions of packages, `more` among them, load, and the commit, with a + if files differ."""
+    versions = {name: found for name in (*PACKAGES, *more) if (found := _of(name))}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "load_average": [round(load, 1) for load in os.getloadavg()],
-        "versions": {"python": platform.python_version(), **{name: found for name in PACKAGES if (found := _of(name))}},
+        "versions": {"python": platform.python_version(), **versions},
     }
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from benchmarks.environment import environment
 from benchmarks.peers.page import page
 
+PEERS = ("torch", "captum", "grad-cam", "openvino", "mosec", "litserve")
+
 
 def machine_name() -> str:
     """Return a name of this machine for a file: its processor, and the number of cores."""
@@ -35,7 +37,7 @@ class Results:
 
     def add(self, name: str, cell: dict[str, Any]) -> None:
         """Add a cell, with where and when it was measured, and write the file and its page."""
-        about = environment()
+        about = environment(*PEERS)
         self.cells[name] = {**cell, "date": about["date"], "commit": about["commit"], "load": about["load_average"][0]}
         content = {key: about[key] for key in ("machine", "versions")} | {"cells": dict(sorted(self.cells.items()))}
         self._path.parent.mkdir(parents=True, exist_ok=True)
