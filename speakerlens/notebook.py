@@ -85,7 +85,8 @@ def _player(source: pb.Audio | None) -> str:
     kind = next((kind for magic, kind in _KINDS.items() if content.startswith(magic)), "")
     if not kind:
         return ""
-    return f'<audio controls src="data:audio/{kind};base64,{base64.b64encode(content).decode()}"></audio>'
+    sound = base64.b64encode(content).decode()
+    return f'<audio controls src="data:audio/{kind};base64,{sound}" style="display:block"></audio>'
 
 
 def _picture(answers: Sequence[Answer], source: pb.Audio | None) -> str:
@@ -99,7 +100,8 @@ def _picture(answers: Sequence[Answer], source: pb.Audio | None) -> str:
     drawn.savefig(buffer, format="png", dpi=100)
     text = html.escape(", ".join(each.name for each in of_answers(answers)))
     picture = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="saliency maps of {text}" style="max-width:100%" src="data:image/png;base64,{picture}">'
+    style = "display:block;max-width:100%"
+    return f'<img alt="saliency maps of {text}" style="{style}" src="data:image/png;base64,{picture}">'
 
 
 def _file(source: pb.Audio | None) -> bytes | None:

@@ -187,6 +187,15 @@ def _repeated(field: FieldDescriptor) -> bool:
     return bool(field.is_repeated)
 
 
+def _unwrapped(lines: list[str]) -> str:
+    """Return a comment with its line breaks only where a paragraph or an entry of a list, such as a status, begins."""
+    text = ""
+    for line in lines:
+        begins = not line or not text or text.endswith("\n") or re.match(r"[A-Z_]{4,}\s|- ", line)
+        text += line if not text else f"\n{line}" if begins else f" {line}"
+    return text.strip()
+
+
 def _comments(source: str) -> Iterator[tuple[str, str]]:
     """Yield the comment above each message, field (`Message.field`), enum, value and method of the contract."""
     block: list[str] = []
@@ -195,7 +204,7 @@ def _comments(source: str) -> Iterator[tuple[str, str]]:
         if line.startswith("//"):
             block.append(line.removeprefix("//").strip())
             continue
-        text, block = "\n".join(block).strip(), []
+        text, block = _unwrapped(block), []
         named = re.match(r"(?:message|enum|service|oneof|rpc)\s+(\w+)", line)
         field = re.match(r"(?:(?:repeated|optional)\s+)?[\w.]+\s+(\w+)\s*=\s*\d+;", line)
         value = re.match(r"([A-Z][A-Z0-9_]+)\s*=\s*\d+;", line)
