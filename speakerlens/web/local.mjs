@@ -1,6 +1,6 @@
 // The models in this page: their graphs run in a worker.
 
-/** Load the models; return what answers, and says by `engine` where. `wanted` is the name of an engine, or null. */
+/** Start the engine; return what answers, and says by `engine` where. `wanted` is the name of an engine, or null. */
 export async function connect(settings, wanted) {
   const worker = new Worker("worker.mjs", { type: "module" });
   const waiting = new Map();

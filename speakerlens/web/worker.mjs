@@ -11,11 +11,19 @@ let detector;
 
 async function load() {
   networks = new Map();
-  for (const model of settings.models) networks.set(model.variant, await Network.load(model, engine));
   detector = await Detector.load(settings.detector, engine);
 }
 
-/** Load the networks in WebAssembly after an error of WebGPU, which a driver may refuse or take away. */
+/** Return a variant's network; each is loaded when it is first asked, so that the first answer does not wait for all. */
+async function network(variant) {
+  if (!networks.has(variant)) {
+    const model = settings.models.find((each) => each.variant === variant);
+    networks.set(variant, await Network.load(model, engine));
+  }
+  return networks.get(variant);
+}
+
+/** Go on in WebAssembly after an error of WebGPU, which a driver may refuse or take away. */
 async function fallBack(error) {
   if (engine.name !== "WebGPU") throw error;
   console.warn(`WebGPU failed: ${error?.message ?? error}`);
@@ -35,7 +43,7 @@ const calls = {
     return found;
   },
   explain({ variant, samples, speech, target }) {
-    const explained = () => networks.get(variant).explain(samples, speech, target);
+    const explained = async () => (await network(variant)).explain(samples, speech, target);
     return explained().catch((error) => fallBack(error).then(explained));
   },
 };
