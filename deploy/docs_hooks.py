@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from speakerlens.cli.main import CLIENT, main
 
 ROOT = Path(__file__).parents[1]
-# Of a link out of docs/, such as ](../../benchmarks/results/known.json).
-OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+((?:benchmarks|README|CONTRIBUTING|protos)[^)]*)\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -23,9 +22,11 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Write the name of a file outside of the site instead of a link to it."""
-    return OUTSIDE.sub(r"\1 (`\2`)", markdown).replace("](tutorial.ipynb)", "](tutorial.md)")
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Write the name of a file outside of docs/ instead of a link to it."""
+    out = r"\.\./" * (1 + page.file.src_uri.count("/"))
+    markdown = re.sub(rf"\[([^\]]+)\]\({out}([^)]*)\)", r"\1 (`\2`)", markdown)
+    return markdown.replace("](tutorial.ipynb)", "](tutorial.md)")
 
 
 def tutorial() -> str:
