@@ -1,15 +1,18 @@
 """The server's processor time for an answer, by what is asked for, beside that of other checkouts.
 
     python -m benchmarks.answer_cost BUNDLES --variant act-da --against ../before --out RESULT.json
+    python -m benchmarks.answer_cost BUNDLES --against ../before --cases predict --at-once 1 8 32 128 --threads 2
 
 A server of each checkout runs on the same bundles with one thread of ONNX Runtime. One process sends calls of 3 s of
 speech from the bundle, some at a time. The servers take turns every few calls, so that other work on the machine
 affects all alike; figures are medians over the rounds. Processor time is that of all threads of the server process, of
-which the graph itself is a part; measuring in the background is included.
+which the graph itself is a part; measuring in the background is included. Answers a second and the 99th percentile of
+their times are by the wall clock, with the client on the same cores.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import statistics
@@ -17,7 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -29,7 +32,14 @@ from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 
 RATE = 16_000
-FLAGS = ("--port=0", "--metrics-port=0", "--probe-seconds=0", "--log-level=error", "--threads=1")
+FLAGS = (
+    "--port=0",
+    "--metrics-port=0",
+    "--probe-seconds=0",
+    "--log-level=error",
+    "--max-in-flight=256",
+    "--queue-size=256",
+)
 SETTLE_SECONDS = 0.15  # measuring in the background ends
 CASES: dict[str, tuple[str, pb.ExplainOptions | None]] = {
     "predict": ("speech", None),
@@ -42,6 +52,14 @@ CASES: dict[str, tuple[str, pb.ExplainOptions | None]] = {
         pb.ExplainOptions(stages=[pb.STAGE_S1, pb.STAGE_FUSED], encoding=pb.ENCODING_UINT8),
     ),
 }
+
+
+class Figures(NamedTuple):
+    """Processor time of an answer in ms, answers a second, and the 99th percentile of their times in ms."""
+
+    processor_ms: float
+    per_second: float
+    p99_ms: float
 
 
 class Server:
@@ -74,41 +92,57 @@ def audio_of(bundles: Path, variant: str, kind: str) -> NDArray[np.float32]:
     return np.resize(joined, 3 * RATE).astype(np.float32)
 
 
-async def burst(stub: SpeakerIdentificationStub, request: pb.IdentifyRequest, calls: int, at_once: int) -> None:
-    """Send calls, some at a time."""
-    left = iter(range(calls))
+async def burst(stub: SpeakerIdentificationStub, request: pb.IdentifyRequest, calls: int, at_once: int) -> list[float]:
+    """Send calls, some at a time; return the seconds of each."""
+    left, taken = iter(range(calls)), []
 
     async def work() -> None:
         for _ in left:
+            started = time.monotonic()
             await stub.Identify(request)  # type: ignore[misc]
+            taken.append(time.monotonic() - started)
 
     await asyncio.gather(*(work() for _ in range(at_once)))
+    return taken
 
 
-async def measure(servers: dict[str, Server], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return the median milliseconds of an answer, by case and server."""
+async def measure(servers: dict[str, Server], arguments: argparse.Namespace) -> dict[str, dict[str, Figures]]:
+    """Return the medians over the rounds, by case and server."""
     options = [("grpc.max_receive_message_length", -1)]
     channels = {name: grpc.aio.insecure_channel(server.address, options) for name, server in servers.items()}
     stubs = {name: SpeakerIdentificationStub(channel) for name, channel in channels.items()}
-    found: dict[str, dict[str, float]] = {}
-    for case in arguments.cases or CASES:
+    found: dict[str, dict[str, Figures]] = {}
+    for case, at_once in itertools.product(arguments.cases or CASES, arguments.at_once):
         kind, explain = CASES[case]
         samples = audio_of(arguments.bundles, arguments.variant, kind)
         raw = pb.RawAudio(samples=samples.tobytes(), format=pb.SAMPLE_FORMAT_FLOAT32, sample_rate=RATE)
         model = pb.ModelSelector(variant=arguments.variant)
         request = pb.IdentifyRequest(audio=pb.Audio(raw=raw), models=[model], explain=explain)
-        spent: dict[str, list[float]] = {name: [] for name in servers}
+        calls = max(arguments.calls, 2 * at_once)
+        spent: dict[str, list[Figures]] = {name: [] for name in servers}
         for stub in stubs.values():
-            await burst(stub, request, 2 * arguments.at_once, arguments.at_once)
+            await burst(stub, request, 2 * at_once, at_once)
         for index in range(arguments.rounds):
             order = list(servers) if index % 2 else list(servers)[::-1]
             for name in order:
-                before = servers[name].processor_seconds()
-                await burst(stubs[name], request, arguments.calls, arguments.at_once)
+                before, started = servers[name].processor_seconds(), time.monotonic()
+                taken = sorted(await burst(stubs[name], request, calls, at_once))
+                seconds = time.monotonic() - started
                 await asyncio.sleep(SETTLE_SECONDS)
-                spent[name].append((servers[name].processor_seconds() - before) / arguments.calls)
-        found[case] = {name: round(1000 * statistics.median(each), 2) for name, each in spent.items()}
-        print(case.ljust(20), *(f"{name} {value:7.2f} ms  " for name, value in found[case].items()), flush=True)
+                processor = servers[name].processor_seconds() - before
+                p99 = taken[int(0.99 * len(taken))]
+                spent[name].append(Figures(1000 * processor / calls, calls / seconds, 1000 * p99))
+        label = f"{case}, {at_once} at once"
+        found[label] = {
+            name: Figures(*(round(statistics.median(each), 2) for each in zip(*rounds, strict=True)))
+            for name, rounds in spent.items()
+        }
+        for name, figures in found[label].items():
+            print(
+                f"{label:32} {name:10} {figures.processor_ms:7.2f} ms {figures.per_second:7.1f}/s "
+                f"p99 {figures.p99_ms:7.1f} ms",
+                flush=True,
+            )
     for channel in channels.values():
         await channel.close()
     return found
@@ -122,19 +156,22 @@ def main() -> None:
     parser.add_argument("--against", type=Path, action="append", default=[], help="another checkout; may be repeated")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--calls", type=int, default=24, help="of a round")
-    parser.add_argument("--at-once", type=int, default=4)
+    parser.add_argument("--at-once", type=int, nargs="+", default=[4])
+    parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime")
     parser.add_argument("--cases", nargs="*", choices=list(CASES), help="by default all")
     parser.add_argument("--flag", action="append", default=[], help="of the servers, such as --flag=--threads=2")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     checkouts = {"this": Path.cwd(), **{path.resolve().name: path.resolve() for path in arguments.against}}
-    servers = {name: Server(path, arguments.bundles, arguments.flag) for name, path in checkouts.items()}
+    flags = [f"--threads={arguments.threads}", *arguments.flag]
+    servers = {name: Server(path, arguments.bundles, flags) for name, path in checkouts.items()}
     try:
         found = asyncio.run(measure(servers, arguments))
     finally:
         for server in servers.values():
             server.close()
-    result: dict[str, Any] = {**environment(), "processor_ms": found}
+    figures = {case: {name: each._asdict() for name, each in by.items()} for case, by in found.items()}
+    result: dict[str, Any] = {**environment(), "figures": figures}
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -40,6 +40,7 @@ from speakerlens import SpeakerClient
 from speakerlens.scoring import Scorer
 from speakerlens.scoring.local import find_bundles
 from speakerlens.serving.engine.graphs import Job
+from speakerlens.serving.engine.placement import Placement
 from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.pipeline.windows import WindowCutter, windowing
@@ -86,7 +87,7 @@ def cost(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         wav.append(folder / f"{number}.wav")
     seconds = sum(soundfile.info(file).duration for file in wav)
     bundle = read_bundle(find_bundles(arguments.bundle)[0].folder)
-    engine = Engine(bundle, "cpu", 1)
+    engine = Engine(bundle, Placement("cpu", 1))
     engine.warm_up()
     batches = list(_batches(wav, engine))
     session = onnxruntime.InferenceSession(bundle.folder / "predict.onnx", _one_thread())

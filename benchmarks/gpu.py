@@ -40,6 +40,7 @@ from benchmarks.formats import in_half
 from speakerlens.cuda import CPU, CUDA, CudaError, Device, choose
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.graphs import Job
+from speakerlens.serving.engine.placement import Placement as EnginePlacement
 from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.models.reader import read_bundle
 
@@ -281,7 +282,7 @@ def relative(answer: NDArray[Any], expected: NDArray[Any]) -> float:
 def warmed_up(bundle: Bundle, device: str) -> tuple[Engine, dict[str, Any]]:
     """Return an engine as the server makes it, and what its warm-up took."""
     started = time.monotonic()
-    engine = Engine(bundle, device, threads=0)
+    engine = Engine(bundle, EnginePlacement(device, 0))
     opened = time.monotonic()
     engine.warm_up()
     return engine, {

@@ -20,7 +20,7 @@ from speakerlens.serving.engine.admission import Admission
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.folders import NUMBER, BundleFolder, list_bundles, stamp_of
-from speakerlens.serving.models.loader import build_model, open_engine
+from speakerlens.serving.models.loader import build_model, open_engine, placement_of
 from speakerlens.serving.models.registry import Model, Models
 from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.pipeline.observer import MonitoredAnswer
@@ -82,7 +82,7 @@ class LocalPipeline:
 
     async def _open(self, folders: Sequence[BundleFolder], config: Config) -> Pipeline:
         metrics = Metrics()
-        self._scheduler = Scheduler(config.device)
+        self._scheduler = Scheduler(config.device, placement_of(config).instances)
         self._loaded = Models(metrics)
         for folder in folders:
             opened = await asyncio.to_thread(open_engine, folder, config, None)

@@ -30,6 +30,7 @@ CLIENT_PREFIX = PREFIX + "CLIENT_"
 LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
 LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+MAX_INSTANCES = 256
 METAVARS = {int: "N", float: "SECONDS", str: "NAME", Path: "PATH"}
 
 MODELS, NETWORK, SECURITY = "models", "network", "security"
@@ -54,10 +55,18 @@ def _device(value: Any) -> Any:
     return value
 
 
+def _instances(value: Any) -> Any:
+    text = str(value)
+    if text != "auto" and not (text.isdecimal() and 1 <= int(text) <= MAX_INSTANCES):
+        raise ValueError(f"must be auto, or a number from 1 to {MAX_INSTANCES}, not {value!r}")
+    return text
+
+
 Location = Annotated[Path, BeforeValidator(_path)]
 # Of a store: a path, or a URL.
 Address = Annotated[str, BeforeValidator(_path)]
 DeviceName = Annotated[str, BeforeValidator(_device)]
+Instances = Annotated[str, BeforeValidator(_instances)]
 
 
 def _option(group: str, default: Any, about: str, metavar: str | None = None, **bounds: Any) -> Any:
@@ -181,7 +190,15 @@ class Config(Settings):
         ge=0,
         le=2**50,
     )
-    threads: int = _option(COMPUTE, 0, "threads of ONNX Runtime per model; 0: one per core", ge=0, le=1024)
+    threads: int = _option(
+        COMPUTE, 0, "threads of ONNX Runtime for a batch that is computed alone; 0: one per core", ge=0, le=1024
+    )
+    instances: Instances = _option(
+        COMPUTE,
+        "auto",
+        "batches computed at the same time, which share the threads; auto: one per thread, at most 4; with CUDA 1",
+        "N",
+    )
     codec_threads: int = _option(
         COMPUTE, 2, "threads that decode audio and encode answers, and decoder processes kept", ge=1, le=256
     )

@@ -24,14 +24,15 @@ from speakerlens.serving.api.inference import ALWAYS, InferenceService
 from speakerlens.serving.api.inference import SERVICE as INFERENCE
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.admission import Admission
+from speakerlens.serving.engine.placement import find_device, runtime_version
 from speakerlens.serving.engine.scheduler import Scheduler
-from speakerlens.serving.engine.session import find_device, runtime_version
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
 from speakerlens.serving.gallery.monitor import StoreMonitor
 from speakerlens.serving.journal import Journal
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.metrics.http import HealthPages
+from speakerlens.serving.models.loader import placement_of
 from speakerlens.serving.models.registry import Models
 from speakerlens.serving.models.repository import Repository, scan
 from speakerlens.serving.pipeline.identify import Pipeline
@@ -135,7 +136,7 @@ class Server:
         self._unused_cuda = unused_cuda
         self._announce = announce
         self.metrics = Metrics(config.metric_exemplars)
-        self._scheduler = Scheduler(config.device)
+        self._scheduler = Scheduler(config.device, placement_of(config).instances)
         self._gate = CallGate()
         services = (SERVICE, INFERENCE)
         self._health = Health(*services)
@@ -316,7 +317,11 @@ class Server:
         self._health.announce()
         self._watching_store = asyncio.create_task(self._store_monitor.run())
         names = [model.bundle.name for model in models]
-        self._announce({"ready": True, **self._ports, "provider": models.provider, "models": names})
+        instances = len(self._scheduler.instances)
+        self.metrics.engine_instances.set(instances)
+        self._announce(
+            {"ready": True, **self._ports, "provider": models.provider, "instances": instances, "models": names}
+        )
         log.info("serving %s on %s, gRPC %s", ", ".join(names), models.provider, self._ports["grpc"])
 
     async def step_aside(self, failing: asyncio.Task[None]) -> None:

@@ -25,7 +25,7 @@ from speakerlens.serving.engine.queue import (
     now,
 )
 from speakerlens.serving.engine.recovery import EngineRecovery
-from speakerlens.serving.engine.scheduler import Scheduler, Work
+from speakerlens.serving.engine.scheduler import Instance, Scheduler, Work
 from speakerlens.serving.errors import Reason, RequestError, ResourceExhaustedError
 
 log = logging.getLogger(__name__)
@@ -138,10 +138,12 @@ class Batcher(Generic[JobT, ResultT]):
         """Return the expected seconds of computing a batch."""
         return self.inference.seconds(self._queues[0].batch_cost(batch))
 
-    async def run(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], inputs: Any | None) -> None:
+    async def run(
+        self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], inputs: Any | None, instance: Instance
+    ) -> None:
         """Compute a batch that was removed from its queue and set its results; `inputs` None if not prepared."""
         try:
-            await self._run(priority, batch, inputs)
+            await self._run(priority, batch, inputs, instance)
         except asyncio.CancelledError:
             for queued in batch:
                 queued.future.cancel()
@@ -151,12 +153,14 @@ class Batcher(Generic[JobT, ResultT]):
             for queued in batch:
                 queued.fail(error)
 
-    async def _run(self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], inputs: Any | None) -> None:
+    async def _run(
+        self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], inputs: Any | None, instance: Instance
+    ) -> None:
         started = now()
         try:
-            results = await self._scheduler.compute(self.work, [queued.job for queued in batch], inputs)
+            results = await instance.compute(self.work, [queued.job for queued in batch], inputs)
         except Exception as error:  # noqa: BLE001 - any error fails or retries the batch
-            await self._retry_or_fail(priority, batch, error)
+            await self._retry_or_fail(priority, batch, error, instance)
             return
         seconds = now() - started
         for queued, result in zip(batch, results, strict=True):
@@ -166,13 +170,13 @@ class Batcher(Generic[JobT, ResultT]):
         self._observer.record_batch(len(batch), seconds)
 
     async def _retry_or_fail(
-        self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], error: Exception
+        self, priority: Priority, batch: Sequence[QueuedJob[JobT, ResultT]], error: Exception, instance: Instance
     ) -> None:
         """Put a failed batch back, to be tried in halves; fail a job that failed alone.
 
         A job is tried as often as its batch can be halved, and once more if it failed alone on a broken engine.
         """
-        works = await self._scheduler.probe(self.work)
+        works = await instance.probe(self.work)
         log.warning("a batch of %d for %s failed: %s", len(batch), self._name, error)
         if not works:
             self._recovery.start()

@@ -1,9 +1,12 @@
-"""Schedules one device: one batch at a time, the next prepared meanwhile, in an order that respects priorities.
+"""Schedules one device: a batch on each instance at a time, the next prepared meanwhile, in an order by priorities.
+
+An instance is a thread that computes; all compute with the same open graphs. A batch begins as soon as an instance is
+free.
 
 Of the queues of one priority, that whose first job is due first comes first; queues without due times take turns. BULK
 batches run when no INTERACTIVE job waits; where some always do, one runs after INTERACTIVE_PER_BULK interactive
 batches, as soon as no job waits that a bulk batch has delayed already. So an interactive job waits for at most one
-batch of bulk jobs, and since queues are bounded, bulk jobs wait a bounded time.
+batch of bulk jobs to end, and since queues are bounded, bulk jobs wait a bounded time.
 """
 
 import asyncio
@@ -11,7 +14,8 @@ import contextlib
 import logging
 import math
 from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from speakerlens.serving.engine.queue import Priority, PriorityQueue, now
@@ -29,6 +33,8 @@ INTERACTIVE_PER_BULK = 4
 # takes: later, the device might wait; sooner, the batch would miss jobs that arrive meanwhile.
 AHEAD_SECONDS = 0.002
 PREPARING_MEMORY = 0.8
+# A timer for less might end at the same time, by rounding, and be set again without end.
+TIMER_SECONDS = 1e-6
 # After this many internal errors without a batch in between, the scheduler fails.
 MAX_FAULTS = 3
 FAULT_PAUSE_SECONDS = 0.05
@@ -50,10 +56,51 @@ class Work(Protocol[JobT_contra, ResultT_co]):
         """Return the inputs of a batch; runs in any thread."""
 
     def compute(self, inputs: Any) -> Sequence[ResultT_co]:
-        """Return the results for what `prepare` returned, one for each job in order; runs in the device's thread."""
+        """Return the results for what `prepare` returned, one for each job in order; runs in an instance's thread.
+
+        Instances compute at the same time.
+        """
 
     def probe(self) -> None:
-        """Compute a known-good job in the device's thread; raise if nothing can be computed."""
+        """Compute a known-good job in an instance's thread; raise if nothing can be computed."""
+
+
+class Instance:
+    """A thread that computes one batch at a time.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    async def compute(self, work: Work[JobT, ResultT], jobs: Sequence[JobT], inputs: Any | None) -> list[ResultT]:
+        """Return the results of jobs; prepare them in the thread if `inputs` is None.
+
+        Raises:
+            RuntimeError: the work returned another number of results than of jobs.
+        """
+
+        def prepare_and_compute() -> Sequence[ResultT]:
+            return work.compute(work.prepare(jobs) if inputs is None else inputs)
+
+        results = list(await asyncio.get_running_loop().run_in_executor(self._thread, prepare_and_compute))
+        if len(results) != len(jobs):
+            raise RuntimeError(f"{len(results)} results for {len(jobs)} jobs")
+        return results
+
+    async def probe(self, work: Work[Any, Any]) -> bool:
+        """Return whether the work still computes a known-good job."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, work.probe)
+        except Exception:  # noqa: BLE001 - any error means that it failed
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the thread once it is idle."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class BatchSource(Protocol):
@@ -68,8 +115,18 @@ class BatchSource(Protocol):
     def expected_s(self, batch: Sequence[Any]) -> float:
         """Return the expected seconds of computing a batch."""
 
-    async def run(self, priority: Priority, batch: Sequence[Any], inputs: Any | None) -> None:
+    async def run(self, priority: Priority, batch: Sequence[Any], inputs: Any | None, instance: Instance) -> None:
         """Compute a batch that was removed from its queue and set its results; `inputs` None if not prepared."""
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A batch that an instance computes, with the time at which it is expected to end."""
+
+    instance: Instance
+    source: BatchSource
+    priority: Priority
+    expected_end: float
 
 
 class _ScheduledQueue:
@@ -92,22 +149,26 @@ class _ScheduledQueue:
 
 
 class Scheduler:
-    """Runs batches in one thread and prepares them in another; must be used on the event loop.
+    """Runs batches on instances and prepares them in a thread; must be used on the event loop.
+
+    Args:
+        name: of the device, for the threads.
+        instances: batches that are computed at a time.
 
     Attributes:
         failed: done, with the error, once the scheduler loop has failed for good; nothing is computed from then on.
+        instances: the threads that compute.
     """
 
-    def __init__(self, name: str) -> None:
-        self._device_thread = ThreadPoolExecutor(1, thread_name_prefix=f"device-{name}")
+    def __init__(self, name: str, instances: int = 1) -> None:
+        self.instances = tuple(Instance(f"device-{name}-{number}") for number in range(instances))
+        self._free = list(reversed(self.instances))
         self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix=f"prepare-{name}")
         self._preparing_s = 0.0
         self._scheduled: list[_ScheduledQueue] = []
         self._batches = 0
         self._changed = asyncio.Event()
-        self._running: asyncio.Task[None] | None = None
-        self._running_source: BatchSource | None = None
-        self._expected_end = 0.0
+        self._running: dict[asyncio.Task[None], _Running] = {}
         self._bulk_ended_at = -math.inf
         self._interactive_since_bulk = 0
         self._loop_task: asyncio.Task[None] | None = None
@@ -121,11 +182,13 @@ class Scheduler:
             self._loop_task = asyncio.create_task(self._loop())
 
     async def unregister(self, source: BatchSource) -> None:
-        """Schedule a source no longer; cancel its running batch."""
+        """Schedule a source no longer; cancel its running batches."""
         self._scheduled = [each for each in self._scheduled if each.source is not source]
-        if self._running is not None and self._running_source is source:
-            self._running.cancel()
-            await asyncio.wait({self._running})
+        tasks = [task for task, running in self._running.items() if running.source is source]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def notify(self) -> None:
         """Wake the scheduler: a job arrived, or an engine's state changed."""
@@ -134,54 +197,34 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether nothing runs or waits."""
-        return self._running is None and not any(each.queue for each in self._scheduled)
+        return not self._running and not any(each.queue for each in self._scheduled)
 
     def running_s(self) -> float:
-        """Return the expected seconds until the running batch ends."""
-        return 0.0 if self._running is None else max(0.0, self._expected_end - now())
+        """Return the expected seconds until an instance is free."""
+        if self._free:
+            return 0.0
+        return max(0.0, min(running.expected_end for running in self._running.values()) - now())
 
     def queued_s(self, due: float) -> float:
-        """Return the expected seconds of the waiting interactive jobs that are due by then."""
-        return sum(
+        """Return the expected seconds in which all instances compute the waiting interactive jobs due by then."""
+        work = sum(
             each.queue.expected_before(due)
             for each in self._scheduled
             if each.priority is Priority.INTERACTIVE and each.queue is not None
         )
+        return work / len(self.instances)
 
     def delay(self, queue: PriorityQueue[Any, Any]) -> float:
-        """Return the expected seconds until the running batch and all jobs of a queue are computed."""
-        return self.running_s() + queue.expected_s
-
-    async def compute(self, work: Work[JobT, ResultT], jobs: Sequence[JobT], inputs: Any | None) -> list[ResultT]:
-        """Return the results of jobs, computed in the device's thread; prepare them there if `inputs` is None.
-
-        Raises:
-            RuntimeError: the work returned another number of results than of jobs.
-        """
-
-        def prepare_and_compute() -> Sequence[ResultT]:
-            return work.compute(work.prepare(jobs) if inputs is None else inputs)
-
-        results = list(await asyncio.get_running_loop().run_in_executor(self._device_thread, prepare_and_compute))
-        if len(results) != len(jobs):
-            raise RuntimeError(f"{len(results)} results for {len(jobs)} jobs")
-        return results
-
-    async def probe(self, work: Work[Any, Any]) -> bool:
-        """Return whether the work still computes a known-good job."""
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._device_thread, work.probe)
-        except Exception:  # noqa: BLE001 - any error means that it failed
-            return False
-        return True
+        """Return the expected seconds until an instance is free and all jobs of a queue are computed."""
+        return self.running_s() + queue.expected_s / len(self.instances)
 
     def close(self) -> None:
         """Stop scheduling, and end the threads once they are idle."""
         if self._loop_task is not None:
             self._loop_task.cancel()
-        executors: tuple[Executor, ...] = (self._device_thread, self._prepare_thread)
-        for executor in executors:
-            executor.shutdown(wait=False, cancel_futures=True)
+        for instance in self.instances:
+            instance.close()
+        self._prepare_thread.shutdown(wait=False, cancel_futures=True)
 
     async def _loop(self) -> None:
         """Schedule batches; on an internal error fail the waiting jobs and retry.
@@ -210,11 +253,11 @@ class Scheduler:
 
     async def _run_next(self) -> None:
         prepared, inputs = None, None
-        if self._running is not None:
+        if not self._free:
             prepared = self._choose()
             inputs = await self._prepare(*prepared) if prepared else None
-            if self._running is not None:
-                await asyncio.wait({self._running})
+            if not self._free:
+                await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
         # Since the batch was prepared, jobs of it may have ended, or more urgent ones have arrived.
         chosen = self._choose()
         if chosen is None:
@@ -228,13 +271,13 @@ class Scheduler:
         self._faults = 0
 
     async def _wait_for_work(self) -> None:
-        """Wait until a job waits and the running batch, if any, is about to end."""
+        """Wait until a job waits and an instance is free, or about to be."""
         while True:
             self._changed.clear()
             left = None
             if any(each.queue for each in self._scheduled):
-                left = 0.0 if self._running is None else self._expected_end - self._preparing_s - AHEAD_SECONDS - now()
-                if left <= 0:
+                left = self.running_s() - self._preparing_s - AHEAD_SECONDS
+                if self._free or left < TIMER_SECONDS:
                     return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
@@ -268,19 +311,24 @@ class Scheduler:
             self._interactive_since_bulk += 1
         for queued in batch:
             scheduled.source.queues[scheduled.priority].remove(queued)
-        self._expected_end = now() + scheduled.source.expected_s(batch)
-        self._running_source = scheduled.source
-        self._running = asyncio.create_task(scheduled.source.run(scheduled.priority, batch, inputs))
-        self._running.add_done_callback(self._on_batch_end)
+        instance = self._free.pop()
+        expected_end = now() + scheduled.source.expected_s(batch)
+        task = asyncio.create_task(scheduled.source.run(scheduled.priority, batch, inputs, instance))
+        self._running[task] = _Running(instance, scheduled.source, scheduled.priority, expected_end)
+        task.add_done_callback(self._on_batch_end)
 
-    def _on_batch_end(self, _task: object) -> None:
-        self._running = self._running_source = None
-        if self._bulk_ended_at == math.inf:
+    def _on_batch_end(self, task: asyncio.Task[None]) -> None:
+        ended = self._running.pop(task)
+        self._free.append(ended.instance)
+        # Infinity while any bulk batch runs.
+        if ended.priority is Priority.BULK and all(
+            each.priority is not Priority.BULK for each in self._running.values()
+        ):
             self._bulk_ended_at = now()
         self._changed.set()
 
     async def _prepare(self, scheduled: _ScheduledQueue, batch: list[Any]) -> Any | None:
-        """Return the inputs of a batch; None on an error, which will occur again in the device's thread."""
+        """Return the inputs of a batch; None on an error, which will occur again in an instance's thread."""
         started = now()
         jobs = [queued.job for queued in batch]
         try:

@@ -4,7 +4,6 @@ Utterances are padded with zeros to the length of a bucket. The graph's `lengths
 the frames of the padding are cut off.
 """
 
-import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -31,25 +30,23 @@ from speakerlens.serving.engine.graphs import (
     ResultT,
     check_fits,
 )
-from speakerlens.serving.engine.onnx_messages import has_external_weights
-from speakerlens.serving.errors import StartupError
-
-try:
-    import onnxruntime as ort
-
-    from speakerlens.cuda import CUDA, CudaError, Device, choose, one_line
-    from speakerlens.serving.engine.weights import SharedWeights, cut
-except ImportError as error:
-    raise StartupError(
-        f'no ONNX Runtime ({error}): install one with pip install "speakerlens[cpu]", or "speakerlens[gpu]" for CUDA'
-    ) from error
+from speakerlens.serving.engine.placement import (
+    CUDA,
+    Occupancy,
+    Placement,
+    SharedWeights,
+    find_device,
+    one_line,
+    open_graph,
+)
 
 log = logging.getLogger(__name__)
 
-# One region large enough for most batches, of which only the used part takes memory: small ones are never joined.
-ARENA = {"initial_chunk_size_bytes": 64 * 2**20}
 # Parts of the messages of ONNX Runtime, its arena and CUDA when memory ran out; their errors have no own type.
 MEMORY_WORDS = ("failed to allocate", "out of memory", "bad_alloc", "available memory of")
+
+
+_occupancy = Occupancy()
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,14 @@ class BatchInputs(Generic[JobT]):
 class GraphSession(Generic[JobT, ResultT]):
     """An open graph; the work of a batcher.
 
+    On the CPU with several instances the graph is open twice, with the same weights: a batch that is computed alone
+    takes all threads, batches that are computed at the same time take their part of them each.
+
     Args:
         spec: which graph.
         bundle: where it is.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        threads: on the CPU; 0 is one per core.
+        placement: where it runs.
         limits: of batches.
-        device_bytes: most GPU memory that a graph may take; 0: no limit.
         weights: shared with the bundle's other graphs; None for its own.
 
     Attributes:
@@ -84,17 +82,13 @@ class GraphSession(Generic[JobT, ResultT]):
         self,
         spec: GraphSpec[JobT, ResultT],
         bundle: Bundle,
-        device: str,
-        threads: int,
+        placement: Placement,
         limits: BatchLimits = DEFAULT_LIMITS,
-        device_bytes: int = 0,
         weights: SharedWeights | None = None,
     ) -> None:
         self._spec = spec
         self._bundle = bundle
-        self._device = device
-        self._device_bytes = device_bytes
-        self._threads = threads
+        self._placement = placement
         self.measured = (0.0, 0.0)
         self.open(weights or SharedWeights())
         self.buckets: Buckets = (cuda_buckets if self.provider == CUDA else cpu_buckets)(limits)
@@ -107,9 +101,13 @@ class GraphSession(Generic[JobT, ResultT]):
     def open(self, weights: SharedWeights) -> None:
         """Open the graph, after closing what was open before; raises as the class does."""
         self._session: Any = None  # its memory is needed
-        device = find_device(self._device)
-        session = _open(self._bundle, self._spec, device, self._device_bytes, self._threads, weights)
+        self._part: Any = None
+        placement = self._placement
+        session = open_graph(self._bundle, self._spec, placement, placement.threads, weights)
         check_fits(session, self._bundle, self._spec)
+        self._part = session
+        if placement.instances > 1 and find_device(placement.device).provider != CUDA:
+            self._part = open_graph(self._bundle, self._spec, placement, placement.threads_of_instance, weights)
         self._session = session
 
     def cost(self, job: JobT) -> int:
@@ -135,7 +133,8 @@ class GraphSession(Generic[JobT, ResultT]):
         """
         names = self._spec.outputs
         try:
-            outputs = self._session.run(names, inputs.arrays)
+            with _occupancy.batch() as alone:
+                outputs = (self._session if alone else self._part).run(names, inputs.arrays)
         except Exception as error:
             if any(words in str(error).lower() for words in MEMORY_WORDS):
                 raise MemoryError(f"{self._spec.file}: {one_line(error)}") from error
@@ -165,6 +164,10 @@ class GraphSession(Generic[JobT, ResultT]):
             longest = max(samples for rows, samples in shapes if rows == 1)
             started = time.monotonic()
             self._try(1, longest)
+            if self._part is not self._session:  # what a batch takes beside others
+                inputs = self.prepare([self._spec.example(self._bundle, _noise(longest))])
+                started = time.monotonic()
+                self._part.run(self._spec.outputs, inputs.arrays)
             self.measured = (float(self.buckets.length(longest)), time.monotonic() - started)
         except BundleError:
             raise
@@ -174,7 +177,7 @@ class GraphSession(Generic[JobT, ResultT]):
 
     def _try(self, rows: int, samples: int) -> None:
         """Compute one row of `samples` samples and shorter ones in the other rows; check the shapes of the results."""
-        noise = np.random.default_rng(0).normal(0, 0.05, samples).astype(np.float32)
+        noise = _noise(samples)
         shorter = noise[: max(self._bundle.min_samples, samples - SAMPLE_RATE // 10)]
         jobs = [self._spec.example(self._bundle, audio) for audio in [noise, *[shorter] * (rows - 1)]]
         for job, result in zip(jobs, self.compute(self.prepare(jobs)), strict=True):
@@ -186,15 +189,17 @@ class GraphSession(Generic[JobT, ResultT]):
                 )
 
 
+def _noise(samples: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(0, 0.05, samples).astype(np.float32)
+
+
 class Engine:
     """The open graphs of a bundle.
 
     Args:
         bundle: what to load.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        threads: of each graph on the CPU; 0 is one per core.
+        placement: where they run.
         limits: of batches.
-        device_bytes: most GPU memory that a graph may take; 0: no limit.
 
     Attributes:
         predict: logits and embedding, or the embedding only.
@@ -209,21 +214,22 @@ class Engine:
     def __init__(
         self,
         bundle: Bundle,
-        device: str,
-        threads: int,
+        placement: Placement,
         limits: BatchLimits = DEFAULT_LIMITS,
-        device_bytes: int = 0,
     ) -> None:
         self._bundle = bundle
         plain = PREDICT_SPEC if bundle.has_classifier else EMBED_SPEC
-        how = (bundle, device, threads, limits, device_bytes, SharedWeights())
-        self.predict = GraphSession(plain, *how)
+        weights = SharedWeights()
+
+        def opened(spec: GraphSpec[JobT, ResultT]) -> GraphSession[JobT, ResultT]:
+            return GraphSession(spec, bundle, placement, limits, weights)
+
+        self.predict = opened(plain)
         self.explainers: Mapping[str, GraphSession[Job, ExplainedPrediction]] = {
-            lowest: GraphSession(EXPLAIN_SPECS[lowest], *how)
-            for lowest in (LOWEST_STAGES if bundle.has_classifier else ())
+            lowest: opened(EXPLAIN_SPECS[lowest]) for lowest in (LOWEST_STAGES if bundle.has_classifier else ())
         }
         self.verifiers: Mapping[str, GraphSession[ComparedJob, Comparison]] = {
-            lowest: GraphSession(VERIFY_SPECS[lowest], *how) for lowest in LOWEST_STAGES
+            lowest: opened(VERIFY_SPECS[lowest]) for lowest in LOWEST_STAGES
         }
         self._graphs: tuple[GraphSession[Any, Any], ...] = (
             self.predict,
@@ -267,88 +273,3 @@ class Engine:
         for graph in self._graphs:
             graph.open(weights)
         self.warm_up()
-
-
-def runtime_version() -> str:
-    """Return the version of ONNX Runtime."""
-    return str(ort.__version__)
-
-
-def find_device(device: str) -> Device:
-    """Return where models run with `auto`, `cpu`, `cuda` or `cuda:N`; log once why CUDA, if installed, is not used.
-
-    Raises:
-        StartupError: CUDA was asked for and does not work here.
-    """
-    try:
-        found = choose(device)
-    except CudaError as error:
-        raise StartupError(str(error)) from error
-    if found.unused:
-        _warn_of_cpu(found.unused)
-    return found
-
-
-def _open(
-    bundle: Bundle,
-    spec: GraphSpec[Any, Any],
-    device: Device,
-    device_bytes: int,
-    threads: int,
-    weights: SharedWeights,
-) -> Any:
-    name = spec.file
-    content = (bundle.folder / name).read_bytes()
-    try:
-        # They would be read from the working directory, without a digest, and stay mapped while the graph is open.
-        external = has_external_weights(content)
-    except ValueError as error:
-        raise BundleError(f"{name} cannot be opened: {error}") from error
-    if external:
-        raise BundleError(f"{name} has weights in a file of their own; export it with all weights inside")
-    providers = device.providers(device_bytes)
-    try:
-        if device.provider != CUDA:
-            return weights.open(content, spec.outputs, functools.partial(_options, threads), providers)
-        # ONNX Runtime's own fallback prints to stdout, and moves a session to the CPU while it serves.
-        content = cut(content, spec.outputs)
-        return ort.InferenceSession(content, _options(threads, True), providers=providers, enable_fallback=0)
-    except Exception as error:
-        where = f" with CUDA on GPU {device.index}" if device.provider == CUDA else ""
-        raise BundleError(f"{name} cannot be opened{where}: {one_line(error)}") from error
-
-
-def _options(threads: int, computes: bool) -> Any:
-    """Return the options of a session, which computes or only optimises its graph."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Threads that wait for each other by spinning take the cores from all others of the server: 18 ms of processor time
-    # instead of 11 for 3 s of audio where they are busy.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    # Memory patterns by shape help where the same few shapes come again, and only take memory otherwise.
-    options.enable_mem_pattern = False
-    if computes:
-        _share_arena()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-    else:
-        options.intra_op_num_threads = 1
-        options.enable_cpu_mem_arena = False
-    return options
-
-
-@functools.cache
-def _warn_of_cpu(reason: str) -> None:
-    """Log once per reason that models run on the CPU although CUDA was hoped for."""
-    log.warning("CUDA is installed and not used, models run on the CPU: %s", reason)
-
-
-@functools.cache
-def _share_arena() -> None:
-    """Use one arena of CPU memory for all graphs of the process, of which one at a time computes.
-
-    Otherwise each would keep an arena of its own, as large as its largest batch was.
-    """
-    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(ARENA))

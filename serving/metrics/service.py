@@ -97,6 +97,7 @@ class Metrics:
             "When the bundles on disk were last scanned, in seconds since 1970.",
         )
         self.engine_info = page.gauge("engine_info", "1 for the engine in use.", "provider", "version")
+        self.engine_instances = page.gauge("engine_instances", "Batches that are computed at the same time.")
         self.engine_fallback = page.gauge(
             "engine_fallback", "1 if models run on the CPU although CUDA or a driver of NVIDIA is installed."
         )

@@ -9,6 +9,7 @@ from speakerlens.serving.config import Config
 from speakerlens.serving.engine.batcher import Batcher
 from speakerlens.serving.engine.buckets import BatchLimits
 from speakerlens.serving.engine.graphs import JobT, ResultT
+from speakerlens.serving.engine.placement import Placement, instances_of, runs_on_gpu
 from speakerlens.serving.engine.queue import Observer, QueueLimits
 from speakerlens.serving.engine.recovery import EngineRecovery
 from speakerlens.serving.engine.scheduler import Scheduler
@@ -38,7 +39,7 @@ def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple
     opened = None
     if bundle.digest != known:
         log.info("loading %s", bundle.name)
-        engine = Engine(bundle, config.device, config.threads, limits_of(config), config.max_device_bytes)
+        engine = Engine(bundle, placement_of(config), limits_of(config))
         engine.warm_up()
         opened = bundle, engine
     # The files that were checked and those that were opened are the same only if none changed in between.
@@ -104,6 +105,16 @@ def _queue(
         rows=graph.buckets.rows,
     )
     return Batcher(name, graph, scheduler, limits, observer, recovery)
+
+
+def placement_of(config: Config) -> Placement:
+    """Return where graphs run.
+
+    Raises:
+        StartupError: CUDA was asked for and does not work here.
+    """
+    instances = instances_of(config.instances, config.threads, runs_on_gpu(config.device))
+    return Placement(config.device, config.threads, instances, config.max_device_bytes)
 
 
 def limits_of(config: Config) -> BatchLimits:

@@ -13,6 +13,7 @@ from speakerlens.measures.prediction import scores
 from speakerlens.measures.saliency import concentration, deletion_index, estimated_interference
 from speakerlens.measures.sound import measure_sound
 from speakerlens.serving.engine.graphs import Job
+from speakerlens.serving.engine.placement import Placement
 from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.pipeline.explain import displayed
@@ -23,7 +24,7 @@ from speakerlens.training.data.manifest import Clip, Corpus, load_corpus
 def test_serving_measures_the_same_on_the_same_speech(bundles: Path, corpus: Path) -> None:
     """Of every clean utterance: no other formula, map, temperature or utterance would give these counts."""
     bundle = read_bundle(bundles / "act-da" / "1")
-    engine = Engine(bundle, "cpu", 1)
+    engine = Engine(bundle, Placement("cpu", 1))
     values: dict[str, list[float]] = {name: [] for name in bundle.baseline.clean}
     for clip in baseline.evaluation_set(load_corpus(corpus)).clean:
         audio = read_sound(clip.path, clip.start, clip.duration)

@@ -115,5 +115,5 @@ limits:
 {{- end }}
 
 {{- define "speakerlens.deviceQuery" -}}
-sum by (namespace, pod) (rate(speakerlens_batch_duration_seconds_sum{{ . }}[1m]))
+sum by (namespace, pod) (rate(speakerlens_batch_duration_seconds_sum{{ . }}[1m])) / sum by (namespace, pod) (speakerlens_engine_instances{{ . }})
 {{- end }}

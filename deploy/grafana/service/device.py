@@ -25,7 +25,7 @@ DEVICE = Row(
             (
                 Query(
                     per_second("batch_duration_seconds_sum", VARIANT, by="variant, kind")
-                    + f" / on() group_left() count({select('engine_info')})",
+                    + f" / on() group_left() sum({select('engine_instances')})",
                     "{{variant}} {{kind}}",
                 ),
             ),

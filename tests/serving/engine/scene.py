@@ -19,9 +19,11 @@ Task = asyncio.Task[JobResult[int]]
 class Scene:
     """Two batchers of one work on one scheduler; `log` holds the batches in the order in which they began."""
 
-    def __init__(self, work: TimedWork, limits: QueueLimits, recovery: EngineRecovery | None) -> None:
+    def __init__(
+        self, work: TimedWork, limits: QueueLimits, recovery: EngineRecovery | None, instances: int = 1
+    ) -> None:
         self.work = work
-        self.scheduler = Scheduler("test")
+        self.scheduler = Scheduler("test", instances)
         self.recovery = recovery or working()
         self.batchers = [
             Batcher[int, int](name, work, self.scheduler, limits, work, self.recovery) for name in ("test", "other")
@@ -72,11 +74,12 @@ def play(
     work: TimedWork | None = None,
     limits: QueueLimits = LIMITS,
     recovery: Callable[[], EngineRecovery] | None = None,
+    instances: int = 1,
 ) -> None:
     """Run a scenario in virtual time."""
 
     async def main() -> None:
-        scene = Scene(work or TimedWork(), limits, recovery() if recovery else None)
+        scene = Scene(work or TimedWork(), limits, recovery() if recovery else None, instances)
         try:
             await asyncio.wait_for(scenario(scene), 100_000)
         finally:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.engine.buckets import BatchLimits, cpu_buckets, cuda_buckets
 from speakerlens.serving.engine.graphs import Job
+from speakerlens.serving.engine.placement import Placement
 from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.models.reader import read_bundle
 from tests.serving import toy
@@ -46,7 +47,7 @@ def test_the_number_of_shapes_is_small() -> None:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return Engine(read_bundle(toy.write_bundle(tmp_path_factory.mktemp("bundles"), "v", 1)), "cpu", 1)
+    return Engine(read_bundle(toy.write_bundle(tmp_path_factory.mktemp("bundles"), "v", 1)), Placement("cpu", 1))
 
 
 @pytest.mark.parametrize("lengths", [(0.5,), (0.51,), (1.3, 0.7, 2.6), (3.0, 3.0)])

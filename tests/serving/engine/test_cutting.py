@@ -10,6 +10,7 @@ import pytest
 
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.engine.graphs import LOWEST_STAGES, ComparedJob, Job, lowest_stage
+from speakerlens.serving.engine.placement import Placement
 from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.engine.weights import cut
 from speakerlens.serving.models.reader import read_bundle
@@ -23,7 +24,7 @@ def bundle(toy_bundles: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def engine(bundle: Bundle) -> Engine:
-    return Engine(bundle, "cpu", 1)
+    return Engine(bundle, Placement("cpu", 1))
 
 
 def computed(graphs: Mapping[str, Any], lowest: str, job: object) -> Any:

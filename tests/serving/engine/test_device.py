@@ -18,8 +18,9 @@ from numpy.testing import assert_allclose
 from speakerlens import cuda
 from speakerlens.cuda import CPU, CUDA, SMALL_GRAPH, CudaError, Device, choose
 from speakerlens.serving.bundle import BundleError
-from speakerlens.serving.engine import session
-from speakerlens.serving.engine.session import Engine, find_device
+from speakerlens.serving.engine import placement
+from speakerlens.serving.engine.placement import Placement, find_device
+from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.models.reader import read_bundle
 from tests.serving import toy
@@ -31,7 +32,7 @@ Change = Callable[["Machine"], object]
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
-    for cached in (session._warn_of_cpu, choose):
+    for cached in (placement._warn_of_cpu, choose):
         cached.cache_clear()
     yield
     choose.cache_clear()
@@ -122,7 +123,7 @@ def test_graphs_are_opened_on_the_gpu_within_its_memory(tmp_path: Path, machine:
     bundle = read_bundle(toy.write_bundle(tmp_path, "v", 1))
     choose("cuda:1")
     machine.options.clear()
-    assert Engine(bundle, "cuda:1", 1, device_bytes=2**30).provider == CUDA
+    assert Engine(bundle, Placement("cuda:1", 1, device_bytes=2**30)).provider == CUDA
     assert [(each["device_id"], each["gpu_mem_limit"]) for each in machine.options] == [("1", str(2**30))] * 7
 
 
@@ -172,7 +173,7 @@ def test_what_is_missing_is_named_before_a_bundle_is_opened(
     assert "\n" not in str(caught.value)
     bundle = read_bundle(toy.write_bundle(tmp_path, "v", 1))
     with caplog.at_level(logging.WARNING):
-        assert Engine(bundle, "auto", 1).provider == CPU
+        assert Engine(bundle, Placement("auto", 1)).provider == CPU
     (record,) = caplog.records
     assert record.getMessage().startswith("CUDA is installed and not used")
     assert sentence in record.getMessage()
@@ -193,11 +194,11 @@ def test_broken_graph_is_refused_whatever_the_device(tmp_path: Path, machine: Ma
     choose("auto")
     machine.error = "CUDA out of memory"
     with pytest.raises(BundleError, match=r"predict\.onnx cannot be opened with CUDA on GPU 0: CUDA out of memory"):
-        Engine(bundle, "auto", 1)
+        Engine(bundle, Placement("auto", 1))
     (bundle.folder / "predict.onnx").write_bytes(b"x" * 99)
     for device in ("auto", "cpu"):
         with pytest.raises(BundleError, match=r"predict\.onnx cannot be opened: not an ONNX graph"):
-            Engine(bundle, device, 1)
+            Engine(bundle, Placement(device, 1))
 
 
 def test_cpu_build_warns_only_beside_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:

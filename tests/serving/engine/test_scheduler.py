@@ -30,7 +30,7 @@ class Arrivals:
 
     async def submit(self, batcher: int, priority: Priority) -> int:
         await settle()  # a batch that was started is in the log
-        running = self.scene.scheduler._running is not None
+        running = len(self.scene.scheduler._running)
         self.arrived.append(len(self.scene.log) - running)
         self.priorities.append(priority)
         self.tasks.append(await self.scene.submit(len(self.tasks), None, priority, batcher))
@@ -235,7 +235,7 @@ async def test_threads_end_once_the_scheduler_is_closed() -> None:
         return [thread.name for thread in threading.enumerate() if "-ending" in thread.name]
 
     scheduler = Scheduler("ending")
-    assert await scheduler.compute(Recorder(), [1], None) == [-1]
+    assert await scheduler.instances[0].compute(Recorder(), [1], None) == [-1]
     assert len(threads()) == 1
     scheduler.close()
     await until(lambda: not threads())

@@ -1,4 +1,7 @@
-"""Random histories of two batchers in virtual time: every job ends exactly once, with its own result or error."""
+"""Random histories of two batchers in virtual time: every job ends exactly once, with its own result or error.
+
+With one instance and with several, which break together and are reopened together.
+"""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -11,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from speakerlens.serving.engine.queue import Priority, QueueLimits
 from speakerlens.serving.engine.recovery import EngineRecovery
 from speakerlens.serving.errors import DeadlineError, ResourceExhaustedError, UnavailableError
-from tests.serving.engine.scene import Scene, Task
+from tests.serving.engine.scene import Scene, Task, settle
 from tests.serving.fakes import TimedWork
 from tests.serving.virtual_time import VirtualLoop, current_loop
 
@@ -51,6 +54,8 @@ class BreakableWork(TimedWork):
 class EngineMachine(RuleBasedStateMachine):
     """Submits, cancels, waits and breaks the engine in any order."""
 
+    instances = 1
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = VirtualLoop()
@@ -63,7 +68,8 @@ class EngineMachine(RuleBasedStateMachine):
         return self.loop.run_until_complete(coroutine)
 
     async def begin(self) -> Scene:
-        return Scene(self.work, LIMITS, EngineRecovery("test", self.work.reopen, lambda _: None))
+        recovery = EngineRecovery("test", self.work.reopen, lambda _: None)
+        return Scene(self.work, LIMITS, recovery, self.instances)
 
     async def end(self) -> None:
         if self.tasks:
@@ -91,7 +97,22 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def queues_are_bounded(self) -> None:
         for batcher in self.scene.batchers:
-            assert all(len(queue) <= LIMITS.max_waiting + LIMITS.max_batch for queue in batcher._queues)
+            most = LIMITS.max_waiting + self.instances * LIMITS.max_batch
+            assert all(len(queue) <= most for queue in batcher._queues)
+
+    @invariant()
+    def no_instance_is_lost(self) -> None:
+        scheduler = self.scene.scheduler
+        running = [each.instance for each in scheduler._running.values()]
+        assert sorted(map(id, [*scheduler._free, *running])) == sorted(map(id, scheduler.instances))
+
+    @invariant()
+    def none_waits_while_an_instance_is_free(self) -> None:
+        waiting = any(len(queue) for batcher in self.scene.batchers for queue in batcher.queues)
+        self.run(settle())
+        assert not (waiting and self.scene.scheduler._free) or not any(
+            len(queue) for batcher in self.scene.batchers for queue in batcher.queues
+        )
 
     def teardown(self) -> None:
         self.run(self.end())
@@ -110,5 +131,12 @@ class EngineMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
+class InstancesMachine(EngineMachine):
+    """The same with three instances."""
+
+    instances = 3
+
+
 TestEngine = EngineMachine.TestCase
-TestEngine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestInstances = InstancesMachine.TestCase
+TestEngine.settings = TestInstances.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)

@@ -16,6 +16,7 @@ import pytest
 
 from speakerlens.measures.distribution import Bins
 from speakerlens.serving.bundle import Bundle, BundleError, Distribution, ExpectedProbe, Fault
+from speakerlens.serving.engine.placement import Placement
 from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.models.folders import list_bundles, stamp_of
 from speakerlens.serving.models.reader import read_bundle
@@ -241,7 +242,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
 
 def opened(folder: Path) -> Bundle:
     bundle = read_bundle(folder)
-    Engine(bundle, "cpu", 1).warm_up()
+    Engine(bundle, Placement("cpu", 1)).warm_up()
     return bundle
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.graphs import Job
+from speakerlens.serving.engine.placement import Placement
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.errors import NotFoundError
@@ -38,7 +39,7 @@ class World:
         if not folder.exists():
             toy.write_bundle(self.root, variant, version)
         bundle = read_bundle(folder)
-        engine = Engine(bundle, "cpu", 1)
+        engine = Engine(bundle, Placement("cpu", 1))
         model = build_model(bundle, engine, self.scheduler, Config(), self.metrics)
         self.models.put(model)
         return model

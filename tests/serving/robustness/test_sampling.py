@@ -52,7 +52,7 @@ class World:
         """Keeps the device busy until the gate is opened."""
         self.work.gate.clear()
         task = asyncio.create_task(self.queue.submit(number))
-        await until(lambda: self.scheduler._running is not None)
+        await until(lambda: bool(self.scheduler._running))
         return task
 
 

@@ -1,0 +1,191 @@
+"""Where graphs run, and how they are opened there: device, threads, and the batches that are computed at a time.
+
+Several instances with few threads each compute more than one with all: threads that share a graph wait for each other
+after every node (docs/decisions/0085-instances.md).
+"""
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from speakerlens.serving.bundle import Bundle, BundleError
+from speakerlens.serving.engine.graphs import GraphSpec
+from speakerlens.serving.engine.onnx_messages import has_external_weights
+from speakerlens.serving.errors import StartupError
+
+try:
+    import onnxruntime as ort
+
+    from speakerlens.cuda import CUDA, CudaError, Device, choose, one_line
+    from speakerlens.serving.engine.weights import SharedWeights, cut
+except ImportError as error:
+    raise StartupError(
+        f'no ONNX Runtime ({error}): install one with pip install "speakerlens[cpu]", or "speakerlens[gpu]" for CUDA'
+    ) from error
+
+# Of the modules that import ONNX Runtime, for the engine.
+__all__ = ["CUDA", "SharedWeights", "one_line"]
+
+log = logging.getLogger(__name__)
+
+# One region large enough for most batches, of which only the used part takes memory: small ones are never joined.
+ARENA = {"initial_chunk_size_bytes": 64 * 2**20}
+# Chosen by rule. More would leave a batch few threads where only some are computed, on machines with many cores.
+MOST_INSTANCES = 4
+
+
+def cores() -> int:
+    """Return the processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def instances_of(instances: str, threads: int, on_gpu: bool) -> int:
+    """Return the number of instances of a device.
+
+    Args:
+        instances: a number, or `auto`: one per thread on the processor, at most MOST_INSTANCES, and one on a GPU, whose
+            kernels use all of it.
+        threads: of the processor; 0: one per core.
+        on_gpu: whether graphs run with CUDA.
+    """
+    if instances != "auto":
+        return int(instances)
+    return 1 if on_gpu else min(threads or cores(), MOST_INSTANCES)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a bundle's graphs run.
+
+    Attributes:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: of a batch that is computed alone, on the CPU; 0 is one per core.
+        instances: batches that are computed at the same time.
+        device_bytes: most GPU memory that a graph may take; 0: no limit.
+    """
+
+    device: str
+    threads: int
+    instances: int = 1
+    device_bytes: int = 0
+
+    @property
+    def threads_of_instance(self) -> int:
+        """Return the threads of an instance while all compute."""
+        return max(1, (self.threads or cores()) // self.instances)
+
+
+class Occupancy:
+    """Counts the batches that are computed in this process; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._batches = 0
+
+    @contextmanager
+    def batch(self) -> Iterator[bool]:
+        """Count a batch within the block; yield whether it is the only one as it begins."""
+        with self._lock:
+            alone = not self._batches
+            self._batches += 1
+        try:
+            yield alone
+        finally:
+            with self._lock:
+                self._batches -= 1
+
+
+def runtime_version() -> str:
+    """Return the version of ONNX Runtime."""
+    return str(ort.__version__)
+
+
+def find_device(device: str) -> Device:
+    """Return where models run with `auto`, `cpu`, `cuda` or `cuda:N`; log once why CUDA, if installed, is not used.
+
+    Raises:
+        StartupError: CUDA was asked for and does not work here.
+    """
+    try:
+        found = choose(device)
+    except CudaError as error:
+        raise StartupError(str(error)) from error
+    if found.unused:
+        _warn_of_cpu(found.unused)
+    return found
+
+
+def runs_on_gpu(device: str) -> bool:
+    """Return whether models run with CUDA; raises as `find_device`."""
+    return bool(find_device(device).provider == CUDA)
+
+
+def open_graph(
+    bundle: Bundle, spec: GraphSpec[Any, Any], placement: Placement, threads: int, weights: SharedWeights
+) -> Any:
+    """Return a session for a graph, with as many threads on the CPU.
+
+    Raises:
+        BundleError: the graph cannot be opened.
+        StartupError: CUDA was asked for and does not work here.
+    """
+    name, device = spec.file, find_device(placement.device)
+    content = (bundle.folder / name).read_bytes()
+    try:
+        # They would be read from the working directory, without a digest, and stay mapped while the graph is open.
+        external = has_external_weights(content)
+    except ValueError as error:
+        raise BundleError(f"{name} cannot be opened: {error}") from error
+    if external:
+        raise BundleError(f"{name} has weights in a file of their own; export it with all weights inside")
+    providers = device.providers(placement.device_bytes)
+    try:
+        if device.provider != CUDA:
+            return weights.open(content, spec.outputs, functools.partial(_options, threads), providers)
+        # ONNX Runtime's own fallback prints to stdout, and moves a session to the CPU while it serves.
+        content = cut(content, spec.outputs)
+        return ort.InferenceSession(content, _options(threads, True), providers=providers, enable_fallback=0)
+    except Exception as error:
+        where = f" with CUDA on GPU {device.index}" if device.provider == CUDA else ""
+        raise BundleError(f"{name} cannot be opened{where}: {one_line(error)}") from error
+
+
+def _options(threads: int, computes: bool) -> Any:
+    """Return the options of a session, which computes or only optimises its graph."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that wait for each other by spinning take the cores from all others of the server: 18 ms of processor time
+    # instead of 11 for 3 s of audio where they are busy.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    # Memory patterns by shape help where the same few shapes come again, and only take memory otherwise.
+    options.enable_mem_pattern = False
+    if computes:
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    else:
+        options.intra_op_num_threads = 1
+        options.enable_cpu_mem_arena = False
+    return options
+
+
+@functools.cache
+def _warn_of_cpu(reason: str) -> None:
+    """Log once per reason that models run on the CPU although CUDA was hoped for."""
+    log.warning("CUDA is installed and not used, models run on the CPU: %s", reason)
+
+
+@functools.cache
+def _share_arena() -> None:
+    """Use one arena of CPU memory for all graphs of the process, of which few at a time compute.
+
+    Otherwise each would keep an arena of its own, as large as its largest batch was.
+    """
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(ARENA))
