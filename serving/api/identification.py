@@ -35,8 +35,9 @@ from speakerlens.serving.pipeline.query import Query
 from speakerlens.serving.pipeline.stream import LiveWindows, identify_stream
 from speakerlens.serving.pipeline.verify import Verifier
 
-# The message of an answer without maps about shorter audio, which has a short timeline, is built on the event loop.
+# The message of an answer about shorter audio is built on the event loop: a short timeline, or a few small maps.
 INLINE_SECONDS: Final = 60.0
+INLINE_EXPLAINED_SECONDS: Final = 10.0
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["SpeakerIdentification"].full_name
 
 
@@ -66,7 +67,7 @@ class Service(SearchService, GalleryService):
 
     async def _identified(self, pipeline: Pipeline, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
         result = await listen.identify(pipeline, query, models)
-        if query.explain is None and result.audio.seconds <= INLINE_SECONDS:
+        if result.audio.seconds <= (INLINE_SECONDS if query.explain is None else INLINE_EXPLAINED_SECONDS):
             response = response_of(result)
         else:
             response = await self._built(response_of, result)

@@ -12,7 +12,7 @@ A new graph is a new `GraphSpec`, an attribute of `serving.engine.session.Engine
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -116,11 +116,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ExplainedPrediction(Prediction):
-    """A prediction with the explained speaker, an index of the labels, and the maps as in `Mapped`."""
+    """A prediction with the explained speaker, an index of the labels, and the maps as in `Mapped`.
+
+    Attributes:
+        shown: maps at [mel, frames] by name, 0 to 1, once they were made for the answer.
+    """
 
     target: int
     features: NDArray[np.float32]
     saliency: tuple[NDArray[np.float32], ...]
+    shown: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
 
     def arrays(self) -> tuple[NDArray[np.float32], ...]:
         """Return every array that the graph computed."""

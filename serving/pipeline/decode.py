@@ -147,10 +147,17 @@ class Intake:
         _check_length(self._field, self._frames, self._rate, self._limit)
         if not len(frames):
             return np.empty(0, np.float32)
-        with np.errstate(all="ignore"):  # what overflows is refused as not finite
-            mono: NDArray[np.float32] = self.chosen(frames).mean(axis=1, dtype=np.float32)
+        mono = self._mono(self.chosen(frames))
         self._check(mono)
         return mono if self._resampler is None else self._resampler.resample_chunk(mono)
+
+    def _mono(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the mean of the channels, [frames]; of a single one its samples, which are not copied."""
+        if frames.shape[1] == 1:
+            return frames[:, 0]
+        with np.errstate(all="ignore"):  # what overflows is refused as not finite
+            mean: NDArray[np.float32] = frames.mean(axis=1, dtype=np.float32)
+        return mean
 
     def chosen(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the channels that are used of frames [frames, channels]: all, or the chosen one [frames, 1]."""

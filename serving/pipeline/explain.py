@@ -1,5 +1,6 @@
 """Saliency maps as they are sent: normalised, resized and fused, with axes, as numbers or PNG pictures."""
 
+import functools
 import struct
 import zlib
 from dataclasses import dataclass
@@ -163,6 +164,15 @@ def encoded(bundle: Bundle, answer: Mapped, options: ExplainOptions, speaker: st
 
 def displayed(bundle: Bundle, answer: Mapped, name: StageName) -> NDArray[np.float32]:
     """Return the normalised map of a stage at [mel, frames]; `fused` is the mean over the bundle's fused stages."""
+    if not isinstance(answer, ExplainedPrediction):
+        return _displayed(bundle, answer, name)
+    # What the answer shows is measured, too.
+    if name not in answer.shown:
+        answer.shown[name] = _displayed(bundle, answer, name)
+    return answer.shown[name]
+
+
+def _displayed(bundle: Bundle, answer: Mapped, name: StageName) -> NDArray[np.float32]:
     chosen = bundle.fused_stages if name == "fused" else (name,)
     shown = [
         resize(normalised(values), bundle.mel_bins, answer.features.shape[1])
@@ -196,11 +206,16 @@ def centres(cells: int, size: int) -> NDArray[np.float64]:
 def _along_rows(values: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
     if len(values) == rows:
         return values
-    position = np.clip(centres(rows, len(values)), 0.0, None)
+    low, high, weight = _neighbours(rows, len(values))
+    return values.take(low, axis=0) * (1 - weight) + values.take(high, axis=0) * weight
+
+
+@functools.lru_cache(64)
+def _neighbours(cells: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Return the points below and above each cell, int64 [cells], and the weight of the latter, float32 [cells, 1]."""
+    position = np.clip(centres(cells, size), 0.0, None)
     low = position.astype(np.int64)
-    high = np.minimum(low + 1, len(values) - 1)
-    weight = (position - low).astype(np.float32)[:, None]
-    return values[low] * (1 - weight) + values[high] * weight
+    return low, np.minimum(low + 1, size - 1), (position - low).astype(np.float32)[:, None]
 
 
 def feature_axes(bundle: Bundle, frames: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -3,9 +3,9 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from speakerlens.serving.config import MIN_SECONDS, Config
 from speakerlens.serving.context import Stopwatch, current_context
 from speakerlens.serving.engine.admission import Admission, Admitted
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.graphs import PREDICTED, Job
+from speakerlens.serving.engine.graphs import PREDICTED, ExplainedPrediction, Job
 from speakerlens.serving.engine.queue import Estimate
 from speakerlens.serving.errors import (
     InvalidArgumentError,
@@ -30,7 +30,7 @@ from speakerlens.serving.errors import (
 )
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model, Models
-from speakerlens.serving.pipeline.aggregate import ModelOutput
+from speakerlens.serving.pipeline.aggregate import ModelOutput, WindowOutput
 from speakerlens.serving.pipeline.answers import Answer, Failed, Identification, answer_of
 from speakerlens.serving.pipeline.concurrency import FULL
 from speakerlens.serving.pipeline.decode import (
@@ -42,7 +42,7 @@ from speakerlens.serving.pipeline.decode import (
     EncodedAudio,
     RawAudio,
 )
-from speakerlens.serving.pipeline.explain import Resolution
+from speakerlens.serving.pipeline.explain import Encoding, ExplainOptions, Resolution
 from speakerlens.serving.pipeline.observer import MonitoredAnswer, MonitoringScope, Observer
 from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, Query, QueryOptions
 from speakerlens.serving.pipeline.samples import SAMPLE_TYPES
@@ -52,8 +52,9 @@ from speakerlens.serving.pipeline.windows import Window, Windowing, WindowReader
 
 T = TypeVar("T")
 
-# An answer without maps about up to this many speakers takes less time than handing it to a thread.
+# An answer about up to this many speakers takes less time than handing it to a thread, with up to so many map values.
 INLINE_SPEAKERS = 4096
+INLINE_VALUES = 32_768
 
 
 class Costs:
@@ -140,9 +141,10 @@ class Pipeline:
             least = max(self.min_samples(model) for model in models)
             limit, shape = self.duration_limit(query), self.windowing(models)
             reader = WindowReader(query.audio, limit, shape, least, query.field, query.deadline)
-            async for output in session.windows(self.read(reader, query.audio, admitted, session.stopwatch)):
-                if samples is not None:
-                    samples.append((output.window.start, output.window.samples))
+            async with aclosing(self._outputs(reader, query.audio, admitted, session)) as outputs:
+                async for output in outputs:
+                    if samples is not None:
+                        samples.append((output.window.start, output.window.samples))
             return await self.finish(query, models, session, reader.info, counted)
 
     @contextmanager
@@ -276,7 +278,8 @@ class Pipeline:
         def answers() -> tuple[Answer | Failed, ...]:
             return tuple(answer_of(query, model, each) for model, each in zip(models, outputs, strict=True))
 
-        if query.explain is None and sum(len(model.bundle.speakers) for model in models) <= INLINE_SPEAKERS:
+        few = sum(len(model.bundle.speakers) for model in models) <= INLINE_SPEAKERS
+        if few and (query.explain is None or _is_brief(query.explain, outputs)):
             return answers()
         return await self.run_in_thread(answers)
 
@@ -284,16 +287,30 @@ class Pipeline:
         """Run a function in a thread of the codec and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._codec, function)
 
+    async def _outputs(
+        self, reader: WindowReader, audio: EncodedAudio | RawAudio, admitted: Admitted, session: RequestSession
+    ) -> AsyncGenerator[WindowOutput, None]:
+        """Yield the output for each window of a recording, in order."""
+        async with aclosing(self.read(reader, audio, admitted, session.stopwatch)) as windows:
+            first = await anext(windows)
+            if reader.finished:
+                yield await session.single(first)
+                await anext(windows, None)  # what decoding took
+                return
+            async with aclosing(session.windows(_chained(first, windows))) as outputs:
+                async for output in outputs:
+                    yield output
+
     async def read(
         self, reader: WindowReader, audio: EncodedAudio | RawAudio, admitted: Admitted, stopwatch: Stopwatch
-    ) -> AsyncIterator[Window]:
+    ) -> AsyncGenerator[Window, None]:
         """Yield the windows of a recording, decoding each when it is requested and when it is the request's turn."""
         decoding = 0.0
         while not reader.finished:
             with stopwatch.decoding():
-                async with admitted.turn():
+                async with nullcontext() if reader.brief else admitted.turn():
                     started = time.monotonic()
-                    window = await self.run_in_thread(reader.next)
+                    window = reader.next() if reader.brief else await self.run_in_thread(reader.next)
                     decoding += time.monotonic() - started
             if window is not None:
                 yield window
@@ -320,6 +337,12 @@ class Pipeline:
         code = error.code if isinstance(error, RequestError) else "INTERNAL"
         if not (alone and isinstance(error, RequestError) and error.reason in FULL):
             self._metrics.model_failures.labels(model.bundle.variant, code).inc()
+
+
+async def _chained(first: Window, others: AsyncIterator[Window]) -> AsyncIterator[Window]:
+    yield first
+    async for window in others:
+        yield window
 
 
 def explained_label(query: QueryOptions, model: Model) -> int:
@@ -354,6 +377,16 @@ def explained_label(query: QueryOptions, model: Model) -> int:
             f"it knows {listed(speakers)}",
         )
     return speakers.index(target)
+
+
+def _is_brief(explain: ExplainOptions, outputs: Sequence[ModelOutput | Exception]) -> bool:
+    """Return whether maps are encoded in less time than handing them to a thread takes."""
+    values = sum(
+        output.prediction.features.size * len(explain.stages)
+        for output in outputs
+        if isinstance(output, ModelOutput) and isinstance(output.prediction, ExplainedPrediction)
+    )
+    return values <= INLINE_VALUES and explain.encoding is not Encoding.PNG
 
 
 def extent_of(audio: EncodedAudio | RawAudio) -> Extent:

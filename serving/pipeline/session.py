@@ -136,6 +136,14 @@ class RequestSession:
             async for output in outputs:
                 yield self._take(output)
 
+    async def single(self, window: Window) -> WindowOutput:
+        """Return the output for the only window of a recording.
+
+        Raises:
+            RequestError: the first model's error when every model has failed.
+        """
+        return self._take(await self._compute_window(window))
+
     async def whole(self) -> list[ModelOutput | Exception]:
         """Return the output or error of each model for all windows together.
 

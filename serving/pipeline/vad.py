@@ -13,7 +13,7 @@ from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.pipeline.vad_network import probabilities
 
 # Frames that the network takes at once: speech is mostly found in the first second.
-AT_ONCE, METERED_AT_ONCE = 16, 96
+AT_ONCE, METERED_AT_ONCE = 12, 96
 # Of what counts as seconds of speech: probability of a frame that begins it, of one that continues it, and frames
 # between two that belong to it.
 SURE, LIKELY = 0.5, 0.35
@@ -22,17 +22,21 @@ MAX_GAP_FRAMES = 3
 
 def holds_speech(samples: NDArray[np.float32]) -> bool:
     """Return whether samples, float32 [n] at 16 kHz, hold speech."""
-    peak = float(np.abs(samples).max(initial=0.0))
+    peak = _peak(samples)
     if peak < LEAST_PEAK:
         return False
     state, found = np.zeros(STATE, np.float32), 0
-    frames = _frames(samples * np.float32(PEAK / peak))
+    frames, scale = _frames(samples), np.float32(PEAK / peak)
     for start in range(0, len(frames), AT_ONCE):
-        likely, state = probabilities(frames[start : start + AT_ONCE], state)
+        likely, state = probabilities(frames[start : start + AT_ONCE] * scale, state)
         found += int(np.count_nonzero(likely > PROBABILITY))
         if found >= LEAST_FRAMES:
             return True
     return False
+
+
+def _peak(samples: NDArray[np.float32]) -> float:
+    return float(max(samples.max(initial=0.0), -samples.min(initial=0.0)))
 
 
 def _frames(samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -57,7 +61,7 @@ class SpeechMeter:
 
     def feed(self, samples: NDArray[np.float32]) -> None:
         """Add samples, float32 [n] at 16 kHz; up to a frame at the end waits for more."""
-        self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
+        self._peak = max(self._peak, _peak(samples))
         state = np.zeros(STATE, np.float32)  # after some long pauses the detector no longer finds speech
         self._rest = np.concatenate([self._rest, samples])
         scale, count = np.float32(PEAK / self._peak), (len(self._rest) - CONTEXT) // FRAME

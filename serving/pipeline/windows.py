@@ -21,6 +21,10 @@ from speakerlens.serving.pipeline.decode import (
     Recording,
     check_minimum,
 )
+from speakerlens.serving.pipeline.samples import SAMPLE_TYPES
+
+# Copying and checking as many samples takes about 0.1 ms.
+BRIEF_SAMPLES = 5 * SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ async def cut(samples: NDArray[np.float32], shape: Windowing) -> AsyncIterator[W
         yield window
 
 
+def _is_brief(audio: RawAudio, shape: Windowing) -> bool:
+    frames = len(audio.data) // SAMPLE_TYPES[audio.sample_type].itemsize
+    return (audio.sample_rate, audio.channels) == (SAMPLE_RATE, 1) and frames <= min(shape.length, BRIEF_SAMPLES)
+
+
 class WindowReader:
     """Decode a recording window by window, each time only as far as needed.
 
@@ -127,6 +136,7 @@ class WindowReader:
     Attributes:
         info: format and duration; complete once it is finished.
         finished: whether no window follows those that were returned.
+        brief: whether `next` takes less time than handing it to a thread: one window of samples as they are needed.
     """
 
     def __init__(
@@ -140,6 +150,7 @@ class WindowReader:
     ) -> None:
         self.info = AudioInfo(0.0, 0, 0)
         self.finished = False
+        self.brief = isinstance(audio, RawAudio) and _is_brief(audio, shape)
         self._field = field
         self._deadline = deadline
         self._windows = self._read(audio, limit, WindowCutter(shape), min_samples)
