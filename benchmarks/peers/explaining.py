@@ -33,11 +33,12 @@ UNUSED = (
 def ours(bundle: Path, rows: int, threads: int, lowest: str) -> Function:
     """Return the server's own session for the maps from a lowest stage on; for none, `predict.onnx`."""
     from speakerlens.serving.engine.graphs import EXPLAIN_SPECS, PREDICT_SPEC
+    from speakerlens.serving.engine.placement import Placement
     from speakerlens.serving.engine.session import GraphSession
     from speakerlens.serving.models.reader import read_bundle
 
     spec: Any = EXPLAIN_SPECS[lowest] if lowest else PREDICT_SPEC
-    session = GraphSession(spec, read_bundle(bundle), "cpu", threads)._session  # noqa: SLF001 - the bare graph
+    session = GraphSession(spec, read_bundle(bundle), Placement("cpu", threads))._session  # noqa: SLF001 - the bare graph
     audio = batch_of(bundle, rows)
     feeds: Maps = {"audio": audio, "lengths": np.full(rows, audio.shape[1])}
     if lowest:

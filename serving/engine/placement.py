@@ -76,8 +76,8 @@ class Placement:
 
     @property
     def threads_of_instance(self) -> int:
-        """Return the threads of an instance while all compute."""
-        return max(1, (self.threads or cores()) // self.instances)
+        """Return the threads of an instance while all compute, on the CPU."""
+        return self.threads if self.instances == 1 else max(1, (self.threads or cores()) // self.instances)
 
 
 class Occupancy:
@@ -126,9 +126,9 @@ def runs_on_gpu(device: str) -> bool:
 
 
 def open_graph(
-    bundle: Bundle, spec: GraphSpec[Any, Any], placement: Placement, threads: int, weights: SharedWeights
-) -> Any:
-    """Return a session for a graph, with as many threads on the CPU.
+    bundle: Bundle, spec: GraphSpec[Any, Any], placement: Placement, weights: SharedWeights
+) -> tuple[Any, Any]:
+    """Return the session for a batch that is computed alone, and that for others; they may be the same.
 
     Raises:
         BundleError: the graph cannot be opened.
@@ -146,19 +146,22 @@ def open_graph(
     providers = device.providers(placement.device_bytes)
     try:
         if device.provider != CUDA:
-            return weights.open(content, spec.outputs, functools.partial(_options, threads), providers)
+            threads = dict.fromkeys((placement.threads, placement.threads_of_instance))
+            opened = weights.open(content, spec.outputs, _options, threads, providers)
+            return opened[0], opened[-1]
         # ONNX Runtime's own fallback prints to stdout, and moves a session to the CPU while it serves.
         content = cut(content, spec.outputs)
-        return ort.InferenceSession(content, _options(threads, True), providers=providers, enable_fallback=0)
+        session = ort.InferenceSession(content, _options(placement.threads), providers=providers, enable_fallback=0)
     except Exception as error:
         where = f" with CUDA on GPU {device.index}" if device.provider == CUDA else ""
         raise BundleError(f"{name} cannot be opened{where}: {one_line(error)}") from error
+    return session, session
 
 
-def _options(threads: int, computes: bool) -> Any:
-    """Return the options of a session, which computes or only optimises its graph."""
+def _options(threads: int | None) -> Any:
+    """Return the options of a session with so many threads, 0 for one per core; None: of one that only optimises."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1 if threads is None else threads
     options.inter_op_num_threads = 1
     # Threads that wait for each other by spinning take the cores from all others of the server: 18 ms of processor time
     # instead of 11 for 3 s of audio where they are busy.
@@ -166,11 +169,10 @@ def _options(threads: int, computes: bool) -> Any:
     options.log_severity_level = 3
     # Memory patterns by shape help where the same few shapes come again, and only take memory otherwise.
     options.enable_mem_pattern = False
-    if computes:
+    if threads is not None:
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
     else:
-        options.intra_op_num_threads = 1
         options.enable_cpu_mem_arena = False
     return options
 

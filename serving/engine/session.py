@@ -35,7 +35,6 @@ from speakerlens.serving.engine.placement import (
     Occupancy,
     Placement,
     SharedWeights,
-    find_device,
     one_line,
     open_graph,
 )
@@ -102,13 +101,9 @@ class GraphSession(Generic[JobT, ResultT]):
         """Open the graph, after closing what was open before; raises as the class does."""
         self._session: Any = None  # its memory is needed
         self._part: Any = None
-        placement = self._placement
-        session = open_graph(self._bundle, self._spec, placement, placement.threads, weights)
+        session, part = open_graph(self._bundle, self._spec, self._placement, weights)
         check_fits(session, self._bundle, self._spec)
-        self._part = session
-        if placement.instances > 1 and find_device(placement.device).provider != CUDA:
-            self._part = open_graph(self._bundle, self._spec, placement, placement.threads_of_instance, weights)
-        self._session = session
+        self._session, self._part = session, part
 
     def cost(self, job: JobT) -> int:
         """Return the number of samples that are computed for a job, padding included."""

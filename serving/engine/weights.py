@@ -41,14 +41,20 @@ class SharedWeights:
         self._arranged: dict[bytes, _Arranged] = {}
 
     def open(
-        self, content: bytes, outputs: Collection[str], make_options: Callable[[bool], Any], providers: Any
-    ) -> Any:
-        """Return a session for the part of a graph that computes some of its outputs.
+        self,
+        content: bytes,
+        outputs: Collection[str],
+        make_options: Callable[[int | None], Any],
+        threads: Collection[int],
+        providers: Any,
+    ) -> list[Any]:
+        """Return sessions for the part of a graph that computes some of its outputs, one for each number of threads.
 
         Args:
             content: of the file.
             outputs: names.
-            make_options: returns new session options; whether the session will compute, or only optimise.
+            make_options: returns new options of a session with so many threads; None: of one that only optimises.
+            threads: of each session.
             providers: as `onnxruntime.InferenceSession` takes them; of the CPU.
 
         Raises:
@@ -56,23 +62,17 @@ class SharedWeights:
         """
         key = hashlib.sha256(content).digest()
         if key not in self._arranged:
-            self._arranged[key] = self._arrange(_optimised(content, make_options(False), providers))
+            self._arranged[key] = self._arrange(_optimised(content, make_options(None), providers))
         arranged = self._arranged[key]
         model = parse_model(arranged.content)
         cut_graph(model.graph, outputs)
-        options = make_options(True)
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # A matrix would be packed, which is another copy, for products with one row that gain nothing by it.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        used = []
-        for tensor in model.graph.initializer:
-            if tensor.name in arranged.constants:
-                used.append(arranged.constants[tensor.name])
-                options.add_initializer(tensor.name, used[-1])
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=providers, enable_fallback=0)
-        # The session refers to the pool's memory. Its own copy of the graph is for a fallback, which is off.
-        session.shared_weights, session._model_bytes = used, None  # noqa: SLF001
-        return session
+        used = {
+            tensor.name: arranged.constants[tensor.name]
+            for tensor in model.graph.initializer
+            if tensor.name in arranged.constants
+        }
+        content = model.SerializeToString()
+        return [_session(content, make_options(each), used, providers) for each in threads]
 
     def _arrange(self, optimised: bytes) -> _Arranged:
         model = parse_model(optimised)
@@ -87,6 +87,19 @@ class SharedWeights:
         if key not in self._pool:
             self._pool[key] = ort.OrtValue.ortvalue_from_numpy(_aligned(np.frombuffer(raw, "<f4")).reshape(shape))
         return self._pool[key]
+
+
+def _session(content: bytes, options: Any, weights: Mapping[str, Any], providers: Any) -> Any:
+    """Return a session for an arranged graph that refers to weights by name."""
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # A matrix would be packed, which is another copy, for products with one row that gain nothing by it.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    for name, value in weights.items():
+        options.add_initializer(name, value)
+    session = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
+    # The session refers to the memory of the weights. Its own copy of the graph is for a fallback, which is off.
+    session.shared_weights, session._model_bytes = tuple(weights.values()), None  # noqa: SLF001
+    return session
 
 
 def _optimised(content: bytes, options: Any, providers: Any) -> bytes:

@@ -5,10 +5,11 @@ after the answer has been sent.
 """
 
 import asyncio
+import contextvars
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import ParamSpec, TypeVar
@@ -38,9 +39,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# Each may hold a window of audio. Measuring takes a fraction of the inference time, so more than a few wait only on an
-# overloaded machine.
-MOST_WAITING = 100
+# Answers are handed to the thread together: each visit wakes it, and takes the interpreter's lock from the event loop.
+GATHER_SECONDS = 0.02
+MOST_TOGETHER = 12
+# Such groups that wait; each answer may hold a window of audio. Measuring takes a fraction of the inference time, so
+# more than a few wait only on an overloaded machine.
+MOST_WAITING = 8
 
 
 class RobustnessObserver:
@@ -63,6 +67,8 @@ class RobustnessObserver:
         self._tasks = SampleTasks(models, metrics.robustness, self._measure_map)
         self._saliency, self._shadow = Sampler(config.saliency_share), Sampler(config.shadow_share)
         self._background = Background(scheduler, metrics.robustness)
+        self._gathered: list[tuple[MonitoredAnswer, str | None]] = []
+        self._handing_over: asyncio.TimerHandle | None = None
         self._variants: set[str] = set()
         self._enabled = config.metrics  # without a metrics page, measuring is wasted work
         models.subscribe(self._on_change)
@@ -88,14 +94,28 @@ class RobustnessObserver:
             return
         call = current_context.get(None)
         request_id = call.id if call else None
-        self._executor.submit(self._measure_answer, answer, request_id)
+        self._gathered.append((answer, request_id))
+        if len(self._gathered) == 1:
+            loop = asyncio.get_running_loop()
+            self._handing_over = loop.call_later(GATHER_SECONDS, self._hand_over, context=contextvars.Context())
+        elif len(self._gathered) == MOST_TOGETHER:
+            self._hand_over()
         if answer.scope is MonitoringScope.ANSWER and answer.kept is not None:
             self._sample(answer, answer.kept, request_id)
 
     async def close(self) -> None:
         """Drop waiting samples and stop the background thread."""
         await self._background.close()
+        self._hand_over()
         self._executor.close()
+
+    def _hand_over(self) -> None:
+        """Have the gathered answers measured."""
+        if self._handing_over is not None:
+            self._handing_over.cancel()
+        gathered, self._gathered = self._gathered, []
+        if gathered:
+            self._executor.submit(len(gathered), self._measure_answers, gathered)
 
     def _on_change(self) -> None:
         """Follow the loaded models; counts of a variant that is gone remain."""
@@ -127,6 +147,10 @@ class RobustnessObserver:
     async def _measure_map(self, model: Model, prediction: ExplainedPrediction, request_id: str | None) -> None:
         run = asyncio.get_running_loop().run_in_executor
         await run(self._executor.thread, self._meter.record_map, model, prediction, request_id)
+
+    def _measure_answers(self, gathered: Sequence[tuple[MonitoredAnswer, str | None]]) -> None:
+        for answer, request_id in gathered:
+            self._measure_answer(answer, request_id)
 
     def _measure_answer(self, answer: MonitoredAnswer, request_id: str | None) -> None:
         try:
@@ -253,10 +277,12 @@ class BoundedExecutor:
         self._room = threading.Semaphore(MOST_WAITING)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="measuring")
 
-    def submit(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> "Future[T] | None":
-        """Queue a call; None if it is dropped."""
+    def submit(
+        self, measurements: int, function: Callable[P, T], *arguments: P.args, **named: P.kwargs
+    ) -> "Future[T] | None":
+        """Queue a call that measures so many answers; None if it is dropped."""
         if not self._room.acquire(blocking=False):
-            self.count("dropped")
+            self.count("dropped", measurements)
             return None
         try:
             future = self.thread.submit(function, *arguments, **named)
@@ -265,9 +291,9 @@ class BoundedExecutor:
         future.add_done_callback(lambda _: self._room.release())
         return future
 
-    def count(self, outcome: str) -> None:
-        """Count the outcome of one measurement."""
-        self._metrics.background.labels("measure", outcome).inc()
+    def count(self, outcome: str, measurements: int = 1) -> None:
+        """Count the outcome of measurements."""
+        self._metrics.background.labels("measure", outcome).inc(measurements)
 
     def close(self) -> None:
         """Stop the thread; waiting calls are cancelled."""

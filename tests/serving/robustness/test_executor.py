@@ -18,8 +18,8 @@ def test_work_beyond_the_bound_is_dropped_and_counted(monkeypatch: pytest.Monkey
     monkeypatch.setattr(observer, "MOST_WAITING", 3)
     metrics, gate = Metrics(), threading.Event()
     thread = BoundedExecutor(metrics.robustness)
-    first = thread.submit(gate.wait, 20)
-    others = [thread.submit(int, "7") for _ in range(4)]
+    first = thread.submit(1, gate.wait, 20)
+    others = [thread.submit(1, int, "7") for _ in range(4)]
     assert [other is None for other in others] == [False, False, True, True]
     assert dropped(metrics) == 2
     gate.set()
@@ -28,7 +28,7 @@ def test_work_beyond_the_bound_is_dropped_and_counted(monkeypatch: pytest.Monkey
     assert [other.result(20) for other in others if other is not None] == [7, 7]
     # Room is given back, also by what fails.
     for _ in range(5):
-        failed = thread.submit(int, "x")
+        failed = thread.submit(1, int, "x")
         assert failed is not None
         assert isinstance(failed.exception(20), ValueError)
         thread.thread.submit(int).result(20)
@@ -40,5 +40,5 @@ def test_a_closed_executor_ignores_work() -> None:
     metrics = Metrics()
     thread = BoundedExecutor(metrics.robustness)
     thread.close()
-    assert thread.submit(int, "7") is None
+    assert thread.submit(1, int, "7") is None
     assert dropped(metrics) == 0
