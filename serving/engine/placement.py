@@ -1,7 +1,7 @@
 """Where graphs run, and how they are opened there: device, threads, and the batches that are computed at a time.
 
 Several instances with few threads each compute more than one with all: threads that share a graph wait for each other
-after every node (docs/decisions/0085-instances.md).
+after every node (docs/decisions/0089-instances.md).
 """
 
 import functools

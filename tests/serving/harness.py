@@ -29,7 +29,15 @@ START_SECONDS = 180
 CALL_SECONDS = 60
 # Ports that are free, and windows long enough for the toy bundles to be slow in one.
 # Most tests enrol tones and noise, with networks that tell nothing apart.
-OWN_FLAGS = ("--port=0", "--metrics-port=0", "--window-seconds=10", "--probe-seconds=0", "--enroll-speech-seconds=0")
+OWN_FLAGS = (
+    "--port=0",
+    "--metrics-port=0",
+    "--window-seconds=10",
+    "--probe-seconds=0",
+    "--enroll-speech-seconds=0",
+    # What keeps the device busy in a test keeps all of it busy.
+    "--instances=1",
+)
 
 
 class ServerProcess:

@@ -1,9 +1,12 @@
 """Through the real server: an answer does not depend on other calls at the same time, or on their order."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -60,10 +63,28 @@ ASK = st.builds(
 )
 
 
+@pytest.fixture(scope="module")
+def parallel_server(toy_bundles: Path) -> Iterator[ServerProcess]:
+    """A server that computes three batches at a time."""
+    with ServerProcess(toy_bundles, "--instances=3", "--threads=3") as server:
+        assert server.ready["instances"] == server.metrics()["speakerlens_engine_instances"] == 3
+        yield server
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(asks=st.lists(ASK, min_size=2, max_size=16))
 def test_answers_do_not_depend_on_other_calls(toy_server: ServerProcess, asks: list[Ask]) -> None:
-    calls = [toy_server.stub.Identify.future(ask.request(), timeout=CALL_SECONDS) for ask in asks]
+    check_answers(toy_server, asks)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asks=st.lists(ASK, min_size=4, max_size=16))
+def test_answers_do_not_depend_on_batches_beside_them(parallel_server: ServerProcess, asks: list[Ask]) -> None:
+    check_answers(parallel_server, asks)
+
+
+def check_answers(server: ServerProcess, asks: list[Ask]) -> None:
+    calls = [server.stub.Identify.future(ask.request(), timeout=CALL_SECONDS) for ask in asks]
     for ask, call in zip(asks, calls, strict=True):
         if ask.cancels:
             call.cancel()
