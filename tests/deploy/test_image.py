@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deploy.image import sbom
+from deploy.image import builder, sbom
 from deploy.image.trim import UNUSED, trim
 from speakerlens import probe
 from speakerlens.serving.config import Config, parse
@@ -130,15 +130,52 @@ def test_bill_of_materials_refuses_markers_it_does_not_know() -> None:
         sbom.sbom("x==1 ; extra == 'x' \\\n    --hash=sha256:00\n", "lock")
 
 
+def test_copy_of_the_sources_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    files = {
+        "Dockerfile": "FROM x",
+        ".dockerignore": "*\n!code\n",
+        "code/a.py": "1",
+        "code/b.py": "2",
+        "tests/t.py": "",
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (root / "code" / "run").symlink_to("a.py")
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=one"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(builder, "ROOT", root)
+    first = builder.frozen(tmp_path / "one")
+    assert (first["files"], first["changed"]) == (5, False)
+    (root / "code" / "a.py").write_text("3")
+    (root / "code" / "b.py").unlink()
+    (root / "code" / "new.py").write_text("4")
+    second = builder.frozen(tmp_path / "two")
+    assert (second["files"], second["changed"], second["commit"]) == (5, True, first["commit"])
+    assert second["sha256"] != first["sha256"]
+    copied = {
+        name: sorted(str(file.relative_to(tmp_path / name)) for file in _below(tmp_path / name))
+        for name in ("one", "two")
+    }
+    assert copied["one"] == [".dockerignore", "Dockerfile", "code/a.py", "code/b.py", "code/run"]
+    assert copied["two"] == [".dockerignore", "Dockerfile", "code/a.py", "code/new.py", "code/run"]
+    assert (tmp_path / "one" / "code" / "a.py").read_text() == "1"
+    assert (tmp_path / "two" / "code" / "run").readlink() == Path("a.py")
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if not path.is_dir())
+
+
 @pytest.mark.slow
 @pytest.mark.process
 def test_image_is_built_and_run_without_rights(tmp_path: Path) -> None:
     """With docker or buildah as root; `make image-test` does the same with the demo's bundles."""
-    from deploy.image.builder import BuildError, program  # noqa: PLC0415
-
     try:
-        name = program()
-    except BuildError as error:
+        name = builder.program()
+    except builder.BuildError as error:
         pytest.skip(str(error))
     if name == "buildah" and os.getuid():
         pytest.skip("buildah's images can be run without rights by root alone")
