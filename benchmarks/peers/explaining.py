@@ -52,6 +52,8 @@ def eager(bundle: Path, rows: int, threads: int, bf16: bool, compiled: bool) -> 
 
     from speakerlens.training.model.saliency import layercam_map, score_target, tapped
 
+    if bf16 and not {"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text("utf-8").split()):
+        raise SkippedError("this processor computes no bf16")  # PyTorch would emulate it, thirty times slower
     network, audio = _network(bundle, threads), torch.from_numpy(batch_of(bundle, rows))
     with torch.no_grad():
         frames = network.front_end(audio, None)[1]
@@ -72,18 +74,26 @@ def eager(bundle: Path, rows: int, threads: int, bf16: bool, compiled: bool) -> 
 
         return run
 
+    # A compiled function hides its activations from autograd, so that zeros are added there, and the score is
+    # differentiated by these.
+    with torch.no_grad():
+        features, _ = network.front_end(audio, None)
+        shapes = [each.shape for each in tapped(network, network.encoder(features, frames, False))]
+    zeros = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    for module, zero in zip(_taps(network), zeros, strict=True):
+        module.register_forward_hook(lambda _module, _inputs, output, zero=zero: output + zero)
+
     def scores(features: torch.Tensor) -> tuple[torch.Tensor, ...]:
         scored = score_target(network, features, frames, False)
         return scored.score, *tapped(network, scored.activations)
 
-    # autograd within the compiled function breaks the graph; its backward is compiled with the forward.
     forward = torch.compile(scores)
 
     def run_compiled() -> Maps:
         with torch.no_grad():
             features = network.front_end(audio, None)[0]
-        score, *taps = forward(features.requires_grad_())
-        gradients = torch.autograd.grad(score, taps)
+        score, *taps = forward(features)
+        gradients = torch.autograd.grad(score, zeros)
         return _named(layercam_map(gradient, tap) for gradient, tap in zip(gradients, taps, strict=True))
 
     return run_compiled
@@ -132,7 +142,7 @@ def grad_cam(bundle: Path, rows: int, threads: int) -> Function:
     def run() -> Maps:
         with torch.no_grad():
             features = network.front_end(audio, None)[0]
-        return dict(zip(SALIENCY, method(features), strict=True))
+        return dict(zip(SALIENCY, method(features, None), strict=True))
 
     return run
 
