@@ -28,7 +28,6 @@ from benchmarks.peers.workers import SkippedError
 from benchmarks.processes import processor_seconds
 from speakerlens.export.bundle import MANIFEST
 from speakerlens.export.triton import config, write_models
-from speakerlens.protos.inference import inference_pb2 as oip
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 
 READY_SECONDS = 120
@@ -122,6 +121,9 @@ def speakerlens(setting: Setting) -> Iterator[Served]:
 @contextmanager
 def triton(setting: Setting) -> Iterator[Served]:
     """Serve with a real Triton, its Python backend and dynamic batching, from `speakerlens export triton`."""
+    # Here, as a process that has imported tritonclient, as that of the tests, cannot register the same protocol again.
+    from speakerlens.protos.inference import inference_pb2 as oip
+
     runtime = ("numpy<2", f"onnxruntime=={onnxruntime.__version__}")
     try:
         triton_server.fetch(setting.tools, runtime)
