@@ -244,6 +244,7 @@ def drift_measures(sound: Sound, seconds: float) -> dict[str, float]:
 def map_measures(bundle: Bundle, prediction: ExplainedPrediction) -> tuple[float, float]:
     """Return deletion index (by the estimated noise floor) and concentration of the fused map; NaN where undefined."""
     fused = displayed(bundle, prediction, "fused")
+    prediction.shown.clear()  # its last use; predictions of a stream's windows are kept
     return deletion_index(fused, estimated_interference(prediction.features)), concentration(fused)
 
 

@@ -12,8 +12,9 @@ from speakerlens.serving.context import union
 from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
 from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.pipeline.aggregate import Piece, WindowAggregator, stitched
+from speakerlens.serving.pipeline.decode import DurationLimit, RawAudio
 from speakerlens.serving.pipeline.vad import holds_speech
-from speakerlens.serving.pipeline.windows import Window, WindowCutter, Windowing, windowing
+from speakerlens.serving.pipeline.windows import Window, WindowCutter, Windowing, WindowReader, windowing
 from tests.serving.harness import talk
 
 SHAPE = Windowing(length=50, hop=24, grid=8)
@@ -55,6 +56,28 @@ def test_windows_do_not_depend_on_how_samples_arrive(total: int, sizes: list[int
         assert window.start % 8 == 0
     assert windows[-1].stop == total
     assert len(windows) == 1 or all(42 < len(window.samples) <= 50 for window in windows)
+
+
+@pytest.mark.parametrize(
+    ("samples", "kind", "rate", "channels", "brief"),
+    [(48_000, "float32", 16_000, 1, True), (48_000, "int16", 16_000, 1, True), (48_001, "float32", 16_000, 1, False),
+     (24_000, "float32", 8_000, 1, False), (48_000, "float32", 16_000, 2, False)],
+)  # fmt: skip
+def test_one_window_of_plain_samples_is_brief(samples: int, kind: str, rate: int, channels: int, brief: bool) -> None:
+    """It is decoded on the event loop; its samples are those that were sent."""
+    sent = (np.random.default_rng(0).normal(0, 0.1, (samples, channels)) * (32_767 if kind == "int16" else 1)).astype(
+        kind
+    )
+    audio = RawAudio(sent.tobytes(), kind, rate, channels, None)
+    reader = WindowReader(audio, DurationLimit(60), Windowing(48_000, 24_000, 160), 8_000)
+    assert reader.brief is brief
+    window = reader.next()
+    assert window is not None
+    if brief:
+        assert reader.finished
+        scale = 32_768 if kind == "int16" else 1
+        np.testing.assert_array_equal(window.samples, sent[:, 0].astype(np.float32) / np.float32(scale))
+        assert window.samples.flags.writeable, "it is a copy"
 
 
 def test_grid_fits_every_stage(bundle: Bundle) -> None:

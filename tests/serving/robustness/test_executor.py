@@ -36,6 +36,15 @@ def test_work_beyond_the_bound_is_dropped_and_counted(monkeypatch: pytest.Monkey
     thread.close()
 
 
+def test_a_group_that_is_dropped_counts_all_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observer, "MOST_WAITING", 0)
+    metrics = Metrics()
+    thread = BoundedExecutor(metrics.robustness)
+    assert thread.submit(3, int, "7") is None
+    assert dropped(metrics) == 3
+    thread.close()
+
+
 def test_a_closed_executor_ignores_work() -> None:
     metrics = Metrics()
     thread = BoundedExecutor(metrics.robustness)
