@@ -26,7 +26,7 @@ def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
         "client.html",
         "command-line.html",
         "api.html",
-        "decisions/README.html",
+        "decisions/index.html",
     ):
         text = (tmp_path / "site" / page).read_text("utf-8")
         assert "fonts.googleapis.com" not in text, "nothing is loaded from another host"
