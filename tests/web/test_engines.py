@@ -75,7 +75,7 @@ def emulating(address: str) -> Iterator[Any]:
         launched = started.chromium.launch(executable_path=CHROMIUM, args=list(EMULATED))
         page = launched.new_page()
         page.goto(f"{address}/models.json")
-        if not page.evaluate("navigator.gpu && 'Suspending' in WebAssembly && navigator.gpu.requestAdapter()"):
+        if not page.evaluate("navigator.gpu && 'Suspending' in WebAssembly && navigator.gpu.requestAdapter().then(Boolean)"):
             pytest.skip("this Chromium emulates no WebGPU")
         page.close()
         yield launched
