@@ -36,6 +36,7 @@ BOTH = """async (samples) => {
     found[0][key].reduce((sum, value) => sum + value ** 2, 0));
   return { names: found.map(({ name }) => name), logits: error("logits"), fused: error("fused") };
 }"""
+EMULATES = "navigator.gpu && 'Suspending' in WebAssembly && navigator.gpu.requestAdapter().then(Boolean)"
 CHOSEN = "async () => (await (await import('/engine.mjs')).start()).name"
 pytestmark = [
     pytest.mark.slow,
@@ -75,7 +76,7 @@ def emulating(address: str) -> Iterator[Any]:
         launched = started.chromium.launch(executable_path=CHROMIUM, args=list(EMULATED))
         page = launched.new_page()
         page.goto(f"{address}/models.json")
-        if not page.evaluate("navigator.gpu && 'Suspending' in WebAssembly && navigator.gpu.requestAdapter().then(Boolean)"):
+        if not page.evaluate(EMULATES):
             pytest.skip("this Chromium emulates no WebGPU")
         page.close()
         yield launched
