@@ -26,6 +26,7 @@ from speakerlens.training.cli import main
 from speakerlens.training.config import load_config
 from speakerlens.training.data.manifest import Corpus, write_corpus
 from speakerlens.training.evaluation.conditions import CLEAN
+from speakerlens.training.evaluation.maps.listening import LISTENED_MAPS
 from speakerlens.training.evaluation.maps.probes import Progress as Tick
 from speakerlens.training.evaluation.workers import Networks
 from speakerlens.training.run_log import read_log
@@ -226,6 +227,20 @@ def test_page_is_complete_and_fetches_nothing(html: str) -> None:
     anchors = [address[1:] for address in page.addresses if address.startswith("#")]
     assert len(anchors) == 12
     assert all(f'<section id="{anchor}">' in html for anchor in anchors)
+
+
+def test_maps_are_measured_by_their_sound(out: Path, html: str) -> None:
+    found = rows(out, "listening")
+    assert {row["variant"] for row in found} == set(VARIANTS)
+    assert {row["map"] for row in found} == set(LISTENED_MAPS)
+    for row in found:
+        for name in ("average_increase", "average_drop", "average_gain", "input_fidelity"):
+            assert 0 <= float(row[name]) <= 1
+        assert -1 <= float(row["faithfulness"]) <= 1
+    section = html[html.index("<h3>By their sound</h3>") : html.index("<h3>Sanity check")]
+    for variant in VARIANTS:
+        assert f"{variant}: by the sound that each map keeps and removes" in section
+    assert all(f">{head}<" in section for head in ("AI", "AD", "AG", "FF", "Fid-In"))
 
 
 def test_summary_and_tables_are_in_the_page(html: str, found: Any) -> None:
