@@ -22,6 +22,9 @@ def toy_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_server(toy_bundles: Path) -> Iterator[ServerProcess]:
-    """Shared by tests that leave it as they found it."""
-    with ServerProcess(toy_bundles, "--max-seconds=60", "--http-port=0", fresh=True) as server:
+    """Shared by tests that leave it as they found it.
+
+    It has one instance: what keeps the device busy in a test keeps all of it busy.
+    """
+    with ServerProcess(toy_bundles, "--max-seconds=60", "--http-port=0", "--instances=1", fresh=True) as server:
         yield server

@@ -35,8 +35,6 @@ OWN_FLAGS = (
     "--window-seconds=10",
     "--probe-seconds=0",
     "--enroll-speech-seconds=0",
-    # What keeps the device busy in a test keeps all of it busy.
-    "--instances=1",
 )
 
 

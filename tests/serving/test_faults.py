@@ -103,7 +103,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 def test_a_killed_client_frees_its_place(toy_bundles: Path) -> None:
     """One client whose batch runs and one that waits: both calls are dropped, later ones answered."""
-    with ServerProcess(toy_bundles) as server:
+    with ServerProcess(toy_bundles, "--instances=1") as server:
 
         def caller(seconds: float, variant: str) -> subprocess.Popen[bytes]:
             return subprocess.Popen(
@@ -185,7 +185,7 @@ def test_wall_clock_jumps_change_nothing(toy_bundles: Path, tmp_path: Path, monk
     offset.write_bytes(struct.pack("l", 0))
     monkeypatch.setenv("CLOCK_OFFSET", str(offset))
     monkeypatch.setenv("LD_PRELOAD", str(library))
-    server = ServerProcess(toy_bundles, "--watch=0.1", fresh=True)  # the loader reads LD_PRELOAD at the start
+    server = ServerProcess(toy_bundles, "--watch=0.1", "--instances=1", fresh=True)  # the loader reads LD_PRELOAD at the start
     monkeypatch.delenv("LD_PRELOAD")
     with server:
         for seconds in (DAY, -DAY):
