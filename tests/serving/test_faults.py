@@ -185,7 +185,8 @@ def test_wall_clock_jumps_change_nothing(toy_bundles: Path, tmp_path: Path, monk
     offset.write_bytes(struct.pack("l", 0))
     monkeypatch.setenv("CLOCK_OFFSET", str(offset))
     monkeypatch.setenv("LD_PRELOAD", str(library))
-    server = ServerProcess(toy_bundles, "--watch=0.1", "--instances=1", fresh=True)  # the loader reads LD_PRELOAD at the start
+    # The loader reads LD_PRELOAD at the start.
+    server = ServerProcess(toy_bundles, "--watch=0.1", "--instances=1", fresh=True)
     monkeypatch.delenv("LD_PRELOAD")
     with server:
         for seconds in (DAY, -DAY):
