@@ -34,7 +34,7 @@ def refused(server: ServerProcess, variant: str) -> str:
     ],
 )
 def test_calls_are_refused_at_once_and_answered_later(toy_bundles: Path, flag: str, reason: str, words: str) -> None:
-    with ServerProcess(toy_bundles, flag) as server:
+    with ServerProcess(toy_bundles, flag, "--instances=1") as server:
         slow = server.stub.Identify.future(request("da", toy.SLOW_SECONDS + 3), timeout=CALL_SECONDS)
         server.wait_for_metric("speakerlens_requests_in_flight", 1)
         waiting = [server.stub.Identify.future(request("clean", 1), timeout=CALL_SECONDS) for _ in range(2)]
@@ -50,7 +50,7 @@ def test_calls_are_refused_at_once_and_answered_later(toy_bundles: Path, flag: s
 
 
 def test_a_cancelled_call_is_not_computed(toy_bundles: Path) -> None:
-    with ServerProcess(toy_bundles) as server:
+    with ServerProcess(toy_bundles, "--instances=1") as server:
         slow = server.stub.Identify.future(request("da", toy.SLOW_SECONDS + 3), timeout=CALL_SECONDS)
         server.wait_for_metric("speakerlens_requests_in_flight", 1)
         waiting = server.stub.Identify.future(request("clean", 1), timeout=CALL_SECONDS)
