@@ -31,10 +31,9 @@ KEEP_SOUNDS = """globalThis.sounds = [];
 const address = URL.createObjectURL;
 URL.createObjectURL = (blob) => (sounds.push(blob), address.call(URL, blob));"""
 LAST_SOUND = "async () => Array.from(new Uint8Array(await sounds.at(-1).arrayBuffer()))"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None or shutil.which("npm") is None, reason="chromium or npm is not installed"),
-]
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or shutil.which("npm") is None, reason="chromium or npm is not installed"
+)
 
 
 @pytest.fixture(scope="module")
