@@ -13,7 +13,7 @@ TITLES = {
     "archive": "5. Scoring an archive",
 }
 ABOUT = {
-    "explaining": "Processor time of a call in ms, and over that of ours with the maps of S1 to S4.",
+    "explaining": "Processor time of a call in ms; in brackets, the ratio to ours with the maps of S1 to S4.",
     "serving": "`explain` returns the raw maps of S1 to S4, `fused` what people use: ours the fused map in uint8, the "
     "others the raw maps of S2 to S4, which their client would fuse. `ratio`: speed over ours in the same rounds.",
     "growth": "Costs are the server's. An exponent of 1 is a cost in proportion, 0 one that does not grow.",

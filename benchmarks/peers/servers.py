@@ -23,10 +23,9 @@ import onnxruntime
 from benchmarks import triton_server
 from benchmarks.peers import model
 from benchmarks.peers.load import Target
-from benchmarks.peers.networks import RATE, SECONDS, speech
+from benchmarks.peers.networks import RATE, SECONDS, manifest_of, speech
 from benchmarks.peers.workers import SkippedError
 from benchmarks.processes import processor_seconds
-from speakerlens.export.bundle import MANIFEST
 from speakerlens.export.triton import config, write_models
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 
@@ -41,11 +40,10 @@ EXPLAINED = {
 
 
 @dataclass(frozen=True)
-class Served:
-    """A server that runs: its root process, and the request that it answers."""
+class _Running:
+    """A server that runs: its root process."""
 
     pid: int
-    target: Target
 
     def processor_seconds(self) -> float:
         """Return the processor time of all its processes so far."""
@@ -53,15 +51,17 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Ours:
-    """Our server: its process and address."""
+class Served(_Running):
+    """A server, and the request that it answers."""
 
-    pid: int
+    target: Target
+
+
+@dataclass(frozen=True)
+class Ours(_Running):
+    """Our server, and its address."""
+
     address: str
-
-    def processor_seconds(self) -> float:
-        """Return the processor time of all its processes so far."""
-        return processor_seconds(self.pid)
 
     def target(self, bundle: Path, explain: pb.ExplainOptions | None, seconds: float) -> Target:
         """Return a request about speech of a bundle."""
@@ -157,7 +157,7 @@ def triton(setting: Setting) -> Iterator[Served]:
 def _write_model(setting: Setting, models: Path) -> str:
     """Write the one model that is needed, with its instances; return its name."""
     write_models(setting.bundle, models, "python", model.MAX_BATCH)
-    manifest = json.loads((setting.bundle / MANIFEST).read_text("utf-8"))
+    manifest = manifest_of(setting.bundle)
     name: str = manifest["variant"] + ("" if setting.kind == "predict" else "-explain")
     for folder in models.iterdir():
         if folder.name != name:

@@ -51,7 +51,7 @@ def base_image() -> str:
 
 
 def frozen(folder: Path) -> dict[str, Any]:
-    """Copy what an image is built from, as it is now, so that several builds have the same sources whoever writes.
+    """Copy what an image is built from, so that several builds have the same sources even if files change.
 
     Args:
         folder: an empty one.

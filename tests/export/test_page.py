@@ -5,7 +5,6 @@ import http.server
 import io
 import json
 import queue
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from speakerlens.export import page
 from speakerlens.export.cli import main
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from tests.browser import CHROMIUM, needs_chromium
 from tests.serving.harness import ServerProcess, plane
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 BROWSER_SECONDS = 180
 # Files whose samples the page reads as the server does, bit for bit.
 KINDS = {
@@ -196,7 +195,7 @@ def recordings(bundles: Path) -> dict[str, NDArray[np.float64]]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None or shutil.which("npm") is None, reason="chromium or npm is not installed")
+@needs_chromium
 def test_numbers_equal_the_server_s(reports: dict[str, list[Any]], bundles: Path, windowed: ServerProcess) -> None:
     assert len(reports["answer"]) == 2 * len(recordings(bundles))
     errors = []
@@ -220,7 +219,7 @@ def test_numbers_equal_the_server_s(reports: dict[str, list[Any]], bundles: Path
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None or shutil.which("npm") is None, reason="chromium or npm is not installed")
+@needs_chromium
 def test_samples_are_read_as_the_server_reads_them(reports: dict[str, list[Any]]) -> None:
     assert len(reports["decoded"]) == len(KINDS)
     for name, samples, expected in reports["decoded"]:
@@ -239,7 +238,7 @@ def encoded(samples: NDArray[np.float64]) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None or shutil.which("npm") is None, reason="chromium or npm is not installed")
+@needs_chromium
 def test_kept_sound_lies_where_the_map_is(reports: dict[str, list[Any]]) -> None:
     """Tones of 500 Hz and 4 kHz, of which a map has the low one in the first second."""
     kept = np.array(reports["kept"][0])
@@ -251,7 +250,7 @@ def test_kept_sound_lies_where_the_map_is(reports: dict[str, list[Any]]) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None or shutil.which("npm") is None, reason="chromium or npm is not installed")
+@needs_chromium
 def test_page_answers_draws_and_asks_no_other_host(reports: dict[str, list[Any]]) -> None:
     [found] = reports["page"]
     assert all(variant in found["first"] for variant in ("clean: ", "act-da: "))

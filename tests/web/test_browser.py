@@ -2,7 +2,6 @@
 
 import base64
 import io
-import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -17,12 +16,12 @@ from numpy.typing import NDArray
 
 from speakerlens import page as files
 from speakerlens.demo import unpack
+from tests.browser import CHROMIUM, needs_chromium
 from tests.serving.harness import ServerProcess
 from tests.serving.rpc.test_tokens import ALICE, write
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = "axe-core@4.14.1"
 WAIT_MS = 120_000
 SERIOUS = ("serious", "critical")
@@ -31,9 +30,7 @@ KEEP_SOUNDS = """globalThis.sounds = [];
 const address = URL.createObjectURL;
 URL.createObjectURL = (blob) => (sounds.push(blob), address.call(URL, blob));"""
 LAST_SOUND = "async () => Array.from(new Uint8Array(await sounds.at(-1).arrayBuffer()))"
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or shutil.which("npm") is None, reason="chromium or npm is not installed"
-)
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")

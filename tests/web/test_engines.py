@@ -12,10 +12,10 @@ import pytest
 
 from speakerlens.demo import unpack
 from speakerlens.export.page import write_page
+from tests.browser import CHROMIUM, needs_chromium
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EMULATED = ("--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 WAIT_MS = 300_000  # the emulation translates hundreds of shaders
 SAMPLES = 8_000  # of an example: the shortest that is answered
@@ -40,7 +40,7 @@ EMULATES = "navigator.gpu && 'Suspending' in WebAssembly && navigator.gpu.reques
 CHOSEN = "async () => (await (await import('/engine.mjs')).start()).name"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None or shutil.which("npm") is None, reason="chromium or npm is not installed"),
+    needs_chromium,
 ]
 
 
