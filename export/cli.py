@@ -3,7 +3,6 @@
 import argparse
 import json
 import multiprocessing
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from speakerlens.export.bundle import MANIFEST, ExportError, Report, Written, ex
 from speakerlens.export.page import PACKAGE, write_page
 from speakerlens.export.triton import Backend, write_models
 from speakerlens.export.verify import verify_bundle
+from speakerlens.processor import cores
 from speakerlens.training.errors import UserError
 from speakerlens.training.evaluation.calibration import FALSE_ACCEPTANCE, HELD_OUT
 from speakerlens.training.evaluation.predictions import FEWEST_OUT_OF_SET
@@ -290,11 +290,6 @@ def _start_process(reports: "Queue[tuple[TaskID, int, int]]") -> None:
 
 
 _reports: "Queue[tuple[TaskID, int, int]]"
-
-
-def cores() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _shown(progress: Progress, task: TaskID) -> Report:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from speakerlens.arguments import ArgumentParser
+from speakerlens.processor import cores
 from speakerlens.scoring.archive import Archive, Totals
 from speakerlens.scoring.inputs import InputError
 from speakerlens.scoring.pool import Pool, ScoringError
@@ -197,7 +198,7 @@ def _environments(device: str, workers: int | None) -> list[dict[str, str]]:
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} for number in range(workers or len(gpus))]
-    return [one_thread] * (workers or len(os.sched_getaffinity(0)))
+    return [one_thread] * (workers or cores())
 
 
 def _gpus() -> list[str]:

@@ -35,6 +35,7 @@ SHARED = {
     "speakerlens.decoder_process",
     "speakerlens.palette",
     "speakerlens.cuda",
+    "speakerlens.processor",
     "speakerlens.page",
 }
 """Leaves that every part may import."""

@@ -15,7 +15,7 @@ DEFAULT_ROWS = 8
 DEFAULT_LONGEST_SECONDS = 10.0
 
 CPU_STEP = SAMPLE_RATE // 2
-# On a CPU, longer shapes need no warm-up.
+# A CPU needs no warm-up of all shapes: the shortest, the longest up to this, and two rows show that a graph works.
 CPU_WARM_SAMPLES = 3 * SAMPLE_RATE
 CPU_BATCH_SECONDS = 10.0
 CPU_PADDING = 0.15
@@ -75,19 +75,19 @@ class Buckets:
 
 
 def cpu_buckets(limits: BatchLimits) -> Buckets:
-    """Return lengths in steps of 0.5 s and any number of rows; warm are all lengths up to 3 s, and one batch."""
+    """Return lengths in steps of 0.5 s and any number of rows; few shapes are warm."""
     longest = max(CPU_STEP, round(limits.longest_seconds * SAMPLE_RATE))
     lengths = tuple(range(CPU_STEP, longest + CPU_STEP, CPU_STEP))
     batch_samples = _samples(limits, CPU_BATCH_SECONDS)
-    warm = [(1, length) for length in lengths if length <= CPU_WARM_SAMPLES]
-    together = min(limits.rows, max(1, batch_samples // lengths[0]))
+    warm = {(min(limits.rows, max(1, batch_samples // lengths[0]), 2), lengths[0])}
+    warm |= {(1, lengths[0]), (1, max(length for length in lengths if length <= CPU_WARM_SAMPLES))}
     return Buckets(
         lengths=lengths,
         step=CPU_STEP,
         sizes=tuple(range(1, limits.rows + 1)),
         batch_samples=batch_samples,
         padding=CPU_PADDING,
-        warm=(*warm, (together, lengths[0])),
+        warm=tuple(sorted(warm)),
     )
 
 

@@ -6,13 +6,13 @@ after every node (docs/decisions/0089-instances.md).
 
 import functools
 import logging
-import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from speakerlens.processor import cores
 from speakerlens.serving.bundle import Bundle, BundleError
 from speakerlens.serving.engine.graphs import GraphSpec
 from speakerlens.serving.engine.onnx_messages import has_external_weights
@@ -37,11 +37,6 @@ log = logging.getLogger(__name__)
 ARENA = {"initial_chunk_size_bytes": 64 * 2**20}
 # Chosen by rule. More would leave a batch few threads where only some are computed, on machines with many cores.
 MOST_INSTANCES = 4
-
-
-def cores() -> int:
-    """Return the processor's cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def instances_of(instances: str, threads: int, on_gpu: bool) -> int:
@@ -100,6 +95,51 @@ class Occupancy:
                 self._batches -= 1
 
 
+# Sessions are opened in the background one after another.
+_opening = threading.Lock()
+
+
+class InstanceSession:
+    """A graph's session for batches that begin beside others; opened in the background when first wanted.
+
+    Args:
+        name: of the graph.
+        whole: the session that is used until then, and where opening fails.
+        opener: opens it; None: `whole` is used always.
+    """
+
+    def __init__(self, name: str, whole: Any, opener: Callable[[], Any] | None = None) -> None:
+        self._name = name
+        self._session = whole
+        self._opener = opener
+        self._lock = threading.Lock()
+
+    def get(self) -> Any:
+        """Return the session, or `whole` while there is none; thread-safe, waits for nothing."""
+        if self._opener is not None:
+            with self._lock:
+                opener, self._opener = self._opener, None
+            if opener is not None:
+                self._begin(opener)
+        return self._session
+
+    def _begin(self, opener: Callable[[], Any]) -> None:
+        try:
+            threading.Thread(target=self._open, args=(opener,), name="open-session").start()
+        except RuntimeError as error:
+            self._warn(error)
+
+    def _open(self, opener: Callable[[], Any]) -> None:
+        try:
+            with _opening:
+                self._session = opener()
+        except Exception as error:  # noqa: BLE001 - the errors of ONNX Runtime have no common base
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        log.warning("%s cannot be opened again for batches at the same time: %s", self._name, one_line(error))
+
+
 def runtime_version() -> str:
     """Return the version of ONNX Runtime."""
     return str(ort.__version__)
@@ -127,8 +167,8 @@ def runs_on_gpu(device: str) -> bool:
 
 def open_graph(
     bundle: Bundle, spec: GraphSpec[Any, Any], placement: Placement, weights: SharedWeights
-) -> tuple[Any, Any]:
-    """Return the session for a batch that is computed alone, and that for others; they may be the same.
+) -> tuple[Any, InstanceSession]:
+    """Return the session for a batch that is computed alone, and that for others.
 
     Raises:
         BundleError: the graph cannot be opened.
@@ -146,16 +186,18 @@ def open_graph(
     providers = device.providers(placement.device_bytes)
     try:
         if device.provider != CUDA:
-            threads = dict.fromkeys((placement.threads, placement.threads_of_instance))
-            opened = weights.open(content, spec.outputs, _options, threads, providers)
-            return opened[0], opened[-1]
+            arranged = weights.arrange(content, spec.outputs, _options(None), providers)
+            session = arranged.open(_options(placement.threads))
+            few = placement.threads_of_instance
+            opener = None if few == placement.threads else lambda: arranged.open(_options(few))
+            return session, InstanceSession(f"{bundle.name} {name}", session, opener)
         # ONNX Runtime's own fallback prints to stdout, and moves a session to the CPU while it serves.
         content = cut(content, spec.outputs)
         session = ort.InferenceSession(content, _options(placement.threads), providers=providers, enable_fallback=0)
     except Exception as error:
         where = f" with CUDA on GPU {device.index}" if device.provider == CUDA else ""
         raise BundleError(f"{name} cannot be opened{where}: {one_line(error)}") from error
-    return session, session
+    return session, InstanceSession(name, session)
 
 
 def _options(threads: int | None) -> Any:

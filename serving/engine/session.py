@@ -32,6 +32,7 @@ from speakerlens.serving.engine.graphs import (
 )
 from speakerlens.serving.engine.placement import (
     CUDA,
+    InstanceSession,
     Occupancy,
     Placement,
     SharedWeights,
@@ -59,8 +60,9 @@ class BatchInputs(Generic[JobT]):
 class GraphSession(Generic[JobT, ResultT]):
     """An open graph; the work of a batcher.
 
-    On the CPU with several instances the graph is open twice, with the same weights: a batch that is computed alone
-    takes all threads, batches that are computed at the same time take their part of them each.
+    On the CPU with several instances the graph is opened twice, with the same weights: a batch that is computed alone
+    takes all threads, batches that are computed at the same time take their part of them each, once the second session
+    is open.
 
     Args:
         spec: which graph.
@@ -100,10 +102,10 @@ class GraphSession(Generic[JobT, ResultT]):
     def open(self, weights: SharedWeights) -> None:
         """Open the graph, after closing what was open before; raises as the class does."""
         self._session: Any = None  # its memory is needed
-        self._part: Any = None
-        session, part = open_graph(self._bundle, self._spec, self._placement, weights)
+        self._beside: InstanceSession | None = None
+        session, beside = open_graph(self._bundle, self._spec, self._placement, weights)
         check_fits(session, self._bundle, self._spec)
-        self._session, self._part = session, part
+        self._session, self._beside = session, beside
 
     def cost(self, job: JobT) -> int:
         """Return the number of samples that are computed for a job, padding included."""
@@ -129,7 +131,8 @@ class GraphSession(Generic[JobT, ResultT]):
         names = self._spec.outputs
         try:
             with _occupancy.batch() as alone:
-                outputs = (self._session if alone else self._part).run(names, inputs.arrays)
+                session = self._session if alone or self._beside is None else self._beside.get()
+                outputs = session.run(names, inputs.arrays)
         except Exception as error:
             if any(words in str(error).lower() for words in MEMORY_WORDS):
                 raise MemoryError(f"{self._spec.file}: {one_line(error)}") from error
@@ -152,23 +155,20 @@ class GraphSession(Generic[JobT, ResultT]):
         """
         shortest = self._bundle.min_samples
         shapes = [(rows, samples) for rows, samples in self.buckets.warm if samples >= shortest] or [(1, shortest)]
-        brief = self._spec.brief and self.provider != CUDA
+        longest = max(samples for rows, samples in shapes if rows == 1)
+        if self.provider != CUDA:  # where the first time is as fast as others
+            shapes = [shape for shape in shapes if shape != (1, longest) and not self._spec.brief]
         try:
-            for rows, samples in [] if brief else shapes:
+            for rows, samples in shapes:
                 self._try(rows, samples)
-            longest = max(samples for rows, samples in shapes if rows == 1)
             started = time.monotonic()
             self._try(1, longest)
-            if self._part is not self._session:  # what a batch takes beside others
-                inputs = self.prepare([self._spec.example(self._bundle, _noise(longest))])
-                started = time.monotonic()
-                self._part.run(self._spec.outputs, inputs.arrays)
             self.measured = (float(self.buckets.length(longest)), time.monotonic() - started)
         except BundleError:
             raise
         except Exception as error:  # the errors of ONNX Runtime have no common base
             raise BundleError(f"{self._spec.file} fails at warm-up: {one_line(error)}") from error
-        return 1 if brief else len(shapes)
+        return len({*shapes, (1, longest)})
 
     def _try(self, rows: int, samples: int) -> None:
         """Compute one row of `samples` samples and shorter ones in the other rows; check the shapes of the results."""

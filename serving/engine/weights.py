@@ -27,10 +27,45 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class _Arranged:
-    """An optimised graph, and its larger constants by name."""
+    """An optimised graph without its larger constants, and these by name."""
 
     content: bytes
     constants: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ArrangedGraph:
+    """The part of a graph that computes some of its outputs, arranged for this processor; opened any number of times.
+
+    Attributes:
+        content: without the shared weights.
+        weights: shared, by name.
+        providers: as `onnxruntime.InferenceSession` takes them; of the CPU.
+    """
+
+    content: bytes
+    weights: Mapping[str, Any]
+    providers: Any
+
+    def open(self, options: Any) -> Any:
+        """Return a new session with these options; all sessions refer to the same weights.
+
+        Raises:
+            Exception: what ONNX Runtime raises for a graph that it cannot open.
+        """
+        model = parse_model(self.content)
+        for tensor in model.graph.initializer:
+            if tensor.name in self.weights:  # it is not used, and ONNX Runtime refuses a graph without it
+                tensor.raw_data = self.weights[tensor.name].numpy().tobytes()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # A matrix would be packed, which is another copy, for products with one row that gain nothing by it.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        for name, value in self.weights.items():
+            options.add_initializer(name, value)
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=self.providers, enable_fallback=0)
+        # The session refers to the memory of the weights. Its own copy of the graph is for a fallback, which is off.
+        session.shared_weights, session._model_bytes = tuple(self.weights.values()), None  # noqa: SLF001
+        return session
 
 
 class SharedWeights:
@@ -40,21 +75,13 @@ class SharedWeights:
         self._pool: dict[tuple[tuple[int, ...], bytes], Any] = {}
         self._arranged: dict[bytes, _Arranged] = {}
 
-    def open(
-        self,
-        content: bytes,
-        outputs: Collection[str],
-        make_options: Callable[[int | None], Any],
-        threads: Collection[int],
-        providers: Any,
-    ) -> list[Any]:
-        """Return sessions for the part of a graph that computes some of its outputs, one for each number of threads.
+    def arrange(self, content: bytes, outputs: Collection[str], options: Any, providers: Any) -> ArrangedGraph:
+        """Return the part of a graph that computes some of its outputs, with weights of the pool.
 
         Args:
             content: of the file.
             outputs: names.
-            make_options: returns new options of a session with so many threads; None: of one that only optimises.
-            threads: of each session.
+            options: of a session that only optimises.
             providers: as `onnxruntime.InferenceSession` takes them; of the CPU.
 
         Raises:
@@ -62,17 +89,13 @@ class SharedWeights:
         """
         key = hashlib.sha256(content).digest()
         if key not in self._arranged:
-            self._arranged[key] = self._arrange(_optimised(content, make_options(None), providers))
+            self._arranged[key] = self._arrange(_optimised(content, options, providers))
         arranged = self._arranged[key]
         model = parse_model(arranged.content)
         cut_graph(model.graph, outputs)
-        used = {
-            tensor.name: arranged.constants[tensor.name]
-            for tensor in model.graph.initializer
-            if tensor.name in arranged.constants
-        }
-        content = model.SerializeToString()
-        return [_session(content, make_options(each), used, providers) for each in threads]
+        left = {tensor.name for tensor in model.graph.initializer}
+        used = {name: value for name, value in arranged.constants.items() if name in left}
+        return ArrangedGraph(model.SerializeToString(), used, providers)
 
     def _arrange(self, optimised: bytes) -> _Arranged:
         model = parse_model(optimised)
@@ -80,26 +103,14 @@ class SharedWeights:
         for tensor in model.graph.initializer:
             if tensor.data_type == FLOAT and len(tensor.raw_data) >= LEAST_BYTES:
                 constants[tensor.name] = self._shared(tuple(tensor.dims), tensor.raw_data)
-        return _Arranged(optimised, constants)
+                tensor.ClearField("raw_data")
+        return _Arranged(model.SerializeToString(), constants)
 
     def _shared(self, shape: tuple[int, ...], raw: bytes) -> Any:
         key = shape, hashlib.sha256(raw).digest()
         if key not in self._pool:
             self._pool[key] = ort.OrtValue.ortvalue_from_numpy(_aligned(np.frombuffer(raw, "<f4")).reshape(shape))
         return self._pool[key]
-
-
-def _session(content: bytes, options: Any, weights: Mapping[str, Any], providers: Any) -> Any:
-    """Return a session for an arranged graph that refers to weights by name."""
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # A matrix would be packed, which is another copy, for products with one row that gain nothing by it.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    for name, value in weights.items():
-        options.add_initializer(name, value)
-    session = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
-    # The session refers to the memory of the weights. Its own copy of the graph is for a fallback, which is off.
-    session.shared_weights, session._model_bytes = tuple(weights.values()), None  # noqa: SLF001
-    return session
 
 
 def _optimised(content: bytes, options: Any, providers: Any) -> bytes:

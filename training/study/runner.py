@@ -15,6 +15,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from speakerlens.processor import cores
 from speakerlens.training.checkpoint import LOG
 from speakerlens.training.config import dump_config
 from speakerlens.training.errors import UserError
@@ -74,7 +75,7 @@ def default_jobs(on_cuda: bool) -> int:
 
     Small networks gain little from more threads.
     """
-    return 1 if on_cuda else _cores()
+    return 1 if on_cuda else cores()
 
 
 class _Trainings:
@@ -82,7 +83,7 @@ class _Trainings:
 
     def __init__(self, plan: Plan, device: str, jobs: int, lock: int) -> None:
         self._plan, self._device, self._lock = plan, device, lock
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, _cores() // jobs)), "PYTHONUNBUFFERED": "1"}
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // jobs)), "PYTHONUNBUFFERED": "1"}
         self._processes: dict[PlannedRun, subprocess.Popen[bytes]] = {}
 
     @property
@@ -217,7 +218,3 @@ def _last_lines(path: Path) -> list[str]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         return file.read().decode("utf-8", errors="replace").splitlines()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

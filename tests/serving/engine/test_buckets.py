@@ -42,7 +42,7 @@ def test_cuda_computes_only_shapes_of_the_warm_up(limits: BatchLimits, seconds: 
 
 def test_the_number_of_shapes_is_small() -> None:
     assert len(cuda_buckets(BatchLimits()).warm) == 28
-    assert len(cpu_buckets(BatchLimits()).warm) == 7
+    assert len(cpu_buckets(BatchLimits()).warm) == 3
 
 
 @pytest.fixture(scope="module")

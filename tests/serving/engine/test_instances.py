@@ -1,7 +1,10 @@
 """Several instances of a device: all are filled, priorities hold, and their number is chosen by the threads."""
 
 import asyncio
+import logging
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from speakerlens.serving.engine.graphs import Job
-from speakerlens.serving.engine.placement import MOST_INSTANCES, Occupancy, Placement, instances_of
+from speakerlens.serving.engine.placement import MOST_INSTANCES, InstanceSession, Occupancy, Placement, instances_of
 from speakerlens.serving.engine.queue import Priority, QueueLimits
 from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.models.reader import read_bundle
@@ -137,10 +140,63 @@ def test_a_batch_knows_whether_it_is_alone() -> None:
         assert third
 
 
+def opened() -> None:
+    """Wait until no session is being opened."""
+    for thread in threading.enumerate():
+        if thread.name == "open-session":
+            thread.join(30)
+
+
+def test_the_session_for_instances_is_opened_once_and_awaited_by_no_batch() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    calls: list[None] = []
+
+    def opener() -> str:
+        calls.append(None)
+        begun.set()
+        assert go_on.wait(30)
+        return "part"
+
+    session = InstanceSession("clean/1 predict.onnx", "whole", opener)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: session.get(), range(64))) == ["whole"] * 64
+        assert begun.wait(30)
+        go_on.set()
+        opened()
+        assert list(pool.map(lambda _: session.get(), range(64))) == ["part"] * 64
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("cause", ["the graph", "the thread"])
+def test_a_session_that_cannot_be_opened_again_leaves_the_first(
+    cause: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise RuntimeError("[ONNXRuntimeError] : no memory is left\nfor it")
+
+    if cause == "the thread":
+        monkeypatch.setattr(threading.Thread, "start", fail)
+    session = InstanceSession("clean/1 predict.onnx", "whole", fail)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert session.get() == "whole"
+            opened()
+    [record] = caplog.records
+    assert record.getMessage().startswith("clean/1 predict.onnx cannot be opened again for batches at the same time: ")
+    assert "no memory is left" in record.getMessage()
+
+
 def test_answers_do_not_depend_on_the_instance(tmp_path_factory: pytest.TempPathFactory) -> None:
     bundle = read_bundle(toy.write_bundle(tmp_path_factory.mktemp("bundles"), "v", 1))
     engine = Engine(bundle, Placement("cpu", 2, 2))
     samples = np.random.default_rng(0).normal(0, 0.1, 40_000).astype(np.float32)
+    for graph in (engine.predict, engine.explain):  # until a batch begins beside another, one session is open
+        assert graph._beside is not None
+        assert graph._beside._session is graph._session
+        assert graph._beside.get() is graph._session
+        opened()
+        assert graph._beside.get().get_session_options().intra_op_num_threads == 1
+        assert graph._session.get_session_options().intra_op_num_threads == 2
     for graph in (engine.predict, engine.explain):
         inputs = graph.prepare([Job(samples), Job(samples[:20_000])])
         occupied = Occupancy()

@@ -1,7 +1,6 @@
 """Pieces of a corpus: assign source files to splits, and convert those that training cannot read in place."""
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from speakerlens.processor import cores
 from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, without_offset, write_audio
 from speakerlens.training.data.manifest import SHORTEST_UTTERANCE, SPLITS, Clip, Kind, Split
 from speakerlens.training.data.prepare.inspection import Source, in_threads
@@ -145,7 +145,7 @@ def convert(pieces: Sequence[Piece], folder: Path, console: Console) -> list[Cli
     """
     unready = [piece for piece in pieces if not piece.ready]
     converting = partial(_write_clip, folder=folder)
-    written = iter(in_threads(converting, unready, "converting", console, os.cpu_count() or 1))
+    written = iter(in_threads(converting, unready, "converting", console, cores()))
     return [_clip_in_place(piece) if piece.ready else next(written) for piece in pieces]
 
 
