@@ -35,9 +35,9 @@ def sessions(arrangement: str, files: list[Path], outputs: tuple[str, ...], thre
     if arrangement == "one pool":
         ort.set_global_thread_pool_sizes(threads, 1)
 
-    def options(count: int | None) -> Any:
+    def options(count: int) -> Any:
         made = ort.SessionOptions()
-        made.intra_op_num_threads = count or 1
+        made.intra_op_num_threads = count
         made.inter_op_num_threads = 1
         made.use_per_session_threads = arrangement != "one pool"
         made.enable_mem_pattern = False
@@ -47,9 +47,10 @@ def sessions(arrangement: str, files: list[Path], outputs: tuple[str, ...], thre
             made.add_session_config_entry("session.force_spinning_stop", "1")
         return made
 
-    counts = [1 if arrangement == "instances" else threads]
+    count = 1 if arrangement == "instances" else threads
     providers = ["CPUExecutionProvider"]
-    return [SharedWeights().open(file.read_bytes(), outputs, options, counts, providers)[0] for file in files]
+    arranged = (SharedWeights().arrange(file.read_bytes(), outputs, options(1), providers) for file in files)
+    return [each.open(options(count)) for each in arranged]
 
 
 def work(arguments: argparse.Namespace) -> None:

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from speakerlens.arguments import ArgumentParser
 from speakerlens.export.bundle import MANIFEST, Options, Written, export_loaded, export_run
-from speakerlens.export.cli import calibrated_with, cores, exit_code, progress_bar
+from speakerlens.export.cli import calibrated_with, exit_code, progress_bar
 from speakerlens.export.verify import verify_files
+from speakerlens.processor import cores
 from speakerlens.training.checkpoint import CHECKPOINT
 from speakerlens.training.data.manifest import load_corpus
 from speakerlens.training.errors import UserError
