@@ -98,6 +98,7 @@ _OTHERS = (
     (b"#extm3u", "a playlist, not the audio it lists"),
     (b"[playlist]", "a playlist, not the audio it lists"),
 )
+_MAGICS = tuple(magic for magic, _ in _OTHERS)
 _PICTURES = (b"heic", b"heix", b"mif1", b"msf1", b"avif")
 # RIFF, OggS, fLaC, ID3, frames of MP3 and AAC, WebM, MP4.
 _BASE64 = re.compile(rb"(?:data:[^,]{0,80},)?(?:UklGR|T2dnUw|ZkxhQ|SUQz|//[sMIoEk]|GkXfo|AAAA[A-Z]GZ0eX)[\w+/=\s-]{32}")
@@ -161,6 +162,8 @@ def other_content(start: bytes, least: int = 4) -> str | None:
     if start[4:8] == b"ftyp" and start[8:12] in _PICTURES:
         return "a HEIF picture, not audio"
     text = start[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not (start.startswith(_MAGICS) or text.startswith(_MAGICS)):  # most are audio, and asked about once a call
+        return None
     for magic, sentence in _OTHERS:
         if len(magic) >= least and (start.startswith(magic) or text.startswith(magic)):
             return sentence

@@ -119,7 +119,7 @@ class Batcher(Generic[JobT, ResultT]):
         queue, queued = self._queues[priority], QueuedJob[JobT, ResultT](job, self.work.cost(job), deadline, due)
         self._check_deadline(queued, queue)
         queue.add(queued)
-        self._scheduler.notify()
+        self._scheduler.notify(self)
         try:
             async with asyncio.timeout_at(deadline):
                 return await queued.future
@@ -191,6 +191,7 @@ class Batcher(Generic[JobT, ResultT]):
             queued.max_batch = max(1, len(batch) // 2)
             retried.append(queued)
         self._queues[priority].add(*retried)
+        self._scheduler.notify(self)
 
     def _caller_error(self, error: Exception) -> Exception:
         if not isinstance(error, MemoryError):
@@ -219,4 +220,4 @@ class Batcher(Generic[JobT, ResultT]):
         if self._recovery.failing:
             for queue in self._queues:
                 queue.fail_all(lambda: engine_unusable(self._name))
-        self._scheduler.notify()
+        self._scheduler.notify(self)

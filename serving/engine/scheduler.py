@@ -11,6 +11,7 @@ batch of bulk jobs to end, and since queues are bounded, bulk jobs wait a bounde
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -165,7 +166,9 @@ class Scheduler:
         self._free = list(reversed(self.instances))
         self._prepare_thread = ThreadPoolExecutor(1, thread_name_prefix=f"prepare-{name}")
         self._preparing_s = 0.0
-        self._scheduled: list[_ScheduledQueue] = []
+        self._scheduled: dict[BatchSource, list[_ScheduledQueue]] = {}
+        # Queues that may hold jobs, in the order in which they came to hold some: most of a server's never do.
+        self._occupied: dict[_ScheduledQueue, None] = {}
         self._batches = 0
         self._changed = asyncio.Event()
         self._running: dict[asyncio.Task[None], _Running] = {}
@@ -177,27 +180,29 @@ class Scheduler:
 
     def register(self, source: BatchSource) -> None:
         """Schedule the queues of a source from now on."""
-        self._scheduled += [_ScheduledQueue(source, priority) for priority in Priority]
+        self._scheduled[source] = [_ScheduledQueue(source, priority) for priority in Priority]
         if self._loop_task is None:
             self._loop_task = asyncio.create_task(self._loop())
 
     async def unregister(self, source: BatchSource) -> None:
         """Schedule a source no longer; cancel its running batches."""
-        self._scheduled = [each for each in self._scheduled if each.source is not source]
+        for each in self._scheduled.pop(source, ()):
+            self._occupied.pop(each, None)
         tasks = [task for task, running in self._running.items() if running.source is source]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
 
-    def notify(self) -> None:
-        """Wake the scheduler: a job arrived, or an engine's state changed."""
+    def notify(self, source: BatchSource) -> None:
+        """Wake the scheduler: a job of a source arrived, or its engine's state changed."""
+        self._occupied.update(dict.fromkeys(self._scheduled.get(source, ())))
         self._changed.set()
 
     @property
     def idle(self) -> bool:
         """Whether nothing runs or waits."""
-        return not self._running and not any(each.queue for each in self._scheduled)
+        return not self._running and not self._waiting()
 
     def running_s(self) -> float:
         """Return the expected seconds until an instance is free."""
@@ -207,11 +212,8 @@ class Scheduler:
 
     def queued_s(self, due: float) -> float:
         """Return the expected seconds in which all instances compute the waiting interactive jobs due by then."""
-        work = sum(
-            each.queue.expected_before(due)
-            for each in self._scheduled
-            if each.priority is Priority.INTERACTIVE and each.queue is not None
-        )
+        waiting = (each for each in self._waiting() if each.priority is Priority.INTERACTIVE)
+        work = sum(each.queue.expected_before(due) for each in waiting if each.queue)
         return work / len(self.instances)
 
     def delay(self, queue: PriorityQueue[Any, Any]) -> float:
@@ -244,7 +246,7 @@ class Scheduler:
                 await asyncio.sleep(FAULT_PAUSE_SECONDS)  # until the callers have left the queues
 
     def _fail_waiting(self) -> None:
-        for each in self._scheduled:
+        for each in itertools.chain.from_iterable(self._scheduled.values()):
             try:
                 if each.queue is not None:
                     each.queue.fail_all(_internal_error)
@@ -275,13 +277,20 @@ class Scheduler:
         while True:
             self._changed.clear()
             left = None
-            if any(each.queue for each in self._scheduled):
+            if self._waiting():
                 left = self.running_s() - self._preparing_s - AHEAD_SECONDS
                 if self._free or left < TIMER_SECONDS:
                     return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._changed.wait()
+
+    def _waiting(self) -> list[_ScheduledQueue]:
+        """Return the queues that hold jobs, but for those of broken engines, which notify once they work."""
+        found = [each for each in self._occupied if each.queue]
+        if len(found) < len(self._occupied):
+            self._occupied = dict.fromkeys(found)
+        return found
 
     def _choose(self) -> tuple[_ScheduledQueue, list[Any]] | None:
         """Return the next batch, still in its queue."""
@@ -293,7 +302,7 @@ class Scheduler:
 
     def _order(self) -> list[_ScheduledQueue]:
         """Return the queues that may form a batch, the most urgent first."""
-        waiting = sorted((each for each in self._scheduled if each.queue), key=lambda each: each.order)
+        waiting = sorted(self._waiting(), key=lambda each: each.order)
         interactive = [each for each in waiting if each.priority is Priority.INTERACTIVE]
         # Jobs that a bulk batch has delayed must not be delayed by another.
         if any(each.queue.oldest_arrival <= self._bulk_ended_at for each in interactive if each.queue):
@@ -307,7 +316,7 @@ class Scheduler:
         scheduled.last_batch = self._batches
         if scheduled.priority is Priority.BULK:
             self._bulk_ended_at, self._interactive_since_bulk = math.inf, 0
-        elif any(each.queue for each in self._scheduled if each.priority is Priority.BULK):
+        elif any(each.priority is Priority.BULK for each in self._waiting()):
             self._interactive_since_bulk += 1
         for queued in batch:
             scheduled.source.queues[scheduled.priority].remove(queued)
