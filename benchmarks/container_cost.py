@@ -25,7 +25,8 @@ import soundfile
 from speakerlens.containers import layout
 from speakerlens.decoder_pool import shared_pool
 from speakerlens.decoding import open_audio
-from speakerlens.serving.pipeline.decode import DurationLimit, EncodedAudio, Intake, decode
+from speakerlens.serving.pipeline.decode import EncodedAudio, decode
+from speakerlens.serving.pipeline.samples import DurationLimit, Intake
 
 SECONDS, RATE = 3, 16_000
 TIMES = 200

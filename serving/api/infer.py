@@ -17,11 +17,12 @@ from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import ModelOutput
 from speakerlens.serving.pipeline.concurrency import map_concurrent
-from speakerlens.serving.pipeline.decode import DurationLimit, check_minimum, checked_samples
+from speakerlens.serving.pipeline.decode import checked_samples
 from speakerlens.serving.pipeline.explain import ExplainOptions
 from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.pipeline.observer import MonitoredAnswer
 from speakerlens.serving.pipeline.query import QueryOptions
+from speakerlens.serving.pipeline.samples import DurationLimit, check_minimum
 from speakerlens.serving.pipeline.windows import cut
 
 

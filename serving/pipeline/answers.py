@@ -11,9 +11,9 @@ from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
 from speakerlens.serving.errors import RequestError
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import ModelOutput, softmax
-from speakerlens.serving.pipeline.decode import AudioInfo
 from speakerlens.serving.pipeline.explain import Explanation, explain
 from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, QueryOptions
+from speakerlens.serving.pipeline.samples import AudioInfo
 from speakerlens.serving.pipeline.timeline import SpeakerTurn
 
 

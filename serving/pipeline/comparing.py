@@ -23,12 +23,13 @@ from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import Piece, stitched
 from speakerlens.serving.pipeline.answers import Answer, Identification
 from speakerlens.serving.pipeline.concurrency import map_concurrent
-from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
+from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.enroll import direction
 from speakerlens.serving.pipeline.explain import ExplainOptions, Explanation, encoded
 from speakerlens.serving.pipeline.identify import Pipeline, explained_label
 from speakerlens.serving.pipeline.observer import MonitoringScope
 from speakerlens.serving.pipeline.query import QueryOptions
+from speakerlens.serving.pipeline.samples import AudioInfo
 from speakerlens.serving.pipeline.session import WINDOWS_AT_ONCE
 from speakerlens.serving.pipeline.windows import Window, WindowReader
 

@@ -16,12 +16,13 @@ from speakerlens.serving.gallery.exemplar import Enrolment, Exemplar, KeptRecord
 from speakerlens.serving.gallery.store import SpeakerStore
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.concurrency import map_concurrent
-from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
+from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.gate import EnrolmentLimits, refusal
 from speakerlens.serving.pipeline.identify import Pipeline, extent_of
 from speakerlens.serving.pipeline.observer import MonitoringScope
 from speakerlens.serving.pipeline.query import QueryOptions
 from speakerlens.serving.pipeline.reference import Reference, ReferenceReader, kept_recording
+from speakerlens.serving.pipeline.samples import AudioInfo
 
 MAX_NAME_CHARACTERS = 128
 MAX_UTTERANCES = 100

@@ -33,19 +33,18 @@ from speakerlens.serving.models.registry import Model, Models
 from speakerlens.serving.pipeline.aggregate import ModelOutput, WindowOutput
 from speakerlens.serving.pipeline.answers import Answer, Failed, Identification, answer_of
 from speakerlens.serving.pipeline.concurrency import FULL
-from speakerlens.serving.pipeline.decode import (
-    MAX_CHANNELS,
-    MAX_RATE,
-    MIN_RATE,
-    AudioInfo,
-    DurationLimit,
-    EncodedAudio,
-    RawAudio,
-)
+from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.explain import Encoding, ExplainOptions, Resolution
 from speakerlens.serving.pipeline.observer import MonitoredAnswer, MonitoringScope, Observer
 from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, Query, QueryOptions
-from speakerlens.serving.pipeline.samples import SAMPLE_TYPES
+from speakerlens.serving.pipeline.samples import (
+    MAX_CHANNELS,
+    MAX_RATE,
+    MIN_RATE,
+    SAMPLE_TYPES,
+    AudioInfo,
+    DurationLimit,
+)
 from speakerlens.serving.pipeline.session import RequestSession
 from speakerlens.serving.pipeline.vad_network import open_network
 from speakerlens.serving.pipeline.windows import Window, Windowing, WindowReader, windowing

@@ -20,9 +20,10 @@ from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import ModelOutput, SoundMeasures, WindowOutput
 from speakerlens.serving.pipeline.answers import Answer
 from speakerlens.serving.pipeline.concurrency import RunInThread
-from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
+from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.identify import Pipeline
 from speakerlens.serving.pipeline.query import QueryOptions
+from speakerlens.serving.pipeline.samples import AudioInfo
 from speakerlens.serving.pipeline.vad import SpeechMeter, holds_speech, speech_seconds
 from speakerlens.serving.pipeline.windows import Window, WindowReader
 

@@ -21,12 +21,13 @@ from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import ModelOutput, SoundMeasures, WindowOutput
 from speakerlens.serving.pipeline.comparing import Comparer, Utterance, check_explained, embedding_query, utterance_of
 from speakerlens.serving.pipeline.decision import Decision, SearchReason, decide, ranked
-from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
+from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.enroll import checked_name, direction
 from speakerlens.serving.pipeline.explain import ExplainOptions, Explanation
 from speakerlens.serving.pipeline.identify import Pipeline, extent_of
 from speakerlens.serving.pipeline.observer import MonitoringScope
 from speakerlens.serving.pipeline.query import DEFAULT_TOP_K, QueryOptions
+from speakerlens.serving.pipeline.samples import AudioInfo
 from speakerlens.serving.pipeline.stream import LiveWindows, arrival, monitored
 
 MAX_CANDIDATES: Final = 100

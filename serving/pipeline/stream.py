@@ -23,18 +23,19 @@ from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import SoundMeasures, WindowOutput
 from speakerlens.serving.pipeline.answers import Identification, WindowAnswer, answer_of
 from speakerlens.serving.pipeline.concurrency import RunInThread
-from speakerlens.serving.pipeline.decode import (
+from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.observer import MonitoredAnswer, MonitoringScope
+from speakerlens.serving.pipeline.query import QueryOptions
+from speakerlens.serving.pipeline.samples import (
+    SAMPLE_TYPES,
     AudioInfo,
     DurationLimit,
     Intake,
     check_form,
     check_minimum,
     check_no_header,
+    floats,
 )
-from speakerlens.serving.pipeline.identify import Pipeline
-from speakerlens.serving.pipeline.observer import MonitoredAnswer, MonitoringScope
-from speakerlens.serving.pipeline.query import QueryOptions
-from speakerlens.serving.pipeline.samples import SAMPLE_TYPES, floats
 from speakerlens.serving.pipeline.windows import Window, WindowCutter, Windowing
 from speakerlens.signatures import HEADER_BYTES
 

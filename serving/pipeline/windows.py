@@ -13,15 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.serving.bundle import SAMPLE_RATE, Bundle
-from speakerlens.serving.pipeline.decode import (
-    AudioInfo,
-    DurationLimit,
-    EncodedAudio,
-    RawAudio,
-    Recording,
-    check_minimum,
-)
-from speakerlens.serving.pipeline.samples import SAMPLE_TYPES
+from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio, Recording
+from speakerlens.serving.pipeline.samples import SAMPLE_TYPES, AudioInfo, DurationLimit, check_minimum
 
 # Copying and checking as many samples takes about 0.1 ms.
 BRIEF_SAMPLES = 5 * SAMPLE_RATE

@@ -29,8 +29,9 @@ from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.metrics.robustness import ConditionResult, Probes
 from speakerlens.serving.models.registry import Model, Models, Selector
 from speakerlens.serving.pipeline.concurrency import retry_when_full
-from speakerlens.serving.pipeline.decode import DurationLimit, EncodedAudio, RawAudio, decode
+from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio, decode
 from speakerlens.serving.pipeline.explain import displayed
+from speakerlens.serving.pipeline.samples import DurationLimit
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ import traceback
 import numpy as np
 
 from speakerlens.serving.errors import RequestError
-from speakerlens.serving.pipeline.decode import DurationLimit, EncodedAudio, decode
+from speakerlens.serving.pipeline.decode import EncodedAudio, decode
+from speakerlens.serving.pipeline.samples import DurationLimit
 from tests.serving.fuzz.running import resident_kb
 
 MAX_SECONDS = 5.0

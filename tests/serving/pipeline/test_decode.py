@@ -8,7 +8,8 @@ import pytest
 import soundfile as sf
 
 from speakerlens.serving.errors import InvalidArgumentError, Reason
-from speakerlens.serving.pipeline.decode import AudioInfo, DurationLimit, EncodedAudio, RawAudio, check_minimum, decode
+from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio, decode
+from speakerlens.serving.pipeline.samples import AudioInfo, DurationLimit, check_minimum
 from tests.serving.harness import voice
 
 MINUTE = DurationLimit(60)

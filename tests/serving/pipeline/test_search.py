@@ -16,7 +16,8 @@ from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.pipeline import search
 from speakerlens.serving.pipeline.comparing import Comparer, Utterance
 from speakerlens.serving.pipeline.decision import Decision
-from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio
+from speakerlens.serving.pipeline.decode import EncodedAudio
+from speakerlens.serving.pipeline.samples import AudioInfo
 from speakerlens.serving.pipeline.search import Searcher, SearchOptions
 
 BUNDLE = SimpleNamespace(name="da/1", variant="da", version=1, digest="digest", embedding_size=2, search=None)

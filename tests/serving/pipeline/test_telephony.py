@@ -9,8 +9,8 @@ import soundfile as sf
 from speakerlens.measures.sound import measure_sound
 from speakerlens.serving.errors import InvalidArgumentError, Reason
 from speakerlens.serving.pipeline.aggregate import SoundMeasures
-from speakerlens.serving.pipeline.decode import DurationLimit, EncodedAudio, RawAudio, decode
-from speakerlens.serving.pipeline.samples import LAWS
+from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio, decode
+from speakerlens.serving.pipeline.samples import LAWS, DurationLimit
 from speakerlens.serving.pipeline.windows import Windowing, WindowReader
 from tests.serving.harness import voice
 

@@ -12,7 +12,8 @@ from speakerlens.serving.context import union
 from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
 from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.pipeline.aggregate import Piece, WindowAggregator, stitched
-from speakerlens.serving.pipeline.decode import DurationLimit, RawAudio
+from speakerlens.serving.pipeline.decode import RawAudio
+from speakerlens.serving.pipeline.samples import DurationLimit
 from speakerlens.serving.pipeline.vad import holds_speech
 from speakerlens.serving.pipeline.windows import Window, WindowCutter, Windowing, WindowReader, windowing
 from tests.serving.harness import talk
