@@ -11,7 +11,6 @@ from speakerlens.serving.api.batches import MAX_REQUESTS
 from speakerlens.serving.api.gallery import GalleryService
 from speakerlens.serving.api.messages import (
     batch_response_of,
-    model_of,
     query_of,
     response_of,
     selectors_of,
@@ -19,6 +18,7 @@ from speakerlens.serving.api.messages import (
     stream_of,
     stream_response_of,
 )
+from speakerlens.serving.api.model_messages import model_of
 from speakerlens.serving.api.search import SearchService
 from speakerlens.serving.api.voice_messages import (
     embed_query_of,
@@ -29,8 +29,8 @@ from speakerlens.serving.api.voice_messages import (
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.models.registry import Model
-from speakerlens.serving.pipeline import listen
 from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.listen import identify_with_sound
 from speakerlens.serving.pipeline.query import Query
 from speakerlens.serving.pipeline.stream import LiveWindows, identify_stream
 from speakerlens.serving.pipeline.verify import Verifier
@@ -66,7 +66,10 @@ class Service(SearchService, GalleryService):
         return await self._built(batch_response_of, results)
 
     async def _identified(self, pipeline: Pipeline, query: Query, models: Sequence[Model]) -> pb.IdentifyResponse:
-        result = await listen.identify(pipeline, query, models)
+        if query.explain is not None and query.explain.listen:
+            result = await identify_with_sound(pipeline, query, models)
+        else:
+            result = await pipeline.identify(query, models)
         if result.audio.seconds <= (INLINE_SECONDS if query.explain is None else INLINE_EXPLAINED_SECONDS):
             response = response_of(result)
         else:

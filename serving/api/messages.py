@@ -8,14 +8,13 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 from speakerlens.measures.evidence import Evidence, Mismatch
 from speakerlens.measures.listening import drop
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
-from speakerlens.serving.api.calibration_messages import search_calibration_of
-from speakerlens.serving.bundle import SAMPLE_RATE, Calibration, ThresholdBasis
+from speakerlens.serving.bundle import SAMPLE_RATE, ThresholdBasis
 from speakerlens.serving.context import Timings
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, Reason
-from speakerlens.serving.models.registry import Model, Selector
+from speakerlens.serving.models.registry import Selector
 from speakerlens.serving.pipeline.answers import Answer, Failed, Identification, Segment, WindowAnswer
-from speakerlens.serving.pipeline.decode import AudioInfo, EncodedAudio, RawAudio
+from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.explain import (
     Encoding,
     ExplainOptions,
@@ -26,6 +25,7 @@ from speakerlens.serving.pipeline.explain import (
     StageName,
 )
 from speakerlens.serving.pipeline.query import Query, QueryOptions
+from speakerlens.serving.pipeline.samples import AudioInfo
 from speakerlens.serving.pipeline.stream import StreamFormat
 from speakerlens.serving.rpc.interceptor import error_status
 
@@ -383,40 +383,4 @@ def _plane(plane: Plane) -> pb.Plane:
         offset=plane.offset,
         frequencies_hz=plane.frequencies_hz.tolist(),
         times_s=plane.times_s.tolist(),
-    )
-
-
-def model_of(model: Model) -> pb.Model:
-    """Return the description of a loaded model."""
-    bundle = model.bundle
-    return pb.Model(
-        variant=bundle.variant,
-        version=bundle.version,
-        speakers=bundle.speakers,
-        sample_rate=SAMPLE_RATE,
-        mel_bins=bundle.mel_bins,
-        embedding_size=bundle.embedding_size,
-        stages=[
-            pb.StageInfo(stage=STAGE_NUMBERS[stage.name], tap=stage.tap, rows=stage.rows, stride=stage.stride)
-            for stage in bundle.stages
-        ],
-        code_revision=bundle.code_revision,
-        training_data_digest=bundle.training_data_digest,
-        calibration=None if bundle.calibration is None else _calibration(bundle.calibration, bundle.verification_basis),
-        without_classifier=not bundle.has_classifier,
-        search=None if bundle.search is None else search_calibration_of(bundle.search),
-    )
-
-
-def _calibration(calibration: Calibration, verification_basis: ThresholdBasis) -> pb.Calibration:
-    return pb.Calibration(
-        temperature=calibration.temperature,
-        threshold=calibration.threshold,
-        false_acceptance=calibration.false_acceptance,
-        threshold_basis=BASES[calibration.basis],
-        speakers=calibration.speakers,
-        utterances=calibration.utterances,
-        noises=calibration.noises,
-        noise_acceptance=calibration.noise_acceptance,
-        verification_basis=BASES[verification_basis],
     )

@@ -24,16 +24,14 @@ from speakerlens.serving.pipeline.observer import MonitoringScope
 from speakerlens.serving.pipeline.query import Query
 
 
-async def identify(pipeline: Pipeline, query: Query, models: Sequence[Model]) -> Identification:
-    """Answer a query as `Pipeline.identify`, with the sound of the maps where the query asks for it.
+async def identify_with_sound(pipeline: Pipeline, query: Query, models: Sequence[Model]) -> Identification:
+    """Answer a query for maps and their sound, as `Pipeline.identify` answers it for maps alone.
 
     The sound is computed as bulk work, in the batches of other requests.
 
     Raises:
         RequestError: as for `Pipeline.identify`.
     """
-    if query.explain is None or not query.explain.listen:
-        return await pipeline.identify(query, models)
     samples: list[tuple[int, NDArray[np.float32]]] = []
     result = await pipeline.identify(query, models, samples)
     started = time.monotonic()
