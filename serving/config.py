@@ -84,7 +84,7 @@ class Config(Settings):
     keep_versions: int = _option(MODELS, 2, "newest versions of each variant to keep loaded", ge=1, le=1000)
 
     speakers: Address | None = _option(
-        ENROLMENT, None, "SQLite file, or postgresql:// URL, of the enrolled speakers; none by default", "FILE"
+        ENROLMENT, None, "SQLite file, or postgresql:// URL, of the enrolled speakers", "FILE"
     )
     enroll_speech_seconds: float = _option(
         ENROLMENT,
@@ -120,7 +120,7 @@ class Config(Settings):
         NETWORK,
         None,
         "port for JSON, live audio by WebSocket and a page in the browser, at the address of --host; 0: chosen by the "
-        "system; none by default (needs the extra http)",
+        "system (needs the extra http)",
         **PORT,
     )
     metrics: bool = _option(NETWORK, True, "serve Prometheus metrics over HTTP on their own port")
@@ -209,7 +209,7 @@ class Config(Settings):
     max_batch_seconds: float | None = _option(
         COMPUTE,
         None,
-        "audio in one batch, padding included, in seconds; by default 10 on a CPU and 120 with CUDA",
+        "audio in one batch, padding included, in seconds; none: 10 on a CPU, 120 with CUDA",
         ge=0.1,
         le=1e6,
     )
@@ -318,12 +318,19 @@ def _parser(program: str) -> ArgumentParser:
         facts: Any = field.json_schema_extra
         group = groups.setdefault(facts["group"], None) or parser.add_argument_group(facts["group"])
         groups[facts["group"]] = group
-        about = f"{field.description} (default: {field.default})"
+        about = f"{field.description} (default: {_in_words(field.default)})"
         if field.annotation is bool:
             group.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, default=None, help=about)
         else:
             group.add_argument(flag_of(name), metavar=facts["metavar"] or _metavar(field), help=about)
     return parser
+
+
+def _in_words(default: Any) -> str:
+    """Return a default as the help names it."""
+    if default is None or isinstance(default, bool):
+        return {None: "none", False: "no", True: "yes"}[default]
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _metavar(field: FieldInfo) -> str:

@@ -7,7 +7,7 @@ same number of threads and processes).
 
 On several GPUs or machines, each process takes a share of every batch:
 
-  torchrun --nproc-per-node 4 -m training fit …
+  torchrun --nproc-per-node 4 -m speakerlens.training fit …
 """
 
 import argparse

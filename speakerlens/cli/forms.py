@@ -41,7 +41,7 @@ def add_form(parser: CommandParser, *, each: bool = False, stream: bool = False)
         metavar="HZ",
         help="of raw samples (default: 16000" + (")" if stream else ", of mulaw and alaw 8000)"),
     )
-    raw.add_argument("--channels", type=positive, default=1, metavar="N", help="(default: %(default)s)")
+    raw.add_argument("--channels", type=positive, default=1, metavar="N", help="of raw samples (default: %(default)s)")
 
 
 def in_form(arguments: argparse.Namespace, content: bytes, channel: int | None = None) -> AudioSource:

@@ -13,7 +13,7 @@ from speakerlens.cli.failures import EXIT_CODES_HELP, usage_error
 from speakerlens.client import SpeakerClient
 from speakerlens.requests import STAGES, Explain, StageName
 
-FILE_HELP = "audio in any format that libsndfile reads; - is standard input"
+FILE_HELP = "audio file, such as WAV, FLAC, MP3 or OGG; - is standard input"
 PREFIX = "SPEAKERLENS_CLIENT_"
 TOKEN = PREFIX + "TOKEN"
 TRUE, FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")

@@ -83,7 +83,9 @@ def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[
     text = " ".join(capsys.readouterr().out.split())
     for name, field in Config.model_fields.items():
         assert flag_of(name) in text
-        assert f"(default: {field.default})" in text
+        words = {"None": "none", "True": "yes", "False": "no"}
+        default = words.get(str(field.default), str(field.default).removesuffix(".0"))
+        assert f"(default: {default})" in text.partition(f"{flag_of(name)} ")[2]
 
 
 def refusal(argv: list[str], environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> str:

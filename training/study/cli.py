@@ -1,10 +1,10 @@
 """Run the study: train every variant from every seed, measure them all, compare them, and report.
 
-  python -m training study --config training/configs/demo.yaml --corpus DIR --out DIR --seeds 3
+  %(prog)s --config training/configs/demo.yaml --corpus DIR --out DIR --seeds 3
 
 The same command resumes a study that was stopped. Finished runs are used again if they have the same configuration and
 corpus, and refused otherwise. With more seeds or variants, only the new ones are trained. A run may also be trained
-beforehand, on several GPUs by `torchrun -m training fit … --out OUT/runs/seed-S/VARIANT`.
+beforehand, on several GPUs by `torchrun -m speakerlens.training fit … --out OUT/runs/seed-S/VARIANT`.
 """
 
 import argparse
@@ -40,12 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="folder that `prepare` made")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs, the results and the report")
     parser.add_argument(
-        "--seeds", type=int, metavar="N", default=3, help="runs of each variant, from the configuration's seed up (3)"
+        "--seeds",
+        type=int,
+        metavar="N",
+        default=3,
+        help="runs of each variant, from the configuration's seed up (default: 3)",
     )
     parser.add_argument(
-        "--variants", metavar="A,B,…", default=",".join(VARIANTS), help="which to compare (all); see below"
+        "--variants", metavar="A,B,…", default=",".join(VARIANTS), help="which to compare (default: all); see below"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (one per core; on a GPU, 1)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; on a GPU, 1)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
     parser.add_argument(
         "--set",

@@ -370,7 +370,7 @@ class Audio(_message.Message):
     RAW_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     encoded: _builtins.bytes
-    """A whole file in any format that libsndfile reads (WAV, FLAC, OGG, MP3 …)."""
+    """A whole file: WAV, FLAC, OGG, MP3 and others (docs/formats.md)."""
     channel: _builtins.int
     """The channel to use, from 1; 0: the mean of all. For two answers about a two-sided call, ask once for each channel."""
     @_builtins.property

@@ -1,4 +1,4 @@
-"""The command `prepare`: make a corpus."""
+"""Make a corpus: of synthetic voices, of your own recordings, or of VoxCeleb1."""
 
 import argparse
 from pathlib import Path
@@ -78,7 +78,7 @@ def _add_folder(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "folder",
         help="use your own recordings of speakers and interference",
         description="Assign every speaker's files, and the files of every kind of interference, to train, dev and test "
-        "at random. 16 kHz mono WAV and FLAC files stay in place; all others (any format that libsndfile reads, any "
+        "at random. 16 kHz mono WAV and FLAC files stay in place; all others (any audio format, any "
         "rate) are converted. An utterance must last at least "
         f"{SHORTEST_UTTERANCE:g} s.",
     )

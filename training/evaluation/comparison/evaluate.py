@@ -1,4 +1,4 @@
-"""Compare trained variants under interference: `python -m training evaluate RUN RUN … --out DIR [--corpus DIR]`.
+"""Compare trained variants under interference.
 
 All variants are tested on the same mixtures of the corpus's test utterances: clean, and under each kind of interference
 at each ratio. Writes robustness.json, robustness.csv, robustness.png, saliency.png and report.html.
@@ -62,7 +62,7 @@ from speakerlens.training.run_log import read_log, training_seconds
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command `evaluate`."""
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder that `fit` made")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder that `train` made")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--corpus", type=Path, help="folder of the corpus, if it was moved after training")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
