@@ -1,7 +1,7 @@
 """Compare the processor time of a call over HTTP and over gRPC: `python -m benchmarks.http_cost BUNDLES [--rounds N]`.
 
 It is that of all threads of the server, and the calls alternate between the protocols. Decoding and a network run in
-every call, so that the difference is what the door costs.
+every call, so that the difference is the cost of HTTP.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The server's life: bind the ports, load and warm up the models, serve, drain."""
+"""Run the server: bind the ports, load and warm up the models, serve, drain."""
 
 import asyncio
 import json
@@ -65,7 +65,7 @@ SENT_SECONDS = 0.1
 LEAVING_SECONDS = 1.0
 # How long connections may take to close after the last call; a stream of reflection never ends by itself.
 CLOSING_SECONDS = 1.0
-# Between the two looks at the bundles that SIGHUP asks for.
+# Between the two scans of the bundles that SIGHUP asks for.
 SECOND_LOOK_SECONDS = 1.0
 # Waiting without a limit, gRPC would cancel its own termination together with the waiting task.
 LONGEST_WAIT_SECONDS = 1e8
@@ -121,7 +121,7 @@ def _check(config: Config) -> str:
 
 
 class _Threads(ThreadPoolExecutor):
-    """Threads for the disk; their end is not waited for, as that of one on a dead network disk never comes."""
+    """Threads for the disk, which are not waited for: on a network disk that does not answer, one never ends."""
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
         """End the threads once they are idle."""
@@ -158,14 +158,14 @@ class Server:
             self._newest_digests,
             config.forget_after,
         )
-        self._watching_store: asyncio.Task[None] | None = None
-        self._watcher = RobustnessObserver(config, self.metrics, self._models, self._scheduler)
+        self._store_monitoring: asyncio.Task[None] | None = None
+        self._observer = RobustnessObserver(config, self.metrics, self._models, self._scheduler)
         self._repository = Repository(config, self._models, self._scheduler, self.metrics, self._health)
         self._inference = InferenceService(self._models, self._health, config)
         self._prober = Prober(self._models, self.metrics.robustness.probes, self._codec, config.probe_seconds)
         self._pages = HealthPages(self._health.serving, self.metrics.page.application())
         self._probing: asyncio.Task[None] | None = None
-        self._beating: asyncio.Task[None] | None = None
+        self._heartbeat: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._reloads: list[Callable[[], object]] = []
         tokens = Tokens(config.tokens) if config.tokens else None
@@ -179,7 +179,7 @@ class Server:
             services, self._gate, self._admission, self.metrics, self._transfers, ALWAYS, self._tracing
         )
         connections = fitting_connections(config.max_connections)
-        self._http = None if config.http_port is None else self._door(calls, tokens, connections)
+        self._http = None if config.http_port is None else self._open_http(calls, tokens, connections)
         self._grpc = grpc.aio.server(
             interceptors=[
                 calls,
@@ -199,7 +199,7 @@ class Server:
         if config.reflection:
             reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
-    def _door(self, calls: CallInterceptor, tokens: Tokens | None, connections: int) -> "HttpServer":
+    def _open_http(self, calls: CallInterceptor, tokens: Tokens | None, connections: int) -> "HttpServer":
         """Bind the port of HTTP.
 
         Raises:
@@ -207,7 +207,7 @@ class Server:
         """
         try:
             from speakerlens.serving.http.calls import Runner  # noqa: PLC0415  (an extra)
-            from speakerlens.serving.http.door import door  # noqa: PLC0415
+            from speakerlens.serving.http.routes import application  # noqa: PLC0415
             from speakerlens.serving.http.server import HttpServer  # noqa: PLC0415
         except ImportError as error:
             raise StartupError(
@@ -215,7 +215,7 @@ class Server:
             ) from error
         config = self._config
         runner = Runner(calls.run, tokens, config.max_message_bytes, config.transfer_seconds)
-        return HttpServer(door(runner, self._service, self._models, self._health.serving), config, connections)
+        return HttpServer(application(runner, self._service, self._models, self._health.serving), config, connections)
 
     async def listen(self) -> None:
         """Bind the ports; health is NOT_SERVING, and calls are refused as UNAVAILABLE, until the models are loaded.
@@ -248,7 +248,7 @@ class Server:
             self._ports["http"] = f"{scheme}://{address_of(config.host, self._http.port)}/"
             self._http.start()
         if config.metrics:
-            self._beating = asyncio.create_task(self._pages.beat())
+            self._heartbeat = asyncio.create_task(self._pages.beat())
             self._ports["metrics"] = f"http://{address_of(config.metrics_host, self._open_metrics())}/metrics"
         await self._grpc.start()
 
@@ -284,7 +284,7 @@ class Server:
                 log.info("SIGHUP: reading tokens, certificates and bundles again")
                 for reload in self._reloads:
                     reload()
-                # A folder is given up, or refused as incomplete, only when a second look finds it so.
+                # A folder counts as removed, or as incomplete, only if a second scan finds the same.
                 await self._repository.look()
                 await asyncio.sleep(SECOND_LOOK_SECONDS)
             await self._repository.look()
@@ -308,14 +308,14 @@ class Server:
         """Accept calls, and write the line that says so."""
         models = self._models
         self._service.pipeline = Pipeline(
-            models, self._config, self.metrics, self._codec, self._watcher, self._admission
+            models, self._config, self.metrics, self._codec, self._observer, self._admission
         )
         self._inference.inference = Inference(self._service.pipeline, self._config, self.metrics)
         self.metrics.engine_info.labels(models.provider, runtime_version()).set(1)
         self.metrics.engine_fallback.set(bool(self._unused_cuda))
         self._gate.closed = None
         self._health.announce()
-        self._watching_store = asyncio.create_task(self._store_monitor.run())
+        self._store_monitoring = asyncio.create_task(self._store_monitor.run())
         names = [model.bundle.name for model in models]
         instances = len(self._scheduler.instances)
         self.metrics.engine_instances.set(instances)
@@ -333,7 +333,7 @@ class Server:
         log.info("stopping: health is NOT_SERVING, and calls are taken for another %g s", seconds)
         leaving = min(LEAVING_SECONDS, seconds / 2)
         await asyncio.wait({failing}, timeout=seconds - leaving)
-        # Who does not look at the health learns it from a connection that ends while no call is on it.
+        # Clients that do not watch the health notice when a connection without calls is closed.
         self._closing = asyncio.create_task(self._close_idle())
         await asyncio.wait({failing}, timeout=leaving)
 
@@ -343,7 +343,7 @@ class Server:
 
     async def drain(self) -> bool:
         """Refuse new calls and finish those in progress; return whether all were finished in time."""
-        for task in (self._probing, self._watching_store):
+        for task in (self._probing, self._store_monitoring):
             if task is not None:
                 task.cancel()
         self._gate.closed = "the server is draining"
@@ -360,7 +360,7 @@ class Server:
         if self._http is not None:
             await self._http.close(CLOSING_SECONDS if finished else 0)
         await self._grpc.stop(CLOSING_SECONDS if finished else 0)
-        await self._watcher.close()
+        await self._observer.close()
         await self._models.close()
         self._scheduler.close()
         self._codec.shutdown(wait=False, cancel_futures=True)
@@ -369,8 +369,8 @@ class Server:
         self._speakers.close()
         if self._journal is not None:
             self._journal.close()
-        if self._beating is not None:
-            self._beating.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
         if self._tracing is not None:
             await self._tracing.close()
         log.log(logging.INFO if finished else logging.WARNING, "stopped%s", "" if finished else ", calls were aborted")

@@ -1,4 +1,4 @@
-"""What the HTTP door offers, and its description as OpenAPI 3.1, written from the contract and its comments."""
+"""The calls offered over HTTP, and their description as OpenAPI 3.1, written from the contract and its comments."""
 
 import re
 from collections.abc import Iterator

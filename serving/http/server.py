@@ -1,4 +1,4 @@
-"""The port of the HTTP door: its connections, their limits, TLS, and how it ends."""
+"""The HTTP port: its connections, their limits, TLS, and how it is closed."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ class Connection(HttpToolsProtocol):
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Stop the timer of a connection that has ended."""
         self._stop_timer()
         super().connection_lost(exc)
 

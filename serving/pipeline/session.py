@@ -171,7 +171,7 @@ class RequestSession:
         return WindowOutput(window, speech, outputs, stopwatch, sound)
 
     async def _listen(self, window: Window, stopwatch: Stopwatch) -> tuple[bool, Sound | None]:
-        """Return whether a window holds speech, and the measures of its sound, both from one visit to a thread."""
+        """Return whether a window holds speech, and the measures of its sound, both in one run of a thread."""
 
         def listen() -> tuple[bool, Sound | None]:
             return holds_speech(window.samples), None if self._measure is None else self._measure(window.samples)

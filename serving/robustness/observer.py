@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# Answers are handed to the thread together: each visit wakes it, and takes the interpreter's lock from the event loop.
+# Answers are handed to the thread together: each handover takes the interpreter's lock from the event loop.
 GATHER_SECONDS = 0.02
 MOST_TOGETHER = 12
 # Such groups that wait; each answer may hold a window of audio. Measuring takes a fraction of the inference time, so

@@ -1,4 +1,4 @@
-// The models at a server: its HTTP door answers, and live audio goes over a WebSocket.
+// The models at a server: it answers over HTTP, and live audio goes over a WebSocket.
 
 import { wav } from "./audio.mjs";
 import { RATE } from "./windows.mjs";

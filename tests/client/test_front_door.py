@@ -1,4 +1,4 @@
-"""The command `speakerlens` as the front door of all parts: overview, versions, mistyped words, completion."""
+"""The command `speakerlens` as the entry to all parts: overview, versions, mistyped words, completion."""
 
 import importlib
 import subprocess

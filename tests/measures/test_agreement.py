@@ -83,7 +83,7 @@ def test_long_utterances_must_agree_more_than_short_ones() -> None:
     assert outliers(utterances, [], THRESHOLDS, long[:4]) == [], "one of them is short"
 
 
-def test_pair_of_speakers_in_several_utterances_is_found_by_pieces() -> None:
+def test_two_speakers_in_several_utterances_are_found_by_pieces() -> None:
     mixed = enumerate([(0, 0), (0, 3), (0, 3)])
     pieces = [(index, near(speaker, 0.3, 10 * index + n)) for index, two in mixed for n, speaker in enumerate(two)]
     alike = stretches_of((0, 0), (0, 0), (0, 0))

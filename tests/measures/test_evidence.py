@@ -28,7 +28,7 @@ def test_silence_has_neither_snr_nor_level() -> None:
     assert (evidence.speech_s, evidence.snr_db, evidence.level_db, evidence.bandwidth_hz) == (0.0, None, None, 0.0)
 
 
-def test_mismatch_is_the_difference_to_the_mean_of_the_references() -> None:
+def test_mismatch_is_the_difference_to_the_references_mean() -> None:
     one, other = Evidence(2.0, 20.0, 8000.0, 0.0, -20.0), Evidence(4.0, None, 8000.0, 0.2, -30.0)
     found = mismatch(Evidence(1.0, 5.0, 4000.0, 0.0, None), [one, other])
     assert found == Mismatch(-2.0, -15.0, -4000.0, -0.1, None)

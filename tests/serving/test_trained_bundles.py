@@ -216,7 +216,7 @@ def test_two_voices_are_compared_as_embed_and_autograd_say(
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_enrolled_speaker_is_compared_with_its_mean_and_threshold(
+def test_enrolled_speaker_is_compared_by_mean_and_threshold(
     keeping: ServerProcess,
     manifest: dict[str, Any],
     utterances: list[NDArray[np.float32]],

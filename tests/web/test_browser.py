@@ -1,4 +1,4 @@
-"""The page at a server's door in a real browser: keyboard, live audio, playback, a token, and accessibility."""
+"""The page that a server serves, in a real browser: keyboard, live audio, playback, a token, and accessibility."""
 
 import base64
 import io

@@ -25,7 +25,7 @@ def test_of_the_first_two_the_faster_by_cost_counts() -> None:
     assert estimator.seconds(1) == pytest.approx(0.1)
 
 
-def test_one_measurement_within_reason_moves_the_estimate_by_its_weight() -> None:
+def test_one_measurement_moves_the_estimate_by_its_weight() -> None:
     """Up or down; one far below the estimate counts more."""
     for seconds, expected in ((2.0, 1.3), (0.5, 0.85), (0.1, 0.55)):
         estimator = Estimate()

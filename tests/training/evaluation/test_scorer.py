@@ -47,7 +47,7 @@ def test_score_is_the_ratio_of_the_models_densities(scorer: Scorer) -> None:
         np.testing.assert_allclose(found[:, label], speaker - anyone, rtol=1e-3, atol=1e-3)
 
 
-def test_known_and_out_of_set_speakers_are_told_apart_better_than_by_cosine(scorer: Scorer) -> None:
+def test_scorer_separates_out_of_set_speakers_better_than_cosine(scorer: Scorer) -> None:
     units, labels = drawn(0)
     centred = np.stack([units[labels == label].mean(axis=0) for label in range(SPEAKERS)])
     weights = centred / np.linalg.norm(centred, axis=1, keepdims=True)

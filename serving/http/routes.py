@@ -1,4 +1,4 @@
-"""The addresses of the HTTP door: calls, live audio, their description, health, and the page in the browser."""
+"""The addresses of the HTTP port: calls, live audio, their description, health, and the page in the browser."""
 
 import json
 from collections.abc import Callable
@@ -39,7 +39,7 @@ SAFE = {
 LIVE, READY = "/livez", "/readyz"
 
 
-def door(runner: Runner, service: Any, models: Models, ready: Callable[[], bool]) -> ASGIApp:
+def application(runner: Runner, service: Any, models: Models, ready: Callable[[], bool]) -> ASGIApp:
     """Return the ASGI application.
 
     Args:
@@ -76,14 +76,14 @@ def door(runner: Runner, service: Any, models: Models, ready: Callable[[], bool]
         Route("/", pages.asset),
         Route("/{name}", pages.asset),
     ]
-    application = Starlette(routes=routes, exception_handlers={HTTPException: _no_such_address})
+    routed = Starlette(routes=routes, exception_handlers={HTTPException: _no_such_address})
     # Behind a balancer that ends TLS, the address of a redirect would have plain HTTP, and get the token.
-    application.router.redirect_slashes = False
-    return _SameOrigin(application)
+    routed.router.redirect_slashes = False
+    return _SameOrigin(routed)
 
 
 class _SameOrigin:
-    """Refuses requests from pages of other sites: a user's browser would send them from inside the user's network."""
+    """Refuse requests from pages of other sites: a user's browser would send them from inside the user's network."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application
@@ -102,7 +102,7 @@ class _SameOrigin:
 
 
 class _Pages:
-    """The page's files, and the bundles as it has to know them; where tokens are asked for, the latter need one."""
+    """The page's files, and what it needs to know of the bundles, which takes a token where the server has tokens."""
 
     def __init__(self, runner: Runner, models: Models) -> None:
         self._runner = runner
