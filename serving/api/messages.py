@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 from speakerlens.measures.evidence import Evidence, Mismatch
@@ -304,12 +303,12 @@ def info_of(audio: AudioInfo) -> pb.AudioInfo:
 
 def evidence_message(evidence: Evidence) -> pb.Evidence:
     """Return the message of what an answer rests on."""
-    return pb.Evidence(**asdict(evidence))
+    return pb.Evidence(**vars(evidence))
 
 
 def mismatch_message(mismatch: Mismatch) -> pb.Mismatch:
     """Return the message of how two recordings differ."""
-    return pb.Mismatch(**asdict(mismatch))
+    return pb.Mismatch(**vars(mismatch))
 
 
 def timings_of(timings: Timings) -> pb.Timings:
