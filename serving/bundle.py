@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.measures.distribution import Bins
+from speakerlens.measures.precision import FP32
 from speakerlens.measures.probes import ProbeSet
 from speakerlens.measures.scorer import Scorer
 from speakerlens.measures.search import SearchCalibration
@@ -37,6 +38,7 @@ class Fault(StrEnum):
     BASELINE = "baseline"
     PROBES = "probes"
     GRAPH = "graph"
+    PRECISION = "precision"
 
     @property
     def may_be_transient(self) -> bool:
@@ -154,6 +156,21 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """Graphs of a bundle in another number format than float32.
+
+    Attributes:
+        files: in place of the float32 graphs, by their names; a graph that is not here is computed in float32.
+        misses: a phrase for each measured figure that misses the bundle's floor.
+        predict_time: processor time of `predict` over that in float32, where the bundle was exported.
+    """
+
+    files: Mapping[str, str]
+    misses: tuple[str, ...]
+    predict_time: float
+
+
+@dataclass(frozen=True)
 class Bundle:
     """One exported version of a variant, checked.
 
@@ -172,6 +189,8 @@ class Bundle:
         search: calibration of open-set search; None if the export had too few out-of-set speakers for one.
         digest: SHA-256 of bundle.json, which has those of all other files.
         probes: None if the bundle has none.
+        precisions: beside float32, by name: `int8`, `fp16`.
+        precision: in which it is served: of the scores, and of the maps where the bundle has graphs for them in it.
     """
 
     folder: Path
@@ -196,6 +215,16 @@ class Bundle:
     baseline: Baseline = field(compare=False, repr=False)
     probes: ProbeSet | None = field(compare=False, repr=False)
     search: SearchCalibration | None = field(default=None, compare=False, repr=False)
+    precisions: Mapping[str, Precision] = field(default_factory=dict, compare=False, repr=False)
+    precision: str = FP32
+
+    def file(self, graph: str) -> str:
+        """Return the file that computes a graph, named as in float32, in the precision that is served."""
+        return graph if self.precision == FP32 else self.precisions[self.precision].files.get(graph, graph)
+
+    def borrows_scores(self, graph: str) -> bool:
+        """Return whether a graph is in float32 although another precision is served, so that its scores are not its."""
+        return self.precision != FP32 and self.file(graph) == graph
 
     def open_set_scores(self, logits: NDArray[np.float32], embedding: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return what the threshold is on, for each speaker, float64 [speakers], from logits [speakers]."""

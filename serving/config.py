@@ -190,6 +190,12 @@ class Config(Settings):
         ge=0,
         le=2**50,
     )
+    precision: Literal["fp32", "int8", "fp16", "auto"] = _option(
+        COMPUTE,
+        "fp32",
+        "number format of the models: fp32; int8, for CPUs; fp16, for GPUs; auto: the fastest that the bundle's own "
+        "figures allow",
+    )
     threads: int = _option(
         COMPUTE, 0, "threads of ONNX Runtime for a batch that is computed alone; 0: one per core", ge=0, le=1024
     )

@@ -320,7 +320,14 @@ class Server:
         instances = len(self._scheduler.instances)
         self.metrics.engine_instances.set(instances)
         self._announce(
-            {"ready": True, **self._ports, "provider": models.provider, "instances": instances, "models": names}
+            {
+                "ready": True,
+                **self._ports,
+                "provider": models.provider,
+                "instances": instances,
+                "models": names,
+                "precisions": {model.bundle.name: model.bundle.precision for model in models},
+            }
         )
         log.info("serving %s on %s, gRPC %s", ", ".join(names), models.provider, self._ports["grpc"])
 

@@ -340,6 +340,7 @@ def _model(model: pb.Model) -> ModelInfo:
         calibration=_calibration(model.calibration) if model.HasField("calibration") else None,
         without_classifier=model.without_classifier,
         search=_search_calibration(model.search) if model.HasField("search") else None,
+        precision=model.precision or "fp32",
     )
 
 

@@ -357,6 +357,8 @@ class ModelInfo:
     """The model names no speakers: it embeds, verifies and searches."""
     search: SearchCalibration | None = None
     """None where searches are not calibrated."""
+    precision: str = "fp32"
+    """Number format of the scores: `fp32`, `int8` or `fp16`."""
 
     @property
     def name(self) -> str:

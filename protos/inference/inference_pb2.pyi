@@ -872,7 +872,9 @@ class ModelConfig(_message.Message):
     def dynamic_batching(self) -> Global___ModelDynamicBatching: ...
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___ModelParameter]:
-        """`labels`: the speakers in the order of `probabilities`, a JSON array of strings."""
+        """`labels`: the speakers in the order of `probabilities`, a JSON array of strings. `precision`: the number format of
+        the scores, int8 or fp16, where it is not fp32.
+        """
 
     def __init__(
         self,

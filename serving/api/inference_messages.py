@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from speakerlens.measures.precision import FP32
 from speakerlens.protos.inference import inference_pb2 as pb
 from speakerlens.serving.bundle import Bundle
 from speakerlens.serving.config import Config
@@ -23,6 +24,7 @@ AUDIO, TARGET, LENGTHS = "audio", "target", "lengths"
 PROBABILITIES, EMBEDDING, FUSED = "probabilities", "embedding", "saliency"
 # The parameter of the configuration that has the speakers.
 LABELS = "labels"
+PRECISION = "precision"
 # Outputs of a request that names none.
 DEFAULT_OUTPUTS: Final = (PROBABILITIES, EMBEDDING)
 # The protocol's byte order is little-endian.
@@ -102,6 +104,11 @@ def _labels(bundle: Bundle) -> str:
     return json.dumps(bundle.speakers, ensure_ascii=False)
 
 
+def _parameters(bundle: Bundle) -> dict[str, str]:
+    labels = {LABELS: _labels(bundle)} if bundle.has_classifier else {}
+    return labels if bundle.precision == FP32 else {**labels, PRECISION: bundle.precision}
+
+
 def _metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
     return pb.ModelMetadataResponse.TensorMetadata(
         name=tensor.name, datatype=tensor.datatype, shape=(ANY, *tensor.dims)
@@ -131,9 +138,7 @@ def config_of(model: Model, config: Config) -> pb.ModelConfig:
             )
             for tensor in outputs(model.bundle)
         ],
-        parameters={LABELS: pb.ModelParameter(string_value=_labels(model.bundle))}
-        if model.bundle.has_classifier
-        else {},
+        parameters={name: pb.ModelParameter(string_value=value) for name, value in _parameters(model.bundle).items()},
         dynamic_batching=pb.ModelDynamicBatching(priority_levels=PRIORITY_LEVELS, default_priority_level=DEFAULT_LEVEL),
     )
 

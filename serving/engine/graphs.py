@@ -24,6 +24,8 @@ from speakerlens.serving.bundle import EXPLAIN, PREDICT, STAGES, VERIFY, Bundle,
 # The `target` that explains the predicted speaker.
 PREDICTED = -1
 SALIENCY = ("saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4")
+# Type and number of axes of the inputs that every graph takes: samples [rows, samples], and how many are valid [rows].
+COMMON_INPUTS: Final = {"audio": ("tensor(float)", 2), "lengths": ("tensor(int64)", 1)}
 # The stages from which maps can be had without those below, the dearest first.
 LOWEST_STAGES = ("s1", "s2", "s4")
 
@@ -45,7 +47,7 @@ class Arrays(Protocol):
 
 JobT = TypeVar("JobT", bound=Utterance)
 ResultT = TypeVar("ResultT", bound=Arrays)
-# One row of every output of a graph by name, padding included.
+# Arrays by the name of an input or output of a graph: of one row, or of a batch [rows, ...]; padding included.
 Row = Mapping[str, NDArray[Any]]
 
 
@@ -62,6 +64,9 @@ class GraphSpec(Generic[JobT, ResultT]):
         example: returns a job for a waveform, for the warm-up.
         shapes: returns the shapes of a result's `arrays()` for a number of samples.
         brief: whether the warm-up computes one shape alone, as another graph of the same file computes all.
+        inputs_by: returns the inputs of a batch, from the inputs and the outputs of `predict`, where those replace the
+            graph's own scores.
+        outputs_by: returns the outputs that are replaced, from the same.
     """
 
     file: str
@@ -72,6 +77,8 @@ class GraphSpec(Generic[JobT, ResultT]):
     example: Callable[[Bundle, NDArray[np.float32]], JobT]
     shapes: Callable[[Bundle, int], list[tuple[int, ...]]]
     brief: bool = False
+    inputs_by: Callable[[Row, Row], Row] = lambda inputs, _scores: inputs
+    outputs_by: Callable[[Row, Row], Row] = lambda _inputs, scores: scores
 
 
 @dataclass(frozen=True)
@@ -175,6 +182,19 @@ def _explained(bundle: Bundle, job: Job, row: Row) -> ExplainedPrediction:
     return ExplainedPrediction(row["logits"], row["embedding"], target, *_maps(bundle, len(job.audio), row))
 
 
+def _explained_by(inputs: Row, scores: Row) -> Row:
+    """Return the inputs of `explain` whose predicted speakers are those of these scores."""
+    target = inputs["target"]
+    return {**inputs, "target": np.where(target == PREDICTED, scores["logits"].argmax(axis=1), target)}
+
+
+def _compared_by(inputs: Row, scores: Row) -> Row:
+    """Return embedding and cosine of a comparison by these scores; the cosine as the graph computes it."""
+    embedding, reference = scores["embedding"], inputs["reference"]
+    units = [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in (embedding, reference)]
+    return {"embedding": embedding, "score": (units[0] * units[1]).sum(axis=1)}
+
+
 def _maps(bundle: Bundle, samples: int, row: Row) -> tuple[NDArray[np.float32], tuple[NDArray[np.float32], ...]]:
     """Return features and maps without the frames of the padding."""
     saliency = tuple(
@@ -255,6 +275,7 @@ EXPLAIN_SPECS: Final[Mapping[str, GraphSpec[Job, ExplainedPrediction]]] = {
         example=_job,
         shapes=partial(_explained_shapes, lowest),
         brief=lowest != LOWEST_STAGES[0],
+        inputs_by=_explained_by,
     )
     for lowest in LOWEST_STAGES
 }
@@ -268,6 +289,7 @@ VERIFY_SPECS: Final[Mapping[str, GraphSpec[ComparedJob, Comparison]]] = {
         example=_compared_job,
         shapes=partial(_compared_shapes, lowest),
         brief=lowest != LOWEST_STAGES[0],
+        outputs_by=_compared_by,
     )
     for lowest in LOWEST_STAGES
 }
@@ -290,7 +312,7 @@ def check_fits(session: Any, bundle: Bundle, spec: GraphSpec[Any, Any]) -> None:
         BundleError: they are not those of the bundle's graph.
     """
     actual = {node.name: (node.type, len(node.shape)) for node in session.get_inputs()}
-    expected = {"audio": ("tensor(float)", 2), "lengths": ("tensor(int64)", 1), **spec.inputs}
+    expected = {**COMMON_INPUTS, **spec.inputs}
     if actual != expected:
         raise BundleError(f"{spec.file} takes {actual}, not {expected}")
     missing = sorted(set(spec.outputs) - {node.name for node in session.get_outputs()})

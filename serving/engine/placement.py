@@ -174,7 +174,7 @@ def open_graph(
         BundleError: the graph cannot be opened.
         StartupError: CUDA was asked for and does not work here.
     """
-    name, device = spec.file, find_device(placement.device)
+    name, device = bundle.file(spec.file), find_device(placement.device)
     content = (bundle.folder / name).read_bytes()
     try:
         # They would be read from the working directory, without a digest, and stay mapped while the graph is open.

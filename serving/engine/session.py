@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from speakerlens.serving.bundle import SAMPLE_RATE, Bundle, BundleError
 from speakerlens.serving.engine.buckets import DEFAULT_LIMITS, BatchLimits, Buckets, cpu_buckets, cuda_buckets
 from speakerlens.serving.engine.graphs import (
+    COMMON_INPUTS,
     EMBED_SPEC,
     EXPLAIN_SPECS,
     LOWEST_STAGES,
@@ -27,7 +28,9 @@ from speakerlens.serving.engine.graphs import (
     GraphSpec,
     Job,
     JobT,
+    Prediction,
     ResultT,
+    Row,
     check_fits,
 )
 from speakerlens.serving.engine.placement import (
@@ -70,6 +73,7 @@ class GraphSession(Generic[JobT, ResultT]):
         placement: where it runs.
         limits: of batches.
         weights: shared with the bundle's other graphs; None for its own.
+        scores: the session of `predict`, if its scores replace the graph's own; None if the graph's stay.
 
     Attributes:
         measured: cost and seconds of a job after the warm-up; zeros before it.
@@ -86,8 +90,10 @@ class GraphSession(Generic[JobT, ResultT]):
         placement: Placement,
         limits: BatchLimits = DEFAULT_LIMITS,
         weights: SharedWeights | None = None,
+        scores: "GraphSession[Job, Prediction] | None" = None,
     ) -> None:
         self._spec = spec
+        self._scores = scores
         self._bundle = bundle
         self._placement = placement
         self.measured = (0.0, 0.0)
@@ -128,20 +134,30 @@ class GraphSession(Generic[JobT, ResultT]):
         Raises:
             MemoryError: the device has too little memory for it.
         """
-        names = self._spec.outputs
         try:
-            with _occupancy.batch() as alone:
-                session = self._session if alone or self._beside is None else self._beside.get()
-                outputs = session.run(names, inputs.arrays)
+            outputs = self.run(inputs.arrays)
         except Exception as error:
             if any(words in str(error).lower() for words in MEMORY_WORDS):
                 raise MemoryError(f"{self._spec.file}: {one_line(error)}") from error
             raise
         results = []
         for row, job in enumerate(inputs.jobs):
-            values = {name: output[row] for name, output in zip(names, outputs, strict=True)}
+            values = {name: output[row] for name, output in outputs.items()}
             results.append(self._spec.make_result(self._bundle, job, values))
         return results
+
+    def run(self, arrays: Row) -> dict[str, NDArray[Any]]:
+        """Return the outputs of a batch by name, each [rows, ...]; `arrays` are the inputs, others are left out."""
+        scores: Row = {}
+        if self._scores is not None:
+            scores = self._scores.run(arrays)
+            arrays = self._spec.inputs_by(arrays, scores)
+        given = {name: arrays[name] for name in (*COMMON_INPUTS, *self._spec.inputs)}
+        with _occupancy.batch() as alone:
+            session = self._session if alone or self._beside is None else self._beside.get()
+            outputs = session.run(self._spec.outputs, given)
+        named = dict(zip(self._spec.outputs, outputs, strict=True))
+        return {**named, **self._spec.outputs_by(arrays, scores)} if scores else named
 
     def probe(self) -> None:
         """Compute a job that has worked before; raise what it raises."""
@@ -216,10 +232,12 @@ class Engine:
         plain = PREDICT_SPEC if bundle.has_classifier else EMBED_SPEC
         weights = SharedWeights()
 
-        def opened(spec: GraphSpec[JobT, ResultT]) -> GraphSession[JobT, ResultT]:
-            return GraphSession(spec, bundle, placement, limits, weights)
+        self.predict = GraphSession(plain, bundle, placement, limits, weights)
 
-        self.predict = opened(plain)
+        def opened(spec: GraphSpec[JobT, ResultT]) -> GraphSession[JobT, ResultT]:
+            scores = self.predict if bundle.borrows_scores(spec.file) else None
+            return GraphSession(spec, bundle, placement, limits, weights, scores)
+
         self.explainers: Mapping[str, GraphSession[Job, ExplainedPrediction]] = {
             lowest: opened(EXPLAIN_SPECS[lowest]) for lowest in (LOWEST_STAGES if bundle.has_classifier else ())
         }

@@ -28,12 +28,13 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class ModelInfo(NamedTuple):
-    """The labels of `model_info`."""
+    """The labels of `model_info`, and the precision, of `model_precision`."""
 
     variant: str
     version: str
     code_revision: str
     training_data_digest: str
+    precision: str
 
 
 class Metrics:
@@ -89,6 +90,13 @@ class Metrics:
         self.model_info = page.gauge(
             "model_info", "1 for each loaded model.", "variant", "version", "code_revision", "training_data_digest"
         )
+        self.model_precision = page.gauge(
+            "model_precision",
+            "1 for each loaded model: the number format that its scores are computed in.",
+            "variant",
+            "version",
+            "precision",
+        )
         self.bundles_refused = page.gauge(
             "bundles_refused", "Bundles on disk that are not served, by what is wrong with them.", "variant", "reason"
         )
@@ -128,11 +136,13 @@ class Metrics:
             self.engine_rebuilds.labels(model.variant, outcome)
         for code in FAILURES:
             self.model_failures.labels(model.variant, code)
-        self.model_info.labels(*model).set(1)
+        self.model_info.labels(*model[:-1]).set(1)
+        self.model_precision.labels(model.variant, model.version, model.precision).set(1)
 
     def remove_model(self, model: ModelInfo) -> None:
         """Remove a model that is no longer served; the counters of its variant remain."""
-        self.model_info.remove(*model)
+        self.model_info.remove(*model[:-1])
+        self.model_precision.remove(model.variant, model.version, model.precision)
         self.search.remove_model(model.variant, model.version)
 
     def report_refused(self, refused: Mapping[tuple[str, str], int]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 
 from speakerlens.serving.bundle import Bundle, BundleError, Fault
@@ -16,6 +17,7 @@ from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.engine.session import Engine, GraphSession
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.folders import BundleFolder, stamp_of
+from speakerlens.serving.models.precisions import choose_precision
 from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.models.registry import CountingObserver, Model, Statistics
 
@@ -39,6 +41,7 @@ def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple
     opened = None
     if bundle.digest != known:
         log.info("loading %s", bundle.name)
+        bundle = replace(bundle, precision=choose_precision(bundle, config.precision, runs_on_gpu(config.device)))
         engine = Engine(bundle, placement_of(config), limits_of(config))
         engine.warm_up()
         opened = bundle, engine
@@ -48,7 +51,7 @@ def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple
     if opened:
         seconds = time.monotonic() - started
         knows = f"{len(bundle.speakers)} speakers" if bundle.has_classifier else "no classifier"
-        log.info("loaded %s on %s in %.1f s, %s", bundle.name, engine.provider, seconds, knows)
+        log.info("loaded %s on %s in %s in %.1f s, %s", bundle.name, engine.provider, bundle.precision, seconds, knows)
     return opened
 
 

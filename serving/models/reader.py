@@ -25,6 +25,7 @@ import jsonschema
 import numpy as np
 
 from speakerlens.measures.distribution import Bins
+from speakerlens.measures.precision import misses
 from speakerlens.measures.probes import ProbeError, ProbeSet, files
 from speakerlens.measures.scorer import Scorer
 from speakerlens.measures.search import SearchCalibration
@@ -40,11 +41,13 @@ from speakerlens.serving.bundle import (
     Distribution,
     ExpectedProbe,
     Fault,
+    Precision,
     StageSpec,
     ThresholdBasis,
 )
 
 MANIFEST, BASELINE, PARITY, SCORER = "bundle.json", "baseline.json", "parity.json", "scorer.npz"
+PRECISIONS = "precisions.json"
 SCORER_ARRAYS = ("mean", "transform", "quadratic", "linear", "constant")
 SCHEMA_VERSION = 4
 # The largest that the wire contract can name (int32).
@@ -91,6 +94,7 @@ def read_bundle(folder: Path) -> Bundle:
         digest=hashlib.sha256(content).hexdigest(),
         baseline=baseline,
         probes=_read_probes(folder, manifest, baseline),
+        precisions=_read_precisions(folder, manifest["files"]),
     )
     _check_consistency(bundle, front_end["mel_bins"])
     return bundle
@@ -189,6 +193,21 @@ def _read_probes(folder: Path, manifest: dict[str, Any], baseline: Baseline) -> 
         if condition not in expected:
             raise BundleError(f"{BASELINE} has no expected result of probes under {condition}", Fault.PROBES)
     return probes
+
+
+def _read_precisions(folder: Path, digests: Mapping[str, str]) -> dict[str, Precision]:
+    """Return the graphs in other number formats by precision; none in a bundle without them."""
+    if PRECISIONS not in digests:
+        return {}
+    content = _parse(PRECISIONS, _read(folder, PRECISIONS))
+    _check_schema(PRECISIONS, content, "precisions.schema.json", Fault.PRECISION)
+    found = {}
+    for name, entry in content["precisions"].items():
+        for graph, file in entry["graphs"].items():
+            if file not in digests:
+                raise BundleError(f"{MANIFEST} records no digest of {file}, {graph} in {name}", Fault.MANIFEST)
+        found[name] = Precision(entry["graphs"], tuple(misses(entry, content["floor"])), entry["speed"]["of_fp32"])
+    return found
 
 
 @cache

@@ -331,4 +331,6 @@ def _with_classifiers(models: Sequence[Model], *, selected: bool) -> tuple[Model
 
 
 def _info(bundle: Bundle) -> ModelInfo:
-    return ModelInfo(bundle.variant, str(bundle.version), bundle.code_revision, bundle.training_data_digest)
+    return ModelInfo(
+        bundle.variant, str(bundle.version), bundle.code_revision, bundle.training_data_digest, bundle.precision
+    )

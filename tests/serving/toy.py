@@ -21,6 +21,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from speakerlens.measures.precision import FLOOR
 from speakerlens.measures.probes import Condition, ProbeSet, read_speech
 from tests.serving.harness import talk
 from tests.serving.toy_graph import EMBEDDING, FRAME, SHIFT, STRIDES, Weights, make_graph
@@ -92,6 +93,45 @@ def write_bundle(
     (folder / "baseline.json").write_text(json.dumps(baseline()), encoding="utf-8")
     seal(folder, {**manifest(variant, version), **changes})
     return folder
+
+
+def add_precision(
+    folder: Path, name: str, seed: int, graphs: Sequence[str] = ("predict",), speed: float = 0.5, lost: float = 0.0
+) -> None:
+    """Gives a bundle graphs in another precision: those of the network of `seed`, so that its answers can be told.
+
+    `lost` is the accuracy that it has lost under noise at 0 dB, and `speed` its time over that of float32.
+    """
+    entries = manifest_of(folder)
+    facts = {key: json.dumps(entries[key]) for key in ("variant", "version", "speakers")}
+    named = {f"{kind}.onnx": f"{kind}.{name}.onnx" for kind in graphs}
+    for kind in graphs:
+        onnx.save(make_graph(weights(seed), kind, facts, SLOW_SECONDS, NAN_PEAK), folder / named[f"{kind}.onnx"])
+    path = folder / "precisions.json"
+    empty = {"floor": dict(FLOOR), "utterances": 200, "precisions": {}}
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
+    conditions = [
+        {
+            "interference": kind,
+            "snr_db": snr_db,
+            "utterances": 200,
+            "shares": [{"name": "top-1 accuracy", "fp32": 0.9, "value": 0.9 - loss, "lower_is_better": False}],
+            "changed": loss,
+        }
+        for kind, snr_db, loss in (("clean", None, 0.0), ("noise", 0.0, lost))
+    ]
+    entry = {
+        "graphs": named,
+        "meets_floor": 100 * lost <= FLOOR["accuracy_points"],
+        "misses": [],
+        "conditions": conditions,
+        "outputs": [{"output": "logits", "graph": "predict.onnx", "median": 0.01, "worst": 0.02}],
+        "deletion_index": [],
+        "speed": {"of_fp32": speed, "seconds": 3.0, "processor": "toy"},
+        "method": "by hand",
+    }
+    path.write_text(json.dumps({**content, "precisions": {**content["precisions"], name: entry}}), encoding="utf-8")
+    reseal(folder)
 
 
 def add_probes(folder: Path, seed: int = 0, kinds: Sequence[str] = ("noise",)) -> None:

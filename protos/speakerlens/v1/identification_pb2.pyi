@@ -2336,6 +2336,7 @@ class Model(_message.Message):
     CALIBRATION_FIELD_NUMBER: _builtins.int
     WITHOUT_CLASSIFIER_FIELD_NUMBER: _builtins.int
     SEARCH_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
     version: _builtins.int
     sample_rate: _builtins.int
@@ -2345,6 +2346,10 @@ class Model(_message.Message):
     training_data_digest: _builtins.str
     without_classifier: _builtins.bool
     """The model names no speakers of its own: it embeds, verifies and searches, and does not identify."""
+    precision: _builtins.str
+    """Number format that the scores are computed in: "fp32", "int8" or "fp16". Maps are computed in it too, but for int8,
+    whose maps are of the float32 graph. Empty from an older server, which computes in float32.
+    """
     @_builtins.property
     def speakers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -2370,10 +2375,11 @@ class Model(_message.Message):
         calibration: Global___Calibration | None = ...,
         without_classifier: _builtins.bool = ...,
         search: Global___SearchCalibration | None = ...,
+        precision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "code_revision", b"code_revision", "embedding_size", b"embedding_size", "mel_bins", b"mel_bins", "sample_rate", b"sample_rate", "search", b"search", "speakers", b"speakers", "stages", b"stages", "training_data_digest", b"training_data_digest", "variant", b"variant", "version", b"version", "without_classifier", b"without_classifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "code_revision", b"code_revision", "embedding_size", b"embedding_size", "mel_bins", b"mel_bins", "precision", b"precision", "sample_rate", b"sample_rate", "search", b"search", "speakers", b"speakers", "stages", b"stages", "training_data_digest", b"training_data_digest", "variant", b"variant", "version", b"version", "without_classifier", b"without_classifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
