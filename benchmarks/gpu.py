@@ -3,7 +3,7 @@
     make check-gpu BUNDLES=DIR
     python -m benchmarks.gpu DIR --device cuda --out build/gpu.json
 
-For each bundle, in float32, and with convolutions in float16 (benchmarks/formats.py):
+For each bundle, in float32, and with convolutions in float16 (export/half.py):
 
 * placement: the nodes of each graph on the GPU and on the CPU; those on the CPU may only compute shapes, and nothing
   may be copied between;
@@ -36,9 +36,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from benchmarks.environment import environment
-from benchmarks.formats import in_half
 from speakerlens.cuda import CPU, CUDA, CudaError, Device, choose
-from speakerlens.serving.bundle import Bundle
+from speakerlens.export.half import in_half
+from speakerlens.serving.bundle import EXPLAIN, PREDICT, VERIFY, Bundle
 from speakerlens.serving.engine.graphs import Job
 from speakerlens.serving.engine.placement import Placement as EnginePlacement
 from speakerlens.serving.engine.session import Engine
@@ -137,7 +137,7 @@ def _check_bundle(bundle: Bundle, device: Device, name: str, report: dict[str, A
             report["failed"].append(f"{bundle.name}: {what}")
 
     with tempfile.TemporaryDirectory() as folder:
-        for path in [*sorted(bundle.folder.glob("*.onnx")), *halves(bundle.folder, Path(folder))]:
+        for path in [*graphs_of(bundle.folder), *halves(bundle.folder, Path(folder))]:
             _check_graph(path, bundle.folder / path.name.replace(HALF_SUFFIX, ".onnx"), device, found, insist)
     engine, found["warm-up"] = warmed_up(bundle, "cpu" if device.provider == CPU else name)
     found["recovery"] = recovery(bundle, engine, device)
@@ -173,11 +173,16 @@ def _check_graph(
     insist(error <= limit, f"{graph}: an utterance in a batch differs from the same alone by {error:.1e}")
 
 
+def graphs_of(bundle: Path) -> list[Path]:
+    """Return the float32 graphs of a bundle."""
+    return [path for path in (bundle / name for name in (EXPLAIN, PREDICT, VERIFY)) if path.is_file()]
+
+
 def halves(bundle: Path, folder: Path) -> list[Path]:
     """Write the bundle's graphs with convolutions in float16 into a folder, and link its utterances there."""
     (folder / "utterances").symlink_to((bundle / "utterances").resolve())
     made = []
-    for graph in sorted(bundle.glob("*.onnx")):
+    for graph in graphs_of(bundle):
         made.append(folder / f"{graph.stem}{HALF_SUFFIX}")
         made[-1].write_bytes(in_half(graph.read_bytes(), "fp16"))
     return made

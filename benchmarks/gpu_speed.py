@@ -4,7 +4,7 @@
     python -m benchmarks.gpu_speed DIR/variant/1 --out build/gpu_speed.json
 
 * ceiling: a large matrix product in each format, in TFLOP/s;
-* graphs: `predict`, and maps of S4, S2 to S4, S1 to S4, in fp32, tf32, fp16 and bf16 (benchmarks/formats.py), in
+* graphs: `predict`, and maps of S4, S2 to S4, S1 to S4, in fp32, tf32, fp16 and bf16 (export/half.py), in
   batches of 1 to 256 utterances of 2 s: milliseconds with inputs and outputs on the device (IO binding), and with both
   in the host's memory; utterances a second; TFLOP/s, and their share of the ceiling; relative L2 errors against fp32 on
   the CPU;

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from speakerlens.arguments import ArgumentParser
 from speakerlens.export.bundle import MANIFEST, Options, Written, export_loaded, export_run
-from speakerlens.export.cli import calibrated_with, exit_code, progress_bar
+from speakerlens.export.cli import add_precision, calibrated_with, exit_code, print_precisions, progress_bar
 from speakerlens.export.verify import verify_files
 from speakerlens.processor import cores
 from speakerlens.training.checkpoint import CHECKPOINT
@@ -55,19 +55,27 @@ def main(arguments: Sequence[str] | None = None, program: str = "speakerlens mod
     )
     parser.add_argument("--name", metavar="NAME", help="of the model (default: after the folder)")
     parser.add_argument("--corpus", metavar="DIR", type=Path, help="a corpus to calibrate and test the network on")
+    add_precision(parser)
     parsed = parser.parse_args(arguments)
     return exit_code(lambda: _add(parsed))
 
 
 def _add(parsed: argparse.Namespace) -> None:
-    added = add(parsed.path, parsed.bundles, parsed.name, parsed.corpus)
+    added = add(parsed.path, parsed.bundles, parsed.name, parsed.corpus, parsed.precision)
     console = Console()
     state = "was already there" if added.reused else "added and verified"
     console.print(f"{added.folder}: {state}; {calibrated_with(added.folder)}", highlight=False, soft_wrap=True)
+    print_precisions(added.folder, console)
     console.print(f"serve it: speakerlens serve --bundles {parsed.bundles}", highlight=False, soft_wrap=True)
 
 
-def add(path: Path, bundles: Path, name: str | None = None, corpus: Path | None = None) -> Written:
+def add(
+    path: Path,
+    bundles: Path,
+    name: str | None = None,
+    corpus: Path | None = None,
+    precisions: tuple[str, ...] = (),
+) -> Written:
     """Make `path` a bundle in the folder `bundles`.
 
     Args:
@@ -75,6 +83,7 @@ def add(path: Path, bundles: Path, name: str | None = None, corpus: Path | None 
         bundles: the server's folder.
         name: of an imported network's model; None: after its folder.
         corpus: to calibrate and test an imported network on; None: it is not calibrated.
+        precisions: number formats of graphs beside float32; of a bundle they stay as they are.
 
     Raises:
         UserError: it is none of these, or cannot be read; the message says what it is and what would fit.
@@ -84,6 +93,8 @@ def add(path: Path, bundles: Path, name: str | None = None, corpus: Path | None 
     if (is_bundle or is_run) and (name or corpus):
         kind = "a bundle" if is_bundle else "a run"
         raise UserError(f"{path}: is {kind}, which has its name and its corpus; leave --name and --corpus out")
+    if is_bundle and precisions:
+        raise UserError(f"{path}: is a bundle, which has its precisions; leave --precision out")
     if is_bundle:
         return _copy(path, bundles)
     torch.set_num_threads(1)  # the verification runs a batch on each processor
@@ -94,12 +105,12 @@ def add(path: Path, bundles: Path, name: str | None = None, corpus: Path | None 
             bar.update(task, completed=done, total=total)
 
         if is_run:
-            return export_run(path, bundles, report, workers=cores())
+            return export_run(path, bundles, report, workers=cores(), formats=precisions)
         weights, config = find_files(path)
         source = read_source(weights, config)
         loaded = None if corpus is None else load_corpus(corpus)
         run = embedding_run(source, _checked_name(name) if name else variant_name(path), loaded)
-        return export_loaded(run, loaded, bundles, report, Options(workers=cores()))
+        return export_loaded(run, loaded, bundles, report, Options(workers=cores(), precisions=precisions))
 
 
 def _checked_name(name: str) -> str:

@@ -6,7 +6,7 @@ measures with the package `measures`.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from speakerlens.export.onnx_graphs import EXPLAIN, PREDICT, VERIFY
-from speakerlens.export.runtimes import MAPS, Runtime, load_runtimes, load_verifiers
+from speakerlens.export.runtimes import MAPS, Runtime, load_graph
 from speakerlens.measures.distribution import Bins, quantile_bins
 from speakerlens.measures.prediction import scores
 from speakerlens.measures.probes import Voices
@@ -46,6 +46,8 @@ LONGEST_SECONDS = 6.0
 _SNRS_DB = (10.0, 0.0)
 _SPLITS: tuple[Split, ...] = ("test", "dev")
 _BATCH = 8
+
+FLOAT32: Mapping[str, str] = {graph: graph for graph in (PREDICT, EXPLAIN, VERIFY)}
 
 Answerer = Callable[[Tensor, Tensor], tuple[dict[str, Tensor], Tensor]]
 """From audio [batch, samples] and lengths [batch] to a graph's outputs, and the index of the best speaker [batch]."""
@@ -143,9 +145,9 @@ def empty() -> dict[str, Any]:
     return {"utterances": 0, "conditions": [], "distributions": {CLEAN_KIND: {}}, "probes": []}
 
 
-def answerer(folder: Path, classes: int) -> Answerer:
-    """Return what identifies a batch by `explain.onnx`."""
-    explain = load_runtimes(folder, classes)[EXPLAIN]
+def answerer(folder: Path, classes: int, files: Mapping[str, str] = FLOAT32) -> Answerer:
+    """Return what identifies a batch by `explain.onnx`, or the file in its place in `files`."""
+    explain = load_graph(folder / files[EXPLAIN], EXPLAIN, classes)
 
     def answer(audio: Tensor, lengths: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         outputs = _tensors(explain, audio, lengths, torch.full_like(lengths, -1))
@@ -154,9 +156,9 @@ def answerer(folder: Path, classes: int) -> Answerer:
     return answer
 
 
-def comparer(folder: Path, voices: Voices) -> Answerer:
-    """Return what finds the nearest voice of each row of a batch, by `predict.onnx` and `verify.onnx`."""
-    predict, verify = load_runtimes(folder, 0)[PREDICT], load_verifiers(folder)[VERIFY]
+def comparer(folder: Path, voices: Voices, files: Mapping[str, str] = FLOAT32) -> Answerer:
+    """Return what finds the nearest voice of each row of a batch, by `predict.onnx` and `verify.onnx`, as above."""
+    predict, verify = (load_graph(folder / files[graph], graph, 0) for graph in (PREDICT, VERIFY))
 
     def answer(audio: Tensor, lengths: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         embeddings = predict(audio, lengths, lengths)["embedding"]

@@ -16,14 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from speakerlens.export import baseline, parity
+from speakerlens.export import baseline, parity, precisions
 from speakerlens.export.graph import ExportedNetwork
 from speakerlens.export.onnx_graphs import OPSET, GraphError, write_graphs
+from speakerlens.export.precision_figures import Decider
 from speakerlens.export.probes import expected, write_probes
 from speakerlens.export.staging import staging_folder
 from speakerlens.export.synthetic import synthetic_voice
 from speakerlens.export.torchscript import write_torchscript
 from speakerlens.export.voices import enrol_voices, write_voices
+from speakerlens.measures.probes import Voices
+from speakerlens.measures.scorer import Scorer
 from speakerlens.training.checkpoint import Run, code_revision, load_run
 from speakerlens.training.data.audio import SAMPLE_RATE, read_audio, write_audio
 from speakerlens.training.data.manifest import Clip, Corpus, load_corpus, spread
@@ -64,11 +67,13 @@ class Options(NamedTuple):
         false_acceptance: share of out-of-set utterances that the threshold may accept.
         probes: whether the bundle gets a probe set, if the corpus has utterances for one.
         workers: threads for the verification.
+        precisions: number formats of graphs beside float32: int8, fp16.
     """
 
     false_acceptance: float = FALSE_ACCEPTANCE
     probes: bool = True
     workers: int = 1
+    precisions: tuple[str, ...] = ()
 
 
 DEFAULTS = Options()
@@ -82,11 +87,15 @@ class Written(NamedTuple):
 
 
 class _Calibrated(NamedTuple):
-    """What was set on the dev split; None where the network or the split has too little for it."""
+    """What was set on the dev split; None where the network or the split has too little for it.
+
+    `scorer` is part of the classifier's score.
+    """
 
     classifier: Calibration | None = None
     verification: Verification | None = None
     search: dict[str, Any] | None = None
+    scorer: Scorer | None = None
 
 
 def export_run(
@@ -96,6 +105,7 @@ def export_run(
     false_acceptance: float = FALSE_ACCEPTANCE,
     probes: bool = True,
     workers: int = 1,
+    formats: tuple[str, ...] = (),
 ) -> Written:
     """Export a trained run as the next version of its variant; `export_loaded` has the rest of the arguments.
 
@@ -106,6 +116,7 @@ def export_run(
         false_acceptance: share of out-of-set utterances that the threshold may accept.
         probes: whether the bundle gets a probe set.
         workers: threads for the verification.
+        formats: number formats of graphs beside float32.
 
     Raises:
         UserError: the run is unfinished, or its corpus is missing or has changed.
@@ -121,7 +132,7 @@ def export_run(
             raise UserError(
                 f"{run.corpus}: not the corpus that {run_folder} was trained on; its manifest has changed since"
             )
-    return export_loaded(run, corpus, out, report, Options(false_acceptance, probes, workers))
+    return export_loaded(run, corpus, out, report, Options(false_acceptance, probes, workers, formats))
 
 
 def export_loaded(
@@ -144,6 +155,7 @@ def export_loaded(
         options: how.
 
     Raises:
+        UserError: other precisions than float32 are wanted, and there is no corpus to measure them on.
         ExportError: the exported graphs differ from the network, or are not fit for serving.
     """
     with staging_folder(out / run.variant) as staging:
@@ -175,7 +187,7 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def schema(name: str) -> dict[str, Any]:
-    """Return the schema of a bundle's `<name>.json`: "bundle" or "baseline"."""
+    """Return the schema of a bundle's `<name>.json`: "bundle", "baseline" or "precisions"."""
     content: dict[str, Any] = json.loads(
         (resources.files("speakerlens.protos") / f"{name}.schema.json").read_text("utf-8")
     )
@@ -204,6 +216,7 @@ def _is_same(bundle: Path, staging: Path, run: Run, options: Options) -> bool:
             same = same and manifest["training_data_digest"] == run.corpus_digest
             same = same and (manifest["search"] or {"method": SEARCH_METHOD})["method"] == SEARCH_METHOD
             same = same and (manifest["probes"] is not None) == options.probes
+        same = same and precisions.written_precisions(bundle) == options.precisions
         return same and _digest(bundle / WEIGHTS) == _digest(staging / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError):  # damaged, or not a bundle at all
         return False
@@ -221,9 +234,11 @@ def _fill(
     voices = None if run.speakers or corpus is None else enrol_voices(run.network, corpus)
     names = voices.speakers if voices is not None else run.speakers
     evaluated = baseline.evaluation_set(corpus, names) if corpus is not None and names else None
+    precisions.check_measurable(options.precisions, corpus, evaluated)
     clips = [] if corpus is None else choose_utterances(corpus, parity.UTTERANCES)
     total = 5 + parity.steps(len(clips) or parity.UTTERANCES, run.network.classes)
     total += (0 if corpus is None else _CALIBRATION_STEPS) + (0 if evaluated is None else evaluated.steps)
+    total += 0 if evaluated is None else precisions.steps(evaluated, options.precisions)
     done = itertools.count(1)
 
     def advance() -> None:
@@ -259,10 +274,26 @@ def _fill(
     advance()
     jsonschema.validate(measured, schema("baseline"))
     write_json(folder / BASELINE, measured)
+    if options.precisions and corpus is not None and evaluated is not None:
+        decider = _decider(run, calibrated, voices)
+        subject = precisions.Subject(
+            folder, corpus, names, run.network.classes, facts, decider, evaluated, measured["probes"]
+        )
+        _write_precisions(subject, options, advance)
     manifest = {**facts, "files": file_digests(folder)}
     jsonschema.validate(manifest, schema("bundle"))
     write_json(folder / MANIFEST, manifest)
     advance()
+
+
+def _write_precisions(subject: precisions.Subject, options: Options, advance: Callable[[], None]) -> None:
+    """Write the graphs in other number formats, and `precisions.json`."""
+    try:
+        found = precisions.write_precisions(subject, options.precisions, advance, options.workers)
+    except GraphError as error:
+        raise ExportError(f"{subject.manifest['variant']}: {error}") from error
+    jsonschema.validate(found, schema("precisions"))
+    write_json(subject.folder / precisions.FILE, found)
 
 
 def _calibrate(folder: Path, run: Run, corpus: Corpus, options: Options, advance: Callable[[], None]) -> _Calibrated:
@@ -270,23 +301,31 @@ def _calibrate(folder: Path, run: Run, corpus: Corpus, options: Options, advance
     rate, network = options.false_acceptance, for_inference(run.network)
     predicted = predict_split(network, corpus, "dev", run.speakers or corpus.speakers, lambda: None)
     advance()
-    classifier = None
+    classifier = used = None
     if run.speakers:
         scorer = fit_scorer(network, corpus, run.speakers)
         classifier = calibrate(network, corpus, run.speakers, rate, scorer=scorer, predicted=predicted)
         if scorer is not None and classifier.score != "logit":
+            used = scorer
             np.savez(folder / SCORER, **vars(scorer))
     advance()
     verification = calibrate_verification(corpus, predicted, network.classes, rate)
     search = calibrate_search(network, corpus, run.speakers, rate, run.telephone)
     advance()
-    return _Calibrated(classifier, verification, search)
+    return _Calibrated(classifier, verification, search, used)
+
+
+def _decider(run: Run, calibrated: _Calibrated, voices: Voices | None) -> Decider:
+    """Return how the bundle decides."""
+    comparison = None if calibrated.verification is None else calibrated.verification.thresholds[0].threshold
+    threshold = comparison if calibrated.classifier is None else calibrated.classifier.threshold
+    return Decider(threshold, run.network.head.scale, calibrated.scorer, voices, comparison)
 
 
 def _facts(run: Run, version: int, calibrated: _Calibrated) -> dict[str, Any]:
     """Return the part of `bundle.json` that does not depend on the other files."""
     network, mel_bins = run.config.network, run.config.network.mel_bins
-    calibration, verification, search = calibrated
+    calibration, verification, search, _ = calibrated
     return {
         "schema_version": SCHEMA_VERSION,
         "variant": run.variant,

@@ -17,8 +17,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from speakerlens.arguments import ArgumentParser
 from speakerlens.export import parity
-from speakerlens.export.bundle import MANIFEST, ExportError, Report, Written, export_run
+from speakerlens.export.bundle import MANIFEST, ExportError, Options, Report, Written, export_run
 from speakerlens.export.page import PACKAGE, write_page
+from speakerlens.export.precisions import FILE as PRECISIONS
+from speakerlens.export.precisions import parse_precisions
 from speakerlens.export.triton import Backend, write_models
 from speakerlens.export.verify import verify_bundle
 from speakerlens.processor import cores
@@ -74,7 +76,7 @@ def _run(words: Sequence[str], program: str) -> None:
             _triton(_triton_parser(program).parse_args(words[1:]))
         case _:
             parsed = _export_parser(program).parse_args(words)
-            _export(parsed.runs, parsed.out, parsed.false_acceptance, parsed.probes)
+            _export(parsed.runs, parsed.out, Options(parsed.false_acceptance, parsed.probes, 1, parsed.precision))
 
 
 def _export_parser(program: str) -> ArgumentParser:
@@ -99,7 +101,27 @@ def _export_parser(program: str) -> ArgumentParser:
         help="leave out the probe set, with which the server tests itself: it contains interference of the corpus "
         "(music, noise, other voices), which you may not want to distribute",
     )
+    add_precision(parser)
     return parser
+
+
+def add_precision(parser: ArgumentParser) -> None:
+    """Add the option for number formats of graphs to a command that exports."""
+    parser.add_argument(
+        "--precision",
+        metavar="LIST",
+        type=_precisions,
+        default=(),
+        help="number formats of the graphs, fp32 and more, such as fp32,int8,fp16: int8 (predict alone) for CPUs, fp16 "
+        "for GPUs; each is measured on the corpus, which takes minutes (default: fp32)",
+    )
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    try:
+        return parse_precisions(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _share(text: str) -> float:
@@ -180,34 +202,30 @@ def _page(arguments: argparse.Namespace) -> None:
     )
 
 
-def _export(runs: Sequence[Path], out: Path, false_acceptance: float, probes: bool) -> None:
+def _export(runs: Sequence[Path], out: Path, options: Options) -> None:
     """Export each run: several in processes of their own, as many in parallel as there are cores; one in this process.
 
     Tracing is single-threaded Python, and most of the rest runs on single utterances, so processes use the cores better
     than threads. To start one takes seconds, as torch is imported again.
     """
     processes = min(len(runs), cores())
-    workers = max(1, cores() // processes)
+    options = options._replace(workers=max(1, cores() // processes))
     with progress_bar(Console()) as progress:
         tasks = [progress.add_task(run.name, total=None) for run in runs]
         if processes > 1:
-            _export_in_processes(runs, out, false_acceptance, probes, progress, tasks, workers)
+            _export_in_processes(runs, out, options, progress, tasks)
             return
         _use_one_thread()
         for run, task in zip(runs, tasks, strict=True):
-            _print_written(
-                export_run(run, out, _shown(progress, task), false_acceptance, probes, workers), progress.console
-            )
+            _print_written(export_run(run, out, _shown(progress, task), *options), progress.console)
 
 
 def _export_in_processes(
     runs: Sequence[Path],
     out: Path,
-    false_acceptance: float,
-    probes: bool,
+    options: Options,
     progress: Progress,
     tasks: Sequence[TaskID],
-    workers: int,
 ) -> None:
     forks = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
     context = multiprocessing.get_context("forkserver" if forks else "spawn")
@@ -215,10 +233,7 @@ def _export_in_processes(
         context.set_forkserver_preload(["speakerlens.export.cli"])  # torch is imported once for all of them
     reports: Queue[tuple[TaskID, int, int]] = context.Queue()
     with ProcessPoolExecutor(min(len(runs), cores()), context, _start_process, (reports,)) as pool:
-        waiting = {
-            pool.submit(_export_one, run, out, false_acceptance, probes, task, workers)
-            for run, task in zip(runs, tasks, strict=True)
-        }
+        waiting = {pool.submit(_export_one, run, out, options, task) for run, task in zip(runs, tasks, strict=True)}
         while waiting:
             finished, waiting = wait(waiting, timeout=0.2)
             while not reports.empty():
@@ -232,20 +247,24 @@ def _print_written(written: Written, console: Console) -> None:
     """Print a line about a bundle."""
     state = "already there, with the same weights" if written.reused else "written and verified"
     console.print(f"{written.folder}: {state}; {calibrated_with(written.folder)}", highlight=False, soft_wrap=True)
+    print_precisions(written.folder, console)
 
 
-def _export_one(
-    run: Path,
-    out: Path,
-    false_acceptance: float,
-    probes: bool,
-    task: TaskID,
-    workers: int,
-) -> Written:
+def print_precisions(bundle: Path, console: Console) -> None:
+    """Print a line about each precision of a bundle beside float32."""
+    if not (bundle / PRECISIONS).is_file():
+        return
+    for name, found in json.loads((bundle / PRECISIONS).read_text("utf-8"))["precisions"].items():
+        verdict = "meets the floor" if found["meets_floor"] else f"misses the floor, not served: {found['misses'][0]}"
+        time = f"predict takes {found['speed']['of_fp32']:.2f} of float32's processor time here"
+        console.print(f"  {name} {verdict}; {time}", highlight=False, soft_wrap=True)
+
+
+def _export_one(run: Path, out: Path, options: Options, task: TaskID) -> Written:
     def report(done: int, total: int) -> None:
         _reports.put((task, done, total))
 
-    return export_run(run, out, report, false_acceptance, probes, workers)
+    return export_run(run, out, report, *options)
 
 
 def calibrated_with(bundle: Path) -> str:

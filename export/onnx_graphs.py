@@ -4,12 +4,13 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 import onnx.utils
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
 from speakerlens.export.graph import Explanation, ExportedNetwork, Prediction, Verification
@@ -112,8 +113,8 @@ def _embedding_graphs(network: ExportedNetwork) -> dict[str, onnx.ModelProto]:
     return {PREDICT: onnx.utils.Extractor(verify).extract_model(["audio", "lengths"], ["embedding"]), VERIFY: verify}
 
 
-def check_graph(model: onnx.ModelProto, name: str) -> None:
-    """Check that a graph is valid and uses only standard operators with CUDA kernels.
+def check_graph(model: onnx.ModelProto, name: str, others: Collection[str] = ()) -> None:
+    """Check that a graph is valid and uses only standard operators with CUDA kernels, and `others`.
 
     Raises:
         GraphError: it does not; the message names the operators.
@@ -127,11 +128,24 @@ def check_graph(model: onnx.ModelProto, name: str) -> None:
     foreign = sorted(
         {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
     )
-    slow = sorted({node.op_type for node in model.graph.node} - CUDA_OPERATORS)
+    slow = sorted({node.op_type for node in model.graph.node} - CUDA_OPERATORS - {*others})
     if foreign or slow:
         raise GraphError(
             f"{name}: operators that are not standard or have no CUDA kernel: {', '.join(foreign or slow)}"
         )
+
+
+def check_graph_file(folder: Path, name: str, others: Collection[str] = ()) -> None:
+    """Do so for a file of a bundle.
+
+    Raises:
+        GraphError: as `check_graph`, or the file is no graph.
+    """
+    try:
+        model = onnx.load(str(folder / name))
+    except DecodeError as error:
+        raise GraphError(f"{name}: {error}") from error
+    check_graph(model, name, others)
 
 
 def _inputs(network: ExportedNetwork) -> dict[str, Tensor]:

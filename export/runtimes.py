@@ -25,6 +25,9 @@ from speakerlens.training.model.saliency import cosine_layercam, layercam
 SCRIPT_PREDICT, SCRIPT_VERIFY = f"{SCRIPT} predict", f"{SCRIPT} verify"
 MAPS = ("saliency_s1", "saliency_s2", "saliency_s3", "saliency_s4")
 _EMBEDDING = ("embedding",)
+_OUTPUTS = {PREDICT: Prediction._fields, EXPLAIN: Explanation._fields, VERIFY: Verification._fields}
+# In addition to audio and lengths.
+_THIRD_INPUTS = {EXPLAIN: "target", VERIFY: "reference"}
 ON_CPU = Device(CPU)
 
 Outputs = dict[str, NDArray[Any]]
@@ -57,14 +60,14 @@ def load_runtimes(folder: Path, classes: int, device: Device = ON_CPU) -> dict[s
     script = read_torchscript(folder)
     if not classes:
         return {
-            PREDICT: _graph(folder / PREDICT, _EMBEDDING, None, device),
+            PREDICT: load_graph(folder / PREDICT, PREDICT, classes, device),
             SCRIPT_PREDICT: _scripted(
                 lambda audio, lengths, _: (script.predict(audio, lengths).embedding,), _EMBEDDING
             ),
         }
     return {
-        PREDICT: _graph(folder / PREDICT, Prediction._fields, None, device),
-        EXPLAIN: _graph(folder / EXPLAIN, Explanation._fields, "target", device),
+        PREDICT: load_graph(folder / PREDICT, PREDICT, classes, device),
+        EXPLAIN: load_graph(folder / EXPLAIN, EXPLAIN, classes, device),
         SCRIPT: _scripted(script, Explanation._fields),
     }
 
@@ -72,7 +75,7 @@ def load_runtimes(folder: Path, classes: int, device: Device = ON_CPU) -> dict[s
 def load_verifiers(folder: Path, device: Device = ON_CPU) -> dict[str, Runtime]:
     """Return the runtimes that take a reference embedding, by their name in `parity.json`; `device` as above."""
     return {
-        VERIFY: _graph(folder / VERIFY, Verification._fields, "reference", device),
+        VERIFY: load_graph(folder / VERIFY, VERIFY, 0, device),
         SCRIPT_VERIFY: _scripted(read_torchscript(folder).verify, Verification._fields),
     }
 
@@ -103,8 +106,10 @@ def run_batch(runtime: Runtime, cases: Sequence[Case]) -> list[Outputs]:
     return [{name: values[row] for name, values in outputs.items()} for row in range(len(cases))]
 
 
-def _graph(path: Path, outputs: Sequence[str], third_input: str | None, device: Device) -> Runtime:
-    """Return the runtime of an ONNX graph; `third_input` is its input in addition to audio and lengths."""
+def load_graph(path: Path, graph: str, classes: int, device: Device = ON_CPU) -> Runtime:
+    """Return the runtime of a file with the graph of this name, of a network with so many classes."""
+    outputs = _EMBEDDING if graph == PREDICT and not classes else _OUTPUTS[graph]
+    third_input = _THIRD_INPUTS.get(graph)
     session = _session(path, device)
 
     def run(audio: Tensor, lengths: Tensor, other: Tensor) -> Mapping[str, NDArray[Any]]:

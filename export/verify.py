@@ -2,13 +2,11 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import onnx
-from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -24,7 +22,11 @@ from speakerlens.export.bundle import (
     file_digests,
     schema,
 )
-from speakerlens.export.onnx_graphs import GraphError, check_graph, graph_names
+from speakerlens.export.int8 import OPERATORS
+from speakerlens.export.onnx_graphs import GraphError, check_graph_file, graph_names
+from speakerlens.export.precision_parity import check_precisions
+from speakerlens.export.precisions import FILE as PRECISIONS
+from speakerlens.measures.precision import INT8, misses
 from speakerlens.measures.probes import ProbeError, ProbeSet
 from speakerlens.training.config import HeadConfig, NetworkConfig
 from speakerlens.training.data.audio import read_audio
@@ -64,6 +66,11 @@ def verify_bundle(
         raise ExportError(f"{folder}: cannot be run: {str(error).splitlines()[0]}") from error
     if not verified["holds"]:
         raise ExportError(f"{folder}: {parity.failures(verified)}")
+    if PRECISIONS in manifest["files"]:
+        recorded = _read_json(folder / PRECISIONS)["precisions"]
+        wrong = check_precisions(folder, recorded, utterances, network.classes, where)
+        if wrong:
+            raise ExportError(f"{folder}: {wrong}")
     return verified
 
 
@@ -84,17 +91,35 @@ def verify_files(folder: Path) -> dict[str, Any]:
             raise ExportError(f"{folder}: {name} {state}: its digest is not the one in {MANIFEST}")
     for name in graph_names(len(manifest["speakers"])):
         try:
-            check_graph(onnx.load(str(folder / name)), name)
-        except (GraphError, DecodeError) as error:
+            check_graph_file(folder, name)
+        except GraphError as error:
             raise ExportError(f"{folder}: {name} is not fit for a bundle: {error}") from error
     _check_schema(folder / BASELINE, _read_json(folder / BASELINE), "baseline")
     try:
         ProbeSet.read(folder, manifest)
     except ProbeError as error:
         raise ExportError(f"{folder}: {error}") from error
+    if PRECISIONS in digests:
+        _check_precisions(folder, digests)
     if not _recorded_parity_holds(folder):
         raise ExportError(f"{folder}: {PARITY} does not record a successful verification at export")
     return manifest
+
+
+def _check_precisions(folder: Path, digests: Mapping[str, str]) -> None:
+    """Check the graphs in other number formats, and that the recorded verdict is that of the recorded figures."""
+    content = _read_json(folder / PRECISIONS)
+    _check_schema(folder / PRECISIONS, content, "precisions")
+    for name, entry in content["precisions"].items():
+        for graph, file in entry["graphs"].items():
+            if file not in digests:
+                raise ExportError(f"{folder}: {file}, {graph} in {name}, is missing")
+            try:
+                check_graph_file(folder, file, OPERATORS if name == INT8 else ())
+            except GraphError as error:
+                raise ExportError(f"{folder}: {file} is not fit for a bundle: {error}") from error
+        if (entry["misses"], entry["meets_floor"]) != (misses(entry, content["floor"]), not entry["misses"]):
+            raise ExportError(f"{folder}: {PRECISIONS}: whether {name} meets the floor is not what its figures say")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -48,6 +48,8 @@ def correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
 def condition_name(entry: Mapping[str, Any]) -> str:
     """Return the name of a condition in messages, such as `noise at 0 dB`."""
     ratio = entry["snr_db"]
+    if entry["interference"] == "all":
+        return "all conditions"
     return str(entry["interference"]) if ratio is None else f"{entry['interference']} at {ratio:g} dB"
 
 

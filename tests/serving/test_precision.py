@@ -12,7 +12,7 @@ import pytest
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.bundle import BundleError, Fault
-from speakerlens.serving.models.precisions import choose_precision
+from speakerlens.serving.models.loader import choose_precision
 from speakerlens.serving.models.reader import read_bundle
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, voice

@@ -108,8 +108,8 @@ def add_precision(
     for kind in graphs:
         onnx.save(make_graph(weights(seed), kind, facts, SLOW_SECONDS, NAN_PEAK), folder / named[f"{kind}.onnx"])
     path = folder / "precisions.json"
-    empty = {"floor": dict(FLOOR), "utterances": 200, "precisions": {}}
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
+    empty: dict[str, Any] = {"floor": dict(FLOOR), "utterances": 200, "precisions": {}}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
     conditions = [
         {
             "interference": kind,
