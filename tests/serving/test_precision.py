@@ -16,6 +16,7 @@ from speakerlens.serving.models.loader import choose_precision
 from speakerlens.serving.models.reader import read_bundle
 from tests.serving import toy
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, voice
+from tests.serving.startup import failing
 
 FLOAT, WHOLE = 5, 6  # seeds of the networks in fp32 and in int8
 STAGES = (pb.STAGE_S1, pb.STAGE_S2, pb.STAGE_S3, pb.STAGE_S4)
@@ -107,8 +108,8 @@ def test_server_refuses_what_misses_the_floor(server: ServerProcess, bundles: Pa
 
 def test_only_bundle_that_misses_ends_the_start(bundles: Path, tmp_path: Path) -> None:
     shutil.copytree(bundles / "lossy", tmp_path / "lossy")
-    with pytest.raises(AssertionError, match="misses the floor"):
-        ServerProcess(tmp_path, "--precision=int8")
+    assert "no usable bundle, 1 refused" in (error := failing(f"--bundles={tmp_path}", "--precision=int8"))
+    assert "lossy/1 in int8 misses the floor" in error
 
 
 def test_maps_leave_the_scores_as_they_are(server: ServerProcess) -> None:
