@@ -26,6 +26,7 @@ def model_of(model: Model) -> pb.Model:
         calibration=None if bundle.calibration is None else _calibration(bundle.calibration, bundle.verification_basis),
         without_classifier=not bundle.has_classifier,
         search=None if bundle.search is None else _search_calibration(bundle.search),
+        precision=bundle.precision,
     )
 
 
