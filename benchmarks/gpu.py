@@ -9,6 +9,7 @@ For each bundle, in float32, and with convolutions in float16 (export/half.py):
   may be copied between;
 * outputs: each graph on the device against the CPU, relative L2 error by output;
 * batches: each utterance in a batch against the same one alone, and milliseconds an utterance in batches of 1 to 32;
+* ways: bound inputs and outputs, two instances, CUDA graphs, TensorRT, all GPUs, each against the CPU;
 * warm-up: all shapes that a server warms up, and the time it takes;
 * recovery: a batch that finds no memory is refused, and an engine that is opened again computes the same as before.
 
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -36,6 +38,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from benchmarks.environment import environment
+from benchmarks.gpu_paths import check_ways, fed_by_values
 from speakerlens.cuda import CPU, CUDA, CudaError, Device, choose
 from speakerlens.export.half import in_half
 from speakerlens.serving.bundle import EXPLAIN, PREDICT, VERIFY, Bundle
@@ -65,11 +68,16 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a graph's nodes run: `on_cpu` by operator, and the copies between GPU and CPU."""
+    """Where a graph's nodes run: `on_cpu` by operator, and the copies between GPU and CPU.
+
+    Attributes:
+        of_values: nodes on the CPU that depend on the values of inputs, which a CUDA graph would not compute again.
+    """
 
     on_cuda: int
     on_cpu: dict[str, int]
     copies: int
+    of_values: list[str]
 
 
 def main() -> int:
@@ -139,13 +147,19 @@ def _check_bundle(bundle: Bundle, device: Device, name: str, report: dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         for path in [*graphs_of(bundle.folder), *halves(bundle.folder, Path(folder))]:
             _check_graph(path, bundle.folder / path.name.replace(HALF_SUFFIX, ".onnx"), device, found, insist)
-    engine, found["warm-up"] = warmed_up(bundle, "cpu" if device.provider == CPU else name)
+    device_name = "cpu" if device.provider == CPU else name
+
+    def skip(what: str) -> None:
+        report["skipped"].append(f"{bundle.name}: {what}")
+
+    found["ways"] = check_ways(bundle, device_name, _of_allowed, insist, skip)
+    engine, found["warm-up"] = warmed_up(bundle, device_name)
     found["recovery"] = recovery(bundle, engine, device)
     insist(found["recovery"]["same as before"], "an engine that is opened again computes something else")
     if device.provider == CUDA:
         insist(found["recovery"]["without memory"] != "computed", "a batch without memory for it was computed")
     else:
-        report["skipped"].append(f"{bundle.name}: a batch that finds no memory")
+        skip("a batch that finds no memory")
     return found
 
 
@@ -161,6 +175,8 @@ def _check_graph(
         insist(placed.copies == 0, f"{graph} copies between GPU and CPU {placed.copies} times")
         foreign = sorted(set(placed.on_cpu) - SHAPES)
         insist(not foreign, f"{graph} computes on the CPU: {', '.join(foreign)}")
+        values = ", ".join(placed.of_values[:5])
+        insist(not values, f"{graph} computes on the CPU, from the values of inputs: {values}")
     scores, maps = TOLERANCES["half" if half else "float32"]
     errors = differences(whole, path, device)
     found["outputs"][graph] = errors
@@ -225,14 +241,15 @@ def placement(graph: Path, device: Device) -> Placement:
         session.run(None, inputs(session, graph.parent, 2))
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     nodes = [each["args"] for each in events if each.get("cat") == "Node" and each["name"].endswith("_kernel_time")]
-    on_cpu: dict[str, int] = {}
-    for node in nodes:
-        if node["provider"] == CPU:
-            on_cpu[node["op_name"]] = on_cpu.get(node["op_name"], 0) + 1
+    on_cpu = Counter(node["op_name"] for node in nodes if node["provider"] == CPU)
+    names = {
+        each["name"].removesuffix("_kernel_time") for each in events if each.get("args", {}).get("provider") == CPU
+    }
     return Placement(
         on_cuda=sum(node["provider"] == CUDA for node in nodes),
-        on_cpu=on_cpu,
+        on_cpu=dict(on_cpu),
         copies=sum(node["op_name"].startswith("Memcpy") for node in nodes),
+        of_values=fed_by_values(graph, names) if device.provider == CUDA else [],
     )
 
 
@@ -282,6 +299,11 @@ def relative(answer: NDArray[Any], expected: NDArray[Any]) -> float:
     norm = float(np.linalg.norm(wanted)) or 1.0
     error = float(np.linalg.norm(np.asarray(answer, np.float64) - wanted)) / norm
     return error if np.isfinite(error) else float("inf")
+
+
+def _of_allowed(answer: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return the relative error over what is allowed of maps."""
+    return relative(answer, expected) / TOLERANCES["float32"][1]
 
 
 def warmed_up(bundle: Bundle, device: str) -> tuple[Engine, dict[str, Any]]:

@@ -9,10 +9,11 @@
   in the host's memory; utterances a second; TFLOP/s, and their share of the ceiling; relative L2 errors against fp32 on
   the CPU;
 * CUDA graph, TensorRT: a fixed shape in one launch, and in TensorRT with its cache of engines where it is installed;
-* gRPC: `IdentifyBatch` against a server, and its share of the graph's speed.
+* engine: the server's own path from samples to results, in each of its ways (benchmarks/gpu_serving.py);
+* gRPC: `IdentifyBatch` against a server, in the same ways, and its share of the graph's speed.
 
-Under 8 minutes. The record is written after each cell, and a second run measures what is missing. Without a GPU
-everything runs on the CPU with tiny sizes, which checks this program alone.
+Under 8 minutes. The record is written after each cell, and a second run measures what is missing; no cell begins after
+`--minutes`. Without a GPU everything runs on the CPU with tiny sizes, which checks this program alone.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,10 @@ from onnx import TensorProto, helper
 from benchmarks.environment import environment
 from benchmarks.formats import HALF, in_half, operations
 from benchmarks.gpu import gpus, relative
-from benchmarks.peers.load import send
+from benchmarks.gpu_serving import WAYS, engine_speed, grpc_speed
 from benchmarks.peers.model import OUTPUTS as MAPS
 from benchmarks.peers.networks import batch_of
-from benchmarks.peers.servers import ours
-from speakerlens.cuda import CPU, CUDA, CudaError, Device, choose, one_line
+from speakerlens.cuda import CPU, CUDA, TENSORRT, CudaError, Device, choose, one_line
 from speakerlens.serving.engine.weights import cut
 
 SECONDS = 2
@@ -53,9 +53,8 @@ GRAPHS = {
 BATCHES, TINY_BATCHES = (1, 4, 16, 64, 128, 256), (1, 2)
 PRODUCT, TINY_PRODUCT = 8192, 256
 CALLS_SECONDS = 0.4
-TENSORRT = "TensorrtExecutionProvider"
 CAPTURED_ROWS = 64
-CALLERS, PER_CALL = 8, 64
+ENGINE_BATCHES = (1, 64, 256)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -65,6 +64,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="a bundle's folder, <variant>/<version>")
     parser.add_argument("--device", default="cuda", help="cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=7.5, help="when to stop (default: %(default)s)")
     parser.add_argument("--out", metavar="FILE", type=Path, default=Path("build/gpu_speed.json"))
     arguments = parser.parse_args(words)
     if not (arguments.bundle / "explain.onnx").is_file():
@@ -78,9 +78,13 @@ def main(words: list[str] | None = None) -> int:
         record["skipped"] = f"the GPU, as {error}; what follows ran on the CPU, and checks this program alone"
         print(record["skipped"])
     record |= {"environment": environment(), "device": device.provider, "gpu": gpus()}
-    for name, measure in cells(arguments.bundle, device, arguments.device):
-        if name in record["cells"]:
-            continue
+    begun = time.monotonic()
+    wanted = dict(cells(arguments.bundle, device, arguments.device))
+    missing = [name for name in wanted if name not in record["cells"]]
+    for name in missing:
+        if time.monotonic() - begun > 60 * arguments.minutes:
+            break
+        measure = wanted[name]
         try:
             record["cells"][name] = measure(record["cells"])
         except Exception as error:  # noqa: BLE001 - a format or a provider may be refused in any way
@@ -88,6 +92,8 @@ def main(words: list[str] | None = None) -> int:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
         print(name, record["cells"][name], flush=True)
+    left = sum(name not in record["cells"] for name in wanted)
+    print(f"{arguments.out}: {left} of {len(wanted)} cells left{', run it again' if left else ''}")
     return 0
 
 
@@ -104,8 +110,14 @@ def cells(bundle: Path, device: Device, name: str) -> Iterator[tuple[str, Callab
         rows = CAPTURED_ROWS if on_gpu else TINY_BATCHES[0]
         yield f"CUDA graph/{kind}/{rows}", partial(_captured, bundle, device, kind, rows)
         yield f"TensorRT/{kind}/{rows}", partial(_tensorrt, bundle, device, kind, rows)
+    where = name if on_gpu else "cpu"
     for graph in ("predict", "S2 to S4"):
-        yield f"gRPC/{graph}", partial(_through_grpc, bundle, name if on_gpu else "cpu", graph, on_gpu)
+        for way in WAYS:
+            for rows in ENGINE_BATCHES if on_gpu else TINY_BATCHES:
+                yield f"engine/{graph}/{way}/{rows}", partial(engine_speed, bundle, where, graph, way, rows)
+    for graph in ("predict", "S2 to S4"):
+        for way in WAYS:
+            yield f"gRPC/{graph}/{way}", partial(grpc_speed, bundle, where, graph, way)
 
 
 def _ceiling(device: Device, kind: str, _before: dict[str, Any]) -> dict[str, Any]:
@@ -224,6 +236,7 @@ def _seconds(call: Callable[[], object]) -> float:
     return statistics.median(found)
 
 
+@cache
 def _operations(content: bytes, bundle: Path, graph: str) -> float:
     """Return the floating point operations of an utterance, from the shapes that ONNX Runtime reports on the CPU."""
     options = ort.SessionOptions()
@@ -289,25 +302,6 @@ def _tensorrt(bundle: Path, device: Device, kind: str, rows: int, _before: dict[
         "seconds to build": opened[0],
         "seconds from the cache": opened[1],
     }
-
-
-def _through_grpc(bundle: Path, device: str, graph: str, on_gpu: bool, before: dict[str, Any]) -> dict[str, Any]:
-    """Return utterances a second of calls with many utterances each, and their share of the graph's speed in fp32."""
-    from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb  # noqa: PLC0415
-
-    per_call, callers = (PER_CALL, CALLERS) if on_gpu else (2, 1)
-    flags = (f"--device={device}", f"--max-batch={per_call}")
-    with ours([bundle], flags) as served:
-        explain = None if graph == "predict" else pb.ExplainOptions(encoding=pb.ENCODING_UINT8)
-        target = served.batch_target(bundle, explain, SECONDS, per_call)
-        send(target, callers, callers)
-        load = send(target, callers, 4 * callers)
-    if load.errors:
-        return {"refused": load.errors[0]}
-    speed = per_call * len(load.latencies) / load.seconds
-    same = [cell for name, cell in before.items() if name.startswith(f"graph/{graph}/fp32/")]
-    rates = [cell["per_s"] for cell in same if "per_s" in cell]
-    return {"per_s": round(speed, 1), "of_graph": round(speed / max(rates), 3) if rates else None}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ CLIENT_PREFIX = PREFIX + "CLIENT_"
 # that Service is, not where this server should listen.
 LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
 LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
-DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+DEVICE = re.compile(r"auto|cpu|cuda(:all|:\d{1,3}(,cuda:\d{1,3})*)?")
 MAX_INSTANCES = 256
 METAVARS = {int: "N", float: "SECONDS", str: "NAME", Path: "PATH"}
 
@@ -51,7 +51,12 @@ def _path(value: Any) -> Any:
 
 def _device(value: Any) -> Any:
     if isinstance(value, str) and not DEVICE.fullmatch(value):
-        raise ValueError(f"must be auto, cpu, cuda or cuda:N, with the number N of a GPU, not {value!r}")
+        raise ValueError(
+            "must be auto, cpu, cuda, cuda:all or cuda:N, with the number N of a GPU, several with commas, not "
+            f"{value!r}"
+        )
+    if isinstance(value, str) and len({*value.split(",")}) <= value.count(","):
+        raise ValueError(f"names a GPU twice: {value!r}")
     return value
 
 
@@ -181,7 +186,17 @@ class Config(Settings):
     )
 
     device: DeviceName = _option(
-        COMPUTE, "auto", "where models run: auto (CUDA where it works, else the CPU), cpu, cuda, or cuda:N", "DEVICE"
+        COMPUTE,
+        "auto",
+        "where models run: auto (CUDA where it works, else the CPU), cpu, cuda, cuda:N, several of these with commas "
+        "between, or cuda:all",
+        "DEVICE",
+    )
+    tensorrt: Location | None = _option(
+        COMPUTE, None, "compute with TensorRT on the GPU, and keep the engines it builds in this folder", "DIR"
+    )
+    cuda_graphs: bool = _option(
+        COMPUTE, False, "launch batches of usual shapes as CUDA graphs; with one instance a GPU, and without TensorRT"
     )
     max_device_bytes: int = _option(
         COMPUTE,
@@ -202,7 +217,8 @@ class Config(Settings):
     instances: Instances = _option(
         COMPUTE,
         "auto",
-        "batches computed at the same time, which share the threads; auto: one per thread, at most 4; with CUDA 1",
+        "batches computed at the same time, which share the threads; auto: one per thread, at most 4; with GPUs on "
+        "each, auto: 1",
         "N",
     )
     codec_threads: int = _option(
@@ -211,11 +227,13 @@ class Config(Settings):
     window_seconds: float = _option(
         COMPUTE, 3.0, "length of the overlapping windows into which longer audio is cut, in seconds", ge=1, le=60
     )
-    max_batch: int = _option(COMPUTE, 8, "utterances in one batch", ge=1, le=1024)
+    max_batch: int = _option(
+        COMPUTE, 8, "utterances in one batch; not set, on a GPU 64 to 256 by its memory", ge=1, le=1024
+    )
     max_batch_seconds: float | None = _option(
         COMPUTE,
         None,
-        "audio in one batch, padding included, in seconds; none: 10 on a CPU, 120 with CUDA",
+        "audio in one batch, padding included, in seconds; none: 10 on a CPU, 120 or 2 an utterance on a GPU",
         ge=0.1,
         le=1e6,
     )
@@ -274,6 +292,8 @@ class Config(Settings):
             raise ValueError(
                 f"--max-held-bytes {self.max_held_bytes} is below --max-message-bytes {self.max_message_bytes}"
             )
+        if self.tensorrt is not None and self.cuda_graphs:
+            raise ValueError("--cuda-graphs cannot be used with --tensorrt")
         if (self.tls_certificate is None) != (self.tls_key is None):
             given, missing = ("key", "certificate") if self.tls_certificate is None else ("certificate", "key")
             raise ValueError(f"--tls-{given} needs --tls-{missing}")

@@ -24,7 +24,7 @@ from speakerlens.serving.api.inference import ALWAYS, InferenceService
 from speakerlens.serving.api.inference import SERVICE as INFERENCE
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.admission import Admission
-from speakerlens.serving.engine.placement import find_device, runtime_version
+from speakerlens.serving.engine.placement import find_devices, runtime_version
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
@@ -32,7 +32,7 @@ from speakerlens.serving.gallery.monitor import StoreMonitor
 from speakerlens.serving.journal import Journal
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.metrics.http import HealthPages
-from speakerlens.serving.models.loader import placement_of
+from speakerlens.serving.models.loader import fit_to_device, placement_of
 from speakerlens.serving.models.registry import Models
 from speakerlens.serving.models.repository import Repository, scan
 from speakerlens.serving.pipeline.identify import Pipeline
@@ -92,7 +92,7 @@ async def serve(config: Config, output: TextIO, announce: Callable[[Mapping[str,
     await asyncio.wait({checking, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not checking.done():
         return True
-    server = Server(config, checking.result(), lambda facts: print(announce(facts), file=output, flush=True))
+    server = Server(*checking.result(), lambda facts: print(announce(facts), file=output, flush=True))
     await server.listen()
     working = asyncio.create_task(server.work(hangup))
     failing = asyncio.create_task(server.failed())
@@ -110,14 +110,17 @@ async def serve(config: Config, output: TextIO, announce: Callable[[Mapping[str,
     return finished
 
 
-def _check(config: Config) -> str:
-    """Check folder and device before a port is bound; return why CUDA, if it is installed, is not used.
+def _check(config: Config) -> tuple[Config, str]:
+    """Check folder and device before a port is bound.
+
+    Returns:
+        The configuration with limits that suit the device, and why CUDA, if it is installed, is not used.
 
     Raises:
         StartupError: there is no bundle, or the device does not work.
     """
     scan(config.bundles)
-    return find_device(config.device).unused
+    return fit_to_device(config), find_devices(config.device)[0].unused
 
 
 class _Threads(ThreadPoolExecutor):

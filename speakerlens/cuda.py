@@ -9,10 +9,12 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
+import importlib.util
 import io
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ import onnxruntime as ort
 # Its warnings about devices that it does not find say less than the check below; errors are still written, to stderr.
 ort.set_default_logger_severity(3)
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # By CUDA's major version: the first driver, and the least compute capability of a GPU that its libraries support.
 DRIVERS = {12: "525", 13: "580"}
 CAPABILITIES = {13: (7, 5)}
@@ -52,6 +54,8 @@ FAILURE = re.compile(
 )
 # CUdevice_attribute: the compute capability.
 _MAJOR, _MINOR = 75, 76
+# cudaHostAllocPortable: for all GPUs.
+_PORTABLE = 1
 _NAME_BYTES = 256
 
 
@@ -73,16 +77,28 @@ class Device:
     index: int = 0
     unused: str = ""
 
-    def providers(self, memory_bytes: int = 0) -> list[Any]:
+    @property
+    def place(self) -> tuple[str, int]:
+        """Return the device's name and number, as values of ONNX Runtime are placed by them."""
+        return ("cuda", self.index) if self.provider == CUDA else ("cpu", 0)
+
+    def providers(
+        self, memory_bytes: int = 0, cuda_graphs: bool = False, tensorrt: Mapping[str, str] | None = None
+    ) -> list[Any]:
         """Return the execution providers of a session, with their options.
 
         Args:
             memory_bytes: most GPU memory that the session's arena may take; 0: no limit.
+            cuda_graphs: whether runs may be captured as CUDA graphs.
+            tensorrt: options of TensorRT, which comes first then; None: without it.
         """
         if self.provider == CPU:
             return [CPU]
+        index = {"device_id": str(self.index)}
         limit = {"gpu_mem_limit": str(memory_bytes)} if memory_bytes else {}
-        return [(CUDA, OPTIONS | {"device_id": str(self.index)} | limit), CPU]
+        graphs = {"enable_cuda_graph": "1"} if cuda_graphs else {}
+        first = [] if tensorrt is None else [(TENSORRT, {**tensorrt, **index})]
+        return [*first, (CUDA, OPTIONS | index | limit | graphs), CPU]
 
 
 @functools.cache
@@ -104,6 +120,68 @@ def choose(device: str) -> Device:
     return Device(CUDA, index)
 
 
+def choose_all(device: str) -> tuple[Device, ...]:
+    """Return the devices for what `choose` takes, for several GPUs with commas between, or for `cuda:all`.
+
+    Raises:
+        CudaError: CUDA was asked for and does not work on one of them.
+    """
+    if device == "cuda:all":
+        choose("cuda")
+        device = ",".join(f"cuda:{index}" for index in range(_count(_driver())))
+    return tuple(choose(each) for each in device.split(","))
+
+
+def total_memory(index: int) -> int:
+    """Return the bytes of memory of a GPU that works; 0 where the driver does not tell."""
+    if sys.platform != "linux":
+        return 0
+    device, size = ctypes.c_int(), ctypes.c_size_t()
+    driver = _driver()
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    status = driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+    return 0 if status else size.value
+
+
+def allocate_pinned(size: int) -> int:
+    """Return the address of so many bytes of host memory that a GPU reads by itself; they are not freed.
+
+    Raises:
+        OSError: there are none.
+    """
+    runtime = ctypes.CDLL(f"libcudart.so.{_cuda_major()}")
+    address = ctypes.c_void_p()
+    status = runtime.cudaHostAlloc(ctypes.byref(address), ctypes.c_size_t(size), _PORTABLE)
+    if status or not address.value:
+        raise OSError(f"{size} bytes of pinned memory: CUDA error {status}")
+    return address.value
+
+
+def check_tensorrt() -> None:
+    """Check that ONNX Runtime can load TensorRT, and load it; for a GPU on which CUDA works.
+
+    Raises:
+        CudaError: it cannot.
+    """
+    if TENSORRT not in ort.get_available_providers():
+        raise CudaError(f"ONNX Runtime {ort.__version__} is built without TensorRT; speakerlens[gpu] has one with it")
+    # TensorRT has no option for it in ONNX Runtime; bundles were verified in full float32.
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    package = importlib.util.find_spec("tensorrt_libs")  # of NVIDIA's packages, not on the loader's path
+    folders = package.submodule_search_locations or [] if package is not None else []
+    with contextlib.suppress(OSError):  # what is missing then is named below
+        for name in ("libnvinfer.so", "libnvonnxparser.so"):
+            for file in sorted(file for folder in folders for file in Path(folder).glob(f"{name}.*")):
+                ctypes.CDLL(str(file), ctypes.RTLD_GLOBAL)
+    try:
+        ctypes.CDLL(_provider("tensorrt"))
+    except OSError as error:
+        raise CudaError(
+            f"a library of TensorRT is missing, {error}; NVIDIA's package tensorrt-cu{_cuda_major()} has it, in the "
+            "version that the library's number names"
+        ) from error
+
+
 def check(index: int = 0) -> None:
     """Check that models can run on a GPU, and load the libraries they need.
 
@@ -115,7 +193,7 @@ def check(index: int = 0) -> None:
     """
     if CUDA not in ort.get_available_providers():
         raise CudaError(f"ONNX Runtime {ort.__version__} is built without CUDA; {_how_to_install()}")
-    major = int(ort.cuda_version.partition(".")[0])
+    major = _cuda_major()
     printed = _preload()
     if sys.platform == "linux":  # elsewhere the libraries have other names, and only the small graph tells
         driver = _check_driver(major)
@@ -123,6 +201,11 @@ def check(index: int = 0) -> None:
         _check_libraries(major, printed)
         _check_cudnn(major)
     _run_small_graph(index)
+
+
+def _cuda_major() -> int:
+    """Return the major version of CUDA that ONNX Runtime is built for."""
+    return int(ort.cuda_version.partition(".")[0])
 
 
 def _how_to_install() -> str:
@@ -139,10 +222,22 @@ def _how_to_install() -> str:
 def _has_driver() -> bool:
     """Return whether NVIDIA's driver is installed, with or without a GPU that works."""
     try:
-        ctypes.CDLL("libcuda.so.1")
+        _driver()
     except OSError:
         return False
     return True
+
+
+def _driver() -> Any:
+    """Return the driver's library; raise `OSError` if it is missing."""
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _count(driver: Any) -> int:
+    """Return the number of GPUs that a driver which works finds."""
+    count = ctypes.c_int()
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    return count.value
 
 
 def _preload() -> str:
@@ -158,7 +253,7 @@ def _check_driver(major: int) -> Any:
         f"ONNX Runtime {ort.__version__} needs CUDA {major}, driver {DRIVERS.get(major, 'of that version')} or newer"
     )
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = _driver()
     except OSError as error:
         raise CudaError(
             f"no NVIDIA driver is found ({error}); {needed}, and a container the NVIDIA runtime (docker run --gpus all)"
@@ -216,10 +311,15 @@ def _text(name: bytes) -> str:
 def _check_libraries(major: int, printed: str) -> None:
     """Raise `CudaError` if a library is missing that ONNX Runtime's provider is linked with; the loader names it."""
     try:
-        ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"))
+        ctypes.CDLL(_provider("cuda"))
     except OSError as error:
         more = f" ({printed[:300]})" if printed else ""
         raise CudaError(f"a library is missing, {error}{more}; {_packages(major)} has those of CUDA {major}") from error
+
+
+def _provider(name: str) -> str:
+    """Return the path of the library of one of ONNX Runtime's execution providers."""
+    return str(Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so")
 
 
 def _check_cudnn(major: int) -> None:

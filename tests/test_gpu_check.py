@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from benchmarks import gpu
+from benchmarks.gpu_paths import fed_by_values
+from benchmarks.gpu_serving import SPECS
 from speakerlens.cuda import CPU, CudaError, Device
 from tests.serving import toy
 
@@ -36,8 +40,12 @@ def test_check_without_a_gpu_says_what_it_skipped(
     report = json.loads(out.read_text())
     assert (report["device"], report["gpu"], report["failed"]) == (CPU, None, [])
     assert "no NVIDIA driver is found" in report["skipped"][0]
-    assert len(report["skipped"]) == 2
+    # Three ways of two graphs, and the last line.
+    assert sum(line.endswith("no GPU") for line in report["skipped"]) == 6
+    assert len(report["skipped"]) == 8
     (bundle,) = report["bundles"]
+    assert all(way["error"] <= 1 for way in bundle["ways"].values())
+    assert set(bundle["ways"]) == {f"{graph}, {way}" for graph in SPECS for way in ("plain", "two instances")}
     assert set(bundle["outputs"]) == GRAPHS
     for graph, errors in bundle["outputs"].items():
         assert all(error < 0.05 if "fp16" in graph else error == 0 for error in errors.values()), graph
@@ -68,3 +76,17 @@ def test_check_without_bundles_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 def test_nan_is_an_infinite_error() -> None:
     assert gpu.relative([float("nan")], [1.0]) == float("inf")  # type: ignore[arg-type]
     assert gpu.relative([1.1], [1.0]) == pytest.approx(0.1)  # type: ignore[arg-type]
+
+
+def test_nodes_that_depend_on_values_are_found(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], "shape"),
+        helper.make_node("Gather", ["shape", "zero"], ["rows"], "rows"),
+        helper.make_node("Mul", ["x", "x"], ["square"], "square"),
+        helper.make_node("Reshape", ["square", "rows"], ["y"], "flat"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])
+    zero = helper.make_tensor("zero", TensorProto.INT64, [1], [0])
+    graph = helper.make_graph(nodes, "g", [x], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])], [zero])
+    onnx.save(helper.make_model(graph), tmp_path / "graph.onnx")
+    assert fed_by_values(tmp_path / "graph.onnx", {"shape", "rows", "flat", "elsewhere"}) == ["flat"]

@@ -97,8 +97,24 @@ def test_whole_run_on_a_cpu_and_again(bundles: Path, tmp_path: Path, capsys: pyt
         assert cells[f"graph/{graph}/fp32/1"]["errors"]["logits"] < 1e-5
         assert cells[f"graph/{graph}/fp16/1"]["errors"]["logits"] < 1e-2
         assert cells[f"graph/{graph}/fp32/1"]["tflops"] > 0
-    assert cells["gRPC/predict"]["per_s"] > 0
-    assert cells["gRPC/S2 to S4"]["of_graph"] > 0
+    for graph in ("predict", "S2 to S4"):
+        assert cells[f"engine/{graph}/two instances/2"]["per_s"] > 0
+        assert cells[f"engine/{graph}/TensorRT/1"] == {"refused": "no GPU"}
+        assert cells[f"gRPC/{graph}/plain"]["of_graph"] > 0
     capsys.readouterr()
     assert gpu_speed.main(words) == 0
     assert "graph/" not in capsys.readouterr().out
+
+
+def test_no_cell_begins_when_the_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "explain.onnx").touch()
+    monkeypatch.setattr(gpu_speed, "environment", dict)
+    monkeypatch.setattr(gpu_speed, "gpus", list)
+    monkeypatch.setattr(gpu_speed, "cells", lambda *_: iter([("one", lambda _before: {}), ("two", lambda _before: {})]))
+    words = [str(tmp_path), "--out", str(tmp_path / "record.json"), "--device", "cpu"]
+    assert gpu_speed.main([*words, "--minutes=-1"]) == 0
+    assert "2 of 2 cells left, run it again" in capsys.readouterr().out
+    assert gpu_speed.main(words) == 0
+    assert "0 of 2 cells left" in capsys.readouterr().out

@@ -6,7 +6,7 @@ shape is searched for and allocated, and large batches pay.
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from speakerlens.serving.bundle import SAMPLE_RATE
@@ -23,7 +23,11 @@ CPU_PADDING = 0.15
 CUDA_SECONDS = (1, 2, 3, 4, 6, 8, 10)
 CUDA_STEP = 5 * SAMPLE_RATE
 CUDA_BATCH_SECONDS = 120.0
+# Of a row, where there are so many rows that the default would hold less.
+CUDA_ROW_SECONDS = 2.0
 CUDA_PADDING = 0.5
+# Rows of a batch by the GiB of a GPU's memory, from which on.
+CUDA_ROWS = ((96, 256), (32, 128), (0, 64))
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class BatchLimits:
 DEFAULT_LIMITS: Final = BatchLimits()
 
 
+def gpu_rows(memory_bytes: int) -> int:
+    """Return the rows of a batch for a GPU with so much memory: 64 to 256."""
+    return next(rows for gib, rows in CUDA_ROWS if memory_bytes >= gib * 2**30)
+
+
 @dataclass(frozen=True)
 class Buckets:
     """The shapes of batches on one device.
@@ -62,6 +71,17 @@ class Buckets:
     batch_samples: int
     padding: float
     warm: tuple[tuple[int, int], ...]
+
+    @property
+    def profile(self) -> dict[str, tuple[int, int]]:
+        """Return the smallest (`min`), largest (`max`) and most usual (`opt`) shape, as (rows, samples)."""
+        usual = max(self.warm, key=lambda shape: (shape[0] * shape[1], shape[0]))
+        return {"min": (1, self.lengths[0]), "opt": usual, "max": (self.sizes[-1], self.lengths[-1])}
+
+    def within(self, samples: int) -> "Buckets":
+        """Return the same with at most so many samples in a batch of several rows."""
+        warm = tuple(shape for shape in self.warm if shape[0] == 1 or shape[0] * shape[1] <= samples)
+        return replace(self, batch_samples=samples, warm=warm)
 
     def length(self, samples: int) -> int:
         """Return the number of samples to which audio of `samples` samples is padded."""
@@ -101,7 +121,7 @@ def cuda_buckets(limits: BatchLimits) -> Buckets:
     lengths = lengths[: len(shorter) + 1]
     sizes = [2**power for power in range(limits.rows.bit_length()) if 2**power < limits.rows]
     sizes.append(limits.rows)
-    batch_samples = _samples(limits, CUDA_BATCH_SECONDS)
+    batch_samples = _samples(limits, max(CUDA_BATCH_SECONDS, CUDA_ROW_SECONDS * limits.rows))
     return Buckets(
         lengths=tuple(lengths),
         step=CUDA_STEP,

@@ -1,4 +1,4 @@
-"""Where graphs run, and how they are opened there: device, threads, and the batches that are computed at a time.
+"""Where graphs run, and how they are opened there: devices, threads, and the batches that are computed at a time.
 
 Several instances with few threads each compute more than one with all: threads that share a graph wait for each other
 after every node (docs/decisions/0089-instances.md).
@@ -10,10 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from speakerlens.processor import cores
 from speakerlens.serving.bundle import Bundle, BundleError
+from speakerlens.serving.engine.buckets import Buckets
 from speakerlens.serving.engine.graphs import GraphSpec
 from speakerlens.serving.engine.onnx_messages import has_external_weights
 from speakerlens.serving.errors import StartupError
@@ -21,7 +23,17 @@ from speakerlens.serving.errors import StartupError
 try:
     import onnxruntime as ort
 
-    from speakerlens.cuda import CUDA, CudaError, Device, choose, one_line
+    from speakerlens.cuda import (
+        CPU,
+        CUDA,
+        CudaError,
+        Device,
+        allocate_pinned,
+        choose_all,
+        one_line,
+        total_memory,
+    )
+    from speakerlens.serving.engine.tensorrt import check_computes, engine_options, find_tensorrt
     from speakerlens.serving.engine.weights import SharedWeights, cut
 except ImportError as error:
     raise StartupError(
@@ -29,7 +41,7 @@ except ImportError as error:
     ) from error
 
 # Of the modules that import ONNX Runtime, for the engine.
-__all__ = ["CUDA", "SharedWeights", "one_line"]
+__all__ = ["Device", "SharedWeights", "allocate_pinned", "one_line", "ort"]
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +51,18 @@ ARENA = {"initial_chunk_size_bytes": 64 * 2**20}
 MOST_INSTANCES = 4
 
 
-def instances_of(instances: str, threads: int, on_gpu: bool) -> int:
-    """Return the number of instances of a device.
+def instances_of(instances: str, threads: int, gpus: int) -> int:
+    """Return the number of batches that are computed at a time.
 
     Args:
-        instances: a number, or `auto`: one per thread on the processor, at most MOST_INSTANCES, and one on a GPU, whose
-            kernels use all of it.
+        instances: a number, of each GPU where there are several; or `auto`: one per thread on the processor, at most
+            MOST_INSTANCES, and one on a GPU, whose kernels use all of it.
         threads: of the processor; 0: one per core.
-        on_gpu: whether graphs run with CUDA.
+        gpus: number of GPUs on which graphs run; 0: on the processor.
     """
     if instances != "auto":
-        return int(instances)
-    return 1 if on_gpu else min(threads or cores(), MOST_INSTANCES)
+        return int(instances) * max(1, gpus)
+    return gpus or min(threads or cores(), MOST_INSTANCES)
 
 
 @dataclass(frozen=True)
@@ -58,16 +70,20 @@ class Placement:
     """Where a bundle's graphs run.
 
     Attributes:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, several of these with commas between, or `cuda:all`.
         threads: of a batch that is computed alone, on the CPU; 0 is one per core.
-        instances: batches that are computed at the same time.
-        device_bytes: most GPU memory that a graph may take; 0: no limit.
+        instances: batches that are computed at the same time, on all devices together.
+        device_bytes: most memory of a GPU that a graph may take; 0: no limit.
+        cuda_graphs: whether batches of the warm shapes run as CUDA graphs, where one is computed at a time.
+        tensorrt: folder of TensorRT's engines; None: GPUs compute without it.
     """
 
     device: str
     threads: int
     instances: int = 1
     device_bytes: int = 0
+    cuda_graphs: bool = False
+    tensorrt: Path | None = None
 
     @property
     def threads_of_instance(self) -> int:
@@ -145,36 +161,89 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
-def find_device(device: str) -> Device:
-    """Return where models run with `auto`, `cpu`, `cuda` or `cuda:N`; log once why CUDA, if installed, is not used.
+def find_devices(device: str) -> tuple[Device, ...]:
+    """Return where models run with a `Placement.device`; log once why CUDA, if installed, is not used.
 
     Raises:
         StartupError: CUDA was asked for and does not work here.
     """
     try:
-        found = choose(device)
+        found = choose_all(device)
     except CudaError as error:
         raise StartupError(str(error)) from error
-    if found.unused:
-        _warn_of_cpu(found.unused)
+    if found[0].unused:
+        _warn_of_cpu(found[0].unused)
     return found
 
 
-def runs_on_gpu(device: str) -> bool:
-    """Return whether models run with CUDA; raises as `find_device`."""
-    return bool(find_device(device).provider == CUDA)
+def find_gpus(device: str) -> tuple[Device, ...]:
+    """Return the GPUs on which models run, none if they run on the CPU; raises as `find_devices`."""
+    return tuple(each for each in find_devices(device) if each.provider == CUDA)
+
+
+def gpu_memory(gpus: tuple[Device, ...]) -> int:
+    """Return the bytes of memory of the smallest of some GPUs."""
+    return min(total_memory(each.index) for each in gpus)
 
 
 def open_graph(
     bundle: Bundle, spec: GraphSpec[Any, Any], placement: Placement, weights: SharedWeights
 ) -> tuple[Any, InstanceSession]:
-    """Return the session for a batch that is computed alone, and that for others.
+    """Return the session on the CPU for a batch that is computed alone, and that for others.
 
     Raises:
         BundleError: the graph cannot be opened.
-        StartupError: CUDA was asked for and does not work here.
     """
-    name, device = bundle.file(spec.file), find_device(placement.device)
+    content = _content(bundle, spec)
+    few = placement.threads_of_instance
+    try:
+        arranged = weights.arrange(content, spec.outputs, _options(None), Device(CPU).providers())
+        session = arranged.open(_options(placement.threads))
+    except Exception as error:
+        raise BundleError(f"{bundle.file(spec.file)} cannot be opened: {one_line(error)}") from error
+    opener = None if few == placement.threads else lambda: arranged.open(_options(few))
+    return session, InstanceSession(f"{bundle.name} {bundle.file(spec.file)}", session, opener)
+
+
+def open_on_gpu(
+    bundle: Bundle, spec: GraphSpec[Any, Any], placement: Placement, gpu: Device, buckets: Buckets, graphs: bool
+) -> Any:
+    """Return a session on a GPU.
+
+    Args:
+        bundle: of the graph.
+        spec: which graph.
+        placement: options.
+        gpu: which.
+        buckets: the shapes of batches; TensorRT builds an engine for these.
+        graphs: whether runs may be captured as CUDA graphs.
+
+    Raises:
+        BundleError: the graph cannot be opened.
+        StartupError: there is no TensorRT where it was asked for.
+    """
+    content, name = _content(bundle, spec), bundle.file(spec.file)
+    tensorrt = None
+    if placement.tensorrt is not None:
+        find_tensorrt()
+        tensorrt = engine_options(content, bundle, spec, placement.tensorrt, buckets)
+    providers = gpu.providers(placement.device_bytes, graphs, tensorrt)
+    options = _options(placement.threads)
+    if tensorrt is not None:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        # ONNX Runtime's own fallback prints to stdout, and moves a session to the CPU while it serves.
+        session = ort.InferenceSession(cut(content, spec.outputs), options, providers=providers, enable_fallback=0)
+    except Exception as error:
+        raise BundleError(f"{name} cannot be opened with CUDA on GPU {gpu.index}: {one_line(error)}") from error
+    if tensorrt is not None:
+        check_computes(name, session)
+    return session
+
+
+def _content(bundle: Bundle, spec: GraphSpec[Any, Any]) -> bytes:
+    """Return the content of a graph's file; raise `BundleError` if it needs other files."""
+    name = bundle.file(spec.file)
     content = (bundle.folder / name).read_bytes()
     try:
         # They would be read from the working directory, without a digest, and stay mapped while the graph is open.
@@ -183,21 +252,7 @@ def open_graph(
         raise BundleError(f"{name} cannot be opened: {error}") from error
     if external:
         raise BundleError(f"{name} has weights in a file of their own; export it with all weights inside")
-    providers = device.providers(placement.device_bytes)
-    try:
-        if device.provider != CUDA:
-            arranged = weights.arrange(content, spec.outputs, _options(None), providers)
-            session = arranged.open(_options(placement.threads))
-            few = placement.threads_of_instance
-            opener = None if few == placement.threads else lambda: arranged.open(_options(few))
-            return session, InstanceSession(f"{bundle.name} {name}", session, opener)
-        # ONNX Runtime's own fallback prints to stdout, and moves a session to the CPU while it serves.
-        content = cut(content, spec.outputs)
-        session = ort.InferenceSession(content, _options(placement.threads), providers=providers, enable_fallback=0)
-    except Exception as error:
-        where = f" with CUDA on GPU {device.index}" if device.provider == CUDA else ""
-        raise BundleError(f"{name} cannot be opened{where}: {one_line(error)}") from error
-    return session, InstanceSession(name, session)
+    return content
 
 
 def _options(threads: int | None) -> Any:

@@ -9,13 +9,21 @@ from speakerlens.measures.precision import FP16, FP32, INT8
 from speakerlens.serving.bundle import Bundle, BundleError, Fault
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.batcher import Batcher
-from speakerlens.serving.engine.buckets import BatchLimits
+from speakerlens.serving.engine.buckets import BatchLimits, gpu_rows
 from speakerlens.serving.engine.graphs import JobT, ResultT
-from speakerlens.serving.engine.placement import Placement, instances_of, runs_on_gpu
+from speakerlens.serving.engine.placement import (
+    Placement,
+    find_devices,
+    find_gpus,
+    gpu_memory,
+    instances_of,
+)
 from speakerlens.serving.engine.queue import Observer, QueueLimits
 from speakerlens.serving.engine.recovery import EngineRecovery
 from speakerlens.serving.engine.scheduler import Scheduler
 from speakerlens.serving.engine.session import Engine, GraphSession
+from speakerlens.serving.engine.tensorrt import find_tensorrt
+from speakerlens.serving.errors import StartupError
 from speakerlens.serving.metrics import Metrics
 from speakerlens.serving.models.folders import BundleFolder, stamp_of
 from speakerlens.serving.models.reader import read_bundle
@@ -45,7 +53,7 @@ def open_engine(found: BundleFolder, config: Config, known: str | None) -> tuple
     opened = None
     if bundle.digest != known:
         log.info("loading %s", bundle.name)
-        bundle = replace(bundle, precision=choose_precision(bundle, config.precision, runs_on_gpu(config.device)))
+        bundle = replace(bundle, precision=choose_precision(bundle, config.precision, bool(find_gpus(config.device))))
         engine = Engine(bundle, placement_of(config), limits_of(config))
         engine.warm_up()
         opened = bundle, engine
@@ -157,8 +165,37 @@ def placement_of(config: Config) -> Placement:
     Raises:
         StartupError: CUDA was asked for and does not work here.
     """
-    instances = instances_of(config.instances, config.threads, runs_on_gpu(config.device))
-    return Placement(config.device, config.threads, instances, config.max_device_bytes)
+    instances = instances_of(config.instances, config.threads, len(find_gpus(config.device)))
+    return Placement(
+        config.device, config.threads, instances, config.max_device_bytes, config.cuda_graphs, config.tensorrt
+    )
+
+
+def fit_to_device(config: Config) -> Config:
+    """Return a configuration whose limits suit the GPU, if there is one, but for those that the operator set.
+
+    Raises:
+        StartupError: a GPU, or TensorRT, was asked for and does not work here.
+    """
+    gpus = find_gpus(config.device)
+    if not gpus:
+        if config.cuda_graphs or config.tensorrt is not None:
+            flag = "--tensorrt" if config.tensorrt is not None else "--cuda-graphs"
+            unused = find_devices(config.device)[0].unused
+            raise StartupError(f"{flag} needs a GPU, and models run on the CPU{f': {unused}' if unused else ''}")
+        return config
+    if config.tensorrt is not None:
+        find_tensorrt()
+    rows = config.max_batch if "max_batch" in config.model_fields_set else gpu_rows(gpu_memory(gpus))
+    fitting = {
+        "max_batch": rows,
+        # All batch calls together fill half of a queue, which should be two batches.
+        "queue_size": max(config.queue_size, 4 * rows),
+        "max_in_flight": max(config.max_in_flight, 2 * rows * len(gpus)),
+    }
+    return config.model_copy(
+        update={name: value for name, value in fitting.items() if name not in config.model_fields_set}
+    )
 
 
 def limits_of(config: Config) -> BatchLimits:

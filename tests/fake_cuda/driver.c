@@ -15,5 +15,6 @@ int cuDeviceGetCount(int *count) { *count = setting("FAKE_CUDA_GPUS", 1); return
 int cuDeviceGet(int *device, int index) { *device = index; return 0; }
 int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Fake GPU", size); return 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == MAJOR ? setting("FAKE_CUDA_MAJOR", 9) : 0; return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)setting("FAKE_CUDA_GIB", 40) << 30; return 0; }
 int cuGetErrorName(int status, const char **name) { *name = status == NO_DEVICE ? "CUDA_ERROR_NO_DEVICE" : "CUDA_ERROR_UNKNOWN"; return 0; }
 int cuGetErrorString(int status, const char **text) { return cuGetErrorName(status, text); }

@@ -96,6 +96,9 @@ int cudaStreamCreateWithFlags(void **stream, unsigned flags) { return cudaStream
 int cudaEventCreate(void **event) { *event = (void *)32; return 0; }
 int cudaEventCreateWithFlags(void **event, unsigned flags) { return cudaEventCreate(event); }
 int cudaStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }
+// A CUDA graph captures nothing, and its launch does nothing.
+int cudaStreamEndCapture(void *stream, void **graph) { *graph = (void *)48; return 0; }
+int cudaGraphInstantiate(void **executable, void *graph, unsigned long long flags) { *executable = (void *)64; return 0; }
 int cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned version, unsigned long long flags, void *result) { *function = NULL; return 0; }
 int cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *pointer) { memset(attributes, 0, sizeof *attributes); return 0; }
 void **__cudaRegisterFatBinary(void *binary) { static void *handle[4]; return handle; }

@@ -6,7 +6,7 @@ import pytest
 
 from speakerlens.serving.config import Config, flag_of, parse
 
-DEVICES = "must be auto, cpu, cuda or cuda:N, with the number N of a GPU"
+DEVICES = "must be auto, cpu, cuda, cuda:all or cuda:N, with the number N of a GPU, several with commas"
 
 
 def test_defaults() -> None:
@@ -59,6 +59,9 @@ def test_links_of_a_kubernetes_service_are_ignored(capsys: pytest.CaptureFixture
         (["--max-seconds=nan"], {}, "--max-seconds must be a finite number, not nan"),
         (["--device=tpu"], {}, f"--device: {DEVICES}, not 'tpu'"),
         (["--device=cuda:-1"], {}, f"--device: {DEVICES}, not 'cuda:-1'"),
+        (["--device=cuda:0,cpu"], {}, f"--device: {DEVICES}, not 'cuda:0,cpu'"),
+        (["--device=cuda:1,cuda:0,cuda:1"], {}, "--device: names a GPU twice: 'cuda:1,cuda:0,cuda:1'"),
+        (["--tensorrt=/e", "--cuda-graphs"], {}, "--cuda-graphs cannot be used with --tensorrt"),
         (["--host="], {}, "--host must not be empty"),
         (["--bundles="], {}, "--bundles must not be empty"),
         (["--tls-key=k"], {}, "--tls-key needs --tls-certificate"),

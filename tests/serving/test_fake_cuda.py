@@ -89,7 +89,7 @@ def test_graphs_are_placed_on_cuda_without_copies(machine: Path, bundles: Path, 
     assert report["device"] == CUDA
     # Results are whatever was in memory.
     assert any("differs from the CPU's by" in line for line in report["failed"])
-    of_results = (" differs from ", "an engine that is opened again computes something else")
+    of_results = (" differs from ", "has other results", "an engine that is opened again computes something else")
     assert [line for line in report["failed"] if not any(each in line for each in of_results)] == []
     for bundle in report["bundles"]:
         kinds = (".onnx", ".fp16.onnx")
@@ -98,8 +98,23 @@ def test_graphs_are_placed_on_cuda_without_copies(machine: Path, bundles: Path, 
             assert placed["copies"] == 0, name
             assert set(placed["on_cpu"]) <= SHAPES, name
             assert placed["on_cuda"] > 50, name
+            assert placed["of_values"] == [], name
+        assert {"predict, plain", "predict, CUDA graphs", "S2 to S4, all GPUs"} <= set(bundle["ways"])
+        assert f"{bundle['bundle']}: predict, TensorRT: --tensorrt: a library of TensorRT" in "\n".join(
+            report["skipped"]
+        )
         assert "memory" in bundle["recovery"]["without memory"].lower()
         assert bundle["warm-up"]["shapes a graph"] > 20
+
+
+def test_server_uses_all_gpus_with_cuda_graphs(machine: Path, toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each GPU has an instance; ONNX Runtime accepts the graphs for capture, as nothing is copied within them."""
+    monkeypatch.setenv("FAKE_CUDA_GPUS", "2")
+    with ServerProcess(toys, "--device=cuda:all", "--cuda-graphs", fresh=True) as server:
+        assert (server.ready["provider"], server.ready["instances"]) == (CUDA, 2)
+        for seconds in (1.0, 1.0, 1.0, 2.0):
+            assert server.identify(pb.IdentifyRequest(audio=raw(voice(seconds)))).answers
+        assert "failed" not in server.log
 
 
 def test_verification_on_the_gpu_is_of_the_gpu(machine: Path, bundles: Path) -> None:
@@ -150,6 +165,11 @@ def test_missing_library_is_named(machine: Path, toys: Path, library: str, sente
 )
 def test_what_does_not_fit_is_named(machine: Path, toys: Path, more: Environment, flag: str, sentence: str) -> None:
     assert refusal(toys, f"--device={flag}", more=more).startswith(f"error: --device {flag}: {sentence}")
+
+
+def test_missing_tensorrt_is_named(machine: Path, toys: Path, tmp_path: Path) -> None:
+    line = refusal(toys, "--device=cuda", f"--tensorrt={tmp_path / 'engines'}")
+    assert line.startswith("error: --tensorrt: a library of TensorRT is missing, libnvinfer.so.10: cannot open shared")
 
 
 def test_model_beyond_the_memory_limit_is_refused_by_name(machine: Path, toys: Path) -> None:

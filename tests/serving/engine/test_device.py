@@ -16,10 +16,22 @@ import pytest
 from numpy.testing import assert_allclose
 
 from speakerlens import cuda
-from speakerlens.cuda import CPU, CUDA, SMALL_GRAPH, CudaError, Device, choose
+from speakerlens.cuda import (
+    CPU,
+    CUDA,
+    SMALL_GRAPH,
+    TENSORRT,
+    CudaError,
+    Device,
+    allocate_pinned,
+    check_tensorrt,
+    choose,
+    choose_all,
+    total_memory,
+)
 from speakerlens.serving.bundle import BundleError
 from speakerlens.serving.engine import placement
-from speakerlens.serving.engine.placement import Placement, find_device
+from speakerlens.serving.engine.placement import Placement, find_devices
 from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.models.reader import read_bundle
@@ -47,6 +59,8 @@ class Machine:
         self.gpus = 2
         self.capability = (9, 0)
         self.cudnn_for = 13000
+        self.memory = 80 * 2**30
+        self.pinned = 4096
         self.missing: dict[str, str] = {}
         self.error: str | None = None
         self.places = True
@@ -66,6 +80,8 @@ class Machine:
             cuDeviceGet=_set,
             cuDeviceGetName=lambda name, size, device: setattr(name, "value", b"A GPU"),
             cuDeviceGetAttribute=lambda out, which, device: _set(out, self.capability[which - 75]),
+            cuDeviceTotalMem_v2=lambda out, device: _set(out, self.memory),
+            cudaHostAlloc=lambda out, size, flags: _set(out, self.pinned) or (0 if self.pinned else 2),
             cuGetErrorName=lambda status, out: _set(out, b"CUDA_ERROR_NO_DEVICE"),
         )
 
@@ -167,7 +183,7 @@ def test_what_is_missing_is_named_before_a_bundle_is_opened(
 ) -> None:
     change(machine)
     with pytest.raises(StartupError) as caught:
-        find_device("cuda")
+        find_devices("cuda")
     assert str(caught.value).startswith("--device cuda: ")
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -177,8 +193,8 @@ def test_what_is_missing_is_named_before_a_bundle_is_opened(
     (record,) = caplog.records
     assert record.getMessage().startswith("CUDA is installed and not used")
     assert sentence in record.getMessage()
-    assert find_device("auto").unused
-    assert not find_device("cpu").unused
+    assert find_devices("auto")[0].unused
+    assert not find_devices("cpu")[0].unused
 
 
 def test_gpu_that_is_not_there_is_refused(machine: Machine) -> None:
@@ -187,6 +203,50 @@ def test_gpu_that_is_not_there_is_refused(machine: Machine) -> None:
     machine.gpus = 1
     with pytest.raises(CudaError, match="the driver finds only cuda:0"):
         choose("cuda:1")
+
+
+def test_several_gpus_are_named_or_all(machine: Machine) -> None:
+    assert choose_all("cuda:1,cuda:0") == (Device(CUDA, 1), Device(CUDA, 0))
+    assert choose_all("cuda:all") == (Device(CUDA, 0), Device(CUDA, 1))
+    assert choose_all("cpu") == (Device(CPU),)
+    with pytest.raises(CudaError, match="--device cuda:2: there is no GPU 2"):
+        choose_all("cuda:0,cuda:2")
+    assert total_memory(1) == 80 * 2**30
+
+
+def test_pinned_memory_is_refused_with_cudas_error(machine: Machine) -> None:
+    assert allocate_pinned(100) == 4096
+    machine.pinned = 0
+    with pytest.raises(OSError, match="100 bytes of pinned memory: CUDA error 2"):
+        allocate_pinned(100)
+
+
+def test_missing_tensorrt_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    with pytest.raises(CudaError, match="is built without TensorRT"):
+        check_tensorrt()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    check_tensorrt()
+    machine.missing["libonnxruntime_providers_tensorrt.so"] = GONE.format("libnvinfer.so.10")
+    bundle = read_bundle(toy.write_bundle(tmp_path, "v", 1))
+    with pytest.raises(StartupError) as caught:
+        Engine(bundle, Placement("cuda", 1, tensorrt=tmp_path / "engines"))
+    assert str(caught.value) == (
+        f"--tensorrt: a library of TensorRT is missing, {GONE.format('libnvinfer.so.10')}; NVIDIA's package "
+        "tensorrt-cu13 has it, in the version that the library's number names"
+    )
+
+
+def test_graph_without_tensorrt_is_refused(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """ONNX Runtime leaves it out without an error."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    bundle = read_bundle(toy.write_bundle(tmp_path, "v", 1))
+    with pytest.raises(BundleError, match=r"predict\.onnx cannot be opened with TensorRT: ONNX Runtime leaves it out"):
+        Engine(bundle, Placement("cuda", 1, tensorrt=tmp_path / "engines"))
+    options = machine.options[-1]
+    assert options["trt_engine_cache_enable"] == "True"
+    assert Path(options["trt_engine_cache_path"]).parent == tmp_path / "engines"
+    assert options["device_id"] == "0"
 
 
 def test_broken_graph_is_refused_whatever_the_device(tmp_path: Path, machine: Machine) -> None:

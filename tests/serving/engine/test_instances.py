@@ -116,17 +116,17 @@ def test_a_source_that_leaves_ends_its_batches_on_all_instances() -> None:
 
 
 @pytest.mark.parametrize(
-    ("configured", "threads", "gpu", "expected"),
-    [("auto", 1, False, 1), ("auto", 2, False, 2), ("auto", 64, False, MOST_INSTANCES), ("auto", 8, True, 1),
-     ("3", 8, False, 3), ("2", 1, False, 2)],
+    ("configured", "threads", "gpus", "expected"),
+    [("auto", 1, 0, 1), ("auto", 2, 0, 2), ("auto", 64, 0, MOST_INSTANCES), ("auto", 8, 1, 1), ("auto", 8, 4, 4),
+     ("3", 8, 0, 3), ("2", 1, 0, 2), ("2", 1, 1, 2), ("2", 1, 4, 8)],
 )  # fmt: skip
-def test_the_number_of_instances(configured: str, threads: int, gpu: bool, expected: int) -> None:
-    assert instances_of(configured, threads, gpu) == expected
+def test_the_number_of_instances(configured: str, threads: int, gpus: int, expected: int) -> None:
+    assert instances_of(configured, threads, gpus) == expected
 
 
 def test_threads_are_shared_by_the_instances(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3})
-    assert instances_of("auto", 0, on_gpu=False) == 4
+    assert instances_of("auto", 0, gpus=0) == 4
     assert Placement("cpu", 0, 2).threads_of_instance == 2
     assert Placement("cpu", 8, 4).threads_of_instance == 2
     assert Placement("cpu", 1, 4).threads_of_instance == 1
