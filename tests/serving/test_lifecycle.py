@@ -226,7 +226,7 @@ def test_reflection_and_metrics_can_be_turned_off(toy_bundles: Path) -> None:
     file = toy_bundles.parent / "closed.toml"
     file.write_text("reflection = false\nmetrics = false\n", encoding="utf-8")
     with ServerProcess(toy_bundles, f"--config={file}") as server:
-        assert set(server.ready) == {"ready", "grpc", "provider", "instances", "models"}
+        assert set(server.ready) == {"ready", "grpc", "provider", "instances", "models", "precisions"}
         question = reflection_pb2.ServerReflectionRequest(list_services="")
         answers = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo(iter([question]))
         with pytest.raises(grpc.RpcError) as caught:

@@ -176,6 +176,7 @@ class RepositoryMachine(RuleBasedStateMachine):
             name=found.name,
             digest=number,
             code_revision="",
+            precision="fp32",
             training_data_digest="",
         )
         return None if number == known else (bundle, None)
