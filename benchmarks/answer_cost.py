@@ -55,9 +55,10 @@ CASES: dict[str, tuple[str, pb.ExplainOptions | None]] = {
 
 
 class Figures(NamedTuple):
-    """Processor time of an answer in ms, answers a second, and the 99th percentile of their times in ms."""
+    """Processor time of an answer and the event loop's part in ms, answers a second, 99th percentile of times in ms."""
 
     processor_ms: float
+    loop_ms: float
     per_second: float
     p99_ms: float
 
@@ -76,6 +77,11 @@ class Server:
         """Return the processor time of all its threads so far, those that ended included."""
         # Linux's clock of another process's processor time, as clock_getcpuclockid(3) makes it.
         return time.clock_gettime(~self.process.pid << 3 | 2)
+
+    def loop_seconds(self) -> float:
+        """Return the processor time of the event loop's thread so far."""
+        pid = self.process.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
 
     def close(self) -> None:
         """Stop it."""
@@ -125,13 +131,14 @@ async def measure(servers: dict[str, Server], arguments: argparse.Namespace) -> 
         for index in range(arguments.rounds):
             order = list(servers) if index % 2 else list(servers)[::-1]
             for name in order:
-                before, started = servers[name].processor_seconds(), time.monotonic()
+                server, started = servers[name], time.monotonic()
+                before, before_loop = server.processor_seconds(), server.loop_seconds()
                 taken = sorted(await burst(stubs[name], request, calls, at_once))
                 seconds = time.monotonic() - started
                 await asyncio.sleep(SETTLE_SECONDS)
-                processor = servers[name].processor_seconds() - before
+                processor, loop = server.processor_seconds() - before, server.loop_seconds() - before_loop
                 p99 = taken[int(0.99 * len(taken))]
-                spent[name].append(Figures(1000 * processor / calls, calls / seconds, 1000 * p99))
+                spent[name].append(Figures(1000 * processor / calls, 1000 * loop / calls, calls / seconds, 1000 * p99))
         label = f"{case}, {at_once} at once"
         found[label] = {
             name: Figures(*(round(statistics.median(each), 2) for each in zip(*rounds, strict=True)))
@@ -139,7 +146,8 @@ async def measure(servers: dict[str, Server], arguments: argparse.Namespace) -> 
         }
         for name, figures in found[label].items():
             print(
-                f"{label:32} {name:10} {figures.processor_ms:7.2f} ms {figures.per_second:7.1f}/s "
+                f"{label:32} {name:10} {figures.processor_ms:7.2f} ms, event loop {figures.loop_ms:6.2f} ms "
+                f"{figures.per_second:7.1f}/s "
                 f"p99 {figures.p99_ms:7.1f} ms",
                 flush=True,
             )
