@@ -65,7 +65,7 @@ soak: $(INSTALLED)  ## 20 minutes of mixed traffic against a real server: its an
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),20)
 
 # What the lock of everything else has is installed already; the peers' other dependencies are not used.
-bench: $(INSTALLED)  ## ours beside what else there is: explaining, serving, growth, training, archives (ONLY=PREFIX)
+bench: $(INSTALLED)  ## compare with PyTorch, Triton and others: explaining, serving, growth, training, archives (ONLY=PREFIX)
 	@test -d $(DEMO)/bundles || { echo 'No bundles yet: run `make demo` first.' >&2; exit 1; }
 	$(PIP) install --quiet --no-deps --require-hashes -r requirements/bench.txt
 	$(BIN)/python -m benchmarks.peers --bundles $(DEMO)/bundles --build $(BUILD)/peers $(if $(ONLY),--only $(ONLY)) $(if $(FRESH),--fresh)
@@ -95,7 +95,7 @@ TESTS = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 # Without Prometheus' or PostgreSQL's programs the tests that need them are skipped, and named at the end; .ci/run has
 # none of that.
-test: $(INSTALLED)  ## run the tests but for the slow ones
+test: $(INSTALLED)  ## run all tests but the slow ones
 	@deploy/prometheus/fetch.sh $(abspath $(BIN)) || echo 'Tests that need prometheus or promtool will be skipped.' >&2
 	@deploy/postgres/fetch.sh $(abspath $(VENV))/postgres || echo 'Tests that need PostgreSQL will be skipped.' >&2
 	$(TESTS) -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder

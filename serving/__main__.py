@@ -15,7 +15,7 @@ from speakerlens.serving.errors import StartupError
 from speakerlens.serving.logging import configure, own_stdout
 from speakerlens.serving.memory import limit_arenas
 
-# How long threads have to end after the drain; one that waits for a dead disk never does.
+# How long threads have to end after the drain; one that waits for a disk without an answer never does.
 THREADS_SECONDS = 3.0
 
 
@@ -56,14 +56,14 @@ def main(
 
 
 def _any_thread_left(seconds: float) -> bool:
-    """Wait for the threads that an exit waits for; return whether one has not ended after `seconds`."""
+    """Wait for the threads that block an exit; return whether one still runs after `seconds`."""
     deadline = time.monotonic() + seconds
     threads = [each for each in threading.enumerate() if each is not threading.current_thread() and not each.daemon]
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     left = [thread.name for thread in threads if thread.is_alive()]
     if left:
-        logging.getLogger("serving").warning("ending although threads still wait for something: %s", ", ".join(left))
+        logging.getLogger("serving").warning("ending although these threads still wait: %s", ", ".join(left))
     return bool(left)
 
 

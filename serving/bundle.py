@@ -19,7 +19,7 @@ from speakerlens.measures.scorer import Scorer
 from speakerlens.measures.search import SearchCalibration
 
 SAMPLE_RATE = 16_000
-"""Of all audio that reaches a model, in hertz."""
+"""Sample rate of all audio that reaches a model, in Hz."""
 
 PREDICT, EXPLAIN, VERIFY = "predict.onnx", "explain.onnx", "verify.onnx"
 STAGES = ("s1", "s2", "s3", "s4")
@@ -244,7 +244,7 @@ class Bundle:
 
     @property
     def classification(self) -> Calibration:
-        """The calibration of the classifier, which there must be."""
+        """The calibration of the classifier; only for a model that has one."""
         assert self.calibration is not None, "a model without a classifier is not asked who is speaking"
         return self.calibration
 

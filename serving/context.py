@@ -1,4 +1,4 @@
-"""What is known of the call in work: one context variable that the rpc layer sets, and where the call's time goes.
+"""The call in progress: one context variable that the rpc layer sets, and where the call's time goes.
 
 Outside a call (probes, background work, a unit test) `current_context` has no value.
 """

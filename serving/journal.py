@@ -77,7 +77,7 @@ class Journal:
 
     def verified(self, answer: pb.VerifyResponse, speaker: str | None) -> None:
         """Write the answer of a verification; `speaker` is the enrolled one, None for a second recording."""
-        # Without a calibration it is infinity, which JSON has not.
+        # Without a calibration the threshold is infinite, and JSON has no infinity.
         threshold = answer.threshold if math.isfinite(answer.threshold) else None
         scores = {"score": answer.score, "threshold": threshold, "same": answer.same}
         self._write("verify", answer, {"speaker": speaker, **scores})
@@ -122,7 +122,7 @@ class Journal:
             self._failed = False
 
     def close(self) -> None:
-        """Write what waits, and close the file."""
+        """Write the lines that wait, and close the file."""
         self._thread.shutdown()
         self._file.close()
 

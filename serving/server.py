@@ -100,11 +100,11 @@ async def serve(config: Config, output: TextIO, announce: Callable[[Mapping[str,
         await asyncio.wait({working, failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in (working, failing):
             if task.done() and not stop.is_set():
-                task.result()  # raises: they end by themselves only with an error
+                task.result()  # raises: only an error ends them
     finally:
         working.cancel()
         if stop.is_set() and not failing.done():
-            await server.step_aside(failing)
+            await server.retire(failing)
         failing.cancel()
         finished = await server.drain()
     return finished
@@ -334,8 +334,8 @@ class Server:
         )
         log.info("serving %s on %s, gRPC %s", ", ".join(names), models.provider, self._ports["grpc"])
 
-    async def step_aside(self, failing: asyncio.Task[None]) -> None:
-        """Go on as before for a while, but with health NOT_SERVING, or until the server has failed."""
+    async def retire(self, failing: asyncio.Task[None]) -> None:
+        """Report NOT_SERVING and still answer calls, for `lame_duck_seconds` or until the server has failed."""
         seconds = self._config.lame_duck_seconds
         if not seconds or self._gate.closed is not None:
             return

@@ -42,7 +42,7 @@ class EngineRecovery:
         self._listeners.append(listener)
 
     def start(self) -> None:
-        """Start reopening the engine, unless that is going on."""
+        """Start reopening the engine, unless it is being reopened."""
         if not self.broken:
             log.error("the engine of %s is broken and will be reopened", self._name)
             self.broken = True

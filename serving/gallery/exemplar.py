@@ -121,10 +121,15 @@ def mean_embedding(exemplars: Sequence[Exemplar]) -> NDArray[np.float32]:
 
 
 def unit(embedding: NDArray[Any]) -> NDArray[np.float32]:
-    """Return an embedding [size] at length one, float32; zero stays zero."""
+    """Return an embedding [size] at length one as it is stored, float32; zero stays zero."""
+    return direction(embedding).astype(np.float32)
+
+
+def direction(embedding: NDArray[Any]) -> NDArray[np.float64]:
+    """Return an embedding [size] at length one, float64; zero stays zero."""
     values = embedding.astype(np.float64)
     result: NDArray[np.float64] = values / max(float(np.linalg.norm(values)), 1e-12)
-    return result.astype(np.float32)
+    return result
 
 
 def row_of(exemplar: Exemplar) -> tuple[Any, ...]:

@@ -241,7 +241,7 @@ class PostgresStore:
 
     @contextmanager
     def _connection(self, done: str) -> Iterator[psycopg.Connection[Any]]:
-        """Lend a connection; `done` ends the messages of errors.
+        """Yield a connection of the pool; `done` ends the messages of errors.
 
         Raises:
             UnavailableError: the database cannot be used now.

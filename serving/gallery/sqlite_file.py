@@ -88,7 +88,7 @@ class SpeakerFile:
         self._path = path
         self.generation = 0
         try:
-            path.touch(0o600)  # who is enrolled is private
+            path.touch(0o600)  # the names of enrolled speakers are private
             self._connect()
             if not self._tables():
                 self._make()
@@ -261,7 +261,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _directed(content: object) -> object:
-    """Return a stored mean embedding at length one; as it is where it is damaged."""
+    """Return a stored mean embedding at length one; unchanged where it is damaged."""
     if not isinstance(content, bytes) or len(content) % 4:
         return content
     values = np.frombuffer(content, "<f4")
@@ -269,7 +269,7 @@ def _directed(content: object) -> object:
 
 
 def _text(content: bytes) -> str | bytes:
-    """Return a stored text; as it is where it is no UTF-8."""
+    """Return a stored text; the bytes where they are not UTF-8."""
     try:
         return content.decode()
     except UnicodeDecodeError:

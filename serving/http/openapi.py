@@ -95,7 +95,7 @@ def description() -> dict[str, Any]:
         "info": {
             "title": "speakerlens",
             "version": __version__,
-            "description": "Who is speaking, and which parts of the audio the model used. Every call is that of gRPC, "
+            "description": "Who is speaking, and which parts of the audio the model used. Every call is as by gRPC, "
             "with the same fields, limits, tokens and errors.",
         },
         "paths": paths,

@@ -162,7 +162,7 @@ class _Pages:
 async def _no_such_address(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = dict(getattr(error, "headers", None) or {})
-    text = "there is no such address; /openapi.json describes those that there are"
+    text = "there is no such address; /openapi.json lists the addresses"
     code = "NOT_FOUND"
     if status == 405:
         code, text = "UNIMPLEMENTED", f"this address does not take {request.method}"

@@ -97,7 +97,7 @@ class Statistics:
         self.computed_at = time.time()
 
     def record_answer(self, seconds: float, phases: Mapping[str, float]) -> None:
-        """Record an answered call of `seconds` in total, of which the phases take a part by name."""
+        """Record an answered call of `seconds` in total; `phases` has the seconds of each phase by name."""
         self.succeeded.add(seconds)
         for name, part in phases.items():
             getattr(self, name).add(part)

@@ -187,7 +187,7 @@ class WindowAggregator:
         return (self._spoken if self.votes else self._silent).result()
 
     def turn(self) -> SpeakerTurn | None:
-        """Return the turn that is going on; None in a pause."""
+        """Return the current turn; None in a pause."""
         self._settle()
         return self._timeline.current()
 

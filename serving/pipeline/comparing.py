@@ -19,12 +19,12 @@ from speakerlens.serving.context import Stopwatch
 from speakerlens.serving.engine.admission import Admitted
 from speakerlens.serving.engine.graphs import ComparedJob, Comparison, check_finite
 from speakerlens.serving.errors import InvalidArgumentError, Reason
+from speakerlens.serving.gallery.exemplar import direction
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.aggregate import Piece, stitched
 from speakerlens.serving.pipeline.answers import Answer, Identification
 from speakerlens.serving.pipeline.concurrency import map_concurrent
 from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
-from speakerlens.serving.pipeline.enroll import direction
 from speakerlens.serving.pipeline.explain import ExplainOptions, Explanation, encoded
 from speakerlens.serving.pipeline.identify import Pipeline, explained_label
 from speakerlens.serving.pipeline.observer import MonitoringScope

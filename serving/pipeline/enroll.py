@@ -269,10 +269,3 @@ def checked_name(speaker: str, field: str = "speaker") -> str:
 def not_enrolled(name: str, field: str = "speaker") -> NotFoundError:
     """Return the error for a speaker that is not enrolled."""
     return NotFoundError(Reason.UNKNOWN_SPEAKER, f"{field}: no enrolled speaker {quoted(name)}")
-
-
-def direction(embedding: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return an embedding [size] at length one, float64; zero stays zero."""
-    values = embedding.astype(np.float64)
-    unit: NDArray[np.float64] = values / max(float(np.linalg.norm(values)), 1e-12)
-    return unit

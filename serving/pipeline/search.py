@@ -14,6 +14,7 @@ from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.context import Stopwatch, Timings
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import InvalidArgumentError, NotFoundError, Reason, listed, quoted
+from speakerlens.serving.gallery.exemplar import direction
 from speakerlens.serving.gallery.loaded import Galleries
 from speakerlens.serving.gallery.matrix import Gallery
 from speakerlens.serving.metrics import Metrics
@@ -22,7 +23,7 @@ from speakerlens.serving.pipeline.aggregate import ModelOutput, SoundMeasures, W
 from speakerlens.serving.pipeline.comparing import Comparer, Utterance, check_explained, embedding_query, utterance_of
 from speakerlens.serving.pipeline.decision import Decision, SearchReason, decide, ranked
 from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
-from speakerlens.serving.pipeline.enroll import checked_name, direction
+from speakerlens.serving.pipeline.enroll import checked_name
 from speakerlens.serving.pipeline.explain import ExplainOptions, Explanation
 from speakerlens.serving.pipeline.identify import Pipeline, extent_of
 from speakerlens.serving.pipeline.observer import MonitoringScope

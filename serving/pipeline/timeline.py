@@ -87,7 +87,7 @@ class Timeline:
             self._open = False
 
     def current(self) -> SpeakerTurn | None:
-        """Return the turn that is going on, up to the end of the last window; None in a pause."""
+        """Return the current turn, up to the end of the last window; None in a pause."""
         if not self._open or self._cost is None or self._stop is None:
             return None
         return self._turn(int(self._cost.argmin()), self._stop)

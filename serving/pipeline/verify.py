@@ -16,12 +16,12 @@ from speakerlens.serving.engine.admission import Admitted
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import FailedPreconditionError, Reason, quoted
 from speakerlens.serving.gallery.asynchronous import AsyncSpeakerStore
-from speakerlens.serving.gallery.exemplar import Exemplar, mean_embedding
+from speakerlens.serving.gallery.exemplar import Exemplar, direction, mean_embedding
 from speakerlens.serving.models.registry import Model
 from speakerlens.serving.pipeline.comparing import Comparer, check_explained
 from speakerlens.serving.pipeline.concurrency import map_concurrent
 from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
-from speakerlens.serving.pipeline.enroll import checked_name, direction, not_enrolled
+from speakerlens.serving.pipeline.enroll import checked_name, not_enrolled
 from speakerlens.serving.pipeline.explain import ExplainOptions, Explanation
 from speakerlens.serving.pipeline.identify import Pipeline, extent_of
 from speakerlens.serving.pipeline.query import QueryOptions

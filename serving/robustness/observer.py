@@ -83,7 +83,7 @@ class RobustnessObserver:
         """Return the measures of a window, float32 [n] at 16 kHz; None if that failed. Thread-safe."""
         try:
             return measure_sound(samples)
-        except Exception:  # the request goes on, whatever the error
+        except Exception:  # no error may end the request
             log.exception("the sound of a request could not be measured")
             self._executor.count("failed")
             return None

@@ -23,7 +23,7 @@ DESCRIPTORS = Path("/proc/self/fd")
 # States in Linux's tcp_info in which the peer has not received everything yet.
 ESTABLISHED, FIN_WAIT1, CLOSING = 1, 4, 11
 POLL_SECONDS = 0.01
-# Between two looks for connections without calls.
+# Between two searches for connections without calls.
 IDLE_SECONDS = 0.02
 
 # Address and port of a connection's client.
@@ -88,7 +88,7 @@ def peer_of(name: str) -> Peer | None:
 
 def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     address = ipaddress.ip_address(host.partition("%")[0])
-    # What an IPv4 client is on a socket for both.
+    # The form of an IPv4 client's address on a socket for IPv4 and IPv6.
     return getattr(address, "ipv4_mapped", None) or address
 
 

@@ -93,7 +93,7 @@ class Tracing:
         return end
 
     async def close(self) -> None:
-        """Send the remaining spans; give up where the collector does not answer."""
+        """Send the remaining spans, for a limited time where the collector does not answer."""
         flushing = asyncio.create_task(asyncio.to_thread(self._provider.force_flush))
         await asyncio.wait({flushing}, timeout=FLUSH_SECONDS)
         # The exporter would retry for longer than a stop may take.

@@ -152,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     both = " ".join(words[:2])
     if both in NESTED:
         return _run_part(both, NESTED[both], rest[1:])
+    if rest[:1] and not rest[0].startswith("-") and any(each.startswith(f"{name} ") for each in NESTED):
+        return _without_command(both, words)
     if name in CLIENT:
         return _call_server(parse(words))
     if name in PARTS:
@@ -168,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _without_command(name: str | None, words: Sequence[str]) -> NoReturn:
     parser = _overview()
     if name is not None:
-        parser.error(f"there is no command {name!r}{suggestion(name, [*CLIENT, *PARTS, 'completion'])}")
+        parser.error(f"there is no command {name!r}{suggestion(name, [*CLIENT, *PARTS, *NESTED, 'completion'])}")
     parser.parse_args(words)  # --help and --version exit here
     parser.error("a command is missing")
 

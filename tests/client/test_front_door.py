@@ -47,6 +47,7 @@ def test_version_is_printed_by_every_command(command: Command, words: list[str])
         ([], "error: a command is missing (see speakerlens --help)"),
         (["idenfity"], "error: there is no command 'idenfity'; did you mean identify? (see speakerlens --help)"),
         (["trian"], "error: there is no command 'trian'; did you mean train? (see speakerlens --help)"),
+        (["models", "ad"], "error: there is no command 'models ad'; did you mean models add? (see speakerlens --help)"),
         (["--versio"], "error: there is no flag --versio; did you mean --version? (see speakerlens --help)"),
         (
             ["identify", "x.wav", "--varaints=da"],

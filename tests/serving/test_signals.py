@@ -50,7 +50,7 @@ def test_sigterm_ends_a_server_whose_disk_hangs(toy_bundles: Path, calls: int) -
         started = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - started < 8
-        assert "ending although threads still wait for something: disk_" in server.log
+        assert "ending although these threads still wait: disk_" in server.log
 
 
 def test_sighup_reloads_tokens_certificates_and_bundles(tmp_path: Path) -> None:
