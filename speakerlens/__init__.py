@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from speakerlens.balancing import Balancing
     from speakerlens.channel import Tls
     from speakerlens.client import SpeakerClient
+    from speakerlens.enrolment_results import (
+        EnrolledModel,
+        EnrolledSpeaker,
+        EnrolledUtterance,
+        GalleryImport,
+        GalleryMigration,
+    )
     from speakerlens.errors import (
         ClientError,
         DeadlineExceededError,
@@ -28,29 +35,29 @@ if TYPE_CHECKING:
         UnauthenticatedError,
     )
     from speakerlens.identification import Identification
+    from speakerlens.model_results import (
+        Calibration,
+        Catalogue,
+        Limits,
+        ModelInfo,
+        Outlook,
+        SearchCalibration,
+        StageInfo,
+    )
     from speakerlens.requests import Channel, Explain, RawSamples
     from speakerlens.results import (
         Answer,
         AudioInfo,
-        Calibration,
-        Catalogue,
         Comparison,
         Embeddings,
-        EnrolledModel,
-        EnrolledSpeaker,
         Evidence,
         Explanation,
-        Limits,
         Listening,
         Mismatch,
         ModelFailure,
-        ModelInfo,
-        Outlook,
         Plane,
-        SearchCalibration,
         Segment,
         SpeakerScore,
-        StageInfo,
         ThresholdBasis,
         Timings,
         WindowResult,
@@ -123,23 +130,36 @@ __all__ = [
 ]
 
 _MODULES = {
-    "SearchWindow": "search_results",
-    "SearchStreamOptions": "search_requests",
-    "SearchResult": "search_results",
-    "SearchReason": "search_results",
-    "SearchAnswer": "search_results",
-    "Decision": "search_results",
-    "Candidate": "search_results",
     "AsyncSpeakerClient": "aio",
     "Balancing": "balancing",
+    "Calibration": "model_results",
+    "Candidate": "search_results",
+    "Catalogue": "model_results",
     "Channel": "requests",
+    "Decision": "search_results",
+    "EnrolledModel": "enrolment_results",
+    "EnrolledSpeaker": "enrolment_results",
+    "EnrolledUtterance": "enrolment_results",
     "Explain": "requests",
+    "GalleryImport": "enrolment_results",
+    "GalleryMigration": "enrolment_results",
     "Identification": "identification",
+    "Limits": "model_results",
+    "ModelInfo": "model_results",
+    "Outlook": "model_results",
     "RawSamples": "requests",
+    "SearchAnswer": "search_results",
+    "SearchCalibration": "model_results",
+    "SearchReason": "search_results",
+    "SearchResult": "search_results",
+    "SearchStreamOptions": "search_requests",
+    "SearchWindow": "search_results",
     "SpeakerClient": "client",
+    "StageInfo": "model_results",
     "StreamOptions": "stream_requests",
     "Tls": "channel",
 }
+"""Where public names are defined that are neither errors nor in `results`."""
 
 
 def __getattr__(name: str) -> Any:

@@ -8,23 +8,25 @@ from typing import Any, Self, TypeVar
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from speakerlens import requests, responses, search_requests, search_responses, stream_requests
+from speakerlens import (
+    enrolment_responses,
+    model_responses,
+    requests,
+    responses,
+    search_requests,
+    search_responses,
+    stream_requests,
+)
 from speakerlens.balancing import DEFAULT_BALANCING, Balancing, Target
 from speakerlens.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls, open_async_channel
+from speakerlens.enrolment_results import EnrolledSpeaker, GalleryImport, GalleryMigration
 from speakerlens.errors import ClientError, translated
 from speakerlens.identification import Identification
+from speakerlens.model_results import Catalogue
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 from speakerlens.requests import AudioSource, Chunk, ExplainChoice
-from speakerlens.results import (
-    Catalogue,
-    Comparison,
-    Embeddings,
-    EnrolledSpeaker,
-    GalleryImport,
-    GalleryMigration,
-    WindowResult,
-)
+from speakerlens.results import Comparison, Embeddings, WindowResult
 from speakerlens.search_requests import SearchStreamOptions
 from speakerlens.search_results import SearchResult, SearchWindow
 from speakerlens.stream_requests import StreamMessages, StreamOptions
@@ -176,14 +178,14 @@ class AsyncSpeakerClient:
     ) -> EnrolledSpeaker:
         """Enrol a speaker for `verify` and search; see `SpeakerClient.enroll`."""
         request = await asyncio.to_thread(requests.enroll, speaker, utterances, rate, variants, add)
-        return await self._call(self._stub.Enroll, request, responses.new_enrolment, timeout)
+        return await self._call(self._stub.Enroll, request, enrolment_responses.new_enrolment, timeout)
 
     async def speakers(self, *, timeout: float | None = None) -> tuple[EnrolledSpeaker, ...]:
         """Return the enrolled speakers by name; see `SpeakerClient.speakers`."""
         request, found = pb.ListSpeakersRequest(), list[EnrolledSpeaker]()
         while True:
             page, request.page_token = await self._call(
-                self._stub.ListSpeakers, request, responses.speakers_page, timeout
+                self._stub.ListSpeakers, request, enrolment_responses.speakers_page, timeout
             )
             found += page
             if not request.page_token:
@@ -210,7 +212,7 @@ class AsyncSpeakerClient:
         """Enrol the speakers of an exported file; see `SpeakerClient.import_gallery`."""
         messages = (pb.GalleryPart(content=part) async for part in parts)
         with translated(self.address):
-            return responses.gallery_import(await self._stub.ImportGallery(messages, timeout=timeout))
+            return enrolment_responses.gallery_import(await self._stub.ImportGallery(messages, timeout=timeout))
 
     async def migrate_gallery(
         self, variants: str | Sequence[str] = "all", *, timeout: float | None = None
@@ -218,11 +220,11 @@ class AsyncSpeakerClient:
         """Embed kept recordings with other models; see `SpeakerClient.migrate_gallery`."""
         with translated(self.address):
             answer = await self._stub.MigrateGallery(requests.migrate_gallery(variants), timeout=timeout)
-            return responses.gallery_migration(answer)
+            return enrolment_responses.gallery_migration(answer)
 
     async def models(self, *, timeout: float | None = None) -> Catalogue:
         """Return the loaded models and the limits; see `SpeakerClient.models`."""
-        return await self._call(self._stub.ListModels, pb.ListModelsRequest(), responses.catalogue, timeout)
+        return await self._call(self._stub.ListModels, pb.ListModelsRequest(), model_responses.catalogue, timeout)
 
     async def is_serving(self, *, timeout: float | None = None) -> bool:
         """Return whether a server reports that it is ready; see `SpeakerClient.is_serving`."""

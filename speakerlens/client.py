@@ -7,23 +7,25 @@ from typing import Any, Self, TypeVar
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from speakerlens import requests, responses, search_requests, search_responses, stream_requests
+from speakerlens import (
+    enrolment_responses,
+    model_responses,
+    requests,
+    responses,
+    search_requests,
+    search_responses,
+    stream_requests,
+)
 from speakerlens.balancing import DEFAULT_BALANCING, Balancing, Target
 from speakerlens.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, Tls, open_channel
+from speakerlens.enrolment_results import EnrolledSpeaker, GalleryImport, GalleryMigration
 from speakerlens.errors import ClientError, translated
 from speakerlens.identification import Identification
+from speakerlens.model_results import Catalogue
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 from speakerlens.requests import AudioSource, Chunk, ExplainChoice
-from speakerlens.results import (
-    Catalogue,
-    Comparison,
-    Embeddings,
-    EnrolledSpeaker,
-    GalleryImport,
-    GalleryMigration,
-    WindowResult,
-)
+from speakerlens.results import Comparison, Embeddings, WindowResult
 from speakerlens.search_requests import SearchStreamOptions
 from speakerlens.search_results import SearchResult, SearchWindow
 from speakerlens.stream_requests import StreamMessages, StreamOptions
@@ -298,13 +300,15 @@ class SpeakerClient:
             timeout: seconds.
         """
         request = requests.enroll(speaker, utterances, rate, variants, add)
-        return self._call(self._stub.Enroll, request, responses.new_enrolment, timeout)
+        return self._call(self._stub.Enroll, request, enrolment_responses.new_enrolment, timeout)
 
     def speakers(self, *, timeout: float | None = None) -> tuple[EnrolledSpeaker, ...]:
         """Return the enrolled speakers by name; errors as of `verify`. `timeout` is for each page of 1000."""
         request, found = pb.ListSpeakersRequest(), list[EnrolledSpeaker]()
         while True:
-            page, request.page_token = self._call(self._stub.ListSpeakers, request, responses.speakers_page, timeout)
+            page, request.page_token = self._call(
+                self._stub.ListSpeakers, request, enrolment_responses.speakers_page, timeout
+            )
             found += page
             if not request.page_token:
                 return tuple(found)
@@ -328,7 +332,7 @@ class SpeakerClient:
         """Enrol the speakers of an exported file, replacing those of the same names; errors as of `verify`."""
         messages = (pb.GalleryPart(content=part) for part in parts)
         with translated(self.address):
-            return responses.gallery_import(self._stub.ImportGallery(messages, timeout=timeout))
+            return enrolment_responses.gallery_import(self._stub.ImportGallery(messages, timeout=timeout))
 
     def migrate_gallery(
         self, variants: str | Sequence[str] = "all", *, timeout: float | None = None
@@ -336,11 +340,11 @@ class SpeakerClient:
         """Embed kept recordings with models that their speakers are not enrolled with; errors as of `verify`."""
         with translated(self.address):
             answer = self._stub.MigrateGallery(requests.migrate_gallery(variants), timeout=timeout)
-            return responses.gallery_migration(answer)
+            return enrolment_responses.gallery_migration(answer)
 
     def models(self, *, timeout: float | None = None) -> Catalogue:
         """Return the loaded models, the execution provider and the server's limits; raise a `ClientError`."""
-        return self._call(self._stub.ListModels, pb.ListModelsRequest(), responses.catalogue, timeout)
+        return self._call(self._stub.ListModels, pb.ListModelsRequest(), model_responses.catalogue, timeout)
 
     def is_serving(self, *, timeout: float | None = None) -> bool:
         """Return whether `grpc.health.v1` reports a server as ready; raise a `ClientError` if none answers."""

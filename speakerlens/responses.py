@@ -3,7 +3,6 @@
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 from grpc_health.v1 import health_pb2
@@ -16,28 +15,16 @@ from speakerlens.requests import STAGES
 from speakerlens.results import (
     Answer,
     AudioInfo,
-    Calibration,
-    Catalogue,
     Comparison,
     Embeddings,
-    EnrolledModel,
-    EnrolledSpeaker,
-    EnrolledUtterance,
     Evidence,
     Explanation,
-    GalleryImport,
-    GalleryMigration,
-    Limits,
     Listening,
     Mismatch,
     ModelFailure,
-    ModelInfo,
-    Outlook,
     Plane,
-    SearchCalibration,
     Segment,
     SpeakerScore,
-    StageInfo,
     ThresholdBasis,
     Timings,
     WindowResult,
@@ -142,68 +129,14 @@ def comparison(answer: pb.VerifyResponse) -> Comparison:
         audio=audio_info(answer.audio),
         other=audio_info(answer.other) if answer.HasField("other") else None,
         timings=timings(answer.timings),
-        threshold_basis=_basis(answer.threshold_basis),
+        threshold_basis=basis_of(answer.threshold_basis),
         mismatch=mismatch_of(answer.mismatch) if answer.HasField("mismatch") else None,
     )
-
-
-def new_enrolment(answer: pb.EnrollResponse) -> EnrolledSpeaker:
-    """Read a new enrolment."""
-    utterances = [
-        EnrolledUtterance(audio_info(each.audio), each.agreement, each.recording) for each in answer.utterances
-    ]
-    return replace(
-        enrolled_speaker(answer.speaker),
-        without_speech=tuple(answer.without_speech),
-        utterances=tuple(utterances),
-    )
-
-
-def gallery_import(answer: pb.ImportGalleryResponse) -> GalleryImport:
-    """Read what an import stored."""
-    return GalleryImport(answer.speakers, answer.exemplars)
-
-
-def gallery_migration(answer: pb.MigrateGalleryResponse) -> GalleryMigration:
-    """Read what came of a migration."""
-    return GalleryMigration(answer.migrated, tuple(answer.must_enroll_again))
-
-
-def enrolled_speaker(message: pb.EnrolledSpeaker) -> EnrolledSpeaker:
-    """Read an enrolled speaker."""
-    models = (
-        EnrolledModel(
-            each.variant,
-            each.version,
-            each.utterances,
-            each.enrolled,
-            each.usable,
-            each.exemplars,
-            each.must_enroll_again,
-        )
-        for each in message.models
-    )
-    return EnrolledSpeaker(message.speaker, tuple(models))
-
-
-def speakers_page(answer: pb.ListSpeakersResponse) -> tuple[list[EnrolledSpeaker], str]:
-    """Read one page of the enrolled speakers, and the token of the next page: empty after the last."""
-    return [enrolled_speaker(each) for each in answer.speakers], answer.next_page_token
 
 
 def is_serving(answer: health_pb2.HealthCheckResponse) -> bool:
     """Read whether a server is ready."""
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def catalogue(response: pb.ListModelsResponse) -> Catalogue:
-    """Read the list of loaded models."""
-    limits = response.limits
-    return Catalogue(
-        models=tuple(_model(model) for model in response.models),
-        provider=response.provider,
-        limits=Limits(limits.max_bytes, limits.min_seconds, limits.max_seconds, limits.max_requests),
-    )
 
 
 def audio_info(audio: pb.AudioInfo) -> AudioInfo:
@@ -261,7 +194,7 @@ def _answer(answer: pb.ModelAnswer) -> Answer:
         embedding=np.array(answer.embedding, dtype=np.float32) if answer.embedding else None,
         timeline=tuple(_segment(each) for each in answer.timeline),
         turn=_segment(answer.turn) if answer.HasField("turn") else None,
-        threshold_basis=_basis(answer.threshold_basis),
+        threshold_basis=basis_of(answer.threshold_basis),
     )
 
 
@@ -269,7 +202,8 @@ def _segment(segment: pb.Segment) -> Segment:
     return Segment(segment.start_s, segment.end_s, segment.speaker, segment.probability, segment.known)
 
 
-def _basis(basis: pb.ThresholdBasis.ValueType) -> ThresholdBasis:
+def basis_of(basis: pb.ThresholdBasis.ValueType) -> ThresholdBasis:
+    """Read what a threshold rests on."""
     return _BASES.get(basis, ThresholdBasis.UNSAID)
 
 
@@ -281,9 +215,9 @@ def explanation(message: pb.Explanation) -> Explanation:
     """
     return Explanation(
         target_speaker=message.target_speaker,
-        maps={_stage(plane.stage): _plane(plane, _stage(plane.stage)) for plane in message.saliency},
+        maps={stage_name(plane.stage): _plane(plane, stage_name(plane.stage)) for plane in message.saliency},
         log_mel=_plane(message.log_mel, "log-mel") if message.HasField("log_mel") else None,
-        listening={_stage(each.stage): _listening(each) for each in message.listening},
+        listening={stage_name(each.stage): _listening(each) for each in message.listening},
     )
 
 
@@ -326,52 +260,12 @@ def _values(plane: pb.Plane) -> NDArray[np.float32]:
     return values * scale if size == 2 else values
 
 
-def _model(model: pb.Model) -> ModelInfo:
-    return ModelInfo(
-        variant=model.variant,
-        version=model.version,
-        speakers=tuple(model.speakers),
-        sample_rate=model.sample_rate,
-        mel_bins=model.mel_bins,
-        embedding_size=model.embedding_size,
-        stages=tuple(StageInfo(_stage(stage.stage), stage.tap, stage.rows, stage.stride) for stage in model.stages),
-        code_revision=model.code_revision,
-        training_data_digest=model.training_data_digest,
-        calibration=_calibration(model.calibration) if model.HasField("calibration") else None,
-        without_classifier=model.without_classifier,
-        search=_search_calibration(model.search) if model.HasField("search") else None,
-        precision=model.precision or "fp32",
-    )
+def stage_name(number: pb.Stage.ValueType) -> str:
+    """Read the name of a stage.
 
-
-def _search_calibration(calibration: pb.SearchCalibration) -> SearchCalibration:
-    return SearchCalibration(
-        false_alarm=calibration.false_alarm,
-        speakers=calibration.speakers,
-        recordings=calibration.recordings,
-        least_speech_s=calibration.least_speech_s,
-        least_snr_db=calibration.least_snr_db,
-        least_bandwidth_hz=calibration.least_bandwidth_hz,
-        margin=calibration.margin,
-        outlook=tuple(Outlook(each.condition, each.miss, each.low, each.high) for each in calibration.outlook),
-    )
-
-
-def _calibration(calibration: pb.Calibration) -> Calibration:
-    return Calibration(
-        temperature=calibration.temperature,
-        threshold=calibration.threshold,
-        false_acceptance=calibration.false_acceptance,
-        threshold_basis=_basis(calibration.threshold_basis),
-        speakers=calibration.speakers,
-        utterances=calibration.utterances,
-        noises=calibration.noises,
-        noise_acceptance=calibration.noise_acceptance,
-        verification_basis=_basis(calibration.verification_basis),
-    )
-
-
-def _stage(number: pb.Stage.ValueType) -> str:
+    Raises:
+        ServerFailureError: this client does not know the stage.
+    """
     try:
         return _STAGE_NAMES[number]
     except KeyError:

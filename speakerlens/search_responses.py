@@ -3,9 +3,9 @@
 from typing import Any
 
 from speakerlens.errors import ClientError, ServerFailureError, of_failure
+from speakerlens.model_results import Outlook
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.responses import audio_info, evidence_of, explanation, mismatch_of, timings
-from speakerlens.results import Outlook
 from speakerlens.search_results import (
     Candidate,
     Decision,

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from speakerlens.results import AudioInfo, Evidence, Explanation, Mismatch, Outlook, Timings
+from speakerlens.model_results import Outlook
+from speakerlens.results import AudioInfo, Evidence, Explanation, Mismatch, Timings
 
 
 class Decision(StrEnum):

@@ -12,8 +12,8 @@ from speakerlens.cli.options import FILE_HELP, CommandParser, connect, explain_o
 from speakerlens.client import SpeakerClient
 from speakerlens.errors import ClientError
 from speakerlens.identification import Identification
+from speakerlens.model_results import Limits
 from speakerlens.requests import AudioSource
-from speakerlens.results import Limits
 
 # Few, so that the first answers come soon; the server computes about as many together.
 FILES_PER_CALL = 8

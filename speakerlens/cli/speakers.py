@@ -8,8 +8,8 @@ from speakerlens import requests
 from speakerlens.cli import files, forms
 from speakerlens.cli.failures import Exit, call_error, usage_error
 from speakerlens.cli.options import CommandParser, connect, speaker_name
+from speakerlens.enrolment_results import EnrolledSpeaker
 from speakerlens.errors import ClientError
-from speakerlens.results import EnrolledSpeaker
 
 
 def add_enroll(parser: CommandParser) -> None:

@@ -9,16 +9,10 @@ from rich.text import Text
 
 from speakerlens import palette
 from speakerlens.cli.document import peak
+from speakerlens.enrolment_results import EnrolledSpeaker
 from speakerlens.identification import Identification
-from speakerlens.results import (
-    OPTIMISTIC,
-    Answer,
-    AudioInfo,
-    Catalogue,
-    EnrolledSpeaker,
-    ModelInfo,
-    ThresholdBasis,
-)
+from speakerlens.model_results import Catalogue, ModelInfo
+from speakerlens.results import OPTIMISTIC, Answer, AudioInfo, ThresholdBasis
 from speakerlens.search_results import SearchResult
 
 
