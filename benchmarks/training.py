@@ -35,6 +35,7 @@ from speakerlens.training.data.manifest import Corpus, load_corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import write_whole
 from speakerlens.training.loop import Trainer
+from speakerlens.training.options import add_device, add_overrides
 from speakerlens.training.provenance import machine as machine_of
 from speakerlens.training.variants import VARIANTS, find_variant
 
@@ -164,11 +165,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file, such as training/configs/demo.yaml")
     parser.add_argument("--corpus", type=Path, required=True, help="folder that `prepare` or `pack` made")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
+    add_device(parser)
     parser.add_argument("--variants", metavar="A,B,…", default=",".join(VARIANTS), help="which to measure (all)")
     parser.add_argument("--updates", type=int, default=20, metavar="N", help="updates of a repeat (20)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repeats; the median is reported (3)")
-    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="as for fit")
+    add_overrides(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     arguments = parser.parse_args(words)
     try:

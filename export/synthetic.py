@@ -11,17 +11,17 @@ _FORMANTS_HZ = ((730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 18
 
 _BANDWIDTHS_HZ = (80.0, 100.0, 150.0)
 _SYLLABLE_SECONDS = 0.22
+SECONDS = 3.2
 
 
-def synthetic_voice(seed: int, seconds: float = 3.2) -> NDArray[np.float32]:
+def synthetic_voice(seed: int) -> NDArray[np.float32]:
     """Return a voice that says vowels: pulses of a moving pitch through formants, float32 [samples] at 16 kHz.
 
     Args:
         seed: chooses pitch, length of the vocal tract and vowels; the same on every machine.
-        seconds: how long.
     """
     rng = np.random.default_rng(seed)
-    count = round(seconds * SAMPLE_RATE)
+    count = round(SECONDS * SAMPLE_RATE)
     times = np.arange(count) / SAMPLE_RATE
     pitch = rng.uniform(85, 230) * (1 + 0.08 * np.sin(2 * np.pi * rng.uniform(0.4, 1.2) * times))
     phase = np.cumsum(pitch) / SAMPLE_RATE

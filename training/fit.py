@@ -42,31 +42,25 @@ from speakerlens.training.evaluation.dev import DevSet, make_dev_set
 from speakerlens.training.files import make_folder, write_whole
 from speakerlens.training.logs import Report, Value
 from speakerlens.training.loop import DivergedError, Figures, Trainer
+from speakerlens.training.options import add_device, add_overrides, list_variants
 from speakerlens.training.variants import VARIANTS, find_variant
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command `fit`, or `train`."""
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    parser.epilog = "variants:\n" + "\n".join(f"  {name:8} {variant.about}" for name, variant in VARIANTS.items())
+    list_variants(parser)
     parser.add_argument("--config", type=Path, required=True, help="YAML file; see training/configs/")
     parser.add_argument("--variant", choices=list(VARIANTS), required=True, help="augmentation; see below")
     parser.add_argument("--corpus", type=Path, required=True, help="corpus folder")
     parser.add_argument("--out", type=Path, required=True, help="run folder: checkpoint, configuration and logs")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
+    add_device(parser)
     parser.add_argument("--seed", metavar="N", help="short for --set seed=N")
     parser.add_argument("--updates", metavar="N", help="short for --set updates=N")
     parser.add_argument(
         "--minutes", metavar="N", help="short for --set stopping.minutes=N, the most for early stopping"
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="override a value, such as --set optimiser.learning_rate=0.01; repeatable",
-    )
+    add_overrides(parser)
     parser.set_defaults(run=run)
 
 

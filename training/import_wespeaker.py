@@ -28,6 +28,7 @@ from speakerlens.training.imported.networks import classes_of, read_speakers
 from speakerlens.training.imported.source import Source, read_source
 from speakerlens.training.model.heads import AAMHead
 from speakerlens.training.model.network import SpeakerNetwork
+from speakerlens.training.options import add_device
 
 _AT_BOUND = (
     "warning: {}: the scale {:.4g} is at the bound of its search, as the dev utterances are all correct by a wide "
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="a corpus of the speakers, to calibrate and test on")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder to make")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 

@@ -60,18 +60,19 @@ def summary(rounds: Mapping[str, Sequence[Sample]], reference: str) -> dict[str,
     return found
 
 
-def interleave(
-    ways: Mapping[str, Callable[[], Sample]], rounds: int, seconds: float = math.inf, least: int = 2
-) -> dict[str, list[Sample]]:
+LEAST_ROUNDS = 2
+
+
+def interleave(ways: Mapping[str, Callable[[], Sample]], rounds: int, seconds: float) -> dict[str, list[Sample]]:
     """Return the samples of each way.
 
     They take turns, forwards and backwards, so that other work on the machine affects all alike. After `seconds` no
-    further round begins, but for the first `least`.
+    further round begins, but for the first LEAST_ROUNDS.
     """
     found: dict[str, list[Sample]] = {name: [] for name in ways}
     spent = 0.0
     for index in range(rounds):
-        if index >= least and spent > seconds:
+        if index >= LEAST_ROUNDS and spent > seconds:
             break
         for name in list(ways)[:: 1 if index % 2 else -1]:
             sample = ways[name]()

@@ -22,7 +22,6 @@ from speakerlens.serving.gallery.exemplar import MAX_NUMBER, Exemplar, embedding
 FORMAT, VERSION = "speakerlens-gallery", 1
 MAX_LINE_BYTES: Final = 256 * 1024
 MAX_EXEMPLARS: Final = 2_000_000
-MAX_BUNDLES: Final = 1000
 MAX_SIZE: Final = 8192
 DIGEST_CHARACTERS: Final = 64
 QUALITIES: Final = tuple(each.name for each in fields(Evidence))

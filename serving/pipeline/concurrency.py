@@ -1,7 +1,7 @@
 """Run the pieces of one call a few at a time, so that a large call leaves room in the queues to others."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol, TypeVar
 
@@ -60,12 +60,12 @@ async def map_concurrent(
     return [results[index] for index in range(len(items))]
 
 
-async def retry_when_full(work: Callable[[], Awaitable[ResultT]], reasons: Collection[Reason] = FULL) -> ResultT:
-    """Return the result of `work`; retry it for as long as it is refused for one of `reasons`."""
+async def retry_when_full(work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """Return the result of `work`; retry it for as long as it is refused for one of FULL."""
     while True:
         try:
             return await work()
         except ResourceExhaustedError as error:
-            if error.reason not in reasons:
+            if error.reason not in FULL:
                 raise
             await asyncio.sleep(error.retry_after_s or RETRY_SECONDS)

@@ -20,6 +20,7 @@ from speakerlens.training.config import load_config
 from speakerlens.training.data.manifest import load_corpus
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import check_files, make_folder
+from speakerlens.training.options import add_device, add_overrides, list_variants
 from speakerlens.training.study.analysis import Study, analyse
 from speakerlens.training.study.logs import starts
 from speakerlens.training.study.measurements import choose_evaluation_set, measure
@@ -35,7 +36,7 @@ _LOCK = ".lock"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command `study`."""
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    parser.epilog = "variants:\n" + "\n".join(f"  {name:8} {variant.about}" for name, variant in VARIANTS.items())
+    list_variants(parser)
     parser.add_argument("--config", type=Path, required=True, help="YAML file; see training/configs/")
     parser.add_argument("--corpus", type=Path, required=True, help="folder that `prepare` made")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs, the results and the report")
@@ -50,15 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants", metavar="A,B,…", default=",".join(VARIANTS), help="which to compare (default: all); see below"
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; on a GPU, 1)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="override a value of the file, such as --set updates=1000; repeatable",
-    )
+    add_device(parser)
+    add_overrides(parser)
     parser.set_defaults(run=run)
 
 

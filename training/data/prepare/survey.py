@@ -108,11 +108,11 @@ def is_utf8(name: str) -> bool:
     return True
 
 
-def some(items: Iterable[str], separator: str = ", ") -> str:
+def some(items: Iterable[str]) -> str:
     """Return the first five items joined, and how many more there are."""
     named = list(items)
     rest = len(named) - _NAMED
-    return separator.join(named[:_NAMED]) + (f"{separator}and {rest} more" if rest > 0 else "")
+    return ", ".join(named[:_NAMED]) + (f", and {rest} more" if rest > 0 else "")
 
 
 def every(items: Iterable[str]) -> str:

@@ -55,6 +55,7 @@ from speakerlens.training.evaluation.scorer import fit_scorer
 from speakerlens.training.evaluation.workers import Networks, device_and_front_end, for_each
 from speakerlens.training.files import make_folder
 from speakerlens.training.model.inference import for_inference
+from speakerlens.training.options import add_device
 from speakerlens.training.provenance import machine, moment, tested, versions
 from speakerlens.training.run_log import read_log, training_seconds
 
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder that `train` made")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--corpus", type=Path, help="folder of the corpus, if it was moved after training")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 

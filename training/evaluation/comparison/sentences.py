@@ -11,7 +11,6 @@ from speakerlens.training.evaluation.conditions import LABELS
 from speakerlens.training.evaluation.formatting import listed, number, percent, signed
 from speakerlens.training.evaluation.intervals import Interval
 from speakerlens.training.evaluation.maps.attributions import FUSED
-from speakerlens.training.evaluation.maps.deletion import Target
 from speakerlens.training.evaluation.maps.example import EXAMPLE_SECONDS, EXAMPLE_SNR_DB, Example
 
 
@@ -43,16 +42,16 @@ def finding(evaluation: Evaluation) -> str:
     return f"{lead}: {listed(than)}. Top-1 under interference: {accuracies}; on clean speech: {clean}."
 
 
-def deletion_finding(evaluation: Evaluation, target: Target = "predicted") -> str:
+def deletion_finding(evaluation: Evaluation) -> str:
     """Return how interference changes the saliency on the bins that it dominates; empty where nothing was measured."""
-    rows = [row for row in evaluation.deletion_means if (row.map, row.target) == (FUSED, target)]
+    rows = [row for row in evaluation.deletion_means if (row.map, row.target) == (FUSED, "predicted")]
     found = [f"{row.variant} {_change(row)}" for row in rows if not math.isnan(row.change)]
     if not found:
         return ""
-    whose = "the speaker whom each variant names" if target == "predicted" else "the true speaker"
     return (
-        f"Deletion: interference changes the deletion index of the maps of {whose}, against the maps of the same "
-        f"utterances without it, by {listed(found)}. Below zero, saliency leaves the interfered bins."
+        "Deletion: interference changes the deletion index of the maps of the speaker whom each variant names, against "
+        f"the maps of the same utterances without it, by {listed(found)}. Below zero, saliency leaves the interfered "
+        "bins."
     )
 
 
