@@ -267,8 +267,9 @@ class DecoderPool:
         shared = os.memfd_create("samples")
         try:
             os.truncate(shared, 4 * SHARED_SAMPLES)
+            av = av or self._av  # a template that was started without it imports it now
             reply = self._ask({"av": av}, theirs.fileno(), shared)
-            return Worker(reply["worker"], ours, mmap(shared, 4 * SHARED_SAMPLES), av or self._av)
+            return Worker(reply["worker"], ours, mmap(shared, 4 * SHARED_SAMPLES), av)
         except BaseException:
             ours.close()
             raise

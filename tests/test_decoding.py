@@ -297,6 +297,18 @@ def test_pool_starts_again_after_its_template_has_ended(stops: list[str]) -> Non
     assert ends(second.pid)
 
 
+def test_ffmpeg_wanted_after_a_first_file_reads_films() -> None:
+    """A first file starts the processes without FFmpeg, then a server or a scorer of this process wants it."""
+    program = (
+        "from tests.test_decoding import FLAC; from tests.test_formats import written;"
+        "from speakerlens.decoder_pool import shared_pool; from speakerlens.decoding import open_audio;"
+        "first = open_audio(FLAC); shared_pool().start(av=True); open_audio(FLAC).close();"
+        "print(len(open_audio(written('aac in mp4')).read()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert int(done.stdout) > 0
+
+
 def test_ctrl_c_while_a_decoder_hangs_ends_the_program() -> None:
     program = (
         "import sys; from tests.test_decoding import LOOP, unchecked; print(flush=True);"
