@@ -60,6 +60,8 @@ def in_int8(content: bytes, batches: Iterable[Feeds]) -> bytes:
         finally:
             root.setLevel(level)
         quantised = onnx.load(str(path))
+    for tensor in quantised.graph.initializer:
+        tensor.ClearField("data_location")  # "in this file", which servers take for "in a file of its own"
     helper.set_model_props(quantised, {each.key: each.value for each in onnx.load_from_string(content).metadata_props})
     changed: bytes = quantised.SerializeToString()
     return changed

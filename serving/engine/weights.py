@@ -58,8 +58,10 @@ class ArrangedGraph:
             if tensor.name in self.weights:  # it is not used, and ONNX Runtime refuses a graph without it
                 tensor.raw_data = self.weights[tensor.name].numpy().tobytes()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # A matrix would be packed, which is another copy, for products with one row that gain nothing by it.
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        # A matrix would be packed, which is another copy, for products with one row that gain nothing by it. Int8
+        # convolutions take 1.3 times as long with weights that are not packed.
+        if not any(node.op_type == "QLinearConv" for node in model.graph.node):
+            options.add_session_config_entry("session.disable_prepacking", "1")
         for name, value in self.weights.items():
             options.add_initializer(name, value)
         session = ort.InferenceSession(model.SerializeToString(), options, providers=self.providers, enable_fallback=0)
