@@ -86,8 +86,8 @@ def evaluation_set(corpus: Corpus, speakers: Collection[str] | None = None) -> E
     clean = spread(test, CLEAN_UTTERANCES)
     clean += spread(dev, CLEAN_UTTERANCES - len(clean))
     return EvaluationSet(
-        tuple(_cut(clip) for clip in clean),
-        tuple(_cut(clip) for clip in spread(test, UTTERANCES)),
+        tuple(cut(clip) for clip in clean),
+        tuple(cut(clip) for clip in spread(test, UTTERANCES)),
         tuple(condition for condition in supplied if condition.snr_db in _SNRS_DB),
     )
 
@@ -172,7 +172,8 @@ def _tensors(runtime: Runtime, audio: Tensor, lengths: Tensor, other: Tensor) ->
     return {name: torch.from_numpy(values) for name, values in runtime(audio, lengths, other).items()}
 
 
-def _cut(clip: Clip) -> Clip:
+def cut(clip: Clip) -> Clip:
+    """Return the first six seconds of a clip."""
     return replace(clip, duration=min(clip.duration, LONGEST_SECONDS))
 
 

@@ -180,7 +180,7 @@ def _calibration(subject: Subject) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield inputs of `predict`, each of one utterance, of the train split, or of dev where there is none."""
     corpus = subject.corpus
     split: Split = "train" if corpus.utterances("train") else "dev"
-    clips = spread(corpus.utterances(split), _CALIBRATION)
+    clips = [baseline.cut(clip) for clip in spread(corpus.utterances(split), _CALIBRATION)]
     supplied, _ = supplied_grid(corpus, split)
     conditions = [CLEAN, *(each for each in supplied if each.snr_db == _SNR_DB)]
     names = sorted({str(clip.speaker) for clip in clips})
@@ -228,7 +228,7 @@ def _strangers(corpus: Corpus, speakers: Sequence[str]) -> tuple[Split, list[Cli
     for split in ("test", "dev"):
         clips = choose_clips(corpus, split, speakers)[1]
         if clips:
-            return split, spread(list(clips), _STRANGERS)
+            return split, [baseline.cut(clip) for clip in spread(list(clips), _STRANGERS)]
     return "test", []
 
 

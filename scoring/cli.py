@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from speakerlens.arguments import ArgumentParser
+from speakerlens.measures.precision import FP32, PRECISIONS
 from speakerlens.processor import cores
 from speakerlens.scoring.archive import Archive, Totals
 from speakerlens.scoring.inputs import InputError
@@ -120,6 +121,8 @@ def _run(arguments: argparse.Namespace) -> Totals:
         "stages": arguments.stages,
         "window_seconds": arguments.window_seconds,
     }
+    if arguments.precision != FP32:  # a table of before goes on with the same options
+        options["precision"] = arguments.precision
     archive = Archive(arguments.source, arguments.out, {"bundles": [bundle.digest for bundle in bundles], **options})
     done = archive.finished()
     if done is not None:
@@ -245,6 +248,12 @@ def _parser(program: str) -> ArgumentParser:
     )
     parser.add_argument(
         "--window-seconds", type=float, default=3.0, metavar="SECONDS", help="as of the server (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=(*PRECISIONS, "auto"),
+        default=FP32,
+        help="number format of the models, as of the server (default: %(default)s)",
     )
     parser.add_argument(
         "--max-batch", type=_positive, default=8, metavar="N", help="utterances in one batch (default: %(default)s)"

@@ -50,6 +50,7 @@ class Scorer:
         stages: which maps: `s1` to `s4`, `fused`.
         window_seconds: length of the windows into which longer audio is cut, as `--window-seconds` of a server.
         max_batch: most utterances of one batch, as `--max-batch` of a server.
+        precision: `fp32`, `int8`, `fp16` or `auto`, as `--precision` of a server.
 
     Raises:
         BundleError: there is no bundle, or one must not be used.
@@ -69,8 +70,15 @@ class Scorer:
         stages: Sequence[str] = ("fused",),
         window_seconds: float = 3.0,
         max_batch: int = 8,
+        precision: str = "fp32",
     ) -> None:
-        options = {"device": device, "threads": threads, "window_seconds": window_seconds, "max_batch": max_batch}
+        options = {
+            "device": device,
+            "threads": threads,
+            "window_seconds": window_seconds,
+            "max_batch": max_batch,
+            "precision": precision,
+        }
         self._at_once = PER_ROW * max_batch
         self._slots = asyncio.Semaphore(self._at_once)  # shared by the groups: the first has the first places
         limits = {"max_in_flight": self._at_once, "queue_size": self._at_once}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
+from speakerlens.scoring import Scorer
 from speakerlens.serving.bundle import BundleError, Fault
 from speakerlens.serving.models.loader import choose_precision
 from speakerlens.serving.models.reader import read_bundle
@@ -146,6 +147,15 @@ def test_comparison_with_maps_has_the_same_score(server: ServerProcess) -> None:
     assert plain.score == pytest.approx(cosine, abs=1e-4)
     assert mapped.score == pytest.approx(plain.score, abs=1e-6)
     assert mapped.explanation.saliency
+
+
+def test_recordings_are_scored_in_the_precision_that_is_asked_for(bundles: Path) -> None:
+    audio = voice(1.2)
+    with Scorer(bundles / "fast/1", device="cpu", threads=1, precision="int8") as scorer:
+        (row,) = scorer.score([audio])
+    assert row.speaker == toy.speakers()[int(toy.expected(toy.weights(WHOLE), audio)["logits"].argmax())]
+    with pytest.raises(BundleError, match="lossy/1 in int8 misses the floor"):
+        Scorer(bundles / "lossy/1", device="cpu", threads=1, precision="int8")
 
 
 def test_bundle_of_before_has_float32_alone(bundles: Path) -> None:
