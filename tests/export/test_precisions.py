@@ -333,7 +333,7 @@ def test_unknown_precision_and_missing_corpus_are_refused(tmp_path: Path, capsys
     with pytest.raises(SystemExit) as caught:
         main([str(tmp_path), "--out", str(tmp_path), "--precision", "fp32,bf16"])
     assert caught.value.code == 2
-    assert "must be some of fp32, int8, fp16 with commas between them, not bf16" in capsys.readouterr().err
+    assert "must be some of fp32, int8, fp16 with commas between them, not 'bf16'" in capsys.readouterr().err
     with pytest.raises(UserError, match="there are none for this network; leave it out, for float32"):
         check_measurable(("int8",), None, None)
     check_measurable((), None, None)
