@@ -175,6 +175,8 @@ def exported(bundles: Path, runs: dict[str, Path], tmp_path_factory: pytest.Temp
         patch.setattr("speakerlens.export.bundle.write_torchscript", copied)
         patch.setattr("speakerlens.export.parity.verify", lambda *_: json.loads((source / "parity.json").read_text()))
         patch.setattr("speakerlens.export.baseline.measure", lambda *_: dict(measured))
+        for name, few in (("UTTERANCES", 8), ("_STRANGERS", 3), ("_MAPPED", 1), ("_CALIBRATION", 14)):
+            patch.setattr(f"speakerlens.export.precisions.{name}", few)
         out = tmp_path_factory.mktemp("precise")
         steps: list[tuple[int, int]] = []
         formats = ("int8", "fp16")
@@ -233,7 +235,8 @@ def test_bundle_says_what_each_precision_changes(exported: Path) -> None:
     maps = {(each["graph"], each["output"]) for each in half["outputs"] if "correlation" in each}
     assert maps == {(f"{g}.onnx", f"saliency_s{s}") for g in ("explain", "verify") for s in (1, 2, 3, 4)}
     assert all(each["correlation"] > 0.99 for each in half["outputs"] if "correlation" in each)
-    assert (whole["deletion_index"], len(half["deletion_index"])) == ([], 12)
+    defined = [each["deletion_index"] for each in baseline["probes"] if each["deletion_index"] is not None]
+    assert [each["fp32"] for each in half["deletion_index"]] == defined != whole["deletion_index"] == []
     for each in half["deletion_index"]:
         assert each["value"] == pytest.approx(each["fp32"], rel=0.05)
 
