@@ -24,6 +24,8 @@ from speakerlens.serving.engine.session import GraphSession
 from speakerlens.serving.errors import StartupError
 from speakerlens.serving.models.loader import placement_of
 
+# The others compute in another format, which is checked by itself.
+EXACT: Final = tuple(way for way in WAYS if way != "fp16")
 RATE = 16_000
 ROWS, SECONDS = 4, 2
 # Operators whose results depend on the shapes of what they are given, not on the values.
@@ -58,7 +60,7 @@ def check_ways(
     found: dict[str, Any] = {}
     for graph in SPECS if bundle.has_classifier else ():
         expected = _compute(bundle, graph, Placement("cpu", 0))
-        for way in WAYS:
+        for way in EXACT:
             what = f"{graph}, {way}"
             if needs_gpu(device, way):
                 skip(f"{what}: no GPU")

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +21,10 @@ from speakerlens.serving.config import Config
 from speakerlens.serving.engine.buckets import BatchLimits
 from speakerlens.serving.engine.gpu import AGREEING
 from speakerlens.serving.engine.graphs import EXPLAIN_SPECS, PREDICT_SPEC, GraphSpec, Job
+from speakerlens.serving.engine.placement import find_gpus
 from speakerlens.serving.engine.session import GraphSession
-from speakerlens.serving.models.loader import fit_to_device, placement_of
+from speakerlens.serving.errors import StartupError
+from speakerlens.serving.models.loader import choose_precision, fit_to_device, placement_of
 from speakerlens.serving.models.reader import read_bundle
 
 SECONDS = 2
@@ -35,7 +38,10 @@ WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "CUDA graphs": {"cuda_graphs": True},
     "TensorRT": {"tensorrt": ENGINES},
     "all GPUs": {"device": "cuda:all"},
+    "fp16": {"precision": "fp16"},
 }
+# A server would build engines for all graphs, for longer than a run may last.
+GRPC_WAYS = tuple(way for way in WAYS if way != "TensorRT")
 SPECS: Final[Mapping[str, GraphSpec[Any, Any]]] = {"predict": PREDICT_SPEC, "S2 to S4": EXPLAIN_SPECS["s2"]}
 
 
@@ -48,8 +54,10 @@ def configured(device: str, way: str, folder: Path) -> Config:
     """Return the server's configuration of a way, with a folder for TensorRT's engines.
 
     Raises:
-        StartupError: the machine lacks what it needs.
+        StartupError: the machine lacks what it needs, such as a second GPU.
     """
+    if way == "all GPUs" and len(find_gpus("cuda:all")) == 1:
+        raise StartupError("there is one GPU")
     flags = {"device": device, **WAYS[way]}
     if "tensorrt" in flags:
         flags["tensorrt"] = folder
@@ -61,10 +69,12 @@ def engine_speed(bundle: Path, device: str, graph: str, way: str, rows: int, bef
     if needs_gpu(device, way):
         return {"refused": "no GPU"}
     with tempfile.TemporaryDirectory() as folder:
-        placement = placement_of(configured(device, way, Path(folder)))
+        config = configured(device, way, Path(folder))
+        placement, read = placement_of(config), read_bundle(bundle)
+        read = replace(read, precision=choose_precision(read, config.precision, on_gpu=device != "cpu"))
         begun = time.monotonic()
         session: GraphSession[Any, Any] = GraphSession(
-            SPECS[graph], read_bundle(bundle), placement, BatchLimits(rows, longest_seconds=SECONDS)
+            SPECS[graph], read, placement, BatchLimits(rows, longest_seconds=SECONDS)
         )
         samples = speech(bundle, SECONDS)[: SECONDS * RATE]
         jobs = [Job(np.roll(samples, number)) for number in range(rows)]
@@ -83,7 +93,8 @@ def engine_speed(bundle: Path, device: str, graph: str, way: str, rows: int, bef
         "per_s": round(rows / together, 1),
     }
     captured = [gpu.failed or gpu.captures for gpu in session.devices]
-    return found | {"CUDA graphs": captured} if way == "CUDA graphs" else _compared(found, before, graph)
+    found |= {"CUDA graphs": captured} if way == "CUDA graphs" else {}
+    return _compared(found, before, graph, way)
 
 
 def _alone(session: GraphSession[Any, Any], jobs: list[Job], pool: ThreadPoolExecutor) -> float:
@@ -113,7 +124,7 @@ def _together(session: GraphSession[Any, Any], jobs: list[Job], pool: ThreadPool
 
 
 def grpc_speed(bundle: Path, device: str, graph: str, way: str, before: dict[str, Any]) -> dict[str, Any]:
-    """Return utterances a second of calls with many utterances each, and their share of the graph's speed in fp32."""
+    """Return utterances a second of calls with many utterances each, and their share of the bare graph's speed."""
     from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb  # noqa: PLC0415
 
     if needs_gpu(device, way):
@@ -132,12 +143,11 @@ def grpc_speed(bundle: Path, device: str, graph: str, way: str, before: dict[str
             load = send(target, callers, 4 * callers)
     if load.errors:
         return {"refused": load.errors[0]}
-    return _compared({"per_s": round(per_call * len(load.latencies) / load.seconds, 1)}, before, graph)
+    return _compared({"per_s": round(per_call * len(load.latencies) / load.seconds, 1)}, before, graph, way)
 
 
-def _compared(found: dict[str, Any], before: dict[str, Any], graph: str) -> dict[str, Any]:
-    """Return figures with their share of the speed of the bare graph in fp32, at its best batch."""
-    rates = [
-        cell["per_s"] for name, cell in before.items() if name.startswith(f"graph/{graph}/fp32/") and "per_s" in cell
-    ]
+def _compared(found: dict[str, Any], before: dict[str, Any], graph: str, way: str) -> dict[str, Any]:
+    """Return figures with their share of the speed of the bare graph in the same format, at its best batch."""
+    prefix = f"graph/{graph}/{'fp16' if way == 'fp16' else 'fp32'}/"
+    rates = [cell["per_s"] for name, cell in before.items() if name.startswith(prefix) and "per_s" in cell]
     return found | {"of_graph": round(found["per_s"] / max(rates), 3) if rates else None}

@@ -35,7 +35,7 @@ from onnx import TensorProto, helper
 from benchmarks.environment import environment
 from benchmarks.formats import HALF, in_half, operations
 from benchmarks.gpu import gpus, relative
-from benchmarks.gpu_serving import WAYS, engine_speed, grpc_speed
+from benchmarks.gpu_serving import GRPC_WAYS, WAYS, engine_speed, grpc_speed
 from benchmarks.peers.model import OUTPUTS as MAPS
 from benchmarks.peers.networks import batch_of
 from speakerlens.cuda import CPU, CUDA, TENSORRT, CudaError, Device, choose, one_line
@@ -113,10 +113,11 @@ def cells(bundle: Path, device: Device, name: str) -> Iterator[tuple[str, Callab
     where = name if on_gpu else "cpu"
     for graph in ("predict", "S2 to S4"):
         for way in WAYS:
-            for rows in ENGINE_BATCHES if on_gpu else TINY_BATCHES:
+            batches = (CAPTURED_ROWS,) if way == "TensorRT" else ENGINE_BATCHES
+            for rows in batches if on_gpu else TINY_BATCHES:
                 yield f"engine/{graph}/{way}/{rows}", partial(engine_speed, bundle, where, graph, way, rows)
     for graph in ("predict", "S2 to S4"):
-        for way in WAYS:
+        for way in GRPC_WAYS:
             yield f"gRPC/{graph}/{way}", partial(grpc_speed, bundle, where, graph, way)
 
 

@@ -256,7 +256,7 @@ def _parser(program: str) -> ArgumentParser:
         help="number format of the models, as of the server (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-batch", type=_positive, default=8, metavar="N", help="utterances in one batch (default: %(default)s)"
+        "--max-batch", type=_positive, metavar="N", help="utterances in one batch (default: 8, on a GPU by its memory)"
     )
     parser.add_argument("--log", type=Path, metavar="FILE", help="append the progress to this file, too")
     return parser

@@ -19,6 +19,7 @@ from speakerlens.scoring.writing import arrow_table
 from speakerlens.serving.config import Config
 from speakerlens.serving.engine.queue import Priority
 from speakerlens.serving.errors import RequestError, UnavailableError
+from speakerlens.serving.models.loader import fit_to_device
 from speakerlens.serving.pipeline.concurrency import map_concurrent
 from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio
 from speakerlens.serving.pipeline.explain import ExplainOptions, StageName
@@ -49,7 +50,7 @@ class Scorer:
         maps: folder for saliency maps; None computes none.
         stages: which maps: `s1` to `s4`, `fused`.
         window_seconds: length of the windows into which longer audio is cut, as `--window-seconds` of a server.
-        max_batch: most utterances of one batch, as `--max-batch` of a server.
+        max_batch: most utterances of one batch, as `--max-batch` of a server; None: 8, on a GPU by its memory.
         precision: `fp32`, `int8`, `fp16` or `auto`, as `--precision` of a server.
 
     Raises:
@@ -69,20 +70,21 @@ class Scorer:
         maps: str | PathLike[str] | None = None,
         stages: Sequence[str] = ("fused",),
         window_seconds: float = 3.0,
-        max_batch: int = 8,
+        max_batch: int | None = None,
         precision: str = "fp32",
     ) -> None:
         options = {
             "device": device,
             "threads": threads,
             "window_seconds": window_seconds,
-            "max_batch": max_batch,
             "precision": precision,
+            "metrics": False,
         }
-        self._at_once = PER_ROW * max_batch
+        rows = {} if max_batch is None else {"max_batch": max_batch}
+        config = fit_to_device(Config.model_validate({**options, **rows}))
+        self._at_once = PER_ROW * config.max_batch
         self._slots = asyncio.Semaphore(self._at_once)  # shared by the groups: the first has the first places
-        limits = {"max_in_flight": self._at_once, "queue_size": self._at_once}
-        config = Config.model_validate({**options, **limits, "metrics": False})
+        config = config.model_copy(update={"max_in_flight": self._at_once, "queue_size": self._at_once})
         chosen = tuple(name for name in get_args(StageName) if name in stages)
         if not stages or len(chosen) != len(stages):
             raise ValueError(f"stages: {', '.join(stages)}; give some of {', '.join(get_args(StageName))}, each once")

@@ -143,15 +143,23 @@ def total_memory(index: int) -> int:
     return 0 if status else size.value
 
 
+def use_gpu(index: int) -> None:
+    """Let this thread's next calls of CUDA go to a GPU: they would take memory on the first otherwise.
+
+    Raises:
+        OSError: CUDA's runtime is missing.
+    """
+    _runtime().cudaSetDevice(index)
+
+
 def allocate_pinned(size: int) -> int:
-    """Return the address of so many bytes of host memory that a GPU reads by itself; they are not freed.
+    """Return the address of so many bytes of host memory that all GPUs read by themselves; they are not freed.
 
     Raises:
         OSError: there are none.
     """
-    runtime = ctypes.CDLL(f"libcudart.so.{_cuda_major()}")
     address = ctypes.c_void_p()
-    status = runtime.cudaHostAlloc(ctypes.byref(address), ctypes.c_size_t(size), _PORTABLE)
+    status = _runtime().cudaHostAlloc(ctypes.byref(address), ctypes.c_size_t(size), _PORTABLE)
     if status or not address.value:
         raise OSError(f"{size} bytes of pinned memory: CUDA error {status}")
     return address.value
@@ -201,6 +209,11 @@ def check(index: int = 0) -> None:
         _check_libraries(major, printed)
         _check_cudnn(major)
     _run_small_graph(index)
+
+
+def _runtime() -> Any:
+    """Return CUDA's runtime, which ONNX Runtime has loaded; raise `OSError` if it is missing."""
+    return ctypes.CDLL(f"libcudart.so.{_cuda_major()}")
 
 
 def _cuda_major() -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speakerlens.serving.engine.placement import allocate_pinned, one_line, ort
+from speakerlens.serving.engine.placement import allocate_pinned, one_line, ort, use_gpu
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,8 @@ class DeviceSession:
     def upload(self, arrays: Arrays) -> dict[str, Any]:
         """Return inputs on the device, for `run`; runs in any thread, also while batches are computed."""
         with gate.shared():
+            if self._place[0] != "cpu":
+                use_gpu(self._place[1])
             return {name: ort.OrtValue.ortvalue_from_numpy(array, *self._place) for name, array in arrays.items()}
 
     def run(
@@ -238,8 +240,12 @@ class DeviceSession:
             return self.run_plain(names, arrays)
         captured = made.get(key)
         if captured is not None and captured.agreed >= AGREEING:
-            with gate.shared():
-                return self._replay(captured, arrays)
+            try:
+                with gate.shared():
+                    return self._replay(captured, arrays)
+            except Exception as error:
+                self._fail(one_line(error))  # so that it is not tried again once the engine is reopened
+                raise
         expected = self.run_plain(names, arrays)
         try:
             if captured is None:
@@ -304,6 +310,11 @@ def _agree(found: NDArray[Any], expected: NDArray[Any]) -> bool:
 
 
 @functools.cache
-def pinned_memory() -> PinnedMemory:
-    """Return the pinned memory of the process, of a machine on which CUDA works."""
-    return PinnedMemory(allocate_pinned)
+def pinned_memory(gpu: int) -> PinnedMemory:
+    """Return the pinned memory of the process, of a machine on which CUDA works; any of its GPUs may allocate it."""
+
+    def allocate(size: int) -> int:
+        use_gpu(gpu)
+        return allocate_pinned(size)
+
+    return PinnedMemory(allocate)

@@ -32,6 +32,7 @@ try:
         choose_all,
         one_line,
         total_memory,
+        use_gpu,
     )
     from speakerlens.serving.engine.tensorrt import check_computes, engine_options, find_tensorrt
     from speakerlens.serving.engine.weights import SharedWeights, cut
@@ -41,7 +42,7 @@ except ImportError as error:
     ) from error
 
 # Of the modules that import ONNX Runtime, for the engine.
-__all__ = ["Device", "SharedWeights", "allocate_pinned", "one_line", "ort"]
+__all__ = ["Device", "SharedWeights", "allocate_pinned", "one_line", "ort", "use_gpu"]
 
 log = logging.getLogger(__name__)
 

@@ -159,7 +159,7 @@ class GraphSession(Generic[JobT, ResultT]):
         lengths = [len(job.audio) for job in jobs]
         # Rows that only fill the batch up repeat its first.
         rows = [*jobs, *[jobs[0]] * (self.buckets.rows(len(jobs)) - len(jobs))]
-        zeros = pinned_memory().zeros if self._gpus else _zeros
+        zeros = pinned_memory(self._devices[0].index).zeros if self._gpus else _zeros
         audio = zeros((len(rows), self.buckets.length(max(lengths))))
         for row, job in zip(audio, rows, strict=True):
             row[: len(job.audio)] = job.audio

@@ -31,6 +31,7 @@ from speakerlens.cuda import (
 )
 from speakerlens.serving.bundle import BundleError
 from speakerlens.serving.engine import placement
+from speakerlens.serving.engine.gpu import pinned_memory
 from speakerlens.serving.engine.placement import Placement, find_devices
 from speakerlens.serving.engine.session import Engine
 from speakerlens.serving.errors import StartupError
@@ -61,6 +62,7 @@ class Machine:
         self.cudnn_for = 13000
         self.memory = 80 * 2**30
         self.pinned = 4096
+        self.used: list[int] = []
         self.missing: dict[str, str] = {}
         self.error: str | None = None
         self.places = True
@@ -81,6 +83,7 @@ class Machine:
             cuDeviceGetName=lambda name, size, device: setattr(name, "value", b"A GPU"),
             cuDeviceGetAttribute=lambda out, which, device: _set(out, self.capability[which - 75]),
             cuDeviceTotalMem_v2=lambda out, device: _set(out, self.memory),
+            cudaSetDevice=self.used.append,
             cudaHostAlloc=lambda out, size, flags: _set(out, self.pinned) or (0 if self.pinned else 2),
             cuGetErrorName=lambda status, out: _set(out, b"CUDA_ERROR_NO_DEVICE"),
         )
@@ -216,6 +219,8 @@ def test_several_gpus_are_named_or_all(machine: Machine) -> None:
 
 def test_pinned_memory_is_refused_with_cudas_error(machine: Machine) -> None:
     assert allocate_pinned(100) == 4096
+    assert not pinned_memory(1)._allocate(4096) % 4096
+    assert machine.used == [1]
     machine.pinned = 0
     with pytest.raises(OSError, match="100 bytes of pinned memory: CUDA error 2"):
         allocate_pinned(100)

@@ -128,6 +128,21 @@ def test_capture_that_fails_ends_the_use_of_graphs(opened: Any, monkeypatch: pyt
     assert recorder.ids == ["-1", "-1"]
 
 
+def test_replay_that_fails_later_is_an_error_and_the_last(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is reopened then, and must not fail for the same reason again."""
+    bound = DeviceSession(Recorder(opened), ("cpu", 0), [SHAPE])
+    for _ in range(AGREEING):
+        bound.run(["logits"], inputs(*SHAPE))
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access")
+
+    monkeypatch.setattr(bound, "_replay", broken)
+    with pytest.raises(RuntimeError, match="CUDA failure 700"):
+        bound.run(["logits"], inputs(*SHAPE))
+    assert not bound.captures
+
+
 def test_shapes_beyond_the_memory_for_graphs_run_plainly(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "CAPTURED_BYTES", 400_000)
     recorder = Recorder(opened)
@@ -269,7 +284,7 @@ def on_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         gpus = tuple(Cpu(CUDA, index) for index in range(count))
         monkeypatch.setattr(placement, "choose_all", lambda _device: gpus)
         heap = Heap()
-        monkeypatch.setattr(session, "pinned_memory", lambda: PinnedMemory(heap.allocate))
+        monkeypatch.setattr(session, "pinned_memory", lambda _gpu: PinnedMemory(heap.allocate))
 
     return make
 
