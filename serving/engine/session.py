@@ -142,10 +142,18 @@ class GraphSession(Generic[JobT, ResultT]):
         self._session, self._beside = session, beside
 
     def _opened_on(self, device: Device) -> DeviceSession:
-        with gate.shared():
-            session = open_on_gpu(
-                self._bundle, self._spec, self._placement, device, self.buckets, graphs=self._captures
-            )
+        """Return the graph on a GPU, without CUDA graphs where ONNX Runtime cannot capture it."""
+        try:
+            with gate.shared():
+                session = open_on_gpu(
+                    self._bundle, self._spec, self._placement, device, self.buckets, graphs=self._captures
+                )
+        except BundleError as error:
+            if not self._captures:
+                raise
+            log.warning("no CUDA graphs are used, batches are computed node by node: %s", error)
+            self._captures = False
+            return self._opened_on(device)
         check_fits(session, self._bundle, self._spec)
         shapes = self.buckets.warm if self._captures else ()
         return DeviceSession(session, device.place, shapes, f"{self._bundle.name} {self._spec.file}")

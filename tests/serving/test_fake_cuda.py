@@ -107,13 +107,16 @@ def test_graphs_are_placed_on_cuda_without_copies(machine: Path, bundles: Path, 
         assert bundle["warm-up"]["shapes a graph"] > 20
 
 
-def test_server_uses_all_gpus_with_cuda_graphs(machine: Path, toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each GPU has an instance; ONNX Runtime accepts the graphs for capture, as nothing is copied within them."""
+def test_server_uses_all_gpus_without_graphs_it_cannot_capture(
+    machine: Path, toys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each GPU has an instance. The toy's graphs have control flow, with which ONNX Runtime captures nothing."""
     monkeypatch.setenv("FAKE_CUDA_GPUS", "2")
     with ServerProcess(toys, "--device=cuda:all", "--cuda-graphs", fresh=True) as server:
         assert (server.ready["provider"], server.ready["instances"]) == (CUDA, 2)
         for seconds in (1.0, 1.0, 1.0, 2.0):
             assert server.identify(pb.IdentifyRequest(audio=raw(voice(seconds)))).answers
+        assert "no CUDA graphs are used, batches are computed node by node: predict.onnx" in server.log
         assert "failed" not in server.log
 
 

@@ -319,6 +319,24 @@ def test_two_instances_of_a_gpu_use_no_cuda_graphs(folder: Path, on_gpus: Callab
     assert not engine.predict.devices[0].captures
 
 
+def test_graph_that_cannot_be_captured_runs_node_by_node(
+    folder: Path, on_gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As ONNX Runtime refuses one with control flow, or with copies within."""
+    on_gpus(1)
+
+    def refuse(bundle: Any, spec: Any, where: Any, device: Any, buckets: Any, graphs: bool) -> Any:
+        if graphs and spec.file == "predict.onnx":
+            raise BundleError("predict.onnx cannot be opened with CUDA on GPU 0: it has control flow")
+        return placement.open_on_gpu(bundle, spec, where, device, buckets, graphs)
+
+    monkeypatch.setattr(session, "open_on_gpu", refuse)
+    engine = Engine(read_bundle(folder), Placement("cuda", 1, cuda_graphs=True), BatchLimits(rows=1))
+    assert not engine.predict.devices[0].captures
+    assert engine.explain.devices[0].captures
+    assert "computed node by node: predict.onnx cannot be opened with CUDA on GPU 0: it has control flow" in caplog.text
+
+
 def test_graphs_that_failed_are_not_tried_after_reopening(folder: Path, on_gpus: Callable[[int], None]) -> None:
     on_gpus(1)
     limits = BatchLimits(rows=1, longest_seconds=1)
