@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from speakerlens.export.graph import Explanation, Verification
 from speakerlens.export.onnx_graphs import EXPLAIN, PREDICT, VERIFY
-from speakerlens.export.runtimes import MAPS, Runtime, load_graph
+from speakerlens.export.runtimes import MAPS, Runtime, part_of_graph
 from speakerlens.measures.distribution import Bins, quantile_bins
 from speakerlens.measures.prediction import scores
 from speakerlens.measures.probes import Voices
@@ -33,7 +34,7 @@ from speakerlens.training.evaluation.conditions import (
     supplied_grid,
 )
 from speakerlens.training.model.front_end import frame_count
-from speakerlens.training.model.saliency import Saliency, fused
+from speakerlens.training.model.saliency import FUSED_STAGES, Saliency, fused
 
 UTTERANCES = 40
 """Number of utterances under each kind of interference."""
@@ -93,31 +94,28 @@ def evaluation_set(corpus: Corpus, speakers: Collection[str] | None = None) -> E
 
 
 def measure(
-    folder: Path,
     corpus: Corpus,
     evaluated: EvaluationSet,
     speakers: Sequence[str],
     temperature: float,
+    answer: Answerer,
     advance: Callable[[], None] = lambda: None,
-    voices: Voices | None = None,
 ) -> dict[str, Any]:
-    """Run `explain.onnx` over the evaluation set; without a classifier, `predict.onnx` and `verify.onnx`.
+    """Run a bundle's graphs over the evaluation set.
 
     Args:
-        folder: the bundle, or its staging folder.
         corpus: its test split supplies the interference.
         evaluated: from `evaluation_set`.
         speakers: the labels.
         temperature: of the calibration.
+        answer: from `answerer` or `comparer`.
         advance: called after each of `evaluated.steps` batches.
-        voices: whose nearest one is the answer of a network without a classifier; their names are the labels.
 
     Returns:
         Content of `baseline.json` except `probes`: the conditions with their top-1 accuracy, and for each kind of
         interference the distributions of the measures of the audio, of the prediction, and of the fused map of the
         predicted speaker.
     """
-    answer = answerer(folder, len(speakers)) if voices is None else comparer(folder, voices)
     values: dict[str, Measures] = defaultdict(lambda: defaultdict(list))
     hits: dict[Condition, list[bool]] = defaultdict(list)
     for batch in _batches(corpus, evaluated, speakers):
@@ -145,9 +143,9 @@ def empty() -> dict[str, Any]:
     return {"utterances": 0, "conditions": [], "distributions": {CLEAN_KIND: {}}, "probes": []}
 
 
-def answerer(folder: Path, classes: int, files: Mapping[str, str] = FLOAT32) -> Answerer:
-    """Return what identifies a batch by `explain.onnx`, or the file in its place in `files`."""
-    explain = load_graph(folder / files[EXPLAIN], EXPLAIN, classes)
+def answerer(folder: Path, files: Mapping[str, str] = FLOAT32, threads: int = 1) -> Answerer:
+    """Return what identifies a batch by `explain.onnx`, or the file in its place in `files`, for the maps shown."""
+    explain = part_of_graph(folder / files[EXPLAIN], EXPLAIN, _shown(Explanation._fields), threads)
 
     def answer(audio: Tensor, lengths: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         outputs = _tensors(explain, audio, lengths, torch.full_like(lengths, -1))
@@ -156,9 +154,10 @@ def answerer(folder: Path, classes: int, files: Mapping[str, str] = FLOAT32) -> 
     return answer
 
 
-def comparer(folder: Path, voices: Voices, files: Mapping[str, str] = FLOAT32) -> Answerer:
+def comparer(folder: Path, voices: Voices, files: Mapping[str, str] = FLOAT32, threads: int = 1) -> Answerer:
     """Return what finds the nearest voice of each row of a batch, by `predict.onnx` and `verify.onnx`, as above."""
-    predict, verify = (load_graph(folder / files[graph], graph, 0) for graph in (PREDICT, VERIFY))
+    predict = part_of_graph(folder / files[PREDICT], PREDICT, ("embedding",), threads)
+    verify = part_of_graph(folder / files[VERIFY], VERIFY, _shown(Verification._fields), threads)
 
     def answer(audio: Tensor, lengths: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         embeddings = predict(audio, lengths, lengths)["embedding"]
@@ -166,6 +165,12 @@ def comparer(folder: Path, voices: Voices, files: Mapping[str, str] = FLOAT32) -
         return _tensors(verify, audio, lengths, torch.from_numpy(voices.directions)[best]), best
 
     return answer
+
+
+def _shown(outputs: Sequence[str]) -> list[str]:
+    """Return the outputs without the maps of stages that are not part of the fused map."""
+    hidden = [name for stage, name in enumerate(MAPS) if stage not in FUSED_STAGES]
+    return [name for name in outputs if name not in hidden]
 
 
 def _tensors(runtime: Runtime, audio: Tensor, lengths: Tensor, other: Tensor) -> dict[str, Tensor]:
@@ -214,7 +219,7 @@ def as_saliency(outputs: dict[str, Tensor], lengths: Tensor) -> Saliency:
     """Return the outputs of `explain` or `verify` in the form of the eager reference; those of `verify` lack a target.
 
     Args:
-        outputs: by name, shapes as in `export.graph.Explanation`.
+        outputs: by name, shapes as in `export.graph.Explanation`; maps that are not shown may be absent.
         lengths: valid samples, [batch].
     """
     frames, none = frame_count(lengths), torch.empty(len(lengths), 0)
@@ -227,7 +232,7 @@ def as_saliency(outputs: dict[str, Tensor], lengths: Tensor) -> Saliency:
         outputs["embedding"],
         outputs["features"],
         frames,
-        tuple(outputs[name] for name in MAPS),
+        tuple(outputs.get(name, none) for name in MAPS),
         tuple(columns),
     )
 

@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 
 from speakerlens.export import baseline, parity, precisions
 from speakerlens.export.graph import ExportedNetwork
-from speakerlens.export.onnx_graphs import OPSET, GraphError, write_graphs
+from speakerlens.export.onnx_graphs import OPSET, GraphError, describe_graphs, write_graphs
 from speakerlens.export.precision_figures import Decider
 from speakerlens.export.probes import expected, write_probes
+from speakerlens.export.runtimes import GraphNetwork
 from speakerlens.export.staging import staging_folder
 from speakerlens.export.synthetic import synthetic_voice
 from speakerlens.export.torchscript import write_torchscript
@@ -39,7 +40,6 @@ from speakerlens.training.evaluation.search import calibrate_search
 from speakerlens.training.evaluation.verification import METHOD as VERIFICATION_METHOD
 from speakerlens.training.evaluation.verification import Verification, calibrate_verification
 from speakerlens.training.model.front_end import FRAME_LENGTH, FRAME_SHIFT, HIGH_HZ, LOW_HZ
-from speakerlens.training.model.inference import for_inference
 from speakerlens.training.model.network import STAGES, STRIDES
 from speakerlens.training.model.saliency import FUSED_STAGES
 
@@ -66,7 +66,7 @@ class Options(NamedTuple):
     Attributes:
         false_acceptance: share of out-of-set utterances that the threshold may accept.
         probes: whether the bundle gets a probe set, if the corpus has utterances for one.
-        workers: threads for the verification.
+        workers: threads.
         precisions: number formats of graphs beside float32: int8, fp16.
     """
 
@@ -115,7 +115,7 @@ def export_run(
         report: called after each step.
         false_acceptance: share of out-of-set utterances that the threshold may accept.
         probes: whether the bundle gets a probe set.
-        workers: threads for the verification.
+        workers: threads.
         formats: number formats of graphs beside float32.
 
     Raises:
@@ -244,32 +244,25 @@ def _fill(
     def advance() -> None:
         report(next(done), total)
 
+    listed = _write_verified(folder, run, clips, advance, options.workers)
+    # By the graph, which is faster than the network, and now known to compute the same.
     calibrated = _Calibrated() if corpus is None else _calibrate(folder, run, corpus, options, advance)
-    exported = ExportedNetwork(run.network)
     facts = _facts(run, version, calibrated)
-    try:
-        write_graphs(exported, folder, {name: json.dumps(value) for name, value in facts.items()})
-    except GraphError as error:
-        raise ExportError(f"{run.variant}: {error}") from error
-    advance()
-    write_torchscript(exported, folder)
-    advance()
-    utterances, listed = _write_utterances(folder, clips) if clips else _write_synthetic(folder)
+    describe_graphs(folder, run.network.classes, {name: json.dumps(value) for name, value in facts.items()})
     facts |= {"utterances": listed, "probes": None}
     if options.probes and corpus is not None and names:
         facts["probes"] = write_probes(folder, corpus, names, clips, listed, run.network.front_end, MIN_SAMPLES)
         if facts["probes"] is not None and voices is not None:
             facts["probes"]["voices"] = write_voices(folder, voices)
     advance()
-    verified = parity.verify(run.network, folder, utterances, advance, options.workers)
-    if not verified["holds"]:
-        raise ExportError(f"{run.variant}: {parity.failures(verified)}; nothing was written")
-    write_json(folder / PARITY, verified)
     measured = baseline.empty()
     if corpus is not None and evaluated is not None and evaluated.clean:
         temperature = 1.0 if calibrated.classifier is None else calibrated.classifier.temperature
-        measured = baseline.measure(folder, corpus, evaluated, names, temperature, advance, voices)
-        answer = baseline.answerer(folder, len(names)) if voices is None else baseline.comparer(folder, voices)
+        if voices is None:
+            answer = baseline.answerer(folder, threads=options.workers)
+        else:
+            answer = baseline.comparer(folder, voices, threads=options.workers)
+        measured = baseline.measure(corpus, evaluated, names, temperature, answer, advance)
         measured["probes"] = expected(folder, facts, answer)
     advance()
     jsonschema.validate(measured, schema("baseline"))
@@ -286,6 +279,30 @@ def _fill(
     advance()
 
 
+def _write_verified(
+    folder: Path, run: Run, clips: Sequence[Clip], advance: Callable[[], None], workers: int
+) -> list[dict[str, str]]:
+    """Write the graphs, without facts, and `model.ts`; verify them on utterances, which are written and returned.
+
+    Raises:
+        ExportError: the graphs are not fit for serving, or differ from the network.
+    """
+    exported = ExportedNetwork(run.network)
+    try:
+        write_graphs(exported, folder, {})
+    except GraphError as error:
+        raise ExportError(f"{run.variant}: {error}") from error
+    advance()
+    write_torchscript(exported, folder)
+    advance()
+    utterances, listed = _write_utterances(folder, clips) if clips else _write_synthetic(folder)
+    verified = parity.verify(run.network, folder, utterances, advance, workers)
+    if not verified["holds"]:
+        raise ExportError(f"{run.variant}: {parity.failures(verified)}; nothing was written")
+    write_json(folder / PARITY, verified)
+    return listed
+
+
 def _write_precisions(subject: precisions.Subject, options: Options, advance: Callable[[], None]) -> None:
     """Write the graphs in other number formats, and `precisions.json`."""
     try:
@@ -298,7 +315,7 @@ def _write_precisions(subject: precisions.Subject, options: Options, advance: Ca
 
 def _calibrate(folder: Path, run: Run, corpus: Corpus, options: Options, advance: Callable[[], None]) -> _Calibrated:
     """Calibrate on the dev split, in `_CALIBRATION_STEPS` steps; write the classifier's scorer, if it is used."""
-    rate, network = options.false_acceptance, for_inference(run.network)
+    rate, network = options.false_acceptance, GraphNetwork(run.network, folder, options.workers)
     predicted = predict_split(network, corpus, "dev", run.speakers or corpus.speakers, lambda: None)
     advance()
     classifier = used = None

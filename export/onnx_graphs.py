@@ -70,6 +70,14 @@ def graph_names(classes: int) -> tuple[str, ...]:
     return (PREDICT, EXPLAIN, VERIFY) if classes else (PREDICT, VERIFY)
 
 
+def describe_graphs(folder: Path, classes: int, facts: Mapping[str, str]) -> None:
+    """Replace the metadata of the graphs in a folder by these facts; the rest of them stays as it is."""
+    for name in graph_names(classes):
+        model = onnx.load(str(folder / name))
+        onnx.helper.set_model_props(model, dict(facts))
+        onnx.save(model, str(folder / name))
+
+
 def write_graphs(network: ExportedNetwork, folder: Path, facts: Mapping[str, str]) -> None:
     """Write the graphs into a folder.
 

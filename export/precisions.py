@@ -270,7 +270,7 @@ def _deletion_index(subject: Subject, graphs: Mapping[str, str]) -> list[dict[st
     if VERIFY not in graphs or not subject.probes:
         return []
     answer = (
-        baseline.answerer(subject.folder, subject.classes, graphs)
+        baseline.answerer(subject.folder, graphs)
         if voices is None
         else baseline.comparer(subject.folder, voices, graphs)
     )

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import onnx
+import onnx.utils
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from speakerlens.cuda import CPU, Device
@@ -106,11 +108,53 @@ def run_batch(runtime: Runtime, cases: Sequence[Case]) -> list[Outputs]:
     return [{name: values[row] for name, values in outputs.items()} for row in range(len(cases))]
 
 
-def load_graph(path: Path, graph: str, classes: int, device: Device = ON_CPU) -> Runtime:
+def part_of_graph(path: Path, graph: str, outputs: Sequence[str], threads: int) -> Runtime:
+    """Return the runtime of the part of a graph that some outputs need, on the CPU.
+
+    Args:
+        path: of the file.
+        graph: its name in a bundle.
+        outputs: names.
+        threads: of a batch.
+    """
+    third_input = _THIRD_INPUTS.get(graph)
+    inputs = ["audio", "lengths", *([third_input] if third_input else [])]
+    part = onnx.utils.Extractor(onnx.load(str(path))).extract_model(inputs, list(outputs))
+    return _running(_session(part.SerializeToString(), ON_CPU, threads), outputs, third_input)
+
+
+class GraphNetwork(SpeakerNetwork):
+    """A network whose logits and embeddings a bundle's `predict.onnx` computes, faster than torch.
+
+    Args:
+        network: what was exported, on the CPU.
+        folder: holds the graph.
+        threads: of a batch.
+    """
+
+    def __init__(self, network: SpeakerNetwork, folder: Path, threads: int) -> None:
+        nn.Module.__init__(self)
+        self.classes = network.classes
+        self.front_end, self.encoder, self.head = network.front_end, network.encoder, network.head
+        self._run = load_graph(folder / PREDICT, PREDICT, network.classes, threads=threads)
+
+    def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return logits [batch, classes] and embeddings [batch, size] of 16 kHz audio [batch, samples]."""
+        if lengths is None:
+            lengths = torch.full((len(audio),), audio.shape[1])
+        outputs = self._run(audio, lengths, lengths)
+        embedding = torch.from_numpy(outputs["embedding"])
+        return (torch.from_numpy(outputs["logits"]) if self.classes else self.logits(embedding)), embedding
+
+
+def load_graph(path: Path, graph: str, classes: int, device: Device = ON_CPU, threads: int = 1) -> Runtime:
     """Return the runtime of a file with the graph of this name, of a network with so many classes."""
     outputs = _EMBEDDING if graph == PREDICT and not classes else _OUTPUTS[graph]
-    third_input = _THIRD_INPUTS.get(graph)
-    session = _session(path, device)
+    return _running(_session(str(path), device, threads), outputs, _THIRD_INPUTS.get(graph))
+
+
+def _running(session: ort.InferenceSession, outputs: Sequence[str], third_input: str | None) -> Runtime:
+    """Return the runtime of an open graph."""
 
     def run(audio: Tensor, lengths: Tensor, other: Tensor) -> Mapping[str, NDArray[Any]]:
         feeds = {"audio": audio.numpy(), "lengths": lengths.numpy()}
@@ -132,8 +176,10 @@ def _scripted(function: Callable[..., Sequence[Tensor]], outputs: Sequence[str])
     return run
 
 
-def _session(path: Path, device: Device) -> ort.InferenceSession:
+def _session(graph: str | bytes, device: Device, threads: int = 1) -> ort.InferenceSession:
+    """Open a graph; with one thread, where several batches or several processes run at a time."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = 1  # several batches and several processes run at a time
-    return ort.InferenceSession(str(path), options, providers=device.providers(), enable_fallback=0)
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(graph, options, providers=device.providers(), enable_fallback=0)

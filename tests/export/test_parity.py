@@ -10,7 +10,7 @@ import torch
 from speakerlens.export import parity
 from speakerlens.export.graph import ExportedNetwork
 from speakerlens.export.onnx_graphs import EXPLAIN, write_graphs
-from speakerlens.export.runtimes import Case, Outputs, Runtime, run_batch
+from speakerlens.export.runtimes import Case, GraphNetwork, Outputs, Runtime, load_runtimes, part_of_graph, run_batch
 from speakerlens.export.synthetic import synthetic_voice
 from speakerlens.export.torchscript import write_torchscript
 from speakerlens.training.config import HeadConfig, NetworkConfig
@@ -76,3 +76,22 @@ def test_one_wrong_row_of_a_batch_fails(
     assert {figure["batch"] for figure in failed} == {8}
     assert EXPLAIN in {figure["runtime"] for figure in failed}
     assert f"do not hold; the worst is {name} of" in parity.failures(found)
+
+
+def test_a_network_by_its_graph_answers_as_in_torch(network: SpeakerNetwork, folder: Path) -> None:
+    by_graph = GraphNetwork(network, folder, threads=2)
+    audio, lengths = 0.1 * torch.randn(3, 20_000), torch.tensor([20_000, 9_000, 14_321])
+    with torch.inference_mode():
+        for given in (lengths, None):
+            for one, other in zip(by_graph(audio, given), network(audio, given), strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_part_of_a_graph_answers_as_the_whole(folder: Path) -> None:
+    outputs = ("explained", "features", "saliency_s2", "saliency_s4")
+    case = Case(torch.from_numpy(synthetic_voice(0)[:16_000]), target=2)
+    [part] = run_batch(part_of_graph(folder / EXPLAIN, EXPLAIN, outputs, threads=1), [case])
+    [whole] = run_batch(load_runtimes(folder, 5)[EXPLAIN], [case])
+    assert set(part) == set(outputs)
+    for name in outputs:
+        np.testing.assert_array_equal(part[name], whole[name])
