@@ -37,6 +37,7 @@ import soundfile
 from benchmarks.environment import environment
 from benchmarks.processes import TICK, processor_seconds, resident_mib
 from speakerlens import SpeakerClient
+from speakerlens.measures.windows import WINDOW_SECONDS
 from speakerlens.scoring import Scorer
 from speakerlens.scoring.local import find_bundles
 from speakerlens.serving.engine.graphs import Job
@@ -48,7 +49,6 @@ from speakerlens.serving.pipeline.windows import WindowCutter, windowing
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "archive.json"
 CALL = 32
-WINDOW_SECONDS = 3.0
 SHORT_SECONDS = 0.6
 
 

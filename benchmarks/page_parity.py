@@ -32,7 +32,8 @@ from playwright.sync_api import Browser, sync_playwright
 
 from benchmarks.environment import environment
 from speakerlens.export.boundary import BoundaryReferences
-from speakerlens.export.page import WINDOW_SECONDS, write_page
+from speakerlens.export.page import write_page
+from speakerlens.measures.windows import WINDOW_SECONDS
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.protos.speakerlens.v1.identification_pb2_grpc import SpeakerIdentificationStub
 from speakerlens.training.checkpoint import load_run

@@ -22,10 +22,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.environment import environment
+from speakerlens.measures.windows import Windowing
 from speakerlens.serving.pipeline import timeline
 from speakerlens.serving.pipeline.aggregate import softmax
 from speakerlens.serving.pipeline.vad import holds_speech
-from speakerlens.serving.pipeline.windows import WindowCutter, Windowing
+from speakerlens.serving.pipeline.windows import WindowCutter
 from speakerlens.training.checkpoint import load_run
 from speakerlens.training.data.audio import SAMPLE_RATE, read_audio
 from speakerlens.training.data.manifest import Corpus, load_corpus

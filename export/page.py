@@ -6,7 +6,6 @@ and with the digests below.
 
 import hashlib
 import json
-import math
 import shutil
 import subprocess
 import tarfile
@@ -20,6 +19,7 @@ import numpy as np
 
 from speakerlens import page, palette
 from speakerlens.measures import speech
+from speakerlens.measures.windows import WINDOW_SECONDS, windowing_of
 from speakerlens.training.errors import UserError
 from speakerlens.training.files import make_folder
 
@@ -32,7 +32,6 @@ RUNTIME = {
     "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-WINDOW_SECONDS = 3.0  # of the server, unless it is told otherwise
 DETECTOR = {
     "frame": speech.FRAME,
     "context": speech.CONTEXT,
@@ -92,8 +91,8 @@ def _newest(bundles: Path) -> list[tuple[Path, dict[str, Any]]]:
 def _model(folder: Path, manifest: Mapping[str, Any], graph: str) -> dict[str, Any]:
     """Return what the page needs to know of a bundle."""
     front_end, calibration = manifest["front_end"], manifest["calibration"]
-    grid = math.lcm(*(front_end["frame_shift"] * stage["stride"] for stage in manifest["stages"]))
-    length = round(WINDOW_SECONDS * manifest["sample_rate"])
+    columns = (front_end["frame_shift"] * stage["stride"] for stage in manifest["stages"])
+    windows = windowing_of(round(WINDOW_SECONDS * manifest["sample_rate"]), columns, manifest["min_samples"])
     scorer = None
     if calibration.get("score", "logit") != "logit":
         with np.load(folder / "scorer.npz", allow_pickle=False) as arrays:
@@ -105,7 +104,7 @@ def _model(folder: Path, manifest: Mapping[str, Any], graph: str) -> dict[str, A
         "threshold": calibration["threshold"],
         "score_scale": manifest["network"]["scale"],
         "scorer": scorer,
-        "windows": {"length": length, "hop": max(length // 2 // grid, 1) * grid, "grid": grid},
+        "windows": {each: getattr(windows, each) for each in ("length", "hop", "grid", "least")},
     }
 
 

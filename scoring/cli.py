@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from speakerlens.arguments import ArgumentParser
 from speakerlens.measures.precision import FP32, PRECISIONS
+from speakerlens.measures.windows import WINDOW_SECONDS
 from speakerlens.processor import cores
 from speakerlens.scoring.archive import Archive, Totals
 from speakerlens.scoring.inputs import InputError
@@ -247,7 +248,11 @@ def _parser(program: str) -> ArgumentParser:
         "--stages", type=_names, default=("fused",), metavar="NAME,...", help="which maps: s1 to s4, fused (default)"
     )
     parser.add_argument(
-        "--window-seconds", type=float, default=3.0, metavar="SECONDS", help="as of the server (default: %(default)s)"
+        "--window-seconds",
+        type=float,
+        default=WINDOW_SECONDS,
+        metavar="SECONDS",
+        help="as of the server (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",

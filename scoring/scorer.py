@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_args
 
+from speakerlens.measures.windows import WINDOW_SECONDS
 from speakerlens.scoring.local import LocalPipeline, find_bundles
 from speakerlens.scoring.maps import write_maps
 from speakerlens.scoring.rows import Row, failed_row, rows_of
@@ -69,7 +70,7 @@ class Scorer:
         embeddings: bool = True,
         maps: str | PathLike[str] | None = None,
         stages: Sequence[str] = ("fused",),
-        window_seconds: float = 3.0,
+        window_seconds: float = WINDOW_SECONDS,
         max_batch: int | None = None,
         precision: str = "fp32",
     ) -> None:

@@ -19,6 +19,7 @@ from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from speakerlens.arguments import ArgumentParser, suggestion
+from speakerlens.measures.windows import WINDOW_SECONDS
 from speakerlens.settings import Place, Settings, SettingsError, Tree, read_toml, text_value, validate
 
 PROGRAM = "python -m serving"
@@ -38,8 +39,7 @@ ENROLMENT, LIMITS, COMPUTE, MONITORING, LOGS = "enrolment", "limits", "compute",
 PORT: dict[str, Any] = {"ge": 0, "le": 65_535}
 SHARE: dict[str, Any] = {"ge": 0.0, "le": 1.0}
 DAY = 86_400.0
-# The shortest audio, in seconds; a model may need more. Shorter speech is named too rarely, and the last window of a
-# recording may be a little shorter than the others, so that half of the shortest window is the limit.
+# The shortest audio, in seconds; a model may need more. Shorter speech is named too rarely.
 MIN_SECONDS = 0.5
 
 
@@ -225,7 +225,11 @@ class Config(Settings):
         COMPUTE, 2, "threads that decode audio and encode answers, and decoder processes kept", ge=1, le=256
     )
     window_seconds: float = _option(
-        COMPUTE, 3.0, "length of the overlapping windows into which longer audio is cut, in seconds", ge=1, le=60
+        COMPUTE,
+        WINDOW_SECONDS,
+        "length of the overlapping windows into which longer audio is cut, in seconds",
+        ge=1,
+        le=60,
     )
     max_batch: int = _option(
         COMPUTE, 8, "utterances in one batch; not set, on a GPU 64 to 256 by its memory", ge=1, le=1024

@@ -1,8 +1,8 @@
 """The shapes of batches: lengths and numbers of rows are rounded up, so that a device sees few of them.
 
 What rounding costs and gains differs by device (docs/decisions/0027-batches.md): on a CPU a new shape costs nothing and
-padding is computed like audio, so steps are short, rows are not rounded and batches are small; with CUDA every new
-shape is searched for and allocated, and large batches pay.
+padding is computed like audio, so steps are a few frames, rows are not rounded and batches are small; with CUDA every
+new shape is searched for and allocated, and large batches pay.
 """
 
 from bisect import bisect_left
@@ -14,9 +14,10 @@ from speakerlens.serving.bundle import SAMPLE_RATE
 DEFAULT_ROWS = 8
 DEFAULT_LONGEST_SECONDS = 10.0
 
-CPU_STEP = SAMPLE_RATE // 2
-# A CPU needs no warm-up of all shapes: the shortest, the longest up to this, and two rows show that a graph works.
-CPU_WARM_SAMPLES = 3 * SAMPLE_RATE
+# Four frames of 10 ms; a window of 3 s has no padding.
+CPU_STEP = SAMPLE_RATE // 25
+# A CPU needs no warm-up of all shapes: a short one, the longest up to 3 s, and two rows show that a graph works.
+CPU_SHORT_SAMPLES, CPU_WARM_SAMPLES = 13 * CPU_STEP, 3 * SAMPLE_RATE
 CPU_BATCH_SECONDS = 10.0
 CPU_PADDING = 0.15
 
@@ -95,12 +96,12 @@ class Buckets:
 
 
 def cpu_buckets(limits: BatchLimits) -> Buckets:
-    """Return lengths in steps of 0.5 s and any number of rows; few shapes are warm."""
-    longest = max(CPU_STEP, round(limits.longest_seconds * SAMPLE_RATE))
+    """Return lengths in steps of 40 ms and any number of rows; few shapes are warm."""
+    longest = max(CPU_SHORT_SAMPLES, round(limits.longest_seconds * SAMPLE_RATE))
     lengths = tuple(range(CPU_STEP, longest + CPU_STEP, CPU_STEP))
     batch_samples = _samples(limits, CPU_BATCH_SECONDS)
-    warm = {(min(limits.rows, max(1, batch_samples // lengths[0]), 2), lengths[0])}
-    warm |= {(1, lengths[0]), (1, max(length for length in lengths if length <= CPU_WARM_SAMPLES))}
+    warm = {(min(limits.rows, max(1, batch_samples // CPU_SHORT_SAMPLES), 2), CPU_SHORT_SAMPLES)}
+    warm |= {(1, CPU_SHORT_SAMPLES), (1, max(length for length in lengths if length <= CPU_WARM_SAMPLES))}
     return Buckets(
         lengths=lengths,
         step=CPU_STEP,

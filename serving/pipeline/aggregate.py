@@ -1,8 +1,8 @@
 """Outputs for the windows of a recording, and how they combine into one: scores, timeline, maps, and sound measures.
 
-Windows without speech have no vote, unless none holds speech. Logits are averaged. The embedding is the mean of the
-windows' length-normalised embeddings, as in enrolment, times their mean norm. A single window's output is taken as it
-is.
+Windows without speech have no vote, unless none holds speech. Logits are averaged; a shorter last window counts by its
+length. The embedding is the mean of the windows' length-normalised embeddings, as in enrolment, times their mean norm.
+A single window's output is taken as it is.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,9 @@ from speakerlens.serving.pipeline.timeline import SpeakerTurn, Timeline
 from speakerlens.serving.pipeline.windows import Window
 
 MappedT_co = TypeVar("MappedT_co", bound=Mapped, covariant=True)
+
+# A last window that counts less, and in which no speech is found, is too short to end a turn.
+LEAST_PAUSE_WEIGHT = 0.5
 
 TINY = float(np.finfo(np.float32).tiny)
 
@@ -60,11 +63,11 @@ class WindowOutput:
 
 
 class Piece(NamedTuple, Generic[MappedT_co]):
-    """Maps of the window that begins `start` samples into the audio, and whether the window had a vote."""
+    """Maps of the window that begins `start` samples into the audio, and what its vote counted, 0 without a vote."""
 
     start: int
     prediction: MappedT_co
-    votes: bool
+    vote: float
 
 
 class SoundMeasures:
@@ -104,22 +107,24 @@ def _with(joined: Sound | None, sound: Sound) -> Sound:
 
 
 class _Mean:
-    """Mean of predictions."""
+    """Weighted mean of predictions."""
 
     def __init__(self) -> None:
         self.count = 0
+        self._weights = 0.0
         self._logits: NDArray[np.float64] | None = None
         self._directions: NDArray[np.float64] | None = None
         self._norms = 0.0
         self._only: Prediction | None = None
 
-    def add(self, prediction: Prediction) -> None:
-        logits, embedding = prediction.logits.astype(np.float64), prediction.embedding.astype(np.float64)
+    def add(self, prediction: Prediction, weight: float) -> None:
+        logits, embedding = weight * prediction.logits.astype(np.float64), prediction.embedding.astype(np.float64)
         norm = max(float(np.linalg.norm(embedding)), TINY)
-        direction = embedding / norm
+        direction = embedding * (weight / norm)
         self._logits = logits if self._logits is None else self._logits + logits
         self._directions = direction if self._directions is None else self._directions + direction
-        self._norms += norm
+        self._norms += weight * norm
+        self._weights += weight
         self._only = None if self.count else prediction
         self.count += 1
 
@@ -129,8 +134,8 @@ class _Mean:
             return self._only
         assert self._logits is not None
         assert self._directions is not None
-        embedding = self._directions / self.count * (self._norms / self.count)
-        return Prediction((self._logits / self.count).astype(np.float32), embedding.astype(np.float32))
+        embedding = self._directions / self._weights * (self._norms / self._weights)
+        return Prediction((self._logits / self._weights).astype(np.float32), embedding.astype(np.float32))
 
 
 class WindowAggregator:
@@ -166,16 +171,19 @@ class WindowAggregator:
 
     def _add(self, window: Window, prediction: Prediction | None, speech: bool) -> None:
         if not speech or prediction is None:
-            self._timeline.add_pause(window.start, window.stop)
+            if window.weight < LEAST_PAUSE_WEIGHT:
+                self._timeline.extend(window.stop)
+            else:
+                self._timeline.add_pause(window.start, window.stop)
             if prediction is not None and not self.votes:
-                self._silent.add(prediction)
+                self._silent.add(prediction, window.weight)
             return
-        self._spoken.add(prediction)
+        self._spoken.add(prediction, window.weight)
         if not self._bundle.has_classifier:
             return
         probabilities = softmax(prediction.logits / self._bundle.temperature)
         scores = self._bundle.open_set_scores(prediction.logits, prediction.embedding)
-        self._timeline.add(window.start, window.stop, probabilities, scores)
+        self._timeline.add(window.start, window.stop, probabilities, scores, window.weight)
 
     def result(self) -> Prediction:
         """Return logits [classes] and embedding [size], float32, of all windows with a vote.
@@ -202,7 +210,8 @@ def stitched(
     """Join the maps of overlapping windows.
 
     Overlaps are cross-faded: a column is the mean over the windows that cover it, weighted by its distance from the
-    window's edge, where the network sees less context. A window without a vote has no part in the score, so its maps
+    window's edge, where the network sees less context. Maps count as their window's vote does: a network that averages
+    over time has larger gradients in shorter windows. A window without a vote has no part in the score, so its maps
     count as zero; its features are shown.
 
     Args:
@@ -218,7 +227,7 @@ def stitched(
     maps = []
     for index, (stage, _) in enumerate(mapped_stages(bundle, pieces[0].prediction)):
         step = bundle.frame_shift * stage.stride
-        parts = [(piece.start // step, piece.prediction.saliency[index] * np.float32(piece.votes)) for piece in pieces]
+        parts = [(piece.start // step, piece.prediction.saliency[index] * np.float32(piece.vote)) for piece in pieces]
         maps.append(_joined(-(-frames // stage.stride), parts))
     return features, tuple(maps)
 

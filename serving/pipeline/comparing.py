@@ -177,11 +177,12 @@ def _joined(
         [only] = comparisons
         return _Maps(only.features, tuple(stage_map * length for stage_map in only.saliency))
     pieces = [
-        Piece(window.start, comparison, votes)
+        Piece(window.start, comparison, votes * window.weight)
         for (window, votes), comparison in zip(utterance.windows, comparisons, strict=True)
     ]
     features, saliency = stitched(bundle, pieces, utterance.windows[-1][0].stop)
     # Nor does it divide by the norm of the windows' mean.
-    votes = [direction(each.embedding) for each, piece in zip(comparisons, pieces, strict=True) if piece.votes]
+    compared = zip(comparisons, pieces, strict=True)
+    votes = [piece.vote * direction(each.embedding) for each, piece in compared if piece.vote]
     factor = np.float32(length / np.linalg.norm(np.sum(votes, axis=0)))
     return _Maps(features, tuple(stage_map * factor for stage_map in saliency))

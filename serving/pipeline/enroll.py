@@ -172,7 +172,9 @@ class Enroller:
         options = QueryOptions(with_embedding=True, deadline=deadline, monitoring=MonitoringScope.SOUND)
         errors: dict[int, InvalidArgumentError] = {}
         problems: dict[int, list[str]] = {}
-        with self._pipeline.admit(options, models, [extent_of(each) for each in utterances]) as admitted:
+        with self._pipeline.admit(
+            options, models, [extent_of(each) for each in utterances], full_windows=True
+        ) as admitted:
             reader = ReferenceReader(self._pipeline, models, admitted, self._keep)
 
             async def read(item: tuple[int, EncodedAudio | RawAudio]) -> Reference | None:

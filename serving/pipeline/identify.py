@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speakerlens.containers import Extent, extent
+from speakerlens.measures.windows import Windowing
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.config import MIN_SECONDS, Config
 from speakerlens.serving.context import Stopwatch, current_context
@@ -47,7 +48,7 @@ from speakerlens.serving.pipeline.samples import (
 )
 from speakerlens.serving.pipeline.session import RequestSession
 from speakerlens.serving.pipeline.vad_network import open_network
-from speakerlens.serving.pipeline.windows import Window, Windowing, WindowReader, windowing
+from speakerlens.serving.pipeline.windows import Window, WindowReader, windowing
 
 T = TypeVar("T")
 
@@ -154,6 +155,7 @@ class Pipeline:
         audio: Sequence[Extent],
         live: bool = False,
         comparisons: int = 0,
+        full_windows: bool = False,
     ) -> Iterator[Admitted]:
         """Admit a request before any of its audio is decoded; it counts as in flight until the block is left.
 
@@ -163,6 +165,7 @@ class Pipeline:
             audio: what is to be computed; nothing for a stream.
             live: whether it is a stream.
             comparisons: cosines that maps are of: every window is embedded first, and computed again for each.
+            full_windows: whether the last window of a recording is a full one, as for enrolment.
 
         Raises:
             RequestError: the query is invalid, or the server is overloaded.
@@ -170,14 +173,16 @@ class Pipeline:
         for model in models:
             explained_label(query, model)
         shape, most = self.windowing(models), self.duration_limit(query).seconds
+        if full_windows:
+            shape = shape.with_full_last
         again = comparisons if query.explain is not None else 0
         cost, windows = 0.0, 0
         for each in audio:
             if _refused_by_header(each, most):
                 continue  # with the reason, when it is opened
             seconds = min(each.frames / max(1, each.rate), most)
-            samples, count = seconds * SAMPLE_RATE, shape.count(seconds * SAMPLE_RATE)
-            computed = samples if count == 1 else count * shape.length
+            samples = round(seconds * SAMPLE_RATE)
+            count, computed = shape.count(samples), shape.computed(samples)
             windows += count
             cost += self._costs.decoding[each.container].seconds(seconds * each.rate * each.channels)
             cost += self._costs.detecting.seconds(count)

@@ -156,7 +156,8 @@ class ReferenceReader:
         """
         pipeline, progress = self._pipeline, _Progress()
         least = max(pipeline.min_samples(model) for model in self._models)
-        shape, limit = pipeline.windowing(self._models), pipeline.duration_limit(query)
+        # Windows are compared with each other, so all are full ones.
+        shape, limit = pipeline.windowing(self._models).with_full_last, pipeline.duration_limit(query)
         reader = WindowReader(audio, limit, shape, least, query.field, query.deadline)
         if not compute:
             return await self._checked(reader, audio, progress)

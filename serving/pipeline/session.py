@@ -235,7 +235,8 @@ class RequestSession:
             prediction = each.prediction if isinstance(each, ModelOutput) else None
             state.aggregator.add(output.window, prediction, output.speech)
             if isinstance(prediction, ExplainedPrediction):
-                state.pieces.append((output.window, Piece(output.window.start, prediction, output.speech)))
+                vote = output.window.weight * output.speech
+                state.pieces.append((output.window, Piece(output.window.start, prediction, vote)))
             if each is not None:
                 if self._admitted.live and isinstance(each, ModelOutput):
                     each = replace(each, turn=state.aggregator.turn())  # noqa: PLW2901
@@ -264,9 +265,9 @@ class RequestSession:
             state.pieces[index] = (window, piece._replace(prediction=answer))
 
         if not state.aggregator.votes:
-            state.pieces = [(window, piece._replace(votes=True)) for window, piece in state.pieces]
+            state.pieces = [(window, piece._replace(vote=window.weight)) for window, piece in state.pieces]
         others = [
-            index for index, (_, piece) in enumerate(state.pieces) if piece.votes and piece.prediction.target != target
+            index for index, (_, piece) in enumerate(state.pieces) if piece.vote and piece.prediction.target != target
         ]
         await map_concurrent(others, compute_again, WINDOWS_AT_ONCE)
         assert self._last is not None

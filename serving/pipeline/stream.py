@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from speakerlens.measures.windows import Windowing
 from speakerlens.serving.bundle import SAMPLE_RATE
 from speakerlens.serving.context import Stopwatch
 from speakerlens.serving.errors import DeadlineError, InvalidArgumentError, Reason, UnavailableError
@@ -36,7 +37,7 @@ from speakerlens.serving.pipeline.samples import (
     check_no_header,
     floats,
 )
-from speakerlens.serving.pipeline.windows import Window, WindowCutter, Windowing
+from speakerlens.serving.pipeline.windows import Window, WindowCutter
 from speakerlens.signatures import HEADER_BYTES
 
 T = TypeVar("T")

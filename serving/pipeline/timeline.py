@@ -50,13 +50,21 @@ class Timeline:
         self._open = False
         self.windows = 0
 
-    def add(self, start: int, stop: int, probabilities: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
+    def add(
+        self,
+        start: int,
+        stop: int,
+        probabilities: NDArray[np.float64],
+        scores: NDArray[np.float64],
+        weight: float = 1.0,
+    ) -> None:
         """Add a window with speech.
 
         Args:
             start, stop: of the window, in samples from the beginning of the audio.
             probabilities: of each speaker, [speakers].
             scores: that decide whether a speaker is known, of each speaker, [speakers].
+            weight: what it counts beside a full window.
         """
         seam = self._seam(start, stop)
         if self._cost is None:
@@ -73,9 +81,9 @@ class Timeline:
             self._cost[switched] = self._cost[best] + SWITCH_NATS
             self._start[switched] = seam
             self._sums[switched] = 0
-        self._cost -= np.log(np.maximum(probabilities, LEAST_PROBABILITY))
+        self._cost -= weight * np.log(np.maximum(probabilities, LEAST_PROBABILITY))
         self._cost -= self._cost.min()
-        self._sums += np.column_stack((np.ones(len(scores)), probabilities, scores))
+        self._sums += weight * np.column_stack((np.ones(len(scores)), probabilities, scores))
         self._open = True
 
     def add_pause(self, start: int, stop: int) -> None:
@@ -85,6 +93,10 @@ class Timeline:
             for label in range(len(self._closed)):
                 self._closed[label] = self._close(label, seam)
             self._open = False
+
+    def extend(self, stop: int) -> None:
+        """Add audio up to `stop` that says nothing: a turn that is going on, or a pause, goes on."""
+        self._stop = stop
 
     def current(self) -> SpeakerTurn | None:
         """Return the current turn, up to the end of the last window; None in a pause."""

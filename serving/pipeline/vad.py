@@ -23,7 +23,7 @@ MAX_GAP_FRAMES = 3
 def holds_speech(samples: NDArray[np.float32]) -> bool:
     """Return whether samples, float32 [n] at 16 kHz, hold speech."""
     peak = _peak(samples)
-    if peak < LEAST_PEAK:
+    if peak < LEAST_PEAK or len(samples) <= (LEAST_FRAMES - 1) * FRAME:
         return False
     state, found = np.zeros(STATE, np.float32), 0
     frames, scale = _frames(samples), np.float32(PEAK / peak)

@@ -1,17 +1,16 @@
 """Cut audio of any length into overlapping windows, in memory that does not grow with the audio.
 
-Audio of up to one window is one window. Longer audio is cut every hop, about half a window. The last window ends with
-the audio, so it overlaps the one before it by more, and may be shorter than the others by less than a grid step.
-Windows begin where a column of every map begins, so that all maps lie on one grid.
+The rule is in `measures.windows`: full windows every hop, each cut as soon as it is filled, and a last one that ends
+with the audio.
 """
 
-import math
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from speakerlens.measures.windows import Windowing, windowing_of
 from speakerlens.serving.bundle import SAMPLE_RATE, Bundle
 from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio, Recording
 from speakerlens.serving.pipeline.samples import SAMPLE_TYPES, AudioInfo, DurationLimit, check_minimum
@@ -20,32 +19,20 @@ from speakerlens.serving.pipeline.samples import SAMPLE_TYPES, AudioInfo, Durati
 BRIEF_SAMPLES = 5 * SAMPLE_RATE
 
 
-@dataclass(frozen=True)
-class Windowing:
-    """Length of a window, hop from one to the next, and grid of their beginnings, in samples at 16 kHz."""
-
-    length: int
-    hop: int
-    grid: int
-
-    def count(self, samples: float) -> int:
-        """Return the number of windows in audio of this length."""
-        return 1 + max(0, math.ceil((samples - self.length) / self.hop))
-
-
 def windowing(seconds: float, bundles: Iterable[Bundle]) -> Windowing:
-    """Return windows of `seconds`, with a hop of about half, on a grid that fits the maps of all `bundles`."""
-    grid = math.lcm(*(bundle.frame_shift * stage.stride for bundle in bundles for stage in bundle.stages))
-    length = round(seconds * SAMPLE_RATE)
-    return Windowing(length, max(length // 2 // grid, 1) * grid, grid)
+    """Return windows of `seconds`, on a grid that fits the maps of all `bundles`, none shorter than they accept."""
+    models = list(bundles)
+    columns = (bundle.frame_shift * stage.stride for bundle in models for stage in bundle.stages)
+    return windowing_of(round(seconds * SAMPLE_RATE), columns, max(bundle.min_samples for bundle in models))
 
 
 @dataclass(frozen=True)
 class Window:
-    """Samples, float32 [n] at 16 kHz, that begin `start` samples into the audio."""
+    """Samples, float32 [n] at 16 kHz, that begin `start` samples into the audio, and what they count beside others."""
 
     start: int
     samples: NDArray[np.float32]
+    weight: float = 1.0
 
     @property
     def stop(self) -> int:
@@ -91,13 +78,13 @@ class WindowCutter:
 
     def finish(self) -> list[Window]:
         """Return the last window, unless the audio ended with a complete one; a single window may be shorter."""
-        length, grid = self._shape.length, self._shape.grid
-        if not self._filled or (self._windows and self._filled == length):
+        if not self._filled or (self._windows and self._filled == self._shape.length):
             return []
-        offset = max(0, -(-(self._filled - length) // grid) * grid)
+        start = self._shape.last(self.total)
+        samples = self._held[start - self._start : self._filled].copy()
+        weight = self._shape.weight(len(samples)) if self._windows else 1.0
         self._windows += 1
-        samples = self._held[offset : self._filled].copy()
-        return [Window(self._start + offset, samples)]
+        return [Window(start, samples, weight)]
 
 
 async def cut(samples: NDArray[np.float32], shape: Windowing) -> AsyncIterator[Window]:

@@ -24,17 +24,18 @@ export class Network {
   async explain(samples, speech, target = -1) {
     const { model } = this;
     const windows = cut(samples, model.windows);
-    const counts = speech.some(Boolean) ? speech : speech.map(() => true);
+    const counts = windows.map(({ weight }, index) => (speech[index] || !speech.some(Boolean) ? weight : 0));
     const outputs = [];
     for (const { samples: piece } of windows) outputs.push(await this.#run(piece, target));
     const voting = outputs.filter((_, index) => counts[index]);
-    const logits = mean(voting.map((each) => each.logits));
+    const weights = counts.filter(Boolean);
+    const logits = mean(voting.map((each) => each.logits), weights);
     const best = largest(logits);
     const explained = target < 0 ? best : target;
     for (const [index, output] of outputs.entries()) {
       if (output.explained !== explained) outputs[index] = await this.#run(windows[index].samples, explained);
     }
-    const embedding = voting.length === 1 ? voting[0].embedding : direction(voting.map((each) => each.embedding));
+    const embedding = voting.length === 1 ? voting[0].embedding : direction(voting.map((each) => each.embedding), weights);
     const probabilities = softmax(logits, model.temperature);
     return {
       variant: model.variant,
@@ -84,7 +85,7 @@ export class Network {
       const step = model.frame_shift * stage.stride;
       const raw = single
         ? outputs[0].maps[number].values
-        : join(columns, outputs.map((each, index) => place(each.maps[number], index, step, counts[index] ? 1 : 0)));
+        : join(columns, outputs.map((each, index) => place(each.maps[number], index, step, counts[index])));
       const peak = raw.reduce((most, value) => Math.max(most, value), Number.MIN_VALUE);
       maps[stage.name] = resize(raw.map((value) => value / peak), stage.rows, columns, rows, frames);
     });
@@ -149,16 +150,18 @@ export class Detector {
   }
 }
 
-function mean(rows) {
-  return rows[0].map((_, index) => rows.reduce((sum, row) => sum + row[index], 0) / rows.length);
+function mean(rows, weights) {
+  if (rows.length === 1) return rows[0];
+  const total = weights.reduce((sum, weight) => sum + weight, 0);
+  return rows[0].map((_, index) => rows.reduce((sum, row, place) => sum + weights[place] * row[index], 0) / total);
 }
 
 /** Return the mean of the embeddings' directions, times their mean length. */
-function direction(embeddings) {
+function direction(embeddings, weights) {
   const norms = embeddings.map((values) => Math.hypot(...values));
   const units = embeddings.map((values, index) => values.map((value) => value / norms[index]));
-  const size = norms.reduce((sum, norm) => sum + norm, 0) / norms.length;
-  return mean(units).map((value) => value * size);
+  const [size] = mean(norms.map((norm) => [norm]), weights);
+  return mean(units, weights).map((value) => value * size);
 }
 
 function largest(values) {

@@ -1,16 +1,32 @@
-// Windows, as the server cuts them: serving/pipeline/windows.py and the joining of maps in serving/pipeline/aggregate.py.
+// Windows, as the server cuts them: measures/windows.py, and the joining of maps in serving/pipeline/aggregate.py.
 
 export const RATE = 16_000;
 
-/** Return the windows of `samples`, each {start, samples}; all begin on one grid, and the last ends with the audio. */
-export function cut(samples, { length, hop, grid }) {
-  if (samples.length <= length) return [{ start: 0, samples }];
+const BEND = 10;
+const PART = 5;
+
+/** Return where the last window of `count` samples begins. */
+function last(count, { length, hop, grid, least }) {
+  const beyond = count - length;
+  if (beyond <= 0) return 0;
+  const left = beyond % hop || hop;
+  const full = Math.floor((length * left) / hop);
+  const share = Math.floor((full * ((BEND - 1) * hop + left)) / (BEND * hop));
+  const wanted = Math.max(share, Math.floor((count - 2 * length) / PART), left + grid, least);
+  return Math.max(Math.floor((count - wanted) / grid), Math.ceil(beyond / grid)) * grid;
+}
+
+/** Return the windows of `samples`, each {start, samples, weight}; all begin on one grid, the last ends with the audio. */
+export function cut(samples, windows) {
+  const { length, hop, grid } = windows;
+  const final = last(samples.length, windows);
+  const cutAt = (start) => {
+    const piece = samples.subarray(start, Math.min(start + length, samples.length));
+    return { start, samples: piece, weight: final ? Math.min(1, (piece.length + grid) / length) : 1 };
+  };
   const starts = [];
-  for (let start = 0; start + length <= samples.length; start += hop) starts.push(start);
-  const last = starts.at(-1);
-  const left = samples.length - last - length;
-  if (left > 0) starts.push(last + Math.ceil(left / grid) * grid);
-  return starts.map((start) => ({ start, samples: samples.subarray(start, start + length) }));
+  for (let start = 0; start < final && start + length < samples.length; start += hop) starts.push(start);
+  return [...starts, final].map(cutAt);
 }
 
 /** Join matrices [rows x columns] that begin at `first`, cross-faded by the distance from each one's edge. */

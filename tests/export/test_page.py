@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from speakerlens.export import page
 from speakerlens.export.cli import main
+from speakerlens.measures.windows import WINDOW_SECONDS
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from tests.browser import CHROMIUM, needs_chromium
 from tests.serving.harness import ServerProcess, plane
@@ -146,7 +147,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def windowed(bundles: Path) -> Iterator[ServerProcess]:
     """Yield a server with the default length of windows, which the page has too."""
-    with ServerProcess(bundles, f"--window-seconds={page.WINDOW_SECONDS:g}") as process:
+    with ServerProcess(bundles, f"--window-seconds={WINDOW_SECONDS:g}") as process:
         yield process
 
 

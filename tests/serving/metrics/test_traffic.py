@@ -70,7 +70,7 @@ def test_successes(server: ServerProcess) -> None:
 
     answer = server.identify(pb.IdentifyRequest(audio=raw(talk(5.0)), models=models("da")))
     tally.call("Identify", "da")
-    tally.identified(["da"], 5.0, windows=WINDOWS)
+    tally.identified(["da"], 5.0, windows=WINDOWS - 1)  # the last has 0.2 s, too little for speech: it is not computed
     tally.measured(5.0)
     tally.named(answer.answers)
     page = tally.compare(server)

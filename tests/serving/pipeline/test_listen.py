@@ -9,9 +9,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from speakerlens.measures.listening import kept
+from speakerlens.measures.windows import Windowing
 from speakerlens.protos.speakerlens.v1 import identification_pb2 as pb
 from speakerlens.serving.pipeline.listen import _joined
-from speakerlens.serving.pipeline.windows import Windowing, cut
+from speakerlens.serving.pipeline.windows import cut
 from tests.serving.harness import CALL_SECONDS, ServerProcess, plane, raw, talk
 
 MODELS = [pb.ModelSelector(variant="da")]

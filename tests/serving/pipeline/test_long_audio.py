@@ -1,7 +1,9 @@
 """Audio of many windows over gRPC: answers match an independent computation, window by window."""
 
 import io
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,19 @@ def server(toy_bundles: Path) -> Iterator[ServerProcess]:
 
 
 def spans(total: int) -> list[tuple[int, int]]:
-    """Every hop while a whole window fits, and one more to the end, on the grid."""
+    """Every hop while a whole window fits, and one more to the end, on the grid, that grows with what is new in it."""
     starts = list(range(0, total - LENGTH + 1, HOP))
-    if starts[-1] + LENGTH < total:
-        starts.append(-(-(total - LENGTH) // GRID) * GRID)
+    new = total - starts[-1] - LENGTH
+    if new:
+        share = Fraction(new, HOP)
+        wanted = max(LENGTH * share * (9 + share) / 10, Fraction(total - 2 * LENGTH, 5), Fraction(new + GRID))
+        starts.append(max(math.floor((total - wanted) / GRID), math.ceil((total - LENGTH) / GRID)) * GRID)
     return [(start, min(start + LENGTH, total)) for start in starts]
+
+
+def weights_of(places: list[tuple[int, int]]) -> list[float]:
+    """What the windows count: by their length, but for less than a step of the grid."""
+    return [min(1.0, (stop - start + GRID) / LENGTH) if len(places) > 1 else 1.0 for start, stop in places]
 
 
 def conversation() -> NDArray[np.float32]:
@@ -192,7 +202,7 @@ def test_audio_without_speech_is_answered_as_a_whole(server: ServerProcess, samp
     assert not answer.timeline
     places = spans(samples) if samples > LENGTH else [(0, samples)]
     windows = [toy.expected(toy.weights(SEEDS["da", 1]), audio[start:stop]) for start, stop in places]
-    logits = np.mean([window["logits"] for window in windows], axis=0)
+    logits = np.average([window["logits"] for window in windows], axis=0, weights=weights_of(places))
     np.testing.assert_allclose([s.logit for s in answer.speakers], np.sort(logits)[::-1], rtol=1e-3, atol=1e-6)
     maps = ask(server, audio, "da", explain=pb.ExplainOptions()).answers[0].explanation
     assert plane(maps.saliency[0]).max() > 0
@@ -253,10 +263,38 @@ def test_no_audio_is_refused_for_its_noise(
     votes = [holds_speech(audio[start:stop].astype(np.float32)) for start, stop in places]
     assert response.audio.speech == any(votes)
     windows = [toy.expected(toy.weights(SEEDS["da", 1]), audio[start:stop]) for start, stop in places]
-    counted = [w["logits"] for w, vote in zip(windows, votes, strict=True) if vote or not any(votes)]
-    expected = np.mean(counted, axis=0)
+    counts = np.array(weights_of(places)) * [vote or not any(votes) for vote in votes]
+    expected = np.average([window["logits"] for window in windows], axis=0, weights=counts)
     assert answer.speakers[0].logit == pytest.approx(expected.max(), rel=1e-3, abs=1e-5)
     assert bool(answer.timeline) == (any(votes) and len(places) > 1)
+
+
+@pytest.mark.parametrize("seconds", [3.0, 3.1, 3.2, 4.0, 6.7, 6.9, 10.3])
+def test_short_last_window_in_recording_and_stream(server: ServerProcess, seconds: float) -> None:
+    """Logits and turns are those of the rule; a stream's answer for the whole is the recording's, maps included."""
+    audio = np.concatenate([talk(5.0, seed=1), talk(6.0, seed=1)])[: round(16_000 * seconds)]
+    models = [pb.ModelSelector(variant="da")]
+    fields: Any = {"models": models, "top_k": 12, "with_embedding": True, "explain": pb.ExplainOptions(stages=STAGES)}
+    [answer] = server.identify(pb.IdentifyRequest(audio=raw(audio), **fields)).answers
+    places = spans(len(audio)) if len(audio) > LENGTH else [(0, len(audio))]
+    counts = np.array(weights_of(places)) * [holds_speech(audio[start:stop]) for start, stop in places]
+    assert counts[0] == 1
+    windows = [toy.expected(toy.weights(SEEDS["da", 1]), audio[start:stop]) for start, stop in places]
+    logits = np.average([window["logits"] for window in windows], axis=0, weights=counts)
+    np.testing.assert_allclose([s.logit for s in answer.speakers], np.sort(logits)[::-1], rtol=1e-3, atol=1e-6)
+    assert [turn.end_s for turn in answer.timeline[-1:]] == ([] if len(places) == 1 else [pytest.approx(seconds)])
+    start = pb.StreamStart(format=pb.SAMPLE_FORMAT_FLOAT32, sample_rate=16_000, **fields)
+    messages = [pb.IdentifyStreamRequest(start=start)]
+    messages += [pb.IdentifyStreamRequest(samples=audio[first : first + 9_000].tobytes()) for first in
+                 range(0, len(audio), 9_000)]  # fmt: skip
+    *live, last = server.stub.IdentifyStream(iter(messages), timeout=CALL_SECONDS)
+    spoken = [(each.window.start_s, each.window.end_s) for each in live]
+    np.testing.assert_allclose(spoken, np.array(places) / 16_000, rtol=1e-6)
+    [whole] = last.whole.answers
+    same(whole, answer)
+    np.testing.assert_allclose(whole.embedding, answer.embedding, rtol=1e-4, atol=1e-6)
+    for one, other in zip(whole.explanation.saliency, answer.explanation.saliency, strict=True):
+        np.testing.assert_allclose(plane(one), plane(other), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3"])

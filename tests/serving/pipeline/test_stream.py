@@ -140,7 +140,8 @@ def test_maps_of_windows_and_of_the_whole(server: ServerProcess) -> None:
     assert one.target_speaker == other.target_speaker
     for mine, theirs in zip([*one.saliency, one.log_mel], [*other.saliency, other.log_mel], strict=True):
         np.testing.assert_allclose(plane(mine), plane(theirs), atol=1e-4)
-    for each in windows:
+    assert [each.window.speech for each in windows] == [True] * 5 + [False], "the last has 0.2 s"
+    for each in windows[:-1]:
         start_s = each.window.start_s
         for shown in each.window.answers[0].explanation.saliency:
             np.testing.assert_allclose(shown.times_s, start_s + (np.arange(98) * 160 + 200) / 16_000, atol=1e-5)

@@ -7,11 +7,12 @@ import pytest
 import soundfile as sf
 
 from speakerlens.measures.sound import measure_sound
+from speakerlens.measures.windows import Windowing
 from speakerlens.serving.errors import InvalidArgumentError, Reason
 from speakerlens.serving.pipeline.aggregate import SoundMeasures
 from speakerlens.serving.pipeline.decode import EncodedAudio, RawAudio, decode
 from speakerlens.serving.pipeline.samples import LAWS, DurationLimit
-from speakerlens.serving.pipeline.windows import Windowing, WindowReader
+from speakerlens.serving.pipeline.windows import WindowReader
 from tests.serving.harness import voice
 
 MINUTE = DurationLimit(60)

@@ -1,21 +1,30 @@
 """Windows, aggregation, stitching, timeline and voice activity, each against its definition."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from speakerlens.containers import Extent
+from speakerlens.measures.windows import Windowing
 from speakerlens.serving.bundle import Bundle
+from speakerlens.serving.config import Config
 from speakerlens.serving.context import union
 from speakerlens.serving.engine.graphs import ExplainedPrediction, Prediction
 from speakerlens.serving.models.reader import read_bundle
 from speakerlens.serving.pipeline.aggregate import Piece, WindowAggregator, stitched
 from speakerlens.serving.pipeline.decode import RawAudio
+from speakerlens.serving.pipeline.identify import Pipeline
+from speakerlens.serving.pipeline.query import QueryOptions
 from speakerlens.serving.pipeline.samples import DurationLimit
 from speakerlens.serving.pipeline.vad import holds_speech
-from speakerlens.serving.pipeline.windows import Window, WindowCutter, Windowing, WindowReader, windowing
+from speakerlens.serving.pipeline.windows import Window, WindowCutter, WindowReader, windowing
 from tests.serving.harness import talk
 
 SHAPE = Windowing(length=50, hop=24, grid=8)
@@ -26,8 +35,8 @@ def bundle(toy_bundles: Path) -> Bundle:
     return read_bundle(toy_bundles / "da" / "1")
 
 
-def cut(samples: np.ndarray, sizes: list[int]) -> list[Window]:
-    cutter, windows = WindowCutter(SHAPE), []
+def cut(samples: np.ndarray, sizes: list[int], shape: Windowing = SHAPE) -> list[Window]:
+    cutter, windows = WindowCutter(shape), []
     for size in sizes:
         windows += cutter.feed(samples[:size])
         samples = samples[size:]
@@ -42,12 +51,15 @@ def cut(samples: np.ndarray, sizes: list[int]) -> list[Window]:
 @example(51, [50])
 @example(74, [])
 @example(75, [74])
+@example(51, [7] * 7)
+@example(399, [90] * 4)
 def test_windows_do_not_depend_on_how_samples_arrive(total: int, sizes: list[int]) -> None:
     samples = np.arange(total, dtype=np.float32)
     while sum(sizes) > total:
         sizes.pop()
     windows = cut(samples, sizes)
     if total <= 50:
+        assert [window.weight for window in windows] == [1]
         assert [(w.start, w.stop) for w in windows] == [(0, total)]
     full = range(0, max(total - 50, 0) + 1, 24) if total >= 50 else range(0)
     assert [window.start for window in windows][: len(full)] == list(full)
@@ -56,7 +68,12 @@ def test_windows_do_not_depend_on_how_samples_arrive(total: int, sizes: list[int
         np.testing.assert_array_equal(window.samples, samples[window.start : window.stop])
         assert window.start % 8 == 0
     assert windows[-1].stop == total
+    assert len(windows) == 1 or [window.start for window in windows] == SHAPE.starts(total)
+    assert len(windows) == 1 or all(window.weight == SHAPE.weight(len(window.samples)) for window in windows)
+    windows = cut(samples, sizes, SHAPE.with_full_last)
+    assert windows[-1].stop == total
     assert len(windows) == 1 or all(42 < len(window.samples) <= 50 for window in windows)
+    assert all(window.weight == 1 for window in windows)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +100,34 @@ def test_one_window_of_plain_samples_is_brief(samples: int, kind: str, rate: int
 
 def test_grid_fits_every_stage(bundle: Bundle) -> None:
     shape = windowing(3.0, [bundle])
-    assert shape == Windowing(length=48_000, hop=23_040, grid=1280)
+    assert shape == Windowing(length=48_000, hop=23_040, grid=1280, least=bundle.min_samples)
     for stage in bundle.stages:
         assert shape.hop % (bundle.frame_shift * stage.stride) == 0
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("seconds", [0.5, 3.0, 3.2, 4.0, 6.7, 20.9, 21.1])
+def test_admission_counts_the_windows_that_are_computed(bundle: Bundle, seconds: float, full: bool) -> None:
+    """A call's cost is the samples of its windows, where a sample costs a second and all else nothing."""
+    admitted: list[tuple[float, int]] = []
+
+    class Door:
+        @contextmanager
+        def admit(self, cost: float, steps: int, *_: object) -> Iterator[None]:
+            admitted.append((cost, steps))
+            yield
+
+    model: Any = SimpleNamespace(bundle=bundle, predict=SimpleNamespace(inference=SimpleNamespace(seconds=float)))
+    unused: Any = None
+    door: Any = Door()
+    pipeline = Pipeline(unused, Config(bundles=Path()), unused, unused, unused, door)
+    samples = np.zeros(round(seconds * 16_000), np.float32)
+    with pipeline.admit(QueryOptions(), [model], [Extent("raw", len(samples), 16_000, 1)], full_windows=full):
+        pass
+    shape = windowing(3.0, [bundle])
+    cutter = WindowCutter(shape.with_full_last if full else shape)
+    windows = cutter.feed(samples) + cutter.finish()
+    assert admitted == [(sum(len(window.samples) for window in windows), len(windows) + 1)]
 
 
 def test_whole_is_the_mean_of_windows_with_a_vote(bundle: Bundle) -> None:
@@ -102,6 +144,30 @@ def test_whole_is_the_mean_of_windows_with_a_vote(bundle: Bundle) -> None:
     directions = [each.embedding / length for each, length in zip(predictions, lengths, strict=True)]
     np.testing.assert_allclose(whole.embedding, np.mean(directions, axis=0) * np.mean(lengths), rtol=1e-5)
     assert aggregator.votes == 3
+
+
+def test_short_last_window_counts_by_its_length(bundle: Bundle) -> None:
+    """In the logits, the embedding, and the timeline; without speech it ends no turn."""
+    rng = np.random.default_rng(1)
+    full, short = (
+        Prediction(rng.normal(size=12).astype(np.float32), rng.normal(size=6).astype(np.float32)) for _ in range(2)
+    )
+    short.logits[11] = 50
+    aggregator = WindowAggregator(bundle)
+    aggregator.add(Window(0, np.zeros(16_000, np.float32)), full, True)
+    aggregator.add(Window(14_000, np.zeros(4_000, np.float32), 0.25), short, True)
+    whole = aggregator.result()
+    np.testing.assert_allclose(whole.logits, (full.logits + 0.25 * short.logits) / 1.25, rtol=1e-5)
+    norms = [np.linalg.norm(each.embedding) for each in (full, short)]
+    mean = (full.embedding / norms[0] + 0.25 * short.embedding / norms[1]) / 1.25
+    np.testing.assert_allclose(whole.embedding, mean * (norms[0] + 0.25 * norms[1]) / 1.25, rtol=1e-5)
+    [turn] = aggregator.timeline()
+    assert (turn.label, turn.end_s) == (int(full.logits.argmax()), 18_000 / 16_000), "one turn, of the full window"
+    quiet = WindowAggregator(bundle)
+    quiet.add(Window(0, np.zeros(16_000, np.float32)), full, True)
+    quiet.add(Window(14_000, np.zeros(4_000, np.float32), 0.25), None, False)
+    assert [(each.start_s, each.end_s) for each in quiet.timeline()] == [(0.0, 18_000 / 16_000)]
+    np.testing.assert_array_equal(quiet.result().logits, full.logits)
 
 
 def test_single_windows_output_is_unchanged(bundle: Bundle) -> None:
@@ -137,7 +203,7 @@ def pieces_of(bundle: Bundle, samples: int, votes: list[bool] | None = None) -> 
             for stage in bundle.stages
         )
         answer = ExplainedPrediction(np.zeros(12, np.float32), np.zeros(6, np.float32), 0, features, maps)
-        made.append(Piece(window.start, answer, votes is None or votes[index]))
+        made.append(Piece(window.start, answer, float(votes is None or votes[index])))
     return made
 
 
@@ -164,7 +230,7 @@ def test_different_maps_are_cross_faded(bundle: Bundle) -> None:
         ExplainedPrediction(each.prediction.logits, each.prediction.embedding, 0, each.prediction.features, maps)
         for each, maps in ((first, ones), (second, zeros))
     ]
-    _, maps = stitched(bundle, [Piece(0, answers[0], True), Piece(second.start, answers[1], True)], 16_000 + 7_680)
+    _, maps = stitched(bundle, [Piece(0, answers[0], 1.0), Piece(second.start, answers[1], 1.0)], 16_000 + 7_680)
     row = maps[0][0]
     joint = second.start // 160
     np.testing.assert_array_equal(row[:joint], 1)
