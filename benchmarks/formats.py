@@ -1,12 +1,8 @@
-"""Number formats of graphs on a GPU: how they are written, and the operations that they take."""
+"""The floating point operations of graphs."""
 
 from collections.abc import Iterator
 
 import numpy as np
-
-from speakerlens.export.half import HALF, in_half
-
-__all__ = ["HALF", "in_half", "operations"]
 
 
 def operations(shapes: Iterator[tuple[str, list[int], list[int], list[int]]]) -> float:

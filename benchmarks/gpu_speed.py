@@ -33,12 +33,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from benchmarks.environment import environment
-from benchmarks.formats import HALF, in_half, operations
+from benchmarks.formats import operations
 from benchmarks.gpu import gpus, relative
 from benchmarks.gpu_serving import GRPC_WAYS, WAYS, engine_speed, grpc_speed
 from benchmarks.peers.model import OUTPUTS as MAPS
 from benchmarks.peers.networks import batch_of
 from speakerlens.cuda import CPU, CUDA, TENSORRT, CudaError, Device, choose, one_line
+from speakerlens.export.half import HALF, in_half
 from speakerlens.serving.engine.weights import cut
 
 SECONDS = 2

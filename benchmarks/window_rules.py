@@ -255,7 +255,7 @@ def _steps(shapes: Buckets, step: int) -> Buckets:
 
 
 def _padded(graph: GraphSession[Job, Prediction], step: int) -> Callable[[NDArray[np.float32]], BatchInputs[Job]]:
-    """Return what prepares a batch of one window, padded to steps of so many samples."""
+    """Return a function that prepares a batch of one window, padded to a multiple of `step` samples."""
 
     def prepare(samples: NDArray[np.float32]) -> BatchInputs[Job]:
         graph.buckets = _steps(graph.buckets, step)

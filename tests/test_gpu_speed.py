@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import gpu_speed
-from benchmarks.formats import in_half, operations
+from benchmarks.formats import operations
+from speakerlens.export.half import in_half
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
